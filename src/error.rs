@@ -1,0 +1,245 @@
+//! The one error type, its kinds (which become exit codes) and its hints.
+//!
+//! It holds plain data only, so every floor of the crate can use it. Messages are one line, lowercase,
+//! without a period, and name the culprit.
+
+use std::borrow::Cow;
+use std::path::{Path, PathBuf};
+
+/// Everything that can go wrong.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum Error {
+    /// A value that the user asked for cannot be used.
+    #[error("{field}: {reason}")]
+    Request {
+        /// The option or request field.
+        field: Cow<'static, str>,
+        /// What is wrong with its value.
+        reason: String,
+    },
+    /// The operating system refused something about a file.
+    #[error("{}: {source}", path.display())]
+    File {
+        /// The file.
+        path: PathBuf,
+        /// What the system said.
+        source: std::io::Error,
+    },
+    /// A file's bytes are not what its name promises, or not what is needed.
+    #[error("{}: {reason}", path.display())]
+    Format {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong with its contents.
+        reason: String,
+    },
+    /// A model or one of its files is not there.
+    #[error("{name}: {reason}")]
+    Missing {
+        /// The model, repository or file.
+        name: String,
+        /// Why it could not be had.
+        reason: String,
+    },
+    /// A component's weights are not exactly those that its configuration asks for.
+    #[error("{component}: {summary}")]
+    Weights {
+        /// The component, such as `unet`.
+        component: String,
+        /// Counts and the first few names of each kind of misfit.
+        summary: String,
+    },
+    /// An adapter cannot be applied.
+    #[error("adapter `{adapter}`: {reason}")]
+    Adapter {
+        /// The adapter's file or name.
+        adapter: String,
+        /// Why not.
+        reason: String,
+    },
+    /// A file is not the file that was published, or may not be used.
+    #[error("{name}: {reason}")]
+    Refused {
+        /// The file or model.
+        name: String,
+        /// Which hash or licence is the trouble.
+        reason: String,
+    },
+    /// The build lacks a feature.
+    #[error("this build has no `{feature}` support")]
+    Feature {
+        /// The cargo feature.
+        feature: &'static str,
+    },
+    /// A device cannot be used.
+    #[error("device {device}: {reason}")]
+    Device {
+        /// What was asked for, such as `cuda:0`.
+        device: String,
+        /// Why it cannot be used.
+        reason: String,
+    },
+    /// The run does not fit into memory.
+    #[error("{what} needs about {}, {} are free", Bytes(*needed), Bytes(*available))]
+    Memory {
+        /// What needs it.
+        what: String,
+        /// Bytes needed.
+        needed: u64,
+        /// Bytes available.
+        available: u64,
+    },
+    /// An encoder failed.
+    #[error("{format} encoder: {reason}")]
+    Encode {
+        /// The container or codec.
+        format: &'static str,
+        /// What it said.
+        reason: String,
+    },
+    /// Somebody asked the run to stop.
+    #[error("interrupted")]
+    Cancelled,
+    /// The tensor library failed.
+    #[error(transparent)]
+    Tensor(#[from] candle_core::Error),
+    /// Another error with advice of its own.
+    #[error("{error}")]
+    Hinted {
+        /// The error.
+        error: Box<Error>,
+        /// What to try.
+        hint: String,
+    },
+}
+
+/// `Result` with this crate's [`Error`].
+pub type Result<T, E = Error> = std::result::Result<T, E>;
+
+/// What an error means to a caller.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum ErrorKind {
+    /// A defect, a full disk, or something else nobody asked for: exit code 1.
+    Internal,
+    /// The request or the command line is wrong: exit code 2.
+    Request,
+    /// Weights are missing or do not fit: exit code 3.
+    Weights,
+    /// Memory or device: exit code 4.
+    Environment,
+    /// A hash or a licence was refused: exit code 5.
+    Refused,
+    /// Interrupted: exit code 130.
+    Cancelled,
+}
+
+impl ErrorKind {
+    /// The exit code of the program.
+    pub fn exit_code(self) -> u8 {
+        match self {
+            Self::Internal => 1,
+            Self::Request => 2,
+            Self::Weights => 3,
+            Self::Environment => 4,
+            Self::Refused => 5,
+            Self::Cancelled => 130,
+        }
+    }
+}
+
+impl Error {
+    /// A request that cannot be met.
+    pub fn request(field: impl Into<Cow<'static, str>>, reason: impl Into<String>) -> Self {
+        Self::Request { field: field.into(), reason: reason.into() }
+    }
+
+    /// A file whose contents are wrong.
+    pub fn format(path: impl AsRef<Path>, reason: impl Into<String>) -> Self {
+        Self::Format { path: path.as_ref().to_path_buf(), reason: reason.into() }
+    }
+
+    /// Something the system said about a file. To be used with `map_err`.
+    pub fn file(path: impl AsRef<Path>) -> impl FnOnce(std::io::Error) -> Self {
+        let path = path.as_ref().to_path_buf();
+        move |source| Self::File { path, source }
+    }
+
+    /// The same error with advice.
+    #[must_use]
+    pub fn with_hint(self, hint: impl Into<String>) -> Self {
+        Self::Hinted { error: Box::new(self), hint: hint.into() }
+    }
+
+    /// What the error means to a caller.
+    pub fn kind(&self) -> ErrorKind {
+        match self {
+            Self::Request { .. } => ErrorKind::Request,
+            Self::Format { .. }
+            | Self::Missing { .. }
+            | Self::Weights { .. }
+            | Self::Adapter { .. } => ErrorKind::Weights,
+            Self::Feature { .. } | Self::Device { .. } | Self::Memory { .. } => {
+                ErrorKind::Environment
+            }
+            Self::Refused { .. } => ErrorKind::Refused,
+            Self::Cancelled => ErrorKind::Cancelled,
+            Self::File { .. } | Self::Encode { .. } | Self::Tensor(_) => ErrorKind::Internal,
+            Self::Hinted { error, .. } => error.kind(),
+        }
+    }
+
+    /// What to try.
+    pub fn hint(&self) -> Option<Cow<'_, str>> {
+        match self {
+            Self::Hinted { hint, .. } => Some(Cow::Borrowed(hint)),
+            Self::Feature { feature } => {
+                Some(Cow::Owned(format!("rebuild with `--features {feature}`")))
+            }
+            _ => None,
+        }
+    }
+}
+
+/// A number of bytes, printed for people: `1.3 GiB`.
+#[derive(Clone, Copy, Debug)]
+pub struct Bytes(pub u64);
+
+impl std::fmt::Display for Bytes {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        const UNITS: [&str; 4] = ["KiB", "MiB", "GiB", "TiB"];
+        if self.0 < 1024 {
+            return write!(f, "{} bytes", self.0);
+        }
+        let mut value = self.0 as f64 / 1024.0;
+        let mut unit = 0;
+        while value >= 1024.0 && unit + 1 < UNITS.len() {
+            value /= 1024.0;
+            unit += 1;
+        }
+        write!(f, "{value:.1} {}", UNITS[unit])
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_hint_changes_neither_message_nor_kind() {
+        let plain = Error::request("frames", "must be at least 1, got 0");
+        let message = plain.to_string();
+        let hinted = plain.with_hint("try --frames 16");
+        assert_eq!(hinted.to_string(), message);
+        assert_eq!(hinted.kind(), ErrorKind::Request);
+        assert_eq!(hinted.hint().as_deref(), Some("try --frames 16"));
+    }
+
+    #[test]
+    fn bytes_are_readable() {
+        assert_eq!(Bytes(12).to_string(), "12 bytes");
+        assert_eq!(Bytes(1536).to_string(), "1.5 KiB");
+        assert_eq!(Bytes(5 << 30).to_string(), "5.0 GiB");
+    }
+}

@@ -1,0 +1,25 @@
+//! Few-step video diffusion in Rust: AnimateLCM on candle.
+//!
+//! # Floors
+//!
+//! A module may use itself and any module on a lower floor; `tests/architecture.rs` holds it to that.
+//!
+//! ```text
+//! 9  cli                                        wires everything; computes nothing
+//! 7  pipeline                                   request to frames
+//! 6  adapters                                   LoRA
+//! 5  text                                       prompt to context
+//! 4  models                                     clip, unet with motion, vae
+//! 3  nn       sampler       output              layers | sampling loops | encoders
+//! 2  kernels  schedule      media  weights  hub
+//! 1  device   rng
+//! 0  error
+//! ```
+
+pub mod error;
+pub mod media;
+
+#[cfg(feature = "cli")]
+pub mod cli;
+
+pub use error::{Error, ErrorKind, Result};

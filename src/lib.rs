@@ -18,6 +18,10 @@
 
 pub mod error;
 pub mod media;
+pub mod rng;
+pub mod sampler;
+pub mod schedule;
+pub mod text;
 
 #[cfg(feature = "cli")]
 pub mod cli;

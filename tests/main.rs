@@ -1,3 +1,8 @@
 //! The one integration-test binary: linking candle once matters.
 
+mod architecture;
+mod rng;
+mod sampler;
+mod schedule;
 mod support;
+mod tokenizer;

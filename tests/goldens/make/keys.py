@@ -1,0 +1,94 @@
+"""The names that other tools give to the tensors of a diffusers SD1.5 model. No dependencies."""
+
+
+def ldm_unet_key(k, layers=2):
+    """diffusers UNet2DConditionModel name -> LDM name below `model.diffusion_model.`"""
+    top = {
+        "time_embedding.linear_1": "time_embed.0",
+        "time_embedding.linear_2": "time_embed.2",
+        "conv_in": "input_blocks.0.0",
+        "conv_norm_out": "out.0",
+        "conv_out": "out.2",
+    }
+    for a, b in top.items():
+        if k.startswith(a + "."):
+            return b + k[len(a) :]
+    p = k.split(".")
+
+    def res(rest):
+        m = {"norm1": "in_layers.0", "conv1": "in_layers.2", "time_emb_proj": "emb_layers.1", "norm2": "out_layers.0",
+             "conv2": "out_layers.3", "conv_shortcut": "skip_connection"}
+        return ".".join([m[rest[0]]] + rest[1:])
+
+    if p[0] == "mid_block":
+        kind, j, rest = p[1], int(p[2]), p[3:]
+        return f"middle_block.{0 if j == 0 else 2}.{res(rest)}" if kind == "resnets" else f"middle_block.1.{'.'.join(rest)}"
+    i, kind, j, rest = int(p[1]), p[2], int(p[3]), p[4:]
+    if p[0] == "down_blocks":
+        n = 1 + (layers + 1) * i + j
+        if kind == "resnets":
+            return f"input_blocks.{n}.0.{res(rest)}"
+        if kind == "attentions":
+            return f"input_blocks.{n}.1.{'.'.join(rest)}"
+        return f"input_blocks.{(layers + 1) * (i + 1)}.0.op.{rest[-1]}"
+    n = (layers + 1) * i + j
+    if kind == "resnets":
+        return f"output_blocks.{n}.0.{res(rest)}"
+    if kind == "attentions":
+        return f"output_blocks.{n}.1.{'.'.join(rest)}"
+    return f"output_blocks.{(layers + 1) * i + layers}.{1 if i == 0 else 2}.conv.{rest[-1]}"
+
+
+def ldm_vae_key(k, levels):
+    """diffusers AutoencoderKL name -> LDM name below `first_stage_model.`; attention weights there are [C, C, 1, 1]."""
+    if k.startswith(("quant_conv", "post_quant_conv")):
+        return k
+    side, rest = k.split(".", 1)
+    rest = rest.replace("conv_norm_out", "norm_out").replace("conv_shortcut", "nin_shortcut")
+    p = rest.split(".")
+    if p[0] == "mid_block":
+        if p[1] == "resnets":
+            return f"{side}.mid.block_{int(p[2]) + 1}." + ".".join(p[3:])
+        m = {"group_norm": "norm", "to_q": "q", "to_k": "k", "to_v": "v", "to_out": "proj_out"}
+        return f"{side}.mid.attn_1.{m[p[3]]}.{p[-1]}"
+    if p[0] in ("down_blocks", "up_blocks"):
+        up = p[0] == "up_blocks"
+        i = levels - 1 - int(p[1]) if up else int(p[1])
+        if p[2] == "resnets":
+            return f"{side}.{'up' if up else 'down'}.{i}.block.{p[3]}." + ".".join(p[4:])
+        return f"{side}.{'up' if up else 'down'}.{i}.{'upsample' if up else 'downsample'}.conv.{p[-1]}"
+    return f"{side}.{rest}"
+
+
+def old_vae_key(k):
+    """Today's AutoencoderKL name -> the name before diffusers 0.18."""
+    if ".attentions." not in k:
+        return k
+    for a, b in [(".to_q.", ".query."), (".to_k.", ".key."), (".to_v.", ".value."), (".to_out.0.", ".proj_attn.")]:
+        k = k.replace(a, b)
+    return k
+
+
+def original_motion_key(k):
+    """diffusers MotionAdapter name -> AnimateDiff/AnimateLCM name; None for position tables."""
+    if "pos_embed" in k:
+        return None
+    head, tail = k.split(".motion_modules.")
+    n, tail = tail.split(".", 1)
+    for a, b in [(".norm1.", ".norms.0."), (".norm2.", ".norms.1."), (".norm3.", ".ff_norm."),
+                 (".attn1.", ".attention_blocks.0."), (".attn2.", ".attention_blocks.1.")]:
+        tail = tail.replace(a, b)
+    return f"{head}.motion_modules.{n}.temporal_transformer.{tail}"
+
+
+def original_position_keys(k):
+    """diffusers MotionAdapter `pos_embed.pe` name -> the two tables that AnimateDiff stores for it."""
+    head, tail = k.split(".motion_modules.")
+    n = tail.split(".", 1)[0]
+    block = f"{head}.motion_modules.{n}.temporal_transformer.transformer_blocks.0.attention_blocks"
+    return [f"{block}.{a}.pos_encoder.pe" for a in (0, 1)]
+
+
+def kohya_key(module):
+    """diffusers UNet module name -> kohya LoRA prefix."""
+    return "lora_unet_" + module.replace(".", "_")

@@ -1,0 +1,3 @@
+//! Prompts to what the network reads.
+
+pub mod tokenizer;

@@ -19,6 +19,21 @@ pub enum MotionNorm {
     Pooled,
 }
 
+impl std::str::FromStr for MotionNorm {
+    type Err = crate::Error;
+
+    fn from_str(s: &str) -> crate::Result<Self> {
+        match s {
+            "per-frame" => Ok(Self::PerFrame),
+            "pooled" => Ok(Self::Pooled),
+            _ => {
+                let reason = format!("`{s}` is neither `per-frame` nor `pooled`");
+                Err(crate::Error::request("motion-norm", reason))
+            }
+        }
+    }
+}
+
 /// The motion modules of a UNet, as in a diffusers `MotionAdapter`'s `config.json`.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(default)]

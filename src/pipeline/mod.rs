@@ -3,6 +3,7 @@
 //! [`Pipeline::generate`] is the whole story: text, noise levels, first latents, the sampler's walk, decoding.
 
 pub mod denoiser;
+mod embedded;
 pub mod load;
 pub mod memory;
 pub mod request;
@@ -36,6 +37,8 @@ pub enum Event {
         /// Bytes that it will have in memory.
         bytes: u64,
     },
+    /// Everything is loaded; the first step begins.
+    Loaded,
     /// Something is not as it was probably meant.
     Warning {
         /// What, in one line.
@@ -194,6 +197,8 @@ impl Pipeline {
         let (Some(unet), Some(vae)) = (&self.unet, &self.vae) else {
             return Err(Error::Missing { name: "model".into(), reason: "was not loaded".into() });
         };
+
+        listener.event(Event::Loaded)?;
 
         let mut noise = Noise::new(request.rng, seed).with_replay(frames_first(&tensors.noise)?);
         let x = first_latents(tensors, &mut noise, &prepared, request, &self.models, &self.device)?;

@@ -24,12 +24,51 @@ pub struct Job {
     /// What is asked of it.
     #[serde(default)]
     pub request: Request,
+    /// Tensors in place of drawn ones.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub tensors_in: Option<FileRecord>,
+    /// In a finished clip: every weight file that it was made with.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub weights: Vec<FileRecord>,
+    /// In a finished clip: the program that made it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub program: Option<Program>,
+}
+
+/// A file that a clip depends on.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct FileRecord {
+    /// Its name or path.
+    pub file: String,
+    /// Its SHA-256; in a clip always there.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub sha256: Option<String>,
+}
+
+/// What made a clip.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Program {
+    /// `animatelcm`.
+    pub name: String,
+    /// Its version.
+    pub version: String,
+    /// The device: bytes may differ between kinds of devices.
+    pub device: String,
 }
 
 impl Job {
     /// A job in this version's vocabulary.
     pub fn new(models: Spec, request: Request) -> Self {
-        Self { schema: SCHEMA.to_owned(), models, request }
+        Self {
+            schema: SCHEMA.to_owned(),
+            models,
+            request,
+            tensors_in: None,
+            weights: vec![],
+            program: None,
+        }
     }
 
     /// Reads a job.

@@ -6,7 +6,7 @@ use candle_core::{DType, Tensor};
 ///
 /// The message has the largest difference, where it is, and the first five pairs.
 #[track_caller]
-pub fn assert_close(got: &Tensor, want: &Tensor, tolerance: f64) {
+pub(crate) fn assert_close(got: &Tensor, want: &Tensor, tolerance: f64) {
     assert_eq!(got.dims(), want.dims(), "shapes differ");
     let place = |i| format!("at {:?} of {:?}", position(i, got.dims()), got.dims());
     compare(&values(got), &values(want), tolerance, place);
@@ -14,14 +14,14 @@ pub fn assert_close(got: &Tensor, want: &Tensor, tolerance: f64) {
 
 /// As [`assert_close`], for slices.
 #[track_caller]
-pub fn assert_all_close(got: &[f64], want: &[f64], tolerance: f64) {
+pub(crate) fn assert_all_close(got: &[f64], want: &[f64], tolerance: f64) {
     assert_eq!(got.len(), want.len(), "lengths differ");
     compare(got, want, tolerance, |i| format!("at {i} of {}", got.len()));
 }
 
 /// `|got - want| / |want|` in the L2 norm.
 #[track_caller]
-pub fn relative_l2(got: &Tensor, want: &Tensor) -> f64 {
+pub(crate) fn relative_l2(got: &Tensor, want: &Tensor) -> f64 {
     assert_eq!(got.dims(), want.dims(), "shapes differ");
     let (got, want) = (values(got), values(want));
     let norm = |values: &mut dyn Iterator<Item = f64>| values.map(|v| v * v).sum::<f64>().sqrt();
@@ -31,12 +31,11 @@ pub fn relative_l2(got: &Tensor, want: &Tensor) -> f64 {
 
 /// Fails when [`relative_l2`] is beyond `tolerance`, which it also is for NaN.
 #[track_caller]
-pub fn assert_relative(got: &Tensor, want: &Tensor, tolerance: f64) {
+pub(crate) fn assert_relative(got: &Tensor, want: &Tensor, tolerance: f64) {
     let error = relative_l2(got, want);
     if error <= tolerance {
         return;
     }
-    eprintln!("relative L2 error {error:e} is beyond {tolerance:e}");
     assert_close(got, want, 0.0);
     panic!("relative L2 error {error:e} is beyond {tolerance:e}");
 }

@@ -1,4 +1,4 @@
 //! What the tests share.
 
-pub mod close;
-pub mod golden;
+pub(crate) mod close;
+pub(crate) mod golden;

@@ -16,8 +16,12 @@
 //! 0  error
 //! ```
 
+pub mod device;
 pub mod error;
+pub mod kernels;
 pub mod media;
+pub mod models;
+pub mod nn;
 pub mod rng;
 pub mod sampler;
 pub mod schedule;

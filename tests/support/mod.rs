@@ -2,3 +2,4 @@
 
 pub(crate) mod close;
 pub(crate) mod golden;
+pub(crate) mod tiny;

@@ -1,0 +1,187 @@
+//! Where a run happens and how precisely.
+
+use std::fmt;
+use std::str::FromStr;
+
+use candle_core::{DType, Device};
+use serde::{Deserialize, Serialize};
+
+use crate::{Error, Result};
+
+/// The user's words for a device.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(try_from = "String", into = "String")]
+pub enum DeviceChoice {
+    /// The first GPU that this build and this machine have, else the CPU.
+    #[default]
+    Auto,
+    /// The CPU.
+    Cpu,
+    /// An NVIDIA GPU by its number.
+    Cuda(usize),
+    /// An Apple GPU.
+    Metal,
+}
+
+impl fmt::Display for DeviceChoice {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Auto => f.write_str("auto"),
+            Self::Cpu => f.write_str("cpu"),
+            Self::Cuda(i) => write!(f, "cuda:{i}"),
+            Self::Metal => f.write_str("metal"),
+        }
+    }
+}
+
+impl FromStr for DeviceChoice {
+    type Err = Error;
+
+    fn from_str(s: &str) -> Result<Self> {
+        match s {
+            "auto" => Ok(Self::Auto),
+            "cpu" => Ok(Self::Cpu),
+            "cuda" => Ok(Self::Cuda(0)),
+            "metal" => Ok(Self::Metal),
+            _ => s.strip_prefix("cuda:").and_then(|i| i.parse().ok()).map(Self::Cuda).ok_or_else(
+                || {
+                    let known = "`auto`, `cpu`, `cuda`, `cuda:N` or `metal`";
+                    Error::request("device", format!("`{s}` is not {known}"))
+                },
+            ),
+        }
+    }
+}
+
+impl TryFrom<String> for DeviceChoice {
+    type Error = Error;
+
+    fn try_from(s: String) -> Result<Self> {
+        s.parse()
+    }
+}
+
+impl From<DeviceChoice> for String {
+    fn from(choice: DeviceChoice) -> Self {
+        choice.to_string()
+    }
+}
+
+impl DeviceChoice {
+    /// Opens the device.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Feature`] where the build lacks it, [`Error::Device`] where the machine does. `auto` never fails.
+    pub fn open(self) -> Result<Device> {
+        match self {
+            Self::Auto => Ok(open_cuda(0).or_else(|_| open_metal()).unwrap_or(Device::Cpu)),
+            Self::Cpu => Ok(Device::Cpu),
+            Self::Cuda(i) => open_cuda(i),
+            Self::Metal => open_metal(),
+        }
+    }
+}
+
+fn open_cuda(index: usize) -> Result<Device> {
+    if !cfg!(feature = "cuda") {
+        return Err(Error::Feature { feature: "cuda" });
+    }
+    Device::new_cuda(index).map_err(|e| Error::Device {
+        device: format!("cuda:{index}"),
+        reason: first_line(&e.to_string()),
+    })
+}
+
+fn open_metal() -> Result<Device> {
+    if !cfg!(feature = "metal") {
+        return Err(Error::Feature { feature: "metal" });
+    }
+    Device::new_metal(0)
+        .map_err(|e| Error::Device { device: "metal".into(), reason: first_line(&e.to_string()) })
+}
+
+fn first_line(s: &str) -> String {
+    s.lines().next().unwrap_or_default().to_owned()
+}
+
+/// The user's words for a number format.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum DtypeChoice {
+    /// f32 on the CPU, f16 elsewhere.
+    #[default]
+    Auto,
+    /// 32 bits.
+    F32,
+    /// 16 bits, IEEE.
+    F16,
+    /// 16 bits with the range of f32.
+    Bf16,
+}
+
+impl FromStr for DtypeChoice {
+    type Err = Error;
+
+    fn from_str(s: &str) -> Result<Self> {
+        match s {
+            "auto" => Ok(Self::Auto),
+            "f32" | "fp32" => Ok(Self::F32),
+            "f16" | "fp16" => Ok(Self::F16),
+            "bf16" => Ok(Self::Bf16),
+            _ => {
+                let reason = format!("`{s}` is not `auto`, `f32`, `f16` or `bf16`");
+                Err(Error::request("dtype", reason))
+            }
+        }
+    }
+}
+
+/// Which part runs in which number format.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Precision {
+    /// The text encoder: always f32, it is small and runs once.
+    pub text: DType,
+    /// The UNet.
+    pub unet: DType,
+    /// The autoencoder. f16 overflows in published ones, so it runs in f32 unless bf16 was asked for.
+    pub vae: DType,
+}
+
+impl Precision {
+    /// What `choice` means on `device`.
+    pub fn new(choice: DtypeChoice, device: &Device) -> Self {
+        let unet = match choice {
+            DtypeChoice::Auto if device.is_cpu() => DType::F32,
+            DtypeChoice::Auto | DtypeChoice::F16 => DType::F16,
+            DtypeChoice::F32 => DType::F32,
+            DtypeChoice::Bf16 => DType::BF16,
+        };
+        let vae = if unet == DType::BF16 { DType::BF16 } else { DType::F32 };
+        Self { text: DType::F32, unet, vae }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn device_words_are_read_back_as_written() {
+        for word in ["auto", "cpu", "cuda:0", "cuda:3", "metal"] {
+            assert_eq!(word.parse::<DeviceChoice>().unwrap().to_string(), word);
+        }
+        assert_eq!("cuda".parse::<DeviceChoice>().unwrap(), DeviceChoice::Cuda(0));
+        for word in ["", "gpu", "cuda:", "cuda:-1", "CPU"] {
+            assert!(word.parse::<DeviceChoice>().is_err(), "{word}");
+        }
+    }
+
+    #[cfg(not(feature = "cuda"))]
+    #[test]
+    fn a_missing_feature_names_itself() {
+        let error = DeviceChoice::Cuda(0).open().unwrap_err();
+        assert_eq!(error.kind().exit_code(), 4);
+        assert!(error.hint().unwrap().contains("--features cuda"));
+    }
+}

@@ -1,0 +1,49 @@
+//! Gated GELU without the copies of the two halves.
+
+use candle_core::{CpuStorage, CustomOp1, D, Layout, Result, Shape, Tensor};
+use rayon::prelude::*;
+
+use super::{attention::f32_slice, in_f32, math, reference};
+
+/// `value · gelu(gate)` of a last dimension that holds values, then gates; see [`reference::geglu`].
+///
+/// # Errors
+///
+/// When the last dimension is odd.
+pub fn geglu(x: &Tensor) -> Result<Tensor> {
+    if x.dim(D::Minus1)? % 2 != 0 {
+        candle_core::bail!("gated gelu wants an even width, got {}", x.dim(D::Minus1)?);
+    }
+    if !x.device().is_cpu() {
+        return reference::geglu(x);
+    }
+    in_f32(x, |x| x.contiguous()?.apply_op1_no_bwd(&Fused))
+}
+
+struct Fused;
+
+impl CustomOp1 for Fused {
+    fn name(&self) -> &'static str {
+        "geglu"
+    }
+
+    fn cpu_fwd(&self, x: &CpuStorage, layout: &Layout) -> Result<(CpuStorage, Shape)> {
+        let mut dims = layout.dims().to_vec();
+        let Some(last) = dims.last_mut() else { candle_core::bail!("gated gelu of a scalar") };
+        let width = *last / 2;
+        *last = width;
+        let x = f32_slice(x, layout.start_offset(), layout.shape().elem_count())?;
+        let mut y = vec![0f32; x.len() / 2];
+        if width > 0 {
+            y.par_chunks_mut(width).zip(x.par_chunks(2 * width)).with_min_len(8).for_each(
+                |(y, x)| {
+                    let (values, gates) = x.split_at(width);
+                    for ((y, value), gate) in y.iter_mut().zip(values).zip(gates) {
+                        *y = value * math::gelu(*gate);
+                    }
+                },
+            );
+        }
+        Ok((CpuStorage::F32(y), Shape::from(dims)))
+    }
+}

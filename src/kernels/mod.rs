@@ -1,0 +1,33 @@
+//! One function an op: the fastest implementation that applies wins.
+//!
+//! Callers never ask which implementation runs. Every fast path sits beside the plain candle version
+//! in [`reference`], which defines what is correct, and `tests/kernels.rs` holds the two together.
+//!
+//! | op | CPU | other devices |
+//! |---|---|---|
+//! | [`attention()`] | blocks of queries, threads over heads and blocks | blocks of queries by matmul |
+//! | [`group_norm()`] | one pass for the statistics, one for the result | [`reference::group_norm`] |
+//! | [`geglu()`] | one pass | [`reference::geglu`] |
+//! | [`conv2d()`] | candle's, in f32 | candle's |
+
+pub mod attention;
+pub mod conv;
+mod geglu;
+pub mod math;
+mod norm;
+pub mod reference;
+
+pub use attention::attention;
+pub use conv::conv2d;
+pub use geglu::geglu;
+pub use norm::{GroupNormOptions, group_norm};
+
+use candle_core::{DType, Tensor};
+
+/// Runs a CPU kernel that knows f32 only on a tensor of any float type.
+fn in_f32(
+    x: &Tensor,
+    op: impl FnOnce(&Tensor) -> candle_core::Result<Tensor>,
+) -> candle_core::Result<Tensor> {
+    if x.dtype() == DType::F32 { op(x) } else { op(&x.to_dtype(DType::F32)?)?.to_dtype(x.dtype()) }
+}

@@ -1,0 +1,55 @@
+//! The plain candle versions: the definition of correct.
+
+use candle_core::{D, DType, Result, Tensor};
+
+use super::GroupNormOptions;
+
+/// `softmax(q kᵀ · scale) v`, all scores at once.
+///
+/// `q` is `(batch, queries, heads, dim)`, `k` and `v` are `(batch, keys, heads, dim)`; the result has the
+/// shape of `q`. Computed in f32.
+pub fn attention(q: &Tensor, k: &Tensor, v: &Tensor, scale: f64) -> Result<Tensor> {
+    let dtype = q.dtype();
+    let heads_first = |x: &Tensor| x.to_dtype(DType::F32)?.transpose(1, 2)?.contiguous();
+    let (q, k, v) = (heads_first(q)?, heads_first(k)?, heads_first(v)?);
+    let scores = (q.matmul(&k.t()?)? * scale)?;
+    let weights = candle_nn::ops::softmax(&scores, D::Minus1)?;
+    weights.matmul(&v)?.transpose(1, 2)?.contiguous()?.to_dtype(dtype)
+}
+
+/// Group normalization of `(batch*frames, channels, height, width)`, with SiLU if asked.
+///
+/// Statistics in f32, over one image or pooled over `options.frames` consecutive ones.
+pub fn group_norm(
+    x: &Tensor,
+    weight: &Tensor,
+    bias: &Tensor,
+    options: &GroupNormOptions,
+) -> Result<Tensor> {
+    let (images, channels, height, width) = x.dims4()?;
+    let dtype = x.dtype();
+    let shape = (
+        images / options.frames,
+        options.frames,
+        options.groups,
+        channels / options.groups * height * width,
+    );
+    let y = x.to_dtype(DType::F32)?.reshape(shape)?;
+    let mean = y.mean_keepdim((1, 3))?;
+    let y = y.broadcast_sub(&mean)?;
+    let variance = y.sqr()?.mean_keepdim((1, 3))?;
+    let y = y.broadcast_div(&(variance + options.eps)?.sqrt()?)?;
+    let per_channel = |t: &Tensor| t.to_dtype(DType::F32)?.reshape((1, channels, 1, 1));
+    let y = y
+        .reshape((images, channels, height, width))?
+        .broadcast_mul(&per_channel(weight)?)?
+        .broadcast_add(&per_channel(bias)?)?;
+    let y = if options.silu { y.silu()? } else { y };
+    y.to_dtype(dtype)
+}
+
+/// Gated GELU: the last dimension holds values, then gates; the result is `value · gelu(gate)`, half as wide.
+pub fn geglu(x: &Tensor) -> Result<Tensor> {
+    let halves = x.chunk(2, D::Minus1)?;
+    &halves[0] * halves[1].contiguous()?.gelu_erf()?
+}

@@ -1,0 +1,144 @@
+//! The motion module: attention over the frames of a clip, one sequence for every pixel.
+//!
+//! Guo et al. (2023), "AnimateDiff". AnimateLCM has the same structure with its own weights.
+
+use candle_core::{Result, Tensor};
+use candle_nn::VarBuilder;
+use serde::{Deserialize, Serialize};
+
+use crate::nn::{Attention, FeedForward, GroupNorm, LayerNorm, Linear, sinusoidal_positions};
+
+/// Over what the group norm of a motion module takes its statistics.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum MotionNorm {
+    /// Each frame by itself, as in AnimateDiff's and AnimateLCM's own code, for which the weights were trained.
+    #[default]
+    PerFrame,
+    /// All frames of the clip together, as in diffusers.
+    Pooled,
+}
+
+/// The motion modules of a UNet, as in a diffusers `MotionAdapter`'s `config.json`.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct MotionConfig {
+    /// Attention heads, 8.
+    pub motion_num_attention_heads: usize,
+    /// Longest clip, in frames: 24 (AnimateDiff v1), 32 (v2, v3), 64 (AnimateLCM's own code).
+    pub motion_max_seq_length: usize,
+    /// Whether the middle of the UNet has a module: AnimateLCM and AnimateDiff v2 do, v1 and v3 do not.
+    pub use_motion_mid_block: bool,
+    /// Where the statistics of the norm come from. No published file says; the default is as trained.
+    pub norm: MotionNorm,
+}
+
+impl Default for MotionConfig {
+    fn default() -> Self {
+        Self {
+            motion_num_attention_heads: 8,
+            motion_max_seq_length: 64,
+            use_motion_mid_block: true,
+            norm: MotionNorm::PerFrame,
+        }
+    }
+}
+
+/// One motion module.
+#[derive(Clone, Debug)]
+pub struct MotionModule {
+    norm: GroupNorm,
+    pooled: bool,
+    proj_in: Linear,
+    block: Block,
+    proj_out: Linear,
+}
+
+/// Two self attentions over the frames and a feed-forward part.
+///
+/// The positions are added after each norm, so they enter the queries, keys and values, not the residual.
+#[derive(Clone, Debug)]
+struct Block {
+    norm1: LayerNorm,
+    attn1: Attention,
+    norm2: LayerNorm,
+    attn2: Attention,
+    norm3: LayerNorm,
+    ff: FeedForward,
+    /// `(max frames, channels)`.
+    positions: Tensor,
+}
+
+impl MotionModule {
+    /// For `channels` channels; `groups` is the UNet's.
+    pub fn new(
+        config: &MotionConfig,
+        channels: usize,
+        groups: usize,
+        vb: &VarBuilder,
+    ) -> Result<Self> {
+        let block = vb.pp("transformer_blocks.0");
+        let norm = |name: &str| LayerNorm::new(channels, 1e-5, &block.pp(name));
+        let heads = config.motion_num_attention_heads;
+        let attention = |name: &str| Attention::new(channels, channels, heads, &block.pp(name));
+        let positions = sinusoidal_positions(config.motion_max_seq_length, channels, vb.device())?;
+        Ok(Self {
+            norm: GroupNorm::new(groups, channels, 1e-6, &vb.pp("norm"))?,
+            pooled: config.norm == MotionNorm::Pooled,
+            proj_in: Linear::new(channels, channels, &vb.pp("proj_in"))?,
+            block: Block {
+                norm1: norm("norm1")?,
+                attn1: attention("attn1")?,
+                norm2: norm("norm2")?,
+                attn2: attention("attn2")?,
+                norm3: norm("norm3")?,
+                ff: FeedForward::new(channels, &block.pp("ff"))?,
+                positions: positions.to_dtype(vb.dtype())?,
+            },
+            proj_out: Linear::new(channels, channels, &vb.pp("proj_out"))?,
+        })
+    }
+
+    /// `(batch*frames, channels, height, width)` to the same.
+    ///
+    /// # Errors
+    ///
+    /// When there are more frames than positions.
+    pub fn forward(&self, x: &Tensor, frames: usize) -> Result<Tensor> {
+        let (images, channels, height, width) = x.dims4()?;
+        let batch = images / frames;
+        let y = if self.pooled {
+            self.norm.forward_pooled(x, frames)?
+        } else {
+            self.norm.forward(x)?
+        };
+        let y = y
+            .reshape((batch, frames, channels, height * width))?
+            .permute((0, 3, 1, 2))?
+            .reshape((batch * height * width, frames, channels))?; // (batch*height*width, frames, channels)
+        let y = self.block.forward(&self.proj_in.forward(&y)?)?;
+        let y = self
+            .proj_out
+            .forward(&y)?
+            .reshape((batch, height * width, frames, channels))?
+            .permute((0, 2, 3, 1))?
+            .reshape((images, channels, height, width))?; // (batch*frames, channels, height, width)
+        x + y
+    }
+}
+
+impl Block {
+    fn forward(&self, x: &Tensor) -> Result<Tensor> {
+        let frames = x.dim(1)?;
+        let longest = self.positions.dim(0)?;
+        if frames > longest {
+            candle_core::bail!("{frames} frames, but the motion module knows {longest} positions");
+        }
+        let positions = self.positions.narrow(0, 0, frames)?;
+        let y = self.norm1.forward(x)?.broadcast_add(&positions)?;
+        let x = (self.attn1.forward(&y, &y)? + x)?;
+        let y = self.norm2.forward(&x)?.broadcast_add(&positions)?;
+        let x = (self.attn2.forward(&y, &y)? + x)?;
+        self.ff.forward(&self.norm3.forward(&x)?)? + x
+    }
+}

@@ -1,0 +1,195 @@
+//! The sizes of a UNet, as in its `config.json`.
+
+use serde::{Deserialize, Serialize};
+
+use crate::models::motion::MotionConfig;
+use crate::models::supported;
+use crate::{Error, Result};
+
+/// A UNet of the Stable Diffusion 1 family. The defaults are Stable Diffusion 1.5's, without motion.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct UNetConfig {
+    /// Native side of the latents, 64.
+    pub sample_size: usize,
+    /// Latent channels in, 4.
+    pub in_channels: usize,
+    /// Latent channels out, 4.
+    pub out_channels: usize,
+    /// What each stage down is made of.
+    pub down_block_types: Vec<String>,
+    /// What each stage up is made of.
+    pub up_block_types: Vec<String>,
+    /// Channels of each stage: 320, 640, 1280, 1280.
+    pub block_out_channels: Vec<usize>,
+    /// Layers of a stage down; a stage up has one more. 2.
+    pub layers_per_block: usize,
+    /// Width of the text context, 768.
+    pub cross_attention_dim: usize,
+    /// Despite its name the *number* of heads in this family: 8.
+    pub attention_head_dim: usize,
+    /// The number of heads under its right name, where a file has it.
+    pub num_attention_heads: Option<usize>,
+    /// Transformer blocks of a layer with attention, 1.
+    pub transformer_layers_per_block: usize,
+    /// Whether projections around the transformer blocks are linear. False.
+    pub use_linear_projection: bool,
+    /// Groups of all group norms, 32.
+    pub norm_num_groups: usize,
+    /// Epsilon of the norms in residual blocks, 1e-5.
+    pub norm_eps: f64,
+    /// The activation, `silu`.
+    pub act_fn: String,
+    /// Whether cosines precede sines in the timestep's features. True.
+    pub flip_sin_to_cos: bool,
+    /// Shift of their frequencies, 0.
+    pub freq_shift: f64,
+    /// Padding of the convolutions that halve the size, 1.
+    pub downsample_padding: usize,
+    /// `default`; other ways of mixing in the time are not implemented.
+    pub resnet_time_scale_shift: String,
+    /// Width of a guidance embedding, which is not implemented.
+    pub time_cond_proj_dim: Option<usize>,
+    /// Extra conditions of Stable Diffusion XL, which is not implemented.
+    pub addition_embed_type: Option<String>,
+    /// Class conditions, not implemented.
+    pub class_embed_type: Option<String>,
+    /// The motion modules, if there are any. Not part of a published `unet/config.json`.
+    #[serde(skip)]
+    pub motion: Option<MotionConfig>,
+}
+
+/// What a stage is made of.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum BlockKind {
+    /// Residual blocks only.
+    Plain,
+    /// Residual blocks, each followed by a transformer.
+    Attention,
+}
+
+impl Default for UNetConfig {
+    fn default() -> Self {
+        let names = |names: [&str; 4]| names.map(str::to_owned).to_vec();
+        Self {
+            sample_size: 64,
+            in_channels: 4,
+            out_channels: 4,
+            down_block_types: names([
+                "CrossAttnDownBlock2D",
+                "CrossAttnDownBlock2D",
+                "CrossAttnDownBlock2D",
+                "DownBlock2D",
+            ]),
+            up_block_types: names([
+                "UpBlock2D",
+                "CrossAttnUpBlock2D",
+                "CrossAttnUpBlock2D",
+                "CrossAttnUpBlock2D",
+            ]),
+            block_out_channels: vec![320, 640, 1280, 1280],
+            layers_per_block: 2,
+            cross_attention_dim: 768,
+            attention_head_dim: 8,
+            num_attention_heads: None,
+            transformer_layers_per_block: 1,
+            use_linear_projection: false,
+            norm_num_groups: 32,
+            norm_eps: 1e-5,
+            act_fn: "silu".into(),
+            flip_sin_to_cos: true,
+            freq_shift: 0.0,
+            downsample_padding: 1,
+            resnet_time_scale_shift: "default".into(),
+            time_cond_proj_dim: None,
+            addition_embed_type: None,
+            class_embed_type: None,
+            motion: None,
+        }
+    }
+}
+
+impl UNetConfig {
+    /// Stable Diffusion 1.5 without motion modules.
+    pub fn sd15() -> Self {
+        Self::default()
+    }
+
+    /// The same network with motion modules.
+    #[must_use]
+    pub fn with_motion(mut self, motion: MotionConfig) -> Self {
+        self.motion = Some(motion);
+        self
+    }
+
+    /// Fails on a configuration that this program does not implement.
+    pub fn validate(&self) -> Result<()> {
+        let stages = self.block_out_channels.len();
+        if stages == 0
+            || self.down_block_types.len() != stages
+            || self.up_block_types.len() != stages
+        {
+            return Err(Error::Missing {
+                name: "unet config".into(),
+                reason: format!(
+                    "{stages} widths, {} stages down, {} stages up",
+                    self.down_block_types.len(),
+                    self.up_block_types.len()
+                ),
+            });
+        }
+        for name in &self.down_block_types {
+            kind(name, "Down")?;
+        }
+        for name in &self.up_block_types {
+            kind(name, "Up")?;
+        }
+        let none = [None];
+        let config = "unet";
+        supported(config, "act_fn", &self.act_fn, &["silu".to_owned(), "swish".to_owned()])?;
+        supported(config, "downsample_padding", &self.downsample_padding, &[1])?;
+        supported(
+            config,
+            "resnet_time_scale_shift",
+            &self.resnet_time_scale_shift,
+            &["default".to_owned()],
+        )?;
+        supported(config, "time_cond_proj_dim", &self.time_cond_proj_dim, &[None])?;
+        supported(config, "addition_embed_type", &self.addition_embed_type, &none)?;
+        supported(config, "class_embed_type", &self.class_embed_type, &[None])
+    }
+
+    /// The number of attention heads.
+    pub fn heads(&self) -> usize {
+        self.num_attention_heads.unwrap_or(self.attention_head_dim)
+    }
+
+    /// Width of the time embedding: four times the first stage's.
+    pub fn time_embedding_width(&self) -> usize {
+        4 * self.block_out_channels[0]
+    }
+
+    /// What stage `index` on the way down is made of.
+    pub(super) fn down_kind(&self, index: usize) -> Result<BlockKind> {
+        kind(&self.down_block_types[index], "Down")
+    }
+
+    /// What stage `index` on the way up is made of.
+    pub(super) fn up_kind(&self, index: usize) -> Result<BlockKind> {
+        kind(&self.up_block_types[index], "Up")
+    }
+}
+
+/// Understands `CrossAttnDownBlock2D`, `DownBlock2D`, `DownBlockMotion` and so on.
+fn kind(name: &str, way: &str) -> Result<BlockKind> {
+    let inner = name.strip_suffix("Block2D").or_else(|| name.strip_suffix("BlockMotion"));
+    match inner.map(|inner| inner.strip_prefix("CrossAttn").map_or((false, inner), |w| (true, w))) {
+        Some((attention, w)) if w == way => {
+            Ok(if attention { BlockKind::Attention } else { BlockKind::Plain })
+        }
+        _ => Err(Error::Missing {
+            name: "unet config".into(),
+            reason: format!("block type `{name}` is not supported"),
+        }),
+    }
+}

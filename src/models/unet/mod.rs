@@ -1,0 +1,133 @@
+//! The denoising network: Stable Diffusion's UNet with motion modules.
+//!
+//! Rombach et al. (2022) and Guo et al. (2023). All frames are folded into the batch; only the motion modules
+//! see that they belong together.
+
+mod config;
+mod stage;
+
+pub use config::{BlockKind, UNetConfig};
+
+use candle_core::Tensor;
+use candle_nn::VarBuilder;
+
+use crate::nn::{Conv2d, ConvOptions, GroupNorm, TimestepEmbedding, timestep_features};
+use crate::{Error, Result};
+use stage::{Place, Stage};
+
+/// The denoising network.
+#[derive(Clone, Debug)]
+pub struct UNet {
+    config: UNetConfig,
+    time_embedding: TimestepEmbedding,
+    conv_in: Conv2d,
+    down: Vec<Stage>,
+    mid: Stage,
+    up: Vec<Stage>,
+    norm_out: GroupNorm,
+    conv_out: Conv2d,
+}
+
+/// What the network is told beside the noisy latents.
+#[derive(Clone, Copy, Debug)]
+pub struct UNetInput<'a> {
+    /// How noisy, on the scale of training.
+    pub timestep: f64,
+    /// Frames of a clip.
+    pub frames: usize,
+    /// Text states, `(batch, tokens, cross_attention_dim)`.
+    pub context: &'a Tensor,
+}
+
+impl UNet {
+    /// Reads the whole network.
+    pub fn new(config: &UNetConfig, vb: &VarBuilder) -> Result<Self> {
+        config.validate()?;
+        let widths = &config.block_out_channels;
+        let first = widths[0];
+        let down = (0..widths.len())
+            .map(|i| Stage::new(config, Place::Down(i), &vb.pp("down_blocks").pp(i)))
+            .collect::<candle_core::Result<_>>()?;
+        let up = (0..widths.len())
+            .map(|i| Stage::new(config, Place::Up(i), &vb.pp("up_blocks").pp(i)))
+            .collect::<candle_core::Result<_>>()?;
+        let same = ConvOptions::SAME_3X3;
+        Ok(Self {
+            time_embedding: TimestepEmbedding::new(
+                first,
+                config.time_embedding_width(),
+                &vb.pp("time_embedding"),
+            )?,
+            conv_in: Conv2d::new(config.in_channels, first, same, &vb.pp("conv_in"))?,
+            down,
+            mid: Stage::new(config, Place::Mid, &vb.pp("mid_block"))?,
+            up,
+            norm_out: GroupNorm::new(
+                config.norm_num_groups,
+                first,
+                config.norm_eps,
+                &vb.pp("conv_norm_out"),
+            )?,
+            conv_out: Conv2d::new(first, config.out_channels, same, &vb.pp("conv_out"))?,
+            config: config.clone(),
+        })
+    }
+
+    /// Its configuration.
+    pub fn config(&self) -> &UNetConfig {
+        &self.config
+    }
+
+    /// Predicts the noise in `x`, `(batch*frames, in_channels, height, width)`.
+    ///
+    /// # Errors
+    ///
+    /// When the clip has more frames than the motion modules know, or shapes do not fit.
+    pub fn forward(&self, x: &Tensor, input: &UNetInput<'_>) -> Result<Tensor> {
+        if let Some(motion) = &self.config.motion
+            && input.frames > motion.motion_max_seq_length
+        {
+            return Err(Error::request(
+                "frames",
+                format!(
+                    "{} asked for, the motion modules know {}",
+                    input.frames, motion.motion_max_seq_length
+                ),
+            ));
+        }
+        if input.frames == 0 || !x.dim(0)?.is_multiple_of(input.frames) {
+            return Err(Error::request(
+                "frames",
+                format!("{} images are not clips of {} frames", x.dim(0)?, input.frames),
+            ));
+        }
+
+        // Time.
+        let features = timestep_features(
+            input.timestep,
+            self.config.block_out_channels[0],
+            self.config.flip_sin_to_cos,
+            self.config.freq_shift,
+            x.device(),
+        )?;
+        let time = self.time_embedding.forward(&features.to_dtype(x.dtype())?)?.silu()?;
+
+        // Down, keeping what the way up will want.
+        let mut x = self.conv_in.forward(x)?;
+        let mut skips = vec![x.clone()];
+        for stage in &self.down {
+            x = stage.down(x, &time, input, &mut skips)?;
+        }
+
+        // Middle.
+        x = self.mid.mid(x, &time, input)?;
+
+        // Up.
+        for stage in &self.up {
+            x = stage.up(x, &time, input, &mut skips)?;
+        }
+
+        // Out.
+        Ok(self.conv_out.forward(&self.norm_out.forward_silu(&x)?)?)
+    }
+}

@@ -1,0 +1,190 @@
+//! One resolution of the UNet: some layers, then perhaps a change of resolution.
+
+use candle_core::{Result, Tensor};
+use candle_nn::VarBuilder;
+
+use super::{BlockKind, UNetConfig, UNetInput};
+use crate::models::motion::MotionModule;
+use crate::nn::{
+    Downsample, DownsamplePadding, ResnetBlock, ResnetOptions, SpatialTransformer,
+    TransformerOptions, Upsample,
+};
+
+/// Where in the network a stage stands.
+#[derive(Clone, Copy, Debug)]
+pub(super) enum Place {
+    Down(usize),
+    Mid,
+    Up(usize),
+}
+
+#[derive(Clone, Debug)]
+pub(super) struct Stage {
+    layers: Vec<Layer>,
+    downsample: Option<Downsample>,
+    upsample: Option<Upsample>,
+}
+
+/// A residual block, then attention over space, then attention over frames.
+#[derive(Clone, Debug)]
+struct Layer {
+    resnet: ResnetBlock,
+    attention: Option<SpatialTransformer>,
+    motion: Option<MotionModule>,
+}
+
+impl Stage {
+    pub(super) fn new(config: &UNetConfig, place: Place, vb: &VarBuilder) -> Result<Self> {
+        let widths = &config.block_out_channels;
+        let last = widths.len() - 1;
+        let wrap = |e: crate::Error| candle_core::Error::Msg(e.to_string());
+        // The width of this stage and, for each layer, how many channels arrive.
+        let (width, inputs, attention, motion) = match place {
+            Place::Down(i) => {
+                let before = widths[i.saturating_sub(1)];
+                let inputs: Vec<usize> = (0..config.layers_per_block)
+                    .map(|j| if j == 0 { before } else { widths[i] })
+                    .collect();
+                let attention = config.down_kind(i).map_err(wrap)? == BlockKind::Attention;
+                (widths[i], inputs, vec![attention; config.layers_per_block], true)
+            }
+            Place::Mid => {
+                let motion = config.motion.as_ref().is_some_and(|m| m.use_motion_mid_block);
+                (widths[last], vec![widths[last]; 2], vec![true, false], motion)
+            }
+            Place::Up(i) => {
+                let level = last - i;
+                let below = widths[(level + 1).min(last)];
+                let layers = config.layers_per_block + 1;
+                // Skips come from this level, the last one from the level before it.
+                let inputs = (0..layers)
+                    .map(|j| {
+                        let x = if j == 0 { below } else { widths[level] };
+                        let from = if j + 1 == layers { level.saturating_sub(1) } else { level };
+                        x + widths[from]
+                    })
+                    .collect();
+                let attention = config.up_kind(i).map_err(wrap)? == BlockKind::Attention;
+                (widths[level], inputs, vec![attention; layers], true)
+            }
+        };
+        // The middle has a motion module only between its two residual blocks.
+        let has_motion = |j: usize| motion && !(matches!(place, Place::Mid) && j > 0);
+        let layers = inputs
+            .iter()
+            .enumerate()
+            .map(|(j, &inputs)| {
+                Ok(Layer {
+                    resnet: ResnetBlock::new(
+                        &ResnetOptions {
+                            inputs,
+                            outputs: width,
+                            time_embedding: Some(config.time_embedding_width()),
+                            groups: config.norm_num_groups,
+                            eps: config.norm_eps,
+                        },
+                        &vb.pp("resnets").pp(j),
+                    )?,
+                    attention: attention[j]
+                        .then(|| {
+                            let options = TransformerOptions {
+                                channels: width,
+                                heads: config.heads(),
+                                context: config.cross_attention_dim,
+                                depth: config.transformer_layers_per_block,
+                                groups: config.norm_num_groups,
+                                linear_projection: config.use_linear_projection,
+                            };
+                            SpatialTransformer::new(&options, &vb.pp("attentions").pp(j))
+                        })
+                        .transpose()?,
+                    motion: config
+                        .motion
+                        .as_ref()
+                        .filter(|_| has_motion(j))
+                        .map(|motion| {
+                            let vb = vb.pp("motion_modules").pp(j);
+                            MotionModule::new(motion, width, config.norm_num_groups, &vb)
+                        })
+                        .transpose()?,
+                })
+            })
+            .collect::<Result<_>>()?;
+        let around = DownsamplePadding::Around;
+        Ok(Self {
+            layers,
+            downsample: matches!(place, Place::Down(i) if i < last)
+                .then(|| Downsample::new(width, around, &vb.pp("downsamplers.0")))
+                .transpose()?,
+            upsample: matches!(place, Place::Up(i) if i < last)
+                .then(|| Upsample::new(width, &vb.pp("upsamplers.0")))
+                .transpose()?,
+        })
+    }
+
+    /// Runs the layers and the downsampler; every result is also a skip.
+    pub(super) fn down(
+        &self,
+        mut x: Tensor,
+        time: &Tensor,
+        input: &UNetInput<'_>,
+        skips: &mut Vec<Tensor>,
+    ) -> Result<Tensor> {
+        for layer in &self.layers {
+            x = layer.forward(&x, time, input)?;
+            skips.push(x.clone());
+        }
+        if let Some(downsample) = &self.downsample {
+            x = downsample.forward(&x)?;
+            skips.push(x.clone());
+        }
+        Ok(x)
+    }
+
+    pub(super) fn mid(
+        &self,
+        mut x: Tensor,
+        time: &Tensor,
+        input: &UNetInput<'_>,
+    ) -> Result<Tensor> {
+        for layer in &self.layers {
+            x = layer.forward(&x, time, input)?;
+        }
+        Ok(x)
+    }
+
+    /// Joins every layer's input with a skip, newest first; then doubles the size, or meets the next skip's.
+    pub(super) fn up(
+        &self,
+        mut x: Tensor,
+        time: &Tensor,
+        input: &UNetInput<'_>,
+        skips: &mut Vec<Tensor>,
+    ) -> Result<Tensor> {
+        for layer in &self.layers {
+            let Some(skip) = skips.pop() else { candle_core::bail!("the skips ran out") };
+            x = layer.forward(&Tensor::cat(&[&x, &skip], 1)?, time, input)?;
+        }
+        if let Some(upsample) = &self.upsample {
+            let (_, _, height, width) = match skips.last() {
+                Some(skip) => skip.dims4()?,
+                None => candle_core::bail!("the skips ran out"),
+            };
+            x = upsample.forward(&x, (height, width))?;
+        }
+        Ok(x)
+    }
+}
+
+impl Layer {
+    fn forward(&self, x: &Tensor, time: &Tensor, input: &UNetInput<'_>) -> Result<Tensor> {
+        let mut x = self.resnet.forward(x, Some(time))?;
+        if let Some(attention) = &self.attention {
+            x = attention.forward(&x, input.context)?;
+        }
+        if let Some(motion) = &self.motion {
+            x = motion.forward(&x, input.frames)?;
+        }
+        Ok(x)
+    }
+}

@@ -1,0 +1,145 @@
+//! The sizes of the autoencoders, as in their `config.json`.
+
+use serde::{Deserialize, Serialize};
+
+use crate::Result;
+use crate::models::supported;
+
+/// Stable Diffusion's autoencoder. The defaults are those of version 1.5.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct VaeConfig {
+    /// Colour channels in, 3.
+    pub in_channels: usize,
+    /// Colour channels out, 3.
+    pub out_channels: usize,
+    /// Latent channels, 4.
+    pub latent_channels: usize,
+    /// Channels of each resolution: 128, 256, 512, 512.
+    pub block_out_channels: Vec<usize>,
+    /// Residual blocks of each resolution in the encoder; the decoder has one more. 2.
+    pub layers_per_block: usize,
+    /// Groups of all norms, 32.
+    pub norm_num_groups: usize,
+    /// What latents are multiplied by before the UNet sees them, 0.18215.
+    pub scaling_factor: f64,
+    /// Whether a 1×1 convolution ends the encoder. True.
+    pub use_quant_conv: bool,
+    /// Whether a 1×1 convolution begins the decoder. True.
+    pub use_post_quant_conv: bool,
+    /// Whether the middle has attention. True.
+    pub mid_block_add_attention: bool,
+    /// The activation, `silu`.
+    pub act_fn: String,
+}
+
+impl Default for VaeConfig {
+    fn default() -> Self {
+        Self {
+            in_channels: 3,
+            out_channels: 3,
+            latent_channels: 4,
+            block_out_channels: vec![128, 256, 512, 512],
+            layers_per_block: 2,
+            norm_num_groups: 32,
+            scaling_factor: 0.18215,
+            use_quant_conv: true,
+            use_post_quant_conv: true,
+            mid_block_add_attention: true,
+            act_fn: "silu".into(),
+        }
+    }
+}
+
+impl VaeConfig {
+    /// Fails on a configuration that this program does not implement.
+    pub fn validate(&self) -> Result<()> {
+        let known = ["silu".to_owned(), "swish".to_owned()];
+        supported("vae", "act_fn", &self.act_fn, &known)?;
+        supported(
+            "vae",
+            "block_out_channels.is_empty()",
+            &self.block_out_channels.is_empty(),
+            &[false],
+        )
+    }
+
+    /// How many pixels a latent is wide.
+    pub fn factor(&self) -> usize {
+        1 << (self.block_out_channels.len().max(1) - 1)
+    }
+}
+
+/// TAESD. The defaults are the published model's.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct TinyVaeConfig {
+    /// Colour channels in, 3.
+    pub in_channels: usize,
+    /// Colour channels out, 3.
+    pub out_channels: usize,
+    /// Latent channels, 4.
+    pub latent_channels: usize,
+    /// Channels of each resolution of the encoder, 64 everywhere.
+    pub encoder_block_out_channels: Vec<usize>,
+    /// Channels of each resolution of the decoder, 64 everywhere.
+    pub decoder_block_out_channels: Vec<usize>,
+    /// Residual blocks of each resolution of the encoder: 1, 3, 3, 3.
+    pub num_encoder_blocks: Vec<usize>,
+    /// Residual blocks of each resolution of the decoder: 3, 3, 3, 1.
+    pub num_decoder_blocks: Vec<usize>,
+    /// Latents beyond this are squashed, 3.
+    pub latent_magnitude: f64,
+    /// What latents are multiplied by before the UNet sees them, 1.
+    pub scaling_factor: f64,
+    /// Size ratio of neighbouring resolutions, 2.
+    pub upsampling_scaling_factor: usize,
+    /// The activation, `relu`.
+    pub act_fn: String,
+}
+
+impl Default for TinyVaeConfig {
+    fn default() -> Self {
+        Self {
+            in_channels: 3,
+            out_channels: 3,
+            latent_channels: 4,
+            encoder_block_out_channels: vec![64; 4],
+            decoder_block_out_channels: vec![64; 4],
+            num_encoder_blocks: vec![1, 3, 3, 3],
+            num_decoder_blocks: vec![3, 3, 3, 1],
+            latent_magnitude: 3.0,
+            scaling_factor: 1.0,
+            upsampling_scaling_factor: 2,
+            act_fn: "relu".into(),
+        }
+    }
+}
+
+impl TinyVaeConfig {
+    /// Fails on a configuration that this program does not implement.
+    pub fn validate(&self) -> Result<()> {
+        supported("vae", "act_fn", &self.act_fn, &["relu".to_owned()])?;
+        supported("vae", "upsampling_scaling_factor", &self.upsampling_scaling_factor, &[2])?;
+        let stages =
+            |widths: &[usize], blocks: &[usize]| (widths.len(), widths.len() == blocks.len());
+        let known: Vec<_> = (1..16).map(|n| (n, true)).collect();
+        supported(
+            "vae",
+            "encoder stages",
+            &stages(&self.encoder_block_out_channels, &self.num_encoder_blocks),
+            &known,
+        )?;
+        supported(
+            "vae",
+            "decoder stages",
+            &stages(&self.decoder_block_out_channels, &self.num_decoder_blocks),
+            &known,
+        )
+    }
+
+    /// How many pixels a latent is wide.
+    pub fn factor(&self) -> usize {
+        1 << (self.decoder_block_out_channels.len().max(1) - 1)
+    }
+}

@@ -1,0 +1,159 @@
+//! Between pictures and latents.
+//!
+//! [`AutoencoderKl`] is Stable Diffusion's own; [`AutoencoderTiny`] (TAESD) is a distilled stand-in, far cheaper
+//! and a little softer.
+
+mod config;
+mod decoder;
+mod encoder;
+mod tiny;
+
+pub use config::{TinyVaeConfig, VaeConfig};
+pub use tiny::AutoencoderTiny;
+
+use candle_core::Tensor;
+use candle_nn::VarBuilder;
+
+use crate::Result;
+use crate::nn::{Attention, Conv2d, ConvOptions, GroupNorm, ResnetBlock, ResnetOptions};
+use decoder::Decoder;
+use encoder::Encoder;
+
+/// Either autoencoder.
+#[derive(Clone, Debug)]
+pub enum Vae {
+    /// Stable Diffusion's.
+    Kl(Box<AutoencoderKl>),
+    /// TAESD.
+    Tiny(Box<AutoencoderTiny>),
+}
+
+impl Vae {
+    /// Pictures `(batch, 3, height, width)` of latents as the UNet knows them, `(batch, 4, height', width')`.
+    ///
+    /// About `[-1, 1]`; not clamped.
+    pub fn decode(&self, latents: &Tensor) -> Result<Tensor> {
+        match self {
+            Self::Kl(vae) => vae.decode(&(latents / vae.config.scaling_factor)?),
+            Self::Tiny(vae) => vae.decode(&(latents / vae.config().scaling_factor)?),
+        }
+    }
+
+    /// The most probable latents, as the UNet knows them, of pictures `(batch, 3, height, width)` in `[-1, 1]`.
+    pub fn encode(&self, pictures: &Tensor) -> Result<Tensor> {
+        Ok(match self {
+            Self::Kl(vae) => (vae.encode(pictures)?.mean * vae.config.scaling_factor)?,
+            Self::Tiny(vae) => (vae.encode(pictures)? * vae.config().scaling_factor)?,
+        })
+    }
+}
+
+/// Stable Diffusion's variational autoencoder.
+#[derive(Clone, Debug)]
+pub struct AutoencoderKl {
+    config: VaeConfig,
+    encoder: Encoder,
+    quant_conv: Option<Conv2d>,
+    post_quant_conv: Option<Conv2d>,
+    decoder: Decoder,
+}
+
+/// What the encoder says: a normal distribution for every latent.
+#[derive(Clone, Debug)]
+pub struct Posterior {
+    /// `(batch, latent_channels, height, width)`.
+    pub mean: Tensor,
+    /// The logarithm of the variance, clamped to `[-30, 20]`; the same shape.
+    pub log_variance: Tensor,
+}
+
+impl AutoencoderKl {
+    /// Reads both halves.
+    pub fn new(config: &VaeConfig, vb: &VarBuilder) -> Result<Self> {
+        config.validate()?;
+        let channels = config.latent_channels;
+        let point = |width: usize, name: &str, wanted: bool| {
+            wanted.then(|| Conv2d::new(width, width, ConvOptions::POINT, &vb.pp(name))).transpose()
+        };
+        Ok(Self {
+            encoder: Encoder::new(config, &vb.pp("encoder"))?,
+            quant_conv: point(2 * channels, "quant_conv", config.use_quant_conv)?,
+            post_quant_conv: point(channels, "post_quant_conv", config.use_post_quant_conv)?,
+            decoder: Decoder::new(config, &vb.pp("decoder"))?,
+            config: config.clone(),
+        })
+    }
+
+    /// Its configuration.
+    pub fn config(&self) -> &VaeConfig {
+        &self.config
+    }
+
+    /// Pictures `(batch, 3, height, width)`, about `[-1, 1]`, of unscaled latents `(batch, 4, height', width')`.
+    pub fn decode(&self, z: &Tensor) -> Result<Tensor> {
+        let z = match &self.post_quant_conv {
+            Some(conv) => conv.forward(z)?,
+            None => z.clone(),
+        };
+        Ok(self.decoder.forward(&z)?)
+    }
+
+    /// The distribution of unscaled latents of pictures `(batch, 3, height, width)` in `[-1, 1]`.
+    pub fn encode(&self, pictures: &Tensor) -> Result<Posterior> {
+        let y = self.encoder.forward(pictures)?;
+        let y = match &self.quant_conv {
+            Some(conv) => conv.forward(&y)?,
+            None => y,
+        };
+        let halves = y.chunk(2, 1)?;
+        Ok(Posterior { mean: halves[0].clone(), log_variance: halves[1].clamp(-30.0, 20.0)? })
+    }
+}
+
+/// The lowest resolution of either half: residual block, attention over all pixels, residual block.
+#[derive(Clone, Debug)]
+struct Middle {
+    first: ResnetBlock,
+    attention: Option<(GroupNorm, Attention)>,
+    second: ResnetBlock,
+}
+
+impl Middle {
+    fn new(config: &VaeConfig, channels: usize, vb: &VarBuilder) -> candle_core::Result<Self> {
+        let options = resnet(config, channels, channels);
+        let attention = vb.pp("attentions.0");
+        Ok(Self {
+            first: ResnetBlock::new(&options, &vb.pp("resnets.0"))?,
+            attention: config
+                .mid_block_add_attention
+                .then(|| {
+                    let groups = config.norm_num_groups;
+                    Ok::<_, candle_core::Error>((
+                        GroupNorm::new(groups, channels, EPS, &attention.pp("group_norm"))?,
+                        Attention::with_bias(channels, 1, &attention)?,
+                    ))
+                })
+                .transpose()?,
+            second: ResnetBlock::new(&options, &vb.pp("resnets.1"))?,
+        })
+    }
+
+    fn forward(&self, x: &Tensor) -> candle_core::Result<Tensor> {
+        let mut x = self.first.forward(x, None)?;
+        if let Some((norm, attention)) = &self.attention {
+            let shape = x.shape().clone();
+            let y = norm.forward(&x)?.flatten_from(2)?.transpose(1, 2)?.contiguous()?;
+            let y = attention.forward(&y, &y)?.transpose(1, 2)?.reshape(shape)?;
+            x = (x + y)?;
+        }
+        self.second.forward(&x, None)
+    }
+}
+
+/// Epsilon of every norm of the autoencoder.
+const EPS: f64 = 1e-6;
+
+fn resnet(config: &VaeConfig, inputs: usize, outputs: usize) -> ResnetOptions {
+    let groups = config.norm_num_groups;
+    ResnetOptions { inputs, outputs, time_embedding: None, groups, eps: EPS }
+}

@@ -1,0 +1,128 @@
+//! TAESD: convolutions and ReLU only, <https://github.com/madebyollin/taesd>.
+
+use candle_core::Tensor;
+use candle_nn::VarBuilder;
+
+use super::TinyVaeConfig;
+use crate::Result;
+use crate::nn::{Conv2d, ConvOptions};
+
+type TensorResult = candle_core::Result<Tensor>;
+
+/// TAESD.
+#[derive(Clone, Debug)]
+pub struct AutoencoderTiny {
+    config: TinyVaeConfig,
+    encoder: Vec<Layer>,
+    decoder: Vec<Layer>,
+}
+
+#[derive(Clone, Debug)]
+enum Layer {
+    Conv(Conv2d),
+    Residual([Conv2d; 3]),
+    Relu,
+    Double,
+}
+
+impl Layer {
+    fn forward(&self, x: &Tensor) -> TensorResult {
+        match self {
+            Self::Conv(conv) => conv.forward(x),
+            Self::Residual([a, b, c]) => {
+                let y = b.forward(&a.forward(x)?.relu()?)?;
+                (c.forward(&y.relu()?)? + x)?.relu()
+            }
+            Self::Relu => x.relu(),
+            Self::Double => {
+                let (_, _, height, width) = x.dims4()?;
+                x.upsample_nearest2d(2 * height, 2 * width)
+            }
+        }
+    }
+}
+
+/// Builds a list of layers whose place in the list is their name.
+struct Sequence<'a> {
+    layers: Vec<Layer>,
+    vb: VarBuilder<'a>,
+}
+
+impl Sequence<'_> {
+    fn conv(&mut self, inputs: usize, outputs: usize, options: ConvOptions) -> Result<()> {
+        let conv = Conv2d::new(inputs, outputs, options, &self.vb.pp(self.layers.len()))?;
+        self.layers.push(Layer::Conv(conv));
+        Ok(())
+    }
+
+    fn residual(&mut self, width: usize) -> Result<()> {
+        let vb = self.vb.pp(self.layers.len()).pp("conv");
+        let conv = |i: usize| Conv2d::new(width, width, ConvOptions::SAME_3X3, &vb.pp(i));
+        let block = [conv(0)?, conv(2)?, conv(4)?];
+        self.layers.push(Layer::Residual(block));
+        Ok(())
+    }
+}
+
+impl AutoencoderTiny {
+    /// Reads both halves.
+    pub fn new(config: &TinyVaeConfig, vb: &VarBuilder) -> Result<Self> {
+        config.validate()?;
+        let same = ConvOptions::SAME_3X3;
+        let unbiased = ConvOptions { bias: false, ..same };
+
+        let mut encoder = Sequence { layers: vec![], vb: vb.pp("encoder.layers") };
+        let mut inputs = config.in_channels;
+        let stages = config.encoder_block_out_channels.iter().zip(&config.num_encoder_blocks);
+        for (i, (&width, &blocks)) in stages.enumerate() {
+            let options = if i == 0 { same } else { ConvOptions { stride: 2, ..unbiased } };
+            encoder.conv(inputs, width, options)?;
+            for _ in 0..blocks {
+                encoder.residual(width)?;
+            }
+            inputs = width;
+        }
+        encoder.conv(inputs, config.latent_channels, same)?;
+
+        let mut decoder = Sequence { layers: vec![], vb: vb.pp("decoder.layers") };
+        let widths = &config.decoder_block_out_channels;
+        decoder.conv(config.latent_channels, widths[0], same)?;
+        decoder.layers.push(Layer::Relu);
+        for (i, (&width, &blocks)) in widths.iter().zip(&config.num_decoder_blocks).enumerate() {
+            for _ in 0..blocks {
+                decoder.residual(width)?;
+            }
+            if i + 1 < widths.len() {
+                decoder.layers.push(Layer::Double);
+                decoder.conv(width, width, unbiased)?;
+            } else {
+                decoder.conv(width, config.out_channels, same)?;
+            }
+        }
+        Ok(Self { config: config.clone(), encoder: encoder.layers, decoder: decoder.layers })
+    }
+
+    /// Its configuration.
+    pub fn config(&self) -> &TinyVaeConfig {
+        &self.config
+    }
+
+    /// Pictures `(batch, 3, height, width)`, about `[-1, 1]`, of latents `(batch, 4, height', width')`.
+    pub fn decode(&self, z: &Tensor) -> Result<Tensor> {
+        let magnitude = self.config.latent_magnitude;
+        let mut x = ((z / magnitude)?.tanh()? * magnitude)?;
+        for layer in &self.decoder {
+            x = layer.forward(&x)?;
+        }
+        Ok(x.affine(2.0, -1.0)?)
+    }
+
+    /// Latents `(batch, 4, height', width')` of pictures `(batch, 3, height, width)` in `[-1, 1]`.
+    pub fn encode(&self, pictures: &Tensor) -> Result<Tensor> {
+        let mut x = pictures.affine(0.5, 0.5)?;
+        for layer in &self.encoder {
+            x = layer.forward(&x)?;
+        }
+        Ok(x)
+    }
+}

@@ -1,0 +1,73 @@
+//! Multi-head attention.
+
+use candle_core::{D, Result, Tensor};
+use candle_nn::VarBuilder;
+
+use super::Linear;
+use crate::kernels;
+
+/// Attention from tokens to themselves or to a context.
+#[derive(Clone, Debug)]
+pub struct Attention {
+    to_q: Linear,
+    to_k: Linear,
+    to_v: Linear,
+    to_out: Linear,
+    heads: usize,
+}
+
+impl Attention {
+    /// The form of transformer blocks: no biases but that of the output.
+    pub fn new(width: usize, context: usize, heads: usize, vb: &VarBuilder) -> Result<Self> {
+        check_heads(width, heads)?;
+        Ok(Self {
+            to_q: Linear::without_bias(width, width, &vb.pp("to_q"))?,
+            to_k: Linear::without_bias(context, width, &vb.pp("to_k"))?,
+            to_v: Linear::without_bias(context, width, &vb.pp("to_v"))?,
+            to_out: Linear::new(width, width, &vb.pp("to_out.0"))?,
+            heads,
+        })
+    }
+
+    /// The form of the VAE: biases everywhere.
+    pub fn with_bias(width: usize, heads: usize, vb: &VarBuilder) -> Result<Self> {
+        check_heads(width, heads)?;
+        Ok(Self {
+            to_q: Linear::new(width, width, &vb.pp("to_q"))?,
+            to_k: Linear::new(width, width, &vb.pp("to_k"))?,
+            to_v: Linear::new(width, width, &vb.pp("to_v"))?,
+            to_out: Linear::new(width, width, &vb.pp("to_out.0"))?,
+            heads,
+        })
+    }
+
+    /// `x` `(batch, tokens, width)` looks at `context` `(batch / n, tokens', context width)`.
+    ///
+    /// Where a context serves `n` consecutive entries of the batch (the frames of a clip), their queries are
+    /// simply more queries of one sequence: the keys are neither repeated nor computed twice.
+    ///
+    /// # Errors
+    ///
+    /// When the batch is not a multiple of the context's.
+    pub fn forward(&self, x: &Tensor, context: &Tensor) -> Result<Tensor> {
+        let (batch, tokens, width) = x.dims3()?;
+        let contexts = context.dim(0)?;
+        if contexts == 0 || batch % contexts != 0 {
+            candle_core::bail!("{batch} sequences do not divide over {contexts} contexts");
+        }
+        let dim = width / self.heads;
+        let split = |y: Tensor, tokens: usize| y.reshape((contexts, tokens, self.heads, dim));
+        let q = split(self.to_q.forward(x)?, batch / contexts * tokens)?;
+        let k = split(self.to_k.forward(context)?, context.dim(1)?)?;
+        let v = split(self.to_v.forward(context)?, context.dim(1)?)?;
+        let y = kernels::attention(&q, &k, &v, 1.0 / (dim as f64).sqrt())?;
+        self.to_out.forward(&y.flatten_from(D::Minus2)?.reshape((batch, tokens, width))?)
+    }
+}
+
+fn check_heads(width: usize, heads: usize) -> Result<()> {
+    if heads == 0 || width % heads != 0 {
+        candle_core::bail!("{width} channels do not divide into {heads} heads");
+    }
+    Ok(())
+}

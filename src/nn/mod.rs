@@ -1,0 +1,25 @@
+//! Layers: sizes in, weights from a [`candle_nn::VarBuilder`], `forward` out. They know no model.
+//!
+//! The names that a constructor asks for are those of diffusers.
+
+mod attention;
+mod conv;
+mod feed_forward;
+mod linear;
+mod norm;
+mod position;
+mod resample;
+mod resnet;
+mod timestep;
+mod transformer;
+
+pub use attention::Attention;
+pub use conv::{Conv2d, ConvOptions};
+pub use feed_forward::FeedForward;
+pub use linear::Linear;
+pub use norm::{GroupNorm, LayerNorm};
+pub use position::sinusoidal_positions;
+pub use resample::{Downsample, DownsamplePadding, Upsample};
+pub use resnet::{ResnetBlock, ResnetOptions};
+pub use timestep::{TimestepEmbedding, timestep_features};
+pub use transformer::{SpatialTransformer, TransformerOptions};

@@ -1,0 +1,64 @@
+//! Normalization with f32 statistics.
+
+use candle_core::{Module, Result, Tensor};
+use candle_nn::VarBuilder;
+
+use crate::kernels::{self, GroupNormOptions};
+
+/// Group normalization of images, alone or followed by SiLU.
+#[derive(Clone, Debug)]
+pub struct GroupNorm {
+    weight: Tensor,
+    bias: Tensor,
+    groups: usize,
+    eps: f64,
+}
+
+impl GroupNorm {
+    /// Reads `weight` and `bias`, `(channels)` each.
+    pub fn new(groups: usize, channels: usize, eps: f64, vb: &VarBuilder) -> Result<Self> {
+        Ok(Self {
+            weight: vb.get(channels, "weight")?,
+            bias: vb.get(channels, "bias")?,
+            groups,
+            eps,
+        })
+    }
+
+    /// Normalizes every image of `(batch, channels, height, width)` by itself.
+    pub fn forward(&self, x: &Tensor) -> Result<Tensor> {
+        self.run(x, 1, false)
+    }
+
+    /// [`forward`](Self::forward), then SiLU.
+    pub fn forward_silu(&self, x: &Tensor) -> Result<Tensor> {
+        self.run(x, 1, true)
+    }
+
+    /// Normalizes `(batch*frames, channels, height, width)` with statistics pooled over the frames of a clip.
+    pub fn forward_pooled(&self, x: &Tensor, frames: usize) -> Result<Tensor> {
+        self.run(x, frames, false)
+    }
+
+    fn run(&self, x: &Tensor, frames: usize, silu: bool) -> Result<Tensor> {
+        let options = GroupNormOptions { groups: self.groups, eps: self.eps, frames, silu };
+        kernels::group_norm(x, &self.weight, &self.bias, &options)
+    }
+}
+
+/// Layer normalization over the last dimension.
+#[derive(Clone, Debug)]
+pub struct LayerNorm(candle_nn::LayerNorm);
+
+impl LayerNorm {
+    /// Reads `weight` and `bias`, `(width)` each.
+    pub fn new(width: usize, eps: f64, vb: &VarBuilder) -> Result<Self> {
+        let (weight, bias) = (vb.get(width, "weight")?, vb.get(width, "bias")?);
+        Ok(Self(candle_nn::LayerNorm::new(weight, bias, eps)))
+    }
+
+    /// `(.., width)` to the same.
+    pub fn forward(&self, x: &Tensor) -> Result<Tensor> {
+        self.0.forward(&x.contiguous()?)
+    }
+}

@@ -1,0 +1,61 @@
+//! Halving and doubling the resolution.
+
+use candle_core::{Result, Tensor};
+use candle_nn::VarBuilder;
+
+use super::{Conv2d, ConvOptions};
+
+/// Where a [`Downsample`] puts its zeros.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum DownsamplePadding {
+    /// One on every side: the UNet.
+    Around,
+    /// One right and one below: the VAE's encoder.
+    RightBottom,
+}
+
+/// A 3×3 convolution with stride 2.
+#[derive(Clone, Debug)]
+pub struct Downsample {
+    conv: Conv2d,
+    padding: DownsamplePadding,
+}
+
+impl Downsample {
+    /// Reads `conv`.
+    pub fn new(channels: usize, padding: DownsamplePadding, vb: &VarBuilder) -> Result<Self> {
+        let around = usize::from(padding == DownsamplePadding::Around);
+        let options = ConvOptions { kernel: 3, padding: around, stride: 2, bias: true };
+        Ok(Self { conv: Conv2d::new(channels, channels, options, &vb.pp("conv"))?, padding })
+    }
+
+    /// `(batch, channels, height, width)` to `(batch, channels, height / 2, width / 2)`.
+    pub fn forward(&self, x: &Tensor) -> Result<Tensor> {
+        match self.padding {
+            DownsamplePadding::Around => self.conv.forward(x),
+            DownsamplePadding::RightBottom => {
+                self.conv.forward(&x.pad_with_zeros(2, 0, 1)?.pad_with_zeros(3, 0, 1)?)
+            }
+        }
+    }
+}
+
+/// Nearest neighbour, then a 3×3 convolution.
+#[derive(Clone, Debug)]
+pub struct Upsample {
+    conv: Conv2d,
+}
+
+impl Upsample {
+    /// Reads `conv`.
+    pub fn new(channels: usize, vb: &VarBuilder) -> Result<Self> {
+        Ok(Self { conv: Conv2d::new(channels, channels, ConvOptions::SAME_3X3, &vb.pp("conv"))? })
+    }
+
+    /// `(batch, channels, height, width)` to `(batch, channels, target height, target width)`.
+    ///
+    /// The target is twice the size, or that of the next skip connection where sizes were odd.
+    pub fn forward(&self, x: &Tensor, target: (usize, usize)) -> Result<Tensor> {
+        self.conv.forward(&x.upsample_nearest2d(target.0, target.1)?)
+    }
+}

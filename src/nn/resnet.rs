@@ -1,0 +1,68 @@
+//! The residual block of the UNet and the VAE.
+
+use candle_core::{Result, Tensor};
+use candle_nn::VarBuilder;
+
+use super::{Conv2d, ConvOptions, GroupNorm, Linear};
+
+/// The sizes of a [`ResnetBlock`].
+#[derive(Clone, Copy, Debug)]
+pub struct ResnetOptions {
+    /// Channels in.
+    pub inputs: usize,
+    /// Channels out.
+    pub outputs: usize,
+    /// Width of the time embedding; the VAE has none.
+    pub time_embedding: Option<usize>,
+    /// Groups of both norms.
+    pub groups: usize,
+    /// Epsilon of both norms.
+    pub eps: f64,
+}
+
+/// Norm, SiLU, convolution, the same again, and the input added.
+#[derive(Clone, Debug)]
+pub struct ResnetBlock {
+    norm1: GroupNorm,
+    conv1: Conv2d,
+    time_emb_proj: Option<Linear>,
+    norm2: GroupNorm,
+    conv2: Conv2d,
+    conv_shortcut: Option<Conv2d>,
+}
+
+impl ResnetBlock {
+    /// Reads `norm1`, `conv1`, `time_emb_proj`, `norm2`, `conv2` and, where the widths differ, `conv_shortcut`.
+    pub fn new(options: &ResnetOptions, vb: &VarBuilder) -> Result<Self> {
+        let ResnetOptions { inputs, outputs, time_embedding, groups, eps } = *options;
+        let same = ConvOptions::SAME_3X3;
+        Ok(Self {
+            norm1: GroupNorm::new(groups, inputs, eps, &vb.pp("norm1"))?,
+            conv1: Conv2d::new(inputs, outputs, same, &vb.pp("conv1"))?,
+            time_emb_proj: time_embedding
+                .map(|width| Linear::new(width, outputs, &vb.pp("time_emb_proj")))
+                .transpose()?,
+            norm2: GroupNorm::new(groups, outputs, eps, &vb.pp("norm2"))?,
+            conv2: Conv2d::new(outputs, outputs, same, &vb.pp("conv2"))?,
+            conv_shortcut: (inputs != outputs)
+                .then(|| Conv2d::new(inputs, outputs, ConvOptions::POINT, &vb.pp("conv_shortcut")))
+                .transpose()?,
+        })
+    }
+
+    /// `(batch, inputs, height, width)` to `(batch, outputs, height, width)`.
+    ///
+    /// `time` is the SiLU of the time embedding, `(1, width)`: the same for the whole batch.
+    pub fn forward(&self, x: &Tensor, time: Option<&Tensor>) -> Result<Tensor> {
+        let mut y = self.conv1.forward(&self.norm1.forward_silu(x)?)?;
+        if let (Some(proj), Some(time)) = (&self.time_emb_proj, time) {
+            let shift = proj.forward(time)?;
+            y = y.broadcast_add(&shift.reshape((1, shift.dim(1)?, 1, 1))?)?;
+        }
+        let y = self.conv2.forward(&self.norm2.forward_silu(&y)?)?;
+        match &self.conv_shortcut {
+            Some(shortcut) => shortcut.forward(x)? + y,
+            None => x + y,
+        }
+    }
+}

@@ -1,0 +1,117 @@
+//! The transformer over the pixels of an image.
+
+use candle_core::{Result, Tensor};
+use candle_nn::VarBuilder;
+
+use super::{Attention, Conv2d, ConvOptions, FeedForward, GroupNorm, LayerNorm, Linear};
+
+/// The sizes of a [`SpatialTransformer`].
+#[derive(Clone, Copy, Debug)]
+pub struct TransformerOptions {
+    /// Channels in and out.
+    pub channels: usize,
+    /// Attention heads.
+    pub heads: usize,
+    /// Width of the text context.
+    pub context: usize,
+    /// Blocks.
+    pub depth: usize,
+    /// Groups of the norm.
+    pub groups: usize,
+    /// Whether the projections are linear layers (Stable Diffusion 2) or 1×1 convolutions (1.5).
+    pub linear_projection: bool,
+}
+
+/// Norm, projection, blocks over the pixels, projection, and the input added.
+#[derive(Clone, Debug)]
+pub struct SpatialTransformer {
+    norm: GroupNorm,
+    proj_in: Projection,
+    blocks: Vec<Block>,
+    proj_out: Projection,
+}
+
+#[derive(Clone, Debug)]
+enum Projection {
+    Linear(Linear),
+    Conv(Conv2d),
+}
+
+impl Projection {
+    fn new(options: &TransformerOptions, vb: &VarBuilder) -> Result<Self> {
+        let channels = options.channels;
+        Ok(if options.linear_projection {
+            Self::Linear(Linear::new(channels, channels, vb)?)
+        } else {
+            Self::Conv(Conv2d::new(channels, channels, ConvOptions::POINT, vb)?)
+        })
+    }
+}
+
+/// Self attention, cross attention, feed-forward; each after a norm and added to its input.
+#[derive(Clone, Debug)]
+struct Block {
+    norm1: LayerNorm,
+    attn1: Attention,
+    norm2: LayerNorm,
+    attn2: Attention,
+    norm3: LayerNorm,
+    ff: FeedForward,
+}
+
+impl Block {
+    fn new(options: &TransformerOptions, vb: &VarBuilder) -> Result<Self> {
+        let TransformerOptions { channels, heads, context, .. } = *options;
+        let norm = |name: &str| LayerNorm::new(channels, 1e-5, &vb.pp(name));
+        Ok(Self {
+            norm1: norm("norm1")?,
+            attn1: Attention::new(channels, channels, heads, &vb.pp("attn1"))?,
+            norm2: norm("norm2")?,
+            attn2: Attention::new(channels, context, heads, &vb.pp("attn2"))?,
+            norm3: norm("norm3")?,
+            ff: FeedForward::new(channels, &vb.pp("ff"))?,
+        })
+    }
+
+    fn forward(&self, x: &Tensor, context: &Tensor) -> Result<Tensor> {
+        let y = self.norm1.forward(x)?;
+        let x = (self.attn1.forward(&y, &y)? + x)?;
+        let x = (self.attn2.forward(&self.norm2.forward(&x)?, context)? + &x)?;
+        self.ff.forward(&self.norm3.forward(&x)?)? + x
+    }
+}
+
+impl SpatialTransformer {
+    /// Reads `norm`, `proj_in`, `transformer_blocks.N` and `proj_out`.
+    pub fn new(options: &TransformerOptions, vb: &VarBuilder) -> Result<Self> {
+        let blocks = (0..options.depth)
+            .map(|i| Block::new(options, &vb.pp("transformer_blocks").pp(i)))
+            .collect::<Result<_>>()?;
+        Ok(Self {
+            norm: GroupNorm::new(options.groups, options.channels, 1e-6, &vb.pp("norm"))?,
+            proj_in: Projection::new(options, &vb.pp("proj_in"))?,
+            blocks,
+            proj_out: Projection::new(options, &vb.pp("proj_out"))?,
+        })
+    }
+
+    /// `(batch*frames, channels, height, width)` to the same; `context` is `(batch, tokens, dim)`.
+    pub fn forward(&self, x: &Tensor, context: &Tensor) -> Result<Tensor> {
+        let (images, channels, height, width) = x.dims4()?;
+        let to_tokens = |y: Tensor| y.flatten_from(2)?.transpose(1, 2)?.contiguous();
+        let to_image = |y: Tensor| y.transpose(1, 2)?.reshape((images, channels, height, width));
+        let y = self.norm.forward(x)?;
+        let mut y = match &self.proj_in {
+            Projection::Conv(conv) => to_tokens(conv.forward(&y)?)?,
+            Projection::Linear(linear) => linear.forward(&to_tokens(y)?)?,
+        }; // (batch*frames, height*width, channels)
+        for block in &self.blocks {
+            y = block.forward(&y, context)?;
+        }
+        let y = match &self.proj_out {
+            Projection::Conv(conv) => conv.forward(&to_image(y)?)?,
+            Projection::Linear(linear) => to_image(linear.forward(&y)?)?,
+        };
+        x + y
+    }
+}

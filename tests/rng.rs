@@ -51,13 +51,77 @@ fn latents_are_drawn_channels_first_and_given_frames_first() {
 }
 
 #[test]
-fn short_draws_keep_the_second_half_of_a_pair() {
-    // torch.manual_seed(0); torch.randn(5), as printed in many a tutorial.
-    let want = [1.5410, -0.2934, -2.1788, 0.5684, -1.0845];
-    assert_all_close(&wide(&Noise::new(RngKind::Cpu, 0).normal(5)), &want, 5e-5);
-    let mut noise = Noise::new(RngKind::Cpu, 0);
-    let singly: Vec<_> = (0..5).flat_map(|_| wide(&noise.normal(1))).collect();
-    assert_all_close(&singly, &want, 5e-5);
+fn draws_of_every_length_are_those_of_torch() {
+    let about = golden::json("rng/rng");
+    for (kind, file, tolerance) in [(RngKind::Cpu, "cpu", CPU), (RngKind::Cuda, "cuda", CUDA)] {
+        let want = golden::load(&format!("rng/{file}"));
+        for seed in about["seeds"].as_array().unwrap() {
+            let mut noise = Noise::new(kind, seed.as_u64().unwrap());
+            for (i, n) in about["draws"].as_array().unwrap().iter().enumerate() {
+                let drawn = noise.normal(n.as_u64().unwrap() as usize);
+                assert_all_close(&wide(&drawn), &want.values(&format!("{seed}.{i}")), tolerance);
+            }
+        }
+    }
+}
+
+#[test]
+fn a_spare_number_waits_while_longer_draws_pass() {
+    let about = golden::json("rng/rng");
+    let want = golden::load("rng/cpu");
+    let mut noise = Noise::new(RngKind::Cpu, about["small"]["seed"].as_u64().unwrap());
+    for (i, n) in about["small"]["draws"].as_array().unwrap().iter().enumerate() {
+        let drawn = noise.normal(n.as_u64().unwrap() as usize);
+        assert_all_close(&wide(&drawn), &want.values(&format!("small.{i}")), CPU);
+    }
+}
+
+#[test]
+fn the_end_of_a_long_draw_is_that_of_torch() {
+    let want = golden::load("rng/cpu");
+    let drawn = wide(&Noise::new(RngKind::Cpu, 7).normal(100_003));
+    assert_all_close(&drawn[100_003 - 48..], &want.values("large"), CPU);
+    assert_all_close(&[drawn.iter().sum()], &want.values("large.sum"), 1e-3);
+}
+
+#[test]
+fn a_small_gpu_uses_all_four_values_of_a_call() {
+    let want = golden::load("rng/cuda");
+    let mut noise = Noise::with_cuda_threads(42, 2 * 256);
+    for (i, n) in [1000, 3, 5000].into_iter().enumerate() {
+        assert_all_close(&wide(&noise.normal(n)), &want.values(&format!("capped.{i}")), CUDA);
+    }
+}
+
+#[test]
+fn the_cuda_generator_gives_what_people_saw_on_their_gpus() {
+    for case in golden::json("rng/rng")["published"].as_array().unwrap() {
+        let number = |key: &str| case[key].as_f64().unwrap();
+        let seed = case["seed"].as_u64().unwrap();
+        let mut noise = match case["max_blocks"].as_u64() {
+            Some(blocks) => Noise::with_cuda_threads(seed, 256 * blocks as usize),
+            None => Noise::new(RngKind::Cuda, seed),
+        };
+        let drawn: Vec<_> = case["draws"]
+            .as_array()
+            .unwrap()
+            .iter()
+            .map(|n| noise.normal(n.as_u64().unwrap() as usize))
+            .collect();
+        let seen = case["values"].as_array().unwrap();
+        assert!(seen.len() >= 3);
+        let (got, want): (Vec<_>, Vec<_>) = seen
+            .iter()
+            .map(|entry| {
+                let at = |i: usize| entry[i].as_u64().unwrap() as usize;
+                let value = f64::from(drawn[at(0)][at(1)]) * number("std") + number("mean");
+                (value, entry[2].as_f64().unwrap())
+            })
+            .unzip();
+        // Half of the last printed digit.
+        let tolerance = if number("digits") == 8.0 { CUDA } else { 5.2e-5 };
+        assert_all_close(&got, &want, tolerance);
+    }
 }
 
 #[test]
@@ -65,26 +129,6 @@ fn the_cpu_generator_uses_32_bits_of_the_seed() {
     let draw = |seed| Noise::new(RngKind::Cpu, seed).normal(16);
     assert_eq!(draw(5), draw((1 << 32) + 5));
     assert_ne!(draw(5), draw(6));
-}
-
-#[test]
-fn the_cuda_generator_gives_the_published_numbers() {
-    // torch.randn on CUDA with seed 0, from the docstring of AUTOMATIC1111's rng_philox.py.
-    let want = [
-        -0.924_662_59,
-        -0.425_344_15,
-        -2.643_845_7,
-        0.145_183_88,
-        -0.120_866_47,
-        -0.579_725_64,
-        -0.622_851_22,
-        -0.328_387_09,
-        -1.074_542_31,
-        -0.363_144_07,
-        -1.671_050_67,
-        2.265_504_97,
-    ];
-    assert_all_close(&wide(&Noise::new(RngKind::Cuda, 0).normal(12)), &want, CUDA);
 }
 
 #[test]

@@ -10,24 +10,24 @@ use crate::support::tiny::{self, MOTION, UNET, case, fold, unfold};
 /// Modules and single passes in f32, relative L2.
 const F32: f64 = 1e-5;
 
-fn pass(unet: &UNet, x: &Tensor, context: &Tensor, timestep: f64) -> Tensor {
+fn pass(unet: &UNet, x: &Tensor, context: &Tensor, motion_norm: MotionNorm) -> Tensor {
     let (batch, _, frames, ..) = x.dims5().unwrap();
-    let y = unet.forward(&fold(x), &UNetInput { timestep, frames, context }).unwrap();
+    let y = unet.forward(&fold(x), &UNetInput { timestep: 759.0, frames, context, motion_norm }).unwrap();
     unfold(&y, batch)
 }
 
 #[test]
 fn one_pass_equals_diffusers() {
     let case = case("unet");
-    let unet = tiny::unet(MotionNorm::Pooled, DType::F32);
-    assert_relative(&pass(&unet, &case["x"], &case["ctx"], 759.0), &case["y"], F32);
+    let unet = tiny::unet(DType::F32);
+    assert_relative(&pass(&unet, &case["x"], &case["ctx"], MotionNorm::Pooled), &case["y"], F32);
 }
 
 #[test]
 fn one_pass_with_norms_per_frame_equals_the_official_semantics() {
     let case = case("unet");
-    let unet = tiny::unet(MotionNorm::PerFrame, DType::F32);
-    let y = pass(&unet, &case["x"], &case["ctx"], 759.0);
+    let unet = tiny::unet(DType::F32);
+    let y = pass(&unet, &case["x"], &case["ctx"], MotionNorm::PerFrame);
     assert_relative_l2(&y, &case["y.per_frame_norm"], F32);
     assert!(relative_l2(&y, &case["y"]) > 0.01, "both norms give the same result");
 }
@@ -35,16 +35,16 @@ fn one_pass_with_norms_per_frame_equals_the_official_semantics() {
 #[test]
 fn two_clips_in_one_batch_do_not_mix() {
     let case = case("unet");
-    let unet = tiny::unet(MotionNorm::Pooled, DType::F32);
-    let y = pass(&unet, &case["batch.x"], &case["batch.ctx"], 759.0);
+    let unet = tiny::unet(DType::F32);
+    let y = pass(&unet, &case["batch.x"], &case["batch.ctx"], MotionNorm::Pooled);
     assert_relative_l2(&y, &case["batch.y"], F32);
 }
 
 #[test]
 fn sizes_that_do_not_halve_evenly_meet_the_skips() {
     let case = case("unet");
-    let unet = tiny::unet(MotionNorm::Pooled, DType::F32);
-    assert_relative(&pass(&unet, &case["odd.x"], &case["ctx"], 759.0), &case["odd.y"], F32);
+    let unet = tiny::unet(DType::F32);
+    assert_relative(&pass(&unet, &case["odd.x"], &case["ctx"], MotionNorm::Pooled), &case["odd.y"], F32);
 }
 
 #[test]
@@ -57,8 +57,8 @@ fn one_motion_module_equals_diffusers_with_both_norms() {
         (MotionNorm::PerFrame, "down0.motion0.per_frame_norm"),
     ] {
         let module =
-            MotionModule::new(&MotionConfig { norm, ..config.clone() }, 8, 4, &vb).unwrap();
-        assert_relative(&module.forward(&case["down0.attn0"], 6).unwrap(), &case[want], F32);
+            MotionModule::new(&config, 8, 4, &vb).unwrap();
+        assert_relative(&module.forward(&case["down0.attn0"], 6, norm).unwrap(), &case[want], F32);
     }
 }
 
@@ -67,9 +67,9 @@ fn half_precision_stays_within_its_measured_error() {
     let case = case("unet");
     // Measured on the CPU: 1.2e-3 and 9e-3; the tolerances leave a factor of two.
     for (dtype, tolerance) in [(DType::F16, 2.5e-3), (DType::BF16, 2e-2)] {
-        let unet = tiny::unet(MotionNorm::Pooled, dtype);
+        let unet = tiny::unet(dtype);
         let to = |x: &Tensor| x.to_dtype(dtype).unwrap();
-        let y = pass(&unet, &to(&case["x"]), &to(&case["ctx"]), 759.0);
+        let y = pass(&unet, &to(&case["x"]), &to(&case["ctx"]), MotionNorm::Pooled);
         assert_relative_l2(&y.to_dtype(DType::F32).unwrap(), &case["y"], tolerance);
     }
 }
@@ -99,7 +99,7 @@ fn without_motion_it_agrees_with_a_second_implementation() {
     .unwrap();
     let x = fold(&case["x"]).narrow(0, 0, 2).unwrap();
     let context = &case["ctx"];
-    let ours = ours.forward(&x, &UNetInput { timestep: 759.0, frames: 1, context }).unwrap();
+    let ours = ours.forward(&x, &UNetInput { timestep: 759.0, frames: 1, context, motion_norm: MotionNorm::Pooled }).unwrap();
     let repeated = context.repeat((2, 1, 1)).unwrap();
     let theirs = theirs.forward(&x, 759.0, &repeated).unwrap();
     // They use the tanh approximation of GELU: close, but not equal.
@@ -108,10 +108,10 @@ fn without_motion_it_agrees_with_a_second_implementation() {
 
 #[test]
 fn too_many_frames_are_refused_with_both_numbers() {
-    let unet = tiny::unet(MotionNorm::PerFrame, DType::F32);
+    let unet = tiny::unet(DType::F32);
     let x = Tensor::zeros((9, 4, 8, 8), DType::F32, &candle_core::Device::Cpu).unwrap();
     let context = &case("unet")["ctx"];
-    let error = unet.forward(&x, &UNetInput { timestep: 1.0, frames: 9, context }).unwrap_err();
+    let error = unet.forward(&x, &UNetInput { timestep: 1.0, frames: 9, context, motion_norm: MotionNorm::Pooled }).unwrap_err();
     assert_eq!(error.kind().exit_code(), 2);
     assert!(error.to_string().contains('9') && error.to_string().contains('8'), "{error}");
 }

@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 use std::path::PathBuf;
 
-use animatelcm::models::motion::{MotionConfig, MotionNorm};
+use animatelcm::models::motion::MotionConfig;
 use animatelcm::models::unet::{UNet, UNetConfig};
 use candle_core::{DType, Device, Tensor};
 use candle_nn::VarBuilder;
@@ -45,10 +45,10 @@ pub(crate) const UNET: &str = "tiny/model/unet/diffusion_pytorch_model.safetenso
 pub(crate) const MOTION: &str = "tiny/model/motion_adapter/diffusion_pytorch_model.safetensors";
 
 /// The tiny UNet with its motion modules.
-pub(crate) fn unet(norm: MotionNorm, dtype: DType) -> UNet {
+pub(crate) fn unet(dtype: DType) -> UNet {
     let motion: MotionConfig = config("tiny/model/motion_adapter/config.json");
     let config: UNetConfig = config("tiny/model/unet/config.json");
-    let config = config.with_motion(MotionConfig { norm, ..motion });
+    let config = config.with_motion(motion);
     UNet::new(&config, &vb(&[UNET, MOTION], dtype)).unwrap()
 }
 

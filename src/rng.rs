@@ -132,7 +132,8 @@ impl Noise {
             return Ok(tensor.to_dtype(DType::F32)?.to_device(device)?);
         }
         let drawn = self.normal(batch * frames * channels * height * width);
-        let drawn = Tensor::from_vec(drawn, (batch, channels, frames, height, width), &Device::Cpu)?;
+        let drawn =
+            Tensor::from_vec(drawn, (batch, channels, frames, height, width), &Device::Cpu)?;
         Ok(drawn.transpose(1, 2)?.contiguous()?.to_device(device)?) // (batch, frames, channels, height, width)
     }
 

@@ -29,8 +29,7 @@ impl Mersenne {
         let mut state = [seed; WORDS];
         for i in 1..WORDS {
             let before = state[i - 1];
-            state[i] =
-                (before ^ (before >> 30)).wrapping_mul(1_812_433_253).wrapping_add(i as u32);
+            state[i] = (before ^ (before >> 30)).wrapping_mul(1_812_433_253).wrapping_add(i as u32);
         }
         Self { state, used: WORDS, spare: None }
     }
@@ -92,7 +91,8 @@ impl Mersenne {
     /// Renews the whole state.
     fn twist(&mut self) {
         for i in 0..WORDS {
-            let joined = (self.state[i] & 0x8000_0000) | (self.state[(i + 1) % WORDS] & 0x7FFF_FFFF);
+            let joined =
+                (self.state[i] & 0x8000_0000) | (self.state[(i + 1) % WORDS] & 0x7FFF_FFFF);
             let odd = if joined & 1 == 1 { 0x9908_B0DF } else { 0 };
             self.state[i] = self.state[(i + SHIFT) % WORDS] ^ (joined >> 1) ^ odd;
         }

@@ -63,11 +63,16 @@ mod tests {
     #[test]
     fn the_boundary_is_that_of_the_reference() {
         // From diffusers' get_scalings_for_boundary_condition_discrete.
-        let expected = [(0.0, 1.0, 0.0), (4.0, 1.561e-4, 0.999_921_9), (9.0, 3.085e-5, 0.999_984_6)];
+        let expected = [
+            (0.0, 1.0, 0.0),
+            (4.0, 1.562_255_897_516e-4, 0.999_921_884_154),
+            (19.0, 6.925_159_798e-6, 0.999_996_537_414),
+            (999.0, 2.505_007_5e-9, 0.999_999_998_747),
+        ];
         for (timestep, skip, out) in expected {
             let (c_skip, c_out) = Lcm::default().boundary(timestep);
-            assert!((c_skip - skip).abs() < 1e-7, "c_skip at {timestep}: {c_skip}");
-            assert!((c_out - out).abs() < 1e-7, "c_out at {timestep}: {c_out}");
+            assert!((c_skip - skip).abs() < 1e-12, "c_skip at {timestep}: {c_skip}");
+            assert!((c_out - out).abs() < 1e-12, "c_out at {timestep}: {c_out}");
         }
     }
 }

@@ -106,21 +106,22 @@ impl SamplerKind {
         match self {
             Self::Lcm => {
                 if let Some(spacing) = settings.spacing {
-                    return Err(Error::request("spacing", format!("lcm has no `{spacing}` spacing"))
-                        .with_hint("leave it out; lcm takes its timesteps from --lcm-original-steps"));
+                    return Err(Error::request(
+                        "spacing",
+                        format!("lcm has no `{spacing}` spacing"),
+                    )
+                    .with_hint("leave it out; lcm takes its timesteps from --lcm-original-steps"));
                 }
                 let timesteps =
                     lcm_timesteps(schedule.train_steps(), lcm_original_steps, steps, strength)?;
-                Ok(Plan::through(levels(schedule, &timesteps)?, 1.0))
+                Ok(Plan::through(&levels(schedule, &timesteps)?, 1.0))
             }
-            Self::Ddim => {
-                ddim(schedule, spacing, settings)?.last_part(strength)
-            }
+            Self::Ddim => ddim(schedule, spacing, settings)?.last_part(strength),
             Self::Euler | Self::EulerAncestral => {
                 euler(schedule, spacing, steps)?.last_part(strength)
             }
             Self::Dpmpp2m => {
-                Plan::through(dpmpp_2m(schedule, spacing, steps)?, 1.0).last_part(strength)
+                Plan::through(&dpmpp_2m(schedule, spacing, steps)?, 1.0).last_part(strength)
             }
         }
     }
@@ -128,7 +129,7 @@ impl SamplerKind {
 
 impl Plan {
     /// From each level to the following one, and from the last to clean latents.
-    fn through(levels: Vec<NoiseLevel>, initial_scale: f64) -> Self {
+    fn through(levels: &[NoiseLevel], initial_scale: f64) -> Self {
         let following = levels.iter().skip(1).copied().chain([NoiseLevel::CLEAN]);
         let steps = levels.iter().zip(following).map(|(&at, next)| Step { at, next }).collect();
         Self { steps, initial_scale }
@@ -155,10 +156,13 @@ fn lcm_timesteps(
         let reason = if kept == original_steps {
             format!("lcm can take at most {original_steps} here, got {steps}")
         } else {
-            format!("lcm can take at most {kept} here ({strength} of {original_steps}), got {steps}")
+            format!(
+                "lcm can take at most {kept} here ({strength} of {original_steps}), got {steps}"
+            )
         };
-        return Err(Error::request("steps", reason)
-            .with_hint(format!("more need a higher --{field}")));
+        return Err(
+            Error::request("steps", reason).with_hint(format!("more need a higher --{field}"))
+        );
     }
     let stride = train_steps / original_steps;
     let gap = kept as f64 / steps as f64;
@@ -210,7 +214,7 @@ fn euler(schedule: &NoiseSchedule, spacing: Spacing, steps: usize) -> Result<Pla
         (Spacing::Leading { .. }, _) | (_, None) => 1.0,
         (_, Some(first)) => first.sigma,
     };
-    Ok(Plan::through(levels, initial_scale))
+    Ok(Plan::through(&levels, initial_scale))
 }
 
 /// DPM++ 2M counts the clean end as a point of its spacing and rounds its timesteps.
@@ -237,6 +241,13 @@ fn dpmpp_2m(schedule: &NoiseSchedule, spacing: Spacing, steps: usize) -> Result<
 
 /// The levels of training timesteps.
 fn levels(schedule: &NoiseSchedule, timesteps: &[usize]) -> Result<Vec<NoiseLevel>> {
+    let last = schedule.train_steps() - 1;
+    if let Some(beyond) = timesteps.iter().max().filter(|timestep| **timestep > last) {
+        let steps = timesteps.len();
+        let reason =
+            format!("{steps} of them would start at timestep {beyond}, the last one is {last}");
+        return Err(Error::request("steps", reason));
+    }
     timesteps.iter().map(|&timestep| schedule.level(timestep)).collect()
 }
 

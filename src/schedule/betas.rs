@@ -53,9 +53,9 @@ impl FromStr for BetaSchedule {
 pub(super) fn betas(kind: BetaSchedule, start: f64, end: f64, steps: usize) -> Vec<f32> {
     match kind {
         BetaSchedule::Linear => linspace(start as f32, end as f32, steps).collect(),
-        BetaSchedule::ScaledLinear => {
-            linspace(start.sqrt() as f32, end.sqrt() as f32, steps).map(|root| root * root).collect()
-        }
+        BetaSchedule::ScaledLinear => linspace(start.sqrt() as f32, end.sqrt() as f32, steps)
+            .map(|root| root * root)
+            .collect(),
         BetaSchedule::SquaredCos => (0..steps)
             .map(|step| {
                 let signal = |step: usize| {

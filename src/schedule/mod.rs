@@ -84,7 +84,8 @@ impl NoiseSchedule {
         if betas.is_empty() {
             return Err(Error::request("betas", "a schedule needs at least one training step"));
         }
-        if let Some((step, beta)) = betas.iter().enumerate().find(|(_, b)| !(**b > 0.0 && **b < 1.0))
+        if let Some((step, beta)) =
+            betas.iter().enumerate().find(|(_, b)| !(**b > 0.0 && **b < 1.0))
         {
             let reason = format!("beta {step} must lie between 0 and 1, got {beta}");
             return Err(Error::request("betas", reason));

@@ -60,8 +60,7 @@ impl FromStr for Spacing {
         if let Some(offset) = name.strip_prefix("leading:").and_then(|n| n.parse().ok()) {
             return Ok(Self::Leading { offset });
         }
-        let reason =
-            format!("`{name}` is none of `leading`, `trailing`, `linspace`, `karras`");
+        let reason = format!("`{name}` is none of `leading`, `trailing`, `linspace`, `karras`");
         Err(Error::request("spacing", reason))
     }
 }
@@ -84,7 +83,12 @@ impl TryFrom<String> for Spacing {
 ///
 /// The multiple is `train_steps` divided by `divisor`, which is `steps` or, for solvers that count
 /// the end as a step, one more; the largest multiples are taken.
-pub(crate) fn leading(train_steps: usize, divisor: usize, steps: usize, offset: usize) -> Vec<usize> {
+pub(crate) fn leading(
+    train_steps: usize,
+    divisor: usize,
+    steps: usize,
+    offset: usize,
+) -> Vec<usize> {
     let ratio = train_steps / divisor;
     (0..divisor).rev().take(steps).map(|i| i * ratio + offset).collect()
 }

@@ -23,6 +23,9 @@ use crate::{Error, Result};
 /// Marks the piece that ends a word.
 const WORD_END: &str = "</w>";
 
+/// The merges of OpenAI's CLIP; `assets/clip/LICENSE` is theirs.
+const CLIP_MERGES: &str = include_str!("../../assets/clip/merges.txt");
+
 /// A special token and how it is found in text.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Special {
@@ -133,6 +136,11 @@ pub struct Tokenizer {
 }
 
 impl Tokenizer {
+    /// CLIP's own tokenizer, whose merges are part of the program.
+    pub fn clip() -> Result<Self> {
+        Self::from_merges(CLIP_MERGES, &Settings::default())
+    }
+
     /// Reads the `tokenizer` folder of a diffusers model: `tokenizer.json`, or `vocab.json` and
     /// `merges.txt`.
     pub fn open(folder: &Path) -> Result<Self> {
@@ -322,7 +330,8 @@ impl<'a> Source<'a> {
         let blame = |reason: String| Error::format(self.path, reason);
         let failed = |error: tokenizers::Error| Error::format(self.path, error.to_string());
         if settings.max_length < 2 {
-            let reason = format!("the longest sequence must have 2 tokens, got {}", settings.max_length);
+            let reason =
+                format!("the longest sequence must have 2 tokens, got {}", settings.max_length);
             return Err(blame(reason));
         }
         if let Some(piece) = self.merges.iter().find_map(|(a, b)| {
@@ -367,7 +376,8 @@ impl<'a> Source<'a> {
 
 /// Composed form, single spaces, lower case.
 fn normalizer() -> tokenizers::Result<NormalizerWrapper> {
-    let spaces = Replace::new(tokenizers::normalizers::replace::ReplacePattern::Regex(r"\s+".into()), " ")?;
+    let spaces =
+        Replace::new(tokenizers::normalizers::replace::ReplacePattern::Regex(r"\s+".into()), " ")?;
     Ok(Normalizers::new(vec![NFC.into(), spaces.into(), Lowercase.into()]).into())
 }
 

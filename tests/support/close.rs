@@ -2,64 +2,75 @@
 
 use candle_core::{DType, Tensor};
 
-/// Fails when a value of `got` is further than `tolerance` from that of `want`.
+/// Fails when a value of `got` is further than `tolerance` from that of `want`, or not a number.
 ///
 /// The message has the largest difference, where it is, and the first five pairs.
 #[track_caller]
-pub fn assert_close(got: &Tensor, want: &Tensor, tolerance: f64) {
+pub(crate) fn assert_close(got: &Tensor, want: &Tensor, tolerance: f64) {
     assert_eq!(got.dims(), want.dims(), "shapes differ");
-    let place = |i| format!("at {:?} of {:?}", position(i, got.dims()), got.dims());
-    compare(&values(got), &values(want), tolerance, place);
+    let worst = Worst::of(&values(got), &values(want));
+    assert!(worst.difference <= tolerance, "beyond {tolerance:e}: {}", worst.report(got.dims()));
 }
 
 /// As [`assert_close`], for slices.
 #[track_caller]
-pub fn assert_all_close(got: &[f64], want: &[f64], tolerance: f64) {
+pub(crate) fn assert_all_close(got: &[f64], want: &[f64], tolerance: f64) {
     assert_eq!(got.len(), want.len(), "lengths differ");
-    compare(got, want, tolerance, |i| format!("at {i} of {}", got.len()));
+    let worst = Worst::of(got, want);
+    assert!(worst.difference <= tolerance, "beyond {tolerance:e}: {}", worst.report(&[got.len()]));
+}
+
+/// Fails when [`relative_l2`] is beyond `tolerance`, or not a number.
+#[track_caller]
+pub(crate) fn assert_relative(got: &Tensor, want: &Tensor, tolerance: f64) {
+    let error = relative_l2(got, want);
+    assert!(
+        error <= tolerance,
+        "relative L2 error {error:e} is beyond {tolerance:e}; {}",
+        Worst::of(&values(got), &values(want)).report(got.dims())
+    );
 }
 
 /// `|got - want| / |want|` in the L2 norm.
 #[track_caller]
-pub fn relative_l2(got: &Tensor, want: &Tensor) -> f64 {
+pub(crate) fn relative_l2(got: &Tensor, want: &Tensor) -> f64 {
     assert_eq!(got.dims(), want.dims(), "shapes differ");
     let (got, want) = (values(got), values(want));
     let norm = |values: &mut dyn Iterator<Item = f64>| values.map(|v| v * v).sum::<f64>().sqrt();
     let difference = norm(&mut got.iter().zip(&want).map(|(g, w)| g - w));
-    difference / norm(&mut want.iter().copied())
+    if difference == 0.0 { 0.0 } else { difference / norm(&mut want.iter().copied()) }
 }
 
-/// Fails when [`relative_l2`] is beyond `tolerance`, which it also is for NaN.
-#[track_caller]
-pub fn assert_relative(got: &Tensor, want: &Tensor, tolerance: f64) {
-    let error = relative_l2(got, want);
-    if error <= tolerance {
-        return;
+/// The largest difference of two lists.
+struct Worst {
+    difference: f64,
+    index: usize,
+    pairs: Vec<(f64, f64)>,
+}
+
+impl Worst {
+    /// Finds it; what is not a number differs infinitely, unless both are the same infinity.
+    fn of(got: &[f64], want: &[f64]) -> Self {
+        let pairs: Vec<_> = got.iter().copied().zip(want.iter().copied()).collect();
+        let (index, difference) = pairs
+            .iter()
+            .map(|(g, w)| if g == w { 0.0 } else { (g - w).abs() })
+            .map(|difference| if difference.is_nan() { f64::INFINITY } else { difference })
+            .enumerate()
+            .max_by(|(_, a), (_, b)| a.total_cmp(b))
+            .unwrap_or((0, 0.0));
+        Self { difference, index, pairs }
     }
-    eprintln!("relative L2 error {error:e} is beyond {tolerance:e}");
-    assert_close(got, want, 0.0);
-    panic!("relative L2 error {error:e} is beyond {tolerance:e}");
-}
 
-#[track_caller]
-fn compare(got: &[f64], want: &[f64], tolerance: f64, place: impl Fn(usize) -> String) {
-    // NaN is as far as anything can be.
-    let distance = |i: usize| Some((got[i] - want[i]).abs()).filter(|d| !d.is_nan());
-    let worst = (0..got.len())
-        .max_by(|a, b| {
-            let key = |i: usize| distance(i).unwrap_or(f64::INFINITY);
-            key(*a).total_cmp(&key(*b))
-        })
-        .filter(|i| distance(*i).is_none_or(|d| d > tolerance));
-    if let Some(worst) = worst {
-        let pairs: Vec<_> = got.iter().zip(want).take(5).collect();
-        panic!(
-            "largest difference {:e} {} is beyond {tolerance:e}: got {}, want {}\nfirst (got, want): {pairs:?}",
-            (got[worst] - want[worst]).abs(),
-            place(worst),
-            got[worst],
-            want[worst],
-        );
+    fn report(&self, dims: &[usize]) -> String {
+        let Self { difference, index, pairs } = self;
+        let (got, want) = pairs[*index];
+        format!(
+            "largest difference {difference:e} at {:?} of {dims:?}: got {got}, want {want}\n\
+             first (got, want): {:?}",
+            position(*index, dims),
+            &pairs[..pairs.len().min(5)]
+        )
     }
 }
 
@@ -68,21 +79,16 @@ fn values(x: &Tensor) -> Vec<f64> {
 }
 
 fn position(mut index: usize, dims: &[usize]) -> Vec<usize> {
-    let mut position: Vec<_> = dims
-        .iter()
-        .rev()
-        .map(|&dim| {
-            let here = index % dim;
-            index /= dim;
-            here
-        })
-        .collect();
-    position.reverse();
+    let mut position = Vec::new();
+    for dim in dims.iter().rev() {
+        position.insert(0, index % dim);
+        index /= dim;
+    }
     position
 }
 
 #[test]
-#[should_panic(expected = "largest difference 2e0 at [1, 0] of [2, 2]")]
+#[should_panic(expected = "largest difference 2e0 at [1, 0] of [2, 2]: got 3, want 5")]
 fn the_largest_difference_is_named() {
     let device = candle_core::Device::Cpu;
     let got = Tensor::new(&[[1.0, 2.0], [3.0, 4.5]], &device).unwrap();
@@ -91,7 +97,7 @@ fn the_largest_difference_is_named() {
 }
 
 #[test]
-#[should_panic(expected = "largest difference NaN")]
-fn nan_is_never_close() {
+#[should_panic(expected = "largest difference inf at [1] of [2]: got NaN, want 2")]
+fn what_is_not_a_number_is_never_close() {
     assert_all_close(&[1.0, f64::NAN], &[1.0, 2.0], 1e9);
 }

@@ -18,6 +18,7 @@
 
 pub mod error;
 pub mod media;
+pub mod output;
 
 #[cfg(feature = "cli")]
 pub mod cli;

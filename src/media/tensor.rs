@@ -23,7 +23,8 @@ pub fn to_rgb(frame: &Tensor) -> Result<RgbImage> {
     let mut pixels = Vec::with_capacity(3 * area);
     for i in 0..area {
         for plane in 0..3 {
-            pixels.push((planes[plane * area + i] * 255.0).clamp(0.0, 255.0).round_ties_even() as u8);
+            pixels
+                .push((planes[plane * area + i] * 255.0).clamp(0.0, 255.0).round_ties_even() as u8);
         }
     }
     RgbImage::from_raw(width as u32, height as u32, pixels)

@@ -16,16 +16,21 @@
 //! 0  error
 //! ```
 
+pub mod adapters;
 pub mod device;
 pub mod error;
+pub mod hub;
 pub mod kernels;
 pub mod media;
 pub mod models;
 pub mod nn;
+pub mod output;
+pub mod pipeline;
 pub mod rng;
 pub mod sampler;
 pub mod schedule;
 pub mod text;
+pub mod weights;
 
 #[cfg(feature = "cli")]
 pub mod cli;

@@ -13,3 +13,6 @@ mod support;
 mod tokenizer;
 mod unet;
 mod vae;
+
+/// Encoders: what is written is read again by other people's decoders.
+mod output;

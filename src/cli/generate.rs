@@ -14,9 +14,9 @@ use super::args::{GenerateArgs, ModelFlags, OutputFlags, Reporting};
 use super::progress::Progress;
 use super::resolve::{self, Names};
 use super::{print, to_json};
-use crate::device::{self, Precision};
+use crate::device::Precision;
 use crate::media::{FrameSink, RgbImage};
-use crate::output::{self, ClipInfo, Existing, Format, Metadata};
+use crate::output::{self, ClipInfo, Existing, Metadata};
 use crate::pipeline::load::Models;
 use crate::pipeline::request::{FileRecord, Job, Program, Request, Spec};
 use crate::pipeline::{Pipeline, Prepared, Residency, Tensors};
@@ -77,10 +77,8 @@ pub(super) fn make(
     let models = Models::open(&files)?;
     let sources = models.sources();
     let mut progress = Progress::new(reporting, interrupted);
-    if reporting.verbose {
-        for line in models.summary() {
-            progress.note(&line);
-        }
+    for adapter in models.adapters() {
+        progress.detail(adapter);
     }
     let mut pipeline = Pipeline::new(models, device, precision, Residency::OneAtATime);
     let prepared = pipeline.prepare(&job.request)?;
@@ -95,7 +93,7 @@ pub(super) fn make(
     let device = pipeline.device().clone();
     progress.note(&describe(&job, &prepared, &device, precision));
     // Files of gigabytes are hashed while the network runs; the result is needed at the first frame.
-    let hashes = Hashes::start(sources, &job);
+    let mut hashes = Hashes::start(sources);
     job.program = Some(program(&device));
     let request = job.request.clone();
     let mut sink = Lazy {
@@ -151,7 +149,8 @@ fn done(steps: &[Duration], seconds: f64) -> String {
 fn job(args: &GenerateArgs, names: &Names) -> Result<Job> {
     let mut job = match &args.request {
         Some(path) => {
-            let text = std::fs::read_to_string(path).map_err(|e| unreadable("request", path, &e))?;
+            let text =
+                std::fs::read_to_string(path).map_err(|e| unreadable("request", path, &e))?;
             let mut job = Job::from_json(&text)?;
             // A clip's own metadata may be used as a request: then hashes are not a demand.
             job.weights.clear();
@@ -235,8 +234,8 @@ fn request(args: &GenerateArgs, request: &mut Request) -> Result<()> {
 /// Good enough to be different every time; small enough to be typed again.
 fn random_seed() -> u64 {
     let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-    let mixed = (now.as_nanos() as u64 ^ u64::from(std::process::id()))
-        .wrapping_mul(0x9e37_79b9_7f4a_7c15);
+    let mixed =
+        (now.as_nanos() as u64 ^ u64::from(std::process::id())).wrapping_mul(0x9e37_79b9_7f4a_7c15);
     mixed >> 32
 }
 
@@ -380,9 +379,7 @@ impl<F: FnMut() -> Result<Box<dyn FrameSink + Send>>> FrameSink for Lazy<F> {
 struct Hashes(Option<JoinHandle<Result<Vec<FileRecord>>>>);
 
 impl Hashes {
-    fn start(sources: Vec<Source>, job: &Job) -> Self {
-        let tensors = job.tensors_in.as_ref().map(|record| Source::from(record.file.clone()));
-        let _ = tensors;
+    fn start(sources: Vec<Source>) -> Self {
         Self(Some(std::thread::spawn(move || {
             sources
                 .iter()
@@ -490,11 +487,3 @@ fn write_tensors(path: &Path, tensors: &BTreeMap<String, Tensor>) -> Result<()> 
     draft.persist(path).map_err(|e| Error::file(path)(e.error))?;
     Ok(())
 }
-
-#[allow(dead_code)]
-fn available(device: &Device) -> Option<u64> {
-    device::available_memory(device)
-}
-
-#[allow(dead_code)]
-const _: fn(&Format) -> &'static str = |format| format.name();

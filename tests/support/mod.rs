@@ -2,4 +2,5 @@
 
 pub(crate) mod close;
 pub(crate) mod golden;
+pub(crate) mod program;
 pub(crate) mod tiny;

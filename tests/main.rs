@@ -6,6 +6,7 @@
 mod architecture;
 mod clip;
 mod kernels;
+mod pipeline;
 mod rng;
 mod sampler;
 mod schedule;

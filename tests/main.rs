@@ -2,5 +2,4 @@
 
 mod support;
 
-/// Encoders: what is written is read again by other people's decoders.
 mod output;

@@ -277,7 +277,6 @@ fn webp<R: Read + Seek>(walk: &mut Walk<R>) -> io::Result<Metadata> {
 const XMP_FIELDS: [&str; 2] = ["animatelcm:request", "animatelcm:parameters"];
 
 /// An XMP packet with both texts.
-#[cfg_attr(not(feature = "webp"), allow(dead_code))]
 pub(super) fn to_xmp(metadata: &Metadata) -> Vec<u8> {
     let mut fields = String::new();
     for (name, text) in XMP_FIELDS.iter().zip([&metadata.request_json, &metadata.parameters]) {
@@ -310,7 +309,6 @@ fn from_xmp(packet: &str) -> io::Result<Metadata> {
     Ok(Metadata { request_json: field(request)?, parameters: field(parameters)? })
 }
 
-#[cfg_attr(not(feature = "webp"), allow(dead_code))]
 fn escape(text: &str) -> String {
     let mut escaped = String::with_capacity(text.len());
     for c in text.chars() {

@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 
 use tempfile::{NamedTempFile, TempDir};
 
-use super::{Existing, Format, file_error};
+use super::{Existing, Format, file_error, without_path};
 use crate::{Error, Result};
 
 /// A file name with the frame's number in it, such as `name_%03d.png`.
@@ -174,6 +174,7 @@ impl Target {
         match temporary_file(&self.folder) {
             Ok(_) => Ok(()),
             Err(source) => {
+                let source = without_path(source);
                 let reason = format!("cannot write to `{}`: {source}", self.folder.display());
                 Err(Error::request("output", reason))
             }
@@ -201,7 +202,6 @@ impl Target {
     }
 
     /// A new folder beside the series.
-    #[cfg_attr(not(feature = "png"), allow(dead_code))]
     pub(super) fn draft_series(self) -> Result<DraftSeries> {
         let Self { path, folder, place, existing } = self;
         let Place::Series(pattern) = place else {
@@ -330,7 +330,6 @@ pub(super) struct DraftSeries {
     existing: Existing,
 }
 
-#[cfg_attr(not(feature = "png"), allow(dead_code))]
 impl DraftSeries {
     /// Where a frame is written for now.
     pub(super) fn draft(&self, index: usize) -> PathBuf {

@@ -318,17 +318,8 @@ fn file_error(path: &Path, source: io::Error) -> Error {
         source.kind(),
         io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded | io::ErrorKind::FileTooLarge
     );
-    let error = Error::file(path)(without_path(source));
+    let error = Error::file(path)(source);
     if is_full { error.with_hint("free some space or choose another folder") } else { error }
-}
-
-/// An error without the name of the temporary file, which `tempfile` adds and nobody asked about.
-fn without_path(error: io::Error) -> io::Error {
-    let inner = error.get_ref().and_then(|outer| outer.source());
-    match inner.and_then(|inner| inner.downcast_ref()).and_then(io::Error::raw_os_error) {
-        Some(code) => io::Error::from_raw_os_error(code),
-        None => error,
-    }
 }
 
 #[cfg(test)]

@@ -15,5 +15,4 @@ mod tokenizer;
 mod unet;
 mod vae;
 
-/// Encoders: what is written is read again by other people's decoders.
 mod output;

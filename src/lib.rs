@@ -21,5 +21,7 @@ pub mod media;
 
 #[cfg(feature = "cli")]
 pub mod cli;
+#[cfg(feature = "hub")]
+pub mod hub;
 
 pub use error::{Error, ErrorKind, Result};

@@ -1,1 +1,4 @@
 //! What the tests share.
+
+#[cfg(feature = "hub")]
+pub(crate) mod hub_server;

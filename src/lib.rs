@@ -34,5 +34,7 @@ pub mod weights;
 
 #[cfg(feature = "cli")]
 pub mod cli;
+#[cfg(feature = "hub")]
+pub mod hub;
 
 pub use error::{Error, ErrorKind, Result};

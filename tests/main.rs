@@ -3,13 +3,8 @@
 // Clippy takes functions that tests share for ordinary code.
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
-mod architecture;
-mod clip;
-mod kernels;
-mod pipeline;
-mod rng;
-mod sampler;
-mod schedule;
+#[cfg(feature = "hub")]
+mod hub;
 mod support;
 mod tokenizer;
 mod unet;

@@ -441,6 +441,8 @@ fn requests_that_the_model_cannot_meet_are_refused_before_anything_is_loaded() {
     refused(Request { frames: 9, ..tiny_request() }, 2, "at most 8");
     refused(Request { width: Some(62), ..tiny_request() }, 2, "try 60 or 64");
     refused(Request { steps: 101, ..tiny_request() }, 2, "steps");
-    let big = Some(8192);
-    refused(Request { width: big, height: big, ..tiny_request() }, 4, "--frames");
+    let memory = pipeline.prepare(&tiny_request()).unwrap().memory;
+    let error = memory.choose(Some(memory.weights + 1)).unwrap_err();
+    assert_eq!(error.kind().exit_code(), 4);
+    assert!(error.hint().unwrap().contains("--frames"));
 }

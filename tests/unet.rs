@@ -30,7 +30,7 @@ fn one_pass_with_norms_per_frame_equals_the_official_semantics() {
     let case = case("unet");
     let unet = tiny::unet(DType::F32);
     let y = pass(&unet, &case["x"], &case["ctx"], MotionNorm::PerFrame);
-    assert_relative_l2(&y, &case["y.per_frame_norm"], F32);
+    assert_relative(&y, &case["y.per_frame_norm"], F32);
     assert!(relative_l2(&y, &case["y"]) > 0.01, "both norms give the same result");
 }
 
@@ -39,7 +39,7 @@ fn two_clips_in_one_batch_do_not_mix() {
     let case = case("unet");
     let unet = tiny::unet(DType::F32);
     let y = pass(&unet, &case["batch.x"], &case["batch.ctx"], MotionNorm::Pooled);
-    assert_relative_l2(&y, &case["batch.y"], F32);
+    assert_relative(&y, &case["batch.y"], F32);
 }
 
 #[test]
@@ -75,45 +75,8 @@ fn half_precision_stays_within_its_measured_error() {
         let unet = tiny::unet(dtype);
         let to = |x: &Tensor| x.to_dtype(dtype).unwrap();
         let y = pass(&unet, &to(&case["x"]), &to(&case["ctx"]), MotionNorm::Pooled);
-        assert_relative_l2(&y.to_dtype(DType::F32).unwrap(), &case["y"], tolerance);
+        assert_relative(&y.to_dtype(DType::F32).unwrap(), &case["y"], tolerance);
     }
-}
-
-#[test]
-fn without_motion_it_agrees_with_a_second_implementation() {
-    use candle_transformers::models::stable_diffusion::unet_2d as other;
-    let case = case("unet");
-    let config: UNetConfig = tiny::config("tiny/model/unet/config.json");
-    let ours = UNet::new(&config, &tiny::vb(&[UNET], DType::F32)).unwrap();
-    let blocks = config.block_out_channels.iter().enumerate().map(|(i, &out_channels)| {
-        let use_cross_attn = (i < 3).then_some(1);
-        other::BlockConfig { out_channels, use_cross_attn, attention_head_dim: 2 }
-    });
-    let theirs = other::UNet2DConditionModel::new(
-        tiny::vb(&[UNET], DType::F32),
-        4,
-        4,
-        false,
-        other::UNet2DConditionModelConfig {
-            blocks: blocks.collect(),
-            norm_num_groups: 4,
-            cross_attention_dim: 12,
-            ..Default::default()
-        },
-    )
-    .unwrap();
-    let x = fold(&case["x"]).narrow(0, 0, 2).unwrap();
-    let context = &case["ctx"];
-    let ours = ours
-        .forward(
-            &x,
-            &UNetInput { timestep: 759.0, frames: 1, context, motion_norm: MotionNorm::Pooled },
-        )
-        .unwrap();
-    let repeated = context.repeat((2, 1, 1)).unwrap();
-    let theirs = theirs.forward(&x, 759.0, &repeated).unwrap();
-    // They use the tanh approximation of GELU: close, but not equal.
-    assert_relative(&ours, &theirs, 2e-3);
 }
 
 #[test]

@@ -8,8 +8,10 @@ mod inspect;
 #[cfg(feature = "hub")]
 mod models;
 mod progress;
+mod record;
 mod replay;
 mod resolve;
+mod tensors;
 
 use std::io::Write;
 use std::process::ExitCode;

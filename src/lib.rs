@@ -16,12 +16,14 @@
 //! 0  error
 //! ```
 
+pub mod adapters;
 pub mod device;
 pub mod error;
 pub mod kernels;
 pub mod media;
 pub mod models;
 pub mod nn;
+pub mod weights;
 
 #[cfg(feature = "cli")]
 pub mod cli;

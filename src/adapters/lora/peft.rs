@@ -1,0 +1,103 @@
+//! What PEFT says about a LoRA outside of its tensors: alpha, and how it divides.
+
+use std::collections::BTreeMap;
+
+use serde::Deserialize;
+use serde_json::Value;
+
+use crate::weights::{Archive, Source};
+use crate::{Error, Result};
+
+/// The key under which diffusers puts PEFT's configuration into a safetensors header.
+const HEADER_KEY: &str = "lora_adapter_metadata";
+
+/// PEFT's configuration of each part of the model (`unet`, `text_encoder`, or `""` for a lone one).
+#[derive(Debug, Default)]
+pub(super) struct PeftConfig {
+    parts: BTreeMap<String, Part>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(default)]
+struct Part {
+    lora_alpha: Option<f64>,
+    alpha_pattern: Option<BTreeMap<String, f64>>,
+    use_rslora: Option<bool>,
+}
+
+impl PeftConfig {
+    /// Looks in the file's header and, for PEFT's own folders, beside the file.
+    pub(super) fn find(archive: &Archive) -> Result<Option<Self>> {
+        if let Some(text) = archive.metadata().get(HEADER_KEY) {
+            let fault = |e| Error::format(archive.path(), format!("its {HEADER_KEY} is damaged: {e}"));
+            return serde_json::from_str(text).map_err(fault).and_then(|flat| {
+                Self::from_flat(flat).map_err(fault).map(Some)
+            });
+        }
+        let Source::File(path) = archive.source() else { return Ok(None) };
+        let beside = path.with_file_name("adapter_config.json");
+        let is_peft = path
+            .file_stem()
+            .and_then(|stem| stem.to_str())
+            .is_some_and(|stem| stem == "adapter_model");
+        if !is_peft || !beside.is_file() {
+            return Ok(None);
+        }
+        let text = std::fs::read(&beside).map_err(Error::file(&beside))?;
+        let part = serde_json::from_slice(&text)
+            .map_err(|e| Error::format(&beside, format!("cannot be read: {e}")))?;
+        Ok(Some(Self { parts: BTreeMap::from([(String::new(), part)]) }))
+    }
+
+    /// diffusers flattens its parts: `unet.lora_alpha`, `text_encoder.lora_alpha`.
+    fn from_flat(flat: BTreeMap<String, Value>) -> serde_json::Result<Self> {
+        let mut nested: BTreeMap<String, serde_json::Map<String, Value>> = BTreeMap::new();
+        for (key, value) in flat {
+            let (part, field) = key.split_once('.').unwrap_or(("", &key));
+            nested.entry(part.to_owned()).or_default().insert(field.to_owned(), value);
+        }
+        let parts = nested
+            .into_iter()
+            .map(|(part, fields)| Ok((part, serde_json::from_value(Value::Object(fields))?)))
+            .collect::<serde_json::Result<_>>()?;
+        Ok(Self { parts })
+    }
+
+    /// The alpha of a module, and whether it is divided by the root of the rank.
+    pub(super) fn alpha(&self, module: &str) -> (Option<f64>, bool) {
+        let (head, tail) = module.split_once('.').unwrap_or(("", module));
+        let (part, name) = match self.parts.get(head) {
+            Some(part) => (part, tail),
+            None => match self.parts.get("") {
+                Some(part) => (part, module),
+                None => return (None, false),
+            },
+        };
+        // PEFT's patterns match whole names or their dotted tails.
+        let pattern = part.alpha_pattern.iter().flatten().find(|(pattern, _)| {
+            name.strip_suffix(pattern.as_str()).is_some_and(|rest| rest.is_empty() || rest.ends_with('.'))
+        });
+        let alpha = pattern.map(|(_, alpha)| *alpha).or(part.lora_alpha);
+        (alpha, part.use_rslora.unwrap_or(false))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn alphas_are_found_by_part_and_by_pattern() {
+        let flat = serde_json::json!({
+            "unet.r": 4, "unet.lora_alpha": 8, "unet.alpha_pattern": {"attn1.to_q": 2},
+            "unet.target_modules": ["to_q"],
+            "text_encoder.lora_alpha": 3, "text_encoder.use_rslora": true,
+        });
+        let config = PeftConfig::from_flat(serde_json::from_value(flat).unwrap()).unwrap();
+        assert_eq!(config.alpha("unet.mid_block.attn1.to_k"), (Some(8.0), false));
+        assert_eq!(config.alpha("unet.mid_block.attn1.to_q"), (Some(2.0), false));
+        assert_eq!(config.alpha("unet.mid_block.xattn1.to_q"), (Some(8.0), false));
+        assert_eq!(config.alpha("text_encoder.q_proj"), (Some(3.0), true));
+        assert_eq!(config.alpha("vae.conv_in"), (None, false));
+    }
+}

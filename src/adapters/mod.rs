@@ -1,0 +1,3 @@
+//! What is added to a model: LoRA.
+
+pub mod lora;

@@ -1,0 +1,175 @@
+//! The weight source of candle's `VarBuilder`: looks up, patches, converts, and takes notes.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fmt;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use candle_core::{DType, Device, Shape, Tensor};
+use candle_nn::Init;
+use candle_nn::var_builder::SimpleBackend;
+
+use super::Located;
+use super::format::{Archive, quoted};
+use super::patch::PatchEntry;
+use crate::{Error, Result};
+
+/// What a constructor asked for and what came of it.
+#[derive(Debug, Default)]
+pub(super) struct Record {
+    pub(super) used: BTreeSet<String>,
+    pub(super) bytes: u64,
+    pub(super) missing: BTreeSet<String>,
+    /// Name, stored shape, wanted shape.
+    pub(super) misshapen: BTreeMap<String, (Vec<usize>, Vec<usize>)>,
+    /// How many weights each patch changed.
+    pub(super) patched: Vec<usize>,
+    /// The first failure that is not a matter of names and shapes.
+    pub(super) failure: Option<Error>,
+}
+
+impl Record {
+    /// Once something does not fit, the model is lost; reading gigabytes for it would be a waste.
+    fn is_lost(&self) -> bool {
+        self.failure.is_some() || !self.missing.is_empty() || !self.misshapen.is_empty()
+    }
+}
+
+/// Serves one component.
+pub(super) struct Backend {
+    pub(super) archives: Vec<Arc<Archive>>,
+    pub(super) index: BTreeMap<String, Located>,
+    pub(super) patches: Vec<PatchEntry>,
+    pub(super) record: Arc<Mutex<Record>>,
+}
+
+impl Backend {
+    fn record(&self) -> MutexGuard<'_, Record> {
+        self.record.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Keeps the error, which candle's error type could not carry.
+    fn fail(&self, error: Error) -> candle_core::Error {
+        let message = error.to_string();
+        self.record().failure.get_or_insert(error);
+        candle_core::Error::msg(message)
+    }
+
+    fn load(&self, name: &str, at: &Located, dtype: DType, device: &Device) -> Result<Tensor> {
+        let archive = self
+            .archives
+            .get(at.archive)
+            .ok_or_else(|| Error::format(name, "its file is not open"))?;
+        let patches: Vec<(usize, &PatchEntry)> = self
+            .patches
+            .iter()
+            .enumerate()
+            .filter(|(_, entry)| entry.patch.names().contains(name))
+            .collect();
+        if patches.is_empty() {
+            let tensor = archive.tensor(&at.stored, dtype, device)?;
+            return Ok(tensor.reshape(at.shape.as_slice())?);
+        }
+        // On the CPU in f32, so that a patched weight is the same on every device.
+        let mut tensor =
+            archive.tensor(&at.stored, DType::F32, &Device::Cpu)?.reshape(at.shape.as_slice())?;
+        for (number, entry) in patches {
+            let patched = entry.patch.apply(name, &tensor, entry.strength)?;
+            if patched.dims() != tensor.dims() || patched.dtype() != DType::F32 {
+                return Err(Error::Adapter {
+                    adapter: entry.patch.label().to_owned(),
+                    reason: format!(
+                        "made {} of shape {:?} into {:?}",
+                        quoted(name),
+                        tensor.dims(),
+                        patched.dims()
+                    ),
+                });
+            }
+            tensor = patched;
+            if let Some(count) = self.record().patched.get_mut(number) {
+                *count += 1;
+            }
+        }
+        let tensor = tensor.to_dtype(dtype)?;
+        // A sum of magnitudes is finite only if every term is.
+        let sum = tensor.to_dtype(DType::F32)?.abs()?.sum_all()?.to_scalar::<f32>()?;
+        if !sum.is_finite() {
+            let labels: Vec<&str> = self
+                .patches
+                .iter()
+                .filter(|entry| entry.patch.names().contains(name))
+                .map(|entry| entry.patch.label())
+                .collect();
+            return Err(Error::Adapter {
+                adapter: labels.join(" + "),
+                reason: format!("makes {} too large for {}", quoted(name), dtype.as_str()),
+            });
+        }
+        Ok(tensor.to_device(device)?)
+    }
+
+    fn serve(
+        &self,
+        name: &str,
+        wanted: Option<&Shape>,
+        dtype: DType,
+        device: &Device,
+    ) -> candle_core::Result<Tensor> {
+        let Some(at) = self.index.get(name) else {
+            self.record().missing.insert(name.to_owned());
+            // The constructor goes on, so that all misfits are found at once.
+            return match wanted {
+                Some(shape) => Tensor::zeros(shape, dtype, device),
+                None => Err(candle_core::Error::msg(format!("{} is missing", quoted(name)))),
+            };
+        };
+        let mut record = self.record();
+        record.used.insert(name.to_owned());
+        if let Some(shape) = wanted
+            && shape.dims() != at.shape
+        {
+            let pair = (at.shape.clone(), shape.dims().to_vec());
+            record.misshapen.insert(name.to_owned(), pair);
+        }
+        let lost = record.is_lost();
+        drop(record);
+        if lost {
+            return Tensor::zeros(wanted.map_or(at.shape.as_slice(), Shape::dims), dtype, device);
+        }
+        let tensor = self.load(name, at, dtype, device).map_err(|error| self.fail(error))?;
+        self.record().bytes += (tensor.elem_count() * dtype.size_in_bytes()) as u64;
+        Ok(tensor)
+    }
+}
+
+impl SimpleBackend for Backend {
+    fn get(
+        &self,
+        shape: Shape,
+        name: &str,
+        _: Init,
+        dtype: DType,
+        device: &Device,
+    ) -> candle_core::Result<Tensor> {
+        self.serve(name, Some(&shape), dtype, device)
+    }
+
+    fn get_unchecked(
+        &self,
+        name: &str,
+        dtype: DType,
+        device: &Device,
+    ) -> candle_core::Result<Tensor> {
+        self.serve(name, None, dtype, device)
+    }
+
+    fn contains_tensor(&self, name: &str) -> bool {
+        self.index.contains_key(name)
+    }
+}
+
+impl fmt::Debug for Backend {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Backend").field("tensors", &self.index.len()).finish_non_exhaustive()
+    }
+}

@@ -1,0 +1,85 @@
+//! Motion modules as AnimateDiff and AnimateLCM name them.
+//!
+//! `down_blocks.0.motion_modules.0.temporal_transformer.transformer_blocks.0.attention_blocks.1.to_q`:
+//! six substitutions lead to diffusers' names. AnimateDiff stores a table of sinusoidal positions in
+//! each attention (`pos_encoder.pe`), AnimateLCM none; positions are computed here, as in
+//! `PositionalEncoding` of guoyww/AnimateDiff@cf80ddeb47b69cf0b16f225800de081d486d7f21,
+//! `animatediff/models/motion_module.py`.
+
+use super::{Dialect, Mapped};
+use crate::weights::Component;
+
+/// Motion modules under their original names.
+pub(super) const ORIGINAL: Dialect = Dialect {
+    name: "AnimateDiff motion module",
+    detect: |names| names.any_contains(".temporal_transformer."),
+    mapper: |_| Box::new(map),
+};
+
+/// How far a stored position table may lie from the computed one: the rounding of a table that went
+/// through bfloat16. A different table, such as one that was trained or stretched, lies much farther.
+pub(in crate::weights) const POSITION_TOLERANCE: f32 = 2.5e-3;
+
+/// The sinusoidal position table at `position` and `channel` of `channels`.
+pub(in crate::weights) fn position(position: usize, channel: usize, channels: usize) -> f32 {
+    let exponent = (channel - channel % 2) as f64 / channels as f64;
+    let angle = position as f64 * 10000f64.powf(-exponent);
+    (if channel.is_multiple_of(2) { angle.sin() } else { angle.cos() }) as f32
+}
+
+fn map(name: &str) -> Mapped {
+    if name.contains(".pos_encoder.") {
+        return Mapped::Positions;
+    }
+    match name.split('.').next() {
+        Some("down_blocks" | "mid_block" | "up_blocks") if name.contains(".motion_modules.") => {
+            Mapped::keep(Component::UNet, canonical(name))
+        }
+        Some("animatediff_config" | "epoch" | "global_step") => {
+            Mapped::Ignored { why: "a note of the trainer" }
+        }
+        _ => Mapped::Unknown,
+    }
+}
+
+/// The canonical name of a weight or module of a motion module.
+pub(crate) fn canonical(name: &str) -> String {
+    name.replace(".temporal_transformer.", ".")
+        .replace(".attention_blocks.0.", ".attn1.")
+        .replace(".attention_blocks.1.", ".attn2.")
+        .replace(".norms.0.", ".norm1.")
+        .replace(".norms.1.", ".norm2.")
+        .replace(".ff_norm.", ".norm3.")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn six_substitutions_lead_to_canonical_names() {
+        let block = "mid_block.motion_modules.0.temporal_transformer.transformer_blocks.0";
+        let ours = "mid_block.motion_modules.0.transformer_blocks.0";
+        for (theirs, canonical_tail) in [
+            ("attention_blocks.0.to_out.0.bias", "attn1.to_out.0.bias"),
+            ("attention_blocks.1.to_q.weight", "attn2.to_q.weight"),
+            ("norms.0.weight", "norm1.weight"),
+            ("norms.1.weight", "norm2.weight"),
+            ("ff_norm.bias", "norm3.bias"),
+            ("ff.net.0.proj.weight", "ff.net.0.proj.weight"),
+        ] {
+            assert_eq!(canonical(&format!("{block}.{theirs}")), format!("{ours}.{canonical_tail}"));
+        }
+        assert_eq!(
+            canonical("up_blocks.0.motion_modules.2.temporal_transformer.proj_in.weight"),
+            "up_blocks.0.motion_modules.2.proj_in.weight"
+        );
+    }
+
+    #[test]
+    fn positions_are_sines_and_cosines_of_falling_frequency() {
+        assert_eq!((position(0, 0, 8), position(0, 1, 8)), (0.0, 1.0));
+        assert!((position(3, 0, 8) - 3f32.sin()).abs() < 1e-6);
+        assert!((position(3, 3, 8) - 0.3f32.cos()).abs() < 1e-6);
+    }
+}

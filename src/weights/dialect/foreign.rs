@@ -1,0 +1,193 @@
+//! Files that are something else: saying what they are beats a list of a thousand unknown names.
+
+use super::Names;
+use crate::weights::Component;
+
+/// A kind of file that cannot be used as a checkpoint here.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(in crate::weights) struct Foreign {
+    /// What it is, to be read after "is".
+    pub(in crate::weights) what: &'static str,
+    /// What to do about it.
+    pub(in crate::weights) hint: &'static str,
+}
+
+const SD15_ONLY: &str = "only models of the Stable Diffusion 1.5 family are supported";
+
+const fn foreign(what: &'static str, hint: &'static str) -> Foreign {
+    Foreign { what, hint }
+}
+
+/// A kind of file and the sign by which its names give it away.
+type Sign = (fn(&Names) -> bool, Foreign);
+
+/// Most specific first.
+const SIGNS: &[Sign] = &[
+    (
+        |n| n.has_prefix("conditioner.embedders.") || n.has_prefix("model.diffusion_model.label_emb."),
+        foreign("a Stable Diffusion XL checkpoint", SD15_ONLY),
+    ),
+    (|n| n.has_prefix("add_embedding."), foreign("the UNet of Stable Diffusion XL", SD15_ONLY)),
+    (
+        |n| n.has_prefix("cond_stage_model.model."),
+        foreign("a Stable Diffusion 2 checkpoint", SD15_ONLY),
+    ),
+    (
+        |n| n.any_contains("joint_blocks.") || n.any_contains("joint_transformer_blocks."),
+        foreign("a Stable Diffusion 3 checkpoint", SD15_ONLY),
+    ),
+    (
+        |n| n.any_contains("double_blocks.") || n.has_prefix("single_transformer_blocks."),
+        foreign("a Flux checkpoint", SD15_ONLY),
+    ),
+    (
+        |n| {
+            n.any_contains(".time_mixer.")
+                || n.any_contains(".temporal_res_block.")
+                || n.any_contains(".time_stack.")
+        },
+        foreign("a Stable Video Diffusion checkpoint", SD15_ONLY),
+    ),
+    (
+        |n| n.any_contains("controlnet_cond_embedding.") && n.any_contains("motion_modules."),
+        foreign("a SparseCtrl network", "it controls a model and cannot be one"),
+    ),
+    (
+        |n| {
+            n.has_prefix("control_model.")
+                || n.any_contains("controlnet_cond_embedding.")
+                || n.has_prefix("input_hint_block.")
+                || n.has_prefix("controlnet_down_blocks.")
+        },
+        foreign("a ControlNet", "it controls a model and cannot be one"),
+    ),
+    (
+        |n| {
+            [".lora_down.", ".lora_up.", "_lora.down.", "_lora.up.", ".lora.down.", ".lora_A."]
+                .iter()
+                .chain(&[".hada_w1_a", ".lokr_w1", ".lokr_w1_a", ".lora_linear_layer."])
+                .any(|part| n.any_contains(part))
+        },
+        foreign("a LoRA", "give it with --lora"),
+    ),
+    (
+        |n| n.has_prefix("img_encoder."),
+        foreign(
+            "a motion module for image-to-video (AnimateLCM-I2V)",
+            "for text-to-video use AnimateLCM_sd15_t2v",
+        ),
+    ),
+    (
+        |n| n.any_contains(".pos_encoder.positional_encoding"),
+        foreign("a HotShot-XL motion module", SD15_ONLY),
+    ),
+    (
+        |n| {
+            n.has_prefix("ip_adapter.")
+                || n.has_prefix("image_proj.")
+                || n.any_contains(".processor.to_k_ip.")
+        },
+        foreign("an IP-Adapter", "it adds to a model and cannot be one"),
+    ),
+    (
+        |n| n.has_prefix("adapter.body.") || n.has("body.0.resnets.0.block1.weight"),
+        foreign("a T2I-Adapter", "it adds to a model and cannot be one"),
+    ),
+    (
+        |n| n.has("emb_params") || n.has_prefix("string_to_param"),
+        foreign("a textual inversion embedding", "it adds words to a model and cannot be one"),
+    ),
+    (
+        |n| {
+            n.any_contains("motion_modules.")
+                && !n.has_prefix("down_blocks.3.")
+                && n.shape("down_blocks.0.motion_modules.0.temporal_transformer.norm.weight")
+                    .or_else(|| n.shape("down_blocks.0.motion_modules.0.norm.weight"))
+                    == Some(&[320][..])
+        },
+        foreign("a motion module for Stable Diffusion XL", SD15_ONLY),
+    ),
+];
+
+/// What the file is, if it is none of ours.
+pub(in crate::weights) fn recognise(names: &Names) -> Option<Foreign> {
+    SIGNS.iter().find(|(sign, _)| sign(names)).map(|(_, foreign)| *foreign)
+}
+
+/// What a component is whose names are right and whose sizes are another model's.
+///
+/// `shape` gives the shape of a canonical name.
+pub(in crate::weights) fn misfit(
+    component: Component,
+    names: &[&str],
+    shape: impl Fn(&str) -> Option<Vec<usize>>,
+) -> Option<Foreign> {
+    if component != Component::UNet {
+        return None;
+    }
+    match shape("conv_in.weight").as_deref() {
+        Some([_, 9, ..]) => {
+            return Some(foreign(
+                "an inpainting model (9 input channels)",
+                "use the ordinary version of this model",
+            ));
+        }
+        Some([_, 8, ..]) => {
+            return Some(foreign(
+                "an InstructPix2Pix model (8 input channels)",
+                "use the ordinary version of this model",
+            ));
+        }
+        _ => {}
+    }
+    let cross = names.iter().find(|name| {
+        name.contains(".attentions.") && name.ends_with(".attn2.to_k.weight")
+    })?;
+    match shape(cross).as_deref() {
+        Some([_, 1024]) => Some(foreign("a Stable Diffusion 2 model", SD15_ONLY)),
+        Some([_, 1280]) => Some(foreign("the refiner of Stable Diffusion XL", SD15_ONLY)),
+        Some([_, 2048]) => Some(foreign("a Stable Diffusion XL model", SD15_ONLY)),
+        _ => None,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn names(names: &[&str]) -> Names {
+        names.iter().map(|name| (*name, vec![1])).collect()
+    }
+
+    #[test]
+    fn strangers_are_called_by_their_name() {
+        for (name, what) in [
+            ("conditioner.embedders.0.transformer.text_model.final_layer_norm.weight", "XL"),
+            ("model.diffusion_model.label_emb.0.0.weight", "XL"),
+            ("cond_stage_model.model.ln_final.weight", "Diffusion 2"),
+            ("model.diffusion_model.joint_blocks.0.x_block.attn.proj.weight", "Diffusion 3"),
+            ("double_blocks.0.img_attn.proj.weight", "Flux"),
+            ("control_model.zero_convs.0.0.weight", "ControlNet"),
+            ("controlnet_cond_embedding.conv_in.weight", "ControlNet"),
+            ("lora_unet_mid_block_attentions_0_proj_in.lora_down.weight", "LoRA"),
+            ("unet.conv_in.lora_A.weight", "LoRA"),
+            ("img_encoder.conv_in.weight", "image-to-video"),
+        ] {
+            let found = recognise(&names(&[name])).map(|foreign| foreign.what);
+            assert!(found.is_some_and(|found| found.contains(what)), "{name}: {found:?}");
+        }
+        assert_eq!(recognise(&names(&["conv_in.weight", "down_blocks.0.resnets.0.conv1.weight"])), None);
+    }
+
+    #[test]
+    fn other_sizes_are_called_by_their_name() {
+        let what = |name: &str, shape: &[usize]| {
+            misfit(Component::UNet, &[name], |n| (n == name).then(|| shape.to_vec())).map(|f| f.what)
+        };
+        let key = "down_blocks.0.attentions.0.transformer_blocks.0.attn2.to_k.weight";
+        assert!(what("conv_in.weight", &[320, 9, 3, 3]).unwrap().contains("inpainting"));
+        assert!(what(key, &[320, 1024]).unwrap().contains("Diffusion 2"));
+        assert_eq!(what(key, &[320, 768]), None);
+        assert_eq!(what("conv_in.weight", &[320, 4, 3, 3]), None);
+    }
+}

@@ -1,0 +1,304 @@
+//! Stored numbers: their types, and how they become the numbers that a model computes with.
+
+use candle_core::{DType, Device, Tensor};
+use half::slice::HalfFloatSliceExt;
+use half::{bf16, f16};
+use rayon::prelude::*;
+
+/// How one number is stored in a file.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+#[non_exhaustive]
+pub enum ElementType {
+    /// IEEE half precision.
+    F16,
+    /// The upper half of an `f32`.
+    BF16,
+    /// IEEE single precision.
+    F32,
+    /// IEEE double precision.
+    F64,
+    /// Eight bits with four for the exponent, finite (`float8_e4m3fn`).
+    F8E4M3,
+    /// Eight bits with five for the exponent (`float8_e5m2`).
+    F8E5M2,
+    /// A truth value in one byte.
+    Bool,
+    /// Unsigned, 8 bits.
+    U8,
+    /// Signed, 8 bits.
+    I8,
+    /// Unsigned, 16 bits.
+    U16,
+    /// Signed, 16 bits.
+    I16,
+    /// Unsigned, 32 bits.
+    U32,
+    /// Signed, 32 bits.
+    I32,
+    /// Unsigned, 64 bits.
+    U64,
+    /// Signed, 64 bits.
+    I64,
+}
+
+impl ElementType {
+    /// Bytes of one element.
+    pub fn size(self) -> usize {
+        match self {
+            Self::F8E4M3 | Self::F8E5M2 | Self::Bool | Self::U8 | Self::I8 => 1,
+            Self::F16 | Self::BF16 | Self::U16 | Self::I16 => 2,
+            Self::F32 | Self::U32 | Self::I32 => 4,
+            Self::F64 | Self::U64 | Self::I64 => 8,
+        }
+    }
+
+    /// The short name, such as `f16`.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::F16 => "f16",
+            Self::BF16 => "bf16",
+            Self::F32 => "f32",
+            Self::F64 => "f64",
+            Self::F8E4M3 => "f8_e4m3",
+            Self::F8E5M2 => "f8_e5m2",
+            Self::Bool => "bool",
+            Self::U8 => "u8",
+            Self::I8 => "i8",
+            Self::U16 => "u16",
+            Self::I16 => "i16",
+            Self::U32 => "u32",
+            Self::I32 => "i32",
+            Self::U64 => "u64",
+            Self::I64 => "i64",
+        }
+    }
+}
+
+impl std::fmt::Display for ElementType {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(self.name())
+    }
+}
+
+/// Elements converted by one thread at a time.
+const CHUNK: usize = 1 << 16;
+/// Elements on the way from one type to another: small enough for the stack and the first cache.
+const BLOCK: usize = 1 << 10;
+
+/// The tensor `shape` of `dtype` whose elements lie in `bytes`, row after row.
+///
+/// Every value passes through `f32`, which is exact for the 8- and 16-bit floats. A value that is not
+/// finite, before or after the conversion, is refused. The error is a reason for the caller to complete
+/// with the names of file and tensor.
+pub(super) fn tensor(
+    element: ElementType,
+    bytes: &[u8],
+    shape: &[usize],
+    dtype: DType,
+    device: &Device,
+) -> Result<Tensor, Refusal> {
+    let made = match dtype {
+        DType::F32 => Tensor::from_vec(convert::<f32>(element, bytes)?, shape, device),
+        DType::F16 => Tensor::from_vec(convert::<f16>(element, bytes)?, shape, device),
+        DType::BF16 => Tensor::from_vec(convert::<bf16>(element, bytes)?, shape, device),
+        other => return Err(Refusal::Target(other)),
+    };
+    made.map_err(Refusal::Tensor)
+}
+
+/// Why a tensor could not be made.
+#[derive(Debug)]
+pub(super) enum Refusal {
+    /// The file holds a NaN or an infinity.
+    NotFinite(f32),
+    /// The value is too large for the type asked for.
+    TooLarge(f32),
+    /// Nobody computes in this type here.
+    Target(DType),
+    /// The tensor library failed.
+    Tensor(candle_core::Error),
+}
+
+/// A type that a model computes with.
+trait Target: Copy + Default + Send {
+    /// The largest finite value.
+    const LARGEST: f32;
+    fn write(block: &[f32], out: &mut [Self]);
+}
+
+impl Target for f32 {
+    const LARGEST: f32 = f32::MAX;
+    fn write(block: &[f32], out: &mut [Self]) {
+        out.copy_from_slice(block);
+    }
+}
+
+impl Target for f16 {
+    // Halfway to the next step that does not exist; from here on rounding gives infinity.
+    const LARGEST: f32 = 65519.996;
+    fn write(block: &[f32], out: &mut [Self]) {
+        out.convert_from_f32_slice(block);
+    }
+}
+
+impl Target for bf16 {
+    // As above: the last `f32` that rounds to a finite value.
+    const LARGEST: f32 = f32::from_bits(0x7f7f_7fff);
+    fn write(block: &[f32], out: &mut [Self]) {
+        out.convert_from_f32_slice(block);
+    }
+}
+
+fn convert<T: Target>(element: ElementType, bytes: &[u8]) -> Result<Vec<T>, Refusal> {
+    let size = element.size();
+    let mut out = vec![T::default(); bytes.len() / size];
+    out.par_chunks_mut(CHUNK)
+        .zip(bytes.par_chunks(CHUNK * size))
+        .try_for_each(|(out, bytes)| {
+            let mut block = [0f32; BLOCK];
+            for (out, bytes) in out.chunks_mut(BLOCK).zip(bytes.chunks(BLOCK * size)) {
+                let block = &mut block[..out.len()];
+                widen(element, bytes, block);
+                // One pass without branches; the culprit is looked for only when there is one.
+                let largest = block.iter().fold(0f32, |a, v| if v.abs() <= a { a } else { v.abs() });
+                let not_a_number = block.iter().any(|v| v.is_nan());
+                if not_a_number || largest > T::LARGEST {
+                    return Err(refusal(block, T::LARGEST));
+                }
+                T::write(block, out);
+            }
+            Ok(())
+        })?;
+    Ok(out)
+}
+
+#[cold]
+fn refusal(block: &[f32], largest: f32) -> Refusal {
+    match block.iter().find(|v| !v.is_finite()) {
+        Some(v) => Refusal::NotFinite(*v),
+        None => {
+            Refusal::TooLarge(block.iter().copied().find(|v| v.abs() > largest).unwrap_or(largest))
+        }
+    }
+}
+
+/// Decodes little-endian elements into `out`; both hold the same number.
+fn widen(element: ElementType, bytes: &[u8], out: &mut [f32]) {
+    match element {
+        ElementType::F16 => {
+            let mut halves = [f16::ZERO; BLOCK];
+            each(bytes, &mut halves, |b| f16::from_le_bytes(*b));
+            halves[..out.len()].convert_to_f32_slice(out);
+        }
+        ElementType::BF16 => each(bytes, out, |b| bf16::from_le_bytes(*b).to_f32()),
+        ElementType::F32 => each(bytes, out, |b| f32::from_le_bytes(*b)),
+        ElementType::F64 => each(bytes, out, |b| f64::from_le_bytes(*b) as f32),
+        ElementType::F8E4M3 => each(bytes, out, |[b]| from_e4m3(*b)),
+        ElementType::F8E5M2 => each(bytes, out, |[b]| from_e5m2(*b)),
+        ElementType::Bool => each(bytes, out, |[b]| f32::from(*b != 0)),
+        ElementType::U8 => each(bytes, out, |[b]| f32::from(*b)),
+        ElementType::I8 => each(bytes, out, |b| f32::from(i8::from_le_bytes(*b))),
+        ElementType::U16 => each(bytes, out, |b| f32::from(u16::from_le_bytes(*b))),
+        ElementType::I16 => each(bytes, out, |b| f32::from(i16::from_le_bytes(*b))),
+        ElementType::U32 => each(bytes, out, |b| u32::from_le_bytes(*b) as f32),
+        ElementType::I32 => each(bytes, out, |b| i32::from_le_bytes(*b) as f32),
+        ElementType::U64 => each(bytes, out, |b| u64::from_le_bytes(*b) as f32),
+        ElementType::I64 => each(bytes, out, |b| i64::from_le_bytes(*b) as f32),
+    }
+}
+
+fn each<const N: usize, T>(bytes: &[u8], out: &mut [T], read: impl Fn(&[u8; N]) -> T) {
+    for (out, bytes) in out.iter_mut().zip(bytes.as_chunks::<N>().0) {
+        *out = read(bytes);
+    }
+}
+
+/// `float8_e4m3fn`: bias 7, no infinities, NaN where all bits below the sign are set
+/// (Micikevicius et al. (2022), table 1).
+fn from_e4m3(byte: u8) -> f32 {
+    let sign = if byte & 0x80 == 0 { 1.0 } else { -1.0 };
+    let (exponent, mantissa) = (i32::from(byte >> 3 & 0xf), f32::from(byte & 7));
+    match (exponent, byte & 7) {
+        (15, 7) => f32::NAN,
+        (0, _) => sign * mantissa * 2f32.powi(-9),
+        _ => sign * (8.0 + mantissa) * 2f32.powi(exponent - 10),
+    }
+}
+
+/// `float8_e5m2` is the upper half of an IEEE half.
+fn from_e5m2(byte: u8) -> f32 {
+    f16::from_bits(u16::from(byte) << 8).to_f32()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn eight_bit_floats_have_their_published_extremes() {
+        assert_eq!(from_e4m3(0b0111_1110), 448.0);
+        assert_eq!(from_e4m3(0b1000_0001), -(2f32.powi(-9)));
+        assert_eq!(from_e4m3(0b0000_1000), 2f32.powi(-6));
+        assert_eq!(from_e4m3(0b0011_1000), 1.0);
+        assert!(from_e4m3(0xff).is_nan());
+        assert_eq!(from_e5m2(0b0111_1011), 57344.0);
+        assert_eq!(from_e5m2(0b0011_1100), 1.0);
+        assert!(from_e5m2(0b0111_1100).is_infinite());
+    }
+
+    #[test]
+    fn every_half_survives_the_way_through_f32() {
+        let bytes: Vec<u8> = (0..=u16::MAX)
+            .filter(|bits| f16::from_bits(*bits).is_finite())
+            .flat_map(u16::to_le_bytes)
+            .collect();
+        let back = convert::<f16>(ElementType::F16, &bytes).unwrap();
+        let back: Vec<u8> = back.iter().flat_map(|v| v.to_le_bytes()).collect();
+        assert_eq!(back, bytes);
+
+        let bytes: Vec<u8> = (0..=u16::MAX)
+            .filter(|bits| bf16::from_bits(*bits).is_finite())
+            .flat_map(u16::to_le_bytes)
+            .collect();
+        let back = convert::<bf16>(ElementType::BF16, &bytes).unwrap();
+        let back: Vec<u8> = back.iter().flat_map(|v| v.to_le_bytes()).collect();
+        assert_eq!(back, bytes);
+    }
+
+    #[test]
+    fn values_at_the_edge_of_half_are_rounded_and_beyond_it_refused() {
+        let bytes = |v: f32| v.to_le_bytes();
+        let kept = convert::<f16>(ElementType::F32, &bytes(65519.996)).unwrap();
+        assert_eq!(kept[0], f16::MAX);
+        assert!(matches!(
+            convert::<f16>(ElementType::F32, &bytes(-65520.0)),
+            Err(Refusal::TooLarge(v)) if v == -65520.0
+        ));
+        let kept = convert::<bf16>(ElementType::F32, &bytes(f32::from_bits(0x7f7f_7fff))).unwrap();
+        assert_eq!(kept[0], bf16::MAX);
+        assert!(convert::<bf16>(ElementType::F32, &bytes(f32::MAX)).is_err());
+        assert!(matches!(
+            convert::<f32>(ElementType::F64, &1e300f64.to_le_bytes()),
+            Err(Refusal::NotFinite(_))
+        ));
+    }
+
+    #[test]
+    fn a_nan_is_found_wherever_it_hides() {
+        for at in [0, 1, BLOCK, CHUNK - 1, CHUNK, CHUNK + 7] {
+            let mut values = vec![1f32; CHUNK + 8];
+            values[at] = f32::NAN;
+            let bytes: Vec<u8> = values.iter().flat_map(|v| v.to_le_bytes()).collect();
+            assert!(
+                matches!(convert::<f32>(ElementType::F32, &bytes), Err(Refusal::NotFinite(_))),
+                "at {at}"
+            );
+        }
+    }
+
+    #[test]
+    fn integers_become_floats() {
+        let bytes: Vec<u8> = [-3i64, 0, 76].iter().flat_map(|v| v.to_le_bytes()).collect();
+        assert_eq!(convert::<f32>(ElementType::I64, &bytes).unwrap(), [-3.0, 0.0, 76.0]);
+    }
+}

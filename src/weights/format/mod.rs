@@ -1,0 +1,466 @@
+//! Weight files as bytes: the only code that knows how they are laid out.
+//!
+//! Every format comes down to a table from a name to an element type, a shape and a place in the
+//! file. [`Archive`] holds that table over the mapped file and reads one tensor at a time.
+
+mod element;
+mod pickle;
+mod safetensors;
+mod torch;
+
+use std::borrow::Cow;
+use std::collections::BTreeMap;
+use std::fs::File;
+use std::io::ErrorKind;
+use std::ops::Deref;
+use std::path::{Path, PathBuf};
+
+use candle_core::{DType, Device, Tensor};
+
+pub use self::element::ElementType;
+use self::element::Refusal;
+use crate::{Error, Result};
+
+/// Where weights come from.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Source {
+    /// A file, or a folder where a folder is allowed.
+    File(PathBuf),
+    /// A file that is part of the program.
+    Embedded {
+        /// What to call it in reports and errors.
+        name: &'static str,
+        /// Its contents.
+        bytes: &'static [u8],
+    },
+}
+
+impl Source {
+    /// The path, or the name of an embedded file.
+    pub fn path(&self) -> &Path {
+        match self {
+            Self::File(path) => path,
+            Self::Embedded { name, .. } => Path::new(name),
+        }
+    }
+}
+
+impl<P: Into<PathBuf>> From<P> for Source {
+    fn from(path: P) -> Self {
+        Self::File(path.into())
+    }
+}
+
+/// What a file says about one tensor.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct TensorInfo {
+    /// How its numbers are stored.
+    pub element: ElementType,
+    /// Its shape.
+    pub shape: Vec<usize>,
+}
+
+/// How a file is laid out.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Layout {
+    /// safetensors.
+    Safetensors,
+    /// A zip file with a pickle, written by torch 1.6 and later.
+    TorchZip,
+    /// Pickles followed by storages, written by older torch.
+    TorchLegacy,
+}
+
+impl std::fmt::Display for Layout {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            Self::Safetensors => "safetensors",
+            Self::TorchZip => "torch zip",
+            Self::TorchLegacy => "torch legacy",
+        })
+    }
+}
+
+/// An open weight file: names, shapes, and tensors on demand.
+///
+/// The file is mapped, not read. It must not be truncated while it is open; the system ends a program
+/// that touches a mapped page that is gone.
+#[derive(Debug)]
+pub struct Archive {
+    source: Source,
+    layout: Layout,
+    bytes: Bytes,
+    entries: BTreeMap<String, Entry>,
+    metadata: BTreeMap<String, String>,
+}
+
+impl Archive {
+    /// Opens a file and checks everything that its headers say.
+    ///
+    /// The format is told by the contents, not by the extension. A torch file's `state_dict` is
+    /// unwrapped, and the prefix `module.` is dropped where all names have it.
+    pub fn open(source: &Source) -> Result<Self> {
+        let bytes = match source {
+            Source::File(path) => map(path)?,
+            Source::Embedded { bytes, .. } => Bytes::Static(bytes),
+        };
+        let wrong = |reason: String| Error::format(source.path(), reason);
+        let (layout, parsed) = if torch::is_zip(&bytes) {
+            (Layout::TorchZip, torch::parse_zip(&bytes).map_err(wrong)?)
+        } else if torch::is_legacy(&bytes) {
+            (Layout::TorchLegacy, torch::parse_legacy(&bytes).map_err(wrong)?)
+        } else if safetensors::detect(&bytes) {
+            (Layout::Safetensors, safetensors::parse(&bytes).map_err(wrong)?)
+        } else {
+            let (reason, hint) = guess(&bytes);
+            let error = wrong(reason.to_owned());
+            return Err(match hint {
+                Some(hint) => error.with_hint(hint),
+                None => error,
+            });
+        };
+        let Parsed { entries, metadata } = parsed;
+        let entries = without_common_prefix(entries, "module.");
+        Ok(Self { source: source.clone(), layout, bytes, entries, metadata })
+    }
+
+    /// Where it came from.
+    pub fn source(&self) -> &Source {
+        &self.source
+    }
+
+    /// The path, or the name of an embedded file.
+    pub fn path(&self) -> &Path {
+        self.source.path()
+    }
+
+    /// How the file is laid out.
+    pub fn layout(&self) -> Layout {
+        self.layout
+    }
+
+    /// The tensors' names, sorted.
+    pub fn names(&self) -> impl Iterator<Item = &str> {
+        self.entries.keys().map(String::as_str)
+    }
+
+    /// The tensors, sorted by name.
+    pub fn tensors(&self) -> impl Iterator<Item = (&str, &TensorInfo)> {
+        self.entries.iter().map(|(name, entry)| (name.as_str(), &entry.info))
+    }
+
+    /// What the file says about a tensor.
+    pub fn info(&self, name: &str) -> Option<&TensorInfo> {
+        self.entries.get(name).map(|entry| &entry.info)
+    }
+
+    /// The text pairs in a safetensors header.
+    pub fn metadata(&self) -> &BTreeMap<String, String> {
+        &self.metadata
+    }
+
+    /// Reads a tensor as `dtype`, which is `F32`, `F16` or `BF16`.
+    ///
+    /// # Errors
+    ///
+    /// A value that is not finite, or that `dtype` cannot hold, is an error that names the tensor.
+    pub fn tensor(&self, name: &str, dtype: DType, device: &Device) -> Result<Tensor> {
+        let wrong = |reason: String| Error::format(self.path(), reason);
+        let entry = self
+            .entries
+            .get(name)
+            .ok_or_else(|| wrong(format!("there is no tensor {}", quoted(name))))?;
+        let bytes = self
+            .elements(entry)
+            .map_err(|reason| wrong(format!("tensor {}: {reason}", quoted(name))))?;
+        element::tensor(entry.info.element, &bytes, &entry.info.shape, dtype, device).map_err(
+            |refusal| match refusal {
+                Refusal::NotFinite(value) => {
+                    wrong(format!("tensor {} holds the value {value}", quoted(name)))
+                        .with_hint("the file is damaged; get it again from where it was published")
+                }
+                Refusal::TooLarge(value) => wrong(format!(
+                    "tensor {} holds the value {value}, too large for {}",
+                    quoted(name),
+                    dtype.as_str()
+                ))
+                .with_hint("compute in a wider type: f32 or bf16"),
+                Refusal::Target(dtype) => Error::request(
+                    "dtype",
+                    format!("weights cannot be `{}`, only f32, f16 and bf16", dtype.as_str()),
+                ),
+                Refusal::Tensor(error) => Error::Tensor(error),
+            },
+        )
+    }
+
+    /// The elements of a tensor, row after row.
+    fn elements(&self, entry: &Entry) -> Result<Cow<'_, [u8]>, String> {
+        let storage = match entry.place {
+            Place::Plain { start, len } => {
+                let end = start.checked_add(len).ok_or("it lies outside the file")?;
+                Cow::Borrowed(self.bytes.get(start..end).ok_or("it lies outside the file")?)
+            }
+            Place::Packed { member, len } => Cow::Owned(torch::unpack(&self.bytes, member, len)?),
+        };
+        let Some(view) = &entry.view else { return Ok(storage) };
+        let size = entry.info.element.size();
+        match view.contiguous(&entry.info.shape) {
+            Some(range) => {
+                let range = range.start * size..range.end * size;
+                Ok(match storage {
+                    Cow::Borrowed(bytes) => {
+                        Cow::Borrowed(bytes.get(range).ok_or("it lies outside its storage")?)
+                    }
+                    Cow::Owned(bytes) => {
+                        Cow::Owned(bytes.get(range).ok_or("it lies outside its storage")?.to_vec())
+                    }
+                })
+            }
+            None => view.gather(&entry.info.shape, size, &storage).map(Cow::Owned),
+        }
+    }
+}
+
+/// What a format's parser returns.
+struct Parsed {
+    entries: BTreeMap<String, Entry>,
+    metadata: BTreeMap<String, String>,
+}
+
+/// One tensor of a file.
+#[derive(Clone, Debug)]
+struct Entry {
+    info: TensorInfo,
+    place: Place,
+    /// Which elements of its storage are its own; all of them, in order, if there is no view.
+    view: Option<View>,
+}
+
+impl Entry {
+    fn contiguous(element: ElementType, shape: Vec<usize>, place: Place) -> Self {
+        Self { info: TensorInfo { element, shape }, place, view: None }
+    }
+}
+
+/// Where a storage lies.
+#[derive(Clone, Copy, Debug)]
+enum Place {
+    /// In the file as it is.
+    Plain { start: usize, len: usize },
+    /// Compressed, as this member of a zip file; `len` bytes once unpacked.
+    Packed { member: usize, len: usize },
+}
+
+impl Place {
+    fn len(self) -> usize {
+        match self {
+            Self::Plain { len, .. } | Self::Packed { len, .. } => len,
+        }
+    }
+}
+
+/// A torch tensor is a view of a storage: a first element, and a stride for each dimension.
+#[derive(Clone, Debug)]
+struct View {
+    offset: usize,
+    strides: Vec<usize>,
+}
+
+impl View {
+    /// Checks that the view stays within `available` elements, and gives the number of elements.
+    fn check(&self, shape: &[usize], available: usize) -> Result<usize, String> {
+        if self.strides.len() != shape.len() {
+            return Err(format!("has {} dimensions but {} strides", shape.len(), self.strides.len()));
+        }
+        let count = shape
+            .iter()
+            .try_fold(1usize, |n, d| n.checked_mul(*d))
+            .ok_or_else(|| format!("has the impossible shape {shape:?}"))?;
+        if count == 0 {
+            return Ok(0);
+        }
+        let end = shape
+            .iter()
+            .zip(&self.strides)
+            .try_fold(self.offset, |end, (d, stride)| end.checked_add((d - 1).checked_mul(*stride)?))
+            .and_then(|last| last.checked_add(1));
+        match end {
+            // A stride of zero could make gigabytes of one byte.
+            Some(end) if end <= available && count <= available => Ok(count),
+            _ => Err(format!(
+                "of shape {shape:?}, strides {:?} and offset {} does not fit its storage of {available} elements",
+                self.strides, self.offset
+            )),
+        }
+    }
+
+    /// The range of elements, if they lie in order and without gaps.
+    fn contiguous(&self, shape: &[usize]) -> Option<std::ops::Range<usize>> {
+        if shape.contains(&0) {
+            return Some(0..0);
+        }
+        let mut expected = 1;
+        for (d, stride) in shape.iter().zip(&self.strides).rev() {
+            if *d != 1 && *stride != expected {
+                return None;
+            }
+            expected *= d;
+        }
+        Some(self.offset..self.offset + expected)
+    }
+
+    /// The elements in order, copied out of the storage.
+    fn gather(&self, shape: &[usize], size: usize, storage: &[u8]) -> Result<Vec<u8>, String> {
+        let count: usize = shape.iter().product();
+        let mut out = Vec::with_capacity(count * size);
+        let mut index = vec![0usize; shape.len()];
+        for _ in 0..count {
+            let at = index.iter().zip(&self.strides).map(|(i, s)| i * s).sum::<usize>() + self.offset;
+            let element = storage.get(at * size..(at + 1) * size);
+            out.extend_from_slice(element.ok_or("it lies outside its storage")?);
+            for (i, d) in index.iter_mut().zip(shape).rev() {
+                *i += 1;
+                if *i < *d {
+                    break;
+                }
+                *i = 0;
+            }
+        }
+        Ok(out)
+    }
+}
+
+#[derive(Debug)]
+enum Bytes {
+    Mapped(memmap2::Mmap),
+    Static(&'static [u8]),
+}
+
+impl Deref for Bytes {
+    type Target = [u8];
+
+    fn deref(&self) -> &[u8] {
+        match self {
+            Self::Mapped(map) => map,
+            Self::Static(bytes) => bytes,
+        }
+    }
+}
+
+fn map(path: &Path) -> Result<Bytes> {
+    let refused = |e: std::io::Error| match e.kind() {
+        ErrorKind::NotFound => Error::Missing {
+            name: path.display().to_string(),
+            reason: "no such file".to_owned(),
+        },
+        _ => Error::file(path)(e),
+    };
+    // Before opening, because opening a pipe would wait for a writer.
+    let metadata = std::fs::metadata(path).map_err(refused)?;
+    if metadata.is_dir() {
+        return Err(Error::format(path, "is a folder, a weight file is needed"));
+    }
+    if !metadata.is_file() {
+        return Err(Error::format(path, "is not an ordinary file"));
+    }
+    if metadata.len() == 0 {
+        return Err(Error::format(path, "is empty"));
+    }
+    let file = File::open(path).map_err(refused)?;
+    map_file(&file).map(Bytes::Mapped).map_err(refused)
+}
+
+/// Maps a whole file for reading.
+#[allow(unsafe_code)]
+fn map_file(file: &File) -> std::io::Result<memmap2::Mmap> {
+    // SAFETY: the map is read-only and private to this process, and every read of it is bounds-checked
+    // against the length mapped here. What cannot be excluded is another process that changes the file
+    // meanwhile: changed bytes are changed weights (any bit pattern is a valid number), and a
+    // truncation ends the program with a signal. `Archive` documents that its file must stay; this
+    // program itself writes files under another name and renames them, which leaves maps intact.
+    unsafe { memmap2::Mmap::map(file) }
+}
+
+/// What an unreadable file may be, and what to do about it.
+fn guess(bytes: &[u8]) -> (&'static str, Option<&'static str>) {
+    let head = bytes.get(..bytes.len().min(512)).unwrap_or_default();
+    let text = String::from_utf8_lossy(head);
+    let text = text.trim_start();
+    let lower = text.to_ascii_lowercase();
+    if bytes.is_empty() {
+        ("is empty", None)
+    } else if bytes.iter().take(4096).all(|b| *b == 0) {
+        ("begins with zeros only", Some("the download may have been interrupted; get the file again"))
+    } else if text.starts_with("version https://git-lfs") {
+        ("is a git-lfs pointer, not the file itself", Some("run `git lfs pull` where it came from"))
+    } else if lower.starts_with("<!doctype") || lower.starts_with("<html") {
+        ("is a web page", Some("download the file itself; the site may want you to log in"))
+    } else if head.starts_with(b"GGUF") {
+        ("is a GGUF file, which is not supported", Some("use the safetensors file of the same model"))
+    } else if text.starts_with('{') {
+        ("is a JSON file, a weight file is needed", None)
+    } else if head.starts_with(&[0x80]) {
+        ("is a pickle, but not one that torch.save made", None)
+    } else {
+        ("is neither a safetensors nor a torch file", None)
+    }
+}
+
+fn without_common_prefix(entries: BTreeMap<String, Entry>, prefix: &str) -> BTreeMap<String, Entry> {
+    if entries.keys().all(|name| name.len() > prefix.len() && name.starts_with(prefix)) {
+        let strip = |name: String| name.strip_prefix(prefix).map(str::to_owned).unwrap_or(name);
+        entries.into_iter().map(|(name, entry)| (strip(name), entry)).collect()
+    } else {
+        entries
+    }
+}
+
+/// A name from a file as it may appear in a message: in backticks, on one line, not too long.
+pub(crate) fn quoted(name: &str) -> String {
+    const LONGEST: usize = 160;
+    let escaped: String = name.chars().take(LONGEST).flat_map(char::escape_debug).collect();
+    let more = if name.chars().nth(LONGEST).is_some() { "..." } else { "" };
+    format!("`{escaped}{more}`")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_transposed_view_is_gathered_in_row_order() {
+        let view = View { offset: 1, strides: vec![1, 2] };
+        let storage = [9, 0, 1, 2, 3, 4, 5];
+        assert_eq!(view.check(&[2, 3], 7), Ok(6));
+        assert_eq!(view.contiguous(&[2, 3]), None);
+        assert_eq!(view.gather(&[2, 3], 1, &storage).unwrap(), [0, 2, 4, 1, 3, 5]);
+    }
+
+    #[test]
+    fn strides_of_single_rows_do_not_matter() {
+        let view = View { offset: 4, strides: vec![77, 1] };
+        assert_eq!(view.contiguous(&[1, 3]), Some(4..7));
+        assert_eq!(View { offset: 0, strides: vec![] }.contiguous(&[]), Some(0..1));
+    }
+
+    #[test]
+    fn views_beyond_their_storage_are_refused() {
+        let view = |offset, strides: &[usize]| View { offset, strides: strides.to_vec() };
+        assert!(view(0, &[3, 1]).check(&[2, 3], 6).is_ok());
+        assert!(view(1, &[3, 1]).check(&[2, 3], 6).is_err());
+        assert!(view(0, &[3, 1]).check(&[3, 3], 6).is_err());
+        assert!(view(0, &[0]).check(&[1 << 40], 6).is_err());
+        assert!(view(usize::MAX, &[1]).check(&[2], 6).is_err());
+        assert!(view(0, &[usize::MAX, 1]).check(&[3, 1], 6).is_err());
+        assert!(view(0, &[1]).check(&[2, 3], 6).is_err());
+        assert_eq!(view(9, &[1]).check(&[0], 6), Ok(0));
+    }
+
+    #[test]
+    fn names_in_messages_stay_on_one_line() {
+        assert_eq!(quoted("a\nb\u{1b}[31m"), r"`a\nb\u{1b}[31m`");
+        assert!(quoted(&"x".repeat(1000)).len() < 200);
+    }
+}

@@ -1,0 +1,840 @@
+//! A pickle machine that yields tensors and never runs anything.
+//!
+//! A pickle is a program for a stack machine. This one knows every opcode of protocols 0 to 5 and a
+//! handful of torch's own constructors. Any other class or function becomes [`Value::Opaque`]: calling
+//! it, building it or filling it has no effect, so a file that holds more than tensors (Lightning's
+//! callbacks, numpy scalars, somebody's attack) still gives its tensors.
+//!
+//! Values are small handles into one [`Heap`], so a hostile file can neither build a value whose drop
+//! recurses without end nor grow more than a constant for each of its bytes.
+
+use std::borrow::Cow;
+use std::collections::{BTreeSet, HashMap};
+
+use super::{ElementType, View, quoted};
+
+/// Foreign classes remembered for error messages.
+const MOST_FOREIGN: usize = 8;
+/// `_rebuild_from_type_v2` may wrap another call, and that one again.
+const DEEPEST_CALL: usize = 4;
+
+/// Something on the machine's stack.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub(super) enum Value {
+    None,
+    Bool(bool),
+    Int(i64),
+    Text(u32),
+    Tuple(u32),
+    List(u32),
+    Dict(u32),
+    Global(Global),
+    Storage(u32),
+    Tensor(u32),
+    /// Known to be there, of no interest, inert.
+    Opaque,
+}
+
+/// What a name in a pickle stands for.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub(super) enum Global {
+    Dict,
+    RebuildTensor,
+    RebuildParameter,
+    RebuildFromType,
+    Size,
+    Storage(ElementType),
+    UntypedStorage,
+    DType(ElementType),
+    /// A type of number that nobody stores weights in.
+    OddStorage,
+    Foreign,
+}
+
+/// A storage, as a pickle refers to it.
+#[derive(Clone, Debug)]
+pub(super) struct Storage {
+    pub(super) key: String,
+    /// `None` if untyped: the tensor says what its bytes mean.
+    pub(super) element: Option<ElementType>,
+    /// In elements, or in bytes if untyped.
+    pub(super) count: usize,
+}
+
+/// A tensor, as a pickle describes it.
+#[derive(Clone, Debug)]
+pub(super) struct TensorRef {
+    pub(super) storage: u32,
+    pub(super) element: ElementType,
+    pub(super) shape: Vec<usize>,
+    pub(super) view: View,
+}
+
+/// Everything that a pickle made.
+#[derive(Debug, Default)]
+pub(super) struct Heap<'a> {
+    texts: Vec<Cow<'a, str>>,
+    sequences: Vec<Vec<Value>>,
+    dicts: Vec<Vec<(Value, Value)>>,
+    pub(super) storages: Vec<Storage>,
+    pub(super) tensors: Vec<TensorRef>,
+    foreign: BTreeSet<String>,
+}
+
+impl<'a> Heap<'a> {
+    pub(super) fn text(&self, value: Value) -> Option<&str> {
+        match value {
+            Value::Text(id) => self.texts.get(id as usize).map(AsRef::as_ref),
+            _ => None,
+        }
+    }
+
+    pub(super) fn items(&self, value: Value) -> Option<&[Value]> {
+        match value {
+            Value::Tuple(id) | Value::List(id) => {
+                self.sequences.get(id as usize).map(Vec::as_slice)
+            }
+            _ => None,
+        }
+    }
+
+    /// The names in a dict that stand for tensors, and those tensors; the last of equal names counts.
+    pub(super) fn tensors_of(&self, dict: Value) -> impl Iterator<Item = (&str, &TensorRef)> {
+        self.pairs(dict).filter_map(|(key, value)| match value {
+            Value::Tensor(id) => Some((self.text(key)?, self.tensors.get(id as usize)?)),
+            _ => None,
+        })
+    }
+
+    /// The dicts in a dict.
+    pub(super) fn dicts_of(&self, dict: Value) -> impl Iterator<Item = (&str, Value)> {
+        self.pairs(dict)
+            .filter(|(_, value)| matches!(value, Value::Dict(_)))
+            .filter_map(|(key, value)| Some((self.text(key)?, value)))
+    }
+
+    /// Foreign classes that the pickle named, for messages.
+    pub(super) fn foreign(&self) -> impl Iterator<Item = &str> {
+        self.foreign.iter().map(String::as_str)
+    }
+
+    fn pairs(&self, dict: Value) -> impl Iterator<Item = (Value, Value)> {
+        let pairs = match dict {
+            Value::Dict(id) => self.dicts.get(id as usize).map(Vec::as_slice),
+            _ => None,
+        };
+        pairs.unwrap_or_default().iter().copied()
+    }
+
+    fn add_text(&mut self, text: Cow<'a, str>) -> Value {
+        self.texts.push(text);
+        Value::Text(self.texts.len() as u32 - 1)
+    }
+
+    fn add_sequence(&mut self, items: Vec<Value>) -> u32 {
+        self.sequences.push(items);
+        self.sequences.len() as u32 - 1
+    }
+
+    fn add_dict(&mut self) -> Value {
+        self.dicts.push(Vec::new());
+        Value::Dict(self.dicts.len() as u32 - 1)
+    }
+}
+
+/// Runs the pickle at the start of `bytes`. Returns its result and the number of bytes it took.
+pub(super) fn run(bytes: &[u8]) -> Result<(Heap<'_>, Value, usize), String> {
+    let mut machine = Machine {
+        input: Input { bytes, at: 0 },
+        heap: Heap::default(),
+        stack: Vec::new(),
+        marks: Vec::new(),
+        memo: HashMap::new(),
+    };
+    loop {
+        let at = machine.input.at;
+        let stop = machine
+            .step()
+            .map_err(|reason| format!("its pickle is damaged at byte {at}: {reason}"))?;
+        if let Some(result) = stop {
+            return Ok((machine.heap, result, machine.input.at));
+        }
+    }
+}
+
+type Step<T> = Result<T, String>;
+
+struct Machine<'a> {
+    input: Input<'a>,
+    heap: Heap<'a>,
+    stack: Vec<Value>,
+    /// Heights of the stack at each open mark.
+    marks: Vec<usize>,
+    memo: HashMap<u64, Value>,
+}
+
+impl<'a> Machine<'a> {
+    /// Runs one opcode; returns the result at `STOP`. The letters are those of Python's `pickletools`.
+    fn step(&mut self) -> Step<Option<Value>> {
+        match self.input.byte()? {
+            0x80 => {
+                let protocol = self.input.byte()?;
+                if protocol > 5 {
+                    return Err(format!("protocol {protocol} is unknown"));
+                }
+            }
+            0x95 => _ = self.input.take(8)?, // FRAME: only a hint for readers of streams
+            b'.' => return self.pop().map(Some),
+
+            // Stack
+            b'(' => self.marks.push(self.stack.len()),
+            b'0' => {
+                // POP takes a mark if nothing lies above it.
+                if self.marks.last() == Some(&self.stack.len()) {
+                    self.marks.pop();
+                } else {
+                    self.pop()?;
+                }
+            }
+            b'1' => _ = self.pop_mark()?,
+            b'2' => {
+                let top = self.top()?;
+                self.stack.push(top);
+            }
+
+            // Scalars
+            b'N' => self.stack.push(Value::None),
+            0x88 => self.stack.push(Value::Bool(true)),
+            0x89 => self.stack.push(Value::Bool(false)),
+            b'J' => {
+                let value = i32::from_le_bytes(self.input.array()?);
+                self.stack.push(Value::Int(value.into()));
+            }
+            b'K' => {
+                let value = self.input.byte()?;
+                self.stack.push(Value::Int(value.into()));
+            }
+            b'M' => {
+                let value = u16::from_le_bytes(self.input.array()?);
+                self.stack.push(Value::Int(value.into()));
+            }
+            b'I' | b'L' => {
+                let line = self.input.line()?;
+                let value = match line {
+                    "00" => Value::Bool(false),
+                    "01" => Value::Bool(true),
+                    _ => line.trim_end_matches('L').parse().map_or(Value::Opaque, Value::Int),
+                };
+                self.stack.push(value);
+            }
+            0x8a => {
+                let len = self.input.byte()? as usize;
+                self.long(len)?;
+            }
+            0x8b => {
+                let len = u32::from_le_bytes(self.input.array()?) as usize;
+                self.long(len)?;
+            }
+            b'F' => {
+                self.input.line()?;
+                self.stack.push(Value::Opaque);
+            }
+            b'G' => {
+                self.input.take(8)?;
+                self.stack.push(Value::Opaque);
+            }
+
+            // Text. Python 2 wrote names as byte strings, so those are text as well.
+            b'X' | b'T' => {
+                let len = u32::from_le_bytes(self.input.array()?);
+                self.text(len.into())?;
+            }
+            0x8c | b'U' => {
+                let len = self.input.byte()?;
+                self.text(len.into())?;
+            }
+            0x8d => {
+                let len = u64::from_le_bytes(self.input.array()?);
+                self.text(len)?;
+            }
+            b'V' => {
+                let line = self.input.line()?;
+                let text = self.heap.add_text(line.into());
+                self.stack.push(text);
+            }
+            b'S' => {
+                let line = self.input.line()?;
+                let text = self.heap.add_text(line.trim_matches(['\'', '"']).into());
+                self.stack.push(text);
+            }
+
+            // Bytes
+            b'B' => {
+                let len = u32::from_le_bytes(self.input.array()?);
+                self.skip_bytes(len.into())?;
+            }
+            b'C' => {
+                let len = self.input.byte()?;
+                self.skip_bytes(len.into())?;
+            }
+            0x8e | 0x96 => {
+                let len = u64::from_le_bytes(self.input.array()?);
+                self.skip_bytes(len)?;
+            }
+            0x97 => self.stack.push(Value::Opaque), // NEXT_BUFFER
+            0x98 => _ = self.top()?,                // READONLY_BUFFER
+
+            // Containers
+            b')' => self.tuple(0)?,
+            0x85 => self.tuple(1)?,
+            0x86 => self.tuple(2)?,
+            0x87 => self.tuple(3)?,
+            b't' => {
+                let items = self.pop_mark()?;
+                let id = self.heap.add_sequence(items);
+                self.stack.push(Value::Tuple(id));
+            }
+            b']' => {
+                let id = self.heap.add_sequence(Vec::new());
+                self.stack.push(Value::List(id));
+            }
+            b'l' => {
+                let items = self.pop_mark()?;
+                let id = self.heap.add_sequence(items);
+                self.stack.push(Value::List(id));
+            }
+            b'}' => {
+                let dict = self.heap.add_dict();
+                self.stack.push(dict);
+            }
+            b'd' => {
+                let items = self.pop_mark()?;
+                let dict = self.heap.add_dict();
+                self.set_items(dict, &items)?;
+                self.stack.push(dict);
+            }
+            b'a' => {
+                let item = self.pop()?;
+                self.append(&[item])?;
+            }
+            b'e' => {
+                let items = self.pop_mark()?;
+                self.append(&items)?;
+            }
+            b's' => {
+                let value = self.pop()?;
+                let key = self.pop()?;
+                let dict = self.top()?;
+                self.set_items(dict, &[key, value])?;
+            }
+            b'u' => {
+                let items = self.pop_mark()?;
+                let dict = self.top()?;
+                self.set_items(dict, &items)?;
+            }
+            0x8f => self.stack.push(Value::Opaque), // EMPTY_SET
+            0x90 => {
+                self.pop_mark()?; // ADDITEMS
+                self.top()?;
+            }
+            0x91 => {
+                self.pop_mark()?; // FROZENSET
+                self.stack.push(Value::Opaque);
+            }
+
+            // Memo
+            b'q' => {
+                let key = self.input.byte()?;
+                self.put(key.into())?;
+            }
+            b'r' => {
+                let key = u32::from_le_bytes(self.input.array()?);
+                self.put(key.into())?;
+            }
+            b'p' => {
+                let key = self.input.number()?;
+                self.put(key)?;
+            }
+            0x94 => {
+                let key = self.memo.len() as u64;
+                self.put(key)?;
+            }
+            b'h' => {
+                let key = self.input.byte()?;
+                self.get(key.into())?;
+            }
+            b'j' => {
+                let key = u32::from_le_bytes(self.input.array()?);
+                self.get(key.into())?;
+            }
+            b'g' => {
+                let key = self.input.number()?;
+                self.get(key)?;
+            }
+
+            // Classes and calls
+            b'c' => {
+                let (module, name) = (self.input.line()?, self.input.line()?);
+                let global = self.global(module, name);
+                self.stack.push(global);
+            }
+            0x93 => {
+                let (name, module) = (self.pop()?, self.pop()?);
+                let words = self.heap.text(module).zip(self.heap.text(name));
+                let (module, name) = words.ok_or("a class without a name")?;
+                let (module, name) = (module.to_owned(), name.to_owned());
+                let global = self.global(&module, &name);
+                self.stack.push(global);
+            }
+            b'R' | 0x81 => {
+                let arguments = self.pop()?;
+                let callee = self.pop()?;
+                let made = self.call(callee, arguments, 0)?;
+                self.stack.push(made);
+            }
+            0x92 => {
+                let _keywords = self.pop()?;
+                let arguments = self.pop()?;
+                let callee = self.pop()?;
+                let made = self.call(callee, arguments, 0)?;
+                self.stack.push(made);
+            }
+            b'i' => {
+                let (module, name) = (self.input.line()?, self.input.line()?);
+                self.global(module, name);
+                self.pop_mark()?;
+                self.stack.push(Value::Opaque);
+            }
+            b'o' => {
+                self.pop_mark()?;
+                self.stack.push(Value::Opaque);
+            }
+            // BUILD sets attributes. A dict keeps its items, whatever attributes it has.
+            b'b' => {
+                self.pop()?;
+                self.top()?;
+            }
+            0x82 => {
+                self.input.take(1)?;
+                self.stack.push(Value::Opaque);
+            }
+            0x83 => {
+                self.input.take(2)?;
+                self.stack.push(Value::Opaque);
+            }
+            0x84 => {
+                self.input.take(4)?;
+                self.stack.push(Value::Opaque);
+            }
+            b'P' => {
+                self.input.line()?;
+                self.stack.push(Value::Opaque);
+            }
+            b'Q' => {
+                let id = self.pop()?;
+                let storage = self.persistent(id)?;
+                self.stack.push(storage);
+            }
+            opcode => return Err(format!("opcode 0x{opcode:02x} is unknown")),
+        }
+        Ok(None)
+    }
+
+    fn pop(&mut self) -> Step<Value> {
+        // Nothing below an open mark may be taken.
+        if self.marks.last().is_some_and(|mark| *mark >= self.stack.len()) {
+            return Err("the stack is empty above its mark".into());
+        }
+        self.stack.pop().ok_or_else(|| "the stack is empty".into())
+    }
+
+    fn top(&self) -> Step<Value> {
+        self.stack.last().copied().ok_or_else(|| "the stack is empty".into())
+    }
+
+    fn pop_mark(&mut self) -> Step<Vec<Value>> {
+        let mark = self.marks.pop().ok_or("there is no mark")?;
+        if mark > self.stack.len() {
+            return Err("the stack is below its mark".into());
+        }
+        Ok(self.stack.split_off(mark))
+    }
+
+    fn tuple(&mut self, count: usize) -> Step<()> {
+        let mut items = Vec::with_capacity(count);
+        for _ in 0..count {
+            items.push(self.pop()?);
+        }
+        items.reverse();
+        let id = self.heap.add_sequence(items);
+        self.stack.push(Value::Tuple(id));
+        Ok(())
+    }
+
+    fn long(&mut self, len: usize) -> Step<()> {
+        let bytes = self.input.take(len)?;
+        let mut wide = [if bytes.last().is_some_and(|b| b & 0x80 != 0) { 0xff } else { 0 }; 8];
+        let value = match wide.get_mut(..len) {
+            Some(low) => {
+                low.copy_from_slice(bytes);
+                Value::Int(i64::from_le_bytes(wide))
+            }
+            None => Value::Opaque,
+        };
+        self.stack.push(value);
+        Ok(())
+    }
+
+    fn text(&mut self, len: u64) -> Step<()> {
+        let bytes = self.input.take(usize::try_from(len).unwrap_or(usize::MAX))?;
+        let text = self.heap.add_text(String::from_utf8_lossy(bytes));
+        self.stack.push(text);
+        Ok(())
+    }
+
+    fn skip_bytes(&mut self, len: u64) -> Step<()> {
+        self.input.take(usize::try_from(len).unwrap_or(usize::MAX))?;
+        self.stack.push(Value::Opaque);
+        Ok(())
+    }
+
+    fn append(&mut self, items: &[Value]) -> Step<()> {
+        if let Value::List(id) = self.top()?
+            && let Some(list) = self.heap.sequences.get_mut(id as usize)
+        {
+            list.extend_from_slice(items);
+        }
+        Ok(())
+    }
+
+    fn set_items(&mut self, dict: Value, items: &[Value]) -> Step<()> {
+        let (pairs, rest) = items.as_chunks::<2>();
+        if !rest.is_empty() {
+            return Err("a key without a value".into());
+        }
+        if let Value::Dict(id) = dict
+            && let Some(dict) = self.heap.dicts.get_mut(id as usize)
+        {
+            dict.extend(pairs.iter().map(|[key, value]| (*key, *value)));
+        }
+        Ok(())
+    }
+
+    fn put(&mut self, key: u64) -> Step<()> {
+        let top = self.top()?;
+        self.memo.insert(key, top);
+        Ok(())
+    }
+
+    fn get(&mut self, key: u64) -> Step<()> {
+        let value = *self.memo.get(&key).ok_or_else(|| format!("nothing is memorised as {key}"))?;
+        self.stack.push(value);
+        Ok(())
+    }
+
+    /// The only names that mean anything.
+    fn global(&mut self, module: &str, name: &str) -> Value {
+        let global = match (module, name) {
+            ("collections", "OrderedDict" | "defaultdict") | ("builtins" | "__builtin__", "dict") => {
+                Global::Dict
+            }
+            ("torch._utils", "_rebuild_tensor" | "_rebuild_tensor_v2" | "_rebuild_tensor_v3") => {
+                Global::RebuildTensor
+            }
+            ("torch._utils", "_rebuild_parameter" | "_rebuild_parameter_with_state") => {
+                Global::RebuildParameter
+            }
+            ("torch._tensor", "_rebuild_from_type_v2") => Global::RebuildFromType,
+            ("torch", "Size") => Global::Size,
+            ("torch.storage", "UntypedStorage") | ("torch", "UntypedStorage") => {
+                Global::UntypedStorage
+            }
+            ("torch" | "torch.cuda", name) => match element_type(name) {
+                Some(Ok(element)) => Global::DType(element),
+                Some(Err(Some(element))) => Global::Storage(element),
+                Some(Err(None)) => Global::OddStorage,
+                None => Global::Foreign,
+            },
+            _ => Global::Foreign,
+        };
+        if global == Global::Foreign && self.heap.foreign.len() < MOST_FOREIGN {
+            self.heap.foreign.insert(format!("{module}.{name}"));
+        }
+        Value::Global(global)
+    }
+
+    /// Calls a constructor that we know. Anything else is not called.
+    fn call(&mut self, callee: Value, arguments: Value, depth: usize) -> Step<Value> {
+        let Value::Global(global) = callee else { return Ok(Value::Opaque) };
+        let arguments = self.heap.items(arguments).unwrap_or_default().to_vec();
+        Ok(match global {
+            Global::Dict => {
+                let dict = self.heap.add_dict();
+                // Python 2 writes `OrderedDict([[key, value], ...])`.
+                let pairs = arguments.first().and_then(|list| self.heap.items(*list));
+                for pair in pairs.unwrap_or_default().to_vec() {
+                    let pair = self.heap.items(pair).unwrap_or_default().to_vec();
+                    self.set_items(dict, &pair)?;
+                }
+                dict
+            }
+            Global::RebuildTensor => self.tensor(&arguments)?,
+            Global::RebuildParameter => arguments.first().copied().unwrap_or(Value::Opaque),
+            Global::RebuildFromType if depth < DEEPEST_CALL => match arguments[..] {
+                [callee, _, arguments, ..] => self.call(callee, arguments, depth + 1)?,
+                _ => Value::Opaque,
+            },
+            Global::Size => arguments.first().copied().unwrap_or(Value::Opaque),
+            _ => Value::Opaque,
+        })
+    }
+
+    /// `(storage, offset, shape, strides, requires_grad, hooks, [dtype, metadata])`.
+    fn tensor(&mut self, arguments: &[Value]) -> Step<Value> {
+        let [storage, Value::Int(offset), shape, strides, rest @ ..] = arguments else {
+            return Err("a tensor is rebuilt from something that is no tensor".into());
+        };
+        let Value::Storage(id) = storage else {
+            // Of a type that we do not read: no weights, then.
+            return Ok(Value::Opaque);
+        };
+        let sizes = |value: Value| -> Option<Vec<usize>> {
+            let items = self.heap.items(value)?.iter();
+            items.map(|i| if let Value::Int(i) = i { usize::try_from(*i).ok() } else { None }).collect()
+        };
+        let parts = (usize::try_from(*offset), sizes(*shape), sizes(*strides));
+        let (Ok(offset), Some(shape), Some(strides)) = parts else {
+            return Err("a tensor has an impossible shape, stride or offset".into());
+        };
+        let stored = self.heap.storages.get(*id as usize).and_then(|storage| storage.element);
+        let named = rest.iter().find_map(|value| match value {
+            Value::Global(Global::DType(element)) => Some(*element),
+            _ => None,
+        });
+        let Some(element) = named.or(stored) else { return Ok(Value::Opaque) };
+        let view = View { offset, strides };
+        self.heap.tensors.push(TensorRef { storage: *id, element, shape, view });
+        Ok(Value::Tensor(self.heap.tensors.len() as u32 - 1))
+    }
+
+    /// `("storage", type, key, device, count, [view])`.
+    fn persistent(&mut self, id: Value) -> Step<Value> {
+        let Some(&[kind, Value::Global(global), key, _, Value::Int(count), ref rest @ ..]) =
+            self.heap.items(id)
+        else {
+            return Ok(Value::Opaque);
+        };
+        let element = match global {
+            Global::Storage(element) => Some(element),
+            Global::UntypedStorage => None,
+            _ => return Ok(Value::Opaque),
+        };
+        let (Some("storage"), Some(key)) = (self.heap.text(kind), self.heap.text(key)) else {
+            return Ok(Value::Opaque);
+        };
+        if rest.first().is_some_and(|view| *view != Value::None) {
+            return Err(format!("storage {} is a view of another", quoted(key)));
+        }
+        let count = usize::try_from(count)
+            .map_err(|_| format!("storage {} has {count} elements", quoted(key)))?;
+        let key = key.to_owned();
+        self.heap.storages.push(Storage { key, element, count });
+        Ok(Value::Storage(self.heap.storages.len() as u32 - 1))
+    }
+}
+
+/// `Ok` for a dtype, `Err` for a storage class (of a type that we read, or not), `None` for neither.
+fn element_type(name: &str) -> Option<Result<ElementType, Option<ElementType>>> {
+    Some(match name {
+        "float16" | "half" => Ok(ElementType::F16),
+        "bfloat16" => Ok(ElementType::BF16),
+        "float32" | "float" => Ok(ElementType::F32),
+        "float64" | "double" => Ok(ElementType::F64),
+        "float8_e4m3fn" => Ok(ElementType::F8E4M3),
+        "float8_e5m2" => Ok(ElementType::F8E5M2),
+        "bool" => Ok(ElementType::Bool),
+        "uint8" => Ok(ElementType::U8),
+        "int8" => Ok(ElementType::I8),
+        "uint16" => Ok(ElementType::U16),
+        "int16" | "short" => Ok(ElementType::I16),
+        "uint32" => Ok(ElementType::U32),
+        "int32" | "int" => Ok(ElementType::I32),
+        "uint64" => Ok(ElementType::U64),
+        "int64" | "long" => Ok(ElementType::I64),
+        _ => Err(match name.strip_suffix("Storage")? {
+            "Half" => Some(ElementType::F16),
+            "BFloat16" => Some(ElementType::BF16),
+            "Float" => Some(ElementType::F32),
+            "Double" => Some(ElementType::F64),
+            "Bool" => Some(ElementType::Bool),
+            "Byte" => Some(ElementType::U8),
+            "Char" => Some(ElementType::I8),
+            "Short" => Some(ElementType::I16),
+            "Int" => Some(ElementType::I32),
+            "Long" => Some(ElementType::I64),
+            _ => None,
+        }),
+    })
+}
+
+struct Input<'a> {
+    bytes: &'a [u8],
+    at: usize,
+}
+
+impl<'a> Input<'a> {
+    fn take(&mut self, len: usize) -> Step<&'a [u8]> {
+        let rest = self.bytes.get(self.at..).unwrap_or_default();
+        let taken = rest.get(..len).ok_or_else(|| format!("{len} bytes wanted, {} left", rest.len()))?;
+        self.at += len;
+        Ok(taken)
+    }
+
+    fn array<const N: usize>(&mut self) -> Step<[u8; N]> {
+        let mut out = [0; N];
+        out.copy_from_slice(self.take(N)?);
+        Ok(out)
+    }
+
+    fn byte(&mut self) -> Step<u8> {
+        self.array().map(|[byte]| byte)
+    }
+
+    fn line(&mut self) -> Step<&'a str> {
+        let rest = self.bytes.get(self.at..).unwrap_or_default();
+        let len = rest.iter().position(|b| *b == b'\n').ok_or("a line without an end")?;
+        let line = self.take(len + 1)?;
+        let line = line.strip_suffix(b"\n").unwrap_or(line);
+        let line = line.strip_suffix(b"\r").unwrap_or(line);
+        std::str::from_utf8(line).map_err(|_| "a line that is not text".into())
+    }
+
+    fn number(&mut self) -> Step<u64> {
+        self.line()?.parse().map_err(|_| "a memo key that is not a number".into())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// `{"w": tensor}` in protocol 2, with `before` run first and its result left in the dict.
+    fn with_a_tensor(before: &[u8]) -> Vec<u8> {
+        let mut p = b"\x80\x02}(".to_vec();
+        p.extend(b"X\x01\x00\x00\x00x");
+        p.extend(before);
+        p.extend(b"X\x01\x00\x00\x00wctorch._utils\n_rebuild_tensor_v2\n((");
+        p.extend(b"X\x07\x00\x00\x00storagectorch\nFloatStorage\nX\x01\x00\x00\x000");
+        p.extend(b"X\x03\x00\x00\x00cpuK\x06tQK\x00K\x02K\x03\x86K\x03K\x01\x86\x89");
+        p.extend(b"ccollections\nOrderedDict\n)RtRu.");
+        p
+    }
+
+    fn tensor_names(pickle: &[u8]) -> Vec<String> {
+        let (heap, root, taken) = run(pickle).unwrap();
+        assert_eq!(taken, pickle.len());
+        heap.tensors_of(root).map(|(name, _)| name.to_owned()).collect()
+    }
+
+    #[test]
+    fn a_tensor_is_described() {
+        let pickle = with_a_tensor(b"N");
+        let (heap, root, _) = run(&pickle).unwrap();
+        let (name, tensor) = heap.tensors_of(root).next().unwrap();
+        assert_eq!((name, &tensor.shape[..], &tensor.view.strides[..]), ("w", &[2, 3][..], &[3, 1][..]));
+        assert_eq!(tensor.element, ElementType::F32);
+        assert_eq!(heap.storages[0].count, 6);
+    }
+
+    #[test]
+    fn calls_of_foreign_functions_have_no_effect() {
+        let attacks: [&[u8]; 6] = [
+            b"cposix\nsystem\n(X\x05\x00\x00\x00touchtR",
+            b"\x8c\x02os\x8c\x06system\x93\x8c\x05touch\x85R",
+            b"c__builtin__\neval\n(S'1'\ntR",
+            b"(S'touch'\nios\nsystem\n",
+            b"(cos\nsystem\nS'touch'\no",
+            b"cnumpy.core.multiarray\nscalar\n(cnumpy\ndtype\n(S'f8'\nK\x00K\x01tR}bC\x0812345678tR",
+        ];
+        for attack in attacks {
+            let pickle = with_a_tensor(attack);
+            assert_eq!(tensor_names(&pickle), ["w"]);
+            assert!(run(&pickle).unwrap().0.foreign().count() > 0);
+        }
+    }
+
+    #[test]
+    fn every_opcode_of_newer_protocols_passes() {
+        let odd: [&[u8]; 12] = [
+            b"\x95\x00\x00\x00\x00\x00\x00\x00\x00N",
+            b"\x8f(K\x01K\x02\x90",
+            b"(K\x01\x91",
+            b"\x96\x02\x00\x00\x00\x00\x00\x00\x00ab",
+            b"C\x02ab\x94",
+            b"B\x02\x00\x00\x00ab",
+            b"G\x3f\xf0\x00\x00\x00\x00\x00\x00",
+            b"F1.5\n",
+            b"\x8a\x02\xff\xff",
+            b"\x8b\x0a\x00\x00\x000123456789",
+            b"](K\x01K\x02eN\x30",
+            b"(lp7\ng7\na",
+        ];
+        for part in odd {
+            assert_eq!(tensor_names(&with_a_tensor(part)), ["w"], "{part:?}");
+        }
+    }
+
+    #[test]
+    fn long_integers_keep_their_sign() {
+        let int = |bytes: &[u8]| run(bytes).unwrap().1;
+        assert_eq!(int(b"\x8a\x02\xff\xff."), Value::Int(-1));
+        assert_eq!(int(b"\x8a\x00."), Value::Int(0));
+        assert_eq!(int(b"\x8a\x02\xff\x00."), Value::Int(255));
+        assert_eq!(int(b"I-12\n."), Value::Int(-12));
+        assert_eq!(int(b"L12L\n."), Value::Int(12));
+    }
+
+    #[test]
+    fn damaged_pickles_are_refused_and_nothing_worse_happens() {
+        let sound = with_a_tensor(b"N");
+        for cut in 0..sound.len() {
+            assert!(run(&sound[..cut]).is_err(), "cut at {cut}");
+        }
+        let damaged: [&[u8]; 10] = [
+            b"\xf7.",                    // no such opcode
+            b"\x80\x09.",                // no such protocol
+            b"R.",                       // nothing to call
+            b"h\x05.",                   // nothing memorised
+            b"t.",                       // no mark
+            b"(0).0.",                   // below the mark
+            b"X\xff\xff\xff\xffabc",     // text beyond the end
+            b"\x8d\xff\xff\xff\xff\xff\xff\xff\xffabc",
+            b"}(K\x01u.",                // a key without a value
+            b"K\x01\x86.",               // too few for a pair
+        ];
+        for pickle in damaged {
+            let _ = run(pickle).map(|_| ());
+        }
+        for pickle in &damaged[..5] {
+            assert!(run(pickle).is_err(), "{pickle:?}");
+        }
+    }
+
+    #[test]
+    fn a_million_nested_tuples_neither_recurse_nor_hang() {
+        let mut pickle = b"\x80\x02)".to_vec();
+        pickle.extend(std::iter::repeat_n(0x85, 1_000_000));
+        pickle.push(b'.');
+        assert!(matches!(run(&pickle).unwrap().1, Value::Tuple(_)));
+    }
+
+    #[test]
+    fn a_tensor_with_a_negative_size_is_refused() {
+        let pickle = with_a_tensor(b"N");
+        let at = pickle.windows(4).position(|w| w == b"K\x02K\x03").unwrap();
+        let mut bad = pickle[..at].to_vec();
+        bad.extend(b"J\xff\xff\xff\xffK\x03");
+        bad.extend(&pickle[at + 4..]);
+        assert!(run(&bad).unwrap_err().contains("impossible"));
+    }
+}

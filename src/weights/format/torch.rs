@@ -1,0 +1,191 @@
+//! Files that `torch.save` made: a zip file with a pickle, or the older row of pickles.
+
+use std::collections::{BTreeMap, HashMap};
+use std::io::{Cursor, Read};
+
+use zip::{CompressionMethod, ZipArchive};
+
+use super::pickle::{self, Heap, TensorRef, Value};
+use super::{ElementType, Entry, Parsed, Place, TensorInfo, quoted};
+
+/// The largest pickle that anybody may send. A Stable Diffusion checkpoint's has about 300 KB.
+const LARGEST_PICKLE: u64 = 256 << 20;
+
+/// Bytes that begin the old format: the pickled integer 0x1950a86a20f9469cfc6c.
+const LEGACY_MAGIC: &[u8] = b"\x80\x02\x8a\x0a\x6c\xfc\x9c\x46\xf9\x20\x6a\xa8\x50\x19.";
+
+/// Whether `bytes` begin like a zip file.
+pub(super) fn is_zip(bytes: &[u8]) -> bool {
+    bytes.starts_with(b"PK\x03\x04") || bytes.starts_with(b"PK\x05\x06")
+}
+
+/// Whether `bytes` begin like a file from before torch 1.6.
+pub(super) fn is_legacy(bytes: &[u8]) -> bool {
+    bytes.starts_with(LEGACY_MAGIC)
+}
+
+/// Reads the tables of a zip file.
+pub(super) fn parse_zip(bytes: &[u8]) -> Result<Parsed, String> {
+    let broken = |e: zip::result::ZipError| format!("its zip table cannot be read: {e} (cut short?)");
+    let mut zip = ZipArchive::new(Cursor::new(bytes)).map_err(broken)?;
+    let mut members: HashMap<String, Place> = HashMap::new();
+    let mut pickles: Vec<(String, usize)> = Vec::new();
+    for index in 0..zip.len() {
+        let member = zip.by_index_raw(index).map_err(broken)?;
+        let name = member.name().map_err(broken)?.into_owned();
+        let len = usize::try_from(member.size()).map_err(|_| "a member is too large".to_owned())?;
+        let place = match member.compression() {
+            CompressionMethod::Stored => {
+                let start = member.data_start().and_then(|start| usize::try_from(start).ok());
+                let start = start.filter(|start| {
+                    start.checked_add(len).is_some_and(|end| end <= bytes.len())
+                });
+                let start = start
+                    .ok_or_else(|| format!("member {} lies outside the file", quoted(&name)))?;
+                Place::Plain { start, len }
+            }
+            _ => Place::Packed { member: index, len },
+        };
+        if name == "data.pkl" || name.ends_with("/data.pkl") {
+            pickles.push((name.clone(), index));
+        }
+        members.insert(name, place);
+    }
+    let (name, index) = pickles
+        .into_iter()
+        .min_by_key(|(name, _)| name.len())
+        .ok_or("is a zip file without tensors: there is no `data.pkl` in it")?;
+    let root = name.trim_end_matches("data.pkl");
+
+    let order = members.get(&format!("{root}byteorder")).copied();
+    if let Some(Place::Plain { start, len }) = order
+        && bytes.get(start..start + len) == Some(b"big")
+    {
+        return Err("was written on a big-endian machine, which is not supported".into());
+    }
+
+    let mut program = Vec::new();
+    let member = zip.by_index(index).map_err(broken)?;
+    member
+        .take(LARGEST_PICKLE + 1)
+        .read_to_end(&mut program)
+        .map_err(|e| format!("its pickle cannot be unpacked: {e}"))?;
+    if program.len() as u64 > LARGEST_PICKLE {
+        return Err(format!("its pickle has more than {LARGEST_PICKLE} bytes"));
+    }
+    let (heap, result, _) = pickle::run(&program)?;
+    entries(&heap, result, |key, _| members.get(&format!("{root}data/{key}")).copied())
+}
+
+/// Reads the tables of an old file: magic, version, machine, object, storage keys, storages.
+pub(super) fn parse_legacy(bytes: &[u8]) -> Result<Parsed, String> {
+    let mut at = 0;
+    for _ in 0..3 {
+        at += pickle::run(bytes.get(at..).unwrap_or_default())?.2;
+    }
+    let (heap, result, taken) = pickle::run(bytes.get(at..).unwrap_or_default())?;
+    at += taken;
+    let (key_heap, keys, taken) = pickle::run(bytes.get(at..).unwrap_or_default())?;
+    at += taken;
+
+    let sizes: HashMap<&str, usize> = heap
+        .storages
+        .iter()
+        .map(|storage| (storage.key.as_str(), storage.element.map_or(1, ElementType::size)))
+        .collect();
+    let mut places: HashMap<String, Place> = HashMap::new();
+    for key in key_heap.items(keys).ok_or("its storages are not listed")? {
+        let key = key_heap.text(*key).ok_or("a storage without a name")?;
+        let outside = || format!("storage {} lies outside the file: cut short?", quoted(key));
+        let count = bytes.get(at..).and_then(|rest| rest.first_chunk::<8>()).ok_or_else(outside)?;
+        let count = usize::try_from(u64::from_le_bytes(*count)).map_err(|_| outside())?;
+        let size = sizes.get(key).copied().ok_or_else(|| {
+            format!("storage {} has a type that is not supported", quoted(key))
+        })?;
+        let (start, len) = (at + 8, count.checked_mul(size).ok_or_else(outside)?);
+        at = start.checked_add(len).filter(|end| *end <= bytes.len()).ok_or_else(outside)?;
+        places.insert(key.to_owned(), Place::Plain { start, len });
+    }
+    entries(&heap, result, |key, _| places.get(key).copied())
+}
+
+/// Unpacks a compressed member, which must have exactly `len` bytes.
+pub(super) fn unpack(bytes: &[u8], member: usize, len: usize) -> Result<Vec<u8>, String> {
+    let broken = |e: &dyn std::fmt::Display| format!("it cannot be unpacked: {e}");
+    let mut zip = ZipArchive::new(Cursor::new(bytes)).map_err(|e| broken(&e))?;
+    let member = zip.by_index(member).map_err(|e| broken(&e))?;
+    // What a member claims is not trusted with memory before it is there.
+    let mut out = Vec::new();
+    member.take(len as u64 + 1).read_to_end(&mut out).map_err(|e| broken(&e))?;
+    if out.len() != len {
+        return Err(format!("it has {} bytes unpacked, not {len}", out.len()));
+    }
+    Ok(out)
+}
+
+/// Finds the state dict and turns its tensors into entries.
+fn entries(
+    heap: &Heap<'_>,
+    root: Value,
+    place: impl Fn(&str, ElementType) -> Option<Place>,
+) -> Result<Parsed, String> {
+    let Some(dict) = state_dict(heap, root) else {
+        let foreign: Vec<String> = heap.foreign().map(quoted).collect();
+        return Err(if foreign.is_empty() {
+            "holds no tensors by name".into()
+        } else {
+            format!("holds no tensors by name, but objects such as {}", foreign.join(", "))
+        });
+    };
+    let mut entries = BTreeMap::new();
+    for (name, tensor) in heap.tensors_of(dict) {
+        entries.insert(name.to_owned(), entry(heap, name, tensor, &place)?);
+    }
+    Ok(Parsed { entries, metadata: BTreeMap::new() })
+}
+
+/// The dict with the weights: under `state_dict`, or at the top, or the only one that has tensors.
+fn state_dict(heap: &Heap<'_>, root: Value) -> Option<Value> {
+    let has_tensors = |dict: &Value| heap.tensors_of(*dict).next().is_some();
+    let nested = heap.dicts_of(root).find(|(key, _)| *key == "state_dict").map(|(_, dict)| dict);
+    if let Some(dict) = nested.filter(has_tensors) {
+        return Some(dict);
+    }
+    if has_tensors(&root) {
+        return Some(root);
+    }
+    let mut inner = heap.dicts_of(root).map(|(_, dict)| dict).filter(has_tensors);
+    inner.next().filter(|_| inner.next().is_none())
+}
+
+fn entry(
+    heap: &Heap<'_>,
+    name: &str,
+    tensor: &TensorRef,
+    place: impl Fn(&str, ElementType) -> Option<Place>,
+) -> Result<Entry, String> {
+    let size = tensor.element.size();
+    let storage = heap
+        .storages
+        .get(tensor.storage as usize)
+        .ok_or_else(|| format!("tensor {} has no storage", quoted(name)))?;
+    let place = place(&storage.key, tensor.element).ok_or_else(|| {
+        format!("tensor {} has its data in {}, which is not there", quoted(name), quoted(&storage.key))
+    })?;
+    let claimed = storage.count.checked_mul(storage.element.map_or(1, ElementType::size));
+    if claimed.is_none_or(|claimed| claimed > place.len()) {
+        return Err(format!(
+            "storage {} of tensor {} has {} bytes, fewer than its {} elements need",
+            quoted(&storage.key),
+            quoted(name),
+            place.len(),
+            storage.count
+        ));
+    }
+    tensor
+        .view
+        .check(&tensor.shape, place.len() / size)
+        .map_err(|reason| format!("tensor {} {reason}", quoted(name)))?;
+    let info = TensorInfo { element: tensor.element, shape: tensor.shape.clone() };
+    Ok(Entry { info, place, view: Some(tensor.view.clone()) })
+}

@@ -1,0 +1,557 @@
+//! Files on disk to weights in a model: any published SD1.5-family file, every tensor accounted for.
+//!
+//! A [`Checkpoint`] collects files. Each file's names are translated to canonical ones when it is added
+//! (nothing is read yet), and [`Checkpoint::build`] hands them to a model's constructor through candle's
+//! `VarBuilder`: mapped from the file, patched, converted, one tensor at a time. Afterwards every tensor
+//! must have been used or have a reason not to be.
+//!
+//! ```no_run
+//! use animatelcm::weights::{Checkpoint, Component, PatchStack};
+//! use candle_core::{DType, Device};
+//!
+//! let mut checkpoint = Checkpoint::new();
+//! checkpoint.add_component(Component::UNet, &"sd15/unet".into())?;
+//! checkpoint.add_motion(&"AnimateLCM_sd15_t2v.ckpt".into())?;
+//! let (scale, report) = checkpoint.build(
+//!     Component::UNet,
+//!     DType::F32,
+//!     &Device::Cpu,
+//!     &PatchStack::new(),
+//!     |vb| Ok(vb.get(320, "conv_norm_out.weight")?),
+//! )?;
+//! # Ok::<(), animatelcm::Error>(())
+//! ```
+
+mod backend;
+mod dialect;
+mod digest;
+mod folder;
+mod format;
+mod patch;
+mod report;
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fmt;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, PoisonError};
+
+use candle_core::{DType, Device};
+use candle_nn::VarBuilder;
+
+use self::backend::{Backend, Record};
+use self::dialect::{DIALECTS, Foreign, Mapped, Names};
+pub(crate) use self::dialect::{canonical_motion_name, ldm_unet_module};
+pub use self::digest::sha256;
+use self::folder::Files;
+pub(crate) use self::format::quoted;
+pub use self::format::{Archive, ElementType, Layout, Source, TensorInfo};
+pub use self::patch::{PatchStack, WeightPatch};
+pub(crate) use self::report::some;
+pub use self::report::{Ignored, LoadReport, Replaced};
+use crate::{Error, Result};
+
+/// A network with weights of its own.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+#[non_exhaustive]
+pub enum Component {
+    /// The denoising network, motion modules included.
+    UNet,
+    /// The image autoencoder.
+    Vae,
+    /// The text encoder.
+    Text,
+}
+
+impl Component {
+    /// All of them.
+    pub const ALL: [Self; 3] = [Self::UNet, Self::Vae, Self::Text];
+
+    /// What messages call it.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::UNet => "unet",
+            Self::Vae => "vae",
+            Self::Text => "text encoder",
+        }
+    }
+
+    /// Its folders' names inside a diffusers pipeline.
+    fn folders(self) -> &'static [&'static str] {
+        match self {
+            Self::UNet => &["unet"],
+            Self::Vae => &["vae"],
+            Self::Text => &["text_encoder"],
+        }
+    }
+}
+
+impl fmt::Display for Component {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.name())
+    }
+}
+
+/// Where a weight lies, and its shape once transformed.
+#[derive(Clone, Debug)]
+struct Located {
+    archive: usize,
+    stored: String,
+    shape: Vec<usize>,
+}
+
+/// Weights from one or more files, under canonical names.
+///
+/// A file added later wins where two have the same weight, and the [`LoadReport`] says so.
+#[derive(Clone, Debug, Default)]
+pub struct Checkpoint {
+    archives: Vec<Arc<Archive>>,
+    index: BTreeMap<Component, BTreeMap<String, Located>>,
+    ignored: Vec<(Option<Component>, Ignored)>,
+    replaced: BTreeMap<(Component, usize, usize), usize>,
+    positions: Option<usize>,
+}
+
+/// What is wanted of a file.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Scope {
+    Component(Component),
+    Motion,
+    Everything,
+}
+
+impl Scope {
+    fn covers(self, component: Component, name: &str) -> bool {
+        match self {
+            Self::Component(wanted) => wanted == component,
+            Self::Motion => component == Component::UNet && is_motion(name),
+            Self::Everything => true,
+        }
+    }
+
+    fn name(self) -> &'static str {
+        match self {
+            Self::Component(component) => component.name(),
+            Self::Motion => "motion",
+            Self::Everything => "model",
+        }
+    }
+}
+
+/// Whether a canonical UNet name belongs to a motion module.
+fn is_motion(name: &str) -> bool {
+    name.contains(".motion_modules.")
+}
+
+impl Checkpoint {
+    /// Without any weights.
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// Adds one component: a file, its diffusers folder, or the folder of a whole pipeline.
+    ///
+    /// A file with more than this component, such as a single-file checkpoint whose VAE is wanted, gives
+    /// the component and nothing else.
+    pub fn add_component(&mut self, component: Component, source: &Source) -> Result<()> {
+        self.add_scope(
+            Scope::Component(component),
+            source,
+            component.stems(),
+            component.folders(),
+        )
+    }
+
+    /// Adds a single-file checkpoint with all that it holds; the VAE or the text encoder may be absent.
+    pub fn add_single_file(&mut self, source: &Source) -> Result<()> {
+        if source_is_folder(source) {
+            return Err(Error::format(source.path(), "is a folder, a single file is needed"));
+        }
+        self.add_file(Scope::Everything, source).map(|_| ())
+    }
+
+    /// Adds motion modules: a file in any layout, or a diffusers motion adapter's folder.
+    pub fn add_motion(&mut self, source: &Source) -> Result<()> {
+        self.add_scope(Scope::Motion, source, Component::UNet.stems(), &["motion_adapter"])
+    }
+
+    fn add_scope(
+        &mut self,
+        scope: Scope,
+        source: &Source,
+        stems: &[folder::Stem],
+        folders: &[&str],
+    ) -> Result<()> {
+        if !source_is_folder(source) {
+            return self.add_file(scope, source).map(|_| ());
+        }
+        let Files { paths, promised } = folder::find(source.path(), stems, folders)?;
+        // Shards are one file in pieces; one piece alone would not be recognised.
+        let archives: Vec<Arc<Archive>> = paths
+            .iter()
+            .map(|path| Archive::open(&Source::File(path.clone())).map(Arc::new))
+            .collect::<Result<_>>()?;
+        if let Some((index, promised)) = promised {
+            for (archive, names) in archives.iter().zip(promised.values()) {
+                if let Some(name) = names.iter().find(|name| archive.info(name).is_none()) {
+                    let shard = archive.path().display();
+                    return Err(Error::format(
+                        index,
+                        format!("promises tensor {} in {shard}, which lacks it", quoted(name)),
+                    ));
+                }
+            }
+        }
+        self.add_archives(scope, &archives).map(|_| ())
+    }
+
+    fn add_file(&mut self, scope: Scope, source: &Source) -> Result<&'static str> {
+        let archive = Arc::new(Archive::open(source)?);
+        self.add_archives(scope, &[archive])
+    }
+
+    /// Translates the names of archives that are one file in pieces; returns the dialect's name.
+    fn add_archives(&mut self, scope: Scope, archives: &[Arc<Archive>]) -> Result<&'static str> {
+        let Some(first) = archives.first() else { return Ok("nothing") };
+        let path = first.path();
+        let names: Names = archives
+            .iter()
+            .flat_map(|archive| archive.tensors())
+            .map(|(name, info)| (name, info.shape.clone()))
+            .collect();
+        let is = |foreign: Foreign| {
+            Error::format(path, format!("is {}", foreign.what)).with_hint(foreign.hint)
+        };
+        if let Some(foreign) = dialect::recognise(&names) {
+            return Err(is(foreign));
+        }
+        let dialect = DIALECTS.iter().find(|dialect| (dialect.detect)(&names)).ok_or_else(|| {
+            let all: Vec<&str> = names.iter().map(|(name, _)| name).collect();
+            if all.is_empty() {
+                Error::format(path, "holds no tensors")
+            } else {
+                Error::format(path, format!("names no model that is known here: {}", some(&all)))
+            }
+        })?;
+        let map = (dialect.mapper)(&names);
+
+        // Collected first and added at the end: a file that is refused leaves no trace.
+        let mut found: BTreeMap<Component, BTreeMap<String, Located>> = BTreeMap::new();
+        let mut ignored = Vec::new();
+        let mut unknown = Vec::new();
+        let mut positions = None;
+        for (offset, archive) in archives.iter().enumerate() {
+            let mut ignore = |component, name: &str, why: &str| {
+                let (name, path) = (name.to_owned(), archive.path().to_path_buf());
+                ignored.push((component, Ignored { name, path, why: why.to_owned() }));
+            };
+            for (stored, info) in archive.tensors() {
+                match map(stored) {
+                    Mapped::To { component, name, transform } => {
+                        if !scope.covers(component, &name) {
+                            ignore(Some(component), stored, "not asked for");
+                            continue;
+                        }
+                        let shape = transform.shape(&info.shape);
+                        let located = Located {
+                            archive: self.archives.len() + offset,
+                            stored: stored.to_owned(),
+                            shape,
+                        };
+                        let name_of = quoted(&name);
+                        let parts = found.entry(component).or_default();
+                        if let Some(other) = parts.insert(name, located) {
+                            return Err(Error::format(
+                                path,
+                                format!(
+                                    "{} and {} are both {name_of}",
+                                    quoted(&other.stored),
+                                    quoted(stored)
+                                ),
+                            ));
+                        }
+                    }
+                    Mapped::Positions => {
+                        let length = check_positions(archive, stored)?;
+                        positions = positions.max(Some(length));
+                        ignore(Some(Component::UNet), stored, "positions are computed");
+                    }
+                    Mapped::Ignored { why } => ignore(None, stored, why),
+                    Mapped::Unknown => unknown.push(stored),
+                }
+            }
+        }
+        for (component, located) in &found {
+            let names: Vec<&str> = located.keys().map(String::as_str).collect();
+            let shape = |name: &str| located.get(name).map(|at| at.shape.clone());
+            if let Some(foreign) = dialect::misfit(*component, &names, shape) {
+                return Err(is(foreign));
+            }
+        }
+        if found.is_empty() {
+            let (what, wanted) = (dialect.name, scope.name());
+            return Err(Error::format(path, format!("has no {wanted} weights; it is a {what}")));
+        }
+        if !unknown.is_empty() {
+            let (count, names) = (unknown.len(), some(&unknown));
+            let reason = format!("{count} tensors are not known in a {}: {names}", dialect.name);
+            return Err(Error::format(path, reason));
+        }
+
+        for (component, located) in found {
+            let index = self.index.entry(component).or_default();
+            for (name, at) in located {
+                let after = at.archive;
+                if let Some(before) = index.insert(name, at) {
+                    *self.replaced.entry((component, before.archive, after)).or_default() += 1;
+                }
+            }
+        }
+        self.archives.extend(archives.iter().cloned());
+        self.ignored.extend(ignored);
+        self.positions = self.positions.max(positions);
+        Ok(dialect.name)
+    }
+
+    /// Leaves weights aside whose canonical name `matches`, for the given reason.
+    ///
+    /// For a model that is built without a part: the VAE's encoder, say, or the motion modules.
+    pub fn ignore(&mut self, component: Component, why: &str, matches: impl Fn(&str) -> bool) {
+        let Some(index) = self.index.get_mut(&component) else { return };
+        let archives = &self.archives;
+        let ignored = &mut self.ignored;
+        index.retain(|name, at| {
+            let keep = !matches(name);
+            if !keep {
+                let path = archives.get(at.archive).map_or(Path::new(""), |a| a.path());
+                let path = path.to_path_buf();
+                let name = at.stored.clone();
+                ignored.push((Some(component), Ignored { name, path, why: why.to_owned() }));
+            }
+            keep
+        });
+    }
+
+    /// Whether any weight of a component is there.
+    pub fn has(&self, component: Component) -> bool {
+        self.index.get(&component).is_some_and(|index| !index.is_empty())
+    }
+
+    /// Whether the UNet has motion modules.
+    pub fn has_motion(&self) -> bool {
+        self.names(Component::UNet).any(is_motion)
+    }
+
+    /// The length of the longest position table that a motion file stores: the number of frames that it
+    /// was made for. AnimateLCM's own file stores none.
+    pub fn stored_positions(&self) -> Option<usize> {
+        self.positions
+    }
+
+    /// The canonical names of a component's weights, sorted.
+    pub fn names(&self, component: Component) -> impl Iterator<Item = &str> {
+        self.index.get(&component).into_iter().flat_map(|index| index.keys().map(String::as_str))
+    }
+
+    /// The shape of a weight by its canonical name.
+    pub fn shape_of(&self, component: Component, name: &str) -> Option<&[usize]> {
+        self.index.get(&component)?.get(name).map(|at| at.shape.as_slice())
+    }
+
+    /// How a weight is stored, by its canonical name.
+    pub fn element_of(&self, component: Component, name: &str) -> Option<ElementType> {
+        let at = self.index.get(&component)?.get(name)?;
+        self.archives.get(at.archive)?.info(&at.stored).map(|info| info.element)
+    }
+
+    /// The open files, in the order in which they were added.
+    pub fn archives(&self) -> &[Arc<Archive>] {
+        &self.archives
+    }
+
+    /// Everything that was left aside so far, in all components.
+    pub fn ignored(&self) -> impl Iterator<Item = &Ignored> {
+        self.ignored.iter().map(|(_, ignored)| ignored)
+    }
+
+    /// Builds one component with `model` and accounts for its tensors.
+    ///
+    /// `model` gets a `VarBuilder` at the root of the component's canonical names, whose tensors are of
+    /// `dtype` (`F32`, `F16` or `BF16`) on `device`.
+    ///
+    /// # Errors
+    ///
+    /// A weight that is missing, of another shape, not finite, or that nobody asked for; a patch that
+    /// did not find all of its weights.
+    pub fn build<T>(
+        &self,
+        component: Component,
+        dtype: DType,
+        device: &Device,
+        patches: &PatchStack,
+        model: impl FnOnce(VarBuilder<'static>) -> Result<T>,
+    ) -> Result<(T, LoadReport)> {
+        let index = self.index.get(&component).cloned().unwrap_or_default();
+        if index.is_empty() {
+            let reason = match self.archives.first() {
+                Some(_) => "none of the given files has its weights",
+                None => "no file with its weights was given",
+            };
+            return Err(Error::Missing { name: component.to_string(), reason: reason.to_owned() });
+        }
+        let patches: Vec<_> = patches.of(component).cloned().collect();
+        let record = Record { patched: vec![0; patches.len()], ..Record::default() };
+        let record = Arc::new(Mutex::new(record));
+        let backend = Backend {
+            archives: self.archives.clone(),
+            index: index.clone(),
+            patches: patches.clone(),
+            record: Arc::clone(&record),
+        };
+        let built = model(VarBuilder::from_backend(Box::new(backend), dtype, device.clone()));
+
+        // Taken out, because the model may keep its builder and with it the backend.
+        let record =
+            std::mem::take(&mut *record.lock().unwrap_or_else(PoisonError::into_inner));
+        if let Some(failure) = record.failure {
+            return Err(failure);
+        }
+        let unexpected: Vec<&String> =
+            index.keys().filter(|name| !record.used.contains(*name)).collect();
+        if !record.missing.is_empty() || !record.misshapen.is_empty() {
+            return Err(misfits(component, &record, &unexpected));
+        }
+        let built = built?;
+        if !unexpected.is_empty() {
+            return Err(misfits(component, &record, &unexpected));
+        }
+        for entry in &patches {
+            let lost: Vec<&String> =
+                entry.patch.names().iter().filter(|name| !record.used.contains(*name)).collect();
+            if !lost.is_empty() {
+                let (count, of) = (lost.len(), entry.patch.names().len());
+                return Err(Error::Adapter {
+                    adapter: entry.patch.label().to_owned(),
+                    reason: format!(
+                        "{count} of the {of} weights that it changes are not in the {component}: {}",
+                        some(&lost)
+                    ),
+                });
+            }
+        }
+        let labels = patches.iter().map(|entry| entry.patch.label().to_owned());
+        let report = LoadReport {
+            component,
+            used: record.used.len(),
+            bytes: record.bytes,
+            files: self.counts(&index),
+            ignored: self
+                .ignored
+                .iter()
+                .filter(|(of, _)| of.is_none_or(|of| of == component))
+                .map(|(_, ignored)| ignored.clone())
+                .collect(),
+            replaced: self.replacements(component),
+            patched: labels.zip(record.patched).collect(),
+        };
+        Ok((built, report))
+    }
+
+    fn path_of(&self, archive: usize) -> PathBuf {
+        self.archives.get(archive).map(|archive| archive.path().to_path_buf()).unwrap_or_default()
+    }
+
+    fn counts(&self, index: &BTreeMap<String, Located>) -> BTreeMap<PathBuf, usize> {
+        let mut counts = BTreeMap::new();
+        for at in index.values() {
+            *counts.entry(self.path_of(at.archive)).or_default() += 1;
+        }
+        counts
+    }
+
+    fn replacements(&self, component: Component) -> Vec<Replaced> {
+        self.replaced
+            .iter()
+            .filter(|((of, ..), _)| *of == component)
+            .map(|((component, before, after), count)| Replaced {
+                component: *component,
+                count: *count,
+                before: self.path_of(*before),
+                after: self.path_of(*after),
+            })
+            .collect()
+    }
+}
+
+fn source_is_folder(source: &Source) -> bool {
+    matches!(source, Source::File(path) if path.is_dir())
+}
+
+/// Checks a stored position table against the computed one and returns its length.
+fn check_positions(archive: &Archive, name: &str) -> Result<usize> {
+    let table = archive.tensor(name, DType::F32, &Device::Cpu)?;
+    let (_, length, channels) = table.dims3().map_err(|_| {
+        let shape = table.dims();
+        Error::format(archive.path(), format!("{} has the shape {shape:?}", quoted(name)))
+    })?;
+    let values = table.flatten_all()?.to_vec1::<f32>()?;
+    for (i, value) in values.iter().enumerate() {
+        let (position, channel) = (i / channels % length, i % channels);
+        let computed = dialect::position(position, channel, channels);
+        if (value - computed).abs() > dialect::POSITION_TOLERANCE {
+            return Err(Error::format(
+                archive.path(),
+                format!(
+                    "{} is not the usual table: position {position}, channel {channel} is {value}, \
+                     not {computed}",
+                    quoted(name)
+                ),
+            )
+            .with_hint("this motion module was trained with other positions"));
+        }
+    }
+    Ok(length)
+}
+
+/// One line that says how the weights and the model differ.
+fn misfits(component: Component, record: &Record, unexpected: &[&String]) -> Error {
+    let mut parts = Vec::new();
+    let missing: Vec<&String> = record.missing.iter().collect();
+    if !missing.is_empty() {
+        parts.push(format!("{} weights missing ({})", missing.len(), some(&missing)));
+    }
+    if let Some((name, (stored, wanted))) = record.misshapen.iter().next() {
+        parts.push(format!(
+            "{} of another shape ({} is {stored:?}, the model wants {wanted:?})",
+            record.misshapen.len(),
+            quoted(name)
+        ));
+    }
+    if !unexpected.is_empty() {
+        parts.push(format!("{} not wanted ({})", unexpected.len(), some(unexpected)));
+    }
+    let error =
+        Error::Weights { component: component.to_string(), summary: parts.join(", ") };
+
+    let all_motion = |names: &[&String]| {
+        !names.is_empty() && names.iter().all(|name| is_motion(name))
+    };
+    if all_motion(&missing) && unexpected.is_empty() {
+        return error.with_hint("the model wants motion modules that no given file has");
+    }
+    if all_motion(unexpected) && missing.is_empty() {
+        return error.with_hint("the files have motion modules that the model does not want");
+    }
+    let pairs: BTreeSet<String> = missing
+        .iter()
+        .take(20)
+        .filter_map(|name| {
+            let near = report::nearest(name, unexpected.iter().copied())?;
+            Some(format!("{} instead of {}", quoted(near), quoted(name)))
+        })
+        .take(1)
+        .collect();
+    match pairs.first() {
+        Some(pair) => error.with_hint(format!("did the file mean {pair}?")),
+        None => error,
+    }
+}

@@ -1,0 +1,158 @@
+//! What became of every tensor: the account that each load ends with.
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::path::PathBuf;
+
+use super::Component;
+use super::format::quoted;
+
+/// What a successful load did with the tensors of a component.
+#[derive(Clone, Debug)]
+#[non_exhaustive]
+pub struct LoadReport {
+    /// The component.
+    pub component: Component,
+    /// Tensors that the model asked for and got.
+    pub used: usize,
+    /// Their bytes in the model.
+    pub bytes: u64,
+    /// How many tensors came from each file.
+    pub files: BTreeMap<PathBuf, usize>,
+    /// Tensors that were deliberately left aside.
+    pub ignored: Vec<Ignored>,
+    /// Tensors of one file that a later file replaced.
+    pub replaced: Vec<Replaced>,
+    /// How many weights each patch changed, in the order of the patches.
+    pub patched: Vec<(String, usize)>,
+}
+
+/// A tensor that is known and deliberately unused.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Ignored {
+    /// Its name in its file.
+    pub name: String,
+    /// The file.
+    pub path: PathBuf,
+    /// Why it is not used.
+    pub why: String,
+}
+
+/// Tensors of one file that those of a later file replaced.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Replaced {
+    /// The component they belong to.
+    pub component: Component,
+    /// How many.
+    pub count: usize,
+    /// The file whose tensors are not used.
+    pub before: PathBuf,
+    /// The file whose tensors are used instead.
+    pub after: PathBuf,
+}
+
+impl LoadReport {
+    /// The ignored tensors counted by reason.
+    pub fn ignored_by_reason(&self) -> BTreeMap<&str, usize> {
+        let mut counts = BTreeMap::new();
+        for ignored in &self.ignored {
+            *counts.entry(ignored.why.as_str()).or_default() += 1;
+        }
+        counts
+    }
+}
+
+impl fmt::Display for LoadReport {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}: {} tensors", self.component, self.used)?;
+        for (label, count) in &self.patched {
+            write!(f, ", {count} changed by {}", quoted(label))?;
+        }
+        for (why, count) in self.ignored_by_reason() {
+            write!(f, ", {count} ignored ({why})")?;
+        }
+        for replaced in &self.replaced {
+            write!(
+                f,
+                ", {} of {} replaced by {}",
+                replaced.count,
+                replaced.before.display(),
+                replaced.after.display()
+            )?;
+        }
+        Ok(())
+    }
+}
+
+/// The first few names of a list, for a message.
+pub(crate) fn some<S: AsRef<str>>(names: &[S]) -> String {
+    const SHOWN: usize = 3;
+    let shown: Vec<String> = names.iter().take(SHOWN).map(|name| quoted(name.as_ref())).collect();
+    let more = match names.len().saturating_sub(SHOWN) {
+        0 => String::new(),
+        more => format!(" and {more} more"),
+    };
+    format!("{}{more}", shown.join(", "))
+}
+
+/// The candidate most like `name`, if any is like it at all.
+pub(super) fn nearest<'a>(
+    name: &str,
+    candidates: impl IntoIterator<Item = &'a String>,
+) -> Option<&'a str> {
+    // A name of a hundred letters that differs in twenty is somebody else's.
+    let most = (name.len() / 5).max(2);
+    candidates
+        .into_iter()
+        .filter(|candidate| candidate.len().abs_diff(name.len()) <= most)
+        .map(|candidate| (distance(name, candidate), candidate.as_str()))
+        .min()
+        .filter(|(distance, _)| *distance <= most)
+        .map(|(_, candidate)| candidate)
+}
+
+/// Levenshtein's distance, in bytes.
+fn distance(a: &str, b: &str) -> usize {
+    let mut row: Vec<usize> = (0..=b.len()).collect();
+    for (i, x) in a.bytes().enumerate() {
+        let mut diagonal = i;
+        if let Some(first) = row.first_mut() {
+            *first = i + 1;
+        }
+        for (j, y) in b.bytes().enumerate() {
+            let up = row.get(j + 1).copied().unwrap_or_default();
+            let left = row.get(j).copied().unwrap_or_default();
+            let here = (diagonal + usize::from(x != y)).min(up + 1).min(left + 1);
+            diagonal = up;
+            if let Some(cell) = row.get_mut(j + 1) {
+                *cell = here;
+            }
+        }
+    }
+    row.last().copied().unwrap_or_default()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn distances_are_levenshteins() {
+        assert_eq!(distance("kitten", "sitting"), 3);
+        assert_eq!(distance("", "abc"), 3);
+        assert_eq!(distance("same", "same"), 0);
+    }
+
+    #[test]
+    fn only_similar_names_are_suggested() {
+        let names = ["mid_block.resnets.0.norm1.weight".to_owned(), "conv_in.weight".to_owned()];
+        assert_eq!(nearest("mid_block.resnets.1.norm1.weight", &names), Some(names[0].as_str()));
+        assert_eq!(nearest("time_embedding.linear_1.weight", &names), None);
+    }
+
+    #[test]
+    fn long_lists_are_cut() {
+        assert_eq!(some(&["a", "b"]), "`a`, `b`");
+        assert_eq!(some(&["a", "b", "c", "d", "e"]), "`a`, `b`, `c` and 2 more");
+    }
+}

@@ -5,8 +5,8 @@ Pinned: torch 2.15.0, safetensors 0.8.0, numpy 2.4.6 (`requirements.txt`). Reads
 
     python layouts.py
 
-Every file holds the very same float16 values as ../tiny/model (some widened to float32, which is exact), so every
-combination must give bit-identical results. Position tables are the exception: they are recomputed, never read.
+Every file holds the very same float16 values as ../tiny/model, so every combination must give bit-identical results. Position
+tables are the exception: they are recomputed, never read.
 
 `layouts.json` says how to put complete models together from these files and from ../tiny:
 
@@ -132,7 +132,6 @@ def main():
     # ---- parts of a diffusers folder
     save_pickle(text, f"{OUT}/text_encoder.bin")
     save_pickle(vae, f"{OUT}/vae.bin")
-    save_pickle(collections.OrderedDict(unet), f"{OUT}/unet.bin")
     save(bare_text, f"{OUT}/text_encoder_bare.safetensors")
     save({old_vae_key(k): w for k, w in vae.items()}, f"{OUT}/vae_old_linear.safetensors")
     save({old_vae_key(k): (w[:, :, None, None] if ".attentions." in k and w.ndim == 2 else w) for k, w in vae.items()},
@@ -166,7 +165,7 @@ def main():
     original = {original_motion_key(k): w for k, w in motion.items() if original_motion_key(k)}
     tables = {p: motion[k] for k in motion if k.endswith("pos_embed.pe") for p in original_position_keys(k)}
     save(original, f"{OUT}/motion_lcm.safetensors")  # AnimateLCM: no position tables
-    save_pickle(collections.OrderedDict((k, w.float()) for k, w in original.items()), f"{OUT}/motion_lcm.ckpt")
+    save_pickle(collections.OrderedDict(original), f"{OUT}/motion_lcm.ckpt")
     with_tables = original | tables
     save_pickle({"epoch": 1, "global_step": 60000, "state_dict": {"module." + k: w.half() for k, w in with_tables.items()}},
                 f"{OUT}/motion_v2.ckpt")  # AnimateDiff v2
@@ -198,8 +197,8 @@ def main():
         "folder": {"files": {**common, **plain}, "note": "diffusers folder, safetensors"},
         "folder_fp16": {"files": {**common, **{k.replace(".safetensors", ".fp16.safetensors"): v for k, v in plain.items()}},
                         "note": "only files of the fp16 variant"},
-        "folder_bin": {"files": {**common, f"{U}.bin": "layouts/unet.bin", f"{V}.bin": "layouts/vae.bin",
-                                 "text_encoder/pytorch_model.bin": "layouts/text_encoder.bin"}, "note": "pickles"},
+        "folder_bin": {"files": {**common, f"{U}.safetensors": plain[f"{U}.safetensors"], f"{V}.bin": "layouts/vae.bin",
+                                 "text_encoder/pytorch_model.bin": "layouts/text_encoder.bin"}, "note": "VAE and text encoder as pickles (the UNet's would only be large)"},
         "folder_text_bare": {"files": {**common, **plain, f"{T}.safetensors": "layouts/text_encoder_bare.safetensors"},
                              "note": "text encoder saved by transformers >= 5.6: no `text_model.`"},
         "folder_old_vae_linear": {"files": {**common, **plain, f"{V}.safetensors": "layouts/vae_old_linear.safetensors"},
@@ -222,7 +221,7 @@ def main():
                     "mid": True, "note": "diffusers MotionAdapter folder"},
         "lcm_safetensors": {"files": {"motion.safetensors": "layouts/motion_lcm.safetensors"}, "mid": True,
                             "note": "AnimateLCM names, no position tables"},
-        "lcm_ckpt": {"files": {"motion.ckpt": "layouts/motion_lcm.ckpt"}, "mid": True, "note": "the same as a flat float32 pickle"},
+        "lcm_ckpt": {"files": {"motion.ckpt": "layouts/motion_lcm.ckpt"}, "mid": True, "note": "the same as a flat pickle"},
         "v2_ckpt": {"files": {"motion.ckpt": "layouts/motion_v2.ckpt"}, "mid": True,
                     "note": "AnimateDiff v2: `state_dict`, `module.`, position tables"},
         "v3_safetensors": {"files": {"motion.safetensors": "layouts/motion_v3.safetensors"}, "mid": False,

@@ -511,7 +511,7 @@ def publish(work, out, everything):
     if not everything:
         manifest["cases"] = {k: v for k, v in manifest["cases"].items() if k in CASES}
         manifest.pop("free_noise_weights")
-    json.dump(manifest, open(f"{out}/cases/manifest.json", "w"), indent=1)
+    json.dump(manifest, open(f"{out}/cases/manifest.json", "w"), indent=1, allow_nan=False)
 
 
 def build(out):
@@ -718,7 +718,7 @@ def build(out):
         g = record(q, noise_seed=21, keep_steps=True, latents=x0.clone(), negative_prompt=NEG, guidance_scale=3.0,
                    output_type="latent", **{**common, "num_inference_steps": 5}, **extra_kw)
         g = {k: v for k, v in g.items() if k in ("timesteps", "latents.0", "latents.final")}
-        put(name, g, guidance_scale=3.0, steps=5, init="unet.safetensors: x", config={k: v for k, v in dict(sch.config).items() if not k.startswith("_")})
+        put(name, g, guidance_scale=3.0, steps=5, init="unet.safetensors: x", config={k: v for k, v in dict(sch.config).items() if not k.startswith("_") and v != float("-inf")})
 
     # FreeU, then FreeInit, then FreeNoise
     q = fresh(); q.set_progress_bar_config(disable=True)

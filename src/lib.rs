@@ -23,6 +23,10 @@ pub mod kernels;
 pub mod media;
 pub mod models;
 pub mod nn;
+pub mod rng;
+pub mod sampler;
+pub mod schedule;
+pub mod text;
 pub mod weights;
 
 #[cfg(feature = "cli")]

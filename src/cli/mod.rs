@@ -1,6 +1,106 @@
-//! The command line.
+//! The command line: what was typed, what it means, and what comes of it.
+//!
+//! Results go to stdout, everything else to stderr.
+
+mod args;
+mod generate;
+mod inspect;
+#[cfg(feature = "hub")]
+mod models;
+mod progress;
+mod replay;
+mod resolve;
+
+use std::io::Write;
+use std::process::ExitCode;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use clap::Parser;
+
+use crate::{Error, Result};
+use args::{Cli, Command};
 
 /// Parses the command line, runs it and gives the exit code.
-pub fn main() -> std::process::ExitCode {
-    std::process::ExitCode::SUCCESS
+pub fn main() -> ExitCode {
+    let cli = match Cli::try_parse() {
+        Ok(cli) => cli,
+        Err(error) => {
+            // Help and version are results; everything else is a mistake.
+            let code = error.exit_code();
+            let _ = error.print();
+            return ExitCode::from(code as u8);
+        }
+    };
+    let as_json = cli.wants_json_events();
+    match interruptible().and_then(|interrupted| run(cli, &interrupted)) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            report(&error, as_json);
+            ExitCode::from(error.kind().exit_code())
+        }
+    }
+}
+
+fn run(cli: Cli, interrupted: &Arc<AtomicBool>) -> Result<()> {
+    match cli.command {
+        Command::Generate(args) => generate::run(&args, interrupted),
+        Command::Replay(args) => replay::run(&args, interrupted),
+        Command::Inspect(args) => inspect::run(&args),
+        #[cfg(feature = "hub")]
+        Command::Models(args) => {
+            let context = models::Context { offline: false, quiet: false, interrupted };
+            models::run(&args, context)
+        }
+    }
+}
+
+/// A flag that Ctrl-C sets. A second Ctrl-C ends the program at once.
+fn interruptible() -> Result<Arc<AtomicBool>> {
+    let flag = Arc::new(AtomicBool::new(false));
+    let handler = Arc::clone(&flag);
+    ctrlc::set_handler(move || {
+        if handler.swap(true, Ordering::SeqCst) {
+            #[allow(clippy::exit)]
+            std::process::exit(130);
+        }
+    })
+    .map_err(|e| Error::Missing { name: "Ctrl-C".into(), reason: e.to_string() })?;
+    Ok(flag)
+}
+
+/// Says what went wrong: a line and perhaps a hint, or one JSON event.
+fn report(error: &Error, as_json: bool) {
+    let text = if as_json {
+        let event = serde_json::json!({
+            "event": "error",
+            "code": error.kind().exit_code(),
+            "message": error.to_string(),
+            "hint": error.hint(),
+        });
+        format!("{event}\n")
+    } else {
+        let one_line = error.to_string().replace('\n', " ");
+        let hint = error.hint().map(|hint| format!("hint: {hint}\n")).unwrap_or_default();
+        format!("error: {one_line}\n{hint}")
+    };
+    let _ = std::io::stderr().write_all(text.as_bytes());
+}
+
+/// Writes a result to stdout. A reader that has gone away is no error.
+fn print(text: &str) -> Result<()> {
+    let mut out = std::io::stdout().lock();
+    match out.write_all(text.as_bytes()).and_then(|()| out.flush()) {
+        Err(error) if error.kind() != std::io::ErrorKind::BrokenPipe => {
+            Err(Error::file("stdout")(error))
+        }
+        _ => Ok(()),
+    }
+}
+
+/// Pretty JSON with a line break at its end.
+fn to_json(value: &impl serde::Serialize) -> Result<String> {
+    let text = serde_json::to_string_pretty(value)
+        .map_err(|e| Error::Encode { format: "json", reason: e.to_string() })?;
+    Ok(text + "\n")
 }

@@ -19,6 +19,21 @@ pub enum MotionNorm {
     Pooled,
 }
 
+impl std::str::FromStr for MotionNorm {
+    type Err = crate::Error;
+
+    fn from_str(s: &str) -> crate::Result<Self> {
+        match s {
+            "per-frame" => Ok(Self::PerFrame),
+            "pooled" => Ok(Self::Pooled),
+            _ => {
+                let reason = format!("`{s}` is neither `per-frame` nor `pooled`");
+                Err(crate::Error::request("motion-norm", reason))
+            }
+        }
+    }
+}
+
 /// The motion modules of a UNet, as in a diffusers `MotionAdapter`'s `config.json`.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(default)]
@@ -29,8 +44,6 @@ pub struct MotionConfig {
     pub motion_max_seq_length: usize,
     /// Whether the middle of the UNet has a module: AnimateLCM and AnimateDiff v2 do, v1 and v3 do not.
     pub use_motion_mid_block: bool,
-    /// Where the statistics of the norm come from. No published file says; the default is as trained.
-    pub norm: MotionNorm,
 }
 
 impl Default for MotionConfig {
@@ -39,7 +52,6 @@ impl Default for MotionConfig {
             motion_num_attention_heads: 8,
             motion_max_seq_length: 64,
             use_motion_mid_block: true,
-            norm: MotionNorm::PerFrame,
         }
     }
 }
@@ -48,7 +60,6 @@ impl Default for MotionConfig {
 #[derive(Clone, Debug)]
 pub struct MotionModule {
     norm: GroupNorm,
-    pooled: bool,
     proj_in: Linear,
     block: Block,
     proj_out: Linear,
@@ -84,7 +95,6 @@ impl MotionModule {
         let positions = sinusoidal_positions(config.motion_max_seq_length, channels, vb.device())?;
         Ok(Self {
             norm: GroupNorm::new(groups, channels, 1e-6, &vb.pp("norm"))?,
-            pooled: config.norm == MotionNorm::Pooled,
             proj_in: Linear::new(channels, channels, &vb.pp("proj_in"))?,
             block: Block {
                 norm1: norm("norm1")?,
@@ -104,13 +114,12 @@ impl MotionModule {
     /// # Errors
     ///
     /// When there are more frames than positions.
-    pub fn forward(&self, x: &Tensor, frames: usize) -> Result<Tensor> {
+    pub fn forward(&self, x: &Tensor, frames: usize, norm: MotionNorm) -> Result<Tensor> {
         let (images, channels, height, width) = x.dims4()?;
         let batch = images / frames;
-        let y = if self.pooled {
-            self.norm.forward_pooled(x, frames)?
-        } else {
-            self.norm.forward(x)?
+        let y = match norm {
+            MotionNorm::PerFrame => self.norm.forward(x)?,
+            MotionNorm::Pooled => self.norm.forward_pooled(x, frames)?,
         };
         let y = y
             .reshape((batch, frames, channels, height * width))?

@@ -11,6 +11,7 @@ pub use config::{BlockKind, UNetConfig};
 use candle_core::Tensor;
 use candle_nn::VarBuilder;
 
+use crate::models::motion::MotionNorm;
 use crate::nn::{Conv2d, ConvOptions, GroupNorm, TimestepEmbedding, timestep_features};
 use crate::{Error, Result};
 use stage::{Place, Stage};
@@ -37,6 +38,8 @@ pub struct UNetInput<'a> {
     pub frames: usize,
     /// Text states, `(batch, tokens, cross_attention_dim)`.
     pub context: &'a Tensor,
+    /// Over what the motion modules normalize.
+    pub motion_norm: MotionNorm,
 }
 
 impl UNet {

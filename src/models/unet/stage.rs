@@ -183,7 +183,7 @@ impl Layer {
             x = attention.forward(&x, input.context)?;
         }
         if let Some(motion) = &self.motion {
-            x = motion.forward(&x, input.frames)?;
+            x = motion.forward(&x, input.frames, input.motion_norm)?;
         }
         Ok(x)
     }

@@ -14,7 +14,7 @@ pub use tiny::AutoencoderTiny;
 use candle_core::Tensor;
 use candle_nn::VarBuilder;
 
-use crate::Result;
+use crate::{Error, Result};
 use crate::nn::{Attention, Conv2d, ConvOptions, GroupNorm, ResnetBlock, ResnetOptions};
 use decoder::Decoder;
 use encoder::Encoder;
@@ -52,7 +52,7 @@ impl Vae {
 #[derive(Clone, Debug)]
 pub struct AutoencoderKl {
     config: VaeConfig,
-    encoder: Encoder,
+    encoder: Option<Encoder>,
     quant_conv: Option<Conv2d>,
     post_quant_conv: Option<Conv2d>,
     decoder: Decoder,
@@ -70,15 +70,24 @@ pub struct Posterior {
 impl AutoencoderKl {
     /// Reads both halves.
     pub fn new(config: &VaeConfig, vb: &VarBuilder) -> Result<Self> {
+        let encoder = Encoder::new(config, &vb.pp("encoder"))?;
+        let quant_conv = config
+            .use_quant_conv
+            .then(|| point(2 * config.latent_channels, "quant_conv", vb))
+            .transpose()?;
+        Ok(Self { encoder: Some(encoder), quant_conv, ..Self::decoder_only(config, vb)? })
+    }
+
+    /// Reads the decoder; [`encode`](Self::encode) will be an error.
+    pub fn decoder_only(config: &VaeConfig, vb: &VarBuilder) -> Result<Self> {
         config.validate()?;
-        let channels = config.latent_channels;
-        let point = |width: usize, name: &str, wanted: bool| {
-            wanted.then(|| Conv2d::new(width, width, ConvOptions::POINT, &vb.pp(name))).transpose()
-        };
         Ok(Self {
-            encoder: Encoder::new(config, &vb.pp("encoder"))?,
-            quant_conv: point(2 * channels, "quant_conv", config.use_quant_conv)?,
-            post_quant_conv: point(channels, "post_quant_conv", config.use_post_quant_conv)?,
+            encoder: None,
+            quant_conv: None,
+            post_quant_conv: config
+                .use_post_quant_conv
+                .then(|| point(config.latent_channels, "post_quant_conv", vb))
+                .transpose()?,
             decoder: Decoder::new(config, &vb.pp("decoder"))?,
             config: config.clone(),
         })
@@ -99,8 +108,18 @@ impl AutoencoderKl {
     }
 
     /// The distribution of unscaled latents of pictures `(batch, 3, height, width)` in `[-1, 1]`.
+    ///
+    /// # Errors
+    ///
+    /// When only the decoder was loaded.
     pub fn encode(&self, pictures: &Tensor) -> Result<Posterior> {
-        let y = self.encoder.forward(pictures)?;
+        let Some(encoder) = &self.encoder else {
+            return Err(Error::Missing {
+                name: "vae".into(),
+                reason: "its encoder was not loaded".into(),
+            });
+        };
+        let y = encoder.forward(pictures)?;
         let y = match &self.quant_conv {
             Some(conv) => conv.forward(&y)?,
             None => y,
@@ -108,6 +127,11 @@ impl AutoencoderKl {
         let halves = y.chunk(2, 1)?;
         Ok(Posterior { mean: halves[0].clone(), log_variance: halves[1].clamp(-30.0, 20.0)? })
     }
+}
+
+/// A 1×1 convolution that keeps the number of channels.
+fn point(width: usize, name: &str, vb: &VarBuilder) -> candle_core::Result<Conv2d> {
+    Conv2d::new(width, width, ConvOptions::POINT, &vb.pp(name))
 }
 
 /// The lowest resolution of either half: residual block, attention over all pixels, residual block.

@@ -1,0 +1,265 @@
+//! What was typed. No meaning yet: that is in the command's own file.
+
+use std::path::PathBuf;
+
+use clap::{Args, Parser, Subcommand, ValueEnum};
+
+use crate::device::{DeviceChoice, DtypeChoice};
+use crate::models::motion::MotionNorm;
+use crate::pipeline::request::WeightedFile;
+use crate::rng::RngKind;
+use crate::schedule::{BetaSchedule, Spacing};
+
+/// Few-step video diffusion: a prompt becomes a short clip in about four denoising steps.
+#[derive(Debug, Parser)]
+#[command(name = "animatelcm", version, max_term_width = 100, after_help = AFTER_HELP)]
+pub(super) struct Cli {
+    #[command(subcommand)]
+    pub(super) command: Command,
+}
+
+const AFTER_HELP: &str = "\
+Exit codes: 0 ok, 1 internal or I/O error, 2 usage or request, 3 weights missing or incompatible,
+4 memory or device, 5 hash or licence refused, 6 part of a batch failed, 130 interrupted.";
+
+#[derive(Debug, Subcommand)]
+pub(super) enum Command {
+    /// Make a clip from a prompt.
+    Generate(Box<GenerateArgs>),
+    /// Show what a checkpoint, an adapter or a clip is.
+    Inspect(InspectArgs),
+    /// Make a clip again from its own metadata.
+    Replay(ReplayArgs),
+    /// List, download, check and remove published models.
+    #[cfg(feature = "hub")]
+    Models(super::models::ModelsArgs),
+}
+
+impl Cli {
+    /// Whether errors, too, are to be JSON events.
+    pub(super) fn wants_json_events(&self) -> bool {
+        match &self.command {
+            Command::Generate(args) => args.reporting.progress == ProgressMode::Json,
+            Command::Replay(args) => args.reporting.progress == ProgressMode::Json,
+            _ => false,
+        }
+    }
+}
+
+/// How a run is followed.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
+pub(super) enum ProgressMode {
+    /// A bar on a terminal, lines elsewhere.
+    #[default]
+    Auto,
+    /// A bar.
+    Bar,
+    /// One JSON object a line on stderr.
+    Json,
+    /// Nothing.
+    None,
+}
+
+/// What is said during and after a run.
+#[derive(Debug, Args)]
+#[command(next_help_heading = "Reporting")]
+pub(super) struct Reporting {
+    /// How progress is shown, on stderr.
+    #[arg(long, value_enum, default_value = "auto")]
+    pub(super) progress: ProgressMode,
+    /// Print the result as JSON instead of the path.
+    #[arg(long)]
+    pub(super) json: bool,
+    /// Say nothing but errors.
+    #[arg(short, long)]
+    pub(super) quiet: bool,
+    /// Say which weights were used and which were not.
+    #[arg(short, long)]
+    pub(super) verbose: bool,
+}
+
+#[derive(Debug, Args)]
+pub(super) struct GenerateArgs {
+    /// What to show.
+    #[arg(value_name = "PROMPT")]
+    pub(super) prompt: Option<String>,
+    /// What to show; the same as PROMPT.
+    #[arg(short = 'p', long = "prompt", value_name = "TEXT", conflicts_with = "prompt")]
+    pub(super) prompt_flag: Option<String>,
+    /// What to avoid; counts only with --cfg-scale above 1.
+    #[arg(short, long, value_name = "TEXT")]
+    pub(super) negative_prompt: Option<String>,
+
+    #[command(flatten)]
+    pub(super) models: ModelFlags,
+    #[command(flatten)]
+    pub(super) clip: ClipFlags,
+    #[command(flatten)]
+    pub(super) sampling: SamplingFlags,
+    #[command(flatten)]
+    pub(super) output: OutputFlags,
+    #[command(flatten)]
+    pub(super) reporting: Reporting,
+
+    /// Take everything from a JSON file (see --dump-request); flags go over it.
+    #[arg(long, value_name = "FILE", help_heading = "Request files")]
+    pub(super) request: Option<PathBuf>,
+    /// Print the request as JSON and stop.
+    #[arg(long, help_heading = "Request files")]
+    pub(super) dump_request: bool,
+}
+
+#[derive(Debug, Args)]
+#[command(next_help_heading = "Models")]
+pub(super) struct ModelFlags {
+    /// A name from `models list`, a diffusers folder or a single-file checkpoint [default: the small model
+    /// inside the program].
+    #[arg(short, long, value_name = "NAME|DIR|FILE")]
+    pub(super) model: Option<String>,
+    /// A folder with `unet/config.json` and so on, for a single file of unusual sizes.
+    #[arg(long, value_name = "DIR")]
+    pub(super) model_config: Option<String>,
+    /// Personalised single-file weights laid over --model.
+    #[arg(long, value_name = "FILE")]
+    pub(super) checkpoint: Option<String>,
+    /// Another autoencoder.
+    #[arg(long, value_name = "NAME|DIR|FILE")]
+    pub(super) vae: Option<String>,
+    /// The motion modules; `none` for pictures without motion [default: the model's own, else animatelcm-t2v].
+    #[arg(long, value_name = "NAME|DIR|FILE")]
+    pub(super) motion: Option<String>,
+    /// The consistency LoRA; `none` for none [default: the one made for the motion modules].
+    #[arg(long, value_name = "NAME|FILE[:SCALE]")]
+    pub(super) lcm_lora: Option<WeightedFile>,
+    /// A LoRA and its strength; repeatable.
+    #[arg(long, value_name = "FILE[:SCALE]")]
+    pub(super) lora: Vec<WeightedFile>,
+    /// Ignore the alpha of LoRAs, as AnimateLCM's own code does.
+    #[arg(long)]
+    pub(super) lora_legacy_scale: bool,
+    /// Accept LoRAs that fit only in part.
+    #[arg(long)]
+    pub(super) allow_partial: bool,
+    /// Where to run: auto, cpu, cuda, cuda:N or metal [default: auto].
+    #[arg(long, value_name = "DEVICE")]
+    pub(super) device: Option<DeviceChoice>,
+    /// Number format of the UNet: auto, f32, f16 or bf16 [default: auto].
+    #[arg(long, value_name = "DTYPE")]
+    pub(super) dtype: Option<DtypeChoice>,
+    /// Never use the network.
+    #[arg(long)]
+    pub(super) offline: bool,
+}
+
+#[derive(Debug, Args)]
+#[command(next_help_heading = "Clip")]
+pub(super) struct ClipFlags {
+    /// Width in pixels [default: the model's own].
+    #[arg(short = 'W', long, value_name = "PIXELS")]
+    pub(super) width: Option<usize>,
+    /// Height in pixels [default: the model's own].
+    #[arg(short = 'H', long, value_name = "PIXELS")]
+    pub(super) height: Option<usize>,
+    /// Number of frames [default: 16].
+    #[arg(short, long, value_name = "N", visible_alias = "video-frames")]
+    pub(super) frames: Option<usize>,
+    /// Frames a second of the file [default: 8].
+    #[arg(long, value_name = "FPS")]
+    pub(super) fps: Option<f64>,
+}
+
+#[derive(Debug, Args)]
+#[command(next_help_heading = "Sampling")]
+pub(super) struct SamplingFlags {
+    /// Denoising steps [default: 4].
+    #[arg(long, value_name = "N")]
+    pub(super) steps: Option<usize>,
+    /// Classifier-free guidance; none at 1 or below [default: 1].
+    #[arg(long, value_name = "SCALE", visible_alias = "guidance-scale")]
+    pub(super) cfg_scale: Option<f64>,
+    /// lcm, ddim, euler, euler-a, dpmpp-2m or dpmpp-2m-karras [default: lcm].
+    #[arg(long, value_name = "NAME", visible_alias = "sampling-method")]
+    pub(super) sampler: Option<String>,
+    /// How timesteps are spread: leading, trailing, linspace or karras [default: leading].
+    #[arg(long, value_name = "NAME")]
+    pub(super) spacing: Option<Spacing>,
+    /// Steps of the teacher whose timesteps LCM uses: 100 for AnimateLCM, 50 in diffusers [default: 100].
+    #[arg(long, value_name = "K")]
+    pub(super) lcm_original_steps: Option<usize>,
+    /// linear or scaled-linear [default: linear with motion].
+    #[arg(long, value_name = "NAME")]
+    pub(super) beta_schedule: Option<BetaSchedule>,
+    /// The first beta [default: 0.00085].
+    #[arg(long, value_name = "BETA")]
+    pub(super) beta_start: Option<f64>,
+    /// The last beta [default: 0.012].
+    #[arg(long, value_name = "BETA")]
+    pub(super) beta_end: Option<f64>,
+    /// Over what motion modules normalize: per-frame as trained, pooled as in diffusers [default: per-frame].
+    #[arg(long, value_name = "per-frame|pooled")]
+    pub(super) motion_norm: Option<MotionNorm>,
+    /// Layers to leave out at the text encoder's end [default: 0].
+    #[arg(long, value_name = "N")]
+    pub(super) clip_skip: Option<usize>,
+    /// The seed [default: random, and printed].
+    #[arg(short, long, value_name = "N")]
+    pub(super) seed: Option<u64>,
+    /// Whose generator the seed belongs to: torch's cpu or cuda [default: cpu].
+    #[arg(long, value_name = "cpu|cuda")]
+    pub(super) rng: Option<RngKind>,
+}
+
+#[derive(Debug, Args)]
+#[command(next_help_heading = "Output")]
+pub(super) struct OutputFlags {
+    /// .gif, .webp, .png (animated), .mp4, .y4m, name_%03d.png, or - for Y4M on stdout [default: a GIF named
+    /// after prompt and seed].
+    #[arg(short, long, value_name = "PATH")]
+    pub(super) output: Option<PathBuf>,
+    /// Overwrite an existing file.
+    #[arg(short = 'y', long)]
+    pub(super) overwrite: bool,
+    /// Leave request and weights' hashes out of the file.
+    #[arg(long)]
+    pub(super) no_metadata: bool,
+    /// Take `latents` and `noise.0`, `noise.1`, … (1,4,F,h,w) from a safetensors file.
+    #[arg(long, value_name = "FILE")]
+    pub(super) tensors_in: Option<PathBuf>,
+    /// Write `context`, `latents.0` …, `latents` and `frames` to a safetensors file.
+    #[arg(long, value_name = "FILE")]
+    pub(super) tensors_out: Option<PathBuf>,
+}
+
+#[derive(Debug, Args)]
+pub(super) struct InspectArgs {
+    /// A checkpoint, an adapter or a clip.
+    pub(super) file: PathBuf,
+    /// Print JSON.
+    #[arg(long)]
+    pub(super) json: bool,
+}
+
+#[derive(Debug, Args)]
+pub(super) struct ReplayArgs {
+    /// A clip that this program made.
+    pub(super) clip: PathBuf,
+    /// Where to write [default: beside the clip, with `-replay` in its name].
+    #[arg(short, long, value_name = "PATH")]
+    pub(super) output: Option<PathBuf>,
+    /// Overwrite an existing file.
+    #[arg(short = 'y', long)]
+    pub(super) overwrite: bool,
+    #[command(flatten)]
+    pub(super) reporting: Reporting,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::CommandFactory;
+
+    #[test]
+    fn the_definition_is_consistent() {
+        Cli::command().debug_assert();
+    }
+}

@@ -1,0 +1,227 @@
+//! Names to files: what `--model`, `--motion` and the rest stand for on this machine.
+
+use std::path::{Path, PathBuf};
+
+use crate::pipeline::load::{Base, Files, LoraFile, Motion};
+use crate::pipeline::request::{Request, Spec, WeightedFile};
+use crate::weights::{Checkpoint, Source};
+use crate::{Error, Result};
+
+/// The motion modules that a base model without any is given, and the LoRA that belongs to them.
+const DEFAULT_MOTION: &str = "animatelcm-t2v";
+const DEFAULT_LORA: &str = "animatelcm-t2v-lora";
+
+/// The word that switches a default off.
+const NONE: &str = "none";
+
+/// Finds published models; without the feature `hub` there are none.
+pub(super) struct Names {
+    #[cfg(feature = "hub")]
+    hub: crate::hub::Hub,
+}
+
+impl Names {
+    pub(super) fn new(offline: bool) -> Result<Self> {
+        #[cfg(not(feature = "hub"))]
+        let _ = offline;
+        Ok(Self {
+            #[cfg(feature = "hub")]
+            hub: crate::hub::Hub::new(super::models::settings(offline)?)?,
+        })
+    }
+
+    #[cfg(feature = "hub")]
+    fn bundle(&self, name: &str) -> Result<crate::hub::Bundle> {
+        self.hub.resolve(name, None)
+    }
+
+    /// The file or folder of a path or of a published model.
+    fn path(&self, field: &'static str, word: &str) -> Result<PathBuf> {
+        let path = Path::new(word);
+        if path.exists() {
+            return Ok(path.to_path_buf());
+        }
+        #[cfg(feature = "hub")]
+        if self.hub.catalog().find(word).is_ok() {
+            let bundle = self.bundle(word)?;
+            return match bundle.parts.as_slice() {
+                [part] => Ok(part.path().to_path_buf()),
+                _ => Err(Error::request(field, format!("`{word}` is several models at once"))),
+            };
+        }
+        Err(unknown(field, word))
+    }
+}
+
+fn unknown(field: &'static str, word: &str) -> Error {
+    let is_path = word.contains(['/', '\\']) || Path::new(word).extension().is_some();
+    let reason = if is_path { "no such file or folder" } else { "no file, folder or model of that name" };
+    let error = Error::Missing { name: format!("--{field} {word}"), reason: reason.into() };
+    if is_path { error } else { error.with_hint("`animatelcm models list` shows the known names") }
+}
+
+/// The files of a spec. `defaults` receives what a preset was made for.
+pub(super) fn files(spec: &Spec, names: &Names) -> Result<Files> {
+    let mut lcm_lora = None;
+    let mut files = match &spec.model {
+        None => Files::new(Base::Embedded),
+        Some(word) => base(word, names, &mut lcm_lora)?,
+    };
+    if let Some(config) = &spec.model_config {
+        files.config = Some(folder("model-config", config)?);
+    }
+    if let Some(word) = &spec.checkpoint {
+        files.checkpoint = Some(names.path("checkpoint", word)?);
+    }
+    if let Some(word) = &spec.vae {
+        files.vae = Some(names.path("vae", word)?);
+    }
+
+    match spec.motion.as_deref() {
+        Some(NONE) => files.motion = Motion::None,
+        Some(word) => {
+            if word == DEFAULT_MOTION {
+                lcm_lora = lcm_lora.or_else(|| Some(default_lora()));
+            }
+            files.motion = Motion::File(names.path("motion", word)?);
+        }
+        None if files.motion == Motion::Base && !has_motion(&files.base)? => {
+            let path = names.path("motion", DEFAULT_MOTION).map_err(|error| {
+                let base = &files.base;
+                let reason = format!("has no motion modules, and {error}");
+                Error::Missing { name: base.to_string(), reason }
+                    .with_hint(format!("`animatelcm models pull {DEFAULT_MOTION}`, or --motion FILE"))
+            })?;
+            files.motion = Motion::File(path);
+            lcm_lora = lcm_lora.or_else(|| Some(default_lora()));
+        }
+        None => {}
+    }
+
+    let lora = |source: Source, scale: f64| LoraFile {
+        source,
+        scale,
+        legacy_scale: spec.lora_legacy_scale,
+        allow_partial: spec.allow_partial,
+    };
+    match &spec.lcm_lora {
+        Some(chosen) if chosen.file == NONE => {}
+        Some(chosen) => {
+            let path = names.path("lcm-lora", &chosen.file)?;
+            files.loras.push(lora(path.into(), chosen.scale));
+        }
+        None if files.base == Base::Embedded && files.motion == Motion::Base => {
+            files.loras.push(lora(Files::embedded_lora(), 1.0));
+        }
+        None => {
+            if let Some(chosen) = lcm_lora {
+                let path = names.path("lcm-lora", &chosen.file)?;
+                files.loras.push(lora(path.into(), chosen.scale));
+            }
+        }
+    }
+    for chosen in &spec.loras {
+        let path = names.path("lora", &chosen.file)?;
+        files.loras.push(lora(path.into(), chosen.scale));
+    }
+    Ok(files)
+}
+
+fn default_lora() -> WeightedFile {
+    // The strength of the official demonstration and of diffusers' documentation.
+    WeightedFile { file: DEFAULT_LORA.into(), scale: 0.8 }
+}
+
+fn base(word: &str, names: &Names, lcm_lora: &mut Option<WeightedFile>) -> Result<Files> {
+    let path = Path::new(word);
+    if path.is_dir() {
+        return Ok(Files::new(Base::Folder(path.to_path_buf())));
+    }
+    if path.exists() {
+        return Ok(Files::new(Base::File(path.to_path_buf())));
+    }
+    #[cfg(feature = "hub")]
+    if names.hub.catalog().find(word).is_ok() {
+        use crate::hub::manifest::Kind;
+        let bundle = names.bundle(word)?;
+        let part = |kind| bundle.part(kind).map(|part| part.path().to_path_buf());
+        let Some(folder) = part(Kind::Base) else {
+            let reason = format!("`{word}` is not a base model");
+            return Err(Error::request("model", reason));
+        };
+        let base = if folder.is_dir() { Base::Folder(folder) } else { Base::File(folder) };
+        let motion = part(Kind::Motion).map_or(Motion::Base, Motion::File);
+        if let Some(path) = part(Kind::Lora) {
+            let file = path.to_string_lossy().into_owned();
+            *lcm_lora =
+                Some(WeightedFile { file, scale: bundle.defaults.lora_scale.unwrap_or(1.0) });
+        }
+        return Ok(Files { motion, vae: part(Kind::Vae), ..Files::new(base) });
+    }
+    let _ = (names, lcm_lora);
+    Err(unknown("model", word))
+}
+
+/// What a preset was made for, where the model is one.
+#[cfg(feature = "hub")]
+pub(super) fn apply_defaults(names: &Names, spec: &Spec, request: &mut Request) -> Result<()> {
+    let Some(word) = &spec.model else { return Ok(()) };
+    if Path::new(word).exists() {
+        return Ok(());
+    }
+    let Ok(crate::hub::manifest::Entry::Preset(preset)) = names.hub.catalog().find(word) else {
+        return Ok(());
+    };
+    let defaults = &preset.defaults;
+    fn set<T, U: Into<T> + Clone>(slot: &mut T, value: &Option<U>) {
+        if let Some(value) = value {
+            *slot = value.clone().into();
+        }
+    }
+    if let Some(name) = &defaults.sampler {
+        request.sampler = name.parse()?;
+    }
+    if let Some(name) = &defaults.beta_schedule {
+        request.beta_schedule = Some(name.parse()?);
+    }
+    let count = |value: Option<u32>| value.map(|value| value as usize);
+    request.width = count(defaults.width).or(request.width);
+    request.height = count(defaults.height).or(request.height);
+    request.steps = count(defaults.steps).unwrap_or(request.steps);
+    request.frames = count(defaults.frames).unwrap_or(request.frames);
+    request.lcm_original_steps =
+        count(defaults.lcm_original_steps).unwrap_or(request.lcm_original_steps);
+    set(&mut request.fps, &defaults.fps);
+    set(&mut request.cfg_scale, &defaults.cfg_scale);
+    set(&mut request.beta_start, &defaults.beta_start);
+    set(&mut request.beta_end, &defaults.beta_end);
+    Ok(())
+}
+
+/// Without the hub no name has defaults.
+#[cfg(not(feature = "hub"))]
+pub(super) fn apply_defaults(_: &Names, _: &Spec, _: &mut Request) -> Result<()> {
+    Ok(())
+}
+
+fn folder(field: &'static str, word: &str) -> Result<PathBuf> {
+    let path = PathBuf::from(word);
+    if path.is_dir() { Ok(path) } else { Err(unknown(field, word)) }
+}
+
+/// Whether a base model brings motion modules along.
+fn has_motion(base: &Base) -> Result<bool> {
+    Ok(match base {
+        Base::Embedded => true,
+        Base::Folder(folder) => {
+            let config = std::fs::read_to_string(folder.join("unet").join("config.json"));
+            folder.join("motion_adapter").is_dir()
+                || config.is_ok_and(|text| text.contains("UNetMotionModel"))
+        }
+        Base::File(file) => {
+            let mut checkpoint = Checkpoint::new();
+            checkpoint.add_single_file(&Source::from(file.clone()))?;
+            checkpoint.has_motion()
+        }
+    })
+}

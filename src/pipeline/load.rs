@@ -1,0 +1,478 @@
+//! Files to networks: which weights, which sizes.
+
+mod sizes;
+
+use std::path::{Path, PathBuf};
+
+
+use candle_core::{DType, Device};
+use serde::de::DeserializeOwned;
+
+use super::embedded::Embedded;
+use super::request::Request;
+use crate::adapters::lora::Lora;
+use crate::models::clip::{TextConfig, TextEncoder};
+use crate::models::motion::MotionConfig;
+use crate::models::unet::{UNet, UNetConfig};
+use crate::models::vae::{AutoencoderKl, AutoencoderTiny, TinyVaeConfig, Vae, VaeConfig};
+use crate::schedule::{self, NoiseSchedule, Prediction};
+use crate::text::TextModel;
+use crate::text::tokenizer::Tokenizer;
+use crate::weights::{Checkpoint, Component, LoadReport, PatchStack, Source};
+use crate::{Error, Result};
+
+/// The base model.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Base {
+    /// The one inside the program.
+    Embedded,
+    /// A diffusers pipeline's folder.
+    Folder(PathBuf),
+    /// One file with UNet and perhaps VAE and text encoder.
+    File(PathBuf),
+}
+
+/// Where everything is: names already turned into local files.
+#[derive(Clone, Debug)]
+pub struct Files {
+    /// The base model.
+    pub base: Base,
+    /// A folder with `unet/config.json` and so on, for sizes that a single file does not tell.
+    pub config: Option<PathBuf>,
+    /// A single file laid over the base.
+    pub checkpoint: Option<PathBuf>,
+    /// Another autoencoder: a file or a folder.
+    pub vae: Option<PathBuf>,
+    /// The motion modules.
+    pub motion: Motion,
+    /// LoRAs, in order.
+    pub loras: Vec<LoraFile>,
+}
+
+/// Where motion modules come from.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub enum Motion {
+    /// From the base model, where it has any.
+    #[default]
+    Base,
+    /// From this file or folder.
+    File(PathBuf),
+    /// From nowhere: pictures without motion.
+    None,
+}
+
+/// A LoRA to apply.
+#[derive(Clone, Debug)]
+pub struct LoraFile {
+    /// The file.
+    pub source: Source,
+    /// How strongly.
+    pub scale: f64,
+    /// Whether its alpha is ignored, as AnimateLCM's own code does.
+    pub legacy_scale: bool,
+    /// Whether it may fit in part.
+    pub allow_partial: bool,
+}
+
+impl Files {
+    /// Only a base model.
+    pub fn new(base: Base) -> Self {
+        Self {
+            base,
+            config: None,
+            checkpoint: None,
+            vae: None,
+            motion: Motion::Base,
+            loras: vec![],
+        }
+    }
+
+    /// The consistency LoRA of the embedded model.
+    pub fn embedded_lora() -> Source {
+        Embedded::LCM_LORA
+    }
+}
+
+/// Open files and the sizes of the networks in them. Nothing is read until a network is built.
+#[derive(Debug)]
+pub struct Models {
+    base: Base,
+    checkpoint: Checkpoint,
+    patches: PatchStack,
+    loras: Vec<Source>,
+    unet: UNetConfig,
+    vae: VaeSizes,
+    text: TextConfig,
+    scheduler: schedule::Config,
+}
+
+#[derive(Clone, Debug)]
+enum VaeSizes {
+    Kl(VaeConfig),
+    Tiny(TinyVaeConfig),
+}
+
+impl Models {
+    /// Opens all files, checks their names, and reads the configurations.
+    ///
+    /// # Errors
+    ///
+    /// When a file is missing, broken, or not what it is used as.
+    pub fn open(files: &Files) -> Result<Self> {
+        let configs = Configs { base: &files.base, extra: files.config.as_deref() };
+        let mut checkpoint = Checkpoint::new();
+        match &files.base {
+            Base::Embedded => {
+                checkpoint.add_component(Component::UNet, &Embedded::UNET)?;
+                checkpoint.add_component(Component::Vae, &Embedded::VAE)?;
+                checkpoint.add_component(Component::Text, &Embedded::TEXT)?;
+            }
+            Base::Folder(folder) => {
+                let source = Source::from(folder.clone());
+                checkpoint.add_component(Component::UNet, &source)?;
+                if files.vae.is_none() {
+                    checkpoint.add_component(Component::Vae, &source)?;
+                }
+                checkpoint.add_component(Component::Text, &source)?;
+            }
+            Base::File(file) => checkpoint.add_single_file(&Source::from(file.clone()))?,
+        }
+        if let Some(file) = &files.checkpoint {
+            checkpoint.add_single_file(&Source::from(file.clone()))?;
+        }
+        let mut vae_folder = None;
+        if let Some(vae) = &files.vae {
+            checkpoint.ignore(Component::Vae, "another autoencoder is used", |_| true);
+            checkpoint.add_component(Component::Vae, &Source::from(vae.clone()))?;
+            vae_folder = Some(vae.as_path());
+        }
+        let motion_folder = add_motion(&mut checkpoint, files)?;
+        for (component, hint) in [
+            (Component::UNet, "use a whole model as --model"),
+            (Component::Vae, "name one with --vae"),
+            (Component::Text, "use a whole model as --model"),
+        ] {
+            if !checkpoint.has(component) {
+                let name = files.base.to_string();
+                let reason = format!("has no {component}");
+                return Err(Error::Missing { name, reason }.with_hint(hint));
+            }
+        }
+
+        let mut unet: UNetConfig = match configs.read("unet")? {
+            Some(config) => config,
+            None => sizes::unet(&checkpoint)?,
+        };
+        unet.motion = checkpoint
+            .has_motion()
+            .then(|| motion_config(&configs, motion_folder.as_deref(), &checkpoint))
+            .transpose()?;
+        let vae = vae_sizes(&configs, vae_folder, &checkpoint)?;
+        if matches!(vae, VaeSizes::Kl(_)) {
+            let why = "only the decoder is needed";
+            checkpoint.ignore(Component::Vae, why, |name| {
+                name.starts_with("encoder.") || name.starts_with("quant_conv.")
+            });
+        }
+        let text = match configs.read("text_encoder")? {
+            Some(config) => config,
+            None => sizes::text(&checkpoint)?,
+        };
+        let scheduler = configs.read("scheduler")?.unwrap_or_default();
+
+        let mut patches = PatchStack::new();
+        for lora in &files.loras {
+            let mut adapter = Lora::open(&lora.source)?;
+            adapter.legacy_scale = lora.legacy_scale;
+            adapter.push(&checkpoint, &mut patches, lora.scale, lora.allow_partial)?;
+        }
+        Ok(Self {
+            base: files.base.clone(),
+            checkpoint,
+            patches,
+            loras: files.loras.iter().map(|lora| lora.source.clone()).collect(),
+            unet,
+            vae,
+            text,
+            scheduler,
+        })
+    }
+
+    /// All files that weights come from.
+    pub fn sources(&self) -> Vec<Source> {
+        let archives = self.checkpoint.archives().iter().map(|archive| archive.source().clone());
+        archives.chain(self.loras.iter().cloned()).collect()
+    }
+
+    /// The open base files: names, shapes, what was left aside.
+    pub fn checkpoint(&self) -> &Checkpoint {
+        &self.checkpoint
+    }
+
+    /// The UNet's sizes.
+    pub fn unet_config(&self) -> &UNetConfig {
+        &self.unet
+    }
+
+    /// Pixels (width, height) of the clips that the model was trained on.
+    pub fn native_size(&self) -> (usize, usize) {
+        let side = self.unet.sample_size * self.factor();
+        (side, side)
+    }
+
+    /// How many pixels a latent is wide.
+    pub fn factor(&self) -> usize {
+        match &self.vae {
+            VaeSizes::Kl(config) => config.factor(),
+            VaeSizes::Tiny(config) => config.factor(),
+        }
+    }
+
+    /// Channels of the latents.
+    pub fn latent_channels(&self) -> usize {
+        self.unet.in_channels
+    }
+
+    /// Channels of the decoder's last stage.
+    pub fn decoder_width(&self) -> usize {
+        match &self.vae {
+            VaeSizes::Kl(config) => config.block_out_channels[0],
+            VaeSizes::Tiny(config) => config.decoder_block_out_channels[0],
+        }
+    }
+
+    /// The most frames that the motion modules can tell apart.
+    pub fn longest_clip(&self) -> Option<usize> {
+        self.unet.motion.as_ref().map(|motion| motion.motion_max_seq_length)
+    }
+
+    /// What the UNet's output means.
+    pub fn prediction(&self) -> Prediction {
+        self.scheduler.prediction_type
+    }
+
+    /// The noise schedule of a request.
+    pub fn schedule(&self, request: &Request) -> Result<NoiseSchedule> {
+        schedule::Config {
+            beta_schedule: request.betas(self.unet.motion.is_some()),
+            beta_start: request.beta_start,
+            beta_end: request.beta_end,
+            trained_betas: None,
+            ..self.scheduler.clone()
+        }
+        .schedule()
+    }
+
+    /// Bytes of the text encoder in f32.
+    pub fn text_bytes(&self) -> u64 {
+        self.bytes(Component::Text, DType::F32)
+    }
+
+    /// Bytes of the UNet.
+    pub fn unet_bytes(&self, dtype: DType) -> u64 {
+        self.bytes(Component::UNet, dtype)
+    }
+
+    /// Bytes of what is used of the autoencoder.
+    pub fn vae_bytes(&self, dtype: DType) -> u64 {
+        self.bytes(Component::Vae, dtype)
+    }
+
+    fn bytes(&self, component: Component, dtype: DType) -> u64 {
+        let size = |name| {
+            let shape = self.checkpoint.shape_of(component, name).unwrap_or_default();
+            shape.iter().map(|d| *d as u64).product::<u64>()
+        };
+        let values: u64 = self.checkpoint.names(component).map(size).sum();
+        values * dtype.size_in_bytes() as u64
+    }
+
+    /// Builds the tokenizer and the text encoder.
+    pub fn text(&self, dtype: DType, device: &Device) -> Result<TextModel> {
+        let (encoder, _) = self.build(Component::Text, dtype, device, |vb| {
+            TextEncoder::new(&self.text, &vb)
+        })?;
+        let tokenizer = match &self.base {
+            Base::Embedded => Tokenizer::from_files(
+                Embedded::VOCABULARY,
+                Embedded::MERGES,
+                &crate::text::tokenizer::Settings::default(),
+            )?,
+            Base::Folder(folder) if folder.join("tokenizer").is_dir() => {
+                Tokenizer::open(&folder.join("tokenizer"))?
+            }
+            Base::Folder(_) | Base::File(_) => Tokenizer::clip()?,
+        };
+        if tokenizer.vocab_size() > self.text.vocab_size {
+            return Err(Error::Weights {
+                component: "text encoder".into(),
+                summary: format!(
+                    "the tokenizer knows {} tokens, the weights {}",
+                    tokenizer.vocab_size(),
+                    self.text.vocab_size
+                ),
+            });
+        }
+        Ok(TextModel::new(tokenizer, encoder, device))
+    }
+
+    /// Builds the UNet.
+    pub fn unet(&self, dtype: DType, device: &Device) -> Result<UNet> {
+        let model = |vb| UNet::new(&self.unet, &vb);
+        Ok(self.build(Component::UNet, dtype, device, model)?.0)
+    }
+
+    /// Builds the autoencoder.
+    pub fn vae(&self, dtype: DType, device: &Device) -> Result<Vae> {
+        let (vae, _) = self.build(Component::Vae, dtype, device, |vb| {
+            Ok(match &self.vae {
+                VaeSizes::Kl(config) => {
+                    Vae::Kl(Box::new(AutoencoderKl::decoder_only(config, &vb)?))
+                }
+                VaeSizes::Tiny(config) => Vae::Tiny(Box::new(AutoencoderTiny::new(config, &vb)?)),
+            })
+        })?;
+        Ok(vae)
+    }
+
+    fn build<T>(
+        &self,
+        component: Component,
+        dtype: DType,
+        device: &Device,
+        model: impl FnOnce(candle_nn::VarBuilder<'static>) -> Result<T>,
+    ) -> Result<(T, LoadReport)> {
+        self.checkpoint.build(component, dtype, device, &self.patches, model)
+    }
+}
+
+impl std::fmt::Display for Base {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Embedded => f.write_str("the embedded model"),
+            Self::Folder(path) | Self::File(path) => write!(f, "{}", path.display()),
+        }
+    }
+}
+
+/// Adds the motion modules; the folder in which a `config.json` may describe them, if there is one.
+fn add_motion(checkpoint: &mut Checkpoint, files: &Files) -> Result<Option<PathBuf>> {
+    let remove = |checkpoint: &mut Checkpoint, why| {
+        checkpoint.ignore(Component::UNet, why, |name| name.contains(".motion_modules."));
+    };
+    match (&files.motion, &files.base) {
+        (Motion::None, _) => {
+            remove(checkpoint, "motion is switched off");
+            Ok(None)
+        }
+        (Motion::File(path), _) => {
+            remove(checkpoint, "other motion modules are used");
+            checkpoint.add_motion(&Source::from(path.clone()))?;
+            Ok(path.is_dir().then(|| path.clone()))
+        }
+        (Motion::Base, Base::Embedded) => {
+            checkpoint.add_motion(&Embedded::MOTION)?;
+            Ok(None)
+        }
+        (Motion::Base, Base::Folder(folder)) => {
+            let adapter = folder.join("motion_adapter");
+            if adapter.is_dir() {
+                checkpoint.add_motion(&Source::from(adapter.clone()))?;
+                return Ok(Some(adapter));
+            }
+            // A saved motion UNet has its modules and their sizes in `unet/`.
+            Ok(Some(folder.join("unet")))
+        }
+        (Motion::Base, Base::File(_)) => Ok(None),
+    }
+}
+
+/// The motion modules' sizes. Heads and positions are in no tensor's shape.
+fn motion_config(
+    configs: &Configs<'_>,
+    folder: Option<&Path>,
+    checkpoint: &Checkpoint,
+) -> Result<MotionConfig> {
+    let own: Option<MotionConfig> = match folder {
+        Some(folder) => read_json(&folder.join("config.json"))?,
+        None => None,
+    };
+    let mut config = match own {
+        Some(config) => config,
+        None => {
+            let near: Option<MotionConfig> = configs.read("motion_adapter")?;
+            let default = MotionConfig::default();
+            let longest =
+                checkpoint.stored_positions().unwrap_or(default.motion_max_seq_length);
+            MotionConfig { motion_max_seq_length: longest, ..near.unwrap_or(default) }
+        }
+    };
+    config.use_motion_mid_block = checkpoint
+        .names(Component::UNet)
+        .any(|name| name.starts_with("mid_block.motion_modules."));
+    Ok(config)
+}
+
+fn vae_sizes(
+    configs: &Configs<'_>,
+    folder: Option<&Path>,
+    checkpoint: &Checkpoint,
+) -> Result<VaeSizes> {
+    let is_tiny = checkpoint.names(Component::Vae).any(|name| name.starts_with("decoder.layers."));
+    // A VAE of its own brings its sizes along or has Stable Diffusion's.
+    let own = match folder {
+        Some(path) if path.is_dir() => Some(path.join("config.json")),
+        Some(path) => path.parent().map(|parent| parent.join("config.json")),
+        None => None,
+    };
+    Ok(if is_tiny {
+        let config = own.map(|path| read_json(&path)).transpose()?.flatten();
+        VaeSizes::Tiny(config.unwrap_or_default())
+    } else {
+        let own = own.map(|path| read_json(&path)).transpose()?.flatten();
+        let config = match own {
+            Some(config) => Some(config),
+            None => configs.read("vae")?,
+        };
+        VaeSizes::Kl(match config {
+            Some(config) => config,
+            None => sizes::vae(checkpoint)?,
+        })
+    })
+}
+
+/// Where configurations are looked for: the extra folder, then the base.
+struct Configs<'a> {
+    base: &'a Base,
+    extra: Option<&'a Path>,
+}
+
+impl Configs<'_> {
+    fn read<T: DeserializeOwned>(&self, part: &str) -> Result<Option<T>> {
+        let file = if part == "scheduler" { "scheduler_config.json" } else { "config.json" };
+        if let Some(extra) = self.extra
+            && let Some(config) = read_json(&extra.join(part).join(file))?
+        {
+            return Ok(Some(config));
+        }
+        match self.base {
+            Base::Embedded => Embedded::config(part)
+                .map(|json| parse_json(Path::new(part), json.as_bytes()))
+                .transpose(),
+            Base::Folder(folder) => read_json(&folder.join(part).join(file)),
+            Base::File(_) => Ok(None),
+        }
+    }
+}
+
+fn read_json<T: DeserializeOwned>(path: &Path) -> Result<Option<T>> {
+    match std::fs::read(path) {
+        Ok(bytes) => parse_json(path, &bytes).map(Some),
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(None),
+        Err(error) => Err(Error::file(path)(error)),
+    }
+}
+
+fn parse_json<T: DeserializeOwned>(path: &Path, bytes: &[u8]) -> Result<T> {
+    serde_json::from_slice(bytes).map_err(|e| Error::format(path, e.to_string()))
+}

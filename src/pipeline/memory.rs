@@ -1,0 +1,106 @@
+//! What a run will need, worked out before it starts.
+
+use candle_core::DType;
+
+use super::denoiser::Guidance;
+use super::load::Models;
+use super::request::Request;
+use crate::device::Precision;
+use crate::{Error, Result};
+
+/// Bytes that a run will need at its worst moments.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Plan {
+    /// Weights that are loaded during denoising.
+    pub weights: u64,
+    /// Intermediate results of one pass of the UNet over one clip.
+    pub pass: u64,
+    /// Clips in a batched pass: 2 with guidance.
+    pub clips: u64,
+    /// Intermediate results of decoding.
+    pub decode: u64,
+}
+
+/// Values alive at the worst moment of a UNet pass, for every value of the first stage's output: the skips, a
+/// feed-forward layer's eightfold width and its result, convolution buffers. Measured (see benches/RESULTS.md).
+const UNET_VALUES: f64 = 22.0;
+
+/// The same for the decoder, for every value of its last stage's output.
+const DECODER_VALUES: f64 = 6.0;
+
+impl Plan {
+    /// For a request at `size` (width, height) in pixels.
+    pub fn new(
+        models: &Models,
+        precision: Precision,
+        request: &Request,
+        size: (usize, usize),
+    ) -> Self {
+        let latents = (size.0 / models.factor()) * (size.1 / models.factor());
+        let first = models.unet_config().block_out_channels[0];
+        let values = (request.frames * latents * first) as f64 * UNET_VALUES;
+        // A decoder's last stages work at full size, the one before the last in twice the channels.
+        let at_once = (64 * 64 / latents.max(1)).clamp(1, request.frames);
+        let pixels = size.0 * size.1 * at_once;
+        let decoded = (pixels * models.decoder_width()) as f64 * DECODER_VALUES;
+        Self {
+            weights: models.unet_bytes(precision.unet) + models.vae_bytes(precision.vae),
+            pass: (values * bytes(precision.unet)) as u64,
+            clips: if request.is_guided() { 2 } else { 1 },
+            decode: (decoded * bytes(precision.vae)) as u64,
+        }
+    }
+
+    /// Bytes at the worst moment.
+    pub fn total(&self, guidance: Guidance) -> u64 {
+        let clips = match guidance {
+            Guidance::Batched => self.clips,
+            Guidance::TwoPasses => 1,
+        };
+        self.weights + (self.pass * clips).max(self.decode)
+    }
+
+    /// How guidance is to be computed so that the run fits.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Memory`] when it does not fit either way. Nothing is refused where the free memory is unknown.
+    pub fn choose(&self, available: Option<u64>) -> Result<Guidance> {
+        let Some(available) = available else { return Ok(Guidance::Batched) };
+        for guidance in [Guidance::Batched, Guidance::TwoPasses] {
+            if self.total(guidance) <= available {
+                return Ok(guidance);
+            }
+        }
+        let needed = self.total(Guidance::TwoPasses);
+        let error = Error::Memory { what: "the run".into(), needed, available };
+        Err(if self.weights > available {
+            error.with_hint("the weights alone do not fit: try --dtype bf16, or a smaller model")
+        } else {
+            error.with_hint("try fewer --frames, or a smaller --width and --height")
+        })
+    }
+}
+
+fn bytes(dtype: DType) -> f64 {
+    dtype.size_in_bytes() as f64
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn guidance_takes_two_passes_where_one_would_not_fit() {
+        let plan = Plan { weights: 100, pass: 50, clips: 2, decode: 60 };
+        assert_eq!(plan.choose(None).unwrap(), Guidance::Batched);
+        assert_eq!(plan.choose(Some(200)).unwrap(), Guidance::Batched);
+        assert_eq!(plan.choose(Some(199)).unwrap(), Guidance::TwoPasses);
+        assert_eq!(plan.choose(Some(160)).unwrap(), Guidance::TwoPasses);
+        let error = plan.choose(Some(159)).unwrap_err();
+        assert_eq!(error.kind().exit_code(), 4);
+        assert!(error.to_string().contains("160 bytes") && error.to_string().contains("159"));
+        assert!(error.hint().unwrap().contains("--frames"));
+        assert!(plan.choose(Some(99)).unwrap_err().hint().unwrap().contains("--dtype"));
+    }
+}

@@ -1,0 +1,386 @@
+//! From a request to frames.
+//!
+//! [`Pipeline::generate`] is the whole story: text, noise levels, first latents, the sampler's walk, decoding.
+
+pub mod denoiser;
+mod embedded;
+pub mod load;
+pub mod memory;
+pub mod request;
+
+use std::collections::BTreeMap;
+
+use candle_core::{DType, Device, Tensor};
+
+use crate::device::{self, Precision};
+use crate::media::{FrameSink, tensor::to_rgb};
+use crate::models::unet::UNet;
+use crate::models::vae::Vae;
+use crate::rng::Noise;
+use crate::sampler::{Denoiser, Observer, Plan, PlanSettings, Progress};
+use crate::schedule::{NoiseLevel, NoiseSchedule};
+use crate::text::TextModel;
+use crate::{Error, Result};
+use denoiser::{Guidance, Guided, Settings};
+use load::Models;
+use memory::Plan as MemoryPlan;
+use request::Request;
+
+/// Something that happened during a run.
+#[derive(Clone, Debug)]
+#[non_exhaustive]
+pub enum Event {
+    /// A part is about to be loaded.
+    Load {
+        /// Which: `text`, `unet` or `vae`.
+        part: &'static str,
+        /// Bytes that it will have in memory.
+        bytes: u64,
+    },
+    /// Everything is loaded; the first step begins.
+    Loaded,
+    /// Something is not as it was probably meant.
+    Warning {
+        /// What, in one line.
+        message: String,
+    },
+    /// A denoising step is done.
+    Step {
+        /// Which, from 1.
+        step: usize,
+        /// Of how many.
+        steps: usize,
+        /// The timestep that the network was told.
+        timestep: f64,
+    },
+    /// A frame is decoded and with the sink.
+    Decode {
+        /// Which, from 1.
+        frame: usize,
+        /// Of how many.
+        frames: usize,
+    },
+}
+
+/// Hears of a run. An error stops it; [`Error::Cancelled`] is how to cancel.
+pub trait Listener {
+    /// Something happened.
+    fn event(&mut self, event: Event) -> Result<()>;
+}
+
+impl<F: FnMut(Event) -> Result<()>> Listener for F {
+    fn event(&mut self, event: Event) -> Result<()> {
+        self(event)
+    }
+}
+
+/// Tensors that go around the generator, and those that are kept for comparison.
+///
+/// All are in the layout of files, `(1, channels, frames, height, width)`.
+#[derive(Debug, Default)]
+pub struct Tensors {
+    /// First latents in place of drawn ones, as unit noise.
+    pub latents: Option<Tensor>,
+    /// Noise of the steps, drawn in place of the generator's while it lasts.
+    pub noise: Vec<Tensor>,
+    /// If present, receives `context`, `negative_context`, `latents.0` and so on after each step, `latents` at the
+    /// end, and `frames`, `(frames, 3, height, width)` in `[0, 1]`.
+    pub recorded: Option<BTreeMap<String, Tensor>>,
+}
+
+impl Tensors {
+    fn record(&mut self, name: impl Into<String>, tensor: impl FnOnce() -> Result<Tensor>) -> Result<()> {
+        if let Some(recorded) = &mut self.recorded {
+            recorded.insert(name.into(), tensor()?);
+        }
+        Ok(())
+    }
+}
+
+/// Models, a device, and what is loaded of them.
+#[derive(Debug)]
+pub struct Pipeline {
+    models: Models,
+    device: Device,
+    precision: Precision,
+    residency: Residency,
+    text: Option<TextModel>,
+    unet: Option<UNet>,
+    vae: Option<Vae>,
+}
+
+/// Which parts stay in memory.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Residency {
+    /// Each only while it is needed: least memory for one clip.
+    #[default]
+    OneAtATime,
+    /// All: no loading between clips.
+    KeepAll,
+}
+
+impl Pipeline {
+    /// Nothing is loaded yet.
+    pub fn new(models: Models, device: Device, precision: Precision, residency: Residency) -> Self {
+        Self { models, device, precision, residency, text: None, unet: None, vae: None }
+    }
+
+    /// What it runs.
+    pub fn models(&self) -> &Models {
+        &self.models
+    }
+
+    /// Where it runs.
+    pub fn device(&self) -> &Device {
+        &self.device
+    }
+
+    /// In which number formats it runs.
+    pub fn precision(&self) -> Precision {
+        self.precision
+    }
+
+    /// Fills in what the request leaves to the model, and checks it against the model and the memory.
+    pub fn prepare(&self, request: &Request) -> Result<Prepared> {
+        request.validate()?;
+        let (native_width, native_height) = self.models.native_size();
+        let width = request.width.unwrap_or(native_width);
+        let height = request.height.unwrap_or(native_height);
+        let factor = self.models.factor();
+        for (field, value) in [("width", width), ("height", height)] {
+            if !value.is_multiple_of(factor) {
+                let near = (value / factor).max(1) * factor;
+                let error = Error::request(field, format!("must be a multiple of {factor}, got {value}"));
+                return Err(error.with_hint(format!("try {near} or {}", near + factor)));
+            }
+        }
+        if let Some(longest) = self.models.longest_clip()
+            && request.frames > longest
+        {
+            let reason = format!("{} asked for, the motion modules know {longest}", request.frames);
+            return Err(Error::request("frames", reason).with_hint(format!("use at most {longest}")));
+        }
+        let schedule = self.models.schedule(request)?;
+        let plan = request.sampler.plan(&schedule, &PlanSettings {
+            steps: request.steps,
+            spacing: request.spacing,
+            lcm_original_steps: request.lcm_original_steps,
+            ..PlanSettings::default()
+        })?;
+        let memory = MemoryPlan::new(&self.models, self.precision, request, (width, height));
+        let available = device::available_memory(&self.device);
+        let guidance = memory.choose(available)?;
+        Ok(Prepared { width, height, schedule, plan, guidance, memory })
+    }
+
+    /// Makes a clip.
+    ///
+    /// # Errors
+    ///
+    /// When the request cannot be met, weights do not fit, or the listener or the sink says stop.
+    pub fn generate(
+        &mut self,
+        request: &Request,
+        tensors: &mut Tensors,
+        listener: &mut dyn Listener,
+        sink: &mut dyn FrameSink,
+    ) -> Result<()> {
+        let prepared = self.prepare(request)?;
+        let Some(seed) = request.seed else {
+            return Err(Error::request("seed", "is missing"));
+        };
+        let (context, negative) = self.encode(request, tensors, listener)?;
+
+        // The autoencoder is small: if something is wrong with it, that shows before the long part.
+        self.load_vae(listener)?;
+        self.load_unet(listener)?;
+        let (Some(unet), Some(vae)) = (&self.unet, &self.vae) else {
+            return Err(Error::Missing { name: "model".into(), reason: "was not loaded".into() });
+        };
+
+        listener.event(Event::Loaded)?;
+
+        let mut noise = Noise::new(request.rng, seed).with_replay(frames_first(&tensors.noise)?);
+        let x = first_latents(tensors, &mut noise, &prepared, request, &self.models, &self.device)?;
+
+        let settings = Settings {
+            prediction: self.models.prediction(),
+            dtype: self.precision.unet,
+            motion_norm: request.motion_norm,
+        };
+        let mut guided = Guided::new(unet, settings, &context)?;
+        if let Some(negative) = &negative {
+            guided = guided.guide(negative, request.cfg_scale, prepared.guidance)?;
+        }
+        let mut asked = 0;
+        let mut recording = |x: &Tensor, at: NoiseLevel| {
+            // What the sampler asks about is what the step before it made.
+            if asked > 0 {
+                tensors.record(format!("latents.{}", asked - 1), || channels_first(x))?;
+            }
+            asked += 1;
+            guided.denoise(x, at)
+        };
+        let sampler = request.sampler.build();
+        let steps = &prepared.plan.steps;
+        let mut observer = Steps(listener);
+        let latents = sampler.sample(&mut recording, x, steps, &mut noise, &mut observer)?;
+        tensors.record(format!("latents.{}", steps.len() - 1), || channels_first(&latents))?;
+        tensors.record("latents", || channels_first(&latents))?;
+
+        let decoded = decode(vae, &latents, self.precision.vae, tensors, listener, sink);
+        if self.residency == Residency::OneAtATime {
+            self.unet = None;
+            self.vae = None;
+        }
+        decoded
+    }
+
+    /// The states of the prompt and, with guidance, of the negative prompt.
+    fn encode(
+        &mut self,
+        request: &Request,
+        tensors: &mut Tensors,
+        listener: &mut dyn Listener,
+    ) -> Result<(Tensor, Option<Tensor>)> {
+        let text = match self.text.take() {
+            Some(text) => text,
+            None => {
+                listener.event(Event::Load { part: "text", bytes: self.models.text_bytes() })?;
+                self.models.text(self.precision.text, &self.device)?
+            }
+        };
+        let mut encode = |name: &str, prompt: &str| {
+            let encoded = text.encode(prompt, request.clip_skip)?;
+            if let Some(lost) = encoded.truncated {
+                let lost: String = lost.chars().take(60).collect();
+                let message = format!("the {name} is too long; it ends before `{lost}`");
+                listener.event(Event::Warning { message })?;
+            }
+            Ok::<_, Error>(encoded.states)
+        };
+        let context = encode("prompt", &request.prompt)?;
+        let negative = request
+            .is_guided()
+            .then(|| encode("negative prompt", &request.negative_prompt))
+            .transpose()?;
+        tensors.record("context", || Ok(context.to_dtype(DType::F32)?))?;
+        if let Some(negative) = &negative {
+            tensors.record("negative_context", || Ok(negative.to_dtype(DType::F32)?))?;
+        }
+        if self.residency == Residency::KeepAll {
+            self.text = Some(text);
+        }
+        Ok((context, negative))
+    }
+
+    fn load_unet(&mut self, listener: &mut dyn Listener) -> Result<()> {
+        if self.unet.is_none() {
+            let bytes = self.models.unet_bytes(self.precision.unet);
+            listener.event(Event::Load { part: "unet", bytes })?;
+            self.unet = Some(self.models.unet(self.precision.unet, &self.device)?);
+        }
+        Ok(())
+    }
+
+    fn load_vae(&mut self, listener: &mut dyn Listener) -> Result<()> {
+        if self.vae.is_none() {
+            let bytes = self.models.vae_bytes(self.precision.vae);
+            listener.event(Event::Load { part: "vae", bytes })?;
+            self.vae = Some(self.models.vae(self.precision.vae, &self.device)?);
+        }
+        Ok(())
+    }
+}
+
+/// A request that can be met: what is not written in it, worked out.
+#[derive(Debug)]
+pub struct Prepared {
+    /// Pixels.
+    pub width: usize,
+    /// Pixels.
+    pub height: usize,
+    /// The noise schedule.
+    pub schedule: NoiseSchedule,
+    /// The sampler's way.
+    pub plan: Plan,
+    /// How guidance is computed, should there be any.
+    pub guidance: Guidance,
+    /// What it will need.
+    pub memory: MemoryPlan,
+}
+
+/// `(1, frames, channels, height, width)` at the plan's first noise level, in f32.
+fn first_latents(
+    tensors: &Tensors,
+    noise: &mut Noise,
+    prepared: &Prepared,
+    request: &Request,
+    models: &Models,
+    device: &Device,
+) -> Result<Tensor> {
+    let factor = models.factor();
+    let (height, width) = (prepared.height / factor, prepared.width / factor);
+    let channels = models.latent_channels();
+    let unit = match &tensors.latents {
+        Some(latents) => {
+            let wanted = [1, channels, request.frames, height, width];
+            if latents.dims() != wanted {
+                let reason = format!("`latents` is {:?}, the run needs {wanted:?}", latents.dims());
+                return Err(Error::request("tensors-in", reason));
+            }
+            let latents = latents.to_dtype(DType::F32)?.to_device(device)?;
+            latents.transpose(1, 2)?.contiguous()?
+        }
+        None => noise.latents((1, request.frames, channels, height, width), device)?,
+    };
+    Ok((unit * prepared.plan.initial_scale)?)
+}
+
+/// Decodes a few frames at a time into the sink.
+fn decode(
+    vae: &Vae,
+    latents: &Tensor,
+    dtype: DType,
+    tensors: &mut Tensors,
+    listener: &mut dyn Listener,
+    sink: &mut dyn FrameSink,
+) -> Result<()> {
+    /// As many latents are decoded at once as one frame of 512×512 has.
+    const AT_ONCE: usize = 64 * 64;
+    let (_, frames, _, height, width) = latents.dims5()?;
+    let step = (AT_ONCE / (height * width)).max(1);
+    let mut kept = Vec::new();
+    for start in (0..frames).step_by(step) {
+        let z = latents.narrow(1, start, step.min(frames - start))?.squeeze(0)?.to_dtype(dtype)?;
+        let pictures = vae.decode(&z)?.to_dtype(DType::F32)?.affine(0.5, 0.5)?;
+        let pictures = pictures.clamp(0f32, 1f32)?.to_device(&Device::Cpu)?; // (frames, 3, height, width)
+        for i in 0..pictures.dim(0)? {
+            sink.frame(&to_rgb(&pictures.get(i)?)?)?;
+            listener.event(Event::Decode { frame: start + i + 1, frames })?;
+        }
+        if tensors.recorded.is_some() {
+            kept.push(pictures);
+        }
+    }
+    tensors.record("frames", || Ok(Tensor::cat(&kept, 0)?))
+}
+
+/// `(batch, frames, channels, ..)` to the layout of files.
+fn channels_first(x: &Tensor) -> Result<Tensor> {
+    Ok(x.transpose(1, 2)?.contiguous()?.to_device(&Device::Cpu)?)
+}
+
+fn frames_first(noise: &[Tensor]) -> Result<Vec<Tensor>> {
+    noise.iter().map(|x| Ok(x.transpose(1, 2)?.contiguous()?)).collect()
+}
+
+/// Turns a sampler's reports into events.
+struct Steps<'a>(&'a mut dyn Listener);
+
+impl Observer for Steps<'_> {
+    fn step(&mut self, progress: Progress<'_>) -> Result<()> {
+        let Progress { step, steps, at, .. } = progress;
+        self.0.event(Event::Step { step: step + 1, steps, timestep: at.timestep })
+    }
+}

@@ -1,0 +1,337 @@
+//! What is asked: the vocabulary of the command line, of request files and of the metadata in clips.
+
+use serde::{Deserialize, Serialize};
+
+use crate::device::{DeviceChoice, DtypeChoice};
+use crate::models::motion::MotionNorm;
+use crate::rng::RngKind;
+use crate::sampler::SamplerKind;
+use crate::schedule::{BetaSchedule, Spacing};
+use crate::{Error, Result};
+
+/// The name of this vocabulary.
+pub const SCHEMA: &str = "animatelcm/v1";
+
+/// Everything that is needed to make a clip.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Job {
+    /// [`SCHEMA`].
+    pub schema: String,
+    /// What runs.
+    #[serde(default)]
+    pub models: Spec,
+    /// What is asked of it.
+    #[serde(default)]
+    pub request: Request,
+    /// Tensors in place of drawn ones.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub tensors_in: Option<FileRecord>,
+    /// In a finished clip: every weight file that it was made with.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub weights: Vec<FileRecord>,
+    /// In a finished clip: the program that made it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub program: Option<Program>,
+}
+
+/// A file that a clip depends on.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct FileRecord {
+    /// Its name or path.
+    pub file: String,
+    /// Its SHA-256; in a clip always there.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub sha256: Option<String>,
+}
+
+/// What made a clip.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Program {
+    /// `animatelcm`.
+    pub name: String,
+    /// Its version.
+    pub version: String,
+    /// The device: bytes may differ between kinds of devices.
+    pub device: String,
+}
+
+impl Job {
+    /// A job in this version's vocabulary.
+    pub fn new(models: Spec, request: Request) -> Self {
+        Self {
+            schema: SCHEMA.to_owned(),
+            models,
+            request,
+            tensors_in: None,
+            weights: vec![],
+            program: None,
+        }
+    }
+
+    /// Reads a job.
+    ///
+    /// # Errors
+    ///
+    /// On another schema, an unknown field or a value of the wrong kind.
+    pub fn from_json(json: &str) -> Result<Self> {
+        let job: Self = serde_json::from_str(json)
+            .map_err(|e| Error::request("request", format!("not a request: {e}")))?;
+        if job.schema != SCHEMA {
+            let reason = format!("schema `{}` is not `{SCHEMA}`", job.schema);
+            return Err(Error::request("request", reason));
+        }
+        Ok(job)
+    }
+}
+
+/// What runs: names or paths of weights, and where.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Spec {
+    /// The base model; none is the embedded one.
+    pub model: Option<String>,
+    /// Where the sizes of a single-file model are, if they are not those of Stable Diffusion 1.5.
+    pub model_config: Option<String>,
+    /// Personalised weights laid over the base model.
+    pub checkpoint: Option<String>,
+    /// Another autoencoder.
+    pub vae: Option<String>,
+    /// The motion modules; `none` for pictures without motion.
+    pub motion: Option<String>,
+    /// The consistency LoRA; `none` for none.
+    pub lcm_lora: Option<WeightedFile>,
+    /// More LoRAs, in order.
+    pub loras: Vec<WeightedFile>,
+    /// Ignores a LoRA's alpha, as AnimateLCM's own code does.
+    pub lora_legacy_scale: bool,
+    /// Accepts LoRAs that fit in part.
+    pub allow_partial: bool,
+    /// The device.
+    pub device: DeviceChoice,
+    /// The number format.
+    pub dtype: DtypeChoice,
+}
+
+/// A file and how strongly it counts: `FILE` or `FILE:SCALE`.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct WeightedFile {
+    /// A name or path.
+    pub file: String,
+    /// 1 by default.
+    #[serde(default = "one")]
+    pub scale: f64,
+}
+
+fn one() -> f64 {
+    1.0
+}
+
+impl std::str::FromStr for WeightedFile {
+    type Err = Error;
+
+    fn from_str(s: &str) -> Result<Self> {
+        // A colon may also belong to a Windows path, so only a number after the last one counts.
+        let (file, scale) = match s.rsplit_once(':') {
+            Some((file, scale)) => match scale.parse::<f64>() {
+                Ok(scale) => (file, scale),
+                Err(_) => (s, 1.0),
+            },
+            None => (s, 1.0),
+        };
+        if file.is_empty() || !scale.is_finite() {
+            return Err(Error::request("lora", format!("`{s}` is not FILE or FILE:SCALE")));
+        }
+        Ok(Self { file: file.to_owned(), scale })
+    }
+}
+
+/// What is asked.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Request {
+    /// What to show.
+    pub prompt: String,
+    /// What to avoid; counts only with guidance.
+    pub negative_prompt: String,
+    /// Pixels; the model's own size if left out.
+    pub width: Option<usize>,
+    /// Pixels; the model's own size if left out.
+    pub height: Option<usize>,
+    /// Frames.
+    pub frames: usize,
+    /// Frames a second of the file.
+    pub fps: f64,
+    /// Denoising steps.
+    pub steps: usize,
+    /// Classifier-free guidance; none at 1 or below.
+    pub cfg_scale: f64,
+    /// The sampler.
+    pub sampler: SamplerKind,
+    /// How timesteps are spread; the sampler's own way if left out.
+    pub spacing: Option<Spacing>,
+    /// Steps of the teacher whose timesteps LCM uses.
+    pub lcm_original_steps: usize,
+    /// The noise schedule; see [`Request::betas`] for what is used if left out.
+    pub beta_schedule: Option<BetaSchedule>,
+    /// The first beta.
+    pub beta_start: f64,
+    /// The last beta.
+    pub beta_end: f64,
+    /// Over what motion modules normalize.
+    pub motion_norm: MotionNorm,
+    /// Layers of the text encoder that are left out at its end.
+    pub clip_skip: usize,
+    /// The seed; random if left out.
+    pub seed: Option<u64>,
+    /// Whose generator the seed belongs to.
+    pub rng: RngKind,
+}
+
+impl Default for Request {
+    fn default() -> Self {
+        Self {
+            prompt: String::new(),
+            negative_prompt: String::new(),
+            width: None,
+            height: None,
+            frames: 16,
+            fps: 8.0,
+            steps: 4,
+            cfg_scale: 1.0,
+            sampler: SamplerKind::Lcm,
+            spacing: None,
+            lcm_original_steps: 100,
+            beta_schedule: None,
+            beta_start: 0.00085,
+            beta_end: 0.012,
+            motion_norm: MotionNorm::PerFrame,
+            clip_skip: 0,
+            seed: None,
+            rng: RngKind::Cpu,
+        }
+    }
+}
+
+/// The longest prompt that is looked at.
+const MAX_PROMPT_BYTES: usize = 1 << 20;
+
+impl Request {
+    /// Checks everything that can be checked without a model.
+    pub fn validate(&self) -> Result<()> {
+        let at_least = |field: &'static str, value: usize, least: usize| {
+            if value < least {
+                return Err(Error::request(field, format!("must be at least {least}, got {value}")));
+            }
+            Ok(())
+        };
+        at_least("frames", self.frames, 1)?;
+        at_least("steps", self.steps, 1)?;
+        let finite = |field: &'static str, value: f64, least: f64, most: f64| {
+            if value.is_finite() && value >= least && value <= most {
+                return Ok(());
+            }
+            let reason = format!("must be between {least} and {most}, got {value}");
+            Err(Error::request(field, reason))
+        };
+        finite("fps", self.fps, 0.1, 240.0)?;
+        finite("cfg-scale", self.cfg_scale, 0.0, 1000.0)?;
+        finite("beta-start", self.beta_start, 1e-9, 0.999)?;
+        finite("beta-end", self.beta_end, self.beta_start, 0.999)?;
+        for (field, text) in [("prompt", &self.prompt), ("negative-prompt", &self.negative_prompt)] {
+            if text.len() > MAX_PROMPT_BYTES {
+                let reason = format!("{} bytes, at most {MAX_PROMPT_BYTES} are read", text.len());
+                return Err(Error::request(field, reason));
+            }
+        }
+        for (field, value) in [("width", self.width), ("height", self.height)] {
+            if let Some(value) = value {
+                at_least(field, value, 8)?;
+                if value > 8192 {
+                    return Err(Error::request(field, format!("must be at most 8192, got {value}")));
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// The noise schedule that this request means.
+    ///
+    /// Truly linear betas, as AnimateDiff and AnimateLCM were trained with, whenever there is motion; Stable
+    /// Diffusion's scaled ones otherwise.
+    pub fn betas(&self, has_motion: bool) -> BetaSchedule {
+        self.beta_schedule.unwrap_or(if has_motion {
+            BetaSchedule::Linear
+        } else {
+            BetaSchedule::ScaledLinear
+        })
+    }
+
+    /// Whether the negative prompt and guidance count.
+    pub fn is_guided(&self) -> bool {
+        self.cfg_scale > 1.0
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_job_is_read_back_as_written() {
+        let request = Request { prompt: "a cat".into(), seed: Some(7), ..Request::default() };
+        let lcm_lora = Some("a:b.safetensors:0.8".parse().unwrap());
+        let job = Job::new(Spec { lcm_lora, ..Spec::default() }, request);
+        let json = serde_json::to_string(&job).unwrap();
+        assert_eq!(Job::from_json(&json).unwrap(), job);
+    }
+
+    #[test]
+    fn unknown_fields_and_other_schemas_are_refused() {
+        for json in [
+            r#"{"schema":"animatelcm/v1","request":{"promt":"a"}}"#,
+            r#"{"schema":"animatelcm/v9"}"#,
+            r#"{"request":{}}"#,
+            "[]",
+            "",
+        ] {
+            assert_eq!(Job::from_json(json).unwrap_err().kind().exit_code(), 2, "{json}");
+        }
+        assert!(Job::from_json(r#"{"schema":"animatelcm/v1"}"#).is_ok());
+    }
+
+    #[test]
+    fn a_scale_follows_the_last_colon() {
+        let parse = |s: &str| s.parse::<WeightedFile>().map(|w| (w.file, w.scale)).ok();
+        assert_eq!(parse("x.safetensors"), Some(("x.safetensors".into(), 1.0)));
+        assert_eq!(parse("x.safetensors:0.8"), Some(("x.safetensors".into(), 0.8)));
+        assert_eq!(parse("C:\\x.safetensors"), Some(("C:\\x.safetensors".into(), 1.0)));
+        assert_eq!(parse("C:\\x:-0.5"), Some(("C:\\x".into(), -0.5)));
+        assert_eq!(parse(":1"), None);
+        assert_eq!(parse("x:inf"), None);
+    }
+
+    #[test]
+    fn impossible_requests_name_their_field() {
+        let bad = |change: fn(&mut Request), field: &str| {
+            let mut request = Request::default();
+            change(&mut request);
+            let error = request.validate().unwrap_err();
+            assert_eq!(error.kind().exit_code(), 2);
+            assert!(error.to_string().starts_with(field), "{error}");
+        };
+        assert!(Request::default().validate().is_ok());
+        bad(|r| r.frames = 0, "frames");
+        bad(|r| r.steps = 0, "steps");
+        bad(|r| r.fps = f64::NAN, "fps");
+        bad(|r| r.fps = 0.0, "fps");
+        bad(|r| r.cfg_scale = -1.0, "cfg-scale");
+        bad(|r| r.beta_end = 0.0, "beta-end");
+        bad(|r| r.width = Some(0), "width");
+        bad(|r| r.height = Some(1 << 20), "height");
+        bad(|r| r.prompt = "x".repeat(2 << 20), "prompt");
+    }
+}

@@ -1,0 +1,52 @@
+//! DPM-Solver++(2M): Lu et al. (2022), algorithm 2, the midpoint form.
+
+use candle_core::Tensor;
+
+use super::{Denoiser, Observer, Progress, Sampler, Step};
+use crate::Result;
+use crate::rng::Noise;
+use crate::schedule::NoiseLevel;
+
+/// Extrapolates the prediction from this step's and the last one's.
+///
+/// The first step, and one that ends without noise, are of first order.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Dpmpp2m;
+
+impl Sampler for Dpmpp2m {
+    fn sample(
+        &self,
+        denoiser: &mut dyn Denoiser,
+        mut x: Tensor,
+        steps: &[Step],
+        _noise: &mut Noise,
+        observer: &mut dyn Observer,
+    ) -> Result<Tensor> {
+        let mut last: Option<(Tensor, f64)> = None;
+        for (step, &Step { at, next }) in steps.iter().enumerate() {
+            let denoised = denoiser.denoise(&x, at)?;
+            observer.step(Progress { step, steps: steps.len(), at, denoised: &denoised })?;
+            if next.is_clean() {
+                x = denoised;
+                last = None;
+                continue;
+            }
+            let h = lambda(next) - lambda(at);
+            let d = match &last {
+                None => denoised.clone(),
+                Some((old_denoised, h_last)) => {
+                    let r = h_last / h;
+                    (&denoised + ((&denoised - old_denoised)? * (0.5 / r))?)?
+                }
+            };
+            x = ((x * (next.sigma / at.sigma))? - (d * (next.alpha * (-h).exp_m1()))?)?;
+            last = Some((denoised, h));
+        }
+        Ok(x)
+    }
+}
+
+/// Half the logarithm of the signal-to-noise ratio.
+fn lambda(level: NoiseLevel) -> f64 {
+    level.alpha.ln() - level.sigma.ln()
+}

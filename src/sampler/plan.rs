@@ -1,0 +1,265 @@
+//! Where a sampler goes: the levels it asks the network at and those it steps to.
+//!
+//! Every plan is that of the scheduler of the same name in diffusers 0.42.1; LCM's is also that of
+//! the official AnimateLCM code.
+
+use super::SamplerKind;
+use crate::schedule::{NoiseLevel, NoiseSchedule, Spacing, spacing};
+use crate::{Error, Result};
+
+/// One step of a sampler.
+///
+/// Mostly `next` is where the following step starts, but DDIM of Stable Diffusion ends its steps
+/// elsewhere.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Step {
+    /// The level at which the network is asked.
+    pub at: NoiseLevel,
+    /// The level to which the latents are brought.
+    pub next: NoiseLevel,
+}
+
+/// The steps of a run.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Plan {
+    /// In order, noisiest first; never empty.
+    pub steps: Vec<Step>,
+    /// What unit noise is multiplied by to be the first step's latents.
+    ///
+    /// Euler's samplers start from a little less than unit noise with some spacings; all others
+    /// from unit noise. It has no meaning where the run starts from a video.
+    pub initial_scale: f64,
+}
+
+/// What shapes a plan.
+#[derive(Clone, Debug, PartialEq)]
+pub struct PlanSettings {
+    /// How many steps the whole way from pure noise has.
+    pub steps: usize,
+    /// How timesteps are spread; by default as Stable Diffusion 1.5 was published. LCM has a
+    /// spacing of its own and takes no other.
+    pub spacing: Option<Spacing>,
+    /// The steps of the teacher that LCM's timesteps are taken from.
+    pub lcm_original_steps: usize,
+    /// Which part of the way is walked: 1 from pure noise, less from a noised video.
+    pub strength: f64,
+    /// Whether DDIM's last step ends without noise instead of at the first training timestep.
+    pub set_alpha_to_one: bool,
+}
+
+impl Default for PlanSettings {
+    fn default() -> Self {
+        Self {
+            steps: 4,
+            spacing: None,
+            lcm_original_steps: 100,
+            strength: 1.0,
+            set_alpha_to_one: false,
+        }
+    }
+}
+
+impl Plan {
+    /// The level at which the first step's latents must be.
+    pub fn start(&self) -> NoiseLevel {
+        self.steps.first().map_or(NoiseLevel::CLEAN, |step| step.at)
+    }
+
+    /// The last part of the way: `strength` of the steps, rounded down.
+    ///
+    /// # Errors
+    ///
+    /// When no step would be left.
+    pub fn last_part(mut self, strength: f64) -> Result<Self> {
+        check_strength(strength)?;
+        let all = self.steps.len();
+        let kept = ((all as f64 * strength) as usize).min(all);
+        if kept == 0 {
+            let reason = format!("{strength} of {all} steps is less than one step");
+            return Err(Error::request("strength", reason)
+                .with_hint(format!("use at least {:.2}, or more steps", 1.0 / all as f64 + 5e-3)));
+        }
+        self.steps.drain(..all - kept);
+        Ok(self)
+    }
+}
+
+impl SamplerKind {
+    /// The plan of a run with this sampler.
+    ///
+    /// # Errors
+    ///
+    /// When the schedule has no such timesteps or the sampler no such spacing.
+    pub fn plan(self, schedule: &NoiseSchedule, settings: &PlanSettings) -> Result<Plan> {
+        let &PlanSettings { steps, lcm_original_steps, strength, .. } = settings;
+        if steps == 0 {
+            return Err(Error::request("steps", "must be at least 1, got 0"));
+        }
+        if steps > schedule.train_steps() {
+            return Err(Error::request(
+                "steps",
+                format!("the model was trained with {}, got {steps}", schedule.train_steps()),
+            ));
+        }
+        check_strength(strength)?;
+        let spacing = settings.spacing.unwrap_or(Spacing::SD15);
+        match self {
+            Self::Lcm => {
+                if let Some(spacing) = settings.spacing {
+                    return Err(Error::request(
+                        "spacing",
+                        format!("lcm has no `{spacing}` spacing"),
+                    )
+                    .with_hint("leave it out; lcm takes its timesteps from --lcm-original-steps"));
+                }
+                let timesteps =
+                    lcm_timesteps(schedule.train_steps(), lcm_original_steps, steps, strength)?;
+                Ok(Plan::through(&levels(schedule, &timesteps)?, 1.0))
+            }
+            Self::Ddim => ddim(schedule, spacing, settings)?.last_part(strength),
+            Self::Euler | Self::EulerAncestral => {
+                euler(schedule, spacing, steps)?.last_part(strength)
+            }
+            Self::Dpmpp2m => {
+                Plan::through(&dpmpp_2m(schedule, spacing, steps)?, 1.0).last_part(strength)
+            }
+        }
+    }
+}
+
+impl Plan {
+    /// From each level to the following one, and from the last to clean latents.
+    fn through(levels: &[NoiseLevel], initial_scale: f64) -> Self {
+        let following = levels.iter().skip(1).copied().chain([NoiseLevel::CLEAN]);
+        let steps = levels.iter().zip(following).map(|(&at, next)| Step { at, next }).collect();
+        Self { steps, initial_scale }
+    }
+}
+
+/// The timesteps of a latent consistency model.
+///
+/// The teacher took `original_steps` steps; `strength` cuts its list at the noisy end, and `steps`
+/// of what is left are taken evenly.
+fn lcm_timesteps(
+    train_steps: usize,
+    original_steps: usize,
+    steps: usize,
+    strength: f64,
+) -> Result<Vec<usize>> {
+    let field = "lcm-original-steps";
+    if original_steps == 0 || original_steps > train_steps {
+        let reason = format!("must lie between 1 and {train_steps}, got {original_steps}");
+        return Err(Error::request(field, reason));
+    }
+    let kept = (original_steps as f64 * strength) as usize;
+    if steps > kept {
+        let reason = if kept == original_steps {
+            format!("lcm can take at most {original_steps} here, got {steps}")
+        } else {
+            format!(
+                "lcm can take at most {kept} here ({strength} of {original_steps}), got {steps}"
+            )
+        };
+        return Err(
+            Error::request("steps", reason).with_hint(format!("more need a higher --{field}"))
+        );
+    }
+    let stride = train_steps / original_steps;
+    let gap = kept as f64 / steps as f64;
+    // The i-th from the noisy end; the teacher's list is stride - 1, 2 stride - 1, ...
+    Ok((0..steps).map(|i| stride * (kept - (i as f64 * gap) as usize) - 1).collect())
+}
+
+/// DDIM steps down by a fixed number of timesteps, wherever the following step may start.
+fn ddim(schedule: &NoiseSchedule, spacing: Spacing, settings: &PlanSettings) -> Result<Plan> {
+    let (train_steps, steps) = (schedule.train_steps(), settings.steps);
+    let timesteps = match spacing {
+        Spacing::Leading { offset } => spacing::leading(train_steps, steps, steps, offset),
+        Spacing::Trailing => spacing::trailing(train_steps, steps),
+        Spacing::Linspace => rounded(&spacing::linspace(train_steps, steps)),
+        Spacing::Karras => {
+            return Err(Error::request("spacing", "ddim has no `karras` spacing")
+                .with_hint("euler, euler-a and dpmpp-2m have it"));
+        }
+    };
+    let end = if settings.set_alpha_to_one { NoiseLevel::CLEAN } else { schedule.level(0)? };
+    let stride = train_steps / steps;
+    let steps = levels(schedule, &timesteps)?
+        .into_iter()
+        .zip(timesteps)
+        .map(|(at, timestep)| {
+            let next = timestep.checked_sub(stride).map_or(Ok(end), |t| schedule.level(t))?;
+            Ok(Step { at, next })
+        })
+        .collect::<Result<_>>()?;
+    Ok(Plan { steps, initial_scale: 1.0 })
+}
+
+/// Euler takes fractional timesteps and, unless they are leading, starts from `sigma` times noise.
+fn euler(schedule: &NoiseSchedule, spacing: Spacing, steps: usize) -> Result<Plan> {
+    let train_steps = schedule.train_steps();
+    let levels = match spacing {
+        Spacing::Leading { offset } => {
+            levels(schedule, &spacing::leading(train_steps, steps, steps, offset))?
+        }
+        Spacing::Trailing => levels(schedule, &spacing::trailing(train_steps, steps))?,
+        Spacing::Linspace => spacing::linspace(train_steps, steps)
+            .into_iter()
+            // The reference keeps timesteps in f32.
+            .map(|timestep| schedule.level_at(f64::from(timestep as f32)))
+            .collect(),
+        Spacing::Karras => spacing::karras(schedule, steps),
+    };
+    let initial_scale = match (spacing, levels.first()) {
+        (Spacing::Leading { .. }, _) | (_, None) => 1.0,
+        (_, Some(first)) => first.sigma,
+    };
+    Ok(Plan::through(&levels, initial_scale))
+}
+
+/// DPM++ 2M counts the clean end as a point of its spacing and rounds its timesteps.
+fn dpmpp_2m(schedule: &NoiseSchedule, spacing: Spacing, steps: usize) -> Result<Vec<NoiseLevel>> {
+    let train_steps = schedule.train_steps();
+    let timesteps = match spacing {
+        Spacing::Leading { offset } => spacing::leading(train_steps, steps + 1, steps, offset),
+        Spacing::Trailing => spacing::trailing(train_steps, steps),
+        Spacing::Linspace => {
+            let mut all = rounded(&spacing::linspace(train_steps, steps + 1));
+            all.pop();
+            all
+        }
+        Spacing::Karras => {
+            let mut levels = spacing::karras(schedule, steps);
+            for level in &mut levels {
+                level.timestep = level.timestep.round_ties_even();
+            }
+            return Ok(levels);
+        }
+    };
+    levels(schedule, &timesteps)
+}
+
+/// The levels of training timesteps.
+fn levels(schedule: &NoiseSchedule, timesteps: &[usize]) -> Result<Vec<NoiseLevel>> {
+    let last = schedule.train_steps() - 1;
+    if let Some(beyond) = timesteps.iter().max().filter(|timestep| **timestep > last) {
+        let steps = timesteps.len();
+        let reason =
+            format!("{steps} of them would start at timestep {beyond}, the last one is {last}");
+        return Err(Error::request("steps", reason));
+    }
+    timesteps.iter().map(|&timestep| schedule.level(timestep)).collect()
+}
+
+/// Whole timesteps, halves to even.
+fn rounded(timesteps: &[f64]) -> Vec<usize> {
+    timesteps.iter().map(|timestep| timestep.round_ties_even() as usize).collect()
+}
+
+/// Refuses strengths outside of `(0, 1]`.
+fn check_strength(strength: f64) -> Result<()> {
+    if strength > 0.0 && strength <= 1.0 {
+        return Ok(());
+    }
+    Err(Error::request("strength", format!("must lie between 0 and 1, got {strength}")))
+}

@@ -1,0 +1,87 @@
+//! A model's `scheduler_config.json`.
+
+use serde::{Deserialize, Serialize};
+
+use super::{BetaSchedule, NoiseSchedule, Prediction, Spacing};
+use crate::{Error, Result};
+
+/// What a `scheduler_config.json` says about the model it belongs to.
+///
+/// Missing fields take the values with which Stable Diffusion 1.5 was published. Fields of
+/// individual schedulers that this crate does not have are ignored.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Config {
+    /// How many timesteps the model was trained with.
+    pub num_train_timesteps: usize,
+    /// The first beta.
+    pub beta_start: f64,
+    /// The last beta.
+    pub beta_end: f64,
+    /// How betas run from the first to the last.
+    pub beta_schedule: BetaSchedule,
+    /// The betas themselves, in place of the three fields above.
+    pub trained_betas: Option<Vec<f32>>,
+    /// What the network's output means.
+    pub prediction_type: Prediction,
+    /// How timesteps are spread, without their offset.
+    pub timestep_spacing: String,
+    /// What `leading` spacing adds to each timestep.
+    pub steps_offset: usize,
+    /// Whether DDIM's last step ends without noise instead of at the first training timestep.
+    pub set_alpha_to_one: bool,
+    /// How many steps the teacher of a latent consistency model took.
+    pub original_inference_steps: Option<usize>,
+    /// What timesteps are multiplied by in a consistency model's boundary condition.
+    pub timestep_scaling: f64,
+    /// Whether the schedule was changed to end in pure noise, which is not supported.
+    pub rescale_betas_zero_snr: bool,
+}
+
+impl Default for Config {
+    fn default() -> Self {
+        Self {
+            num_train_timesteps: 1000,
+            beta_start: 0.00085,
+            beta_end: 0.012,
+            beta_schedule: BetaSchedule::ScaledLinear,
+            trained_betas: None,
+            prediction_type: Prediction::Epsilon,
+            timestep_spacing: "leading".to_owned(),
+            steps_offset: 1,
+            set_alpha_to_one: false,
+            original_inference_steps: None,
+            timestep_scaling: 10.0,
+            rescale_betas_zero_snr: false,
+        }
+    }
+}
+
+impl Config {
+    /// The schedule that the model was trained on.
+    pub fn schedule(&self) -> Result<NoiseSchedule> {
+        if self.rescale_betas_zero_snr {
+            return Err(Error::request(
+                "rescale_betas_zero_snr",
+                "models that were trained to start from pure noise are not supported",
+            ));
+        }
+        match &self.trained_betas {
+            Some(betas) => NoiseSchedule::from_betas(betas),
+            None => NoiseSchedule::new(
+                self.beta_schedule,
+                self.beta_start,
+                self.beta_end,
+                self.num_train_timesteps,
+            ),
+        }
+    }
+
+    /// How the model's timesteps are spread.
+    pub fn spacing(&self) -> Result<Spacing> {
+        Ok(match self.timestep_spacing.parse()? {
+            Spacing::Leading { .. } => Spacing::Leading { offset: self.steps_offset },
+            other => other,
+        })
+    }
+}

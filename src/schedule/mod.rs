@@ -1,0 +1,166 @@
+//! Noise levels and the schedules that a model was trained on.
+//!
+//! Everything here is host-side `f64`, except that betas are rounded to f32 as the reference does.
+
+mod betas;
+mod config;
+mod prediction;
+pub(crate) mod spacing;
+
+use candle_core::Tensor;
+
+pub use self::betas::BetaSchedule;
+pub use self::config::Config;
+pub use self::prediction::Prediction;
+pub use self::spacing::Spacing;
+use crate::{Error, Result};
+
+/// One noise level: `x = alpha * clean + sigma * noise`.
+///
+/// Stable Diffusion 1.5 preserves variance, so `alpha² + sigma² = 1`.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct NoiseLevel {
+    /// What the network is told; it may be fractional.
+    pub timestep: f64,
+    /// How much of the clean latents is in the noisy ones.
+    pub alpha: f64,
+    /// How much noise is in them.
+    pub sigma: f64,
+}
+
+impl NoiseLevel {
+    /// No noise left: where every sampler ends.
+    pub const CLEAN: Self = Self { timestep: 0.0, alpha: 1.0, sigma: 0.0 };
+
+    /// The variance-preserving level where `sigma / alpha` is `ratio`.
+    pub fn from_ratio(timestep: f64, ratio: f64) -> Self {
+        let alpha = 1.0 / (ratio * ratio + 1.0).sqrt();
+        Self { timestep, alpha, sigma: ratio * alpha }
+    }
+
+    /// `sigma / alpha`: the noise level in the terms of Karras et al. (2022).
+    pub fn ratio(self) -> f64 {
+        self.sigma / self.alpha
+    }
+
+    /// Whether no noise is left.
+    pub fn is_clean(self) -> bool {
+        self.sigma == 0.0
+    }
+
+    /// Brings `clean` latents to this level with `noise` of the same shape.
+    pub fn add_noise(self, clean: &Tensor, noise: &Tensor) -> Result<Tensor> {
+        Ok(((clean * self.alpha)? + (noise * self.sigma)?)?)
+    }
+}
+
+/// The noise levels of all training timesteps.
+#[derive(Clone, Debug, PartialEq)]
+pub struct NoiseSchedule {
+    /// The share of the clean latents' variance that is left: cumulative products of `1 - beta`.
+    cumulative: Vec<f64>,
+}
+
+impl NoiseSchedule {
+    /// The schedule whose betas run from `beta_start` to `beta_end` in `train_steps` steps.
+    ///
+    /// [`BetaSchedule::SquaredCos`] takes its betas from `train_steps` alone.
+    pub fn new(
+        kind: BetaSchedule,
+        beta_start: f64,
+        beta_end: f64,
+        train_steps: usize,
+    ) -> Result<Self> {
+        for (field, beta) in [("beta-start", beta_start), ("beta-end", beta_end)] {
+            if !(beta > 0.0 && beta < 1.0) {
+                return Err(Error::request(field, format!("must lie between 0 and 1, got {beta}")));
+            }
+        }
+        Self::from_betas(&betas::betas(kind, beta_start, beta_end, train_steps))
+    }
+
+    /// The schedule with these betas.
+    pub fn from_betas(betas: &[f32]) -> Result<Self> {
+        if betas.is_empty() {
+            return Err(Error::request("betas", "a schedule needs at least one training step"));
+        }
+        if let Some((step, beta)) =
+            betas.iter().enumerate().find(|(_, b)| !(**b > 0.0 && **b < 1.0))
+        {
+            let reason = format!("beta {step} must lie between 0 and 1, got {beta}");
+            return Err(Error::request("betas", reason));
+        }
+        // torch multiplies on in f64 and rounds each product to f32.
+        let mut product = 1.0;
+        let cumulative = betas
+            .iter()
+            .map(|beta| {
+                product *= f64::from(1.0 - beta);
+                f64::from(product as f32)
+            })
+            .collect();
+        Ok(Self { cumulative })
+    }
+
+    /// The number of timesteps that the model was trained with.
+    pub fn train_steps(&self) -> usize {
+        self.cumulative.len()
+    }
+
+    /// The cumulative products of `1 - beta`, one a timestep: `alphas_cumprod`.
+    pub fn cumulative(&self) -> &[f64] {
+        &self.cumulative
+    }
+
+    /// The level of a training timestep.
+    ///
+    /// # Errors
+    ///
+    /// When the model was not trained with that many steps.
+    pub fn level(&self, timestep: usize) -> Result<NoiseLevel> {
+        let share = self.cumulative.get(timestep).ok_or_else(|| {
+            let last = self.train_steps() - 1;
+            Error::request("timestep", format!("the last one is {last}, got {timestep}"))
+        })?;
+        Ok(NoiseLevel {
+            timestep: timestep as f64,
+            alpha: share.sqrt(),
+            sigma: (1.0 - share).sqrt(),
+        })
+    }
+
+    /// The level at a fractional timestep: `sigma / alpha` is interpolated linearly.
+    ///
+    /// Beyond the ends the noise is that of the end.
+    pub fn level_at(&self, timestep: f64) -> NoiseLevel {
+        let last = self.train_steps() - 1;
+        let place = timestep.clamp(0.0, last as f64);
+        let low = place as usize;
+        let high = (low + 1).min(last);
+        let weight = place - low as f64;
+        let ratio = self.ratio(low) * (1.0 - weight) + self.ratio(high) * weight;
+        NoiseLevel::from_ratio(timestep, ratio)
+    }
+
+    /// The fractional timestep where `sigma / alpha` is `ratio`, interpolated in its logarithm.
+    fn timestep_of(&self, ratio: f64) -> f64 {
+        let last = self.train_steps() - 1;
+        if last == 0 {
+            return 0.0;
+        }
+        let reached = self.cumulative.partition_point(|share| share_to_ratio(*share) <= ratio);
+        let low = reached.saturating_sub(1).min(last - 1);
+        let (from, to) = (self.ratio(low).ln(), self.ratio(low + 1).ln());
+        low as f64 + ((ratio.ln() - from) / (to - from)).clamp(0.0, 1.0)
+    }
+
+    /// `sigma / alpha` of a training timestep, which must exist.
+    fn ratio(&self, timestep: usize) -> f64 {
+        share_to_ratio(self.cumulative[timestep])
+    }
+}
+
+/// `sigma / alpha` where `share` of the variance is the clean latents'.
+fn share_to_ratio(share: f64) -> f64 {
+    ((1.0 - share) / share).sqrt()
+}

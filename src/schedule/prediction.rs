@@ -1,0 +1,78 @@
+//! What a network's output means. Sampling and training both ask here.
+
+use std::fmt;
+use std::str::FromStr;
+
+use candle_core::Tensor;
+use serde::{Deserialize, Serialize};
+
+use super::NoiseLevel;
+use crate::{Error, Result};
+
+/// What a network was trained to output.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub enum Prediction {
+    /// The noise.
+    #[default]
+    #[serde(rename = "epsilon")]
+    Epsilon,
+    /// The velocity `alpha * noise - sigma * clean`: Salimans and Ho (2022).
+    #[serde(rename = "v-prediction", alias = "v_prediction")]
+    V,
+    /// The clean latents.
+    #[serde(rename = "sample")]
+    Sample,
+}
+
+impl Prediction {
+    /// The clean latents that the network's `output` implies at `x`.
+    ///
+    /// All three tensors have one shape; `output` is cast to the dtype of `x`, which should be f32:
+    /// at the noisiest timestep an error in the output grows 25-fold.
+    pub fn denoised(self, x: &Tensor, output: &Tensor, at: NoiseLevel) -> Result<Tensor> {
+        let output = output.to_dtype(x.dtype())?;
+        Ok(match self {
+            Self::Epsilon => ((x - (output * at.sigma)?)? / at.alpha)?,
+            Self::V => ((x * at.alpha)? - (output * at.sigma)?)?,
+            Self::Sample => output,
+        })
+    }
+
+    /// What the network should output for `clean` latents that `noise` was added to.
+    ///
+    /// All three tensors have one shape.
+    pub fn target(self, clean: &Tensor, noise: &Tensor, at: NoiseLevel) -> Result<Tensor> {
+        Ok(match self {
+            Self::Epsilon => noise.clone(),
+            Self::V => ((noise * at.alpha)? - (clean * at.sigma)?)?,
+            Self::Sample => clean.clone(),
+        })
+    }
+}
+
+impl fmt::Display for Prediction {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Epsilon => "epsilon",
+            Self::V => "v-prediction",
+            Self::Sample => "sample",
+        })
+    }
+}
+
+impl FromStr for Prediction {
+    type Err = Error;
+
+    /// Reads the command line's spelling and that of a `scheduler_config.json`.
+    fn from_str(name: &str) -> Result<Self> {
+        match name {
+            "epsilon" => Ok(Self::Epsilon),
+            "v-prediction" | "v_prediction" => Ok(Self::V),
+            "sample" => Ok(Self::Sample),
+            _ => Err(Error::request(
+                "prediction",
+                format!("`{name}` is none of `epsilon`, `v-prediction`, `sample`"),
+            )),
+        }
+    }
+}

@@ -1,0 +1,437 @@
+//! CLIP's tokenizer: text to token ids, as `CLIPTokenizer` of transformers 5 has it.
+//!
+//! Text is put into composed form, runs of white space become one space, letters become lower
+//! case; then words, single digits and runs of symbols are cut into known pieces. Special tokens in
+//! the text become their ids. transformers 5 has only this form; the slow tokenizer of 4.x treats
+//! some symbols otherwise.
+
+use std::collections::HashMap;
+use std::path::Path;
+
+use serde::Deserialize;
+use serde_json::Value;
+use tokenizers::AddedToken;
+use tokenizers::models::bpe::{BPE, Vocab};
+use tokenizers::normalizers::{Lowercase, NFC, Replace, Sequence as Normalizers};
+use tokenizers::pre_tokenizers::byte_level::ByteLevel;
+use tokenizers::pre_tokenizers::sequence::Sequence as Splitters;
+use tokenizers::pre_tokenizers::split::{Split, SplitPattern};
+use tokenizers::{NormalizerWrapper, SplitDelimiterBehavior};
+
+use crate::{Error, Result};
+
+/// Marks the piece that ends a word.
+const WORD_END: &str = "</w>";
+
+/// The merges of OpenAI's CLIP; `assets/clip/LICENSE` is theirs.
+const CLIP_MERGES: &str = include_str!("../../assets/clip/merges.txt");
+
+/// A special token and how it is found in text.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Special {
+    /// Its text.
+    pub content: String,
+    /// Whether it is looked for after the text was normalized, so in upper case too.
+    pub normalized: bool,
+}
+
+impl Special {
+    /// A token that is looked for as it is.
+    pub fn new(content: impl Into<String>) -> Self {
+        Self { content: content.into(), normalized: false }
+    }
+}
+
+/// What a tokenizer folder says besides its vocabulary.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Settings {
+    /// Begins every sequence.
+    pub bos: Special,
+    /// Ends every sequence.
+    pub eos: Special,
+    /// Fills sequences up; Stable Diffusion 1.5 uses the end token, 2.x an exclamation mark.
+    pub pad: Special,
+    /// Stands for what the vocabulary cannot spell.
+    pub unk: Special,
+    /// How many tokens a sequence has, begin and end included.
+    pub max_length: usize,
+}
+
+impl Default for Settings {
+    fn default() -> Self {
+        let end = Special::new("<|endoftext|>");
+        Self {
+            bos: Special::new("<|startoftext|>"),
+            eos: end.clone(),
+            pad: end.clone(),
+            unk: end,
+            max_length: 77,
+        }
+    }
+}
+
+impl Settings {
+    /// Reads `tokenizer_config.json` and `special_tokens_map.json`, as far as they are there.
+    ///
+    /// The second overrules the first, except where the first lists its added tokens, as newer
+    /// files do.
+    fn read(folder: &Path) -> Result<Self> {
+        let mut settings = Self::default();
+        let config = read_json(&folder.join("tokenizer_config.json"))?;
+        let map = read_json(&folder.join("special_tokens_map.json"))?;
+        if let Some(config) = &config {
+            settings.take_specials(config);
+            // Unlimited tokenizers say 1e30.
+            let limit = config.get("model_max_length").and_then(Value::as_f64);
+            if let Some(limit) = limit.filter(|limit| *limit < 1e6) {
+                settings.max_length = limit as usize;
+            }
+        }
+        let complete = config.is_some_and(|config| config.get("added_tokens_decoder").is_some());
+        if let Some(map) = map.filter(|_| !complete) {
+            settings.take_specials(&map);
+        }
+        Ok(settings)
+    }
+
+    /// Takes the special tokens that `json` names.
+    fn take_specials(&mut self, json: &Value) {
+        let slots = [
+            ("bos_token", &mut self.bos),
+            ("eos_token", &mut self.eos),
+            ("pad_token", &mut self.pad),
+            ("unk_token", &mut self.unk),
+        ];
+        for (key, slot) in slots {
+            let Some(value) = json.get(key) else { continue };
+            let content = value.get("content").unwrap_or(value);
+            if let Some(content) = content.as_str() {
+                let normalized = value.get("normalized").and_then(Value::as_bool);
+                *slot = Special {
+                    content: content.to_owned(),
+                    normalized: normalized.unwrap_or(false),
+                };
+            }
+        }
+    }
+}
+
+/// A text as the text encoder takes it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Encoding {
+    /// Begin, the text, end, filled up to [`Tokenizer::max_length`].
+    pub ids: Vec<u32>,
+    /// The end of the text that did not fit, if any.
+    pub truncated: Option<String>,
+}
+
+/// Turns text into token ids.
+#[derive(Clone, Debug)]
+pub struct Tokenizer {
+    inner: tokenizers::Tokenizer,
+    bos: u32,
+    eos: u32,
+    pad: u32,
+    max_length: usize,
+}
+
+impl Tokenizer {
+    /// CLIP's own tokenizer, whose merges are part of the program.
+    pub fn clip() -> Result<Self> {
+        Self::from_merges(CLIP_MERGES, &Settings::default())
+    }
+
+    /// Reads the `tokenizer` folder of a diffusers model: `tokenizer.json`, or `vocab.json` and
+    /// `merges.txt`.
+    pub fn open(folder: &Path) -> Result<Self> {
+        let settings = Settings::read(folder)?;
+        let whole = folder.join("tokenizer.json");
+        if whole.is_file() {
+            return Source::from_json(&read(&whole)?, &whole)?.build(&settings);
+        }
+        let (vocab, merges) = (folder.join("vocab.json"), folder.join("merges.txt"));
+        Source::from_pair((&read(&vocab)?, &vocab), (&read(&merges)?, &merges))?.build(&settings)
+    }
+
+    /// Builds a tokenizer from the contents of a `vocab.json` and a `merges.txt`.
+    pub fn from_files(vocab_json: &str, merges_txt: &str, settings: &Settings) -> Result<Self> {
+        let vocab = (vocab_json, Path::new("vocab.json"));
+        let merges = (merges_txt, Path::new("merges.txt"));
+        Source::from_pair(vocab, merges)?.build(settings)
+    }
+
+    /// Builds a tokenizer from the vocabulary and merges in the contents of a `tokenizer.json`.
+    ///
+    /// Its other parts are those that every CLIP tokenizer has.
+    pub fn from_tokenizer_json(json: &str, settings: &Settings) -> Result<Self> {
+        Source::from_json(json, Path::new("tokenizer.json"))?.build(settings)
+    }
+
+    /// Builds a tokenizer from merges alone.
+    ///
+    /// CLIP's vocabulary is the 256 bytes, the same as ends of words, what each merge yields, and
+    /// begin and end.
+    pub fn from_merges(merges_txt: &str, settings: &Settings) -> Result<Self> {
+        let path = Path::new("merges.txt");
+        let merges = parse_merges(merges_txt, path)?;
+        let bytes = byte_alphabet();
+        let pieces = (bytes.iter().map(ToString::to_string))
+            .chain(bytes.iter().map(|byte| format!("{byte}{WORD_END}")))
+            .chain(merges.iter().map(|(a, b)| format!("{a}{b}")))
+            .chain([settings.bos.content.clone(), settings.eos.content.clone()]);
+        let mut vocab = Vocab::default();
+        for piece in pieces {
+            let id = vocab.len() as u32;
+            vocab.entry(piece).or_insert(id);
+        }
+        Source { vocab, merges, added: Vec::new(), path }.build(settings)
+    }
+
+    /// Encodes `text` to exactly [`max_length`](Self::max_length) ids.
+    pub fn encode(&self, text: &str) -> Result<Encoding> {
+        let encoded = self.pieces(text)?;
+        let room = self.max_length - 2;
+        let kept = encoded.len().min(room);
+        let mut ids = Vec::with_capacity(self.max_length);
+        ids.push(self.bos);
+        ids.extend_from_slice(&encoded.get_ids()[..kept]);
+        ids.push(self.eos);
+        ids.resize(self.max_length, self.pad);
+        let truncated = encoded
+            .get_offsets()
+            .get(kept)
+            .and_then(|(start, _)| text.get(*start..))
+            .map(|lost| lost.trim().to_owned());
+        Ok(Encoding { ids, truncated })
+    }
+
+    /// The ids of `text` alone, of any number, without begin, end and filling.
+    pub fn ids(&self, text: &str) -> Result<Vec<u32>> {
+        Ok(self.pieces(text)?.get_ids().to_vec())
+    }
+
+    /// Adds a token that stands for itself wherever it occurs in a text, and returns its id.
+    ///
+    /// # Errors
+    ///
+    /// When there is such a token already.
+    pub fn add_token(&mut self, token: &str) -> Result<u32> {
+        if self.inner.token_to_id(token).is_some() {
+            return Err(Error::request("token", format!("`{token}` is in the vocabulary already")));
+        }
+        let failed = |reason: String| Error::request("token", format!("`{token}`: {reason}"));
+        self.inner
+            .add_tokens([AddedToken::from(token, false)])
+            .map_err(|error| failed(error.to_string()))?;
+        self.inner.token_to_id(token).ok_or_else(|| failed("cannot be a token".to_owned()))
+    }
+
+    /// The id of a token, if there is one.
+    pub fn id(&self, token: &str) -> Option<u32> {
+        self.inner.token_to_id(token)
+    }
+
+    /// The id that begins every sequence.
+    pub fn bos(&self) -> u32 {
+        self.bos
+    }
+
+    /// The id that ends every sequence.
+    pub fn eos(&self) -> u32 {
+        self.eos
+    }
+
+    /// The id that fills sequences up.
+    pub fn pad(&self) -> u32 {
+        self.pad
+    }
+
+    /// How many ids [`encode`](Self::encode) gives.
+    pub fn max_length(&self) -> usize {
+        self.max_length
+    }
+
+    /// How many tokens there are, added ones included.
+    pub fn vocab_size(&self) -> usize {
+        self.inner.get_vocab_size(true)
+    }
+
+    fn pieces(&self, text: &str) -> Result<tokenizers::Encoding> {
+        self.inner
+            .encode(text, false)
+            .map_err(|error| Error::request("prompt", format!("cannot be tokenized: {error}")))
+    }
+}
+
+/// What a tokenizer is built from, and the file to blame for it.
+struct Source<'a> {
+    vocab: Vocab,
+    merges: Vec<(String, String)>,
+    added: Vec<AddedEntry>,
+    path: &'a Path,
+}
+
+/// A token that a `tokenizer.json` adds to its vocabulary.
+#[derive(Deserialize)]
+struct AddedEntry {
+    id: u32,
+    content: String,
+    #[serde(default)]
+    normalized: bool,
+    #[serde(default)]
+    special: bool,
+}
+
+impl<'a> Source<'a> {
+    /// Parses a `vocab.json` and a `merges.txt`.
+    fn from_pair(vocab: (&str, &'a Path), merges: (&str, &Path)) -> Result<Self> {
+        let (json, path) = vocab;
+        let vocab: HashMap<String, u32> = serde_json::from_str(json)
+            .map_err(|error| Error::format(path, format!("not a vocabulary: {error}")))?;
+        let merges = parse_merges(merges.0, merges.1)?;
+        Ok(Self { vocab: vocab.into_iter().collect(), merges, added: Vec::new(), path })
+    }
+
+    /// Parses a `tokenizer.json`, whose merges are lines or pairs.
+    fn from_json(json: &str, path: &'a Path) -> Result<Self> {
+        #[derive(Deserialize)]
+        struct File {
+            model: Model,
+            #[serde(default)]
+            added_tokens: Vec<AddedEntry>,
+        }
+        #[derive(Deserialize)]
+        struct Model {
+            vocab: HashMap<String, u32>,
+            merges: Vec<Merge>,
+        }
+        #[derive(Deserialize)]
+        #[serde(untagged)]
+        enum Merge {
+            Pair(String, String),
+            Line(String),
+        }
+        let file: File = serde_json::from_str(json)
+            .map_err(|error| Error::format(path, format!("not a BPE tokenizer: {error}")))?;
+        let merges = file.model.merges.into_iter().enumerate().map(|(i, merge)| match merge {
+            Merge::Pair(a, b) => Ok((a, b)),
+            Merge::Line(line) => parse_merge(&line, i + 1, path),
+        });
+        Ok(Self {
+            merges: merges.collect::<Result<_>>()?,
+            vocab: file.model.vocab.into_iter().collect(),
+            added: file.added_tokens,
+            path,
+        })
+    }
+
+    /// Checks the parts and puts them together.
+    fn build(mut self, settings: &Settings) -> Result<Tokenizer> {
+        let blame = |reason: String| Error::format(self.path, reason);
+        let failed = |error: tokenizers::Error| Error::format(self.path, error.to_string());
+        if settings.max_length < 2 {
+            let reason =
+                format!("the longest sequence must have 2 tokens, got {}", settings.max_length);
+            return Err(blame(reason));
+        }
+        if let Some(piece) = self.merges.iter().find_map(|(a, b)| {
+            [a.clone(), b.clone(), format!("{a}{b}")]
+                .into_iter()
+                .find(|piece| !self.vocab.contains_key(piece))
+        }) {
+            return Err(blame(format!("the merges need `{piece}`, which the vocabulary lacks")));
+        }
+
+        let mut bpe = BPE::builder().end_of_word_suffix(WORD_END.to_owned());
+        if self.vocab.contains_key(&settings.unk.content) {
+            bpe = bpe.unk_token(settings.unk.content.clone());
+        }
+        let (vocab, merges) = (std::mem::take(&mut self.vocab), std::mem::take(&mut self.merges));
+        let bpe = bpe.vocab_and_merges(vocab, merges).build().map_err(failed)?;
+        let mut inner = tokenizers::Tokenizer::new(bpe);
+        inner.with_normalizer(Some(normalizer().map_err(failed)?)).map_err(failed)?;
+        inner.with_pre_tokenizer(Some(splitter().map_err(failed)?));
+
+        let Settings { bos, eos, unk, pad, .. } = settings;
+        let specials = [bos, eos, unk, pad]
+            .map(|token| AddedToken::from(&token.content, true).normalized(token.normalized));
+        inner.add_special_tokens(specials).map_err(failed)?;
+        self.added.sort_by_key(|token| token.id);
+        for AddedEntry { id, content, normalized, special } in &self.added {
+            let token = AddedToken::from(content, *special).normalized(*normalized);
+            inner.add_tokens([token]).map_err(failed)?;
+            if inner.token_to_id(content) != Some(*id) {
+                return Err(blame(format!("the added token `{content}` cannot have id {id}")));
+            }
+        }
+
+        let id = |token: &Special| {
+            let missing = || blame(format!("there is no token `{}`", token.content));
+            inner.token_to_id(&token.content).ok_or_else(missing)
+        };
+        let (bos, eos, pad) = (id(bos)?, id(eos)?, id(pad)?);
+        Ok(Tokenizer { inner, bos, eos, pad, max_length: settings.max_length })
+    }
+}
+
+/// Composed form, single spaces, lower case.
+fn normalizer() -> tokenizers::Result<NormalizerWrapper> {
+    let spaces =
+        Replace::new(tokenizers::normalizers::replace::ReplacePattern::Regex(r"\s+".into()), " ")?;
+    Ok(Normalizers::new(vec![NFC.into(), spaces.into(), Lowercase.into()]).into())
+}
+
+/// Words, single digits, runs of symbols, each spelled in bytes.
+fn splitter() -> tokenizers::Result<Splitters> {
+    let pattern = SplitPattern::Regex(
+        r"<\|startoftext\|>|<\|endoftext\|>|'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+"
+            .to_owned(),
+    );
+    let split = Split::new(pattern, SplitDelimiterBehavior::Removed, true)?;
+    let bytes = ByteLevel::default().add_prefix_space(false);
+    Ok(Splitters::new(vec![split.into(), bytes.into()]))
+}
+
+/// Parses the lines of a `merges.txt`, whose first may be a comment on its version.
+fn parse_merges(text: &str, path: &Path) -> Result<Vec<(String, String)>> {
+    text.lines()
+        .enumerate()
+        .filter(|(i, line)| !(line.is_empty() || *i == 0 && line.starts_with("#version")))
+        .map(|(i, line)| parse_merge(line, i + 1, path))
+        .collect()
+}
+
+/// Parses two pieces that are merged.
+fn parse_merge(line: &str, number: usize, path: &Path) -> Result<(String, String)> {
+    match line.split_once(' ') {
+        Some((a, b)) if !a.is_empty() && !b.is_empty() && !b.contains(' ') => {
+            Ok((a.to_owned(), b.to_owned()))
+        }
+        _ => {
+            Err(Error::format(path, format!("merge {number} is not two pieces: `{}`", line.trim())))
+        }
+    }
+}
+
+/// The characters that stand for the 256 bytes, in the order of CLIP's vocabulary: printable bytes
+/// as themselves, then the others as characters from 256 on.
+fn byte_alphabet() -> Vec<char> {
+    let is_plain = |byte: &u8| matches!(byte, b'!'..=b'~' | 0xA1..=0xAC | 0xAE..=0xFF);
+    let others = (0..=u8::MAX).filter(|byte| !is_plain(byte)).count() as u32;
+    let plain = (0..=u8::MAX).filter(is_plain).map(char::from);
+    plain.chain((0..others).filter_map(|i| char::from_u32(256 + i))).collect()
+}
+
+/// Reads a text file.
+fn read(path: &Path) -> Result<String> {
+    std::fs::read_to_string(path).map_err(Error::file(path))
+}
+
+/// Reads a JSON file that may be missing.
+fn read_json(path: &Path) -> Result<Option<Value>> {
+    if !path.is_file() {
+        return Ok(None);
+    }
+    let json = serde_json::from_str(&read(path)?);
+    json.map(Some).map_err(|error| Error::format(path, format!("not JSON: {error}")))
+}

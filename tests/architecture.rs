@@ -1,0 +1,229 @@
+//! The floors of the crate, held by reading its source.
+//!
+//! A module may use itself and modules on lower floors, never a sibling or one above. The table is
+//! quoted in `src/lib.rs`.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fs;
+use std::path::{Path, PathBuf};
+
+/// Floors from the ground up.
+const FLOORS: [&[&str]; 10] = [
+    &["error"],
+    &["device", "rng"],
+    &["kernels", "schedule", "media", "weights", "hub"],
+    &["nn", "sampler", "output"],
+    &["models"],
+    &["text"],
+    &["adapters"],
+    &["pipeline"],
+    &["server", "train"],
+    &["cli"],
+];
+
+/// Uses that are forbidden though the floors would allow them, and why.
+const APART: [(&str, &str, &str); 3] = [
+    ("models", "sampler", "they meet in pipeline, through sampler::Denoiser"),
+    ("pipeline", "output", "they meet through media::FrameSink"),
+    ("pipeline", "hub", "a pipeline is built from files, wherever they come from"),
+];
+
+/// Where `cfg(feature = ...)` may stand; a name that ends in a slash is a folder.
+const FEATURE_GATES: [&str; 6] =
+    ["kernels.rs", "kernels/", "output/mod.rs", "device.rs", "lib.rs", "cli/"];
+
+/// What is in `src/lib.rs` itself and may be named as `crate::Name`: part of the ground floor.
+const ROOT_NAMES: [&str; 4] = ["Error", "ErrorKind", "Result", "error"];
+
+/// Every source file's path below `src`, with slashes, and its code without comments.
+fn sources() -> BTreeMap<String, String> {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("src");
+    let mut found = BTreeMap::new();
+    let mut folders: Vec<PathBuf> = vec![root.clone()];
+    while let Some(folder) = folders.pop() {
+        for entry in fs::read_dir(folder).unwrap() {
+            let path = entry.unwrap().path();
+            if path.is_dir() {
+                folders.push(path);
+            } else if path.extension().is_some_and(|extension| extension == "rs") {
+                let name = path.strip_prefix(&root).unwrap().to_string_lossy().replace('\\', "/");
+                found.insert(name, without_comments(&fs::read_to_string(&path).unwrap()));
+            }
+        }
+    }
+    found
+}
+
+fn without_comments(text: &str) -> String {
+    let code = |line: &&str| !line.trim_start().starts_with("//");
+    text.lines().filter(code).collect::<Vec<_>>().join("\n")
+}
+
+/// The top-level module that a file belongs to.
+fn module_of(file: &str) -> &str {
+    file.split('/').next().unwrap_or(file).trim_end_matches(".rs")
+}
+
+fn floor_of(module: &str) -> Option<usize> {
+    FLOORS.iter().position(|floor| floor.contains(&module))
+}
+
+/// The first names of the paths that `code` starts with `prefix`, such as `crate::`.
+fn names_after(code: &str, prefix: &str) -> BTreeSet<String> {
+    let mut names = BTreeSet::new();
+    for (start, _) in code.match_indices(prefix) {
+        let before = code[..start].chars().next_back();
+        if before.is_some_and(|c| c.is_alphanumeric() || c == '_' || c == ':') {
+            continue;
+        }
+        let rest = &code[start + prefix.len()..];
+        match rest.strip_prefix('{') {
+            Some(group) => names.extend(group_heads(group)),
+            None => names.extend(identifier(rest)),
+        }
+    }
+    names
+}
+
+fn identifier(text: &str) -> Option<String> {
+    let name: String = text.chars().take_while(|c| c.is_alphanumeric() || *c == '_').collect();
+    (!name.is_empty()).then_some(name)
+}
+
+/// The first name of each path in the braces that `text` is the inside of.
+fn group_heads(text: &str) -> Vec<String> {
+    let mut heads = Vec::new();
+    let (mut depth, mut at_head) = (1, true);
+    for (i, c) in text.char_indices() {
+        match c {
+            '{' => depth += 1,
+            '}' => depth -= 1,
+            ',' if depth == 1 => at_head = true,
+            _ if at_head && depth == 1 && !c.is_whitespace() => {
+                heads.extend(identifier(&text[i..]));
+                at_head = false;
+            }
+            _ => {}
+        }
+        if depth == 0 {
+            break;
+        }
+    }
+    heads
+}
+
+/// The top-level modules that a file uses, by `crate::` or by climbing to the root with `super::`.
+fn uses(file: &str, code: &str) -> BTreeSet<String> {
+    let mut names = names_after(code, "crate::");
+    // `super::` leads out of the file's module as often as the module is deep.
+    let parts = file.split('/').count();
+    let depth = if file.ends_with("/mod.rs") { parts - 1 } else { parts };
+    let climbed = names_after(code, &"super::".repeat(depth));
+    names.extend(climbed.into_iter().filter(|name| floor_of(name).is_some()));
+    names.remove("super");
+    names
+}
+
+/// What is wrong with what a file uses.
+fn misuses(file: &str, code: &str) -> Vec<String> {
+    let module = module_of(file);
+    let Some(floor) = floor_of(module) else {
+        return vec![format!("{file}: `{module}` is on no floor")];
+    };
+    uses(file, code)
+        .into_iter()
+        .filter(|used| used != module)
+        .filter_map(|used| {
+            if ROOT_NAMES.contains(&used.as_str()) {
+                return None;
+            }
+            let Some(below) = floor_of(&used) else {
+                return Some(format!("{file}: `crate::{used}` is on no floor"));
+            };
+            if below >= floor {
+                return Some(format!("{file}: floor {floor} may not use `{used}` on {below}"));
+            }
+            APART
+                .iter()
+                .find(|(user, other, _)| *user == module && *other == used)
+                .map(|(_, _, why)| format!("{file}: may not use `{used}`: {why}"))
+        })
+        .collect()
+}
+
+#[test]
+fn modules_use_only_lower_floors() {
+    let found: Vec<_> = sources()
+        .iter()
+        .filter(|(file, _)| !matches!(file.as_str(), "lib.rs" | "main.rs"))
+        .flat_map(|(file, code)| misuses(file, code))
+        .collect();
+    assert!(found.is_empty(), "{}", found.join("\n"));
+}
+
+#[test]
+fn features_are_asked_for_in_few_places() {
+    let found: Vec<_> = sources()
+        .into_iter()
+        .filter(|(file, code)| {
+            let gated = code.lines().any(|line| line.contains("cfg") && line.contains("feature ="));
+            let allowed = FEATURE_GATES.iter().any(|gate| match gate.strip_suffix('/') {
+                Some(_) => file.starts_with(gate),
+                None => file == gate,
+            });
+            gated && !allowed
+        })
+        .map(|(file, _)| file)
+        .collect();
+    assert!(found.is_empty(), "`cfg(feature = ...)` stands in {found:?}");
+}
+
+#[test]
+fn the_crate_documentation_quotes_the_floors() {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("src/lib.rs");
+    let text = fs::read_to_string(path).unwrap();
+    let mut quoted = BTreeMap::new();
+    for line in text.lines().filter_map(|line| line.strip_prefix("//!")) {
+        let mut words = line.split_whitespace();
+        if let Some(floor) = words.next().and_then(|word| word.parse::<usize>().ok()) {
+            quoted.insert(floor, words.map(str::to_owned).collect::<Vec<_>>());
+        }
+    }
+    let here = sources();
+    for (floor, modules) in FLOORS.iter().enumerate() {
+        // Floors that nobody lives on yet need no mention.
+        let lived_in = |module: &str| here.keys().any(|file| module_of(file) == module);
+        let words = quoted.get(&floor).cloned().unwrap_or_default();
+        for module in modules.iter().filter(|module| lived_in(module)) {
+            assert!(words.iter().any(|word| word == module), "floor {floor} lacks `{module}`");
+        }
+        let strangers: Vec<_> = words
+            .iter()
+            .filter(|word| floor_of(word).is_some_and(|other| other != floor))
+            // The text beside the names may mention other modules.
+            .filter(|word| words.iter().position(|w| w == *word) < Some(modules.len()))
+            .collect();
+        assert!(strangers.is_empty(), "floor {floor} lists {strangers:?}");
+    }
+}
+
+#[test]
+fn the_rules_notice_misuse() {
+    let misuse = |file: &str, code: &str| misuses(file, code).len();
+    assert_eq!(misuse("sampler/lcm.rs", "use crate::rng::Noise;\nuse crate::{Error, Result};"), 0);
+    assert_eq!(misuse("sampler/lcm.rs", "use super::{Denoiser, Sampler};"), 0);
+    assert_eq!(misuse("sampler/lcm.rs", "use super::super::rng::Noise;"), 0);
+    // A sibling, an upper floor, both in a group, climbing, in passing, and by a macro.
+    assert_eq!(misuse("sampler/lcm.rs", "use crate::nn::Linear;"), 1);
+    assert_eq!(misuse("sampler/lcm.rs", "use crate::pipeline;"), 1);
+    assert_eq!(misuse("sampler/lcm.rs", "use crate::{\n  nn::{A, cli}, Result,\n  text,\n};"), 2);
+    assert_eq!(misuse("sampler/mod.rs", "use super::nn::Linear;"), 1);
+    assert_eq!(misuse("sampler/lcm.rs", "use super::super::nn::Linear;"), 1);
+    assert_eq!(misuse("rng.rs", "fn f() -> crate::models::Unet {}"), 1);
+    assert_eq!(misuse("rng.rs", "macro_rules! m { () => { $crate::cli::run() } }"), 1);
+    // Names that are on no floor, and the pairs that keep apart.
+    assert_eq!(misuse("util.rs", ""), 1);
+    assert_eq!(misuse("models/unet.rs", "use crate::sampler::Denoiser;"), 1);
+    assert_eq!(misuse("pipeline/mod.rs", "use crate::{hub, output};"), 2);
+    assert_eq!(misuse("models/unet.rs", &without_comments("/// See [`crate::cli`].")), 0);
+}

@@ -19,10 +19,13 @@
 pub mod adapters;
 pub mod device;
 pub mod error;
+pub mod hub;
 pub mod kernels;
 pub mod media;
 pub mod models;
 pub mod nn;
+pub mod output;
+pub mod pipeline;
 pub mod rng;
 pub mod sampler;
 pub mod schedule;
@@ -31,5 +34,7 @@ pub mod weights;
 
 #[cfg(feature = "cli")]
 pub mod cli;
+#[cfg(feature = "hub")]
+pub mod hub;
 
 pub use error::{Error, ErrorKind, Result};

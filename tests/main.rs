@@ -3,15 +3,11 @@
 // Clippy takes functions that tests share for ordinary code.
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
-mod architecture;
-mod clip;
-mod kernels;
-mod lora;
-mod rng;
-mod sampler;
-mod schedule;
+#[cfg(feature = "hub")]
+mod hub;
 mod support;
 mod tokenizer;
 mod unet;
 mod vae;
-mod weights;
+
+mod output;

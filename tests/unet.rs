@@ -12,7 +12,9 @@ const F32: f64 = 1e-5;
 
 fn pass(unet: &UNet, x: &Tensor, context: &Tensor, motion_norm: MotionNorm) -> Tensor {
     let (batch, _, frames, ..) = x.dims5().unwrap();
-    let y = unet.forward(&fold(x), &UNetInput { timestep: 759.0, frames, context, motion_norm }).unwrap();
+    let y = unet
+        .forward(&fold(x), &UNetInput { timestep: 759.0, frames, context, motion_norm })
+        .unwrap();
     unfold(&y, batch)
 }
 
@@ -28,7 +30,7 @@ fn one_pass_with_norms_per_frame_equals_the_official_semantics() {
     let case = case("unet");
     let unet = tiny::unet(DType::F32);
     let y = pass(&unet, &case["x"], &case["ctx"], MotionNorm::PerFrame);
-    assert_relative_l2(&y, &case["y.per_frame_norm"], F32);
+    assert_relative(&y, &case["y.per_frame_norm"], F32);
     assert!(relative_l2(&y, &case["y"]) > 0.01, "both norms give the same result");
 }
 
@@ -37,14 +39,18 @@ fn two_clips_in_one_batch_do_not_mix() {
     let case = case("unet");
     let unet = tiny::unet(DType::F32);
     let y = pass(&unet, &case["batch.x"], &case["batch.ctx"], MotionNorm::Pooled);
-    assert_relative_l2(&y, &case["batch.y"], F32);
+    assert_relative(&y, &case["batch.y"], F32);
 }
 
 #[test]
 fn sizes_that_do_not_halve_evenly_meet_the_skips() {
     let case = case("unet");
     let unet = tiny::unet(DType::F32);
-    assert_relative(&pass(&unet, &case["odd.x"], &case["ctx"], MotionNorm::Pooled), &case["odd.y"], F32);
+    assert_relative(
+        &pass(&unet, &case["odd.x"], &case["ctx"], MotionNorm::Pooled),
+        &case["odd.y"],
+        F32,
+    );
 }
 
 #[test]
@@ -56,8 +62,7 @@ fn one_motion_module_equals_diffusers_with_both_norms() {
         (MotionNorm::Pooled, "down0.motion0"),
         (MotionNorm::PerFrame, "down0.motion0.per_frame_norm"),
     ] {
-        let module =
-            MotionModule::new(&config, 8, 4, &vb).unwrap();
+        let module = MotionModule::new(&config, 8, 4, &vb).unwrap();
         assert_relative(&module.forward(&case["down0.attn0"], 6, norm).unwrap(), &case[want], F32);
     }
 }
@@ -70,7 +75,7 @@ fn half_precision_stays_within_its_measured_error() {
         let unet = tiny::unet(dtype);
         let to = |x: &Tensor| x.to_dtype(dtype).unwrap();
         let y = pass(&unet, &to(&case["x"]), &to(&case["ctx"]), MotionNorm::Pooled);
-        assert_relative_l2(&y.to_dtype(DType::F32).unwrap(), &case["y"], tolerance);
+        assert_relative(&y.to_dtype(DType::F32).unwrap(), &case["y"], tolerance);
     }
 }
 
@@ -99,7 +104,12 @@ fn without_motion_it_agrees_with_a_second_implementation() {
     .unwrap();
     let x = fold(&case["x"]).narrow(0, 0, 2).unwrap();
     let context = &case["ctx"];
-    let ours = ours.forward(&x, &UNetInput { timestep: 759.0, frames: 1, context, motion_norm: MotionNorm::Pooled }).unwrap();
+    let ours = ours
+        .forward(
+            &x,
+            &UNetInput { timestep: 759.0, frames: 1, context, motion_norm: MotionNorm::Pooled },
+        )
+        .unwrap();
     let repeated = context.repeat((2, 1, 1)).unwrap();
     let theirs = theirs.forward(&x, 759.0, &repeated).unwrap();
     // They use the tanh approximation of GELU: close, but not equal.
@@ -111,7 +121,12 @@ fn too_many_frames_are_refused_with_both_numbers() {
     let unet = tiny::unet(DType::F32);
     let x = Tensor::zeros((9, 4, 8, 8), DType::F32, &candle_core::Device::Cpu).unwrap();
     let context = &case("unet")["ctx"];
-    let error = unet.forward(&x, &UNetInput { timestep: 1.0, frames: 9, context, motion_norm: MotionNorm::Pooled }).unwrap_err();
+    let error = unet
+        .forward(
+            &x,
+            &UNetInput { timestep: 1.0, frames: 9, context, motion_norm: MotionNorm::Pooled },
+        )
+        .unwrap_err();
     assert_eq!(error.kind().exit_code(), 2);
     assert!(error.to_string().contains('9') && error.to_string().contains('8'), "{error}");
 }

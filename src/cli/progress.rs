@@ -26,6 +26,7 @@ enum View {
 #[derive(Debug)]
 pub(super) struct Progress {
     view: View,
+    verbose: bool,
     interrupted: Arc<AtomicBool>,
     started: Instant,
     step_started: Instant,
@@ -49,6 +50,7 @@ impl Progress {
         let now = Instant::now();
         Self {
             view,
+            verbose: reporting.verbose,
             interrupted: Arc::clone(interrupted),
             started: now,
             step_started: now,
@@ -67,6 +69,13 @@ impl Progress {
             View::Bar(bar) => bar.suspend(|| line(text)),
             View::Lines => line(text),
             View::Json | View::Silent => {}
+        }
+    }
+
+    /// Something that only `--verbose` shows.
+    pub(super) fn detail(&self, report: &impl std::fmt::Display) {
+        if self.verbose {
+            self.note(&report.to_string());
         }
     }
 
@@ -131,16 +140,15 @@ impl Progress {
 impl Listener for Progress {
     fn event(&mut self, event: Event) -> Result<()> {
         match event {
-            Event::Load { part, bytes } => {
-                match &self.view {
-                    View::Bar(bar) => bar.set_message(format!("loading {part}")),
-                    View::Lines => line(&format!("loading {part}, {}", Bytes(bytes))),
-                    View::Json => {
-                        line(&json!({"event": "load", "part": part, "bytes": bytes}).to_string());
-                    }
-                    View::Silent => {}
+            Event::Load { part, bytes } => match &self.view {
+                View::Bar(bar) => bar.set_message(format!("loading {part}")),
+                View::Lines => line(&format!("loading {part}, {}", Bytes(bytes))),
+                View::Json => {
+                    line(&json!({"event": "load", "part": part, "bytes": bytes}).to_string());
                 }
-            }
+                View::Silent => {}
+            },
+            Event::Report { report } => self.detail(&report),
             Event::Loaded => self.step_started = Instant::now(),
             Event::Warning { message } => {
                 self.emit(&json!({"event": "warning", "message": message}));

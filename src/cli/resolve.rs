@@ -55,7 +55,8 @@ impl Names {
 
 fn unknown(field: &'static str, word: &str) -> Error {
     let is_path = word.contains(['/', '\\']) || Path::new(word).extension().is_some();
-    let reason = if is_path { "no such file or folder" } else { "no file, folder or model of that name" };
+    let reason =
+        if is_path { "no such file or folder" } else { "no file, folder or model of that name" };
     let error = Error::Missing { name: format!("--{field} {word}"), reason: reason.into() };
     if is_path { error } else { error.with_hint("`animatelcm models list` shows the known names") }
 }
@@ -89,8 +90,9 @@ pub(super) fn files(spec: &Spec, names: &Names) -> Result<Files> {
             let path = names.path("motion", DEFAULT_MOTION).map_err(|error| {
                 let base = &files.base;
                 let reason = format!("has no motion modules, and {error}");
-                Error::Missing { name: base.to_string(), reason }
-                    .with_hint(format!("`animatelcm models pull {DEFAULT_MOTION}`, or --motion FILE"))
+                Error::Missing { name: base.to_string(), reason }.with_hint(format!(
+                    "`animatelcm models pull {DEFAULT_MOTION}`, or --motion FILE"
+                ))
             })?;
             files.motion = Motion::File(path);
             lcm_lora = lcm_lora.or_else(|| Some(default_lora()));
@@ -98,31 +100,32 @@ pub(super) fn files(spec: &Spec, names: &Names) -> Result<Files> {
         None => {}
     }
 
-    let lora = |source: Source, scale: f64| LoraFile {
+    // The official code takes 1/8 for every consistency LoRA and 1 for every other one.
+    let lora = |source: Source, scale: f64, legacy: f64| LoraFile {
         source,
         scale,
-        legacy_scale: spec.lora_legacy_scale,
+        factor: spec.lora_legacy_scale.then_some(legacy),
         allow_partial: spec.allow_partial,
     };
     match &spec.lcm_lora {
         Some(chosen) if chosen.file == NONE => {}
         Some(chosen) => {
             let path = names.path("lcm-lora", &chosen.file)?;
-            files.loras.push(lora(path.into(), chosen.scale));
+            files.loras.push(lora(path.into(), chosen.scale, 0.125));
         }
         None if files.base == Base::Embedded && files.motion == Motion::Base => {
-            files.loras.push(lora(Files::embedded_lora(), 1.0));
+            files.loras.push(lora(Files::embedded_lora(), 1.0, 0.125));
         }
         None => {
             if let Some(chosen) = lcm_lora {
                 let path = names.path("lcm-lora", &chosen.file)?;
-                files.loras.push(lora(path.into(), chosen.scale));
+                files.loras.push(lora(path.into(), chosen.scale, 0.125));
             }
         }
     }
     for chosen in &spec.loras {
         let path = names.path("lora", &chosen.file)?;
-        files.loras.push(lora(path.into(), chosen.scale));
+        files.loras.push(lora(path.into(), chosen.scale, 1.0));
     }
     Ok(files)
 }

@@ -75,7 +75,10 @@ impl<'a> Guided<'a> {
     fn pass(&self, x: &Tensor, context: &Tensor, timestep: f64) -> Result<Tensor> {
         let frames = x.dim(1)?;
         let folded = x.to_dtype(self.settings.dtype)?.flatten(0, 1)?; // (batch*frames, channels, height, width)
-        let output = self.unet.forward(&folded, &UNetInput { timestep, frames, context, motion_norm: self.settings.motion_norm })?;
+        let output = self.unet.forward(
+            &folded,
+            &UNetInput { timestep, frames, context, motion_norm: self.settings.motion_norm },
+        )?;
         // Schedules divide by small numbers: that is done in f32.
         Ok(output.to_dtype(DType::F32)?.reshape(x.shape())?)
     }

@@ -4,13 +4,12 @@ mod sizes;
 
 use std::path::{Path, PathBuf};
 
-
 use candle_core::{DType, Device};
 use serde::de::DeserializeOwned;
 
 use super::embedded::Embedded;
 use super::request::Request;
-use crate::adapters::lora::Lora;
+use crate::adapters::lora::{Lora, LoraOptions, LoraReport, LoraScale};
 use crate::models::clip::{TextConfig, TextEncoder};
 use crate::models::motion::MotionConfig;
 use crate::models::unet::{UNet, UNetConfig};
@@ -68,8 +67,8 @@ pub struct LoraFile {
     pub source: Source,
     /// How strongly.
     pub scale: f64,
-    /// Whether its alpha is ignored, as AnimateLCM's own code does.
-    pub legacy_scale: bool,
+    /// Replaces every module's alpha/rank, as AnimateLCM's own code does.
+    pub factor: Option<f64>,
     /// Whether it may fit in part.
     pub allow_partial: bool,
 }
@@ -100,6 +99,7 @@ pub struct Models {
     checkpoint: Checkpoint,
     patches: PatchStack,
     loras: Vec<Source>,
+    adapters: Vec<LoraReport>,
     unet: UNetConfig,
     vae: VaeSizes,
     text: TextConfig,
@@ -181,15 +181,22 @@ impl Models {
         let scheduler = configs.read("scheduler")?.unwrap_or_default();
 
         let mut patches = PatchStack::new();
+        let mut adapters = Vec::new();
         for lora in &files.loras {
-            let mut adapter = Lora::open(&lora.source)?;
-            adapter.legacy_scale = lora.legacy_scale;
-            adapter.push(&checkpoint, &mut patches, lora.scale, lora.allow_partial)?;
+            let name = lora.source.path().display().to_string();
+            let options = LoraOptions {
+                scale: lora.factor.map_or(LoraScale::AlphaOverRank, LoraScale::Fixed),
+                allow_partial: lora.allow_partial,
+                ..LoraOptions::with_strength(lora.scale)
+            };
+            let adapter = Lora::open(&lora.source, name)?;
+            adapters.push(adapter.apply(&checkpoint, &options, &mut patches)?);
         }
         Ok(Self {
             base: files.base.clone(),
             checkpoint,
             patches,
+            adapters,
             loras: files.loras.iter().map(|lora| lora.source.clone()).collect(),
             unet,
             vae,
@@ -207,6 +214,11 @@ impl Models {
     /// The open base files: names, shapes, what was left aside.
     pub fn checkpoint(&self) -> &Checkpoint {
         &self.checkpoint
+    }
+
+    /// What became of each LoRA.
+    pub fn adapters(&self) -> &[LoraReport] {
+        &self.adapters
     }
 
     /// The UNet's sizes.
@@ -251,6 +263,11 @@ impl Models {
         self.scheduler.prediction_type
     }
 
+    /// Whether DDIM's last step ends without noise.
+    pub fn set_alpha_to_one(&self) -> bool {
+        self.scheduler.set_alpha_to_one
+    }
+
     /// The noise schedule of a request.
     pub fn schedule(&self, request: &Request) -> Result<NoiseSchedule> {
         schedule::Config {
@@ -288,10 +305,9 @@ impl Models {
     }
 
     /// Builds the tokenizer and the text encoder.
-    pub fn text(&self, dtype: DType, device: &Device) -> Result<TextModel> {
-        let (encoder, _) = self.build(Component::Text, dtype, device, |vb| {
-            TextEncoder::new(&self.text, &vb)
-        })?;
+    pub fn text(&self, dtype: DType, device: &Device) -> Result<(TextModel, LoadReport)> {
+        let (encoder, report) =
+            self.build(Component::Text, dtype, device, |vb| TextEncoder::new(&self.text, &vb))?;
         let tokenizer = match &self.base {
             Base::Embedded => Tokenizer::from_files(
                 Embedded::VOCABULARY,
@@ -313,26 +329,24 @@ impl Models {
                 ),
             });
         }
-        Ok(TextModel::new(tokenizer, encoder, device))
+        Ok((TextModel::new(tokenizer, encoder, device), report))
     }
 
     /// Builds the UNet.
-    pub fn unet(&self, dtype: DType, device: &Device) -> Result<UNet> {
-        let model = |vb| UNet::new(&self.unet, &vb);
-        Ok(self.build(Component::UNet, dtype, device, model)?.0)
+    pub fn unet(&self, dtype: DType, device: &Device) -> Result<(UNet, LoadReport)> {
+        self.build(Component::UNet, dtype, device, |vb| UNet::new(&self.unet, &vb))
     }
 
     /// Builds the autoencoder.
-    pub fn vae(&self, dtype: DType, device: &Device) -> Result<Vae> {
-        let (vae, _) = self.build(Component::Vae, dtype, device, |vb| {
+    pub fn vae(&self, dtype: DType, device: &Device) -> Result<(Vae, LoadReport)> {
+        self.build(Component::Vae, dtype, device, |vb| {
             Ok(match &self.vae {
                 VaeSizes::Kl(config) => {
                     Vae::Kl(Box::new(AutoencoderKl::decoder_only(config, &vb)?))
                 }
                 VaeSizes::Tiny(config) => Vae::Tiny(Box::new(AutoencoderTiny::new(config, &vb)?)),
             })
-        })?;
-        Ok(vae)
+        })
     }
 
     fn build<T>(
@@ -402,14 +416,12 @@ fn motion_config(
         None => {
             let near: Option<MotionConfig> = configs.read("motion_adapter")?;
             let default = MotionConfig::default();
-            let longest =
-                checkpoint.stored_positions().unwrap_or(default.motion_max_seq_length);
+            let longest = checkpoint.stored_positions().unwrap_or(default.motion_max_seq_length);
             MotionConfig { motion_max_seq_length: longest, ..near.unwrap_or(default) }
         }
     };
-    config.use_motion_mid_block = checkpoint
-        .names(Component::UNet)
-        .any(|name| name.starts_with("mid_block.motion_modules."));
+    config.use_motion_mid_block =
+        checkpoint.names(Component::UNet).any(|name| name.starts_with("mid_block.motion_modules."));
     Ok(config)
 }
 

@@ -20,6 +20,7 @@ use crate::rng::Noise;
 use crate::sampler::{Denoiser, Observer, Plan, PlanSettings, Progress};
 use crate::schedule::{NoiseLevel, NoiseSchedule};
 use crate::text::TextModel;
+use crate::weights::LoadReport;
 use crate::{Error, Result};
 use denoiser::{Guidance, Guided, Settings};
 use load::Models;
@@ -36,6 +37,11 @@ pub enum Event {
         part: &'static str,
         /// Bytes that it will have in memory.
         bytes: u64,
+    },
+    /// A part is loaded; every tensor of its files is accounted for.
+    Report {
+        /// What was used, changed and left aside.
+        report: LoadReport,
     },
     /// Everything is loaded; the first step begins.
     Loaded,
@@ -89,7 +95,11 @@ pub struct Tensors {
 }
 
 impl Tensors {
-    fn record(&mut self, name: impl Into<String>, tensor: impl FnOnce() -> Result<Tensor>) -> Result<()> {
+    fn record(
+        &mut self,
+        name: impl Into<String>,
+        tensor: impl FnOnce() -> Result<Tensor>,
+    ) -> Result<()> {
         if let Some(recorded) = &mut self.recorded {
             recorded.insert(name.into(), tensor()?);
         }
@@ -150,7 +160,8 @@ impl Pipeline {
         for (field, value) in [("width", width), ("height", height)] {
             if !value.is_multiple_of(factor) {
                 let near = (value / factor).max(1) * factor;
-                let error = Error::request(field, format!("must be a multiple of {factor}, got {value}"));
+                let error =
+                    Error::request(field, format!("must be a multiple of {factor}, got {value}"));
                 return Err(error.with_hint(format!("try {near} or {}", near + factor)));
             }
         }
@@ -158,15 +169,20 @@ impl Pipeline {
             && request.frames > longest
         {
             let reason = format!("{} asked for, the motion modules know {longest}", request.frames);
-            return Err(Error::request("frames", reason).with_hint(format!("use at most {longest}")));
+            return Err(
+                Error::request("frames", reason).with_hint(format!("use at most {longest}"))
+            );
         }
         let schedule = self.models.schedule(request)?;
-        let plan = request.sampler.plan(&schedule, &PlanSettings {
-            steps: request.steps,
-            spacing: request.spacing,
-            lcm_original_steps: request.lcm_original_steps,
-            ..PlanSettings::default()
-        })?;
+        let plan = request.sampler.plan(
+            &schedule,
+            &PlanSettings {
+                steps: request.steps,
+                spacing: request.spacing,
+                lcm_original_steps: request.lcm_original_steps,
+                ..PlanSettings::default()
+            },
+        )?;
         let memory = MemoryPlan::new(&self.models, self.precision, request, (width, height));
         let available = device::available_memory(&self.device);
         let guidance = memory.choose(available)?;
@@ -247,7 +263,9 @@ impl Pipeline {
             Some(text) => text,
             None => {
                 listener.event(Event::Load { part: "text", bytes: self.models.text_bytes() })?;
-                self.models.text(self.precision.text, &self.device)?
+                let (text, report) = self.models.text(self.precision.text, &self.device)?;
+                listener.event(Event::Report { report })?;
+                text
             }
         };
         let mut encode = |name: &str, prompt: &str| {
@@ -278,7 +296,9 @@ impl Pipeline {
         if self.unet.is_none() {
             let bytes = self.models.unet_bytes(self.precision.unet);
             listener.event(Event::Load { part: "unet", bytes })?;
-            self.unet = Some(self.models.unet(self.precision.unet, &self.device)?);
+            let (unet, report) = self.models.unet(self.precision.unet, &self.device)?;
+            listener.event(Event::Report { report })?;
+            self.unet = Some(unet);
         }
         Ok(())
     }
@@ -287,7 +307,9 @@ impl Pipeline {
         if self.vae.is_none() {
             let bytes = self.models.vae_bytes(self.precision.vae);
             listener.event(Event::Load { part: "vae", bytes })?;
-            self.vae = Some(self.models.vae(self.precision.vae, &self.device)?);
+            let (vae, report) = self.models.vae(self.precision.vae, &self.device)?;
+            listener.event(Event::Report { report })?;
+            self.vae = Some(vae);
         }
         Ok(())
     }

@@ -224,7 +224,10 @@ impl Request {
     pub fn validate(&self) -> Result<()> {
         let at_least = |field: &'static str, value: usize, least: usize| {
             if value < least {
-                return Err(Error::request(field, format!("must be at least {least}, got {value}")));
+                return Err(Error::request(
+                    field,
+                    format!("must be at least {least}, got {value}"),
+                ));
             }
             Ok(())
         };
@@ -241,7 +244,8 @@ impl Request {
         finite("cfg-scale", self.cfg_scale, 0.0, 1000.0)?;
         finite("beta-start", self.beta_start, 1e-9, 0.999)?;
         finite("beta-end", self.beta_end, self.beta_start, 0.999)?;
-        for (field, text) in [("prompt", &self.prompt), ("negative-prompt", &self.negative_prompt)] {
+        for (field, text) in [("prompt", &self.prompt), ("negative-prompt", &self.negative_prompt)]
+        {
             if text.len() > MAX_PROMPT_BYTES {
                 let reason = format!("{} bytes, at most {MAX_PROMPT_BYTES} are read", text.len());
                 return Err(Error::request(field, reason));
@@ -251,7 +255,10 @@ impl Request {
             if let Some(value) = value {
                 at_least(field, value, 8)?;
                 if value > 8192 {
-                    return Err(Error::request(field, format!("must be at most 8192, got {value}")));
+                    return Err(Error::request(
+                        field,
+                        format!("must be at most 8192, got {value}"),
+                    ));
                 }
             }
         }

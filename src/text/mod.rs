@@ -35,9 +35,6 @@ impl TextModel {
     pub fn encode(&self, prompt: &str, skip: usize) -> Result<EncodedText> {
         let encoding = self.tokenizer.encode(prompt)?;
         let ids = Tensor::new(encoding.ids.as_slice(), &self.device)?.unsqueeze(0)?;
-        Ok(EncodedText {
-            states: self.encoder.forward(&ids, skip)?,
-            truncated: encoding.truncated,
-        })
+        Ok(EncodedText { states: self.encoder.forward(&ids, skip)?, truncated: encoding.truncated })
     }
 }

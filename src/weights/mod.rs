@@ -153,12 +153,7 @@ impl Checkpoint {
     /// A file with more than this component, such as a single-file checkpoint whose VAE is wanted, gives
     /// the component and nothing else.
     pub fn add_component(&mut self, component: Component, source: &Source) -> Result<()> {
-        self.add_scope(
-            Scope::Component(component),
-            source,
-            component.stems(),
-            component.folders(),
-        )
+        self.add_scope(Scope::Component(component), source, component.stems(), component.folders())
     }
 
     /// Adds a single-file checkpoint with all that it holds; the VAE or the text encoder may be absent.
@@ -224,14 +219,18 @@ impl Checkpoint {
         if let Some(foreign) = dialect::recognise(&names) {
             return Err(is(foreign));
         }
-        let dialect = DIALECTS.iter().find(|dialect| (dialect.detect)(&names)).ok_or_else(|| {
-            let all: Vec<&str> = names.iter().map(|(name, _)| name).collect();
-            if all.is_empty() {
-                Error::format(path, "holds no tensors")
-            } else {
-                Error::format(path, format!("names no model that is known here: {}", some(&all)))
-            }
-        })?;
+        let dialect =
+            DIALECTS.iter().find(|dialect| (dialect.detect)(&names)).ok_or_else(|| {
+                let all: Vec<&str> = names.iter().map(|(name, _)| name).collect();
+                if all.is_empty() {
+                    Error::format(path, "holds no tensors")
+                } else {
+                    Error::format(
+                        path,
+                        format!("names no model that is known here: {}", some(&all)),
+                    )
+                }
+            })?;
         let map = (dialect.mapper)(&names);
 
         // Collected first and added at the end: a file that is refused leaves no trace.
@@ -410,8 +409,7 @@ impl Checkpoint {
         let built = model(VarBuilder::from_backend(Box::new(backend), dtype, device.clone()));
 
         // Taken out, because the model may keep its builder and with it the backend.
-        let record =
-            std::mem::take(&mut *record.lock().unwrap_or_else(PoisonError::into_inner));
+        let record = std::mem::take(&mut *record.lock().unwrap_or_else(PoisonError::into_inner));
         if let Some(failure) = record.failure {
             return Err(failure);
         }
@@ -529,12 +527,10 @@ fn misfits(component: Component, record: &Record, unexpected: &[&String]) -> Err
     if !unexpected.is_empty() {
         parts.push(format!("{} not wanted ({})", unexpected.len(), some(unexpected)));
     }
-    let error =
-        Error::Weights { component: component.to_string(), summary: parts.join(", ") };
+    let error = Error::Weights { component: component.to_string(), summary: parts.join(", ") };
 
-    let all_motion = |names: &[&String]| {
-        !names.is_empty() && names.iter().all(|name| is_motion(name))
-    };
+    let all_motion =
+        |names: &[&String]| !names.is_empty() && names.iter().all(|name| is_motion(name));
     if all_motion(&missing) && unexpected.is_empty() {
         return error.with_hint("the model wants motion modules that no given file has");
     }

@@ -1,5 +1,4 @@
 //! What the tests share.
 
-pub(crate) mod close;
-pub(crate) mod golden;
-pub(crate) mod tiny;
+#[cfg(feature = "hub")]
+pub(crate) mod hub_server;

@@ -61,7 +61,9 @@ fn read(parts: &Parts<'_>) -> Result<Box<dyn Change>, String> {
     }
     let kernel = match mid {
         None => kernel,
-        Some((_, [_, mid_rank, core @ ..])) if *mid_rank == rank && kernel.iter().all(|d| *d == 1) => {
+        Some((_, [_, mid_rank, core @ ..]))
+            if *mid_rank == rank && kernel.iter().all(|d| *d == 1) =>
+        {
             core
         }
         Some((_, shape)) => return Err(format!("{} and mid {shape:?}", shapes())),
@@ -120,7 +122,8 @@ impl Change for LowRank {
         if rows == self.rows && inputs == self.inputs && kernels {
             return Ok(());
         }
-        let ours: Vec<usize> = [self.rows, self.inputs].into_iter().chain(self.kernel.clone()).collect();
+        let ours: Vec<usize> =
+            [self.rows, self.inputs].into_iter().chain(self.kernel.clone()).collect();
         Err(format!("it changes {ours:?}, the weight is {shape:?}"))
     }
 

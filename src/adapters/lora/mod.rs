@@ -239,8 +239,11 @@ impl Lora {
         }
         if stored_parts.is_empty() {
             let names: Vec<&str> = archive.names().collect();
-            let reason = format!("is not a LoRA: it holds {} tensors, {}", names.len(), some(&names));
-            return Err(wrong(reason).with_hint("a checkpoint is given with --model or --checkpoint"));
+            let reason =
+                format!("is not a LoRA: it holds {} tensors, {}", names.len(), some(&names));
+            return Err(
+                wrong(reason).with_hint("a checkpoint is given with --model or --checkpoint")
+            );
         }
 
         let mut modules = BTreeMap::new();
@@ -310,8 +313,12 @@ impl Lora {
             let change = self.change(written, module, options.scale)?;
             let shape = checkpoint.shape_of(component, weight).unwrap_or_default();
             change.check(shape).map_err(|reason| {
-                self.wrong(format!("module {} does not fit {}: {reason}", quoted(written), quoted(weight)))
-                    .with_hint("it was made for a model of other sizes")
+                self.wrong(format!(
+                    "module {} does not fit {}: {reason}",
+                    quoted(written),
+                    quoted(weight)
+                ))
+                .with_hint("it was made for a model of other sizes")
             })?;
             report.ranks.extend(change.rank());
             if changes.entry(component).or_default().insert(weight.to_owned(), change).is_some() {
@@ -459,9 +466,16 @@ mod tests {
     #[test]
     fn every_spelling_is_split_into_module_and_part() {
         for (stored, module, part) in [
-            ("lora_unet_mid_block_attentions_0_proj_in.lora_down.weight",
-             "lora_unet_mid_block_attentions_0_proj_in", "down"),
-            ("unet.mid_block.attn1.processor.to_q_lora.down.weight", "unet.mid_block.attn1.to_q", "down"),
+            (
+                "lora_unet_mid_block_attentions_0_proj_in.lora_down.weight",
+                "lora_unet_mid_block_attentions_0_proj_in",
+                "down",
+            ),
+            (
+                "unet.mid_block.attn1.processor.to_q_lora.down.weight",
+                "unet.mid_block.attn1.to_q",
+                "down",
+            ),
             ("mid_block.attn1.processor.to_out_lora.up.weight", "mid_block.attn1.to_out", "up"),
             ("unet.conv_in.lora.up.weight", "unet.conv_in", "up"),
             ("text_encoder.q_proj.lora_linear_layer.down.weight", "text_encoder.q_proj", "down"),

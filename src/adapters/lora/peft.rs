@@ -29,10 +29,11 @@ impl PeftConfig {
     /// Looks in the file's header and, for PEFT's own folders, beside the file.
     pub(super) fn find(archive: &Archive) -> Result<Option<Self>> {
         if let Some(text) = archive.metadata().get(HEADER_KEY) {
-            let fault = |e| Error::format(archive.path(), format!("its {HEADER_KEY} is damaged: {e}"));
-            return serde_json::from_str(text).map_err(fault).and_then(|flat| {
-                Self::from_flat(flat).map_err(fault).map(Some)
-            });
+            let fault =
+                |e| Error::format(archive.path(), format!("its {HEADER_KEY} is damaged: {e}"));
+            return serde_json::from_str(text)
+                .map_err(fault)
+                .and_then(|flat| Self::from_flat(flat).map_err(fault).map(Some));
         }
         let Source::File(path) = archive.source() else { return Ok(None) };
         let beside = path.with_file_name("adapter_config.json");
@@ -75,7 +76,8 @@ impl PeftConfig {
         };
         // PEFT's patterns match whole names or their dotted tails.
         let pattern = part.alpha_pattern.iter().flatten().find(|(pattern, _)| {
-            name.strip_suffix(pattern.as_str()).is_some_and(|rest| rest.is_empty() || rest.ends_with('.'))
+            name.strip_suffix(pattern.as_str())
+                .is_some_and(|rest| rest.is_empty() || rest.ends_with('.'))
         });
         let alpha = pattern.map(|(_, alpha)| *alpha).or(part.lora_alpha);
         (alpha, part.use_rslora.unwrap_or(false))

@@ -102,7 +102,8 @@ fn layers_per_level<'a>(modules: impl Iterator<Item = &'a str>) -> usize {
 fn original_motion_module(module: &str) -> Option<String> {
     let (place, tail) = module.split_once(".motion_modules.")?;
     let (number, tail) = tail.split_once('.')?;
-    let tail = tail.replace(".attn1.", ".attention_blocks.0.").replace(".attn2.", ".attention_blocks.1.");
+    let tail =
+        tail.replace(".attn1.", ".attention_blocks.0.").replace(".attn2.", ".attention_blocks.1.");
     Some(format!("{place}.motion_modules.{number}.temporal_transformer.{tail}"))
 }
 
@@ -127,7 +128,10 @@ mod tests {
 
     #[test]
     fn prefixes_tell_the_component() {
-        assert_eq!(without_prefix("lora_te1_text_model_x"), (Some(Component::Text), "text_model_x"));
+        assert_eq!(
+            without_prefix("lora_te1_text_model_x"),
+            (Some(Component::Text), "text_model_x")
+        );
         assert_eq!(without_prefix("unet.conv_in"), (Some(Component::UNet), "conv_in"));
         assert_eq!(without_prefix("base_model.model.conv_in"), (None, "conv_in"));
         assert_eq!(without_prefix("down_blocks.0"), (None, "down_blocks.0"));

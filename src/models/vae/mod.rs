@@ -14,8 +14,8 @@ pub use tiny::AutoencoderTiny;
 use candle_core::Tensor;
 use candle_nn::VarBuilder;
 
-use crate::{Error, Result};
 use crate::nn::{Attention, Conv2d, ConvOptions, GroupNorm, ResnetBlock, ResnetOptions};
+use crate::{Error, Result};
 use decoder::Decoder;
 use encoder::Encoder;
 

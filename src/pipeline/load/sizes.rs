@@ -117,7 +117,9 @@ fn divisible(component: Component, widths: &[usize], groups: usize) -> Result<()
 fn unknown(component: Component, what: &str) -> Error {
     Error::Weights {
         component: component.to_string(),
-        summary: format!("{what} are not Stable Diffusion 1.5's, and heads and groups are in no shape"),
+        summary: format!(
+            "{what} are not Stable Diffusion 1.5's, and heads and groups are in no shape"
+        ),
     }
     .with_hint("name a folder with the configurations as --model-config")
 }

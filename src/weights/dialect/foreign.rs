@@ -24,7 +24,10 @@ type Sign = (fn(&Names) -> bool, Foreign);
 /// Most specific first.
 const SIGNS: &[Sign] = &[
     (
-        |n| n.has_prefix("conditioner.embedders.") || n.has_prefix("model.diffusion_model.label_emb."),
+        |n| {
+            n.has_prefix("conditioner.embedders.")
+                || n.has_prefix("model.diffusion_model.label_emb.")
+        },
         foreign("a Stable Diffusion XL checkpoint", SD15_ONLY),
     ),
     (|n| n.has_prefix("add_embedding."), foreign("the UNet of Stable Diffusion XL", SD15_ONLY)),
@@ -140,9 +143,9 @@ pub(in crate::weights) fn misfit(
         }
         _ => {}
     }
-    let cross = names.iter().find(|name| {
-        name.contains(".attentions.") && name.ends_with(".attn2.to_k.weight")
-    })?;
+    let cross = names
+        .iter()
+        .find(|name| name.contains(".attentions.") && name.ends_with(".attn2.to_k.weight"))?;
     match shape(cross).as_deref() {
         Some([_, 1024]) => Some(foreign("a Stable Diffusion 2 model", SD15_ONLY)),
         Some([_, 1280]) => Some(foreign("the refiner of Stable Diffusion XL", SD15_ONLY)),
@@ -176,13 +179,17 @@ mod tests {
             let found = recognise(&names(&[name])).map(|foreign| foreign.what);
             assert!(found.is_some_and(|found| found.contains(what)), "{name}: {found:?}");
         }
-        assert_eq!(recognise(&names(&["conv_in.weight", "down_blocks.0.resnets.0.conv1.weight"])), None);
+        assert_eq!(
+            recognise(&names(&["conv_in.weight", "down_blocks.0.resnets.0.conv1.weight"])),
+            None
+        );
     }
 
     #[test]
     fn other_sizes_are_called_by_their_name() {
         let what = |name: &str, shape: &[usize]| {
-            misfit(Component::UNet, &[name], |n| (n == name).then(|| shape.to_vec())).map(|f| f.what)
+            misfit(Component::UNet, &[name], |n| (n == name).then(|| shape.to_vec()))
+                .map(|f| f.what)
         };
         let key = "down_blocks.0.attentions.0.transformer_blocks.0.attn2.to_k.weight";
         assert!(what("conv_in.weight", &[320, 9, 3, 3]).unwrap().contains("inpainting"));

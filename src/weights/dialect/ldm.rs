@@ -56,13 +56,24 @@ fn checkpoint(names: &Names) -> Mapper {
             // Official AnimateLCM, A1111 and diffusers all take the plain weights.
             Some("model_ema") => Mapped::Ignored { why: AVERAGED },
             Some(
-                "betas" | "alphas_cumprod" | "alphas_cumprod_prev" | "sqrt_alphas_cumprod"
-                | "sqrt_one_minus_alphas_cumprod" | "log_one_minus_alphas_cumprod"
-                | "sqrt_recip_alphas_cumprod" | "sqrt_recipm1_alphas_cumprod" | "posterior_variance"
-                | "posterior_log_variance_clipped" | "posterior_mean_coef1" | "posterior_mean_coef2"
-                | "logvar" | "lvlb_weights",
+                "betas"
+                | "alphas_cumprod"
+                | "alphas_cumprod_prev"
+                | "sqrt_alphas_cumprod"
+                | "sqrt_one_minus_alphas_cumprod"
+                | "log_one_minus_alphas_cumprod"
+                | "sqrt_recip_alphas_cumprod"
+                | "sqrt_recipm1_alphas_cumprod"
+                | "posterior_variance"
+                | "posterior_log_variance_clipped"
+                | "posterior_mean_coef1"
+                | "posterior_mean_coef2"
+                | "logvar"
+                | "lvlb_weights",
             ) => Mapped::Ignored { why: "the trainer's noise table; schedules are computed" },
-            Some("global_step" | "epoch" | "iter") => Mapped::Ignored { why: "a note of the trainer" },
+            Some("global_step" | "epoch" | "iter") => {
+                Mapped::Ignored { why: "a note of the trainer" }
+            }
             Some("embedding_manager") => Mapped::Ignored { why: "a trainer's textual inversion" },
             Some("cond_stage_model")
                 if ["cond_stage_model.logit_scale", "cond_stage_model.text_projection"]
@@ -134,7 +145,9 @@ fn unet(name: &str, layers: usize) -> Option<String> {
                     let tail = tail.strip_prefix("op.")?;
                     Some(format!("down_blocks.{level}.downsamplers.0.conv.{tail}"))
                 }
-                (0, false) => Some(format!("down_blocks.{level}.resnets.{layer}.{}", resnet(tail)?)),
+                (0, false) => {
+                    Some(format!("down_blocks.{level}.resnets.{layer}.{}", resnet(tail)?))
+                }
                 (1, false) => Some(format!("down_blocks.{level}.attentions.{layer}.{tail}")),
                 _ => None,
             }
@@ -311,7 +324,10 @@ mod tests {
         for (theirs, ours) in [
             ("input_blocks.0.0.weight", "conv_in.weight"),
             ("input_blocks.3.0.op.bias", "down_blocks.0.downsamplers.0.conv.bias"),
-            ("input_blocks.4.0.skip_connection.weight", "down_blocks.1.resnets.0.conv_shortcut.weight"),
+            (
+                "input_blocks.4.0.skip_connection.weight",
+                "down_blocks.1.resnets.0.conv_shortcut.weight",
+            ),
             ("input_blocks.11.0.out_layers.3.weight", "down_blocks.3.resnets.1.conv2.weight"),
             ("middle_block.1.proj_in.weight", "mid_block.attentions.0.proj_in.weight"),
             ("middle_block.2.emb_layers.1.bias", "mid_block.resnets.1.time_emb_proj.bias"),
@@ -323,7 +339,9 @@ mod tests {
         ] {
             assert_eq!(unet(theirs, 2).as_deref(), Some(ours), "{theirs}");
         }
-        for unknown in ["input_blocks.0.1.weight", "input_blocks.3.1.norm.weight", "label_emb.0.0.weight"] {
+        for unknown in
+            ["input_blocks.0.1.weight", "input_blocks.3.1.norm.weight", "label_emb.0.0.weight"]
+        {
             assert_eq!(unet(unknown, 2), None, "{unknown}");
         }
     }

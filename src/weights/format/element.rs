@@ -152,15 +152,15 @@ impl Target for bf16 {
 fn convert<T: Target>(element: ElementType, bytes: &[u8]) -> Result<Vec<T>, Refusal> {
     let size = element.size();
     let mut out = vec![T::default(); bytes.len() / size];
-    out.par_chunks_mut(CHUNK)
-        .zip(bytes.par_chunks(CHUNK * size))
-        .try_for_each(|(out, bytes)| {
+    out.par_chunks_mut(CHUNK).zip(bytes.par_chunks(CHUNK * size)).try_for_each(
+        |(out, bytes)| {
             let mut block = [0f32; BLOCK];
             for (out, bytes) in out.chunks_mut(BLOCK).zip(bytes.chunks(BLOCK * size)) {
                 let block = &mut block[..out.len()];
                 widen(element, bytes, block);
                 // One pass without branches; the culprit is looked for only when there is one.
-                let largest = block.iter().fold(0f32, |a, v| if v.abs() <= a { a } else { v.abs() });
+                let largest =
+                    block.iter().fold(0f32, |a, v| if v.abs() <= a { a } else { v.abs() });
                 let not_a_number = block.iter().any(|v| v.is_nan());
                 if not_a_number || largest > T::LARGEST {
                     return Err(refusal(block, T::LARGEST));
@@ -168,7 +168,8 @@ fn convert<T: Target>(element: ElementType, bytes: &[u8]) -> Result<Vec<T>, Refu
                 T::write(block, out);
             }
             Ok(())
-        })?;
+        },
+    )?;
     Ok(out)
 }
 

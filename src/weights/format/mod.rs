@@ -272,7 +272,11 @@ impl View {
     /// Checks that the view stays within `available` elements, and gives the number of elements.
     fn check(&self, shape: &[usize], available: usize) -> Result<usize, String> {
         if self.strides.len() != shape.len() {
-            return Err(format!("has {} dimensions but {} strides", shape.len(), self.strides.len()));
+            return Err(format!(
+                "has {} dimensions but {} strides",
+                shape.len(),
+                self.strides.len()
+            ));
         }
         let count = shape
             .iter()
@@ -284,7 +288,9 @@ impl View {
         let end = shape
             .iter()
             .zip(&self.strides)
-            .try_fold(self.offset, |end, (d, stride)| end.checked_add((d - 1).checked_mul(*stride)?))
+            .try_fold(self.offset, |end, (d, stride)| {
+                end.checked_add((d - 1).checked_mul(*stride)?)
+            })
             .and_then(|last| last.checked_add(1));
         match end {
             // A stride of zero could make gigabytes of one byte.
@@ -317,7 +323,8 @@ impl View {
         let mut out = Vec::with_capacity(count * size);
         let mut index = vec![0usize; shape.len()];
         for _ in 0..count {
-            let at = index.iter().zip(&self.strides).map(|(i, s)| i * s).sum::<usize>() + self.offset;
+            let at =
+                index.iter().zip(&self.strides).map(|(i, s)| i * s).sum::<usize>() + self.offset;
             let element = storage.get(at * size..(at + 1) * size);
             out.extend_from_slice(element.ok_or("it lies outside its storage")?);
             for (i, d) in index.iter_mut().zip(shape).rev() {
@@ -351,10 +358,9 @@ impl Deref for Bytes {
 
 fn map(path: &Path) -> Result<Bytes> {
     let refused = |e: std::io::Error| match e.kind() {
-        ErrorKind::NotFound => Error::Missing {
-            name: path.display().to_string(),
-            reason: "no such file".to_owned(),
-        },
+        ErrorKind::NotFound => {
+            Error::Missing { name: path.display().to_string(), reason: "no such file".to_owned() }
+        }
         _ => Error::file(path)(e),
     };
     // Before opening, because opening a pipe would wait for a writer.
@@ -392,13 +398,19 @@ fn guess(bytes: &[u8]) -> (&'static str, Option<&'static str>) {
     if bytes.is_empty() {
         ("is empty", None)
     } else if bytes.iter().take(4096).all(|b| *b == 0) {
-        ("begins with zeros only", Some("the download may have been interrupted; get the file again"))
+        (
+            "begins with zeros only",
+            Some("the download may have been interrupted; get the file again"),
+        )
     } else if text.starts_with("version https://git-lfs") {
         ("is a git-lfs pointer, not the file itself", Some("run `git lfs pull` where it came from"))
     } else if lower.starts_with("<!doctype") || lower.starts_with("<html") {
         ("is a web page", Some("download the file itself; the site may want you to log in"))
     } else if head.starts_with(b"GGUF") {
-        ("is a GGUF file, which is not supported", Some("use the safetensors file of the same model"))
+        (
+            "is a GGUF file, which is not supported",
+            Some("use the safetensors file of the same model"),
+        )
     } else if text.starts_with('{') {
         ("is a JSON file, a weight file is needed", None)
     } else if head.starts_with(&[0x80]) {
@@ -408,7 +420,10 @@ fn guess(bytes: &[u8]) -> (&'static str, Option<&'static str>) {
     }
 }
 
-fn without_common_prefix(entries: BTreeMap<String, Entry>, prefix: &str) -> BTreeMap<String, Entry> {
+fn without_common_prefix(
+    entries: BTreeMap<String, Entry>,
+    prefix: &str,
+) -> BTreeMap<String, Entry> {
     if entries.keys().all(|name| name.len() > prefix.len() && name.starts_with(prefix)) {
         let strip = |name: String| name.strip_prefix(prefix).map(str::to_owned).unwrap_or(name);
         entries.into_iter().map(|(name, entry)| (strip(name), entry)).collect()

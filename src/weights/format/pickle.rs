@@ -535,9 +535,8 @@ impl<'a> Machine<'a> {
     /// The only names that mean anything.
     fn global(&mut self, module: &str, name: &str) -> Value {
         let global = match (module, name) {
-            ("collections", "OrderedDict" | "defaultdict") | ("builtins" | "__builtin__", "dict") => {
-                Global::Dict
-            }
+            ("collections", "OrderedDict" | "defaultdict")
+            | ("builtins" | "__builtin__", "dict") => Global::Dict,
             ("torch._utils", "_rebuild_tensor" | "_rebuild_tensor_v2" | "_rebuild_tensor_v3") => {
                 Global::RebuildTensor
             }
@@ -600,7 +599,9 @@ impl<'a> Machine<'a> {
         };
         let sizes = |value: Value| -> Option<Vec<usize>> {
             let items = self.heap.items(value)?.iter();
-            items.map(|i| if let Value::Int(i) = i { usize::try_from(*i).ok() } else { None }).collect()
+            items
+                .map(|i| if let Value::Int(i) = i { usize::try_from(*i).ok() } else { None })
+                .collect()
         };
         let parts = (usize::try_from(*offset), sizes(*shape), sizes(*strides));
         let (Ok(offset), Some(shape), Some(strides)) = parts else {
@@ -685,7 +686,8 @@ struct Input<'a> {
 impl<'a> Input<'a> {
     fn take(&mut self, len: usize) -> Step<&'a [u8]> {
         let rest = self.bytes.get(self.at..).unwrap_or_default();
-        let taken = rest.get(..len).ok_or_else(|| format!("{len} bytes wanted, {} left", rest.len()))?;
+        let taken =
+            rest.get(..len).ok_or_else(|| format!("{len} bytes wanted, {} left", rest.len()))?;
         self.at += len;
         Ok(taken)
     }
@@ -741,7 +743,10 @@ mod tests {
         let pickle = with_a_tensor(b"N");
         let (heap, root, _) = run(&pickle).unwrap();
         let (name, tensor) = heap.tensors_of(root).next().unwrap();
-        assert_eq!((name, &tensor.shape[..], &tensor.view.strides[..]), ("w", &[2, 3][..], &[3, 1][..]));
+        assert_eq!(
+            (name, &tensor.shape[..], &tensor.view.strides[..]),
+            ("w", &[2, 3][..], &[3, 1][..])
+        );
         assert_eq!(tensor.element, ElementType::F32);
         assert_eq!(heap.storages[0].count, 6);
     }
@@ -801,16 +806,16 @@ mod tests {
             assert!(run(&sound[..cut]).is_err(), "cut at {cut}");
         }
         let damaged: [&[u8]; 10] = [
-            b"\xf7.",                    // no such opcode
-            b"\x80\x09.",                // no such protocol
-            b"R.",                       // nothing to call
-            b"h\x05.",                   // nothing memorised
-            b"t.",                       // no mark
-            b"(0).0.",                   // below the mark
-            b"X\xff\xff\xff\xffabc",     // text beyond the end
+            b"\xf7.",                // no such opcode
+            b"\x80\x09.",            // no such protocol
+            b"R.",                   // nothing to call
+            b"h\x05.",               // nothing memorised
+            b"t.",                   // no mark
+            b"(0).0.",               // below the mark
+            b"X\xff\xff\xff\xffabc", // text beyond the end
             b"\x8d\xff\xff\xff\xff\xff\xff\xff\xffabc",
-            b"}(K\x01u.",                // a key without a value
-            b"K\x01\x86.",               // too few for a pair
+            b"}(K\x01u.",  // a key without a value
+            b"K\x01\x86.", // too few for a pair
         ];
         for pickle in damaged {
             let _ = run(pickle).map(|_| ());

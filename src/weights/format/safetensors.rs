@@ -55,7 +55,8 @@ pub(super) fn parse(bytes: &[u8]) -> Result<Parsed, String> {
             ));
         }
         ends.push((start, end, name));
-        let place = Place::Plain { start: start.saturating_add(bytes.len() - data.len()), len: wanted };
+        let place =
+            Place::Plain { start: start.saturating_add(bytes.len() - data.len()), len: wanted };
         let entry = Entry::contiguous(element, stored.shape.clone(), place);
         if entries.insert(name.clone(), entry).is_some() {
             return Err(format!("tensor {} is there twice", quoted(name)));
@@ -66,7 +67,8 @@ pub(super) fn parse(bytes: &[u8]) -> Result<Parsed, String> {
     let mut position = 0;
     for (start, end, name) in ends {
         if start != position {
-            let fault = if start < position { "overlaps the one before it" } else { "leaves a hole" };
+            let fault =
+                if start < position { "overlaps the one before it" } else { "leaves a hole" };
             return Err(format!(
                 "tensor {} {fault}: it starts at {start}, not at {position}",
                 quoted(name)
@@ -228,6 +230,8 @@ mod tests {
     fn json_that_nests_without_end_is_refused() {
         assert!(reason(&format!("{{\"a\":{}", "[".repeat(100_000)), 0).contains("cannot be read"));
         assert!(reason("{not json", 0).contains("cannot be read"));
-        assert!(reason(r#"{"a":{"dtype":"F3","shape":[],"data_offsets":[0,4]}}"#, 4).contains("F3"));
+        assert!(
+            reason(r#"{"a":{"dtype":"F3","shape":[],"data_offsets":[0,4]}}"#, 4).contains("F3")
+        );
     }
 }

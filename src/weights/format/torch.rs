@@ -26,7 +26,8 @@ pub(super) fn is_legacy(bytes: &[u8]) -> bool {
 
 /// Reads the tables of a zip file.
 pub(super) fn parse_zip(bytes: &[u8]) -> Result<Parsed, String> {
-    let broken = |e: zip::result::ZipError| format!("its zip table cannot be read: {e} (cut short?)");
+    let broken =
+        |e: zip::result::ZipError| format!("its zip table cannot be read: {e} (cut short?)");
     let mut zip = ZipArchive::new(Cursor::new(bytes)).map_err(broken)?;
     let mut members: HashMap<String, Place> = HashMap::new();
     let mut pickles: Vec<(String, usize)> = Vec::new();
@@ -37,9 +38,8 @@ pub(super) fn parse_zip(bytes: &[u8]) -> Result<Parsed, String> {
         let place = match member.compression() {
             CompressionMethod::Stored => {
                 let start = member.data_start().and_then(|start| usize::try_from(start).ok());
-                let start = start.filter(|start| {
-                    start.checked_add(len).is_some_and(|end| end <= bytes.len())
-                });
+                let start = start
+                    .filter(|start| start.checked_add(len).is_some_and(|end| end <= bytes.len()));
                 let start = start
                     .ok_or_else(|| format!("member {} lies outside the file", quoted(&name)))?;
                 Place::Plain { start, len }
@@ -99,9 +99,10 @@ pub(super) fn parse_legacy(bytes: &[u8]) -> Result<Parsed, String> {
         let outside = || format!("storage {} lies outside the file: cut short?", quoted(key));
         let count = bytes.get(at..).and_then(|rest| rest.first_chunk::<8>()).ok_or_else(outside)?;
         let count = usize::try_from(u64::from_le_bytes(*count)).map_err(|_| outside())?;
-        let size = sizes.get(key).copied().ok_or_else(|| {
-            format!("storage {} has a type that is not supported", quoted(key))
-        })?;
+        let size = sizes
+            .get(key)
+            .copied()
+            .ok_or_else(|| format!("storage {} has a type that is not supported", quoted(key)))?;
         let (start, len) = (at + 8, count.checked_mul(size).ok_or_else(outside)?);
         at = start.checked_add(len).filter(|end| *end <= bytes.len()).ok_or_else(outside)?;
         places.insert(key.to_owned(), Place::Plain { start, len });
@@ -170,7 +171,11 @@ fn entry(
         .get(tensor.storage as usize)
         .ok_or_else(|| format!("tensor {} has no storage", quoted(name)))?;
     let place = place(&storage.key, tensor.element).ok_or_else(|| {
-        format!("tensor {} has its data in {}, which is not there", quoted(name), quoted(&storage.key))
+        format!(
+            "tensor {} has its data in {}, which is not there",
+            quoted(name),
+            quoted(&storage.key)
+        )
     })?;
     let claimed = storage.count.checked_mul(storage.element.map_or(1, ElementType::size));
     if claimed.is_none_or(|claimed| claimed > place.len()) {

@@ -1,0 +1,489 @@
+//! `animatelcm generate`: what was typed becomes a job, the job a file.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
+use std::thread::JoinHandle;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use candle_core::{Device, Tensor};
+use serde_json::json;
+
+use super::args::{GenerateArgs, ModelFlags, OutputFlags, Reporting};
+use super::progress::Progress;
+use super::resolve::{self, Names};
+use super::{print, to_json};
+use crate::device::Precision;
+use crate::media::{FrameSink, RgbImage};
+use crate::output::{self, ClipInfo, Existing, Metadata};
+use crate::pipeline::load::Models;
+use crate::pipeline::request::{FileRecord, Job, Program, Request, Spec};
+use crate::pipeline::{Pipeline, Prepared, Residency, Tensors};
+use crate::sampler::SamplerKind;
+use crate::weights::{Source, sha256};
+use crate::{Error, Result};
+
+pub(super) fn run(args: &GenerateArgs, interrupted: &Arc<AtomicBool>) -> Result<()> {
+    let names = Names::new(args.models.offline)?;
+    let mut job = job(args, &names)?;
+    if args.dump_request {
+        return print(&to_json(&job)?);
+    }
+    if job.request.seed.is_none() {
+        job.request.seed = Some(random_seed());
+    }
+    let output = match &args.output.output {
+        Some(path) => path.clone(),
+        None => default_name(&job.request),
+    };
+    let OutputFlags { overwrite, no_metadata, tensors_out, .. } = &args.output;
+    let target = Target {
+        path: &output,
+        existing: if *overwrite { Existing::Replace } else { Existing::Refuse },
+        has_metadata: !no_metadata,
+        tensors: tensors_out.as_deref(),
+    };
+    make(job, &names, &target, &args.reporting, interrupted)
+}
+
+/// Where the clip goes.
+pub(super) struct Target<'a> {
+    pub(super) path: &'a Path,
+    pub(super) existing: Existing,
+    pub(super) has_metadata: bool,
+    pub(super) tensors: Option<&'a Path>,
+}
+
+/// Makes the clip of a complete job.
+pub(super) fn make(
+    mut job: Job,
+    names: &Names,
+    target: &Target<'_>,
+    reporting: &Reporting,
+    interrupted: &Arc<AtomicBool>,
+) -> Result<()> {
+    // Everything that can fail without a network fails before one is loaded.
+    job.request.validate()?;
+    let format = output::check(target.path, target.existing)?;
+    if let Some(path) = target.tensors {
+        check_tensors_out(path, target.existing)?;
+    }
+    let device = job.models.device.open()?;
+    let precision = Precision::new(job.models.dtype, &device);
+    let files = resolve::files(&job.models, names)?;
+    let mut tensors = read_tensors(&mut job)?;
+    tensors.recorded = target.tensors.map(|_| BTreeMap::new());
+    let models = Models::open(&files)?;
+    let sources = models.sources();
+    let mut progress = Progress::new(reporting, interrupted);
+    for adapter in models.adapters() {
+        progress.detail(adapter);
+    }
+    let mut pipeline = Pipeline::new(models, device, precision, Residency::OneAtATime);
+    let prepared = pipeline.prepare(&job.request)?;
+    // What is written down is what was used, not what was left out.
+    job.request.width = Some(prepared.width);
+    job.request.height = Some(prepared.height);
+    job.request.beta_schedule =
+        Some(job.request.betas(pipeline.models().unet_config().motion.is_some()));
+    let clip = clip_info(&prepared, &job.request);
+    format.check_clip(&clip)?;
+
+    let device = pipeline.device().clone();
+    progress.note(&describe(&job, &prepared, &device, precision));
+    // Files of gigabytes are hashed while the network runs; the result is needed at the first frame.
+    let mut hashes = Hashes::start(sources);
+    job.program = Some(program(&device));
+    let request = job.request.clone();
+    let mut sink = Lazy {
+        opened: None,
+        open: || {
+            let weights = hashes.join()?;
+            check_weights(&job.weights, &weights)?;
+            job.weights = weights;
+            let metadata = if target.has_metadata { metadata(&job)? } else { Metadata::default() };
+            output::open(target.path, &clip, &metadata, target.existing)
+        },
+    };
+    let result = pipeline.generate(&request, &mut tensors, &mut progress, &mut sink);
+    if let Err(error) = result {
+        progress.finish();
+        return Err(error);
+    }
+    progress.encoding(format.name());
+    Box::new(sink).finish()?;
+    progress.finish();
+    if let (Some(path), Some(recorded)) = (target.tensors, tensors.recorded.take()) {
+        write_tensors(path, &recorded)?;
+    }
+
+    let seconds = progress.seconds();
+    let summary = json!({
+        "event": "done",
+        "path": target.path,
+        "seed": request.seed,
+        "width": clip.width, "height": clip.height, "frames": clip.frames, "fps": clip.fps,
+        "seconds": seconds,
+        "step_seconds": progress.steps.iter().map(Duration::as_secs_f64).collect::<Vec<_>>(),
+        "weights": job.weights,
+    });
+    progress.emit(&summary);
+    progress.note(&done(&progress.steps, seconds));
+    if reporting.json {
+        print(&to_json(&summary)?)
+    } else if target.path.as_os_str() == "-" {
+        Ok(())
+    } else {
+        print(&format!("{}\n", target.path.display()))
+    }
+}
+
+fn done(steps: &[Duration], seconds: f64) -> String {
+    let sampling: f64 = steps.iter().map(Duration::as_secs_f64).sum();
+    let rate = steps.len() as f64 / sampling.max(1e-9);
+    format!("done in {seconds:.1} s, {rate:.2} steps/s")
+}
+
+/// The job that the flags mean, over a request file if there is one, over a preset's defaults if not.
+fn job(args: &GenerateArgs, names: &Names) -> Result<Job> {
+    let mut job = match &args.request {
+        Some(path) => {
+            let text =
+                std::fs::read_to_string(path).map_err(|e| unreadable("request", path, &e))?;
+            let mut job = Job::from_json(&text)?;
+            // A clip's own metadata may be used as a request: then hashes are not a demand.
+            job.weights.clear();
+            job
+        }
+        None => Job::new(Spec::default(), Request::default()),
+    };
+    spec(&args.models, &mut job.models);
+    if args.request.is_none() {
+        resolve::apply_defaults(names, &job.models, &mut job.request)?;
+    }
+    request(args, &mut job.request)?;
+    if let Some(path) = &args.output.tensors_in {
+        let file = path.to_string_lossy().into_owned();
+        job.tensors_in = Some(FileRecord { file, sha256: None });
+    }
+    let has_prompt = args.prompt.is_some() || args.prompt_flag.is_some() || args.request.is_some();
+    if !has_prompt && !args.dump_request {
+        return Err(Error::request("prompt", "is missing")
+            .with_hint("animatelcm generate \"a red circle moving right on a black background\""));
+    }
+    Ok(job)
+}
+
+fn set<T: Clone>(slot: &mut T, value: Option<&T>) {
+    if let Some(value) = value {
+        *slot = value.clone();
+    }
+}
+
+fn set_some<T: Clone>(slot: &mut Option<T>, value: Option<&T>) {
+    if value.is_some() {
+        *slot = value.cloned();
+    }
+}
+
+fn spec(flags: &ModelFlags, spec: &mut Spec) {
+    set_some(&mut spec.model, flags.model.as_ref());
+    set_some(&mut spec.model_config, flags.model_config.as_ref());
+    set_some(&mut spec.checkpoint, flags.checkpoint.as_ref());
+    set_some(&mut spec.vae, flags.vae.as_ref());
+    set_some(&mut spec.motion, flags.motion.as_ref());
+    set_some(&mut spec.lcm_lora, flags.lcm_lora.as_ref());
+    if !flags.lora.is_empty() {
+        spec.loras.clone_from(&flags.lora);
+    }
+    spec.lora_legacy_scale |= flags.lora_legacy_scale;
+    spec.allow_partial |= flags.allow_partial;
+    set(&mut spec.device, flags.device.as_ref());
+    set(&mut spec.dtype, flags.dtype.as_ref());
+}
+
+fn request(args: &GenerateArgs, request: &mut Request) -> Result<()> {
+    set(&mut request.prompt, args.prompt.as_ref().or(args.prompt_flag.as_ref()));
+    set(&mut request.negative_prompt, args.negative_prompt.as_ref());
+    let clip = &args.clip;
+    set_some(&mut request.width, clip.width.as_ref());
+    set_some(&mut request.height, clip.height.as_ref());
+    set(&mut request.frames, clip.frames.as_ref());
+    set(&mut request.fps, clip.fps.as_ref());
+    let flags = &args.sampling;
+    set(&mut request.steps, flags.steps.as_ref());
+    set(&mut request.cfg_scale, flags.cfg_scale.as_ref());
+    if let Some(name) = &flags.sampler {
+        let (sampler, spacing) = SamplerKind::with_spacing(name)?;
+        request.sampler = sampler;
+        request.spacing = spacing;
+    }
+    set_some(&mut request.spacing, flags.spacing.as_ref());
+    set(&mut request.lcm_original_steps, flags.lcm_original_steps.as_ref());
+    set_some(&mut request.beta_schedule, flags.beta_schedule.as_ref());
+    set(&mut request.beta_start, flags.beta_start.as_ref());
+    set(&mut request.beta_end, flags.beta_end.as_ref());
+    set(&mut request.motion_norm, flags.motion_norm.as_ref());
+    set(&mut request.clip_skip, flags.clip_skip.as_ref());
+    set_some(&mut request.seed, flags.seed.as_ref());
+    set(&mut request.rng, flags.rng.as_ref());
+    Ok(())
+}
+
+/// Good enough to be different every time; small enough to be typed again.
+fn random_seed() -> u64 {
+    let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    let mixed =
+        (now.as_nanos() as u64 ^ u64::from(std::process::id())).wrapping_mul(0x9e37_79b9_7f4a_7c15);
+    mixed >> 32
+}
+
+/// `a-red-circle-7.gif`.
+fn default_name(request: &Request) -> PathBuf {
+    let mut slug: String = request
+        .prompt
+        .to_lowercase()
+        .split(|c: char| !c.is_alphanumeric())
+        .filter(|word| !word.is_empty())
+        .take(6)
+        .collect::<Vec<_>>()
+        .join("-");
+    while slug.len() > 60 {
+        slug.pop();
+    }
+    if slug.is_empty() {
+        slug.push_str("clip");
+    }
+    PathBuf::from(format!("{slug}-{}.gif", request.seed.unwrap_or_default()))
+}
+
+fn clip_info(prepared: &Prepared, request: &Request) -> ClipInfo {
+    ClipInfo {
+        width: prepared.width as u32,
+        height: prepared.height as u32,
+        frames: request.frames,
+        fps: request.fps,
+    }
+}
+
+/// One line before the work: what will happen, and the seed.
+fn describe(job: &Job, prepared: &Prepared, device: &Device, precision: Precision) -> String {
+    let request = &job.request;
+    let model = match &job.models.model {
+        Some(model) => model,
+        None => "the small model inside the program; a stand-in, see --model",
+    };
+    format!(
+        "{} frames of {}x{}, {} steps of {}, seed {}, {} {}, {model}",
+        request.frames,
+        prepared.width,
+        prepared.height,
+        request.steps,
+        request.sampler,
+        request.seed.unwrap_or_default(),
+        device_name(device),
+        precision.unet.as_str(),
+    )
+}
+
+fn device_name(device: &Device) -> &'static str {
+    match device {
+        Device::Cpu => "cpu",
+        Device::Cuda(_) => "cuda",
+        Device::Metal(_) => "metal",
+    }
+}
+
+fn program(device: &Device) -> Program {
+    Program {
+        name: env!("CARGO_PKG_NAME").into(),
+        version: env!("CARGO_PKG_VERSION").into(),
+        device: device_name(device).into(),
+    }
+}
+
+/// The texts that travel in the file.
+fn metadata(job: &Job) -> Result<Metadata> {
+    let json = serde_json::to_string(job)
+        .map_err(|e| Error::Encode { format: "json", reason: e.to_string() })?;
+    Ok(Metadata { request_json: json, parameters: parameters(job) })
+}
+
+/// The request as A1111 writes it.
+fn parameters(job: &Job) -> String {
+    let request = &job.request;
+    let mut text = request.prompt.clone();
+    if !request.negative_prompt.is_empty() {
+        text.push_str("\nNegative prompt: ");
+        text.push_str(&request.negative_prompt);
+    }
+    let sampler = match request.sampler {
+        SamplerKind::Lcm => "LCM",
+        SamplerKind::Ddim => "DDIM",
+        SamplerKind::Euler => "Euler",
+        SamplerKind::EulerAncestral => "Euler a",
+        SamplerKind::Dpmpp2m => "DPM++ 2M",
+    };
+    let stem = |file: &str| {
+        let stem = Path::new(file).file_stem().unwrap_or_default();
+        stem.to_string_lossy().into_owned()
+    };
+    let model = job.models.model.as_deref().map_or_else(|| "pocket".to_owned(), stem);
+    text.push_str(&format!(
+        "\nSteps: {}, Sampler: {sampler}, CFG scale: {}, Seed: {}, Size: {}x{}, Model: {model}",
+        request.steps,
+        request.cfg_scale,
+        request.seed.unwrap_or_default(),
+        request.width.unwrap_or_default(),
+        request.height.unwrap_or_default(),
+    ));
+    if let Some(hash) = job.weights.first().and_then(|file| file.sha256.as_ref()) {
+        text.push_str(&format!(", Model hash: {}", hash.get(..10).unwrap_or(hash)));
+    }
+    text.push_str(&format!(
+        ", Frames: {}, FPS: {}, Version: animatelcm {}",
+        request.frames,
+        request.fps,
+        env!("CARGO_PKG_VERSION")
+    ));
+    text
+}
+
+/// A sink that is opened when the first frame comes: until then nothing is on disk.
+struct Lazy<F> {
+    open: F,
+    opened: Option<Box<dyn FrameSink + Send>>,
+}
+
+impl<F: FnMut() -> Result<Box<dyn FrameSink + Send>>> FrameSink for Lazy<F> {
+    fn frame(&mut self, frame: &RgbImage) -> Result<()> {
+        if self.opened.is_none() {
+            self.opened = Some((self.open)()?);
+        }
+        match &mut self.opened {
+            Some(sink) => sink.frame(frame),
+            None => Ok(()),
+        }
+    }
+
+    fn finish(self: Box<Self>) -> Result<()> {
+        match self.opened {
+            Some(sink) => sink.finish(),
+            None => Ok(()),
+        }
+    }
+}
+
+/// The hashes of weight files, on their way in a thread of their own.
+struct Hashes(Option<JoinHandle<Result<Vec<FileRecord>>>>);
+
+impl Hashes {
+    fn start(sources: Vec<Source>) -> Self {
+        Self(Some(std::thread::spawn(move || {
+            sources
+                .iter()
+                .map(|source| {
+                    let file = source.path().file_name().unwrap_or_default();
+                    let file = match source {
+                        // Folders of the user say nothing to anybody else.
+                        Source::File(_) => file.to_string_lossy().into_owned(),
+                        Source::Embedded { name, .. } => (*name).to_owned(),
+                    };
+                    Ok(FileRecord { file, sha256: Some(sha256(source)?) })
+                })
+                .collect()
+        })))
+    }
+
+    fn join(&mut self) -> Result<Vec<FileRecord>> {
+        match self.0.take().map(JoinHandle::join) {
+            Some(Ok(records)) => records,
+            _ => Err(Error::Encode { format: "sha256", reason: "the hashing thread died".into() }),
+        }
+    }
+}
+
+/// A clip can only be made again with the weights that it was made with.
+fn check_weights(wanted: &[FileRecord], found: &[FileRecord]) -> Result<()> {
+    if wanted.is_empty() {
+        return Ok(());
+    }
+    let hash = |record: &FileRecord| record.sha256.clone().unwrap_or_default();
+    for (wanted, found) in wanted.iter().zip(found) {
+        if hash(wanted) != hash(found) {
+            return Err(Error::Refused {
+                name: found.file.clone(),
+                reason: format!(
+                    "sha256 is {}, the clip was made with {} ({})",
+                    hash(found),
+                    hash(wanted),
+                    wanted.file
+                ),
+            });
+        }
+    }
+    if wanted.len() != found.len() {
+        return Err(Error::Refused {
+            name: "weights".into(),
+            reason: format!("{} files, the clip was made with {}", found.len(), wanted.len()),
+        });
+    }
+    Ok(())
+}
+
+fn unreadable(field: &'static str, path: &Path, error: &std::io::Error) -> Error {
+    Error::request(field, format!("{}: {error}", path.display()))
+}
+
+/// Reads `--tensors-in` and writes down which file it was.
+fn read_tensors(job: &mut Job) -> Result<Tensors> {
+    let Some(record) = &mut job.tensors_in else { return Ok(Tensors::default()) };
+    let path = PathBuf::from(&record.file);
+    let field = "tensors-in";
+    if let Err(error) = std::fs::File::open(&path) {
+        return Err(unreadable(field, &path, &error));
+    }
+    let found = sha256(&Source::from(path.clone()))?;
+    if let Some(wanted) = record.sha256.replace(found.clone())
+        && wanted != found
+    {
+        let reason = format!("sha256 is {found}, the clip was made with {wanted}");
+        return Err(Error::Refused { name: record.file.clone(), reason });
+    }
+    let bytes = std::fs::read(&path).map_err(Error::file(&path))?;
+    let mut all = candle_core::safetensors::load_buffer(&bytes, &Device::Cpu)
+        .map_err(|e| Error::request(field, format!("{}: {e}", path.display())))?;
+    let latents = all.remove("latents");
+    let noise: Vec<Tensor> = (0..).map_while(|i| all.remove(&format!("noise.{i}"))).collect();
+    if let Some(name) = all.keys().min() {
+        let reason = format!("`{name}` is neither `latents` nor `noise.0`, `noise.1`, …");
+        return Err(Error::request(field, reason));
+    }
+    if latents.is_none() && noise.is_empty() {
+        return Err(Error::request(field, format!("{} holds no tensors", path.display())));
+    }
+    Ok(Tensors { latents, noise, recorded: None })
+}
+
+fn check_tensors_out(path: &Path, existing: Existing) -> Result<()> {
+    let field = "tensors-out";
+    if path.is_dir() {
+        return Err(Error::request(field, format!("{} is a folder", path.display())));
+    }
+    if path.exists() && existing == Existing::Refuse {
+        let error = Error::request(field, format!("{} exists already", path.display()));
+        return Err(error.with_hint("-y overwrites it"));
+    }
+    Ok(())
+}
+
+fn write_tensors(path: &Path, tensors: &BTreeMap<String, Tensor>) -> Result<()> {
+    let folder = path.parent().filter(|parent| !parent.as_os_str().is_empty());
+    let folder = folder.unwrap_or(Path::new("."));
+    let draft = tempfile::NamedTempFile::new_in(folder).map_err(Error::file(path))?;
+    safetensors::serialize_to_file(tensors, None, draft.path())
+        .map_err(|e| Error::Encode { format: "safetensors", reason: e.to_string() })?;
+    draft.persist(path).map_err(|e| Error::file(path)(e.error))?;
+    Ok(())
+}

@@ -1,0 +1,47 @@
+//! `animatelcm replay`: a clip's own metadata, run again.
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
+
+use super::args::ReplayArgs;
+use super::generate::{Target, make};
+use super::resolve::Names;
+use crate::output::{Existing, metadata};
+use crate::pipeline::request::Job;
+use crate::{Error, Result};
+
+pub(super) fn run(args: &ReplayArgs, interrupted: &Arc<AtomicBool>) -> Result<()> {
+    let job = job(&args.clip)?;
+    let output = match &args.output {
+        Some(path) => path.clone(),
+        None => beside(&args.clip),
+    };
+    let target = Target {
+        path: &output,
+        existing: if args.overwrite { Existing::Replace } else { Existing::Refuse },
+        has_metadata: true,
+        tensors: None,
+    };
+    make(job, &Names::new(true)?, &target, &args.reporting, interrupted)
+}
+
+/// The job that a clip was made by.
+fn job(clip: &Path) -> Result<Job> {
+    if !clip.is_file() {
+        return Err(Error::request("clip", format!("{} is not a file", clip.display())));
+    }
+    let found = metadata::read(clip)?.filter(|metadata| !metadata.request_json.is_empty());
+    let Some(found) = found else {
+        let reason = format!("{} has no request in it", clip.display());
+        return Err(Error::request("clip", reason));
+    };
+    Job::from_json(&found.request_json)
+}
+
+/// `clip.gif` becomes `clip-replay.gif`.
+fn beside(clip: &Path) -> PathBuf {
+    let stem = clip.file_stem().unwrap_or_default().to_string_lossy();
+    let extension = clip.extension().unwrap_or_default().to_string_lossy();
+    clip.with_file_name(format!("{stem}-replay.{extension}"))
+}

@@ -1,0 +1,208 @@
+//! The ordinary hub cache on disk: `models--owner--name/{refs,snapshots,blobs}`.
+//!
+//! The layout is that of Python's huggingface_hub and of the hf-hub crate, so files that either of them has
+//! downloaded are found here and the other way round. `animatelcm.json` beside these three folders is ours:
+//! the hash of each file when it was pulled.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::io::Write;
+use std::path::{Path, PathBuf};
+
+use serde::{Deserialize, Serialize};
+
+use super::manifest::{Digest, File, Model, Source, is_sha256};
+use crate::{Error, Result};
+
+/// Our record beside a repository's folders.
+const RECORDS: &str = "animatelcm.json";
+
+/// What a file was when it was pulled.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) struct Record {
+    pub(super) size: u64,
+    pub(super) sha256: String,
+}
+
+/// Records by `commit/path`.
+#[derive(Debug, Default, Serialize, Deserialize)]
+struct Records {
+    #[serde(default)]
+    files: BTreeMap<String, Record>,
+}
+
+/// The folder of one repository.
+#[derive(Clone, Debug)]
+pub(super) struct Folder {
+    root: PathBuf,
+}
+
+impl Folder {
+    pub(super) fn new(cache: &Path, repo: &str) -> Self {
+        Self { root: cache.join(format!("models--{}", repo.replace('/', "--"))) }
+    }
+
+    /// The commits of which a source's files may be here, the best first.
+    pub(super) fn commits(&self, source: Source<'_>) -> Vec<String> {
+        let mut commits = Vec::new();
+        if source.is_pinned() {
+            commits.push(source.revision.to_owned());
+        }
+        // Somebody may have fetched the same files under a branch.
+        for branch in [source.revision, "main"] {
+            if let Ok(commit) = fs::read_to_string(self.root.join("refs").join(branch)) {
+                let commit = commit.trim().to_owned();
+                let plain = !commit.is_empty() && commit.bytes().all(|b| b.is_ascii_hexdigit());
+                if plain && !commits.contains(&commit) {
+                    commits.push(commit);
+                }
+            }
+        }
+        commits
+    }
+
+    pub(super) fn snapshot(&self, commit: &str) -> PathBuf {
+        self.root.join("snapshots").join(commit)
+    }
+
+    pub(super) fn pointer(&self, commit: &str, path: &str) -> PathBuf {
+        self.snapshot(commit).join(path)
+    }
+
+    pub(super) fn blob(&self, etag: &str) -> PathBuf {
+        self.root.join("blobs").join(etag)
+    }
+
+    /// The file of a snapshot, if it is there and nothing that is cheap to look at speaks against it.
+    pub(super) fn find(&self, commit: &str, file: &File) -> Option<PathBuf> {
+        let pointer = self.pointer(commit, &file.path);
+        let metadata = fs::metadata(&pointer).ok()?;
+        let size_fits = file.size.is_none_or(|size| size == metadata.len());
+        let hash_fits = match (&file.sha256, blob_hash(&pointer)) {
+            (Digest::Known(known), Some(hash)) => *known == hash,
+            _ => true,
+        };
+        (metadata.is_file() && size_fits && hash_fits).then_some(pointer)
+    }
+
+    pub(super) fn record(&self, commit: &str, path: &str) -> Option<Record> {
+        self.records().files.remove(&format!("{commit}/{path}"))
+    }
+
+    pub(super) fn remember(&self, commit: &str, path: &str, record: Record) -> Result<()> {
+        let mut records = self.records();
+        records.files.insert(format!("{commit}/{path}"), record);
+        self.write_records(&records)
+    }
+
+    /// A record that cannot be read is as good as none: it only makes the next check weaker.
+    fn records(&self) -> Records {
+        fs::read(self.root.join(RECORDS))
+            .ok()
+            .and_then(|bytes| serde_json::from_slice(&bytes).ok())
+            .unwrap_or_default()
+    }
+
+    fn write_records(&self, records: &Records) -> Result<()> {
+        let path = self.root.join(RECORDS);
+        let complain = |e: std::io::Error| Error::file(&path)(e);
+        let mut file = tempfile::NamedTempFile::new_in(&self.root).map_err(complain)?;
+        serde_json::to_writer_pretty(&mut file, records).map_err(|e| complain(e.into()))?;
+        file.write_all(b"\n").map_err(complain)?;
+        file.persist(&path).map_err(|e| complain(e.error))?;
+        Ok(())
+    }
+
+    /// Removes a file of one snapshot and its bytes, unless another snapshot still points to them.
+    pub(super) fn discard(&self, commit: &str, path: &str) -> Result<u64> {
+        let snapshot = self.snapshot(commit);
+        let pointer = snapshot.join(path);
+        if fs::symlink_metadata(&pointer).is_err() {
+            return Ok(0);
+        }
+        let bytes = fs::metadata(&pointer).map_or(0, |m| m.len());
+        let blob = fs::canonicalize(&pointer).ok();
+        fs::remove_file(&pointer).map_err(Error::file(&pointer))?;
+        // Folders that are empty now; removing one that is not empty fails, which ends the climb.
+        let mut parent = pointer.parent();
+        while let Some(folder) = parent {
+            if !folder.starts_with(&snapshot) || fs::remove_dir(folder).is_err() {
+                break;
+            }
+            parent = folder.parent();
+        }
+        let blobs = fs::canonicalize(self.root.join("blobs")).ok();
+        if let (Some(blob), Some(blobs)) = (blob, blobs) {
+            let ours = blob.starts_with(blobs);
+            if ours && blob.exists() && !self.pointers().iter().any(|p| points_to(p, &blob)) {
+                fs::remove_file(&blob).map_err(Error::file(&blob))?;
+                let _ = fs::remove_file(blob.with_extension("lock"));
+            }
+        }
+        let mut records = self.records();
+        if records.files.remove(&format!("{commit}/{path}")).is_some() {
+            self.write_records(&records)?;
+        }
+        Ok(bytes)
+    }
+
+    /// Removes a model's files from all snapshots, and the whole folder when nothing is left in it.
+    /// Returns how many files went and their bytes.
+    pub(super) fn remove(&self, model: &Model) -> Result<(usize, u64)> {
+        let (mut count, mut bytes) = (0, 0);
+        for commit in self.all_commits() {
+            for file in &model.files {
+                if fs::symlink_metadata(self.pointer(&commit, &file.path)).is_ok() {
+                    bytes += self.discard(&commit, &file.path)?;
+                    count += 1;
+                }
+            }
+        }
+        for file in &model.files {
+            // What a cut download has left. Other files' partial downloads are not ours to judge.
+            if let Digest::Known(hash) = &file.sha256 {
+                let partial = self.blob(hash).with_extension("part");
+                if let Ok(metadata) = fs::metadata(&partial) {
+                    fs::remove_file(&partial).map_err(Error::file(&partial))?;
+                    let _ = fs::remove_file(partial.with_extension("lock"));
+                    (count, bytes) = (count + 1, bytes + metadata.len());
+                }
+            }
+        }
+        if count > 0 && self.pointers().is_empty() {
+            fs::remove_dir_all(&self.root).map_err(Error::file(&self.root))?;
+        }
+        Ok((count, bytes))
+    }
+
+    fn all_commits(&self) -> Vec<String> {
+        let Ok(folders) = fs::read_dir(self.root.join("snapshots")) else { return Vec::new() };
+        folders.flatten().filter_map(|f| f.file_name().into_string().ok()).collect()
+    }
+
+    /// Every file or link in every snapshot.
+    fn pointers(&self) -> Vec<PathBuf> {
+        let mut found = Vec::new();
+        let mut folders = vec![self.root.join("snapshots")];
+        while let Some(folder) = folders.pop() {
+            for item in fs::read_dir(folder).into_iter().flatten().flatten() {
+                match item.file_type() {
+                    Ok(kind) if kind.is_dir() => folders.push(item.path()),
+                    _ => found.push(item.path()),
+                }
+            }
+        }
+        found
+    }
+}
+
+fn points_to(pointer: &Path, blob: &Path) -> bool {
+    fs::canonicalize(pointer).is_ok_and(|target| target == blob)
+}
+
+/// The hash in the name of the blob that a pointer leads to: large files are stored under their sha256.
+pub(super) fn blob_hash(pointer: &Path) -> Option<String> {
+    let target = fs::read_link(pointer).ok()?;
+    let name = target.file_name()?.to_str()?;
+    is_sha256(name).then(|| name.to_owned())
+}

@@ -1,0 +1,567 @@
+//! The manifest: what is published where, one TOML file an entry, all of them built into the program.
+//!
+//! A *model* names the files of one repository on the hub. A *preset* names the models that belong together
+//! and the settings that they were made for. The files live in `weights-manifest/`.
+
+use std::collections::BTreeSet;
+use std::path::Path;
+
+use serde::{Deserialize, Serialize};
+
+use crate::{Error, Result};
+
+/// One built-in entry: the name of its file without the extension, and its text.
+macro_rules! embedded {
+    ($($name:literal),* $(,)?) => {
+        &[$(($name, include_str!(concat!("../../weights-manifest/", $name, ".toml")))),*]
+    };
+}
+
+/// Every file of `weights-manifest/`, in the order in which they are listed to people.
+const EMBEDDED: &[(&str, &str)] = embedded![
+    "animatelcm",
+    "animatediff-v2",
+    "animatediff-v3",
+    "sd15",
+    "animatelcm-t2v",
+    "animatelcm-t2v-lora",
+    "animatediff-v1-5",
+    "animatediff-v1-5-2",
+    "animatediff-v1-5-2-diffusers",
+    "animatediff-v1-5-3",
+    "lcm-lora-sd15",
+    "sd-vae-ft-mse",
+    "taesd",
+];
+
+/// What a model is for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+#[non_exhaustive]
+pub enum Kind {
+    /// Text encoder, UNet and VAE of a text-to-image model.
+    Base,
+    /// A motion module.
+    Motion,
+    /// Low-rank changes to a base's weights.
+    Lora,
+    /// An autoencoder in place of the base's.
+    Vae,
+    /// A small autoencoder for quick decoding.
+    TinyVae,
+}
+
+impl std::fmt::Display for Kind {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.pad(match self {
+            Self::Base => "base",
+            Self::Motion => "motion",
+            Self::Lora => "lora",
+            Self::Vae => "vae",
+            Self::TinyVae => "tiny-vae",
+        })
+    }
+}
+
+/// The sha256 that a file must have.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(try_from = "String", into = "String")]
+pub enum Digest {
+    /// Known from publication: 64 lowercase hexadecimal digits.
+    Known(String),
+    /// Not known when the entry was written: the hub's own hash is checked at the first pull and recorded
+    /// beside the cached file; later pulls and checks compare with the record.
+    RecordedAtFirstPull,
+}
+
+const RECORDED: &str = "recorded-at-first-pull";
+
+impl TryFrom<String> for Digest {
+    type Error = String;
+
+    fn try_from(text: String) -> Result<Self, String> {
+        if text == RECORDED {
+            Ok(Self::RecordedAtFirstPull)
+        } else if is_sha256(&text) {
+            Ok(Self::Known(text))
+        } else {
+            Err(format!("`{text}` is neither 64 lowercase hexadecimal digits nor `{RECORDED}`"))
+        }
+    }
+}
+
+impl From<Digest> for String {
+    fn from(digest: Digest) -> Self {
+        match digest {
+            Digest::Known(hex) => hex,
+            Digest::RecordedAtFirstPull => RECORDED.to_owned(),
+        }
+    }
+}
+
+/// Whether a text is a sha256 as this crate writes it.
+pub(super) fn is_sha256(text: &str) -> bool {
+    text.len() == 64 && text.bytes().all(|b| matches!(b, b'0'..=b'9' | b'a'..=b'f'))
+}
+
+/// One file of a model.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct File {
+    /// Where it is in the repository, with forward slashes.
+    pub path: String,
+    /// The variant that it belongs to; without one it belongs to all.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub variant: Option<String>,
+    /// Its size in bytes, where known.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub size: Option<u64>,
+    /// Its hash.
+    pub sha256: Digest,
+}
+
+/// What a user must know before using a model.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Licence {
+    /// Its usual short name.
+    pub name: String,
+    /// Where its text is.
+    pub url: String,
+    /// What stands out in it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub remarks: Option<String>,
+}
+
+/// A published model: the files of one repository.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Model {
+    /// What it is called on the command line.
+    pub name: String,
+    /// What it is for.
+    pub kind: Kind,
+    /// What it is, in a few words.
+    pub title: String,
+    /// Its repository, `owner/name`.
+    pub repo: String,
+    /// The commit that is meant, or a branch where no commit is known.
+    pub revision: String,
+    /// Repositories with the same files, tried in order at `main` when the first one is gone.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub mirrors: Vec<String>,
+    /// Names of the alternatives among its files; the first one is the default.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub variants: Vec<String>,
+    /// Its licence.
+    pub licence: Licence,
+    /// Its files.
+    pub files: Vec<File>,
+}
+
+/// A repository at a revision.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Source<'a> {
+    pub(super) repo: &'a str,
+    pub(super) revision: &'a str,
+}
+
+impl Source<'_> {
+    /// Whether the revision is a commit, which never moves.
+    pub(super) fn is_pinned(&self) -> bool {
+        self.revision.len() == 40 && self.revision.bytes().all(|b| b.is_ascii_hexdigit())
+    }
+}
+
+impl Model {
+    /// The repository and its mirrors, in the order in which they are tried.
+    pub(super) fn sources(&self) -> impl Iterator<Item = Source<'_>> {
+        let first = Source { repo: &self.repo, revision: &self.revision };
+        let mirrors = self.mirrors.iter().map(|repo| Source { repo, revision: "main" });
+        std::iter::once(first).chain(mirrors)
+    }
+
+    /// The files of a variant, or all files of a model without variants.
+    pub fn files_of(&self, variant: Option<&str>) -> impl Iterator<Item = &File> {
+        self.files.iter().filter(move |file| match file.variant.as_deref() {
+            None => true,
+            of => of == variant,
+        })
+    }
+
+    /// The variants to consider, in order: the one asked for, or all of them, or none at all for a model
+    /// that has none.
+    pub(super) fn variants_or(&self, asked: Option<&str>) -> Result<Vec<Option<&str>>> {
+        match asked {
+            None if self.variants.is_empty() => Ok(vec![None]),
+            None => Ok(self.variants.iter().map(|v| Some(v.as_str())).collect()),
+            Some(asked) => match self.variants.iter().find(|v| *v == asked) {
+                Some(found) => Ok(vec![Some(found)]),
+                None if self.variants.is_empty() => Err(Error::request(
+                    "variant",
+                    format!("`{}` has no variants, so no `{asked}`", self.name),
+                )),
+                None => Err(Error::request(
+                    "variant",
+                    format!("`{}` has no `{asked}`: {}", self.name, self.variants.join(", ")),
+                )),
+            },
+        }
+    }
+
+    /// The bytes of a variant, counting only files whose size is known.
+    pub fn size_of(&self, variant: Option<&str>) -> u64 {
+        self.files_of(variant).filter_map(|file| file.size).sum()
+    }
+
+    fn validate(&self) -> Result<(), String> {
+        check_name(&self.name)?;
+        for source in self.sources() {
+            check_repo(source.repo)?;
+            check_segments("revision", source.revision)?;
+        }
+        let mut paths = BTreeSet::new();
+        for file in &self.files {
+            check_segments("path", &file.path)?;
+            if !paths.insert(&file.path) {
+                return Err(format!("`{}` is listed twice", file.path));
+            }
+            if let Some(variant) = &file.variant
+                && !self.variants.contains(variant)
+            {
+                return Err(format!("`{}` is of the unlisted variant `{variant}`", file.path));
+            }
+        }
+        if paths.is_empty() {
+            return Err("no files are listed".to_owned());
+        }
+        for variant in &self.variants {
+            if !self.files.iter().any(|file| file.variant.as_ref() == Some(variant)) {
+                return Err(format!("the variant `{variant}` has no file"));
+            }
+        }
+        Ok(())
+    }
+}
+
+/// The settings that a preset was made for. What is left out is the program's own default.
+///
+/// The names are those of the request and of the command line; their meaning is checked there.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Defaults {
+    /// The sampler.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub sampler: Option<String>,
+    /// Denoising steps.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub steps: Option<u32>,
+    /// Strength of classifier-free guidance.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub cfg_scale: Option<f64>,
+    /// Strength of the preset's LoRA.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub lora_scale: Option<f64>,
+    /// Width in pixels.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub width: Option<u32>,
+    /// Height in pixels.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub height: Option<u32>,
+    /// Frames of a clip.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub frames: Option<u32>,
+    /// Frames a second.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub fps: Option<u32>,
+    /// Steps of the schedule that was distilled.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub lcm_original_steps: Option<u32>,
+    /// How betas grow, `linear` or `scaled-linear`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub beta_schedule: Option<String>,
+    /// The first beta.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub beta_start: Option<f64>,
+    /// The last beta.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub beta_end: Option<f64>,
+}
+
+/// The one word that tells a preset from a model.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+enum PresetKind {
+    Preset,
+}
+
+/// Models that belong together, and their settings.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Preset {
+    /// What it is called on the command line.
+    pub name: String,
+    kind: PresetKind,
+    /// What it is, in a few words.
+    pub title: String,
+    /// Names of its models, at most one of each kind.
+    pub parts: Vec<String>,
+    /// Its settings.
+    #[serde(default)]
+    pub defaults: Defaults,
+}
+
+/// One file of the manifest.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+#[serde(untagged)]
+pub enum Entry {
+    /// A published model.
+    Model(Model),
+    /// Models that belong together.
+    Preset(Preset),
+}
+
+impl Entry {
+    /// Reads an entry; `origin` is the file that complaints name.
+    pub fn parse(text: &str, origin: impl AsRef<Path>) -> Result<Self> {
+        let complain = |reason: String| Error::format(&origin, reason);
+        let table: toml::Table = text.parse().map_err(|e| complain(one_line(&e)))?;
+        let entry = if table.get("kind").and_then(toml::Value::as_str) == Some("preset") {
+            Self::Preset(toml::from_str(text).map_err(|e| complain(one_line(&e)))?)
+        } else {
+            Self::Model(toml::from_str(text).map_err(|e| complain(one_line(&e)))?)
+        };
+        match &entry {
+            Self::Model(model) => model.validate(),
+            Self::Preset(preset) => check_name(&preset.name),
+        }
+        .map_err(complain)?;
+        Ok(entry)
+    }
+
+    /// What it is called on the command line.
+    pub fn name(&self) -> &str {
+        match self {
+            Self::Model(model) => &model.name,
+            Self::Preset(preset) => &preset.name,
+        }
+    }
+}
+
+/// A TOML error is a drawing of several lines; its message and line number say the same.
+fn one_line(error: &toml::de::Error) -> String {
+    error.message().trim().replace('\n', " ")
+}
+
+fn check_name(name: &str) -> Result<(), String> {
+    let plain = |b: u8| matches!(b, b'a'..=b'z' | b'0'..=b'9' | b'-');
+    if !name.is_empty() && name.bytes().all(plain) {
+        Ok(())
+    } else {
+        Err(format!("`{name}` is not a name: use lowercase letters, digits and `-`"))
+    }
+}
+
+fn check_repo(repo: &str) -> Result<(), String> {
+    check_segments("repo", repo)?;
+    if repo.split('/').count() == 2 && !repo.contains("--") {
+        Ok(())
+    } else {
+        Err(format!("repo `{repo}` is not of the form `owner/name`"))
+    }
+}
+
+/// Refuses what could leave its folder once it is part of a path on disk or of an address.
+fn check_segments(field: &str, text: &str) -> Result<(), String> {
+    let allowed = |b: u8| b.is_ascii_alphanumeric() || matches!(b, b'.' | b'_' | b'-');
+    let sound = |s: &str| !s.is_empty() && s != "." && s != ".." && s.bytes().all(allowed);
+    if text.split('/').all(sound) {
+        Ok(())
+    } else {
+        Err(format!("{field} `{text}` is not a plain relative path"))
+    }
+}
+
+/// All entries, by name.
+#[derive(Clone, Debug)]
+pub struct Catalog {
+    entries: Vec<Entry>,
+}
+
+impl Catalog {
+    /// The entries that are built into the program.
+    pub fn embedded() -> Result<Self> {
+        let entries = EMBEDDED
+            .iter()
+            .map(|(name, text)| Entry::parse(text, format!("weights-manifest/{name}.toml")))
+            .collect::<Result<_>>()?;
+        Ok(Self { entries })
+    }
+
+    /// Adds an entry, in place of one of the same name.
+    pub fn insert(&mut self, entry: Entry) {
+        match self.entries.iter_mut().find(|known| known.name() == entry.name()) {
+            Some(known) => *known = entry,
+            None => self.entries.push(entry),
+        }
+    }
+
+    /// The entries in the order of the list.
+    pub fn entries(&self) -> &[Entry] {
+        &self.entries
+    }
+
+    /// The entry of a name.
+    pub fn find(&self, name: &str) -> Result<&Entry> {
+        self.entries.iter().find(|entry| entry.name() == name).ok_or_else(|| {
+            let names: Vec<&str> = self.entries.iter().map(Entry::name).collect();
+            Error::request("model", format!("`{name}` is not in the manifest"))
+                .with_hint(format!("known names: {}", names.join(", ")))
+        })
+    }
+
+    /// The models behind a name: those of a preset, or the model itself.
+    pub fn parts(&self, name: &str) -> Result<Vec<&Model>> {
+        let preset = match self.find(name)? {
+            Entry::Model(model) => return Ok(vec![model]),
+            Entry::Preset(preset) => preset,
+        };
+        let mut models: Vec<&Model> = Vec::with_capacity(preset.parts.len());
+        for part in &preset.parts {
+            let Entry::Model(model) = self.find(part)? else {
+                return Err(Error::request("model", format!("`{part}` in `{name}` is a preset")));
+            };
+            if let Some(twin) = models.iter().find(|m| m.kind == model.kind) {
+                return Err(Error::request(
+                    "model",
+                    format!("`{name}` has two of kind {}: `{}`, `{part}`", model.kind, twin.name),
+                ));
+            }
+            models.push(model);
+        }
+        Ok(models)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn model(extra: &str) -> Result<Entry> {
+        let text = format!(
+            "name = \"m\"\nkind = \"lora\"\ntitle = \"t\"\nrepo = \"o/n\"\nrevision = \"main\"\n{extra}\n\
+             [licence]\nname = \"MIT\"\nurl = \"https://example.org\"\n\
+             [[files]]\npath = \"a/b.bin\"\nsha256 = \"recorded-at-first-pull\"\n"
+        );
+        Entry::parse(&text, "m.toml")
+    }
+
+    #[test]
+    fn every_file_of_the_folder_is_embedded_under_its_name() {
+        let folder = concat!(env!("CARGO_MANIFEST_DIR"), "/weights-manifest");
+        let on_disk: BTreeSet<String> = std::fs::read_dir(folder)
+            .unwrap()
+            .map(|file| file.unwrap().path().file_stem().unwrap().to_str().unwrap().to_owned())
+            .collect();
+        let embedded: BTreeSet<String> = EMBEDDED.iter().map(|(n, _)| (*n).to_owned()).collect();
+        assert_eq!(on_disk, embedded);
+        for (entry, (name, _)) in Catalog::embedded().unwrap().entries().iter().zip(EMBEDDED) {
+            assert_eq!(entry.name(), *name);
+        }
+    }
+
+    #[test]
+    fn every_preset_has_a_base_and_a_motion_module() {
+        let catalog = Catalog::embedded().unwrap();
+        for entry in catalog.entries() {
+            if let Entry::Preset(preset) = entry {
+                let kinds: Vec<Kind> =
+                    catalog.parts(&preset.name).unwrap().iter().map(|m| m.kind).collect();
+                assert!(kinds.contains(&Kind::Base), "{}", preset.name);
+                assert!(kinds.contains(&Kind::Motion), "{}", preset.name);
+            }
+        }
+    }
+
+    #[test]
+    fn every_built_in_revision_is_pinned() {
+        for entry in Catalog::embedded().unwrap().entries() {
+            if let Entry::Model(model) = entry {
+                let source = model.sources().next().unwrap();
+                assert!(source.is_pinned(), "{}: {}", model.name, source.revision);
+            }
+        }
+    }
+
+    #[test]
+    fn the_published_hashes_of_animatelcm_are_these() {
+        let catalog = Catalog::embedded().unwrap();
+        for (name, hash) in [
+            ("animatelcm-t2v", "b46c3de62e5696af72c4056e3cdcbea12fbc19581c0aad7b6f2b027851148f5f"),
+            (
+                "animatelcm-t2v-lora",
+                "8f90d840e075ff588a58e22c6586e2ae9a6f7922996ee6649a7f01072333afe4",
+            ),
+        ] {
+            let Entry::Model(model) = catalog.find(name).unwrap() else { panic!("{name}") };
+            assert_eq!(model.files[0].sha256, Digest::Known(hash.to_owned()));
+        }
+    }
+
+    #[test]
+    fn a_variant_is_its_own_files_and_the_common_ones() {
+        let catalog = Catalog::embedded().unwrap();
+        let Entry::Model(sd15) = catalog.find("sd15").unwrap() else { panic!() };
+        let fp16: Vec<&str> = sd15.files_of(Some("fp16")).map(|f| f.path.as_str()).collect();
+        assert_eq!(fp16.len(), 12);
+        assert!(fp16.contains(&"unet/config.json"));
+        assert!(fp16.contains(&"unet/diffusion_pytorch_model.fp16.safetensors"));
+        assert!(!fp16.contains(&"unet/diffusion_pytorch_model.safetensors"));
+        assert!(sd15.variants_or(Some("fp8")).is_err());
+    }
+
+    #[test]
+    fn an_unknown_field_is_refused() {
+        assert!(model("").is_ok());
+        let error = model("revison = \"main\"").unwrap_err().to_string();
+        assert!(error.contains("revison"), "{error}");
+    }
+
+    #[test]
+    fn a_path_that_leaves_its_folder_is_refused() {
+        for bad in ["../x", "/etc/passwd", "a//b", "a/./b", "a\\\\b", "", "c:/x", "a/.."] {
+            let text = format!(
+                "name = \"m\"\nkind = \"lora\"\ntitle = \"t\"\nrepo = \"o/n\"\nrevision = \"main\"\n\
+                 [licence]\nname = \"MIT\"\nurl = \"u\"\n\
+                 [[files]]\npath = \"{bad}\"\nsha256 = \"recorded-at-first-pull\"\n"
+            );
+            let error = Entry::parse(&text, "m.toml").unwrap_err().to_string();
+            assert!(error.contains("not a plain relative path"), "{bad}: {error}");
+        }
+    }
+
+    #[test]
+    fn a_hash_is_64_lowercase_digits_or_the_known_words() {
+        let digit = |c: char, n: usize| Digest::try_from(c.to_string().repeat(n));
+        assert!(digit('a', 64).is_ok());
+        assert!(digit('A', 64).is_err());
+        assert!(digit('a', 63).is_err());
+        assert_eq!(Digest::try_from(RECORDED.to_owned()), Ok(Digest::RecordedAtFirstPull));
+    }
+
+    #[test]
+    fn a_preset_of_two_bases_is_refused() {
+        let mut catalog = Catalog::embedded().unwrap();
+        let text = "name = \"p\"\nkind = \"preset\"\ntitle = \"t\"\nparts = [\"sd15\", \"sd15\"]";
+        catalog.insert(Entry::parse(text, "p.toml").unwrap());
+        let error = catalog.parts("p").unwrap_err().to_string();
+        assert!(error.contains("two of kind base"), "{error}");
+    }
+
+    #[test]
+    fn an_unknown_name_is_answered_with_the_known_ones() {
+        let error = Catalog::embedded().unwrap().find("animatlcm").map(Entry::name).unwrap_err();
+        assert_eq!(error.kind(), crate::ErrorKind::Request);
+        assert!(error.hint().unwrap().contains("animatelcm, "), "{error}");
+    }
+}

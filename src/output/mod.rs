@@ -1,0 +1,429 @@
+//! Encoders: each takes the frames of one clip and leaves one file (or one numbered series) behind.
+//!
+//! | Name of the output | Format | Pixels | Request and `parameters` are in | Feature |
+//! |---|---|---|---|---|
+//! | `.gif` | GIF, loops | 255 colours for the whole clip, dithered | application and comment extension | `gif` |
+//! | `.webp` | animated WebP, loops | exact | XMP; `parameters` also in EXIF | `webp` |
+//! | `.png` | APNG, loops | exact | text chunks | `apng` |
+//! | `name_%03d.png` | one PNG a frame, from 0 | exact | text chunks of every file | `png` |
+//! | `.mp4` | H.264 4:2:0, BT.709 | lossy, QP 20 | `mdta` keys; `parameters` also as comment | `mp4` |
+//! | `.y4m`, `-` (standard output) | raw YUV 4:4:4, BT.601 | rounded to YCbCr | nowhere: readers refuse long headers | |
+//!
+//! An encoder writes to a temporary file beside the target; [`FrameSink::finish`] renames it. Whatever goes
+//! wrong before that leaves nothing behind. The same frames and metadata give the same bytes.
+//!
+//! ```
+//! # fn main() -> animatelcm::Result<()> {
+//! use animatelcm::media::{FrameSink, RgbImage};
+//! use animatelcm::output::{self, ClipInfo, Existing, Metadata};
+//!
+//! # let folder = tempfile::tempdir().map_err(animatelcm::Error::file("."))?;
+//! # let path = folder.path().join("clip.y4m");
+//! output::check(&path, Existing::Refuse)?; // before any work
+//! let clip = ClipInfo { width: 8, height: 8, frames: 2, fps: 8.0 };
+//! let mut sink = output::open(&path, &clip, &Metadata::default(), Existing::Refuse)?;
+//! for _ in 0..clip.frames {
+//!     sink.frame(&RgbImage::new(8, 8))?;
+//! }
+//! sink.finish()?;
+//! # assert!(path.exists());
+//! # Ok(())
+//! # }
+//! ```
+
+// Encoders share code, some of which nothing uses when only a few of them are built.
+#![cfg_attr(
+    not(all(
+        feature = "gif",
+        feature = "webp",
+        feature = "apng",
+        feature = "png",
+        feature = "mp4"
+    )),
+    allow(dead_code, unused_variables)
+)]
+
+mod clip;
+pub mod metadata;
+mod target;
+mod y4m;
+mod ycbcr;
+
+#[cfg(feature = "apng")]
+mod apng;
+#[cfg(feature = "mp4")]
+mod boxes;
+#[cfg(feature = "gif")]
+mod gif;
+#[cfg(feature = "mp4")]
+mod mp4;
+#[cfg(feature = "gif")]
+mod palette;
+#[cfg(any(feature = "png", feature = "apng"))]
+mod png;
+#[cfg(feature = "png")]
+mod sequence;
+#[cfg(feature = "webp")]
+mod webp;
+
+use std::io;
+use std::path::{Path, PathBuf};
+
+pub use clip::ClipInfo;
+pub use metadata::Metadata;
+
+use crate::media::{FrameSink, RgbImage};
+use crate::{Error, Result};
+use target::{Draft, Target};
+
+/// What the frames become.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub enum Format {
+    /// A GIF with one palette.
+    Gif,
+    /// A lossless animated WebP.
+    Webp,
+    /// An animated PNG.
+    Apng,
+    /// One PNG a frame.
+    Png,
+    /// H.264 in MP4.
+    Mp4,
+    /// Raw YUV with a one-line header.
+    Y4m,
+}
+
+/// What may happen to a file that is already there.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Existing {
+    /// It is kept, and the request refused.
+    #[default]
+    Refuse,
+    /// It is replaced once the new one is complete.
+    Replace,
+}
+
+impl Format {
+    /// Every format.
+    pub const ALL: &[Self] = &[Self::Gif, Self::Webp, Self::Apng, Self::Png, Self::Mp4, Self::Y4m];
+
+    /// The format that the name of an output asks for.
+    pub fn from_path(path: &Path) -> Result<Self> {
+        if path.as_os_str() == "-" {
+            return Ok(Self::Y4m);
+        }
+        let extension = path.extension().map(|e| e.to_string_lossy().to_ascii_lowercase());
+        let is_numbered = target::Pattern::parse(path)?.is_some();
+        match (extension.as_deref(), is_numbered) {
+            (Some("png"), true) => Ok(Self::Png),
+            (Some("png"), false) => Ok(Self::Apng),
+            (_, true) => Err(Error::request(
+                "output",
+                format!("`{}`: only png files can be numbered", path.display()),
+            )),
+            (Some("gif"), _) => Ok(Self::Gif),
+            (Some("webp"), _) => Ok(Self::Webp),
+            (Some("mp4"), _) => Ok(Self::Mp4),
+            (Some("y4m"), _) => Ok(Self::Y4m),
+            _ => Err(Error::request(
+                "output",
+                format!(
+                    "`{}` has none of the known endings .gif .webp .png .mp4 .y4m",
+                    path.display()
+                ),
+            )
+            .with_hint("name_%03d.png writes one file a frame, - writes y4m to standard output")),
+        }
+    }
+
+    /// The name, as printed.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Gif => "gif",
+            Self::Webp => "webp",
+            Self::Apng => "apng",
+            Self::Png => "png",
+            Self::Mp4 => "mp4",
+            Self::Y4m => "y4m",
+        }
+    }
+
+    /// Whether this build can write it.
+    pub fn is_available(self) -> bool {
+        match self {
+            Self::Gif => cfg!(feature = "gif"),
+            Self::Webp => cfg!(feature = "webp"),
+            Self::Apng => cfg!(feature = "apng"),
+            Self::Png => cfg!(feature = "png"),
+            Self::Mp4 => cfg!(feature = "mp4"),
+            Self::Y4m => true,
+        }
+    }
+
+    /// Checks that a clip of this size and rate can be written at all.
+    pub fn check_clip(self, clip: &ClipInfo) -> Result<()> {
+        clip.check()?;
+        let (least, most) = match self {
+            Self::Gif => (1, 65_535),
+            Self::Webp => (1, 16_384),
+            Self::Mp4 => (16, 3840),
+            Self::Apng | Self::Png | Self::Y4m => (1, 1 << 24),
+        };
+        let ClipInfo { width, height, fps, .. } = *clip;
+        let (short, long) = (width.min(height), width.max(height));
+        if short < least || long > most || (self == Self::Mp4 && short > 2160) {
+            let range = if self == Self::Mp4 {
+                "16 by 16 to 3840 by 2160".to_owned()
+            } else {
+                format!("{least} to {most} a side")
+            };
+            return Err(Error::request(
+                "output",
+                format!("{} holds pictures of {range}, got {width} by {height}", self.name()),
+            )
+            .with_hint("png and y4m take any size"));
+        }
+        if self == Self::Gif && fps > 50.0 {
+            return Err(Error::request(
+                "fps",
+                format!("browsers play a gif at no more than 50 frames a second, got {fps}"),
+            )
+            .with_hint("webp, png and mp4 can be faster"));
+        }
+        Ok(())
+    }
+
+    /// Whether this build can write it, as an error.
+    fn need(self) -> Result<()> {
+        if self.is_available() { Ok(()) } else { Err(Error::Feature { feature: self.name() }) }
+    }
+}
+
+/// Checks, before any work, that an output can be written: its name, its folder, and what is there.
+pub fn check(path: &Path, existing: Existing) -> Result<Format> {
+    let format = Format::from_path(path)?;
+    format.need()?;
+    Target::resolve(path, format, existing)?.probe()?;
+    Ok(format)
+}
+
+/// Opens an output for the frames of one clip.
+pub fn open(
+    path: &Path,
+    clip: &ClipInfo,
+    metadata: &Metadata,
+    existing: Existing,
+) -> Result<Box<dyn FrameSink + Send>> {
+    let format = Format::from_path(path)?;
+    format.need()?;
+    format.check_clip(clip)?;
+    let target = Target::resolve(path, format, existing)?;
+    let metadata = &metadata.printable();
+    match format {
+        #[cfg(feature = "gif")]
+        Format::Gif => {
+            let folder = target.folder().to_path_buf();
+            single(target, clip, |file| gif::Gif::new(file, clip, metadata, &folder))
+        }
+        #[cfg(feature = "webp")]
+        Format::Webp => single(target, clip, |file| webp::Webp::new(file, clip, metadata)),
+        #[cfg(feature = "apng")]
+        Format::Apng => single(target, clip, |file| apng::Apng::new(file, clip, metadata)),
+        #[cfg(feature = "png")]
+        Format::Png => Ok(Box::new(sequence::Sequence::new(target, clip, metadata)?)),
+        #[cfg(feature = "mp4")]
+        Format::Mp4 => single(target, clip, |file| mp4::Mp4::new(file, clip, metadata)),
+        Format::Y4m => single(target, clip, |file| y4m::Y4m::new(file, clip)),
+        #[allow(unreachable_patterns)]
+        _ => Err(Error::Feature { feature: format.name() }),
+    }
+}
+
+/// Puts an encoder between the frames and a new draft of the target.
+fn single<E: Encode<Draft> + 'static>(
+    target: Target,
+    clip: &ClipInfo,
+    start: impl FnOnce(Draft) -> Result<E, Fault>,
+) -> Result<Box<dyn FrameSink + Send>> {
+    let path = target.path().to_path_buf();
+    let draft = target.draft()?;
+    let encoder = start(draft).map_err(|fault| fault.of(E::NAME, &path))?;
+    Ok(Box::new(Single { encoder, path, clip: *clip, seen: 0 }))
+}
+
+/// An encoder of one stream of bytes.
+trait Encode<W>: Send {
+    /// The format's name, for messages.
+    const NAME: &'static str;
+
+    /// Takes a frame of the announced size.
+    fn frame(&mut self, frame: &RgbImage) -> Result<(), Fault>;
+
+    /// Writes what is left and gives the sink back. Exactly the announced number of frames came before.
+    fn finish(self) -> Result<W, Fault>;
+}
+
+/// A [`FrameSink`] that holds an encoder to what was announced and its file to the last step.
+#[derive(Debug)]
+struct Single<E> {
+    encoder: E,
+    path: PathBuf,
+    clip: ClipInfo,
+    seen: usize,
+}
+
+impl<E: Encode<Draft>> FrameSink for Single<E> {
+    fn frame(&mut self, frame: &RgbImage) -> Result<()> {
+        self.clip.check_frame(frame, self.seen, E::NAME)?;
+        self.encoder.frame(frame).map_err(|fault| fault.of(E::NAME, &self.path))?;
+        self.seen += 1;
+        Ok(())
+    }
+
+    fn finish(self: Box<Self>) -> Result<()> {
+        self.clip.check_end(self.seen, E::NAME)?;
+        let Self { encoder, path, .. } = *self;
+        encoder.finish().map_err(|fault| fault.of(E::NAME, &path))?.commit()
+    }
+}
+
+/// What stopped an encoder.
+#[derive(Debug)]
+enum Fault {
+    /// The bytes could not be written.
+    Io(io::Error),
+    /// The codec refused.
+    Codec(String),
+}
+
+impl From<io::Error> for Fault {
+    fn from(error: io::Error) -> Self {
+        Self::Io(error)
+    }
+}
+
+impl Fault {
+    fn of(self, format: &'static str, path: &Path) -> Error {
+        match self {
+            Self::Io(source) => file_error(path, source),
+            Self::Codec(reason) => Error::Encode { format, reason },
+        }
+    }
+}
+
+/// What the system said about the output, with advice where the disk is full.
+fn file_error(path: &Path, source: io::Error) -> Error {
+    let is_full = matches!(
+        source.kind(),
+        io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded | io::ErrorKind::FileTooLarge
+    );
+    let error = Error::file(path)(source);
+    if is_full { error.with_hint("free some space or choose another folder") } else { error }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::io::{Cursor, Seek, SeekFrom, Write};
+
+    /// A sink that holds so many bytes and then is a full disk.
+    #[derive(Debug, Default)]
+    struct Disk {
+        bytes: Cursor<Vec<u8>>,
+        room: usize,
+    }
+
+    impl Write for Disk {
+        fn write(&mut self, data: &[u8]) -> io::Result<usize> {
+            if self.bytes.position() as usize + data.len() > self.room {
+                return Err(io::ErrorKind::StorageFull.into());
+            }
+            self.bytes.write(data)
+        }
+
+        fn flush(&mut self) -> io::Result<()> {
+            Ok(())
+        }
+    }
+
+    impl Seek for Disk {
+        fn seek(&mut self, to: SeekFrom) -> io::Result<u64> {
+            self.bytes.seek(to)
+        }
+    }
+
+    const CLIP: ClipInfo = ClipInfo { width: 24, height: 16, frames: 3, fps: 8.0 };
+
+    fn noise(index: usize) -> RgbImage {
+        let mut state = index as u32 + 1;
+        RgbImage::from_fn(CLIP.width, CLIP.height, |_, _| {
+            state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
+            image::Rgb([(state >> 24) as u8, (state >> 16) as u8, (state >> 8) as u8])
+        })
+    }
+
+    fn run<E: Encode<Disk>>(
+        room: usize,
+        start: impl FnOnce(Disk) -> Result<E, Fault>,
+    ) -> Result<usize, Fault> {
+        let mut encoder = start(Disk { room, ..Disk::default() })?;
+        for index in 0..CLIP.frames {
+            encoder.frame(&noise(index))?;
+        }
+        Ok(encoder.finish()?.bytes.into_inner().len())
+    }
+
+    /// Wherever the disk ends, the encoder says so: it neither panics nor succeeds.
+    fn fails_on_a_full_disk<E: Encode<Disk>>(start: impl Fn(Disk) -> Result<E, Fault>) {
+        let size = run(usize::MAX, &start).unwrap();
+        for room in [0, 1, 40, size / 3, size / 2, size - 1] {
+            match run(room, &start) {
+                Err(Fault::Io(error)) => assert_eq!(error.kind(), io::ErrorKind::StorageFull),
+                other => panic!("{}: {room} of {size} bytes: {other:?}", E::NAME),
+            }
+        }
+        assert_eq!(run(size, &start).unwrap(), size);
+    }
+
+    fn texts() -> Metadata {
+        Metadata { request_json: r#"{"seed":1}"#.into(), parameters: "a cat".into() }
+    }
+
+    #[test]
+    fn y4m_reports_a_full_disk() {
+        fails_on_a_full_disk(|disk| y4m::Y4m::new(disk, &CLIP));
+    }
+
+    #[cfg(feature = "gif")]
+    #[test]
+    fn gif_reports_a_full_disk() {
+        let folder = std::env::temp_dir();
+        fails_on_a_full_disk(|disk| gif::Gif::new(disk, &CLIP, &texts(), &folder));
+    }
+
+    #[cfg(feature = "webp")]
+    #[test]
+    fn webp_reports_a_full_disk() {
+        fails_on_a_full_disk(|disk| webp::Webp::new(disk, &CLIP, &texts()));
+    }
+
+    #[cfg(feature = "apng")]
+    #[test]
+    fn apng_reports_a_full_disk() {
+        fails_on_a_full_disk(|disk| apng::Apng::new(disk, &CLIP, &texts()));
+    }
+
+    #[cfg(feature = "mp4")]
+    #[test]
+    fn mp4_reports_a_full_disk() {
+        fails_on_a_full_disk(|disk| mp4::Mp4::new(disk, &CLIP, &texts()));
+    }
+
+    #[test]
+    fn a_full_disk_names_the_file_and_gives_advice() {
+        let error = Fault::Io(io::ErrorKind::StorageFull.into()).of("gif", Path::new("clip.gif"));
+        assert!(error.to_string().starts_with("clip.gif: "), "{error}");
+        assert!(error.hint().is_some());
+    }
+}

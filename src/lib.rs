@@ -19,6 +19,7 @@
 pub mod adapters;
 pub mod device;
 pub mod error;
+#[cfg(feature = "hub")]
 pub mod hub;
 pub mod kernels;
 pub mod media;
@@ -34,7 +35,5 @@ pub mod weights;
 
 #[cfg(feature = "cli")]
 pub mod cli;
-#[cfg(feature = "hub")]
-pub mod hub;
 
 pub use error::{Error, ErrorKind, Result};

@@ -12,6 +12,8 @@ mod clip;
 mod hub;
 /// Fast kernels against their plain references.
 mod kernels;
+/// Every spelling of a LoRA.
+mod lora;
 /// Encoders: what is written is read again by other people's decoders.
 mod output;
 /// Whole runs.
@@ -29,3 +31,5 @@ mod tokenizer;
 mod unet;
 /// The autoencoders.
 mod vae;
+/// Every layout of weight files, and attacks on them.
+mod weights;

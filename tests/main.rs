@@ -5,6 +5,12 @@
 
 /// The floors of the house.
 mod architecture;
+/// Hostile files and impossible requests, given to the real program.
+#[cfg(feature = "cli")]
+mod attacks;
+/// The real program, as people and scripts run it.
+#[cfg(feature = "cli")]
+mod cli;
 /// The text encoder.
 mod clip;
 /// Published models and the hub, against a server on loopback.

@@ -65,6 +65,10 @@ pub(super) fn make(
     // Everything that can fail without a network fails before one is loaded.
     job.request.validate()?;
     let format = output::check(target.path, target.existing)?;
+    if reporting.json && target.path.as_os_str() == "-" {
+        let reason = "standard output is taken by the video";
+        return Err(Error::request("json", reason).with_hint("--progress json tells all on stderr"));
+    }
     if let Some(path) = target.tensors {
         tensors::check_output(path, target.existing)?;
     }

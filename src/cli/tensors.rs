@@ -51,14 +51,22 @@ pub(super) fn check_output(path: &Path, existing: Existing) -> Result<()> {
         let error = Error::request(field, format!("{} exists already", path.display()));
         return Err(error.with_hint("-y overwrites it"));
     }
+    let folder = folder_of(path);
+    // Only trying tells whether something can be written there.
+    if let Err(error) = tempfile::tempfile_in(folder) {
+        let reason = format!("cannot write to {}: {error}", folder.display());
+        return Err(Error::request(field, reason));
+    }
     Ok(())
+}
+
+fn folder_of(path: &Path) -> &Path {
+    path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."))
 }
 
 /// Writes the file whole or not at all.
 pub(super) fn write(path: &Path, tensors: &BTreeMap<String, Tensor>) -> Result<()> {
-    let folder = path.parent().filter(|parent| !parent.as_os_str().is_empty());
-    let folder = folder.unwrap_or(Path::new("."));
-    let draft = tempfile::NamedTempFile::new_in(folder).map_err(Error::file(path))?;
+    let draft = tempfile::NamedTempFile::new_in(folder_of(path)).map_err(Error::file(path))?;
     safetensors::serialize_to_file(tensors, None, draft.path())
         .map_err(|e| Error::Encode { format: "safetensors", reason: e.to_string() })?;
     draft.persist(path).map_err(|e| Error::file(path)(e.error))?;

@@ -4,7 +4,10 @@
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
 mod architecture;
+#[cfg(feature = "cli")]
+mod bench;
 mod clip;
+mod full_size;
 mod kernels;
 mod rng;
 mod sampler;

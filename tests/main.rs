@@ -8,11 +8,16 @@ mod architecture;
 /// Hostile files and impossible requests, given to the real program.
 #[cfg(feature = "cli")]
 mod attacks;
+/// What `bench` prints.
+#[cfg(feature = "cli")]
+mod bench;
 /// The real program, as people and scripts run it.
 #[cfg(feature = "cli")]
 mod cli;
 /// The text encoder.
 mod clip;
+/// Published sizes: names lists always, whole passes when asked.
+mod full_size;
 /// Published models and the hub, against a server on loopback.
 #[cfg(feature = "hub")]
 mod hub;

@@ -8,16 +8,23 @@ mod architecture;
 /// Hostile files and impossible requests, given to the real program.
 #[cfg(feature = "cli")]
 mod attacks;
+/// What `bench` prints.
+#[cfg(feature = "cli")]
+mod bench;
 /// The real program, as people and scripts run it.
 #[cfg(feature = "cli")]
 mod cli;
 /// The text encoder.
 mod clip;
+/// Published sizes: names lists always, whole passes when asked.
+mod full_size;
 /// Published models and the hub, against a server on loopback.
 #[cfg(feature = "hub")]
 mod hub;
 /// Fast kernels against their plain references.
 mod kernels;
+/// Every spelling of a LoRA.
+mod lora;
 /// Encoders: what is written is read again by other people's decoders.
 mod output;
 /// Whole runs.
@@ -35,3 +42,5 @@ mod tokenizer;
 mod unet;
 /// The autoencoders.
 mod vae;
+/// Every layout of weight files, and attacks on them.
+mod weights;

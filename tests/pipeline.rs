@@ -239,8 +239,8 @@ fn loras_in_every_naming_equal_diffusers() {
 #[test]
 fn half_precision_runs_stay_within_their_measured_error() {
     let want = case("official_nocfg")["frames"].squeeze(0).unwrap();
-    // Measured relative L2 of frames on the CPU; a random network magnifies errors over four steps.
-    for (dtype, tolerance) in [(DtypeChoice::F16, 5e-3), (DtypeChoice::Bf16, 5e-2)] {
+    // Measured on the CPU, relative L2 of frames: 4.8e-4 and 5.0e-3; the tolerances leave half as much again.
+    for (dtype, tolerance) in [(DtypeChoice::F16, 7e-4), (DtypeChoice::Bf16, 7.5e-3)] {
         let (got, _) = run_in(dtype, &tiny_files(), &tiny_request(), tiny_tensors()).unwrap();
         let error = relative_l2(&got["frames"], &want);
         assert!(error < tolerance, "{dtype:?}: {error:e}");

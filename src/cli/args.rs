@@ -30,6 +30,8 @@ pub(super) enum Command {
     Inspect(InspectArgs),
     /// Make a clip again from its own metadata.
     Replay(ReplayArgs),
+    /// Measure speed and memory.
+    Bench(Box<super::bench::BenchArgs>),
     /// List, download, check and remove published models.
     #[cfg(feature = "hub")]
     Models(super::models::ModelsArgs),

@@ -190,7 +190,7 @@ fn set_some<T: Clone>(slot: &mut Option<T>, value: Option<&T>) {
     }
 }
 
-fn spec(flags: &ModelFlags, spec: &mut Spec) {
+pub(super) fn spec(flags: &ModelFlags, spec: &mut Spec) {
     set_some(&mut spec.model, flags.model.as_ref());
     set_some(&mut spec.model_config, flags.model_config.as_ref());
     set_some(&mut spec.checkpoint, flags.checkpoint.as_ref());

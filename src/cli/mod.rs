@@ -3,6 +3,7 @@
 //! Results go to stdout, everything else to stderr.
 
 mod args;
+mod bench;
 mod generate;
 mod inspect;
 #[cfg(feature = "hub")]
@@ -69,6 +70,7 @@ fn run(cli: Cli, interrupted: &Arc<AtomicBool>) -> Result<()> {
         Command::Generate(args) => generate::run(&args, interrupted),
         Command::Replay(args) => replay::run(&args, interrupted),
         Command::Inspect(args) => inspect::run(&args),
+        Command::Bench(args) => bench::run(&args, interrupted),
         #[cfg(feature = "hub")]
         Command::Models(args) => {
             let context = models::Context { offline: false, quiet: false, interrupted };

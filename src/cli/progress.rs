@@ -170,6 +170,6 @@ impl Listener for Progress {
 }
 
 /// A line on stderr. That nobody reads it is no error.
-fn line(text: &str) {
+pub(super) fn line(text: &str) {
     let _ = std::io::stderr().write_all(format!("{text}\n").as_bytes());
 }

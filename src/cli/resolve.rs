@@ -210,7 +210,7 @@ fn folder(field: &'static str, word: &str) -> Result<PathBuf> {
 /// Whether a base model brings motion modules along.
 fn has_motion(base: &Base) -> Result<bool> {
     Ok(match base {
-        Base::Embedded => true,
+        Base::Embedded | Base::Random(_) => true,
         Base::Folder(folder) => {
             let config = std::fs::read_to_string(folder.join("unet").join("config.json"));
             folder.join("motion_adapter").is_dir()

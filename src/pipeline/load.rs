@@ -2,12 +2,15 @@
 
 mod sizes;
 
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
+use std::str::FromStr;
 
 use candle_core::{DType, Device};
 use serde::de::DeserializeOwned;
 
 use super::embedded::Embedded;
+use super::flops::{self, ClipSize, UNetWork, Work};
 use super::request::Request;
 use crate::adapters::lora::{Lora, LoraOptions, LoraReport, LoraScale};
 use crate::models::clip::{TextConfig, TextEncoder};
@@ -17,7 +20,7 @@ use crate::models::vae::{AutoencoderKl, AutoencoderTiny, TinyVaeConfig, Vae, Vae
 use crate::schedule::{self, NoiseSchedule, Prediction};
 use crate::text::TextModel;
 use crate::text::tokenizer::Tokenizer;
-use crate::weights::{Checkpoint, Component, LoadReport, PatchStack, Source};
+use crate::weights::{Checkpoint, Component, LoadReport, PatchStack, Source, random};
 use crate::{Error, Result};
 
 /// The base model.
@@ -29,6 +32,34 @@ pub enum Base {
     Folder(PathBuf),
     /// One file with UNet and perhaps VAE and text encoder.
     File(PathBuf),
+    /// No file: weights drawn by [`random`](crate::weights::random), to measure time and memory with.
+    Random(Preset),
+}
+
+/// The sizes of a model without files.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Preset {
+    /// Stable Diffusion 1.5 with AnimateLCM's motion modules.
+    Sd15,
+}
+
+impl FromStr for Preset {
+    type Err = Error;
+
+    fn from_str(name: &str) -> Result<Self> {
+        match name {
+            "sd15" => Ok(Self::Sd15),
+            _ => Err(Error::request("random-weights", format!("`{name}` is not `sd15`"))),
+        }
+    }
+}
+
+impl std::fmt::Display for Preset {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            Self::Sd15 => "sd15",
+        })
+    }
 }
 
 /// Where everything is: names already turned into local files.
@@ -97,6 +128,8 @@ impl Files {
 pub struct Models {
     base: Base,
     checkpoint: Checkpoint,
+    /// How many numbers each component has, where they are drawn and not in `checkpoint`.
+    drawn: Option<BTreeMap<Component, u64>>,
     patches: PatchStack,
     loras: Vec<Source>,
     adapters: Vec<LoraReport>,
@@ -112,6 +145,15 @@ enum VaeSizes {
     Tiny(TinyVaeConfig),
 }
 
+impl VaeSizes {
+    fn build(&self, vb: &candle_nn::VarBuilder) -> Result<Vae> {
+        Ok(match self {
+            Self::Kl(config) => Vae::Kl(Box::new(AutoencoderKl::decoder_only(config, vb)?)),
+            Self::Tiny(config) => Vae::Tiny(Box::new(AutoencoderTiny::new(config, vb)?)),
+        })
+    }
+}
+
 impl Models {
     /// Opens all files, checks their names, and reads the configurations.
     ///
@@ -119,6 +161,9 @@ impl Models {
     ///
     /// When a file is missing, broken, or not what it is used as.
     pub fn open(files: &Files) -> Result<Self> {
+        if let Base::Random(preset) = files.base {
+            return Self::random(preset, files);
+        }
         let configs = Configs { base: &files.base, extra: files.config.as_deref() };
         let mut checkpoint = Checkpoint::new();
         match &files.base {
@@ -136,6 +181,7 @@ impl Models {
                 checkpoint.add_component(Component::Text, &source)?;
             }
             Base::File(file) => checkpoint.add_single_file(&Source::from(file.clone()))?,
+            Base::Random(_) => {}
         }
         if let Some(file) = &files.checkpoint {
             checkpoint.add_single_file(&Source::from(file.clone()))?;
@@ -195,6 +241,7 @@ impl Models {
         Ok(Self {
             base: files.base.clone(),
             checkpoint,
+            drawn: None,
             patches,
             adapters,
             loras: files.loras.iter().map(|lora| lora.source.clone()).collect(),
@@ -203,6 +250,46 @@ impl Models {
             text,
             scheduler,
         })
+    }
+
+    /// Networks of a preset's sizes; their weights are drawn when they are built.
+    fn random(preset: Preset, files: &Files) -> Result<Self> {
+        let is_alone = files.config.is_none()
+            && files.checkpoint.is_none()
+            && files.vae.is_none()
+            && files.loras.is_empty()
+            && !matches!(files.motion, Motion::File(_));
+        if !is_alone {
+            let reason = "random weights cannot be mixed with those of files";
+            return Err(Error::request("random-weights", reason));
+        }
+        let mut models = match preset {
+            Preset::Sd15 => Self {
+                base: files.base.clone(),
+                checkpoint: Checkpoint::new(),
+                drawn: None,
+                patches: PatchStack::new(),
+                loras: vec![],
+                adapters: vec![],
+                unet: UNetConfig::sd15(),
+                vae: VaeSizes::Kl(VaeConfig::default()),
+                text: TextConfig::default(),
+                scheduler: schedule::Config::default(),
+            },
+        };
+        models.unet.motion = (files.motion == Motion::Base).then(MotionConfig::default);
+        let count = |shapes: BTreeMap<String, Vec<usize>>| -> u64 {
+            shapes.values().map(|shape| shape.iter().product::<usize>() as u64).sum()
+        };
+        let unet = random::inventory(|vb| UNet::new(&models.unet, &vb))?;
+        let vae = random::inventory(|vb| models.vae.build(&vb))?;
+        let text = random::inventory(|vb| TextEncoder::new(&models.text, &vb))?;
+        models.drawn = Some(BTreeMap::from([
+            (Component::UNet, count(unet)),
+            (Component::Vae, count(vae)),
+            (Component::Text, count(text)),
+        ]));
+        Ok(models)
     }
 
     /// All files that weights come from.
@@ -295,7 +382,32 @@ impl Models {
         self.bytes(Component::Vae, dtype)
     }
 
+    /// One pass of the UNet over a clip of `frames` frames of `size` (width, height) in pixels.
+    pub fn unet_work(&self, frames: usize, size: (usize, usize)) -> UNetWork {
+        let (width, height) = (size.0 / self.factor(), size.1 / self.factor());
+        let tokens = self.text.max_position_embeddings;
+        flops::unet(&self.unet, ClipSize { frames, height, width, tokens })
+    }
+
+    /// Decoding of `frames` frames of `size` (width, height) in pixels.
+    pub fn decoder_work(&self, frames: usize, size: (usize, usize)) -> Work {
+        let (width, height) = (size.0 / self.factor(), size.1 / self.factor());
+        let frame = match &self.vae {
+            VaeSizes::Kl(config) => flops::decoder(config, height, width),
+            VaeSizes::Tiny(config) => flops::tiny_decoder(config, height, width),
+        };
+        frame * frames
+    }
+
+    /// Encoding of one prompt.
+    pub fn text_work(&self) -> Work {
+        flops::text(&self.text)
+    }
+
     fn bytes(&self, component: Component, dtype: DType) -> u64 {
+        if let Some(drawn) = &self.drawn {
+            return drawn.get(&component).copied().unwrap_or(0) * dtype.size_in_bytes() as u64;
+        }
         let size = |name| {
             let shape = self.checkpoint.shape_of(component, name).unwrap_or_default();
             shape.iter().map(|d| *d as u64).product::<u64>()
@@ -317,7 +429,7 @@ impl Models {
             Base::Folder(folder) if folder.join("tokenizer").is_dir() => {
                 Tokenizer::open(&folder.join("tokenizer"))?
             }
-            Base::Folder(_) | Base::File(_) => Tokenizer::clip()?,
+            Base::Folder(_) | Base::File(_) | Base::Random(_) => Tokenizer::clip()?,
         };
         if tokenizer.vocab_size() > self.text.vocab_size {
             return Err(Error::Weights {
@@ -339,14 +451,7 @@ impl Models {
 
     /// Builds the autoencoder.
     pub fn vae(&self, dtype: DType, device: &Device) -> Result<(Vae, LoadReport)> {
-        self.build(Component::Vae, dtype, device, |vb| {
-            Ok(match &self.vae {
-                VaeSizes::Kl(config) => {
-                    Vae::Kl(Box::new(AutoencoderKl::decoder_only(config, &vb)?))
-                }
-                VaeSizes::Tiny(config) => Vae::Tiny(Box::new(AutoencoderTiny::new(config, &vb)?)),
-            })
-        })
+        self.build(Component::Vae, dtype, device, |vb| self.vae.build(&vb))
     }
 
     fn build<T>(
@@ -356,6 +461,9 @@ impl Models {
         device: &Device,
         model: impl FnOnce(candle_nn::VarBuilder<'static>) -> Result<T>,
     ) -> Result<(T, LoadReport)> {
+        if self.drawn.is_some() {
+            return random::build(component, dtype, device, model);
+        }
         self.checkpoint.build(component, dtype, device, &self.patches, model)
     }
 }
@@ -365,6 +473,7 @@ impl std::fmt::Display for Base {
         match self {
             Self::Embedded => f.write_str("the embedded model"),
             Self::Folder(path) | Self::File(path) => write!(f, "{}", path.display()),
+            Self::Random(preset) => write!(f, "random weights of {preset}"),
         }
     }
 }
@@ -397,7 +506,7 @@ fn add_motion(checkpoint: &mut Checkpoint, files: &Files) -> Result<Option<PathB
             // A saved motion UNet has its modules and their sizes in `unet/`.
             Ok(Some(folder.join("unet")))
         }
-        (Motion::Base, Base::File(_)) => Ok(None),
+        (Motion::Base, Base::File(_) | Base::Random(_)) => Ok(None),
     }
 }
 
@@ -472,7 +581,7 @@ impl Configs<'_> {
                 .map(|json| parse_json(Path::new(part), json.as_bytes()))
                 .transpose(),
             Base::Folder(folder) => read_json(&folder.join(part).join(file)),
-            Base::File(_) => Ok(None),
+            Base::File(_) | Base::Random(_) => Ok(None),
         }
     }
 }

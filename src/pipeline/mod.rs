@@ -4,6 +4,7 @@
 
 pub mod denoiser;
 mod embedded;
+pub mod flops;
 pub mod load;
 pub mod memory;
 pub mod request;
@@ -252,6 +253,13 @@ impl Pipeline {
         decoded
     }
 
+    /// Loads all parts now instead of when they are needed. With [`Residency::KeepAll`] they then stay.
+    pub fn load(&mut self, listener: &mut dyn Listener) -> Result<()> {
+        self.load_text(listener)?;
+        self.load_vae(listener)?;
+        self.load_unet(listener)
+    }
+
     /// The states of the prompt and, with guidance, of the negative prompt.
     fn encode(
         &mut self,
@@ -259,14 +267,9 @@ impl Pipeline {
         tensors: &mut Tensors,
         listener: &mut dyn Listener,
     ) -> Result<(Tensor, Option<Tensor>)> {
-        let text = match self.text.take() {
-            Some(text) => text,
-            None => {
-                listener.event(Event::Load { part: "text", bytes: self.models.text_bytes() })?;
-                let (text, report) = self.models.text(self.precision.text, &self.device)?;
-                listener.event(Event::Report { report })?;
-                text
-            }
+        self.load_text(listener)?;
+        let Some(text) = self.text.take() else {
+            return Err(Error::Missing { name: "text".into(), reason: "was not loaded".into() });
         };
         let mut encode = |name: &str, prompt: &str| {
             let encoded = text.encode(prompt, request.clip_skip)?;
@@ -290,6 +293,16 @@ impl Pipeline {
             self.text = Some(text);
         }
         Ok((context, negative))
+    }
+
+    fn load_text(&mut self, listener: &mut dyn Listener) -> Result<()> {
+        if self.text.is_none() {
+            listener.event(Event::Load { part: "text", bytes: self.models.text_bytes() })?;
+            let (text, report) = self.models.text(self.precision.text, &self.device)?;
+            listener.event(Event::Report { report })?;
+            self.text = Some(text);
+        }
+        Ok(())
     }
 
     fn load_unet(&mut self, listener: &mut dyn Listener) -> Result<()> {

@@ -28,6 +28,7 @@ mod digest;
 mod folder;
 mod format;
 mod patch;
+pub mod random;
 mod report;
 
 use std::collections::{BTreeMap, BTreeSet};

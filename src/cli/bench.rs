@@ -1,0 +1,331 @@
+//! `animatelcm bench`: how fast, and in how much memory.
+//!
+//! Whole clips are made, and their events timed: what is measured is what `generate` does, loading and encoding of
+//! files aside. The device is waited for before every reading of the clock.
+
+mod process;
+mod report;
+mod summary;
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Instant;
+
+use candle_core::Device;
+use clap::Args;
+
+use self::process::{Command, peak, reset_peak};
+use self::report::{Part, Report, Settings, Versions};
+use self::summary::Summary;
+use super::args::ModelFlags;
+use super::resolve::{self, Names};
+use super::{generate, print, to_json};
+use crate::device::Precision;
+use crate::media::{FrameSink, RgbImage};
+use crate::pipeline::load::{Base, Files, Models, Motion, Preset};
+use crate::pipeline::request::{Job, Request, Spec};
+use crate::pipeline::{Event, Pipeline, Residency, Tensors};
+use crate::{Error, Result};
+
+/// The arguments of `animatelcm bench`.
+#[derive(Debug, Args)]
+pub(super) struct BenchArgs {
+    #[command(flatten)]
+    models: ModelFlags,
+    /// No files: the sizes of a published model, with random weights.
+    #[arg(long, value_name = "sd15", help_heading = "Models")]
+    #[arg(conflicts_with_all = ["model", "model_config", "checkpoint", "vae", "lcm_lora", "lora"])]
+    random_weights: Option<Preset>,
+
+    /// Width in pixels [default: the model's own].
+    #[arg(short = 'W', long, value_name = "PIXELS", help_heading = "Clip")]
+    width: Option<usize>,
+    /// Height in pixels [default: the model's own].
+    #[arg(short = 'H', long, value_name = "PIXELS", help_heading = "Clip")]
+    height: Option<usize>,
+    /// Number of frames [default: 16].
+    #[arg(short, long, value_name = "N", help_heading = "Clip")]
+    frames: Option<usize>,
+    /// Denoising steps [default: 4].
+    #[arg(long, value_name = "N", help_heading = "Clip")]
+    steps: Option<usize>,
+    /// Classifier-free guidance; none at 1 or below [default: 1].
+    #[arg(long, value_name = "SCALE", help_heading = "Clip")]
+    cfg_scale: Option<f64>,
+
+    /// Clips that are timed.
+    #[arg(long, value_name = "N", default_value_t = 5, value_parser = at_least_one, help_heading = "Measuring")]
+    repeats: usize,
+    /// Clips that are made first and not timed.
+    #[arg(long, value_name = "N", default_value_t = 1, help_heading = "Measuring")]
+    warmup: usize,
+    /// Do not time a fresh process from its start to its first finished clip.
+    #[arg(long, help_heading = "Measuring")]
+    no_cold_start: bool,
+    /// Print JSON instead of a table.
+    #[arg(long, help_heading = "Reporting")]
+    json: bool,
+    /// Say nothing on the way.
+    #[arg(short, long, help_heading = "Reporting")]
+    quiet: bool,
+}
+
+fn at_least_one(text: &str) -> std::result::Result<usize, String> {
+    match text.parse() {
+        Ok(0) => Err("must be at least 1".into()),
+        Ok(n) => Ok(n),
+        Err(error) => Err(format!("{error}")),
+    }
+}
+
+pub(super) fn run(args: &BenchArgs, interrupted: &Arc<AtomicBool>) -> Result<()> {
+    let report = measure(args, interrupted)?;
+    print(&if args.json { to_json(&report)? } else { report.table() })
+}
+
+fn measure(args: &BenchArgs, interrupted: &Arc<AtomicBool>) -> Result<Report> {
+    let names = Names::new(args.models.offline)?;
+    let job = job(args, &names)?;
+    job.request.validate()?;
+    let device = job.models.device.open()?;
+    let precision = Precision::new(job.models.dtype, &device);
+    let models = Models::open(&files(args, &job.models, &names)?)?;
+    let mut pipeline = Pipeline::new(models, device, precision, Residency::KeepAll);
+    let prepared = pipeline.prepare(&job.request)?;
+    let size = (prepared.width, prepared.height);
+    let notes = Notes { quiet: args.quiet, interrupted };
+
+    // First, while this process has nothing in memory yet.
+    let cold_start = if args.random_weights.is_some() || args.no_cold_start {
+        None
+    } else {
+        notes.say("cold start");
+        let command = Command { job: &job, offline: args.models.offline, interrupted };
+        Some(command.seconds_to_first_clip()?)
+    };
+
+    notes.say("loading");
+    let started = Instant::now();
+    pipeline.load(&mut |_: Event| notes.go_on())?;
+    pipeline.device().synchronize()?;
+    let load = started.elapsed().as_secs_f64();
+
+    let mut times = Times::default();
+    for i in 0..args.warmup {
+        notes.say(&format!("warm-up {}/{}", i + 1, args.warmup));
+        Stopwatch::new(pipeline.device(), &notes).clip(&mut pipeline, &job.request)?;
+    }
+    for i in 0..args.repeats {
+        notes.say(&format!("clip {}/{}", i + 1, args.repeats));
+        let watch = Stopwatch::new(pipeline.device(), &notes);
+        times.add(watch.clip(&mut pipeline, &job.request)?);
+    }
+
+    let models = pipeline.models();
+    let request = &job.request;
+    let passes = if request.is_guided() { 2 } else { 1 };
+    let step = models.unet_work(request.frames, size).total() * passes;
+    let decode = models.decoder_work(request.frames, size);
+    let text = models.text_work() * passes;
+    let clip = step * request.steps + decode + text;
+    let peaks = times.peaks;
+    let part = |times: &[f64], flops, peak| Part::new(Summary::of(times), flops, peak);
+    Ok(Report {
+        settings: Settings {
+            model: match (args.random_weights, &job.models.model) {
+                (Some(preset), _) => format!("random weights, {preset}"),
+                (None, Some(model)) => model.clone(),
+                (None, None) => "embedded".into(),
+            },
+            width: size.0,
+            height: size.1,
+            frames: request.frames,
+            steps: request.steps,
+            cfg_scale: request.cfg_scale,
+            sampler: request.sampler.to_string(),
+            dtype: precision.unet.as_str(),
+            vae_dtype: precision.vae.as_str(),
+            repeats: args.repeats,
+            warmup: args.warmup,
+            threads: rayon::current_num_threads(),
+        },
+        versions: Versions::current(),
+        device: report::device_name(pipeline.device()),
+        parameters: report::Parameters {
+            text: models.text_bytes() / 4,
+            unet: models.unet_bytes(precision.unet) / precision.unet.size_in_bytes() as u64,
+            vae: models.vae_bytes(precision.vae) / precision.vae.size_in_bytes() as u64,
+        },
+        cold_start_seconds: cold_start,
+        load_seconds: load,
+        text_encode: part(&times.text, text.flops(), peaks.text),
+        unet_step: part(&times.steps, step.flops(), peaks.steps),
+        decode: part(&times.decode, decode.flops(), peaks.decode),
+        clip: part(&times.clip, clip.flops(), peaks.whole()),
+        peak_memory_bytes: peaks.whole(),
+        estimated_memory_bytes: prepared.memory.total(prepared.guidance) + models.text_bytes(),
+    })
+}
+
+/// What `generate` would do for these flags.
+fn job(args: &BenchArgs, names: &Names) -> Result<Job> {
+    let mut job = Job::new(Spec::default(), Request::default());
+    generate::spec(&args.models, &mut job.models);
+    resolve::apply_defaults(names, &job.models, &mut job.request)?;
+    let request = &mut job.request;
+    request.prompt = "a corgi walking in the park, 4k".into();
+    request.negative_prompt = "blurry".into();
+    request.seed = Some(0);
+    request.width = args.width.or(request.width);
+    request.height = args.height.or(request.height);
+    request.frames = args.frames.unwrap_or(request.frames);
+    request.steps = args.steps.unwrap_or(request.steps);
+    request.cfg_scale = args.cfg_scale.unwrap_or(request.cfg_scale);
+    Ok(job)
+}
+
+fn files(args: &BenchArgs, spec: &Spec, names: &Names) -> Result<Files> {
+    let Some(preset) = args.random_weights else { return resolve::files(spec, names) };
+    let motion = match spec.motion.as_deref() {
+        None => Motion::Base,
+        Some("none") => Motion::None,
+        Some(file) => Motion::File(file.into()),
+    };
+    Ok(Files { motion, ..Files::new(Base::Random(preset)) })
+}
+
+/// Lines on stderr, and the ear for Ctrl-C.
+struct Notes<'a> {
+    quiet: bool,
+    interrupted: &'a AtomicBool,
+}
+
+impl Notes<'_> {
+    fn say(&self, text: &str) {
+        if !self.quiet {
+            super::progress::line(text);
+        }
+    }
+
+    fn go_on(&self) -> Result<()> {
+        if self.interrupted.load(Ordering::SeqCst) { Err(Error::Cancelled) } else { Ok(()) }
+    }
+}
+
+/// Seconds of one clip.
+#[derive(Debug, Default)]
+struct ClipTimes {
+    text: f64,
+    steps: Vec<f64>,
+    decode: f64,
+    clip: f64,
+    peaks: Peaks,
+}
+
+/// Peak memory of each part of a clip, in bytes, where the system tells it.
+#[derive(Clone, Copy, Debug, Default)]
+struct Peaks {
+    text: Option<u64>,
+    steps: Option<u64>,
+    decode: Option<u64>,
+}
+
+impl Peaks {
+    fn or_higher(self, other: Self) -> Self {
+        Self {
+            text: self.text.max(other.text),
+            steps: self.steps.max(other.steps),
+            decode: self.decode.max(other.decode),
+        }
+    }
+
+    fn whole(self) -> Option<u64> {
+        self.text.max(self.steps).max(self.decode)
+    }
+}
+
+/// Seconds of all clips.
+#[derive(Debug, Default)]
+struct Times {
+    text: Vec<f64>,
+    steps: Vec<f64>,
+    decode: Vec<f64>,
+    clip: Vec<f64>,
+    peaks: Peaks,
+}
+
+impl Times {
+    fn add(&mut self, clip: ClipTimes) {
+        self.text.push(clip.text);
+        self.steps.extend(clip.steps);
+        self.decode.push(clip.decode);
+        self.clip.push(clip.clip);
+        self.peaks = self.peaks.or_higher(clip.peaks);
+    }
+}
+
+/// Takes the times of one clip from its events.
+struct Stopwatch<'a> {
+    device: Device,
+    notes: &'a Notes<'a>,
+}
+
+impl<'a> Stopwatch<'a> {
+    fn new(device: &Device, notes: &'a Notes<'a>) -> Self {
+        Self { device: device.clone(), notes }
+    }
+
+    /// Makes a clip that nobody sees.
+    fn clip(&self, pipeline: &mut Pipeline, request: &Request) -> Result<ClipTimes> {
+        let mut times = ClipTimes::default();
+        self.device.synchronize()?;
+        reset_peak();
+        let started = Instant::now();
+        let mut mark = started;
+        let mut lap = || -> Result<f64> {
+            // Steps are only queued on a GPU: a step is over when the device says so.
+            self.device.synchronize()?;
+            let now = Instant::now();
+            let seconds = (now - mark).as_secs_f64();
+            mark = now;
+            Ok(seconds)
+        };
+        let steps = request.steps;
+        let mut listener = |event: Event| {
+            match event {
+                Event::Loaded => {
+                    times.text = lap()?;
+                    times.peaks.text = peak();
+                    reset_peak();
+                }
+                Event::Step { step, .. } => {
+                    times.steps.push(lap()?);
+                    if step == steps {
+                        times.peaks.steps = peak();
+                        reset_peak();
+                    }
+                }
+                Event::Decode { .. } => times.decode += lap()?,
+                _ => {}
+            }
+            self.notes.go_on()
+        };
+        pipeline.generate(request, &mut Tensors::default(), &mut listener, &mut Nowhere)?;
+        times.peaks.decode = peak();
+        times.clip = started.elapsed().as_secs_f64();
+        Ok(times)
+    }
+}
+
+/// Takes frames and forgets them.
+struct Nowhere;
+
+impl FrameSink for Nowhere {
+    fn frame(&mut self, _: &RgbImage) -> Result<()> {
+        Ok(())
+    }
+
+    fn finish(self: Box<Self>) -> Result<()> {
+        Ok(())
+    }
+}

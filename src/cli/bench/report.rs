@@ -1,0 +1,267 @@
+//! What came out, for people and for programs.
+
+use std::fmt::Write as _;
+
+use candle_core::Device;
+use serde::Serialize;
+
+use super::summary::Summary;
+use crate::error::Bytes;
+
+/// Everything that was measured, and under which circumstances.
+#[derive(Debug, Serialize)]
+pub(super) struct Report {
+    pub(super) settings: Settings,
+    pub(super) versions: Versions,
+    pub(super) device: String,
+    pub(super) parameters: Parameters,
+    /// From the start of a process to its first finished file; none without files.
+    pub(super) cold_start_seconds: Option<f64>,
+    pub(super) load_seconds: f64,
+    pub(super) text_encode: Part,
+    pub(super) unet_step: Part,
+    pub(super) decode: Part,
+    pub(super) clip: Part,
+    /// Of the process, with all parts in memory; none where the system does not tell it.
+    pub(super) peak_memory_bytes: Option<u64>,
+    /// What the check before a run expects for the same.
+    pub(super) estimated_memory_bytes: u64,
+}
+
+#[derive(Debug, Serialize)]
+pub(super) struct Settings {
+    pub(super) model: String,
+    pub(super) width: usize,
+    pub(super) height: usize,
+    pub(super) frames: usize,
+    pub(super) steps: usize,
+    pub(super) cfg_scale: f64,
+    pub(super) sampler: String,
+    pub(super) dtype: &'static str,
+    pub(super) vae_dtype: &'static str,
+    pub(super) repeats: usize,
+    pub(super) warmup: usize,
+    pub(super) threads: usize,
+}
+
+#[derive(Debug, Serialize)]
+pub(super) struct Versions {
+    pub(super) animatelcm: &'static str,
+    pub(super) candle: &'static str,
+    /// Operating system and processor family of the build.
+    pub(super) target: String,
+    /// Whether the program was built with optimisation for speed and without checks.
+    pub(super) profile: &'static str,
+}
+
+impl Versions {
+    pub(super) fn current() -> Self {
+        Self {
+            animatelcm: env!("CARGO_PKG_VERSION"),
+            candle: CANDLE,
+            target: format!("{}-{}", std::env::consts::ARCH, std::env::consts::OS),
+            profile: if cfg!(debug_assertions) { "debug" } else { "release" },
+        }
+    }
+}
+
+/// The version in `Cargo.toml`; cargo does not tell a crate the versions of its dependencies.
+const CANDLE: &str = "0.11.1";
+
+/// How many numbers the networks consist of.
+#[derive(Debug, Serialize)]
+pub(super) struct Parameters {
+    pub(super) text: u64,
+    pub(super) unet: u64,
+    pub(super) vae: u64,
+}
+
+/// One part of the work.
+#[derive(Debug, Serialize)]
+pub(super) struct Part {
+    pub(super) seconds: Summary,
+    /// 10⁹ additions and multiplications in convolutions, linear layers and attention.
+    pub(super) gflop: f64,
+    /// `gflop` for each second of the median.
+    pub(super) gflop_per_second: f64,
+    /// Peak of the process's memory during this part.
+    pub(super) peak_memory_bytes: Option<u64>,
+}
+
+impl Part {
+    pub(super) fn new(seconds: Summary, flops: u64, peak: Option<u64>) -> Self {
+        let gflop = flops as f64 / 1e9;
+        let rate = if seconds.median > 0.0 { gflop / seconds.median } else { 0.0 };
+        Self { seconds, gflop, gflop_per_second: rate, peak_memory_bytes: peak }
+    }
+}
+
+/// The device's kind and, where it can be told, its name.
+pub(super) fn device_name(device: &Device) -> String {
+    match device {
+        Device::Cpu => {
+            let info = std::fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
+            match processor(&info) {
+                Some(name) => format!("cpu, {name}{}", vector_units()),
+                None => format!("cpu{}", vector_units()),
+            }
+        }
+        Device::Cuda(_) => "cuda".into(),
+        Device::Metal(_) => "metal".into(),
+    }
+}
+
+/// The first processor's name in Linux's `/proc/cpuinfo`.
+fn processor(info: &str) -> Option<&str> {
+    let line = info.lines().find_map(|line| line.strip_prefix("model name"))?;
+    let name = line.trim_start().strip_prefix(':')?.trim();
+    (!name.is_empty()).then_some(name)
+}
+
+fn vector_units() -> &'static str {
+    #[cfg(target_arch = "x86_64")]
+    {
+        if is_x86_feature_detected!("avx512f") {
+            return ", AVX-512";
+        }
+        if is_x86_feature_detected!("avx2") {
+            return ", AVX2";
+        }
+    }
+    ""
+}
+
+impl Report {
+    /// For people.
+    pub(super) fn table(&self) -> String {
+        let Settings { model, width, height, frames, steps, cfg_scale, sampler, .. } =
+            &self.settings;
+        let Settings { dtype, threads, repeats, warmup, .. } = &self.settings;
+        let Versions { animatelcm, candle, target, profile } = &self.versions;
+        let mut text = format!(
+            "animatelcm {animatelcm}, candle {candle}, {target}, {profile}\n\
+             {}, {threads} threads\n\
+             {model}: {frames} frames of {width}x{height}, {steps} steps of {sampler}, cfg {cfg_scale}, {dtype}\n\
+             {repeats} clips after {warmup} to warm up\n\n",
+            self.device
+        );
+        let header = ["", "median", "p10", "p90", "GFLOP", "GFLOP/s", "peak memory"];
+        let mut rows = vec![header.map(str::to_owned)];
+        for (name, part) in [
+            ("text encode", &self.text_encode),
+            ("UNet step", &self.unet_step),
+            ("decode", &self.decode),
+            ("clip", &self.clip),
+        ] {
+            let seconds = &part.seconds;
+            rows.push([
+                name.to_owned(),
+                time(seconds.median),
+                time(seconds.p10),
+                time(seconds.p90),
+                significant(part.gflop),
+                significant(part.gflop_per_second),
+                part.peak_memory_bytes.map_or_else(|| "unknown".into(), |b| Bytes(b).to_string()),
+            ]);
+        }
+        text.push_str(&aligned(&rows));
+        // Writing to a string cannot fail.
+        let _ = writeln!(text, "\nload         {}", time(self.load_seconds));
+        if let Some(seconds) = self.cold_start_seconds {
+            let _ = writeln!(text, "cold start   {}", time(seconds));
+        }
+        let step = self.unet_step.seconds.median;
+        let clip = self.clip.seconds.median;
+        if step > 0.0 && clip > 0.0 {
+            let (steps, rate) = (1.0 / step, *frames as f64 / clip);
+            let _ = writeln!(
+                text,
+                "throughput   {} steps/s, {} frames/s",
+                significant(steps),
+                significant(rate)
+            );
+        }
+        text
+    }
+}
+
+/// Columns as wide as their widest cell: the first to the left, numbers to the right.
+fn aligned<const N: usize>(rows: &[[String; N]]) -> String {
+    let widths: Vec<usize> = (0..N)
+        .map(|column| rows.iter().map(|row| row[column].chars().count()).max().unwrap_or(0))
+        .collect();
+    let mut text = String::new();
+    for row in rows {
+        let mut line = String::new();
+        for (column, (cell, width)) in row.iter().zip(&widths).enumerate() {
+            if column == 0 {
+                let _ = write!(line, "{cell:<width$}");
+            } else {
+                let _ = write!(line, "  {cell:>width$}");
+            }
+        }
+        text.push_str(line.trim_end());
+        text.push('\n');
+    }
+    text
+}
+
+/// Seconds in the unit that suits them.
+fn time(seconds: f64) -> String {
+    if seconds < 1.0 {
+        format!("{} ms", significant(seconds * 1e3))
+    } else {
+        format!("{} s", significant(seconds))
+    }
+}
+
+/// Three digits that count.
+fn significant(value: f64) -> String {
+    let digits = if value >= 100.0 {
+        0
+    } else if value >= 10.0 {
+        1
+    } else if value >= 1.0 {
+        2
+    } else {
+        3
+    };
+    format!("{value:.digits$}")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_version_of_candle_is_that_of_the_manifest() {
+        let manifest = include_str!("../../../Cargo.toml");
+        assert!(manifest.contains(&format!("candle-core = \"{CANDLE}\"")));
+    }
+
+    #[test]
+    fn columns_are_aligned() {
+        let rows = [["", "a"], ["long", "10"], ["b", ""]].map(|row| row.map(str::to_owned));
+        assert_eq!(aligned(&rows), "       a\nlong  10\nb\n");
+    }
+
+    #[test]
+    fn times_have_three_digits() {
+        assert_eq!(time(0.012_34), "12.3 ms");
+        assert_eq!(time(1.234), "1.23 s");
+        assert_eq!(time(123.4), "123 s");
+    }
+
+    #[test]
+    fn a_processor_is_read_from_its_line() {
+        assert_eq!(processor("flags : a\nmodel name\t: Fast 9000\n"), Some("Fast 9000"));
+        assert_eq!(processor("model name\t:\n"), None);
+        assert_eq!(processor(""), None);
+    }
+
+    #[test]
+    fn a_rate_is_work_over_time() {
+        let part = Part::new(Summary::of(&[2.0]), 8_000_000_000, None);
+        assert_eq!((part.gflop, part.gflop_per_second), (8.0, 4.0));
+    }
+}

@@ -1,0 +1,331 @@
+//! How many multiplications a run takes: convolutions, linear layers and attention, counted from the configurations.
+//!
+//! Norms, activations and additions are left out, as everywhere. What this program does not compute is not counted:
+//! the keys and values of a prompt are computed once a clip, not once a frame.
+
+use std::ops::{Add, AddAssign, Mul};
+
+use serde::Serialize;
+
+use crate::models::clip::TextConfig;
+use crate::models::unet::UNetConfig;
+use crate::models::vae::{TinyVaeConfig, VaeConfig};
+
+/// Multiplications, each with its addition, by kind of layer.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
+pub struct Work {
+    /// Of convolutions of 3×3.
+    pub convolution: u64,
+    /// Of linear layers and convolutions of 1×1.
+    pub linear: u64,
+    /// Of scores and of weighted sums.
+    pub attention: u64,
+}
+
+impl Work {
+    /// Multiplications with their additions.
+    pub fn macs(self) -> u64 {
+        self.convolution + self.linear + self.attention
+    }
+
+    /// Floating-point operations: two for each multiplication with its addition.
+    pub fn flops(self) -> u64 {
+        2 * self.macs()
+    }
+
+    fn conv3x3(inputs: usize, outputs: usize, pixels: usize) -> Self {
+        Self { convolution: (9 * inputs * outputs * pixels) as u64, ..Self::default() }
+    }
+
+    fn linear(inputs: usize, outputs: usize, tokens: usize) -> Self {
+        Self { linear: (inputs * outputs * tokens) as u64, ..Self::default() }
+    }
+
+    /// Scores of `queries` with `keys`, and the sums of values, over all heads together `width` wide.
+    fn attention(queries: usize, keys: usize, width: usize) -> Self {
+        Self { attention: (2 * queries * keys * width) as u64, ..Self::default() }
+    }
+
+    fn resnet(inputs: usize, outputs: usize, pixels: usize) -> Self {
+        let shortcut =
+            if inputs == outputs { Self::default() } else { Self::linear(inputs, outputs, pixels) };
+        Self::conv3x3(inputs, outputs, pixels) + Self::conv3x3(outputs, outputs, pixels) + shortcut
+    }
+
+    /// The gated feed-forward part of a transformer block.
+    fn feed_forward(width: usize, tokens: usize) -> Self {
+        Self::linear(width, 8 * width, tokens) + Self::linear(4 * width, width, tokens)
+    }
+}
+
+impl Add for Work {
+    type Output = Self;
+
+    fn add(self, other: Self) -> Self {
+        Self {
+            convolution: self.convolution + other.convolution,
+            linear: self.linear + other.linear,
+            attention: self.attention + other.attention,
+        }
+    }
+}
+
+impl AddAssign for Work {
+    fn add_assign(&mut self, other: Self) {
+        *self = *self + other;
+    }
+}
+
+impl Mul<usize> for Work {
+    type Output = Self;
+
+    fn mul(self, times: usize) -> Self {
+        let times = times as u64;
+        Self {
+            convolution: self.convolution * times,
+            linear: self.linear * times,
+            attention: self.attention * times,
+        }
+    }
+}
+
+impl std::iter::Sum for Work {
+    fn sum<I: Iterator<Item = Self>>(iter: I) -> Self {
+        iter.fold(Self::default(), Add::add)
+    }
+}
+
+/// The sizes of a clip in latents.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ClipSize {
+    /// Frames.
+    pub frames: usize,
+    /// Latents a frame is high.
+    pub height: usize,
+    /// Latents a frame is wide.
+    pub width: usize,
+    /// Tokens of the prompt.
+    pub tokens: usize,
+}
+
+/// A pass of the UNet over a clip.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
+pub struct UNetWork {
+    /// The network of images.
+    pub spatial: Work,
+    /// The motion modules.
+    pub motion: Work,
+}
+
+impl UNetWork {
+    /// Both together.
+    pub fn total(self) -> Work {
+        self.spatial + self.motion
+    }
+}
+
+/// One pass of the UNet over one clip.
+pub fn unet(config: &UNetConfig, clip: ClipSize) -> UNetWork {
+    let mut counter = Counter { config, clip, work: UNetWork::default() };
+    counter.run();
+    counter.work
+}
+
+/// Walks through a UNet as [`UNet::forward`](crate::models::unet::UNet::forward) does.
+struct Counter<'a> {
+    config: &'a UNetConfig,
+    clip: ClipSize,
+    work: UNetWork,
+}
+
+impl Counter<'_> {
+    fn run(&mut self) {
+        let config = self.config;
+        let widths = &config.block_out_channels;
+        let (Some(&first), Some(&deepest)) = (widths.first(), widths.last()) else { return };
+        let levels = widths.len();
+        // A frame's latents at every level; a convolution of stride 2 rounds up.
+        let mut sizes = vec![(self.clip.height, self.clip.width)];
+        for level in 1..levels {
+            let (height, width) = sizes[level - 1];
+            sizes.push((height.div_ceil(2), width.div_ceil(2)));
+        }
+        let area = |level: usize| sizes[level].0 * sizes[level].1;
+        let frames = self.clip.frames;
+        let has_attention = |names: &[String], i: usize| {
+            names.get(i).is_some_and(|name| name.starts_with("CrossAttn"))
+        };
+        let time = config.time_embedding_width();
+        self.work.spatial += Work::linear(first, time, 1) + Work::linear(time, time, 1);
+        self.work.spatial += Work::conv3x3(config.in_channels, first, area(0) * frames);
+
+        let mut channels = first;
+        let mut skips = vec![first];
+        for (level, &width) in widths.iter().enumerate() {
+            let attention = has_attention(&config.down_block_types, level);
+            for _ in 0..config.layers_per_block {
+                self.layer(channels, width, area(level), attention, true);
+                channels = width;
+                skips.push(width);
+            }
+            if level + 1 < levels {
+                self.work.spatial += Work::conv3x3(width, width, area(level + 1) * frames);
+                skips.push(width);
+            }
+        }
+        let mid_motion = config.motion.as_ref().is_some_and(|m| m.use_motion_mid_block);
+        self.layer(deepest, deepest, area(levels - 1), true, mid_motion);
+        self.layer(deepest, deepest, area(levels - 1), false, false);
+        for (i, level) in (0..levels).rev().enumerate() {
+            let width = widths[level];
+            let attention = has_attention(&config.up_block_types, i);
+            for _ in 0..=config.layers_per_block {
+                let inputs = channels + skips.pop().unwrap_or(0);
+                self.layer(inputs, width, area(level), attention, true);
+                channels = width;
+            }
+            if level > 0 {
+                self.work.spatial += Work::conv3x3(width, width, area(level - 1) * frames);
+            }
+        }
+        self.work.spatial += Work::conv3x3(first, config.out_channels, area(0) * frames);
+    }
+
+    /// Residual block, attention over space, attention over frames.
+    fn layer(&mut self, inputs: usize, width: usize, area: usize, attention: bool, motion: bool) {
+        let config = self.config;
+        let ClipSize { frames, tokens, .. } = self.clip;
+        let pixels = area * frames;
+        let work = &mut self.work.spatial;
+        *work += Work::resnet(inputs, width, pixels);
+        *work += Work::linear(config.time_embedding_width(), width, 1);
+        if attention {
+            let block = Work::linear(width, width, 6 * pixels) // queries twice; keys, values, outputs
+                + Work::attention(area, area, width) * frames
+                + Work::linear(config.cross_attention_dim, 2 * width, tokens)
+                + Work::attention(pixels, tokens, width)
+                + Work::feed_forward(width, pixels);
+            *work += Work::linear(width, width, 2 * pixels); // the projections around the blocks
+            *work += block * config.transformer_layers_per_block;
+        }
+        if motion && config.motion.is_some() {
+            let work = &mut self.work.motion;
+            *work += Work::linear(width, width, 2 * pixels);
+            *work += (Work::linear(width, width, 4 * pixels)
+                + Work::attention(frames, frames, width) * area)
+                * 2;
+            *work += Work::feed_forward(width, pixels);
+        }
+    }
+}
+
+/// Decoding one frame of `height` × `width` latents.
+pub fn decoder(config: &VaeConfig, height: usize, width: usize) -> Work {
+    let mut pixels = height * width;
+    let Some(&deepest) = config.block_out_channels.last() else { return Work::default() };
+    let latents = config.latent_channels;
+    let mut work =
+        Work::conv3x3(latents, deepest, pixels) + Work::resnet(deepest, deepest, pixels) * 2;
+    if config.use_post_quant_conv {
+        work += Work::linear(latents, latents, pixels);
+    }
+    if config.mid_block_add_attention {
+        work +=
+            Work::linear(deepest, deepest, 4 * pixels) + Work::attention(pixels, pixels, deepest);
+    }
+    let mut channels = deepest;
+    for (level, &width) in config.block_out_channels.iter().enumerate().rev() {
+        for _ in 0..=config.layers_per_block {
+            work += Work::resnet(channels, width, pixels);
+            channels = width;
+        }
+        if level > 0 {
+            pixels *= 4;
+            work += Work::conv3x3(width, width, pixels);
+        }
+    }
+    work + Work::conv3x3(channels, config.out_channels, pixels)
+}
+
+/// Decoding one frame of `height` × `width` latents with TAESD.
+pub fn tiny_decoder(config: &TinyVaeConfig, height: usize, width: usize) -> Work {
+    let mut pixels = height * width;
+    let widths = &config.decoder_block_out_channels;
+    let Some(&first) = widths.first() else { return Work::default() };
+    let mut work = Work::conv3x3(config.latent_channels, first, pixels);
+    for (i, (&width, &blocks)) in widths.iter().zip(&config.num_decoder_blocks).enumerate() {
+        work += Work::conv3x3(width, width, pixels) * (3 * blocks);
+        let is_last = i + 1 == widths.len();
+        if !is_last {
+            pixels *= 4;
+        }
+        let outputs = if is_last { config.out_channels } else { width };
+        work += Work::conv3x3(width, outputs, pixels);
+    }
+    work
+}
+
+/// Encoding one prompt.
+pub fn text(config: &TextConfig) -> Work {
+    let (tokens, width) = (config.max_position_embeddings, config.hidden_size);
+    let layer = Work::linear(width, width, 4 * tokens)
+        + Work::attention(tokens, tokens, width)
+        + Work::linear(width, config.intermediate_size, 2 * tokens);
+    layer * config.num_hidden_layers
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::models::motion::MotionConfig;
+
+    /// Stable Diffusion 1.5 with motion at 512×512.
+    fn sd15(frames: usize, side: usize) -> UNetWork {
+        let config = UNetConfig::sd15().with_motion(MotionConfig::default());
+        unet(&config, ClipSize { frames, height: side, width: side, tokens: 77 })
+    }
+
+    /// Within one in a hundred.
+    fn near(got: u64, giga: f64) -> bool {
+        (got as f64 / (giga * 1e9) - 1.0).abs() < 0.01
+    }
+
+    #[test]
+    fn stable_diffusion_takes_the_known_number_of_multiplications() {
+        let one = sd15(1, 64).spatial;
+        assert!(near(one.macs(), 402.0), "{one:?}");
+        assert!(near(one.convolution, 209.0), "{one:?}");
+        assert!(near(one.attention, 63.0), "{one:?}");
+        let motion = sd15(16, 64).motion;
+        assert!(near(motion.macs() / 16, 151.0), "{motion:?}");
+        let vae = decoder(&VaeConfig::default(), 64, 64);
+        assert!(near(vae.macs(), 1257.0), "{vae:?}");
+        assert!(near(sd15(8, 32).total().flops(), 2040.0), "{:?}", sd15(8, 32).total());
+    }
+
+    #[test]
+    fn without_motion_there_is_no_work_for_it() {
+        let clip = ClipSize { frames: 4, height: 8, width: 8, tokens: 77 };
+        let still = unet(&UNetConfig::sd15(), clip);
+        assert_eq!(still.motion, Work::default());
+        let no_mid = MotionConfig { use_motion_mid_block: false, ..MotionConfig::default() };
+        let without = unet(&UNetConfig::sd15().with_motion(no_mid), clip);
+        let with = unet(&UNetConfig::sd15().with_motion(MotionConfig::default()), clip);
+        assert!(without.motion.macs() < with.motion.macs());
+        assert_eq!(without.spatial, still.spatial);
+    }
+
+    #[test]
+    fn a_small_decoder_is_far_cheaper() {
+        let tiny = tiny_decoder(&TinyVaeConfig::default(), 64, 64).macs();
+        let whole = decoder(&VaeConfig::default(), 64, 64).macs();
+        assert!(tiny * 15 < whole && tiny * 20 > whole, "{tiny} and {whole}");
+    }
+
+    #[test]
+    fn the_text_encoder_reads_77_tokens() {
+        // 12 layers of 12 · 768² weights on 77 tokens, and the attention.
+        let linear = 12 * 12 * 768 * 768 * 77;
+        assert_eq!(text(&TextConfig::default()).linear, linear);
+    }
+}

@@ -1,0 +1,115 @@
+//! `animatelcm bench`, through the program itself.
+
+use std::process::{Command, Output};
+
+use serde_json::Value;
+
+fn bench(flags: &[&str]) -> Output {
+    Command::new(env!("CARGO_BIN_EXE_animatelcm")).arg("bench").args(flags).output().unwrap()
+}
+
+/// Two small clips of the embedded model.
+const SMALL: [&str; 10] =
+    ["-W", "32", "-H", "32", "--frames", "2", "--steps", "2", "--repeats", "2"];
+
+fn small(more: &[&str]) -> Output {
+    bench(&[&SMALL, more].concat())
+}
+
+#[test]
+fn the_json_has_times_memory_and_what_they_were_measured_on() {
+    let output = small(&["--json", "--quiet"]);
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    assert!(output.stderr.is_empty());
+    let report: Value = serde_json::from_slice(&output.stdout).unwrap();
+
+    let settings = &report["settings"];
+    for (field, wanted) in [("width", 32), ("height", 32), ("frames", 2), ("steps", 2)] {
+        assert_eq!(settings[field], wanted, "{field}");
+    }
+    assert_eq!(settings["dtype"], "f32");
+    assert!(settings["threads"].as_u64().unwrap() > 0);
+    assert_eq!(report["versions"]["animatelcm"], env!("CARGO_PKG_VERSION"));
+    assert!(report["device"].as_str().unwrap().len() > 2);
+
+    for (part, count) in [("text_encode", 2), ("unet_step", 4), ("decode", 2), ("clip", 2)] {
+        let seconds = &report[part]["seconds"];
+        assert_eq!(seconds["n"], count, "{part}");
+        let [p10, median, p90] = ["p10", "median", "p90"].map(|q| seconds[q].as_f64().unwrap());
+        assert!(0.0 < p10 && p10 <= median && median <= p90, "{part}: {p10} {median} {p90}");
+        let rate = report[part]["gflop_per_second"].as_f64().unwrap();
+        let wanted = report[part]["gflop"].as_f64().unwrap() / median;
+        assert!(rate > 0.0 && (rate / wanted - 1.0).abs() < 1e-9, "{part}");
+    }
+    let median = |part: &str| report[part]["seconds"]["median"].as_f64().unwrap();
+    let parts = median("text_encode") + 2.0 * median("unet_step") + median("decode");
+    assert!(parts < 2.0 * median("clip"), "the parts are those of the clip");
+    assert!(report["cold_start_seconds"].as_f64().unwrap() > 0.0);
+    assert!(report["parameters"]["unet"].as_u64().unwrap() > 100_000);
+    if cfg!(target_os = "linux") {
+        assert!(report["peak_memory_bytes"].as_u64().unwrap() > 1 << 20);
+    }
+}
+
+#[test]
+fn guidance_doubles_the_work_of_a_step() {
+    let work = |scale| {
+        let output = small(&["--json", "--quiet", "--no-cold-start", "--cfg-scale", scale]);
+        let report: Value = serde_json::from_slice(&output.stdout).unwrap();
+        assert!(report["cold_start_seconds"].is_null());
+        report["unet_step"]["gflop"].as_f64().unwrap()
+    };
+    assert!((work("7.5") / work("1") - 2.0).abs() < 1e-9);
+}
+
+#[test]
+fn the_table_has_a_row_for_every_part() {
+    let output = small(&["--no-cold-start", "--warmup", "0"]);
+    assert!(output.status.success());
+    let table = String::from_utf8(output.stdout).unwrap();
+    for row in ["text encode ", "UNet step ", "decode ", "clip ", "load ", "throughput "] {
+        assert!(table.lines().any(|line| line.starts_with(row)), "{row} is not in\n{table}");
+    }
+    let notes = String::from_utf8(output.stderr).unwrap();
+    assert_eq!(notes, "loading\nclip 1/2\nclip 2/2\n");
+}
+
+#[test]
+fn impossible_benchmarks_are_refused_in_one_line() {
+    for (flags, says) in [
+        (&["--repeats", "0"][..], "at least 1"),
+        (&["--random-weights", "sdxl"], "sd15"),
+        (&["--random-weights", "sd15", "--model", "x"], "cannot be used with"),
+        (&["--random-weights", "sd15", "--motion", "x.ckpt"], "cannot be mixed"),
+        (&["--frames", "0"], "frames"),
+        (&["--width", "9"], "width"),
+    ] {
+        let output = bench(flags);
+        let said = String::from_utf8_lossy(&output.stderr).into_owned();
+        assert_eq!(output.status.code(), Some(2), "{flags:?}: {said}");
+        assert!(said.contains(says), "{flags:?}: {said}");
+        assert!(output.stdout.is_empty());
+    }
+}
+
+#[cfg(unix)]
+#[test]
+fn an_interrupt_ends_it_with_its_own_exit_code() {
+    use std::io::Read;
+    let mut child = Command::new(env!("CARGO_BIN_EXE_animatelcm"))
+        .args(["bench", "--no-cold-start", "--repeats", "100000", "-W", "32", "-H", "32"])
+        .args(["--frames", "2", "--steps", "2"])
+        .stdout(std::process::Stdio::piped())
+        .stderr(std::process::Stdio::piped())
+        .spawn()
+        .unwrap();
+    // The first line is said when the handler is in place.
+    let mut said = [0; 1];
+    child.stderr.as_mut().unwrap().read_exact(&mut said).unwrap();
+    let id = child.id().to_string();
+    assert!(Command::new("kill").args(["-INT", &id]).status().unwrap().success());
+    let output = child.wait_with_output().unwrap();
+    assert_eq!(output.status.code(), Some(130));
+    assert!(output.stdout.is_empty());
+    assert!(String::from_utf8_lossy(&output.stderr).contains("error: interrupted"));
+}

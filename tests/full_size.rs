@@ -1,0 +1,198 @@
+//! The published sizes: names that constructors ask for, and the whole networks against diffusers.
+//!
+//! The networks have random weights that are a function of their names. Those tests take minutes and 8 GB of memory,
+//! and a reference file, so they are run by hand:
+//!
+//! ```sh
+//! python benches/reference/sd15_parity.py run full-size
+//! ANIMATELCM_FULL_SIZE=full-size/sd15.safetensors cargo test --release -- --ignored --nocapture full_size
+//! ```
+
+use std::collections::{BTreeMap, HashMap};
+use std::path::PathBuf;
+use std::time::Instant;
+
+use animatelcm::models::clip::{TextConfig, TextEncoder};
+use animatelcm::models::motion::{MotionConfig, MotionNorm};
+use animatelcm::models::unet::{UNet, UNetConfig, UNetInput};
+use animatelcm::models::vae::{AutoencoderKl, VaeConfig};
+use animatelcm::weights::{Component, random};
+use candle_core::{DType, Device, Tensor};
+
+use crate::support::close::{assert_relative, relative_l2};
+use crate::support::golden;
+use crate::support::tiny::{fold, unfold};
+
+/// Modules in f32, relative L2.
+const F32: f64 = 1e-5;
+
+/// Names and shapes in `tests/goldens/names/<list>.txt`.
+fn published(list: &str) -> BTreeMap<String, Vec<usize>> {
+    let path = golden::path(&format!("names/{list}.txt"));
+    let text = std::fs::read_to_string(path).unwrap();
+    text.lines()
+        .map(|line| {
+            let (name, shape) = line.split_once('\t').unwrap();
+            (name.to_owned(), serde_json::from_str(shape).unwrap())
+        })
+        .collect()
+}
+
+fn config() -> UNetConfig {
+    UNetConfig::sd15().with_motion(MotionConfig::default())
+}
+
+/// Fails on the first few names that are on one side only, or differ in shape.
+#[track_caller]
+fn assert_same(ours: &BTreeMap<String, Vec<usize>>, theirs: &BTreeMap<String, Vec<usize>>) {
+    let missing: Vec<_> = theirs.iter().filter(|(k, v)| ours.get(*k) != Some(v)).take(3).collect();
+    let strange: Vec<_> = ours.iter().filter(|(k, v)| theirs.get(*k) != Some(v)).take(3).collect();
+    assert!(
+        missing.is_empty() && strange.is_empty(),
+        "not asked for {missing:?}, only ours {strange:?}"
+    );
+}
+
+#[test]
+fn the_unet_asks_for_exactly_the_published_names_and_shapes() {
+    let still = random::inventory(|vb| UNet::new(&UNetConfig::sd15(), &vb)).unwrap();
+    let unet = published("unet");
+    assert_eq!(unet.len(), 686);
+    assert_same(&still, &unet);
+
+    let moving = random::inventory(|vb| UNet::new(&config(), &vb)).unwrap();
+    let motion = published("motion");
+    assert_eq!(motion.len(), 546);
+    let both: BTreeMap<_, _> = unet.into_iter().chain(motion).collect();
+    assert_eq!(both.len(), 686 + 546, "no name is in both lists");
+    assert_same(&moving, &both);
+}
+
+#[test]
+fn the_autoencoder_asks_for_exactly_the_published_names_and_shapes() {
+    let vae = random::inventory(|vb| AutoencoderKl::new(&VaeConfig::default(), &vb)).unwrap();
+    assert_eq!(vae.len(), 248);
+    assert_same(&vae, &published("vae"));
+    let config = VaeConfig::default();
+    let decoder = random::inventory(|vb| AutoencoderKl::decoder_only(&config, &vb)).unwrap();
+    let half = published("vae")
+        .into_iter()
+        .filter(|(name, _)| name.starts_with("decoder.") || name.starts_with("post_quant_conv."))
+        .collect();
+    assert_same(&decoder, &half);
+}
+
+#[test]
+fn the_text_encoder_asks_for_exactly_the_published_names_and_shapes() {
+    let text = random::inventory(|vb| TextEncoder::new(&TextConfig::default(), &vb)).unwrap();
+    assert_eq!(text.len(), 196);
+    assert_same(&text, &published("text_encoder"));
+}
+
+/// The reference file that `ANIMATELCM_FULL_SIZE` names.
+#[track_caller]
+fn reference() -> HashMap<String, Tensor> {
+    let how = "make it with `python benches/reference/sd15_parity.py run DIR` and set \
+               ANIMATELCM_FULL_SIZE=DIR/sd15.safetensors";
+    let Some(path) = std::env::var_os("ANIMATELCM_FULL_SIZE").map(PathBuf::from) else {
+        panic!("there is no reference: {how}");
+    };
+    candle_core::safetensors::load(&path, &Device::Cpu)
+        .unwrap_or_else(|error| panic!("{}: {error}; {how}", path.display()))
+}
+
+/// Builds a model of drawn weights.
+fn draw<T>(
+    component: Component,
+    dtype: DType,
+    model: impl FnOnce(candle_nn::VarBuilder<'static>) -> animatelcm::Result<T>,
+) -> T {
+    random::build(component, dtype, &Device::Cpu, model).unwrap().0
+}
+
+/// Runs something, says how far it is from what is wanted and how long it took, and gives the result in f32.
+#[allow(clippy::print_stderr)]
+fn timed(what: &str, want: &Tensor, run: impl FnOnce() -> Tensor) -> Tensor {
+    let started = Instant::now();
+    let got = run().to_dtype(DType::F32).unwrap();
+    let seconds = started.elapsed().as_secs_f64();
+    let error = relative_l2(&got, want);
+    eprintln!("{what}: relative L2 {error:.2e}, {seconds:.2} s");
+    got
+}
+
+/// Inputs of the reference are drawn by name, too: both sides mean the same numbers.
+#[test]
+#[ignore = "needs a reference file; see the head of this file"]
+fn full_size_inputs_are_drawn_alike() {
+    let reference = reference();
+    for name in ["latents", "context", "z"] {
+        let want = &reference[name];
+        let values = random::values(&format!("input.{name}"), want.dims());
+        assert_eq!(values, want.flatten_all().unwrap().to_vec1::<f32>().unwrap(), "{name}");
+    }
+}
+
+#[test]
+#[ignore = "needs a reference file; see the head of this file"]
+fn full_size_text_equals_transformers() {
+    let reference = reference();
+    let want = &reference["text"];
+    let ids = reference["ids"].to_dtype(DType::U32).unwrap();
+    for (dtype, tolerance) in [(DType::F32, F32), (DType::F16, 5e-3), (DType::BF16, 4e-2)] {
+        let config = TextConfig::default();
+        let model = draw(Component::Text, dtype, |vb| TextEncoder::new(&config, &vb));
+        let got = timed(&format!("text {dtype:?}"), want, || model.forward(&ids, 0).unwrap());
+        assert_relative(&got, want, tolerance);
+    }
+}
+
+#[test]
+#[ignore = "needs a reference file; see the head of this file"]
+fn full_size_autoencoder_equals_diffusers() {
+    let reference = reference();
+    for (dtype, tolerance) in [(DType::F32, F32), (DType::F16, 5e-3), (DType::BF16, 4e-2)] {
+        let model =
+            draw(Component::Vae, dtype, |vb| AutoencoderKl::new(&VaeConfig::default(), &vb));
+        let z = reference["z"].to_dtype(dtype).unwrap();
+        let want = &reference["image"];
+        let got = timed(&format!("decode {dtype:?}"), want, || model.decode(&z).unwrap());
+        assert_relative(&got, want, tolerance);
+
+        let image = reference["image_in"].to_dtype(dtype).unwrap();
+        let posterior = model.encode(&image).unwrap();
+        for (name, got) in [("mean", posterior.mean), ("logvar", posterior.log_variance)] {
+            let got = timed(&format!("{name} {dtype:?}"), &reference[name], || got);
+            assert_relative(&got, &reference[name], tolerance);
+        }
+    }
+}
+
+fn unet_pass(dtype: DType, reference: &HashMap<String, Tensor>) -> Tensor {
+    let model = draw(Component::UNet, dtype, |vb| UNet::new(&config(), &vb));
+    let latents = reference["latents"].to_dtype(dtype).unwrap();
+    let context = &reference["context"].to_dtype(dtype).unwrap();
+    let timestep = reference["timestep"].to_dtype(DType::F64).unwrap();
+    let timestep = timestep.get(0).unwrap().to_scalar().unwrap();
+    let frames = latents.dim(2).unwrap();
+    let input = UNetInput { timestep, frames, context, motion_norm: MotionNorm::PerFrame };
+    timed(&format!("unet {dtype:?}"), &reference["unet"], || {
+        unfold(&model.forward(&fold(&latents), &input).unwrap(), 1)
+    })
+}
+
+#[test]
+#[ignore = "needs a reference file; see the head of this file"]
+fn full_size_unet_equals_diffusers() {
+    let reference = reference();
+    assert_relative(&unet_pass(DType::F32, &reference), &reference["unet"], F32);
+}
+
+#[test]
+#[ignore = "needs a reference file; see the head of this file"]
+fn full_size_unet_in_half_precision_stays_within_its_measured_error() {
+    let reference = reference();
+    for (dtype, tolerance) in [(DType::F16, 2e-2), (DType::BF16, 1.5e-1)] {
+        assert_relative(&unet_pass(dtype, &reference), &reference["unet"], tolerance);
+    }
+}

@@ -127,7 +127,7 @@ trait Target: Copy + Default + Send {
 }
 
 impl Target for f32 {
-    const LARGEST: f32 = f32::MAX;
+    const LARGEST: Self = Self::MAX;
     fn write(block: &[f32], out: &mut [Self]) {
         out.copy_from_slice(block);
     }

@@ -390,6 +390,9 @@ fn a_patch_that_leaves_the_range_of_the_dtype_fails() {
         patches.push(Component::Vae, Plus::new(1e6, &["quant_conv.bias"]), 1.0);
         let built = build(&tiny(), Component::Vae, dtype, &patches);
         assert_eq!(built.is_ok(), ok, "{dtype:?}");
+        if let Err(error) = built {
+            assert!(error.to_string().contains("too large for f16"), "{error}");
+        }
     }
 }
 

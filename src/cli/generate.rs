@@ -92,6 +92,7 @@ pub(super) fn make(
         Some(job.request.betas(pipeline.models().unet_config().motion.is_some()));
     let clip = clip_info(&prepared, &job.request);
     format.check_clip(&clip)?;
+    tensors::check(&extra, latents_shape(pipeline.models(), &prepared, &job.request))?;
 
     let device = pipeline.device().clone();
     progress.note(&describe(&job, &prepared, &device, precision));
@@ -115,11 +116,16 @@ pub(super) fn make(
         return Err(error);
     }
     progress.encoding(format.name());
-    Box::new(sink).finish()?;
-    progress.finish();
+    // Both files or none: the one that has its name last is complete before the other has one.
+    let mut kept = None;
     if let (Some(path), Some(recorded)) = (target.tensors, extra.recorded.take()) {
-        tensors::write(path, &recorded)?;
+        kept = Some((tensors::draft(path, &recorded)?, path));
     }
+    Box::new(sink).finish()?;
+    if let Some((draft, path)) = kept {
+        tensors::keep(draft, path)?;
+    }
+    progress.finish();
 
     let seconds = progress.seconds();
     let summary = json!({
@@ -140,6 +146,12 @@ pub(super) fn make(
     } else {
         print(&format!("{}\n", target.path.display()))
     }
+}
+
+/// `(1, channels, frames, height, width)`.
+fn latents_shape(models: &Models, prepared: &Prepared, request: &Request) -> [usize; 5] {
+    let (width, height) = (prepared.width / models.factor(), prepared.height / models.factor());
+    [1, models.latent_channels(), request.frames, height, width]
 }
 
 fn done(steps: &[Duration], seconds: f64) -> String {

@@ -85,7 +85,8 @@ pub(crate) struct Outcome {
 }
 
 impl Outcome {
-    fn new(args: &[&str], output: Output) -> Self {
+    /// What the program left when it ran with these arguments.
+    pub(crate) fn new(args: &[&str], output: Output) -> Self {
         let mut line = args.join(" ");
         // A prompt may have a hundred thousand letters.
         line = line.chars().take(400).collect();

@@ -108,7 +108,7 @@ pub enum Error {
     #[error("{error}")]
     Hinted {
         /// The error.
-        error: Box<Error>,
+        error: Box<Self>,
         /// What to try.
         hint: String,
     },

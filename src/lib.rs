@@ -19,6 +19,7 @@
 pub mod adapters;
 pub mod device;
 pub mod error;
+#[cfg(feature = "hub")]
 pub mod hub;
 pub mod kernels;
 pub mod media;

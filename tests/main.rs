@@ -3,19 +3,38 @@
 // Clippy takes functions that tests share for ordinary code.
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
+/// The floors of the house.
 mod architecture;
+/// What `bench` prints.
 #[cfg(feature = "cli")]
 mod bench;
+/// The text encoder.
 mod clip;
+/// Published sizes: names lists always, whole passes when asked.
 mod full_size;
+/// Published models and the hub, against a server on loopback.
+#[cfg(feature = "hub")]
+mod hub;
+/// Fast kernels against their plain references.
 mod kernels;
-mod rng;
-mod sampler;
-mod schedule;
-mod support;
-mod tokenizer;
-mod unet;
-mod vae;
-
+/// Every spelling of a LoRA.
+mod lora;
 /// Encoders: what is written is read again by other people's decoders.
 mod output;
+/// Whole runs.
+mod pipeline;
+/// torch's generators.
+mod rng;
+/// Samplers over formulas.
+mod sampler;
+/// Noise schedules and timesteps.
+mod schedule;
+mod support;
+/// CLIP's tokenizer on hard strings.
+mod tokenizer;
+/// The denoising network and its motion modules.
+mod unet;
+/// The autoencoders.
+mod vae;
+/// Every layout of weight files, and attacks on them.
+mod weights;

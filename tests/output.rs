@@ -1,3 +1,5 @@
+//! Encoders: what is written is read again by other people's decoders.
+
 #![cfg(all(feature = "gif", feature = "png", feature = "apng", feature = "webp", feature = "mp4"))]
 
 use std::fs;
@@ -315,7 +317,7 @@ fn a_dropped_sink_leaves_nothing() {
             sink.frame(frame).unwrap();
         }
         drop(sink);
-        assert_eq!(entries(folder.path()), [PathBuf::new(); 0], "{name}");
+        assert!(entries(folder.path()).is_empty(), "{name}");
     }
 }
 
@@ -340,7 +342,7 @@ fn a_clip_of_another_length_or_size_fails_and_leaves_nothing() {
 
         let wide = open().frame(&RgbImage::new(33, 32)).unwrap_err().to_string();
         assert!(wide.contains("33 by 32") && wide.contains("32 by 32"), "{wide}");
-        assert_eq!(entries(folder.path()), [PathBuf::new(); 0], "{name}");
+        assert!(entries(folder.path()).is_empty(), "{name}");
     }
 }
 
@@ -418,6 +420,7 @@ fn a_folder_that_takes_no_files_is_refused() {
         let error = output::check(Path::new(name), Existing::Refuse).unwrap_err();
         assert_eq!(error.kind(), ErrorKind::Request);
         assert!(error.to_string().contains("cannot write to `/proc`"), "{error}");
+        assert!(!error.to_string().contains(".part"), "{error}");
     }
 }
 
@@ -449,7 +452,7 @@ fn sizes_that_a_format_cannot_hold_are_refused() {
         let path = folder.path().join(name);
         let error = output::open(&path, &clip, &texts(), Existing::Refuse).err().unwrap();
         assert_eq!(error.kind(), ErrorKind::Request, "{name} {clip:?}");
-        assert_eq!(entries(folder.path()), [PathBuf::new(); 0]);
+        assert!(entries(folder.path()).is_empty());
     }
 }
 
@@ -550,7 +553,7 @@ mod mp4 {
     use openh264::formats::YUVSource;
 
     /// The contents of the boxes with this name, within these contents.
-    fn find<'a>(data: &'a [u8], name: &[u8; 4]) -> Vec<(usize, &'a [u8])> {
+    fn find(data: &[u8], name: [u8; 4]) -> Vec<(usize, &[u8])> {
         let (mut at, mut found) = (0, Vec::new());
         while at < data.len() {
             let number = |at: usize| u32::from_be_bytes(data[at..at + 4].try_into().unwrap());
@@ -559,7 +562,7 @@ mod mp4 {
                 size => (size as usize, 8),
             };
             assert!(size >= header && at + size <= data.len(), "a box does not fit");
-            if &data[at + 4..at + 8] == name {
+            if data[at + 4..at + 8] == name {
                 found.push((at + header, &data[at + header..at + size]));
             }
             at += size;
@@ -567,9 +570,9 @@ mod mp4 {
         found
     }
 
-    fn path<'a>(mut data: &'a [u8], names: &[&[u8; 4]]) -> &'a [u8] {
+    fn path<'a>(mut data: &'a [u8], names: &[[u8; 4]]) -> &'a [u8] {
         for name in names {
-            let found = find(data, name);
+            let found = find(data, *name);
             assert_eq!(found.len(), 1, "{}", name.escape_ascii());
             data = found[0].1;
         }
@@ -580,21 +583,21 @@ mod mp4 {
         data.chunks_exact(4).map(|b| u32::from_be_bytes(b.try_into().unwrap())).collect()
     }
 
-    const TABLE: [&[u8; 4]; 5] = [b"moov", b"trak", b"mdia", b"minf", b"stbl"];
+    const TABLE: [[u8; 4]; 5] = [*b"moov", *b"trak", *b"mdia", *b"minf", *b"stbl"];
 
-    fn table<'a>(bytes: &'a [u8], name: &[u8; 4]) -> &'a [u8] {
+    fn table(bytes: &[u8], name: [u8; 4]) -> &[u8] {
         path(path(bytes, &TABLE), &[name])
     }
 
     /// The contents of the boxes within the description of the samples.
-    fn entry<'a>(bytes: &'a [u8], name: &[u8; 4]) -> Vec<&'a [u8]> {
-        let avc1 = path(&table(bytes, b"stsd")[8..], &[b"avc1"]);
+    fn entry(bytes: &[u8], name: [u8; 4]) -> Vec<&[u8]> {
+        let avc1 = path(&table(bytes, *b"stsd")[8..], &[*b"avc1"]);
         find(&avc1[78..], name).into_iter().map(|(_, data)| data).collect()
     }
 
     /// Goes the way of a player: parameters and samples from the tables, then a decoder.
     fn decode(bytes: &[u8]) -> Vec<RgbImage> {
-        let configuration = entry(bytes, b"avcC")[0];
+        let configuration = entry(bytes, *b"avcC")[0];
         let length =
             |at: usize| usize::from(u16::from_be_bytes([configuration[at], configuration[at + 1]]));
         let sps = &configuration[8..8 + length(6)];
@@ -602,9 +605,9 @@ mod mp4 {
         let pps = &configuration[rest + 2..rest + 2 + length(rest)];
         assert_eq!(rest + 2 + pps.len(), configuration.len());
 
-        let sizes = numbers(&table(bytes, b"stsz")[12..]);
-        let mut at = numbers(&table(bytes, b"co64")[8..])[1] as usize;
-        let (start, media) = find(bytes, b"mdat")[0];
+        let sizes = numbers(&table(bytes, *b"stsz")[12..]);
+        let mut at = numbers(&table(bytes, *b"co64")[8..])[1] as usize;
+        let (start, media) = find(bytes, *b"mdat")[0];
         assert_eq!((at, sizes.iter().sum::<u32>() as usize), (start, media.len()));
         let mut decoder = Decoder::new().unwrap();
         let mut frames = Vec::new();
@@ -632,7 +635,7 @@ mod mp4 {
                         let (x, y) = (x.min(width / 2 - 1), y.min(height / 2 - 1));
                         f64::from(plane[y * stride + x])
                     };
-                    let across = |y| (at(x / 2, y) + at(x.div_ceil(2), y)) / 2.0;
+                    let across = |y| f64::midpoint(at(x / 2, y), at(x.div_ceil(2), y));
                     let other = if y % 2 == 0 { (y / 2).saturating_sub(1) } else { y / 2 + 1 };
                     (0.75 * across(y / 2) + 0.25 * across(other) - 128.0) / 224.0
                 };
@@ -654,12 +657,8 @@ mod mp4 {
             for (index, (decoded, frame)) in decoded.iter().zip(&frames(&clip)).enumerate() {
                 let brightness = psnr(&gray(decoded), &gray(frame));
                 let color = psnr(&coarse(decoded), &coarse(frame));
-                println!(
-                    "{index} {brightness:.1} dB bright, {color:.1} dB colour {:.1}",
-                    psnr(decoded, frame)
-                );
                 assert!(
-                    brightness > 38.0 && color > 38.0,
+                    brightness > 40.0 && color > 38.0,
                     "frame {index} of {clip:?}: {brightness:.1} dB bright, {color:.1} dB colour"
                 );
             }
@@ -688,7 +687,7 @@ mod mp4 {
     fn the_index_comes_first() {
         let bytes = encode("a.mp4", &info(32, 32, 3, 8.0), &texts());
         let at = |name| find(&bytes, name)[0].0;
-        assert!(at(b"ftyp") < at(b"moov") && at(b"moov") < at(b"mdat"));
+        assert!(at(*b"ftyp") < at(*b"moov") && at(*b"moov") < at(*b"mdat"));
     }
 
     #[test]
@@ -697,48 +696,48 @@ mod mp4 {
             [(8.0, 5, (8, 1)), (30_000.0 / 1001.0, 3, (30_000, 1001)), (12.5, 2, (25, 2))]
         {
             let bytes = encode("a.mp4", &info(16, 16, frames, fps), &texts());
-            let header = numbers(&path(&bytes, &[b"moov", b"trak", b"mdia", b"mdhd"])[..20]);
-            let times = numbers(table(&bytes, b"stts"));
+            let header = numbers(&path(&bytes, &[*b"moov", *b"trak", *b"mdia", *b"mdhd"])[..20]);
+            let times = numbers(table(&bytes, *b"stts"));
             assert_eq!(times[1..3], [1, frames as u32]);
             assert_eq!(u64::from(header[3]) * den, u64::from(times[3]) * num);
             assert_eq!(header[4], times[3] * frames as u32);
-            assert_eq!(numbers(path(&bytes, &[b"moov", b"mvhd"]))[4], header[4]);
+            assert_eq!(numbers(path(&bytes, &[*b"moov", *b"mvhd"]))[4], header[4]);
         }
     }
 
     #[test]
     fn long_clips_can_be_sought() {
         let bytes = encode("a.mp4", &info(16, 16, 70, 8.0), &texts());
-        assert_eq!(numbers(table(&bytes, b"stss"))[1..], [3, 1, 33, 65]);
+        assert_eq!(numbers(table(&bytes, *b"stss"))[1..], [3, 1, 33, 65]);
     }
 
     #[test]
     fn colours_are_tagged_in_the_container() {
         let bytes = encode("a.mp4", &info(32, 32, 1, 8.0), &texts());
-        assert_eq!(entry(&bytes, b"colr"), [b"nclx\0\x01\0\x01\0\x01\0"]);
-        assert_eq!(entry(&bytes, b"clap").len(), 0);
+        assert_eq!(entry(&bytes, *b"colr"), [b"nclx\0\x01\0\x01\0\x01\0"]);
+        assert_eq!(entry(&bytes, *b"clap").len(), 0);
     }
 
     #[test]
     fn odd_sizes_are_padded_and_say_so() {
         let clip = info(33, 19, 2, 8.0);
         let bytes = encode("a.mp4", &clip, &texts());
-        let aperture = numbers(entry(&bytes, b"clap")[0]);
+        let aperture = numbers(entry(&bytes, *b"clap")[0]);
         assert_eq!(aperture, [33, 1, 19, 1, u32::MAX, 2, u32::MAX, 2]); // minus a half
         let decoded = decode(&bytes);
         assert_eq!(decoded[0].dimensions(), (34, 20));
         let shown = image::imageops::crop_imm(&decoded[1], 0, 0, 33, 19).to_image();
         let quality = psnr(&gray(&shown), &gray(&frames(&clip)[1]));
-        assert!(quality > 38.0, "{quality:.1} dB");
+        assert!(quality > 40.0, "{quality:.1} dB");
     }
 
     #[test]
     fn players_show_the_parameters_as_a_comment() {
         let bytes = encode("a.mp4", &info(16, 16, 1, 8.0), &texts());
-        let meta = &path(&bytes, &[b"moov", b"udta", b"meta"])[4..];
-        let comment = path(meta, &[b"ilst", b"\xa9cmt", b"data"]);
+        let meta = &path(&bytes, &[*b"moov", *b"udta", *b"meta"])[4..];
+        let comment = path(meta, &[*b"ilst", *b"\xa9cmt", *b"data"]);
         assert_eq!(&comment[8..], texts().parameters.as_bytes());
-        let prompt = path(meta, &[b"ilst", b"desc", b"data"]);
+        let prompt = path(meta, &[*b"ilst", *b"desc", *b"data"]);
         assert_eq!(&prompt[8..], "a cat, 猫 🐈 <&>".as_bytes());
     }
 }

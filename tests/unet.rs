@@ -2,10 +2,11 @@
 
 use animatelcm::models::motion::{MotionConfig, MotionModule, MotionNorm};
 use animatelcm::models::unet::{UNet, UNetConfig, UNetInput};
-use candle_core::{DType, Tensor};
+use animatelcm::weights::{Component, random};
+use candle_core::{DType, Device, Tensor};
 
 use crate::support::close::{assert_relative, relative_l2};
-use crate::support::tiny::{self, MOTION, UNET, case, fold, unfold};
+use crate::support::tiny::{self, MOTION, case, fold, unfold};
 
 /// Modules and single passes in f32, relative L2.
 const F32: f64 = 1e-5;
@@ -70,8 +71,8 @@ fn one_motion_module_equals_diffusers_with_both_norms() {
 #[test]
 fn half_precision_stays_within_its_measured_error() {
     let case = case("unet");
-    // Measured on the CPU: 1.2e-3 and 9e-3; the tolerances leave a factor of two.
-    for (dtype, tolerance) in [(DType::F16, 2.5e-3), (DType::BF16, 2e-2)] {
+    // Measured on the CPU: 2.2e-3 and 1.8e-2; the tolerances leave about half as much again.
+    for (dtype, tolerance) in [(DType::F16, 3e-3), (DType::BF16, 2.7e-2)] {
         let unet = tiny::unet(dtype);
         let to = |x: &Tensor| x.to_dtype(dtype).unwrap();
         let y = pass(&unet, &to(&case["x"]), &to(&case["ctx"]), MotionNorm::Pooled);
@@ -82,38 +83,39 @@ fn half_precision_stays_within_its_measured_error() {
 #[test]
 fn without_motion_it_agrees_with_a_second_implementation() {
     use candle_transformers::models::stable_diffusion::unet_2d as other;
-    let case = case("unet");
-    let config: UNetConfig = tiny::config("tiny/model/unet/config.json");
-    let ours = UNet::new(&config, &tiny::vb(&[UNET], DType::F32)).unwrap();
+    // Its transformers always have 32 groups, so the tiny model is too narrow for it.
+    let config = UNetConfig {
+        block_out_channels: vec![32, 64, 96, 96],
+        attention_head_dim: 4,
+        cross_attention_dim: 12,
+        ..UNetConfig::sd15()
+    };
+    let build = |dtype| {
+        let device = &Device::Cpu;
+        random::build(Component::UNet, dtype, device, |vb| UNet::new(&config, &vb)).unwrap().0
+    };
     let blocks = config.block_out_channels.iter().enumerate().map(|(i, &out_channels)| {
         let use_cross_attn = (i < 3).then_some(1);
-        other::BlockConfig { out_channels, use_cross_attn, attention_head_dim: 2 }
+        other::BlockConfig { out_channels, use_cross_attn, attention_head_dim: 4 }
     });
-    let theirs = other::UNet2DConditionModel::new(
-        tiny::vb(&[UNET], DType::F32),
-        4,
-        4,
-        false,
-        other::UNet2DConditionModelConfig {
-            blocks: blocks.collect(),
-            norm_num_groups: 4,
-            cross_attention_dim: 12,
-            ..Default::default()
-        },
-    )
+    let settings = other::UNet2DConditionModelConfig {
+        blocks: blocks.collect(),
+        cross_attention_dim: 12,
+        ..Default::default()
+    };
+    let (theirs, _) = random::build(Component::UNet, DType::F32, &Device::Cpu, |vb| {
+        Ok(other::UNet2DConditionModel::new(vb, 4, 4, false, settings)?)
+    })
     .unwrap();
-    let x = fold(&case["x"]).narrow(0, 0, 2).unwrap();
-    let context = &case["ctx"];
-    let ours = ours
-        .forward(
-            &x,
-            &UNetInput { timestep: 759.0, frames: 1, context, motion_norm: MotionNorm::Pooled },
-        )
-        .unwrap();
-    let repeated = context.repeat((2, 1, 1)).unwrap();
-    let theirs = theirs.forward(&x, 759.0, &repeated).unwrap();
+    let x = fold(&case("unet")["x"]).narrow(0, 0, 2).unwrap();
+    let context = &case("unet")["ctx"];
+    let motion_norm = MotionNorm::PerFrame;
+    let input = UNetInput { timestep: 759.0, frames: 1, context, motion_norm };
+    let ours = build(DType::F32).forward(&x, &input).unwrap();
+    let theirs = theirs.forward(&x, 759.0, &context.repeat((2, 1, 1)).unwrap()).unwrap();
     // They use the tanh approximation of GELU: close, but not equal.
-    assert_relative(&ours, &theirs, 2e-3);
+    let error = relative_l2(&ours, &theirs);
+    assert!(error > 1e-6 && error < 1e-3, "{error:e}");
 }
 
 #[test]

@@ -4,24 +4,23 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
-use std::thread::JoinHandle;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use candle_core::{Device, Tensor};
+use candle_core::Device;
 use serde_json::json;
 
 use super::args::{GenerateArgs, ModelFlags, OutputFlags, Reporting};
 use super::progress::Progress;
+use super::record::{Hashes, check_weights, device_name, metadata, program};
 use super::resolve::{self, Names};
-use super::{print, to_json};
+use super::{print, tensors, to_json};
 use crate::device::Precision;
 use crate::media::{FrameSink, RgbImage};
 use crate::output::{self, ClipInfo, Existing, Metadata};
 use crate::pipeline::load::Models;
-use crate::pipeline::request::{FileRecord, Job, Program, Request, Spec};
-use crate::pipeline::{Pipeline, Prepared, Residency, Tensors};
+use crate::pipeline::request::{FileRecord, Job, Request, Spec};
+use crate::pipeline::{Pipeline, Prepared, Residency};
 use crate::sampler::SamplerKind;
-use crate::weights::{Source, sha256};
 use crate::{Error, Result};
 
 pub(super) fn run(args: &GenerateArgs, interrupted: &Arc<AtomicBool>) -> Result<()> {
@@ -66,14 +65,18 @@ pub(super) fn make(
     // Everything that can fail without a network fails before one is loaded.
     job.request.validate()?;
     let format = output::check(target.path, target.existing)?;
+    if reporting.json && target.path.as_os_str() == "-" {
+        let reason = "standard output is taken by the video";
+        return Err(Error::request("json", reason).with_hint("--progress json tells all on stderr"));
+    }
     if let Some(path) = target.tensors {
-        check_tensors_out(path, target.existing)?;
+        tensors::check_output(path, target.existing)?;
     }
     let device = job.models.device.open()?;
     let precision = Precision::new(job.models.dtype, &device);
     let files = resolve::files(&job.models, names)?;
-    let mut tensors = read_tensors(&mut job)?;
-    tensors.recorded = target.tensors.map(|_| BTreeMap::new());
+    let mut extra = tensors::read(&mut job)?;
+    extra.recorded = target.tensors.map(|_| BTreeMap::new());
     let models = Models::open(&files)?;
     let sources = models.sources();
     let mut progress = Progress::new(reporting, interrupted);
@@ -106,7 +109,7 @@ pub(super) fn make(
             output::open(target.path, &clip, &metadata, target.existing)
         },
     };
-    let result = pipeline.generate(&request, &mut tensors, &mut progress, &mut sink);
+    let result = pipeline.generate(&request, &mut extra, &mut progress, &mut sink);
     if let Err(error) = result {
         progress.finish();
         return Err(error);
@@ -114,8 +117,8 @@ pub(super) fn make(
     progress.encoding(format.name());
     Box::new(sink).finish()?;
     progress.finish();
-    if let (Some(path), Some(recorded)) = (target.tensors, tensors.recorded.take()) {
-        write_tensors(path, &recorded)?;
+    if let (Some(path), Some(recorded)) = (target.tensors, extra.recorded.take()) {
+        tensors::write(path, &recorded)?;
     }
 
     let seconds = progress.seconds();
@@ -287,69 +290,6 @@ fn describe(job: &Job, prepared: &Prepared, device: &Device, precision: Precisio
     )
 }
 
-fn device_name(device: &Device) -> &'static str {
-    match device {
-        Device::Cpu => "cpu",
-        Device::Cuda(_) => "cuda",
-        Device::Metal(_) => "metal",
-    }
-}
-
-fn program(device: &Device) -> Program {
-    Program {
-        name: env!("CARGO_PKG_NAME").into(),
-        version: env!("CARGO_PKG_VERSION").into(),
-        device: device_name(device).into(),
-    }
-}
-
-/// The texts that travel in the file.
-fn metadata(job: &Job) -> Result<Metadata> {
-    let json = serde_json::to_string(job)
-        .map_err(|e| Error::Encode { format: "json", reason: e.to_string() })?;
-    Ok(Metadata { request_json: json, parameters: parameters(job) })
-}
-
-/// The request as A1111 writes it.
-fn parameters(job: &Job) -> String {
-    let request = &job.request;
-    let mut text = request.prompt.clone();
-    if !request.negative_prompt.is_empty() {
-        text.push_str("\nNegative prompt: ");
-        text.push_str(&request.negative_prompt);
-    }
-    let sampler = match request.sampler {
-        SamplerKind::Lcm => "LCM",
-        SamplerKind::Ddim => "DDIM",
-        SamplerKind::Euler => "Euler",
-        SamplerKind::EulerAncestral => "Euler a",
-        SamplerKind::Dpmpp2m => "DPM++ 2M",
-    };
-    let stem = |file: &str| {
-        let stem = Path::new(file).file_stem().unwrap_or_default();
-        stem.to_string_lossy().into_owned()
-    };
-    let model = job.models.model.as_deref().map_or_else(|| "pocket".to_owned(), stem);
-    text.push_str(&format!(
-        "\nSteps: {}, Sampler: {sampler}, CFG scale: {}, Seed: {}, Size: {}x{}, Model: {model}",
-        request.steps,
-        request.cfg_scale,
-        request.seed.unwrap_or_default(),
-        request.width.unwrap_or_default(),
-        request.height.unwrap_or_default(),
-    ));
-    if let Some(hash) = job.weights.first().and_then(|file| file.sha256.as_ref()) {
-        text.push_str(&format!(", Model hash: {}", hash.get(..10).unwrap_or(hash)));
-    }
-    text.push_str(&format!(
-        ", Frames: {}, FPS: {}, Version: animatelcm {}",
-        request.frames,
-        request.fps,
-        env!("CARGO_PKG_VERSION")
-    ));
-    text
-}
-
 /// A sink that is opened when the first frame comes: until then nothing is on disk.
 struct Lazy<F> {
     open: F,
@@ -375,115 +315,7 @@ impl<F: FnMut() -> Result<Box<dyn FrameSink + Send>>> FrameSink for Lazy<F> {
     }
 }
 
-/// The hashes of weight files, on their way in a thread of their own.
-struct Hashes(Option<JoinHandle<Result<Vec<FileRecord>>>>);
-
-impl Hashes {
-    fn start(sources: Vec<Source>) -> Self {
-        Self(Some(std::thread::spawn(move || {
-            sources
-                .iter()
-                .map(|source| {
-                    let file = source.path().file_name().unwrap_or_default();
-                    let file = match source {
-                        // Folders of the user say nothing to anybody else.
-                        Source::File(_) => file.to_string_lossy().into_owned(),
-                        Source::Embedded { name, .. } => (*name).to_owned(),
-                    };
-                    Ok(FileRecord { file, sha256: Some(sha256(source)?) })
-                })
-                .collect()
-        })))
-    }
-
-    fn join(&mut self) -> Result<Vec<FileRecord>> {
-        match self.0.take().map(JoinHandle::join) {
-            Some(Ok(records)) => records,
-            _ => Err(Error::Encode { format: "sha256", reason: "the hashing thread died".into() }),
-        }
-    }
-}
-
-/// A clip can only be made again with the weights that it was made with.
-fn check_weights(wanted: &[FileRecord], found: &[FileRecord]) -> Result<()> {
-    if wanted.is_empty() {
-        return Ok(());
-    }
-    let hash = |record: &FileRecord| record.sha256.clone().unwrap_or_default();
-    for (wanted, found) in wanted.iter().zip(found) {
-        if hash(wanted) != hash(found) {
-            return Err(Error::Refused {
-                name: found.file.clone(),
-                reason: format!(
-                    "sha256 is {}, the clip was made with {} ({})",
-                    hash(found),
-                    hash(wanted),
-                    wanted.file
-                ),
-            });
-        }
-    }
-    if wanted.len() != found.len() {
-        return Err(Error::Refused {
-            name: "weights".into(),
-            reason: format!("{} files, the clip was made with {}", found.len(), wanted.len()),
-        });
-    }
-    Ok(())
-}
-
-fn unreadable(field: &'static str, path: &Path, error: &std::io::Error) -> Error {
+/// A file that the user named cannot be read.
+pub(super) fn unreadable(field: &'static str, path: &Path, error: &std::io::Error) -> Error {
     Error::request(field, format!("{}: {error}", path.display()))
-}
-
-/// Reads `--tensors-in` and writes down which file it was.
-fn read_tensors(job: &mut Job) -> Result<Tensors> {
-    let Some(record) = &mut job.tensors_in else { return Ok(Tensors::default()) };
-    let path = PathBuf::from(&record.file);
-    let field = "tensors-in";
-    if let Err(error) = std::fs::File::open(&path) {
-        return Err(unreadable(field, &path, &error));
-    }
-    let found = sha256(&Source::from(path.clone()))?;
-    if let Some(wanted) = record.sha256.replace(found.clone())
-        && wanted != found
-    {
-        let reason = format!("sha256 is {found}, the clip was made with {wanted}");
-        return Err(Error::Refused { name: record.file.clone(), reason });
-    }
-    let bytes = std::fs::read(&path).map_err(Error::file(&path))?;
-    let mut all = candle_core::safetensors::load_buffer(&bytes, &Device::Cpu)
-        .map_err(|e| Error::request(field, format!("{}: {e}", path.display())))?;
-    let latents = all.remove("latents");
-    let noise: Vec<Tensor> = (0..).map_while(|i| all.remove(&format!("noise.{i}"))).collect();
-    if let Some(name) = all.keys().min() {
-        let reason = format!("`{name}` is neither `latents` nor `noise.0`, `noise.1`, …");
-        return Err(Error::request(field, reason));
-    }
-    if latents.is_none() && noise.is_empty() {
-        return Err(Error::request(field, format!("{} holds no tensors", path.display())));
-    }
-    Ok(Tensors { latents, noise, recorded: None })
-}
-
-fn check_tensors_out(path: &Path, existing: Existing) -> Result<()> {
-    let field = "tensors-out";
-    if path.is_dir() {
-        return Err(Error::request(field, format!("{} is a folder", path.display())));
-    }
-    if path.exists() && existing == Existing::Refuse {
-        let error = Error::request(field, format!("{} exists already", path.display()));
-        return Err(error.with_hint("-y overwrites it"));
-    }
-    Ok(())
-}
-
-fn write_tensors(path: &Path, tensors: &BTreeMap<String, Tensor>) -> Result<()> {
-    let folder = path.parent().filter(|parent| !parent.as_os_str().is_empty());
-    let folder = folder.unwrap_or(Path::new("."));
-    let draft = tempfile::NamedTempFile::new_in(folder).map_err(Error::file(path))?;
-    safetensors::serialize_to_file(tensors, None, draft.path())
-        .map_err(|e| Error::Encode { format: "safetensors", reason: e.to_string() })?;
-    draft.persist(path).map_err(|e| Error::file(path)(e.error))?;
-    Ok(())
 }

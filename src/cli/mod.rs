@@ -9,8 +9,10 @@ mod inspect;
 #[cfg(feature = "hub")]
 mod models;
 mod progress;
+mod record;
 mod replay;
 mod resolve;
+mod tensors;
 
 use std::io::Write;
 use std::process::ExitCode;
@@ -18,6 +20,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use clap::Parser;
+use clap::error::ErrorKind;
 
 use crate::{Error, Result};
 use args::{Cli, Command};
@@ -26,12 +29,7 @@ use args::{Cli, Command};
 pub fn main() -> ExitCode {
     let cli = match Cli::try_parse() {
         Ok(cli) => cli,
-        Err(error) => {
-            // Help and version are results; everything else is a mistake.
-            let code = error.exit_code();
-            let _ = error.print();
-            return ExitCode::from(code as u8);
-        }
+        Err(error) => return not_run(&error),
     };
     let as_json = cli.wants_json_events();
     match interruptible().and_then(|interrupted| run(cli, &interrupted)) {
@@ -41,6 +39,30 @@ pub fn main() -> ExitCode {
             ExitCode::from(error.kind().exit_code())
         }
     }
+}
+
+/// Shows help and versions, and says what was mistyped.
+fn not_run(error: &clap::Error) -> ExitCode {
+    if !error.use_stderr() || error.kind() == ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand {
+        let _ = error.print();
+        return ExitCode::from(error.exit_code() as u8);
+    }
+    let words: Vec<_> = std::env::args_os().collect();
+    let as_json = words.iter().any(|word| word == "--progress=json")
+        || words.windows(2).any(|pair| pair[0] == "--progress" && pair[1] == "json");
+    let error = mistyped(&error.to_string());
+    report(&error, as_json);
+    ExitCode::from(error.kind().exit_code())
+}
+
+/// The paragraphs of clap as one line and a hint, like every other error.
+fn mistyped(text: &str) -> Error {
+    let text = text.strip_prefix("error: ").unwrap_or(text);
+    let reason: Vec<&str> =
+        text.lines().map(str::trim).take_while(|line| !line.is_empty()).collect();
+    let tip = text.lines().find_map(|line| line.trim().strip_prefix("tip: "));
+    Error::request("command line", reason.join(" "))
+        .with_hint(tip.unwrap_or("--help shows what is known"))
 }
 
 fn run(cli: Cli, interrupted: &Arc<AtomicBool>) -> Result<()> {
@@ -105,4 +127,25 @@ fn to_json(value: &impl serde::Serialize) -> Result<String> {
     let text = serde_json::to_string_pretty(value)
         .map_err(|e| Error::Encode { format: "json", reason: e.to_string() })?;
     Ok(text + "\n")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_was_mistyped_fits_on_a_line() {
+        let parse = |words: &[&str]| {
+            let words = ["animatelcm", "generate"].iter().chain(words);
+            mistyped(&Cli::try_parse_from(words).unwrap_err().to_string())
+        };
+        let error = parse(&["x", "--fram", "4"]);
+        assert_eq!(error.to_string(), "command line: unexpected argument '--fram' found");
+        assert!(error.hint().unwrap().contains("--frames"), "{error:?}");
+        let error = parse(&["x", "--progress", "loud"]);
+        assert!(error.to_string().contains("[possible values: auto, bar, json, none]"), "{error}");
+        let error = parse(&["x", "--frames", "many"]);
+        assert!(error.to_string().contains("'many'"), "{error}");
+        assert!(error.hint().is_some());
+    }
 }

@@ -16,9 +16,15 @@ use crate::{Error, Result};
 
 /// The arguments of `animatelcm models`.
 #[derive(Clone, Debug, Args)]
-pub struct ModelsArgs {
+pub(super) struct ModelsArgs {
     #[command(subcommand)]
     command: Command,
+    /// Do not use the network; also `HF_HUB_OFFLINE=1`.
+    #[arg(long, global = true)]
+    offline: bool,
+    /// Keep progress back.
+    #[arg(short, long, global = true)]
+    quiet: bool,
 }
 
 #[derive(Clone, Debug, Subcommand)]
@@ -55,18 +61,20 @@ struct Names {
 
 /// What the rest of the command line has to say about `models`.
 #[derive(Clone, Copy, Debug)]
-pub struct Context<'a> {
+pub(super) struct Context<'a> {
     /// Whether the network is off limits.
-    pub offline: bool,
+    pub(super) offline: bool,
     /// Whether progress is kept back.
-    pub quiet: bool,
+    pub(super) quiet: bool,
     /// Set when the user wants the program to stop.
-    pub interrupted: &'a AtomicBool,
+    pub(super) interrupted: &'a AtomicBool,
 }
 
 /// Runs `animatelcm models` with the settings of the environment; results go to stdout.
-pub fn run(args: &ModelsArgs, context: Context<'_>) -> Result<()> {
-    let settings = settings(context.offline)?;
+pub(super) fn run(args: &ModelsArgs, context: Context<'_>) -> Result<()> {
+    let offline = context.offline || args.offline;
+    let context = Context { offline, quiet: context.quiet || args.quiet, ..context };
+    let settings = settings(offline)?;
     let mut out = std::io::stdout().lock();
     match run_with(args, settings, context, &mut out) {
         // Somebody closed the pipe: they have seen enough.
@@ -78,7 +86,7 @@ pub fn run(args: &ModelsArgs, context: Context<'_>) -> Result<()> {
 }
 
 /// Runs `animatelcm models` with given settings; results go to `out`.
-pub fn run_with(
+fn run_with(
     args: &ModelsArgs,
     settings: Settings,
     context: Context<'_>,
@@ -168,7 +176,7 @@ fn known(name: &str, hub: &mut Hub) -> Result<String> {
 
 /// The hub's settings from the environment, by the rules of huggingface_hub: `HF_HUB_CACHE`, `HF_HOME`,
 /// `HF_ENDPOINT`, `HF_TOKEN`, `HF_TOKEN_PATH`, `HF_HUB_OFFLINE`. `offline` is what the command line says.
-pub fn settings(offline: bool) -> Result<Settings> {
+pub(super) fn settings(offline: bool) -> Result<Settings> {
     let mut settings =
         settings_from(&|name| std::env::var_os(name), std::env::home_dir().as_deref())?;
     settings.offline |= offline;
@@ -302,7 +310,10 @@ impl<'a> Progress<'a> {
         match *event {
             Event::Download { file, done, total } => self.advance("download", file, done, total),
             Event::Check { file, done, total } => self.advance("check", file, done, total),
-            Event::Done { .. } => self.pause(),
+            Event::Done { file } => {
+                self.pause();
+                self.words(format!("{file}: ok"));
+            }
             Event::Retry { file, reason } => self.words(format!("{file}: {reason}, trying again")),
             Event::Mirror { reason, repo } => self.words(format!("{reason}, trying `{repo}`")),
         }

@@ -176,11 +176,6 @@ pub(super) fn apply_defaults(names: &Names, spec: &Spec, request: &mut Request) 
         return Ok(());
     };
     let defaults = &preset.defaults;
-    fn set<T, U: Into<T> + Clone>(slot: &mut T, value: &Option<U>) {
-        if let Some(value) = value {
-            *slot = value.clone().into();
-        }
-    }
     if let Some(name) = &defaults.sampler {
         request.sampler = name.parse()?;
     }
@@ -194,10 +189,10 @@ pub(super) fn apply_defaults(names: &Names, spec: &Spec, request: &mut Request) 
     request.frames = count(defaults.frames).unwrap_or(request.frames);
     request.lcm_original_steps =
         count(defaults.lcm_original_steps).unwrap_or(request.lcm_original_steps);
-    set(&mut request.fps, &defaults.fps);
-    set(&mut request.cfg_scale, &defaults.cfg_scale);
-    set(&mut request.beta_start, &defaults.beta_start);
-    set(&mut request.beta_end, &defaults.beta_end);
+    request.fps = defaults.fps.map_or(request.fps, f64::from);
+    request.cfg_scale = defaults.cfg_scale.unwrap_or(request.cfg_scale);
+    request.beta_start = defaults.beta_start.unwrap_or(request.beta_start);
+    request.beta_end = defaults.beta_end.unwrap_or(request.beta_end);
     Ok(())
 }
 

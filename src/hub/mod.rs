@@ -1,10 +1,9 @@
 //! Published models by name: which files they are, where those are on this machine, and how to get them.
 //!
 //! Files live in the ordinary hub cache, shared with Python's huggingface_hub and every other program that
-//! uses it. Finding them needs no network; only [`Hub::pull`] does, and only with the feature `hub`.
+//! uses it. Finding them needs no network; only [`Hub::pull`] does.
 
 mod cache;
-#[cfg(feature = "hub")]
 mod download;
 mod hash;
 pub mod manifest;
@@ -301,7 +300,7 @@ impl Hub {
                 }
                 return Ok(installed);
             }
-            self.fetch(model, variant, watch)
+            download::fetch(self, model, variant, watch)
         })
     }
 
@@ -468,21 +467,6 @@ impl Hub {
         };
         Error::Missing { name: model.name.clone(), reason: reason.to_owned() }
             .with_hint(format!("animatelcm models pull {asked}"))
-    }
-
-    #[cfg(feature = "hub")]
-    fn fetch(
-        &self,
-        model: &Model,
-        variant: Option<&str>,
-        watch: &mut Watch<'_>,
-    ) -> Result<Installed> {
-        download::fetch(self, model, variant, watch)
-    }
-
-    #[cfg(not(feature = "hub"))]
-    fn fetch(&self, model: &Model, variant: Option<&str>, _: &mut Watch<'_>) -> Result<Installed> {
-        self.locate(model, variant).ok_or(Error::Feature { feature: "hub" })
     }
 }
 

@@ -157,8 +157,8 @@ impl CustomOp3 for Blocked {
                 for head in 0..heads {
                     let scores = &mut scores[..count * keys];
                     multiply(
-                        Matrix::rows(q.from(b, block * BLOCK, head), count, dim, q.token_stride),
-                        Matrix::columns(k.from(b, 0, head), dim, keys, k.token_stride),
+                        &Matrix::rows(q.from(b, block * BLOCK, head), count, dim, q.token_stride),
+                        &Matrix::columns(k.from(b, 0, head), dim, keys, k.token_stride),
                         scores,
                         keys,
                         scale,
@@ -168,8 +168,8 @@ impl CustomOp3 for Blocked {
                         *inverse = 1.0 / exponentials(row);
                     }
                     multiply(
-                        Matrix::rows(scores, count, keys, keys),
-                        Matrix::rows(v.from(b, 0, head), keys, dim, v.token_stride),
+                        &Matrix::rows(scores, count, keys, keys),
+                        &Matrix::rows(v.from(b, 0, head), keys, dim, v.token_stride),
                         &mut rows[head * dim..],
                         width,
                         1.0,
@@ -241,7 +241,7 @@ impl<'a> Matrix<'a> {
 
 /// `out = scale · a b`, on this thread; the rows of `out` are `stride` apart.
 #[allow(unsafe_code)]
-fn multiply(a: Matrix<'_>, b: Matrix<'_>, out: &mut [f32], stride: usize, scale: f32) {
+fn multiply(a: &Matrix<'_>, b: &Matrix<'_>, out: &mut [f32], stride: usize, scale: f32) {
     assert_eq!(a.columns, b.rows);
     if a.rows == 0 || a.columns == 0 || b.columns == 0 {
         return;

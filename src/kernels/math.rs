@@ -18,7 +18,7 @@ pub fn exp(x: f32) -> f32 {
     p = p * r + 8.333_452e-3;
     p = p * r + 4.166_579_6e-2;
     p = p * r + 1.666_666_5e-1;
-    p = p * r + 5.000_000_1e-1;
+    p = p * r + 0.5;
     let e = p * r * r + r + 1.0;
     // Two factors, because 2^128 itself is not a number of this type.
     let n = n as i32;
@@ -42,7 +42,7 @@ pub fn erf(x: f32) -> f32 {
     p = p * s - 2.101_024e-6;
     p = p * s - 5.692_506_4e-5;
     p = p * s - 7.349_906e-4;
-    p = p * s - 2.954_599_9e-3;
+    p = p * s - 2.954_6e-3;
     p = p * s - 1.609_603_3e-2;
     let mut q = -1.456_607_2e-5_f32;
     q = q * s - 2.133_740_6e-4;

@@ -66,7 +66,7 @@ impl Attention {
 }
 
 fn check_heads(width: usize, heads: usize) -> Result<()> {
-    if heads == 0 || width % heads != 0 {
+    if heads == 0 || !width.is_multiple_of(heads) {
         candle_core::bail!("{width} channels do not divide into {heads} heads");
     }
     Ok(())

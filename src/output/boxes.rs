@@ -27,13 +27,13 @@ pub(super) struct Movie {
 }
 
 /// A box: size, name and contents. Contents beyond 4 GiB never come here.
-fn plain(name: &[u8; 4], contents: &[&[u8]]) -> Vec<u8> {
+fn plain(name: [u8; 4], contents: &[&[u8]]) -> Vec<u8> {
     let size = 8 + contents.iter().map(|part| part.len()).sum::<usize>();
-    [&(size as u32).to_be_bytes()[..], name, &contents.concat()].concat()
+    [&(size as u32).to_be_bytes()[..], &name, &contents.concat()].concat()
 }
 
 /// A box with version 0 and flags.
-fn full(name: &[u8; 4], flags: u32, contents: &[&[u8]]) -> Vec<u8> {
+fn full(name: [u8; 4], flags: u32, contents: &[&[u8]]) -> Vec<u8> {
     plain(name, &[&flags.to_be_bytes(), &contents.concat()])
 }
 
@@ -47,12 +47,12 @@ fn u32s(values: &[u32]) -> Vec<u8> {
 
 /// The box that comes first.
 pub(super) fn file_type() -> Vec<u8> {
-    plain(b"ftyp", &[b"isom", &u32s(&[512]), b"isomiso2avc1mp41"])
+    plain(*b"ftyp", &[b"isom", &u32s(&[512]), b"isomiso2avc1mp41"])
 }
 
 /// A box of no meaning, `size` bytes in all, of which there must be at least 8.
 pub(super) fn free(size: usize) -> Vec<u8> {
-    plain(b"free", &[&vec![0; size.saturating_sub(8)]])
+    plain(*b"free", &[&vec![0; size.saturating_sub(8)]])
 }
 
 /// The 16-byte header of a media data box with a 64-bit size.
@@ -82,7 +82,7 @@ impl Movie {
         let (scale, _) = self.time();
         let duration = self.duration().unwrap_or(u32::MAX);
         let header = full(
-            b"mvhd",
+            *b"mvhd",
             0,
             &[
                 &u32s(&[0, 0, scale, duration, 0x1_0000]), // times of making, rate 1
@@ -96,13 +96,13 @@ impl Movie {
         } else {
             (keys(metadata), comments(metadata))
         };
-        plain(b"moov", &[&header, &self.track(scale, duration), &keys, &comments])
+        plain(*b"moov", &[&header, &self.track(scale, duration), &keys, &comments])
     }
 
     fn track(&self, scale: u32, duration: u32) -> Vec<u8> {
         let (width, height) = self.coded;
         let header = full(
-            b"tkhd",
+            *b"tkhd",
             3, // enabled, in the movie
             &[
                 &u32s(&[0, 0, 1, 0, duration, 0, 0]),
@@ -112,32 +112,36 @@ impl Movie {
             ],
         );
         let media_header = full(
-            b"mdhd",
+            *b"mdhd",
             0,
             &[&u32s(&[0, 0, scale, duration]), &u16s(&[0x55c4, 0])], // language undetermined
         );
-        let handler = full(b"hdlr", 0, &[&u32s(&[0]), b"vide", &[0; 12], b"VideoHandler\0"]);
-        let reference = full(b"dref", 0, &[&u32s(&[1]), &full(b"url ", 1, &[])]); // this file
+        let handler = full(*b"hdlr", 0, &[&u32s(&[0]), b"vide", &[0; 12], b"VideoHandler\0"]);
+        let reference = full(*b"dref", 0, &[&u32s(&[1]), &full(*b"url ", 1, &[])]); // this file
         let information = plain(
-            b"minf",
-            &[&full(b"vmhd", 1, &[&[0; 8]]), &plain(b"dinf", &[&reference]), &self.sample_table()],
+            *b"minf",
+            &[
+                &full(*b"vmhd", 1, &[&[0; 8]]),
+                &plain(*b"dinf", &[&reference]),
+                &self.sample_table(),
+            ],
         );
-        let media = plain(b"mdia", &[&media_header, &handler, &information]);
-        plain(b"trak", &[&header, &media])
+        let media = plain(*b"mdia", &[&media_header, &handler, &information]);
+        plain(*b"trak", &[&header, &media])
     }
 
     fn sample_table(&self) -> Vec<u8> {
         let count = self.sizes.len() as u32;
         let key_numbers: Vec<u32> = self.keys.iter().map(|key| key + 1).collect();
         plain(
-            b"stbl",
+            *b"stbl",
             &[
-                &full(b"stsd", 0, &[&u32s(&[1]), &self.sample_entry()]),
-                &full(b"stts", 0, &[&u32s(&[1, count, self.time().1])]),
-                &full(b"stss", 0, &[&u32s(&[key_numbers.len() as u32]), &u32s(&key_numbers)]),
-                &full(b"stsc", 0, &[&u32s(&[1, 1, count, 1])]), // all in one chunk
-                &full(b"stsz", 0, &[&u32s(&[0, count]), &u32s(&self.sizes)]),
-                &full(b"co64", 0, &[&u32s(&[1]), &self.offset.to_be_bytes()]),
+                &full(*b"stsd", 0, &[&u32s(&[1]), &self.sample_entry()]),
+                &full(*b"stts", 0, &[&u32s(&[1, count, self.time().1])]),
+                &full(*b"stss", 0, &[&u32s(&[key_numbers.len() as u32]), &u32s(&key_numbers)]),
+                &full(*b"stsc", 0, &[&u32s(&[1, 1, count, 1])]), // all in one chunk
+                &full(*b"stsz", 0, &[&u32s(&[0, count]), &u32s(&self.sizes)]),
+                &full(*b"co64", 0, &[&u32s(&[1]), &self.offset.to_be_bytes()]),
             ],
         )
     }
@@ -146,7 +150,7 @@ impl Movie {
         let (width, height) = self.coded;
         let profile = self.sps.get(1..4).unwrap_or(&[66, 0, 30]);
         let configuration = plain(
-            b"avcC",
+            *b"avcC",
             &[
                 &[1],
                 profile,
@@ -159,10 +163,10 @@ impl Movie {
             ],
         );
         // BT.709 primaries, transfer and matrix; limited range.
-        let colour = plain(b"colr", &[b"nclx", &u16s(&[1, 1, 1]), &[0]]);
-        let aspect = plain(b"pasp", &[&u32s(&[1, 1])]);
+        let colour = plain(*b"colr", &[b"nclx", &u16s(&[1, 1, 1]), &[0]]);
+        let aspect = plain(*b"pasp", &[&u32s(&[1, 1])]);
         plain(
-            b"avc1",
+            *b"avc1",
             &[
                 &[0; 6],
                 &u16s(&[1]),
@@ -191,7 +195,7 @@ impl Movie {
         let ((coded_width, coded_height), (width, height)) = (self.coded, self.shown);
         let horizontal = offset(coded_width, width);
         let vertical = offset(coded_height, height);
-        plain(b"clap", &[&u32s(&[width, 1, height, 1, horizontal, 2, vertical, 2])])
+        plain(*b"clap", &[&u32s(&[width, 1, height, 1, horizontal, 2, vertical, 2])])
     }
 }
 
@@ -204,18 +208,18 @@ fn keys(metadata: &Metadata) -> Vec<u8> {
             .map(|(key, text)| (key, text.as_str()))
             .collect();
     let names: Vec<u8> =
-        pairs.iter().flat_map(|(key, _)| plain(b"mdta", &[key.as_bytes()])).collect();
+        pairs.iter().flat_map(|(key, _)| plain(*b"mdta", &[key.as_bytes()])).collect();
     let items: Vec<u8> = (1_u32..)
         .zip(&pairs)
-        .flat_map(|(number, (_, text))| plain(&number.to_be_bytes(), &[&text_data(text)]))
+        .flat_map(|(number, (_, text))| plain(number.to_be_bytes(), &[&text_data(text)]))
         .collect();
     full(
-        b"meta",
+        *b"meta",
         0,
         &[
             &handler(*b"mdta", [0; 4]),
-            &full(b"keys", 0, &[&u32s(&[pairs.len() as u32]), &names]),
-            &plain(b"ilst", &[&items]),
+            &full(*b"keys", 0, &[&u32s(&[pairs.len() as u32]), &names]),
+            &plain(*b"ilst", &[&items]),
         ],
     )
 }
@@ -227,22 +231,22 @@ fn comments(metadata: &Metadata) -> Vec<u8> {
     }
     let prompt = metadata.parameters.lines().next().unwrap_or_default();
     let items = [
-        plain(b"\xa9cmt", &[&text_data(&metadata.parameters)]),
-        plain(b"desc", &[&text_data(prompt)]),
+        plain(*b"\xa9cmt", &[&text_data(&metadata.parameters)]),
+        plain(*b"desc", &[&text_data(prompt)]),
     ];
     let meta =
-        full(b"meta", 0, &[&handler(*b"mdir", *b"appl"), &plain(b"ilst", &[&items.concat()])]);
-    plain(b"udta", &[&meta])
+        full(*b"meta", 0, &[&handler(*b"mdir", *b"appl"), &plain(*b"ilst", &[&items.concat()])]);
+    plain(*b"udta", &[&meta])
 }
 
 /// The box that says how a `meta` box is to be read.
 fn handler(kind: [u8; 4], vendor: [u8; 4]) -> Vec<u8> {
-    full(b"hdlr", 0, &[&u32s(&[0]), &kind, &vendor, &[0; 8], b"\0"])
+    full(*b"hdlr", 0, &[&u32s(&[0]), &kind, &vendor, &[0; 8], b"\0"])
 }
 
 /// UTF-8, in no particular language.
 fn text_data(text: &str) -> Vec<u8> {
-    plain(b"data", &[&u32s(&[1, 0]), text.as_bytes()])
+    plain(*b"data", &[&u32s(&[1, 0]), text.as_bytes()])
 }
 
 #[cfg(test)]

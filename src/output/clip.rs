@@ -97,7 +97,6 @@ impl ClipInfo {
     /// How long frame `index` is shown, in units of which there are `per_second`.
     ///
     /// Rounding is carried on, so the clip's length is right to half a unit however long it is.
-    #[cfg_attr(not(any(feature = "gif", feature = "webp")), allow(dead_code))]
     pub(super) fn duration(&self, index: usize, per_second: u32) -> u32 {
         let (num, den) = self.rate();
         let (num, unit) = (u64::from(num), u64::from(den) * u64::from(per_second));

@@ -48,13 +48,9 @@ impl Metadata {
             (c.is_ascii_control() && !matches!(c, '\t' | '\n' | '\r' | '\x7f'))
                 || matches!(c, '\u{fffe}' | '\u{ffff}')
         };
-        let mut request_json = String::with_capacity(self.request_json.len());
-        for c in self.request_json.chars() {
-            if is_bad(c) {
-                request_json.push_str(&format!("\\u{:04x}", u32::from(c)));
-            } else {
-                request_json.push(c);
-            }
+        let mut request_json = self.request_json.clone();
+        while let Some(c) = request_json.chars().find(|&c| is_bad(c)) {
+            request_json = request_json.replace(c, &format!("\\u{:04x}", u32::from(c)));
         }
         Self { request_json, parameters: self.parameters.replace(is_bad, "\u{fffd}") }
     }
@@ -281,12 +277,11 @@ fn webp<R: Read + Seek>(walk: &mut Walk<R>) -> io::Result<Metadata> {
 const XMP_FIELDS: [&str; 2] = ["animatelcm:request", "animatelcm:parameters"];
 
 /// An XMP packet with both texts.
-#[cfg_attr(not(feature = "webp"), allow(dead_code))]
 pub(super) fn to_xmp(metadata: &Metadata) -> Vec<u8> {
     let mut fields = String::new();
     for (name, text) in XMP_FIELDS.iter().zip([&metadata.request_json, &metadata.parameters]) {
         if !text.is_empty() {
-            fields.push_str(&format!("<{name}>{}</{name}>", escape(text)));
+            fields.extend(["<", name, ">", &escape(text), "</", name, ">"]);
         }
     }
     format!(
@@ -314,7 +309,6 @@ fn from_xmp(packet: &str) -> io::Result<Metadata> {
     Ok(Metadata { request_json: field(request)?, parameters: field(parameters)? })
 }
 
-#[cfg_attr(not(feature = "webp"), allow(dead_code))]
 fn escape(text: &str) -> String {
     let mut escaped = String::with_capacity(text.len());
     for c in text.chars() {
@@ -435,13 +429,13 @@ fn meta_boxes(meta: &[u8]) -> io::Result<Vec<([u8; 4], &[u8])>> {
     boxes(meta.get(skipped..).unwrap_or_default())
 }
 
-fn inside<'a>(boxes: &[([u8; 4], &'a [u8])], name: &[u8; 4]) -> &'a [u8] {
-    boxes.iter().find(|(found, _)| found == name).map_or(&[], |(_, data)| data)
+fn inside<'a>(boxes: &[([u8; 4], &'a [u8])], name: [u8; 4]) -> &'a [u8] {
+    boxes.iter().find(|(found, _)| *found == name).map_or(&[], |(_, data)| data)
 }
 
 /// The text of a metadata item; empty when it holds something else.
 fn item(item: &[u8]) -> io::Result<String> {
-    match inside(&boxes(item)?, b"data") {
+    match inside(&boxes(item)?, *b"data") {
         [0, 0, 0, 1, _, _, _, _, value @ ..] => text(value.to_vec()),
         _ => Ok(String::new()),
     }
@@ -450,8 +444,8 @@ fn item(item: &[u8]) -> io::Result<String> {
 /// Values that are found by the numbers of their keys.
 fn keyed(meta: &[u8], found: &mut Metadata) -> io::Result<()> {
     let parts = meta_boxes(meta)?;
-    let keys = boxes(inside(&parts, b"keys").get(8..).unwrap_or_default())?;
-    for (number, value) in boxes(inside(&parts, b"ilst"))? {
+    let keys = boxes(inside(&parts, *b"keys").get(8..).unwrap_or_default())?;
+    for (number, value) in boxes(inside(&parts, *b"ilst"))? {
         let key = (u32::from_be_bytes(number) as usize).checked_sub(1).and_then(|n| keys.get(n));
         match key {
             Some((_, key)) if *key == MP4_REQUEST.as_bytes() => found.request_json = item(value)?,
@@ -464,7 +458,7 @@ fn keyed(meta: &[u8], found: &mut Metadata) -> io::Result<()> {
 
 /// The comment among the values that players show.
 fn commented(meta: &[u8]) -> io::Result<String> {
-    item(inside(&boxes(inside(&meta_boxes(meta)?, b"ilst"))?, b"\xa9cmt"))
+    item(inside(&boxes(inside(&meta_boxes(meta)?, *b"ilst"))?, *b"\xa9cmt"))
 }
 
 #[cfg(test)]

@@ -31,6 +31,18 @@
 //! # }
 //! ```
 
+// Encoders share code, some of which nothing uses when only a few of them are built.
+#![cfg_attr(
+    not(all(
+        feature = "gif",
+        feature = "webp",
+        feature = "apng",
+        feature = "png",
+        feature = "mp4"
+    )),
+    allow(dead_code, unused_variables)
+)]
+
 mod clip;
 pub mod metadata;
 mod target;

@@ -1,11 +1,11 @@
 //! Where an output goes: names, what is already there, and files that appear only when complete.
 
 use std::fmt;
-use std::fs;
+use std::fs::{self, File};
 use std::io::{self, BufWriter, IsTerminal, Seek, SeekFrom, Stdout, Write};
 use std::path::{Path, PathBuf};
 
-use tempfile::{NamedTempFile, TempDir};
+use tempfile::{TempDir, TempPath};
 
 use super::{Existing, Format, file_error};
 use crate::{Error, Result};
@@ -196,12 +196,11 @@ impl Target {
         if matches!(place, Place::Stdout) {
             return Ok(Draft::Stdout(BufWriter::new(io::stdout())));
         }
-        let file = temporary_file(&folder).map_err(|source| file_error(&path, source))?;
-        Ok(Draft::File { file: BufWriter::with_capacity(1 << 16, file), path, existing })
+        let (file, draft) = temporary_file(&folder).map_err(|source| file_error(&path, source))?;
+        Ok(Draft::File { draft, file: BufWriter::with_capacity(1 << 16, file), path, existing })
     }
 
     /// A new folder beside the series.
-    #[cfg_attr(not(feature = "png"), allow(dead_code))]
     pub(super) fn draft_series(self) -> Result<DraftSeries> {
         let Self { path, folder, place, existing } = self;
         let Place::Series(pattern) = place else {
@@ -240,12 +239,14 @@ fn temporary() -> tempfile::Builder<'static, 'static> {
 }
 
 /// A temporary file with the permissions of an ordinary new file, since it becomes one.
-fn temporary_file(folder: &Path) -> io::Result<NamedTempFile> {
+fn temporary_file(folder: &Path) -> io::Result<(File, TempPath)> {
     #[cfg_attr(not(unix), allow(unused_mut))]
     let mut builder = temporary();
     #[cfg(unix)]
     builder.permissions(std::os::unix::fs::PermissionsExt::from_mode(0o666));
-    builder.tempfile_in(folder)
+    // Errors of `tempfile` name the temporary file, which nobody asked about.
+    let file = builder.tempfile_in(folder).map_err(|error| io::Error::from(error.kind()))?;
+    Ok(file.into_parts())
 }
 
 /// A stream of bytes that becomes a file when it is committed.
@@ -253,7 +254,9 @@ pub(super) enum Draft {
     /// A temporary file beside its target, removed when dropped.
     File {
         /// The temporary file.
-        file: BufWriter<NamedTempFile>,
+        file: BufWriter<File>,
+        /// Its name for now; the file goes when this does.
+        draft: TempPath,
         /// Its name to be.
         path: PathBuf,
         /// What happens to a file of that name.
@@ -267,20 +270,21 @@ impl Draft {
     /// Makes the file visible under its name.
     pub(super) fn commit(mut self) -> Result<()> {
         let flushed = self.flush();
-        let Self::File { file, path, existing } = self else {
+        let Self::File { file, draft, path, existing } = self else {
             return flushed.map_err(Error::file("standard output"));
         };
         let fail = |source| file_error(&path, source);
         flushed.map_err(fail)?;
         let file = file.into_inner().map_err(|error| fail(error.into_error()))?;
         // Some file systems find out only here that they are full.
-        file.as_file().sync_all().map_err(fail)?;
+        file.sync_all().map_err(fail)?;
+        drop(file);
         let renamed = match existing {
-            Existing::Replace => file.persist(&path),
-            Existing::Refuse => file.persist_noclobber(&path),
+            Existing::Replace => draft.persist(&path),
+            Existing::Refuse => draft.persist_noclobber(&path),
         };
         match renamed {
-            Ok(_) => Ok(()),
+            Ok(()) => Ok(()),
             Err(error) if error.error.kind() == io::ErrorKind::AlreadyExists => Err(exists(&path)),
             Err(error) => Err(fail(error.error)),
         }
@@ -330,7 +334,6 @@ pub(super) struct DraftSeries {
     existing: Existing,
 }
 
-#[cfg_attr(not(feature = "png"), allow(dead_code))]
 impl DraftSeries {
     /// Where a frame is written for now.
     pub(super) fn draft(&self, index: usize) -> PathBuf {

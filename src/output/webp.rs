@@ -46,16 +46,16 @@ impl<W: Write> Webp<W> {
         out.write_all(b"RIFF\0\0\0\0WEBP")?;
         let mut webp = Self { out, clip: *clip, exif, xmp, seen: 0, size: 4 };
         let extended = [&[flags, 0, 0, 0], &u24(clip.width - 1)[..], &u24(clip.height - 1)];
-        webp.chunk(b"VP8X", &extended.concat())?;
+        webp.chunk(*b"VP8X", &extended.concat())?;
         // An opaque black background, and repeat for ever.
-        webp.chunk(b"ANIM", &[0, 0, 0, 255, 0, 0])?;
+        webp.chunk(*b"ANIM", &[0, 0, 0, 255, 0, 0])?;
         Ok(webp)
     }
 
     /// Writes a chunk, padded to an even number of bytes.
-    fn chunk(&mut self, name: &[u8; 4], data: &[u8]) -> Result<(), Fault> {
+    fn chunk(&mut self, name: [u8; 4], data: &[u8]) -> Result<(), Fault> {
         let length = u32::try_from(data.len()).map_err(|_| too_large())?;
-        self.out.write_all(name)?;
+        self.out.write_all(&name)?;
         self.out.write_all(&length.to_le_bytes())?;
         self.out.write_all(data)?;
         if length % 2 == 1 {
@@ -79,6 +79,8 @@ fn u24(value: u32) -> [u8; 3] {
 ///
 /// This is where A1111 and the sites that follow it look in a WebP.
 fn user_comment(text: &str) -> Vec<u8> {
+    const UNDEFINED: u16 = 7;
+    const LONG: u16 = 4;
     if text.is_empty() {
         return Vec::new();
     }
@@ -89,8 +91,6 @@ fn user_comment(text: &str) -> Vec<u8> {
             .concat()
     };
     let directory = |entry: Vec<u8>| [&[0, 1], &entry[..], &[0; 4]].concat(); // one entry, none after
-    const UNDEFINED: u16 = 7;
-    const LONG: u16 = 4;
     let header = b"MM\0*\0\0\0\x08";
     let inner_at = header.len() as u32 + 18;
     let exif = directory(entry(0x8769, LONG, 1, inner_at));
@@ -124,14 +124,14 @@ impl<W: Write + Seek + Send> Encode<W> for Webp<W> {
             &[REPLACE],
         ];
         let body = [&header.concat()[..], picture].concat();
-        self.chunk(b"ANMF", &body)?;
+        self.chunk(*b"ANMF", &body)?;
         self.seen += 1;
         Ok(())
     }
 
     fn finish(mut self) -> Result<W, Fault> {
         let (exif, xmp) = (std::mem::take(&mut self.exif), std::mem::take(&mut self.xmp));
-        for (name, data) in [(b"EXIF", exif), (b"XMP ", xmp)] {
+        for (name, data) in [(*b"EXIF", exif), (*b"XMP ", xmp)] {
             if !data.is_empty() {
                 self.chunk(name, &data)?;
             }

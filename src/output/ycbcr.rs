@@ -8,7 +8,6 @@ pub(super) enum Matrix {
     /// ITU-R BT.601: what readers assume of streams that do not say.
     Bt601,
     /// ITU-R BT.709.
-    #[cfg_attr(not(feature = "mp4"), allow(dead_code))]
     Bt709,
 }
 
@@ -68,7 +67,6 @@ pub(super) fn full(frame: &RgbImage, matrix: Matrix) -> Planes {
 ///
 /// Chroma sits where H.264 puts it unless told otherwise (ITU-T H.264, figure E-1, type 0): in the columns
 /// of the even luma samples, so it is filtered with 1-2-1 across, and between two rows.
-#[cfg_attr(not(feature = "mp4"), allow(dead_code))]
 pub(super) fn halved(frame: &RgbImage, matrix: Matrix) -> Planes {
     let weights = matrix.weights();
     let (width, height) = (frame.width() as usize, frame.height() as usize);

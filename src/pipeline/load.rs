@@ -350,6 +350,11 @@ impl Models {
         self.scheduler.prediction_type
     }
 
+    /// Whether DDIM's last step ends without noise.
+    pub fn set_alpha_to_one(&self) -> bool {
+        self.scheduler.set_alpha_to_one
+    }
+
     /// The noise schedule of a request.
     pub fn schedule(&self, request: &Request) -> Result<NoiseSchedule> {
         schedule::Config {

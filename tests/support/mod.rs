@@ -2,4 +2,8 @@
 
 pub(crate) mod close;
 pub(crate) mod golden;
+#[cfg(feature = "hub")]
+pub(crate) mod hub_server;
+#[cfg(feature = "cli")]
+pub(crate) mod program;
 pub(crate) mod tiny;

@@ -90,7 +90,7 @@ impl Layer {
         let norm = |name: &str| LayerNorm::new(width, config.layer_norm_eps, &vb.pp(name));
         let attention = vb.pp("self_attn");
         let projection = |name: &str| Linear::new(width, width, &attention.pp(name));
-        if config.num_attention_heads == 0 || width % config.num_attention_heads != 0 {
+        if config.num_attention_heads == 0 || !width.is_multiple_of(config.num_attention_heads) {
             candle_core::bail!(
                 "{width} channels do not divide into {} heads",
                 config.num_attention_heads

@@ -811,16 +811,13 @@ mod tests {
             b"R.",                   // nothing to call
             b"h\x05.",               // nothing memorised
             b"t.",                   // no mark
-            b"(0).0.",               // below the mark
+            b"K\x01(.",              // the result lies below a mark
             b"X\xff\xff\xff\xffabc", // text beyond the end
             b"\x8d\xff\xff\xff\xff\xff\xff\xff\xffabc",
             b"}(K\x01u.",  // a key without a value
             b"K\x01\x86.", // too few for a pair
         ];
         for pickle in damaged {
-            let _ = run(pickle).map(|_| ());
-        }
-        for pickle in &damaged[..5] {
             assert!(run(pickle).is_err(), "{pickle:?}");
         }
     }

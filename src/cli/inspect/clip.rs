@@ -1,0 +1,168 @@
+//! A clip: the request that it carries.
+
+use std::path::Path;
+
+use serde_json::{Value, json};
+
+use super::super::to_json;
+use super::{Table, plain};
+use crate::output::Metadata;
+use crate::pipeline::request::{Job, Request, Spec, WeightedFile};
+use crate::{Error, Result};
+
+/// What a clip's texts say, for people or as JSON: the job if there is one, else an object with `parameters`.
+pub(super) fn show(path: &Path, metadata: Metadata, as_json: bool) -> Result<String> {
+    let Metadata { request_json, parameters } = metadata;
+    if as_json {
+        let value: Value = match request_json.as_str() {
+            "" if parameters.is_empty() => json!({ "parameters": null }),
+            "" => json!({ "parameters": parameters }),
+            text => serde_json::from_str(text)
+                .map_err(|e| Error::format(path, format!("its request is not JSON: {e}")))?,
+        };
+        return to_json(&value);
+    }
+    let mut text = format!("{}: a clip", path.display());
+    if request_json.is_empty() && parameters.is_empty() {
+        return Ok(text + " without a request in it\n");
+    }
+    text.push('\n');
+    match Job::from_json(&request_json) {
+        Ok(job) => text.push_str(&rows(&job)),
+        Err(_) if request_json.is_empty() => text.push_str("  no request in it\n"),
+        // Another program's, or of a later version: shown, not understood.
+        Err(error) => text.push_str(&format!("  {error}\n  {}\n", plain(&request_json))),
+    }
+    if !parameters.is_empty() {
+        text.push_str(&format!("\nparameters\n{}\n", plain(&parameters)));
+    }
+    Ok(text)
+}
+
+fn rows(job: &Job) -> String {
+    let Job { models, request, .. } = job;
+    let mut table = Table::default();
+    table.row("prompt", &request.prompt);
+    table.row_if("negative", &request.negative_prompt);
+    table.row(
+        "seed",
+        request.seed.map_or_else(|| "random".into(), |s| format!("{s}, {} generator", request.rng)),
+    );
+    table.row("clip", size(request));
+    table.row("sampling", sampling(request));
+    for (label, value) in parts(models) {
+        table.row(label, value);
+    }
+    if let Some(record) = &job.tensors_in {
+        table.row("tensors in", &record.file);
+    }
+    for record in &job.weights {
+        let sha256 = record.sha256.as_deref().unwrap_or("unknown");
+        table.row("weights", format!("{sha256}  {}", record.file));
+    }
+    if let Some(program) = &job.program {
+        table.row("made by", format!("{} {} on {}", program.name, program.version, program.device));
+    }
+    table.0
+}
+
+fn size(request: &Request) -> String {
+    let side = |side: Option<usize>| side.map_or_else(|| "?".into(), |side| side.to_string());
+    format!(
+        "{} frames of {}x{}, {} a second",
+        request.frames,
+        side(request.width),
+        side(request.height),
+        request.fps
+    )
+}
+
+/// Everything that changes the frames beside prompt, seed and size.
+fn sampling(request: &Request) -> String {
+    let mut words = vec![
+        format!("{} steps of {}", request.steps, request.sampler),
+        format!("guidance {}", request.cfg_scale),
+    ];
+    if let Some(spacing) = request.spacing {
+        words.push(format!("{spacing} spacing"));
+    }
+    if request.sampler == crate::sampler::SamplerKind::Lcm {
+        words.push(format!("{} original steps", request.lcm_original_steps));
+    }
+    let betas = request.beta_schedule.map(|betas| format!("{betas} ")).unwrap_or_default();
+    words.push(format!("{betas}betas {} to {}", request.beta_start, request.beta_end));
+    words.push(format!("motion norm {}", word(&request.motion_norm)));
+    if request.clip_skip > 0 {
+        words.push(format!("clip skip {}", request.clip_skip));
+    }
+    words.join(", ")
+}
+
+/// The parts that were named, in the words of the command line.
+fn parts(spec: &Spec) -> Vec<(&'static str, String)> {
+    let weighted = |file: &WeightedFile| format!("{} at {}", file.file, file.scale);
+    let mut parts = vec![(
+        "model",
+        spec.model.clone().unwrap_or_else(|| "the small one inside the program".into()),
+    )];
+    let named = [("checkpoint", &spec.checkpoint), ("vae", &spec.vae), ("motion", &spec.motion)];
+    parts.extend(named.into_iter().filter_map(|(label, name)| Some((label, name.clone()?))));
+    parts.extend(spec.lcm_lora.iter().map(|file| ("lcm lora", weighted(file))));
+    parts.extend(spec.loras.iter().map(|file| ("lora", weighted(file))));
+    parts.push(("runs on", format!("{}, {}", spec.device, word(&spec.dtype))));
+    parts
+}
+
+/// A value's word in request files, which is also that of the command line.
+fn word(value: &impl serde::Serialize) -> String {
+    let value = serde_json::to_value(value).unwrap_or_default();
+    value.as_str().unwrap_or_default().to_owned()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn metadata(request_json: &str, parameters: &str) -> Metadata {
+        Metadata { request_json: request_json.into(), parameters: parameters.into() }
+    }
+
+    fn shown(request_json: &str, parameters: &str) -> String {
+        show(Path::new("a.gif"), metadata(request_json, parameters), false).unwrap()
+    }
+
+    #[test]
+    fn a_request_of_another_version_is_shown_as_it_is() {
+        let text = shown(r#"{"schema":"animatelcm/v9","seed":5}"#, "");
+        assert!(text.contains("animatelcm/v9") && text.contains("\"seed\":5"), "{text}");
+    }
+
+    #[test]
+    fn clips_of_other_programs_show_their_parameters() {
+        let text = shown("", "a cat\nSteps: 4");
+        assert!(text.contains("no request") && text.contains("a cat\nSteps: 4"), "{text}");
+        let json = show(Path::new("a.gif"), metadata("", "a cat"), true).unwrap();
+        assert_eq!(serde_json::from_str::<Value>(&json).unwrap(), json!({"parameters": "a cat"}));
+    }
+
+    #[test]
+    fn everything_that_was_named_is_shown() {
+        let spec = Spec {
+            motion: Some("mm.ckpt".into()),
+            loras: vec!["style.safetensors:0.5".parse().unwrap()],
+            ..Spec::default()
+        };
+        let request = Request { prompt: "a cat".into(), seed: Some(7), ..Request::default() };
+        let text = rows(&Job::new(spec, request));
+        for part in [
+            "a cat",
+            "7, cpu",
+            "16 frames",
+            "mm.ckpt",
+            "style.safetensors at 0.5",
+            "4 steps of lcm",
+        ] {
+            assert!(text.contains(part), "{part}: {text}");
+        }
+    }
+}

@@ -1,0 +1,429 @@
+//! Weights: which model, adapter or part of a model they are.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::Path;
+
+use candle_core::{DType, Device};
+use serde::Serialize;
+
+use super::super::to_json;
+use super::Table;
+use crate::adapters::lora::Lora;
+use crate::error::Bytes;
+use crate::weights::{Archive, Checkpoint, Component, Source, sha256};
+use crate::{Error, Result};
+
+/// Pairs of a header that people are shown; JSON has them all.
+const SHOWN_PAIRS: usize = 12;
+/// Characters of such a value that people are shown.
+const SHOWN_CHARS: usize = 80;
+
+/// What weights are.
+#[derive(Debug, Serialize)]
+struct About {
+    /// The folder of a pipeline's component.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    name: Option<String>,
+    /// In words.
+    kind: String,
+    /// Why it cannot be used, or what it is for.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    note: Option<String>,
+    /// Whether this program can use it.
+    supported: bool,
+    /// Weights of each component that it has, once loaded.
+    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    components: BTreeMap<&'static str, usize>,
+    /// Frames that a motion module's stored position tables reach.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    stored_positions: Option<usize>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    lora: Option<LoraFacts>,
+    files: Vec<FileFacts>,
+}
+
+/// What a LoRA's names and shapes tell.
+#[derive(Debug, Default, Serialize)]
+struct LoraFacts {
+    modules: usize,
+    in_text_encoder: usize,
+    in_motion_modules: usize,
+    ranks: BTreeSet<usize>,
+    /// As text, because floats have no order.
+    alphas: BTreeSet<String>,
+}
+
+/// What a file's header tells, and its hash.
+#[derive(Debug, Serialize)]
+struct FileFacts {
+    file: String,
+    layout: String,
+    tensors: usize,
+    parameters: u64,
+    /// How many tensors are stored in which type.
+    dtypes: BTreeMap<&'static str, usize>,
+    bytes: u64,
+    sha256: String,
+    metadata: BTreeMap<String, String>,
+}
+
+/// What a folder holds.
+#[derive(Debug, Serialize)]
+struct Folder {
+    path: String,
+    kind: String,
+    parts: Vec<About>,
+}
+
+/// Describes a weight file.
+pub(super) fn file(archive: Archive, as_json: bool) -> Result<String> {
+    let source = archive.source().clone();
+    let mut checkpoint = Checkpoint::new();
+    let about = match checkpoint.add_single_file(&source) {
+        Ok(()) => About::of(&checkpoint)?,
+        Err(error) => About::of_refused(&source, archive, &error)?,
+    };
+    if as_json { to_json(&about) } else { Ok(about.to_text(&source.path().display().to_string())) }
+}
+
+/// Describes a pipeline's folder, or that of one of its components.
+pub(super) fn folder(path: &Path, as_json: bool) -> Result<String> {
+    let mut parts = Vec::new();
+    let mut failure = None;
+    for part in PARTS {
+        let inner = path.join(part.folder);
+        if inner.is_dir() {
+            parts.push(part.describe(&inner).unwrap_or_else(|error| part.unreadable(&error)));
+        }
+    }
+    if parts.is_empty() {
+        // Perhaps it is a component's own folder.
+        for part in PARTS {
+            match part.describe(path) {
+                Ok(about) => {
+                    parts.push(About { name: None, ..about });
+                    break;
+                }
+                Err(error) => failure = failure.or(Some(error)),
+            }
+        }
+    }
+    if let (true, Some(error)) = (parts.is_empty(), failure) {
+        return Err(error);
+    }
+    let class = class(&path.join("model_index.json")).or_else(|| class(&path.join("config.json")));
+    let kind =
+        class.map_or_else(|| "a folder".into(), |class| format!("a folder of diffusers, {class}"));
+    let folder = Folder { path: path.display().to_string(), kind, parts };
+    if as_json {
+        return to_json(&folder);
+    }
+    let mut text = format!("{}: {}\n", folder.path, folder.kind);
+    for part in &folder.parts {
+        text.push('\n');
+        text.push_str(&part.to_text(part.name.as_deref().unwrap_or("weights")));
+    }
+    Ok(text)
+}
+
+/// A part of a diffusers pipeline.
+struct Part {
+    folder: &'static str,
+    add: fn(&mut Checkpoint, &Source) -> Result<()>,
+}
+
+const PARTS: &[Part] = &[
+    Part { folder: "unet", add: |c, source| c.add_component(Component::UNet, source) },
+    Part { folder: "motion_adapter", add: Checkpoint::add_motion },
+    Part { folder: "vae", add: |c, source| c.add_component(Component::Vae, source) },
+    Part { folder: "text_encoder", add: |c, source| c.add_component(Component::Text, source) },
+];
+
+impl Part {
+    fn describe(&self, folder: &Path) -> Result<About> {
+        let mut checkpoint = Checkpoint::new();
+        (self.add)(&mut checkpoint, &Source::from(folder.to_path_buf()))?;
+        Ok(About { name: Some(self.folder.into()), ..About::of(&checkpoint)? })
+    }
+
+    fn unreadable(&self, error: &Error) -> About {
+        let name = Some(self.folder.to_owned());
+        About { name, note: Some(error.to_string()), ..About::unknown() }
+    }
+}
+
+/// The `_class_name` of a diffusers configuration.
+fn class(config: &Path) -> Option<String> {
+    let json: serde_json::Value = serde_json::from_slice(&std::fs::read(config).ok()?).ok()?;
+    json.get("_class_name")?.as_str().map(str::to_owned)
+}
+
+impl About {
+    fn unknown() -> Self {
+        Self {
+            name: None,
+            kind: "weights of no known kind".into(),
+            note: None,
+            supported: false,
+            components: BTreeMap::new(),
+            stored_positions: None,
+            lora: None,
+            files: vec![],
+        }
+    }
+
+    /// What the loaders understand.
+    fn of(checkpoint: &Checkpoint) -> Result<Self> {
+        let count = |component| checkpoint.names(component).count();
+        let components = Component::ALL.map(|component| (component.name(), count(component)));
+        Ok(Self {
+            kind: kind(checkpoint),
+            supported: true,
+            components: components.into_iter().filter(|(_, count)| *count > 0).collect(),
+            stored_positions: checkpoint.stored_positions(),
+            files: checkpoint
+                .archives()
+                .iter()
+                .map(|archive| FileFacts::of(archive))
+                .collect::<Result<_>>()?,
+            ..Self::unknown()
+        })
+    }
+
+    /// What the checkpoint loader refuses: a LoRA, or a stranger whose name it knows.
+    fn of_refused(source: &Source, archive: Archive, error: &Error) -> Result<Self> {
+        let mut about = Self { files: vec![FileFacts::of(&archive)?], ..Self::unknown() };
+        if let Ok(lora) = Lora::open(source, source.path().display().to_string()) {
+            about.kind = LoraFacts::kind(&archive).into();
+            about.lora = Some(LoraFacts::of(&lora));
+            about.supported = true;
+            return Ok(about);
+        }
+        let reason = reason(error);
+        let advice = error.hint().map(std::borrow::Cow::into_owned);
+        match reason.strip_prefix("is ") {
+            Some(kind) => (about.kind, about.note) = (kind.to_owned(), advice),
+            None => about.note = Some(reason),
+        }
+        Ok(about)
+    }
+
+    fn to_text(&self, title: &str) -> String {
+        let mut table = Table(format!("{}: {}\n", super::plain(title), self.kind));
+        if let Some(note) = &self.note {
+            table.row("note", note);
+        }
+        let components: Vec<String> =
+            self.components.iter().map(|(name, count)| format!("{name} {count}")).collect();
+        table.row_if("weights", &components.join(", "));
+        if let Some(frames) = self.stored_positions {
+            table.row("positions", format!("stored for {frames} frames"));
+        }
+        if let Some(lora) = &self.lora {
+            table.row("modules", lora);
+            let ranks: Vec<String> = lora.ranks.iter().map(ToString::to_string).collect();
+            table.row_if("rank", &ranks.join(", "));
+            let alphas: Vec<&str> = lora.alphas.iter().map(String::as_str).collect();
+            table.row_if("alpha", &alphas.join(", "));
+        }
+        for file in &self.files {
+            file.rows(&mut table);
+        }
+        table.0
+    }
+}
+
+/// An error's text without the path that it begins with.
+fn reason(error: &Error) -> String {
+    match error {
+        Error::Hinted { error, .. } => reason(error),
+        Error::Format { reason, .. } => reason.clone(),
+        other => other.to_string(),
+    }
+}
+
+/// What weights are that the loaders accept.
+fn kind(checkpoint: &Checkpoint) -> String {
+    let has = |component| checkpoint.has(component);
+    let is_motion = |name: &str| name.contains(".motion_modules.");
+    let has_pictures = checkpoint.names(Component::UNet).any(|name| !is_motion(name));
+    let motion = if checkpoint.has_motion() { " with motion modules" } else { "" };
+    if has_pictures && (has(Component::Vae) || has(Component::Text)) {
+        let missing: Vec<String> = [Component::Vae, Component::Text]
+            .into_iter()
+            .filter(|component| !has(*component))
+            .map(|component| format!(", without {component}"))
+            .collect();
+        let family = "Stable Diffusion 1.5";
+        let family = if is_sd15(checkpoint) {
+            family.to_owned()
+        } else {
+            format!("the {family} family, of its own size")
+        };
+        return format!("a checkpoint of {family}{motion}{}", missing.concat());
+    }
+    if has_pictures {
+        return format!("a UNet{motion}");
+    }
+    if has(Component::UNet) {
+        return motion_kind(checkpoint);
+    }
+    match (has(Component::Vae), has(Component::Text)) {
+        (true, false) => {
+            let is_tiny =
+                checkpoint.names(Component::Vae).any(|n| n.starts_with("decoder.layers."));
+            (if is_tiny { "a tiny VAE (TAESD)" } else { "a VAE" }).into()
+        }
+        (false, true) => "a CLIP text encoder".into(),
+        _ => "a VAE and a text encoder".into(),
+    }
+}
+
+fn is_sd15(checkpoint: &Checkpoint) -> bool {
+    let shape = |name| checkpoint.shape_of(Component::UNet, name);
+    let cross = "down_blocks.0.attentions.0.transformer_blocks.0.attn2.to_k.weight";
+    shape("conv_in.weight") == Some(&[320, 4, 3, 3]) && shape(cross) == Some(&[320, 768])
+}
+
+/// Whose motion modules they are. AnimateLCM stores no positions; AnimateDiff's versions differ in the number of
+/// positions and in the modules of the middle.
+fn motion_kind(checkpoint: &Checkpoint) -> String {
+    let stored = checkpoint.archives().iter().flat_map(|archive| archive.names());
+    if !stored.into_iter().any(|name| name.contains(".temporal_transformer.")) {
+        return "motion modules (diffusers' motion adapter)".into();
+    }
+    let has_middle = checkpoint.names(Component::UNet).any(|name| name.starts_with("mid_block."));
+    let version = match (checkpoint.stored_positions(), has_middle) {
+        (None, _) => return "motion modules (AnimateLCM: no positions stored)".into(),
+        (Some(24), false) => " v1",
+        (Some(32), false) => " v3",
+        (Some(_), true) => " v2",
+        (Some(_), false) => "",
+    };
+    format!("motion modules (AnimateDiff{version})")
+}
+
+impl LoraFacts {
+    fn kind(archive: &Archive) -> &'static str {
+        let names: Vec<&str> = archive.names().collect();
+        let any = |part: &str| names.iter().any(|name| name.contains(part));
+        if any("lora_te2_") || any("text_encoder_2.") {
+            "a LoRA for Stable Diffusion XL"
+        } else if any("double_blocks") || any("single_transformer_blocks") {
+            "a LoRA for Flux"
+        } else if !names.is_empty() && names.iter().all(|name| name.contains("motion_modules")) {
+            "a motion LoRA"
+        } else {
+            "a LoRA"
+        }
+    }
+
+    fn of(lora: &Lora) -> Self {
+        let archive = lora.archive();
+        let count = |parts: &[&str]| {
+            lora.modules().filter(|module| parts.iter().any(|part| module.contains(part))).count()
+        };
+        let mut facts = Self {
+            modules: lora.modules().count(),
+            in_text_encoder: count(&["lora_te", "text_encoder."]),
+            in_motion_modules: count(&["motion_modules"]),
+            ..Self::default()
+        };
+        for (name, info) in archive.tensors() {
+            let is_down = ["lora_down.", "lora.down.", "_lora.down.", "lora_A.", "_layer.down."]
+                .iter()
+                .any(|part| name.contains(part));
+            if is_down {
+                facts.ranks.extend(info.shape.first());
+            } else if name.ends_with(".alpha") {
+                let value = archive
+                    .tensor(name, DType::F32, &Device::Cpu)
+                    .and_then(|alpha| Ok(alpha.flatten_all()?.to_vec1::<f32>()?));
+                let value = value.unwrap_or_default();
+                facts.alphas.extend(value.first().map(ToString::to_string));
+            }
+        }
+        facts
+    }
+}
+
+impl std::fmt::Display for LoraFacts {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{}", self.modules)?;
+        if self.in_text_encoder > 0 {
+            write!(f, ", {} in the text encoder", self.in_text_encoder)?;
+        }
+        if self.in_motion_modules > 0 {
+            write!(f, ", {} in motion modules", self.in_motion_modules)?;
+        }
+        Ok(())
+    }
+}
+
+impl FileFacts {
+    fn of(archive: &Archive) -> Result<Self> {
+        let mut dtypes = BTreeMap::new();
+        let mut parameters = 0u64;
+        for (_, info) in archive.tensors() {
+            *dtypes.entry(info.element.name()).or_default() += 1;
+            parameters += info.shape.iter().map(|d| *d as u64).product::<u64>();
+        }
+        let path = archive.path();
+        Ok(Self {
+            file: path.file_name().unwrap_or_default().to_string_lossy().into_owned(),
+            layout: archive.layout().to_string(),
+            tensors: archive.tensors().count(),
+            parameters,
+            dtypes,
+            bytes: std::fs::metadata(path).map_err(Error::file(path))?.len(),
+            sha256: sha256(archive.source())?,
+            metadata: archive.metadata().clone(),
+        })
+    }
+
+    fn rows(&self, table: &mut Table) {
+        let dtypes: Vec<String> =
+            self.dtypes.iter().map(|(dtype, count)| format!("{count} {dtype}")).collect();
+        table.row("file", format!("{}, {}, {}", self.file, self.layout, Bytes(self.bytes)));
+        table.row("sha256", &self.sha256);
+        table.row("tensors", format!("{} ({})", self.tensors, dtypes.join(", ")));
+        table.row("parameters", thousands(self.parameters));
+        for (key, value) in self.metadata.iter().take(SHOWN_PAIRS) {
+            let mut shown: String = value.chars().take(SHOWN_CHARS).collect();
+            if shown.len() < value.len() {
+                shown.push('…');
+            }
+            table.row("metadata", format!("{key}: {}", shown.replace('\n', " ")));
+        }
+        if self.metadata.len() > SHOWN_PAIRS {
+            let more = self.metadata.len() - SHOWN_PAIRS;
+            table.row("metadata", format!("{more} more, see --json"));
+        }
+    }
+}
+
+/// `1 282 000`.
+fn thousands(number: u64) -> String {
+    let digits = number.to_string();
+    let mut text = String::new();
+    for (i, digit) in digits.chars().enumerate() {
+        if i > 0 && (digits.len() - i).is_multiple_of(3) {
+            text.push(' ');
+        }
+        text.push(digit);
+    }
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn long_numbers_are_grouped() {
+        assert_eq!(
+            [0, 999, 1000, 1_282_000].map(thousands),
+            ["0", "999", "1 000", "1 282 000"].map(str::to_owned)
+        );
+    }
+}

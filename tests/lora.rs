@@ -1,0 +1,459 @@
+//! Every spelling of a LoRA changes the right weights by the right amount.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use animatelcm::adapters::lora::{Lora, LoraOptions, LoraReport, LoraScale};
+use animatelcm::weights::{Checkpoint, Component, PatchStack, Source};
+use animatelcm::{Error, ErrorKind, Result};
+use candle_core::{DType, Device, Tensor};
+
+use crate::support::close::assert_relative;
+use crate::support::golden;
+use crate::weights::{build, published_source, write};
+
+fn source(name: &str) -> Source {
+    Source::File(golden::path(name))
+}
+
+fn tiny() -> Checkpoint {
+    let mut checkpoint = Checkpoint::new();
+    for component in Component::ALL {
+        checkpoint.add_component(component, &source("tiny/model")).unwrap();
+    }
+    checkpoint.add_motion(&source("tiny/model/motion_adapter")).unwrap();
+    checkpoint
+}
+
+fn all(checkpoint: &Checkpoint, patches: &PatchStack) -> BTreeMap<String, Tensor> {
+    [Component::UNet, Component::Text]
+        .into_iter()
+        .flat_map(|component| build(checkpoint, component, DType::F32, patches).unwrap().0)
+        .collect()
+}
+
+fn apply(
+    checkpoint: &Checkpoint,
+    lora: &Source,
+    options: &LoraOptions,
+) -> Result<(LoraReport, BTreeMap<String, Tensor>)> {
+    let mut patches = PatchStack::new();
+    let report = Lora::open(lora, "test")?.apply(checkpoint, options, &mut patches)?;
+    Ok((report, all(checkpoint, &patches)))
+}
+
+fn differs(a: &Tensor, b: &Tensor) -> bool {
+    let flat = |t: &Tensor| t.flatten_all().unwrap().to_vec1::<f32>().unwrap();
+    flat(a) != flat(b)
+}
+
+#[test]
+fn five_namings_lead_to_the_same_weights() {
+    let about = golden::json("lora/lora");
+    let strength = about["strength"].as_f64().unwrap();
+    let fused = golden::load("lora/fused");
+    let checkpoint = tiny();
+    let plain = all(&checkpoint, &PatchStack::new());
+    let changes = about["changes"].as_object().unwrap();
+    assert_eq!(changes.len(), 4);
+    for (file, changes) in changes {
+        let changes: BTreeSet<&str> =
+            changes.as_array().unwrap().iter().map(|name| name.as_str().unwrap()).collect();
+        let lora = source(&format!("lora/{file}.safetensors"));
+        let (report, patched) =
+            apply(&checkpoint, &lora, &LoraOptions::with_strength(strength)).unwrap();
+        assert_eq!(report.in_unet + report.in_text, changes.len(), "{file}");
+        assert_eq!(report.modules, changes.len(), "{file}");
+        assert!(report.unmatched.is_empty());
+        for (name, tensor) in &patched {
+            let changed = changes.contains(name.as_str());
+            assert_eq!(differs(tensor, &plain[name]), changed, "{file}: {name}");
+            if changed {
+                // `up @ down` in f32 here, in f64 there.
+                assert_relative(tensor, &fused.tensor(name), 1e-6);
+            }
+        }
+    }
+}
+
+#[test]
+fn ranks_and_alphas_are_each_modules_own() {
+    let about = golden::json("lora/lora");
+    let wanted: BTreeSet<usize> = about["modules"]
+        .as_object()
+        .unwrap()
+        .values()
+        .map(|module| module["rank"].as_u64().unwrap() as usize)
+        .collect();
+    let checkpoint = tiny();
+    let lora = source("lora/kohya.safetensors");
+    let (report, _) = apply(&checkpoint, &lora, &LoraOptions::default()).unwrap();
+    assert_eq!(report.ranks, wanted);
+    assert_eq!(report.family, "LoRA");
+    assert_eq!(
+        report.to_string(),
+        "LoRA `test`: rank 1/2/3/4/5, 20 of 24 modules in the unet, 4 in the text encoder"
+    );
+}
+
+#[test]
+fn a_motion_lora_reads_the_same_under_both_its_names() {
+    let checkpoint = tiny();
+    let plain = all(&checkpoint, &PatchStack::new());
+    let options = LoraOptions::with_strength(0.7);
+    let diffusers = source("tiny/extras/motion-lora.safetensors");
+    let (report, one) = apply(&checkpoint, &diffusers, &options).unwrap();
+    let original = source("lora/motion_original.safetensors");
+    let (_, other) = apply(&checkpoint, &original, &options).unwrap();
+    let mut changed = 0;
+    for (name, tensor) in &one {
+        assert!(!differs(tensor, &other[name]), "{name}");
+        if differs(tensor, &plain[name]) {
+            changed += 1;
+            assert!(name.contains(".motion_modules."));
+        }
+    }
+    // 21 modules of two attentions of four matrices.
+    assert_eq!((changed, report.in_unet), (168, 168));
+}
+
+#[test]
+fn the_published_lcm_lora_finds_all_of_its_278_modules() {
+    let (_unet, unet) = published_source(&["unet"]);
+    let (_motion, motion) = published_source(&["motion_animatelcm"]);
+    let (_lora, lora) = published_source(&["lora_lcm"]);
+    let mut checkpoint = Checkpoint::new();
+    checkpoint.add_component(Component::UNet, &unet).unwrap();
+    checkpoint.add_motion(&motion).unwrap();
+    let mut patches = PatchStack::new();
+    let lora = Lora::open(&lora, "lcm").unwrap();
+    let report = lora.apply(&checkpoint, &LoraOptions::default(), &mut patches).unwrap();
+    assert_eq!((report.modules, report.in_unet, report.in_text), (278, 278, 0));
+    assert_eq!(report.ranks, BTreeSet::from([64]));
+    assert!(!patches.is_empty());
+}
+
+#[test]
+fn the_pocket_models_lora_fits_it() {
+    let pocket = |name: &str| {
+        let root = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("assets/pocket");
+        Source::File(root.join(name))
+    };
+    let mut checkpoint = Checkpoint::new();
+    for component in Component::ALL {
+        checkpoint.add_component(component, &pocket("base")).unwrap();
+    }
+    checkpoint.add_motion(&pocket("motion_lcm.safetensors")).unwrap();
+    let lora = Lora::open(&pocket("animatelcm_lora.safetensors"), "lcm").unwrap();
+    let mut by_alpha = PatchStack::new();
+    let report = lora.apply(&checkpoint, &LoraOptions::default(), &mut by_alpha).unwrap();
+    assert_eq!((report.modules, report.in_unet), (129, 129));
+    // Its alpha is 2 and its rank 16, so what the official code hard-codes comes to the same.
+    let mut fixed = PatchStack::new();
+    let options = LoraOptions { scale: LoraScale::Fixed(1.0 / 8.0), ..LoraOptions::default() };
+    lora.apply(&checkpoint, &options, &mut fixed).unwrap();
+    let (one, other) = (all(&checkpoint, &by_alpha), all(&checkpoint, &fixed));
+    assert!(one.iter().all(|(name, tensor)| !differs(tensor, &other[name])));
+}
+
+// ---- small LoRAs made here
+
+fn matrix(rows: usize, columns: usize, value: f32) -> Tensor {
+    Tensor::full(value, (rows, columns), &Device::Cpu).unwrap()
+}
+
+fn scalar(value: f32) -> Tensor {
+    Tensor::full(value, (), &Device::Cpu).unwrap()
+}
+
+struct Made {
+    folder: tempfile::TempDir,
+}
+
+impl Made {
+    fn new(tensors: &[(&str, Tensor)]) -> Self {
+        let folder = tempfile::tempdir().unwrap();
+        write(&folder.path().join("lora.safetensors"), tensors);
+        Self { folder }
+    }
+
+    fn source(&self) -> Source {
+        self.folder.path().join("lora.safetensors").into()
+    }
+
+    fn open(&self) -> Result<Lora> {
+        Lora::open(&self.source(), "made")
+    }
+
+    fn apply(&self, options: &LoraOptions) -> Result<LoraReport> {
+        self.open()?.apply(&tiny(), options, &mut PatchStack::new())
+    }
+
+    fn error(&self) -> Error {
+        let error = self.apply(&LoraOptions::default()).unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::Weights);
+        error
+    }
+}
+
+const Q: &str = "lora_unet_mid_block_attentions_0_transformer_blocks_0_attn1_to_q";
+const Q_WEIGHT: &str = "mid_block.attentions.0.transformer_blocks.0.attn1.to_q.weight";
+
+/// A LoRA of rank 2 of one 16x16 matrix, each element of whose product is 6.
+fn one(extra: &[(&str, Tensor)]) -> Made {
+    let (down, up) = (format!("{Q}.lora_down.weight"), format!("{Q}.lora_up.weight"));
+    let mut tensors = vec![(down.as_str(), matrix(2, 16, 3.0)), (up.as_str(), matrix(16, 2, 1.0))];
+    tensors.extend(extra.iter().cloned());
+    Made::new(&tensors)
+}
+
+/// By how much a LoRA changes each element of its one matrix.
+fn change(made: &Made, options: &LoraOptions) -> f32 {
+    let checkpoint = tiny();
+    let (_, patched) = apply(&checkpoint, &made.source(), options).unwrap();
+    let plain = all(&checkpoint, &PatchStack::new());
+    let first = |t: &Tensor| t.flatten_all().unwrap().to_vec1::<f32>().unwrap()[0];
+    first(&patched[Q_WEIGHT]) - first(&plain[Q_WEIGHT])
+}
+
+fn close(got: f32, want: f32) {
+    assert!((got - want).abs() < 1e-4, "{got} is not {want}");
+}
+
+#[test]
+fn the_factor_is_strength_times_alpha_over_rank() {
+    let alpha = format!("{Q}.alpha");
+    let with_alpha = one(&[(&alpha, scalar(0.5))]);
+    close(change(&with_alpha, &LoraOptions::with_strength(2.0)), 6.0 * 2.0 * 0.25);
+    close(change(&one(&[]), &LoraOptions::with_strength(2.0)), 6.0 * 2.0);
+    // Kohya's "as the rank".
+    close(change(&one(&[(&alpha, scalar(0.0))]), &LoraOptions::default()), 6.0);
+    let fixed = LoraOptions { scale: LoraScale::Fixed(0.125), ..LoraOptions::with_strength(0.8) };
+    close(change(&with_alpha, &fixed), 6.0 * 0.8 * 0.125);
+}
+
+#[test]
+fn peft_states_alpha_beside_the_tensors() {
+    let module = "unet.mid_block.attentions.0.transformer_blocks.0.attn1.to_q";
+    let folder = tempfile::tempdir().unwrap();
+    let down: Vec<u8> = [3f32; 32].iter().flat_map(|v| v.to_le_bytes()).collect();
+    let up: Vec<u8> = [1f32; 32].iter().flat_map(|v| v.to_le_bytes()).collect();
+    let view = |shape: &[usize], bytes| {
+        safetensors::tensor::TensorView::new(safetensors::Dtype::F32, shape.to_vec(), bytes)
+            .unwrap()
+    };
+    let tensors = [
+        (format!("{module}.lora_A.weight"), view(&[2, 16], &down)),
+        (format!("{module}.lora_B.weight"), view(&[16, 2], &up)),
+    ];
+    let metadata = serde_json::json!({"unet.r": 2, "unet.lora_alpha": 5}).to_string();
+    let header = std::collections::HashMap::from([("lora_adapter_metadata".to_owned(), metadata)]);
+    let path = folder.path().join("pytorch_lora_weights.safetensors");
+    std::fs::write(&path, safetensors::serialize(tensors, Some(header)).unwrap()).unwrap();
+    let made = Made { folder };
+    std::fs::rename(path, made.folder.path().join("lora.safetensors")).unwrap();
+    close(change(&made, &LoraOptions::default()), 6.0 * 2.5);
+}
+
+#[test]
+fn pefts_own_folder_states_alpha_in_a_file() {
+    let module = "base_model.model.mid_block.attentions.0.transformer_blocks.0.attn1.to_q";
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("adapter_model.safetensors");
+    write(
+        &path,
+        &[
+            (&format!("{module}.lora_A.weight"), matrix(2, 16, 3.0)),
+            (&format!("{module}.lora_B.weight"), matrix(16, 2, 1.0)),
+        ],
+    );
+    let config = r#"{"peft_type": "LORA", "r": 2, "lora_alpha": 8, "use_rslora": true}"#;
+    std::fs::write(folder.path().join("adapter_config.json"), config).unwrap();
+    let checkpoint = tiny();
+    let (_, patched) = apply(&checkpoint, &path.into(), &LoraOptions::default()).unwrap();
+    let plain = all(&checkpoint, &PatchStack::new());
+    let difference = (&patched[Q_WEIGHT] - &plain[Q_WEIGHT]).unwrap();
+    let first = difference.flatten_all().unwrap().to_vec1::<f32>().unwrap()[0];
+    close(first, 6.0 * 8.0 / 2f32.sqrt());
+}
+
+#[test]
+fn tuckers_form_of_a_convolution_is_multiplied_out() {
+    let module = "lora_unet_down_blocks_0_resnets_0_conv1";
+    let weight = "down_blocks.0.resnets.0.conv1.weight";
+    let arange = |shape: &[usize]| {
+        let count: usize = shape.iter().product();
+        let values: Vec<f32> = (0..count).map(|i| ((i * 7) % 11) as f32 / 11.0 - 0.4).collect();
+        Tensor::from_vec(values, shape, &Device::Cpu).unwrap()
+    };
+    let (up, mid, down) = (arange(&[8, 2, 1, 1]), arange(&[2, 3, 3, 3]), arange(&[3, 8, 1, 1]));
+    let made = Made::new(&[
+        (&format!("{module}.lora_up.weight"), up.clone()),
+        (&format!("{module}.lora_mid.weight"), mid.clone()),
+        (&format!("{module}.lora_down.weight"), down.clone()),
+    ]);
+    let checkpoint = tiny();
+    let (_, patched) = apply(&checkpoint, &made.source(), &LoraOptions::default()).unwrap();
+    let plain = all(&checkpoint, &PatchStack::new());
+    let flat = |t: &Tensor| t.flatten_all().unwrap().to_vec1::<f32>().unwrap();
+    let (u, m, d) = (flat(&up), flat(&mid), flat(&down));
+    let got = flat(&(&patched[weight] - &plain[weight]).unwrap());
+    for o in 0..8 {
+        for i in 0..8 {
+            for k in 0..9 {
+                let mut want = 0.0;
+                for a in 0..2 {
+                    for b in 0..3 {
+                        want += u[o * 2 + a] * m[(a * 3 + b) * 9 + k] * d[b * 8 + i];
+                    }
+                }
+                close(got[(o * 8 + i) * 9 + k], want);
+            }
+        }
+    }
+}
+
+#[test]
+fn strengths_of_unet_and_text_are_separate() {
+    let checkpoint = tiny();
+    let plain = all(&checkpoint, &PatchStack::new());
+    let lora = source("lora/kohya.safetensors");
+    for (unet, text) in [(0.0, 1.0), (1.0, 0.0)] {
+        let options =
+            LoraOptions { unet_strength: unet, text_strength: text, ..LoraOptions::default() };
+        let (report, patched) = apply(&checkpoint, &lora, &options).unwrap();
+        assert_eq!((report.in_unet == 0, report.in_text == 0), (unet == 0.0, text == 0.0));
+        assert_eq!(report.in_unet + report.in_text + report.switched_off, report.modules);
+        for (name, tensor) in &patched {
+            let strength = if name.starts_with("text_model.") { text } else { unet };
+            if strength == 0.0 {
+                assert!(!differs(tensor, &plain[name]), "{name}");
+            }
+        }
+    }
+}
+
+#[test]
+fn loras_stack() {
+    let checkpoint = tiny();
+    let mut patches = PatchStack::new();
+    for strength in [0.5, 0.25] {
+        let options = LoraOptions::with_strength(strength);
+        one(&[]).open().unwrap().apply(&checkpoint, &options, &mut patches).unwrap();
+    }
+    // The files may be gone by now: they stay mapped.
+    let patched = all(&checkpoint, &patches);
+    let plain = all(&checkpoint, &PatchStack::new());
+    let difference = (&patched[Q_WEIGHT] - &plain[Q_WEIGHT]).unwrap();
+    close(difference.flatten_all().unwrap().to_vec1::<f32>().unwrap()[0], 6.0 * 0.75);
+}
+
+#[test]
+fn a_lora_that_matches_nothing_fails() {
+    let made = Made::new(&[
+        ("lora_te2_text_model_encoder_layers_0_mlp_fc1.lora_down.weight", matrix(2, 16, 1.0)),
+        ("lora_te2_text_model_encoder_layers_0_mlp_fc1.lora_up.weight", matrix(16, 2, 1.0)),
+    ]);
+    let error = made.error();
+    assert!(error.to_string().contains("none of its 1 modules is in this model"), "{error}");
+    assert!(error.hint().unwrap().contains("XL"));
+    // Nothing is nothing, even where a part is enough.
+    let partial = LoraOptions { allow_partial: true, ..LoraOptions::default() };
+    assert!(made.apply(&partial).is_err());
+}
+
+#[test]
+fn a_lora_of_which_a_part_matches_fails_unless_that_is_allowed() {
+    let made = one(&[
+        ("lora_unet_not_there.lora_down.weight", matrix(2, 16, 1.0)),
+        ("lora_unet_not_there.lora_up.weight", matrix(16, 2, 1.0)),
+        ("bundle_emb.cat.string_to_param.*", matrix(2, 16, 1.0)),
+    ]);
+    let error = made.error();
+    assert!(
+        error
+            .to_string()
+            .contains("1 of its 2 modules are not in this model: `lora_unet_not_there`"),
+        "{error}"
+    );
+    let partial = LoraOptions { allow_partial: true, ..LoraOptions::default() };
+    let report = made.apply(&partial).unwrap();
+    assert_eq!(report.unmatched, ["lora_unet_not_there", "bundle_emb.cat.string_to_param.*"]);
+    assert_eq!(report.in_unet, 1);
+}
+
+#[test]
+fn a_motion_lora_without_motion_modules_fails() {
+    let mut checkpoint = tiny();
+    checkpoint.ignore(Component::UNet, "no motion", |name| name.contains("motion_modules"));
+    let lora = source("tiny/extras/motion-lora.safetensors");
+    let error = apply(&checkpoint, &lora, &LoraOptions::default()).unwrap_err();
+    assert_eq!(error.hint().unwrap(), "a motion LoRA needs motion modules");
+}
+
+#[test]
+fn loras_of_other_sizes_are_refused_before_anything_is_loaded() {
+    let made = Made::new(&[
+        (&format!("{Q}.lora_down.weight"), matrix(2, 32, 1.0)),
+        (&format!("{Q}.lora_up.weight"), matrix(16, 2, 1.0)),
+    ]);
+    let error = made.error();
+    assert!(error.to_string().contains("it changes [16, 32], the weight is [16, 16]"), "{error}");
+}
+
+#[test]
+fn halves_of_modules_are_refused() {
+    let lone = Made::new(&[(&format!("{Q}.lora_down.weight"), matrix(2, 16, 1.0))]);
+    assert!(lone.error().to_string().contains("it has no up matrix"));
+    let unlike = Made::new(&[
+        (&format!("{Q}.lora_down.weight"), matrix(2, 16, 1.0)),
+        (&format!("{Q}.lora_up.weight"), matrix(16, 3, 1.0)),
+    ]);
+    assert!(unlike.error().to_string().contains("do not go together"));
+    let twice = one(&[
+        (
+            "unet.mid_block.attentions.0.transformer_blocks.0.attn1.to_q.lora_A.weight",
+            matrix(2, 16, 1.0),
+        ),
+        (
+            "unet.mid_block.attentions.0.transformer_blocks.0.attn1.to_q.lora_B.weight",
+            matrix(16, 2, 1.0),
+        ),
+    ]);
+    assert!(twice.error().to_string().contains("more than once"));
+}
+
+#[test]
+fn families_that_are_not_supported_are_named() {
+    for (part, what) in [
+        (".hada_w1_a", "LoHa"),
+        (".lokr_w1", "LoKr"),
+        (".dora_scale", "DoRA"),
+        (".oft_blocks", "OFT"),
+        (".diff", "full difference"),
+    ] {
+        let name = format!("{Q}{part}");
+        let error = one(&[(&name, matrix(1, 1, 1.0))]).error();
+        assert!(error.to_string().contains(what), "{error}");
+    }
+}
+
+#[test]
+fn a_checkpoint_given_as_a_lora_is_refused() {
+    let error = Lora::open(&source("tiny/model/vae/diffusion_pytorch_model.safetensors"), "vae")
+        .unwrap_err();
+    assert!(error.to_string().contains("adapter `vae`: is not a LoRA"), "{error}");
+}
+
+#[test]
+fn a_lora_with_a_nan_fails_and_names_it() {
+    let made = Made::new(&[
+        (&format!("{Q}.lora_down.weight"), matrix(2, 16, f32::NAN)),
+        (&format!("{Q}.lora_up.weight"), matrix(16, 2, 1.0)),
+    ]);
+    let checkpoint = tiny();
+    let mut patches = PatchStack::new();
+    let lora = made.open().unwrap();
+    lora.apply(&checkpoint, &LoraOptions::default(), &mut patches).unwrap();
+    let error = build(&checkpoint, Component::UNet, DType::F16, &patches).unwrap_err();
+    assert!(error.to_string().contains("lora_down.weight` holds the value NaN"), "{error}");
+}

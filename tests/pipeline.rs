@@ -1,0 +1,448 @@
+//! Whole runs against the reference, and the same run from every layout of files.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+
+use animatelcm::device::{DtypeChoice, Precision};
+use animatelcm::media::RgbImage;
+use animatelcm::models::motion::MotionNorm;
+use animatelcm::pipeline::denoiser::{Guidance, Guided, Settings};
+use animatelcm::pipeline::load::{Base, Files, LoraFile, Models, Motion};
+use animatelcm::pipeline::request::Request;
+use animatelcm::pipeline::{Event, Pipeline, Residency, Tensors};
+use animatelcm::rng::{Noise, RngKind};
+use animatelcm::sampler::{PlanSettings, SamplerKind};
+use animatelcm::schedule::{BetaSchedule, NoiseSchedule, Prediction, Spacing};
+use animatelcm::weights::Source;
+use animatelcm::{Error, Result};
+use candle_core::{DType, Device, Tensor};
+use serde_json::Value;
+
+use crate::support::close::{assert_close, relative_l2};
+use crate::support::tiny::{self, case};
+
+/// Whole runs in f32, absolute on frames in `[0, 1]`.
+const FRAMES: f64 = 1e-3;
+
+const PROMPT: &str = "A corgi walking in the park, 4k!!";
+const NEGATIVE: &str = "bad quality";
+
+fn tiny_files() -> Files {
+    Files::new(Base::Folder(tiny::path("tiny/model")))
+}
+
+/// The request of the tiny model's goldens under official semantics, without guidance.
+fn tiny_request() -> Request {
+    Request {
+        prompt: PROMPT.into(),
+        negative_prompt: NEGATIVE.into(),
+        width: Some(64),
+        height: Some(32),
+        frames: 6,
+        seed: Some(0),
+        ..Request::default()
+    }
+}
+
+/// The recorded noise and first latents of the tiny model's goldens.
+fn tiny_tensors() -> Tensors {
+    let noise = case("noise");
+    Tensors {
+        latents: Some(case("unet")["x"].clone()),
+        noise: (0..3).map(|i| noise[&format!("noise.{i}")].clone()).collect(),
+        recorded: Some(BTreeMap::new()),
+    }
+}
+
+fn run_in(
+    dtype: DtypeChoice,
+    files: &Files,
+    request: &Request,
+    tensors: Tensors,
+) -> Result<(BTreeMap<String, Tensor>, Vec<RgbImage>)> {
+    let precision = Precision::new(dtype, &Device::Cpu);
+    let mut pipeline =
+        Pipeline::new(Models::open(files)?, Device::Cpu, precision, Residency::OneAtATime);
+    let mut frames = Vec::new();
+    let mut tensors = Tensors { recorded: Some(BTreeMap::new()), ..tensors };
+    pipeline.generate(request, &mut tensors, &mut |_: Event| Ok(()), &mut &mut frames)?;
+    Ok((tensors.recorded.unwrap(), frames))
+}
+
+fn run(
+    files: &Files,
+    request: &Request,
+    tensors: Tensors,
+) -> Result<(BTreeMap<String, Tensor>, Vec<RgbImage>)> {
+    run_in(DtypeChoice::F32, files, request, tensors)
+}
+
+#[test]
+fn a_run_without_guidance_equals_the_official_semantics() {
+    let want = case("official_nocfg");
+    let (got, frames) = run(&tiny_files(), &tiny_request(), tiny_tensors()).unwrap();
+    assert_close(&got["latents"], &want["latents.final"], 1e-3);
+    assert_close(&got["frames"], &want["frames"].squeeze(0).unwrap(), FRAMES);
+    assert_eq!(frames.len(), 6);
+    assert_eq!(frames[0].dimensions(), (64, 32));
+}
+
+#[test]
+fn a_guided_run_equals_the_official_semantics_at_every_step() {
+    let want = case("official_cfg");
+    let request = Request { cfg_scale: 1.5, ..tiny_request() };
+    let (got, _) = run(&tiny_files(), &request, tiny_tensors()).unwrap();
+    for i in 0..3 {
+        assert_close(&got[&format!("latents.{i}")], &want[&format!("latents.{i}")], 1e-3);
+    }
+    assert_close(&got["latents"], &want["latents.final"], 1e-3);
+    assert_close(&got["frames"], &want["frames"].squeeze(0).unwrap(), FRAMES);
+}
+
+#[test]
+fn with_pooled_norms_and_fifty_steps_runs_equal_diffusers() {
+    let request = Request {
+        lcm_original_steps: 50,
+        motion_norm: MotionNorm::Pooled,
+        cfg_scale: 1.5,
+        ..tiny_request()
+    };
+    let want = case("lcm_cfg");
+    let (got, _) = run(&tiny_files(), &request, tiny_tensors()).unwrap();
+    assert_close(&got["context"], &want["prompt_embeds"], 1e-4);
+    assert_close(&got["negative_context"], &want["negative_embeds"], 1e-4);
+    assert_close(&got["latents"], &want["latents.final"], 1e-3);
+    assert_close(&got["frames"], &want["frames"].squeeze(0).unwrap(), FRAMES);
+
+    let request = Request { cfg_scale: 1.0, ..request };
+    let (got, _) = run(&tiny_files(), &request, tiny_tensors()).unwrap();
+    assert_close(&got["latents"], &case("lcm_nocfg")["latents.final"], 1e-3);
+    assert!(!got.contains_key("negative_context"), "the negative prompt was encoded for nothing");
+}
+
+#[test]
+fn other_samplers_equal_diffusers() {
+    let unet = tiny::unet(DType::F32);
+    let prompts = case("lcm_cfg");
+    let settings = Settings {
+        prediction: Prediction::Epsilon,
+        dtype: DType::F32,
+        motion_norm: MotionNorm::Pooled,
+    };
+    let schedule = NoiseSchedule::new(BetaSchedule::Linear, 0.00085, 0.012, 1000).unwrap();
+    for (name, sampler, spacing) in [
+        ("ddim", SamplerKind::Ddim, Spacing::Linspace),
+        ("euler_trailing", SamplerKind::Euler, Spacing::Trailing),
+        ("dpmpp_2m", SamplerKind::Dpmpp2m, Spacing::Linspace),
+        ("dpmpp_2m_karras", SamplerKind::Dpmpp2m, Spacing::Karras),
+    ] {
+        let plan = sampler
+            .plan(
+                &schedule,
+                &PlanSettings {
+                    steps: 5,
+                    spacing: Some(spacing),
+                    set_alpha_to_one: true,
+                    ..PlanSettings::default()
+                },
+            )
+            .unwrap();
+        let mut guided = Guided::new(&unet, settings, &prompts["prompt_embeds"])
+            .unwrap()
+            .guide(&prompts["negative_embeds"], 3.0, Guidance::Batched)
+            .unwrap();
+        let x = case("unet")["x"].transpose(1, 2).unwrap().contiguous().unwrap();
+        let x = (x * plan.initial_scale).unwrap();
+        let mut noise = Noise::new(RngKind::Cpu, 0);
+        let got = sampler.build().sample(&mut guided, x, &plan.steps, &mut noise, &mut ()).unwrap();
+        let got = got.transpose(1, 2).unwrap().contiguous().unwrap();
+        let want = &case(name)["latents.final"];
+        let error = relative_l2(&got, want);
+        assert!(error < 2e-5, "{name}: {error:e}");
+    }
+}
+
+#[test]
+fn two_prompts_in_one_batch_equal_diffusers() {
+    let unet = tiny::unet(DType::F32);
+    let want = case("lcm_batch");
+    let text = case("text");
+    let settings = Settings {
+        prediction: Prediction::Epsilon,
+        dtype: DType::F32,
+        motion_norm: MotionNorm::Pooled,
+    };
+    let schedule = NoiseSchedule::new(BetaSchedule::Linear, 0.00085, 0.012, 1000).unwrap();
+    let settings_of_plan = PlanSettings { lcm_original_steps: 50, ..PlanSettings::default() };
+    let plan = SamplerKind::Lcm.plan(&schedule, &settings_of_plan).unwrap();
+    let frames_first = |name: &str| want[name].transpose(1, 2).unwrap().contiguous().unwrap();
+    let noise = (0..3).map(|i| frames_first(&format!("noise.{i}"))).collect();
+    let contexts = batch_contexts(&text);
+    for guidance in [Guidance::Batched, Guidance::TwoPasses] {
+        let mut guided = Guided::new(&unet, settings, &contexts.0)
+            .unwrap()
+            .guide(&contexts.1, 2.0, guidance)
+            .unwrap();
+        let mut noise = Noise::new(RngKind::Cpu, 0).with_replay(Vec::clone(&noise));
+        let x = frames_first("latents.init");
+        let sampler = SamplerKind::Lcm.build();
+        let got = sampler.sample(&mut guided, x, &plan.steps, &mut noise, &mut ()).unwrap();
+        let got = got.transpose(1, 2).unwrap().contiguous().unwrap();
+        assert_close(&got, &want["latents.final"], 1e-3);
+    }
+}
+
+/// Prompts and negative prompts of the batch golden: `[PROMPT, "a dog"]` and `[NEGATIVE, "dog"]`.
+fn batch_contexts(_: &std::collections::HashMap<String, Tensor>) -> (Tensor, Tensor) {
+    let models = Models::open(&tiny_files()).unwrap();
+    let (text, _) = models.text(DType::F32, &Device::Cpu).unwrap();
+    let encode = |prompts: [&str; 2]| {
+        let states: Vec<Tensor> =
+            prompts.iter().map(|p| text.encode(p, 0).unwrap().states).collect();
+        Tensor::cat(&states, 0).unwrap()
+    };
+    (encode([PROMPT, "a dog"]), encode([NEGATIVE, "dog"]))
+}
+
+#[test]
+fn loras_in_every_naming_equal_diffusers() {
+    let lora = |name: &str, scale: f64| LoraFile {
+        source: Source::from(tiny::path(&format!("tiny/extras/{name}.safetensors"))),
+        scale,
+        factor: None,
+        allow_partial: false,
+    };
+    for (name, loras) in [
+        ("lora_kohya", vec![lora("lora-kohya", 0.8)]),
+        ("lora_peft", vec![lora("lora-peft", 0.7)]),
+        ("lora_motion", vec![lora("motion-lora", 1.0)]),
+        (
+            "lora_all",
+            vec![lora("lora-kohya", 0.8), lora("lora-peft", 0.5), lora("motion-lora", 0.9)],
+        ),
+    ] {
+        let files = Files { loras, ..tiny_files() };
+        let request = Request {
+            steps: 2,
+            cfg_scale: 1.5,
+            lcm_original_steps: 50,
+            motion_norm: MotionNorm::Pooled,
+            ..tiny_request()
+        };
+        let (got, _) = run(&files, &request, tiny_tensors()).unwrap();
+        let want = case(name);
+        assert_close(&got["context"], &want["prompt_embeds"], 1e-4);
+        assert_close(&got["latents"], &want["latents.final"], 1e-3);
+    }
+}
+
+#[test]
+fn half_precision_runs_stay_within_their_measured_error() {
+    let want = case("official_nocfg")["frames"].squeeze(0).unwrap();
+    // Measured on the CPU, relative L2 of frames: 4.8e-4 and 5.0e-3; the tolerances leave half as much again.
+    for (dtype, tolerance) in [(DtypeChoice::F16, 7e-4), (DtypeChoice::Bf16, 7.5e-3)] {
+        let (got, _) = run_in(dtype, &tiny_files(), &tiny_request(), tiny_tensors()).unwrap();
+        let error = relative_l2(&got["frames"], &want);
+        assert!(error < tolerance, "{dtype:?}: {error:e}");
+    }
+}
+
+#[test]
+fn the_embedded_model_meets_its_reference_runs_from_the_seed_alone() {
+    let runs: Vec<Value> =
+        serde_json::from_str(&std::fs::read_to_string(tiny::path("pocket/runs.json")).unwrap())
+            .unwrap();
+    for run_info in runs {
+        let file = run_info["file"].as_str().unwrap();
+        let want = tiny::tensors(&[&format!("pocket/{file}")]);
+        let request = Request {
+            prompt: run_info["prompt"].as_str().unwrap().into(),
+            negative_prompt: run_info["negative_prompt"].as_str().unwrap_or_default().into(),
+            cfg_scale: run_info["guidance_scale"].as_f64().unwrap(),
+            seed: run_info["seed"].as_u64(),
+            ..Request::default()
+        };
+        let mut files = Files::new(Base::Embedded);
+        files.loras.push(LoraFile {
+            source: Files::embedded_lora(),
+            scale: 1.0,
+            factor: None,
+            allow_partial: false,
+        });
+        let (got, _) = run(&files, &request, Tensors::default()).unwrap();
+        assert_close(&got["context"], &want["context"], 1e-4);
+        for i in 0..4 {
+            assert_close(&got[&format!("latents.{i}")], &want[&format!("latents.{i}")], 1e-3);
+        }
+        let kept: Vec<u32> = run_info["kept"]
+            .as_array()
+            .unwrap()
+            .iter()
+            .map(|i| i.as_u64().unwrap() as u32)
+            .collect();
+        let kept = Tensor::new(kept, &Device::Cpu).unwrap();
+        let frames = got["frames"].index_select(&kept, 0).unwrap();
+        assert_close(&frames, &want["frames"], FRAMES);
+    }
+}
+
+/// Lays the files of a layout out in `folder`.
+fn assemble(files: &Value, folder: &Path) {
+    for (place, file) in files.as_object().unwrap() {
+        let place = folder.join(place);
+        std::fs::create_dir_all(place.parent().unwrap()).unwrap();
+        std::fs::copy(tiny::path(file.as_str().unwrap()), place).unwrap();
+    }
+}
+
+/// The only file of a layout that is not a folder.
+fn single(files: &Value, folder: &Path) -> Option<PathBuf> {
+    let mut names = files.as_object().unwrap().keys();
+    match (names.next(), names.next()) {
+        (Some(name), None) => Some(folder.join(name)),
+        _ => None,
+    }
+}
+
+#[test]
+fn every_layout_of_the_same_model_gives_bit_identical_frames() {
+    let layouts: Value =
+        serde_json::from_str(&std::fs::read_to_string(tiny::path("layouts/layouts.json")).unwrap())
+            .unwrap();
+    let request = Request { steps: 1, frames: 2, ..tiny_request() };
+    let frames = |files: &Files| run(files, &request, Tensors::default()).unwrap().1;
+    let want = frames(&tiny_files());
+
+    let folder = tempfile::tempdir().unwrap();
+    let config = folder.path().join("config");
+    assemble(&layouts["bases"]["folder"]["files"], &config);
+    std::fs::create_dir_all(config.join("motion_adapter")).unwrap();
+    std::fs::copy(
+        tiny::path("tiny/model/motion_adapter/config.json"),
+        config.join("motion_adapter/config.json"),
+    )
+    .unwrap();
+    let motion = tiny::path("tiny/model/motion_adapter");
+
+    let mut seen = 0;
+    for (name, layout) in layouts["bases"].as_object().unwrap() {
+        let place = folder.path().join(name);
+        assemble(&layout["files"], &place);
+        let has_motion = layout["motion"].as_bool().unwrap_or(false);
+        let motion = if has_motion { Motion::Base } else { Motion::File(motion.clone()) };
+        let mut choices = vec![];
+        match single(&layout["files"], &place) {
+            Some(file) => {
+                // Over a folder, and alone with a folder for the sizes.
+                choices.push(Files {
+                    checkpoint: Some(file.clone()),
+                    motion: motion.clone(),
+                    ..Files::new(Base::Folder(config.clone()))
+                });
+                if name != "single_novae" {
+                    choices.push(Files {
+                        config: Some(config.clone()),
+                        motion,
+                        ..Files::new(Base::File(file))
+                    });
+                }
+            }
+            None => choices.push(Files { motion, ..Files::new(Base::Folder(place)) }),
+        }
+        for files in choices {
+            // A single file has no tokenizer but CLIP's, whose words the tiny encoder does not know.
+            if matches!(files.base, Base::File(_)) {
+                let error = run(&files, &request, Tensors::default()).unwrap_err();
+                assert!(error.to_string().contains("the tokenizer knows"), "{name}: {error}");
+                continue;
+            }
+            assert!(frames(&files) == want, "{name} gives other frames");
+            seen += 1;
+        }
+    }
+    for (name, layout) in layouts["motions"].as_object().unwrap() {
+        let place = folder.path().join(format!("motion_{name}"));
+        assemble(&layout["files"], &place);
+        let file = single(&layout["files"], &place).unwrap_or_else(|| place.join("motion"));
+        let files = Files {
+            config: Some(config.clone()),
+            motion: Motion::File(file),
+            ..Files::new(Base::Folder(config.clone()))
+        };
+        let same = frames(&files) == want;
+        assert_eq!(same, layout["mid"].as_bool().unwrap(), "{name}");
+        seen += 1;
+    }
+    assert!(seen >= 14, "only {seen} layouts were compared");
+}
+
+#[test]
+fn one_seed_is_one_clip_and_another_seed_another() {
+    let frames = |seed: u64, rng: RngKind| {
+        let request = Request { seed: Some(seed), rng, steps: 1, frames: 2, ..tiny_request() };
+        run(&tiny_files(), &request, Tensors::default()).unwrap().1
+    };
+    assert!(frames(1, RngKind::Cpu) == frames(1, RngKind::Cpu));
+    assert!(frames(1, RngKind::Cpu) != frames(2, RngKind::Cpu));
+    assert!(frames(1, RngKind::Cpu) != frames(1, RngKind::Cuda));
+}
+
+#[test]
+fn switching_motion_off_and_the_norm_over_change_the_clip() {
+    let request = Request { steps: 1, frames: 3, ..tiny_request() };
+    let frames =
+        |files: &Files, request: &Request| run(files, request, Tensors::default()).unwrap().1;
+    let with = frames(&tiny_files(), &request);
+    let without = frames(&Files { motion: Motion::None, ..tiny_files() }, &request);
+    assert!(with != without);
+    let pooled = Request { motion_norm: MotionNorm::Pooled, ..request };
+    assert!(with != frames(&tiny_files(), &pooled));
+}
+
+#[test]
+fn a_listener_and_a_sink_can_stop_a_run() {
+    let mut pipeline = Pipeline::new(
+        Models::open(&tiny_files()).unwrap(),
+        Device::Cpu,
+        Precision::new(DtypeChoice::F32, &Device::Cpu),
+        Residency::KeepAll,
+    );
+    let mut frames = Vec::new();
+    let mut steps = 0;
+    let mut listener = |event: Event| match event {
+        Event::Step { .. } => {
+            steps += 1;
+            Err(Error::Cancelled)
+        }
+        _ => Ok(()),
+    };
+    let request = tiny_request();
+    let error = pipeline
+        .generate(&request, &mut Tensors::default(), &mut listener, &mut &mut frames)
+        .unwrap_err();
+    assert!(matches!(error, Error::Cancelled));
+    assert_eq!((steps, frames.len()), (1, 0));
+}
+
+#[test]
+fn requests_that_the_model_cannot_meet_are_refused_before_anything_is_loaded() {
+    let pipeline = Pipeline::new(
+        Models::open(&tiny_files()).unwrap(),
+        Device::Cpu,
+        Precision::new(DtypeChoice::F32, &Device::Cpu),
+        Residency::KeepAll,
+    );
+    let refused = |request: Request, code: u8, words: &str| {
+        let error = pipeline.prepare(&request).unwrap_err();
+        assert_eq!(error.kind().exit_code(), code, "{error}");
+        let text = format!("{error} {}", error.hint().unwrap_or_default());
+        assert!(text.contains(words), "{text}");
+    };
+    refused(Request { frames: 9, ..tiny_request() }, 2, "at most 8");
+    refused(Request { width: Some(62), ..tiny_request() }, 2, "try 60 or 64");
+    refused(Request { steps: 101, ..tiny_request() }, 2, "steps");
+    let memory = pipeline.prepare(&tiny_request()).unwrap().memory;
+    let error = memory.choose(Some(memory.weights + 1)).unwrap_err();
+    assert_eq!(error.kind().exit_code(), 4);
+    assert!(error.hint().unwrap().contains("--frames"));
+}

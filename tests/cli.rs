@@ -68,6 +68,17 @@ fn the_first_command_of_the_readme_makes_a_looping_gif() {
 }
 
 #[test]
+fn the_picture_in_the_readme_says_what_made_it() {
+    let path = golden::path("../../assets/readme.gif");
+    let shown = Folder::new().run(&["inspect", "--json", path.to_str().unwrap()]).ok().json();
+    let request = &shown["request"];
+    let prompt = request["prompt"].as_str().unwrap();
+    let told = format!("generate \"{prompt}\" --seed {}", request["seed"]);
+    assert!(include_str!("../README.md").contains(&told), "{told}");
+    assert_eq!(shown["models"]["model"], Value::Null, "not the model inside the program");
+}
+
+#[test]
 fn every_format_holds_the_clip() {
     let folder = Folder::new();
     let make = |name: &str| {

@@ -487,11 +487,12 @@ fn exit_codes_tell_what_went_wrong() {
         (3, &["--model", "no-such-model"]),
         (3, &["--model", "./nowhere.safetensors"]),
         (3, &["--model", "animatelcm", "--offline"]),
-        (4, &["--width", "8192", "--height", "8192"]),
+        (4, &["--width=8192", "--height=8192", "--frames=64"]),
         #[cfg(not(feature = "cuda"))]
         (4, &["--device", "cuda"]),
     ] {
-        let failed = folder.run(&quick(&[&["-o", "a.gif"], args].concat()));
+        let command = ["generate", "a green ring", "--seed=5", "-o", "a.png"];
+        let failed = folder.run(&[&command[..], args].concat());
         failed.fails(code);
         assert!(!failed.hint().is_empty() || code == 2 || code == 3, "{}", failed.stderr);
     }

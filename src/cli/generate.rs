@@ -1,6 +1,8 @@
 //! `animatelcm generate`: what was typed becomes a job, the job a file.
 
 use std::collections::BTreeMap;
+use std::fs::File;
+use std::io::Read;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
@@ -164,9 +166,7 @@ fn done(steps: &[Duration], seconds: f64) -> String {
 fn job(args: &GenerateArgs, names: &Names) -> Result<Job> {
     let mut job = match &args.request {
         Some(path) => {
-            let text =
-                std::fs::read_to_string(path).map_err(|e| unreadable("request", path, &e))?;
-            let mut job = Job::from_json(&text)?;
+            let mut job = Job::from_json(&read_request(path)?)?;
             // A clip's own metadata may be used as a request: then hashes are not a demand.
             job.weights.clear();
             job
@@ -188,6 +188,20 @@ fn job(args: &GenerateArgs, names: &Names) -> Result<Job> {
             .with_hint("animatelcm generate \"a red circle moving right on a black background\""));
     }
     Ok(job)
+}
+
+/// The text of a request file, which may be a pipe but not without end.
+fn read_request(path: &Path) -> Result<String> {
+    const LONGEST: u64 = 16 << 20;
+    let mut text = String::new();
+    File::open(path)
+        .and_then(|file| file.take(LONGEST + 1).read_to_string(&mut text))
+        .map_err(|e| unreadable("request", path, &e))?;
+    if text.len() as u64 > LONGEST {
+        let reason = format!("{} has more than {LONGEST} bytes", path.display());
+        return Err(Error::request("request", reason));
+    }
+    Ok(text)
 }
 
 fn set<T: Clone>(slot: &mut T, value: Option<&T>) {

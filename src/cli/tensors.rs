@@ -18,8 +18,14 @@ pub(super) fn read(job: &mut Job) -> Result<Tensors> {
     let Some(record) = &mut job.tensors_in else { return Ok(Tensors::default()) };
     let path = PathBuf::from(&record.file);
     let field = "tensors-in";
-    if let Err(error) = std::fs::File::open(&path) {
-        return Err(super::generate::unreadable(field, &path, &error));
+    match std::fs::metadata(&path) {
+        // A pipe could not be read twice, and a device has no end.
+        Ok(found) if !found.is_file() => {
+            let reason = format!("{} is not an ordinary file", path.display());
+            return Err(Error::request(field, reason));
+        }
+        Ok(_) => {}
+        Err(error) => return Err(super::generate::unreadable(field, &path, &error)),
     }
     let found = sha256(&Source::from(path.clone()))?;
     if let Some(wanted) = record.sha256.replace(found.clone())

@@ -128,6 +128,8 @@ impl Outcome {
             _ => false,
         };
         assert!(is_clear, "`{line}` is not one error and perhaps a hint: {stderr}");
+        let is_plain = !found[0].contains(char::is_control);
+        assert!(is_plain, "`{line}` sends control characters to the terminal: {stderr:?}");
         assert!(found[0].chars().count() < 700, "`{line}` says too much: {stderr}");
         found[0]
     }

@@ -1,6 +1,5 @@
 //! A sampler of one's own: Heun's method, two questions a step, asked of anything that denoises.
-//!
-//!     cargo run --release --example custom_sampler
+//! `cargo run --release --example custom_sampler`
 
 #![allow(clippy::print_stdout)]
 
@@ -48,12 +47,13 @@ fn main() -> Result<()> {
         Ok((x * (at.alpha * deviation.powi(2) / variance))?)
     };
     for (name, sampler) in [("euler", SamplerKind::Euler.build()), ("heun", Box::new(Heun) as _)] {
-        let plan = SamplerKind::Euler.plan(&schedule, &PlanSettings::default())?;
+        let settings = PlanSettings { steps: 50, ..PlanSettings::default() };
+        let plan = SamplerKind::Euler.plan(&schedule, &settings)?;
         let mut noise = Noise::new(RngKind::Cpu, 42);
         let x = (noise.latents((1, 16, 4, 8, 8), &Device::Cpu)? * plan.initial_scale)?;
         let x = sampler.sample(&mut normal, x, &plan.steps, &mut noise, &mut ())?;
         let found = x.sqr()?.mean_all()?.to_scalar::<f32>()?.sqrt();
-        println!("{name}: deviation {found}, should be near {deviation}");
+        println!("{name}: deviation {found:.3}, should be near {deviation}");
     }
     Ok(())
 }

@@ -7,7 +7,7 @@ use animatelcm::weights::{Checkpoint, Component, PatchStack, Source};
 use animatelcm::{Error, ErrorKind, Result};
 use candle_core::{DType, Device, Tensor};
 
-use crate::support::close::assert_relative;
+use crate::support::close::{assert_relative, relative_l2};
 use crate::support::golden;
 use crate::weights::{build, published_source, write};
 
@@ -153,6 +153,82 @@ fn the_pocket_models_lora_fits_it() {
     lora.apply(&checkpoint, &options, &mut fixed).unwrap();
     let (one, other) = (all(&checkpoint, &by_alpha), all(&checkpoint, &fixed));
     assert!(one.iter().all(|(name, tensor)| !differs(tensor, &other[name])));
+}
+
+// ---- other families
+
+/// One of the cases of `lora/families`.
+struct Case {
+    name: String,
+    file: Source,
+    changes: BTreeSet<String>,
+    strengths: Vec<f64>,
+}
+
+fn cases() -> Vec<Case> {
+    let about = golden::json("lora/families/families");
+    let strengths: Vec<f64> = serde_json::from_value(about["strengths"].clone()).unwrap();
+    let case = |(name, case): (&String, &serde_json::Value)| Case {
+        name: name.clone(),
+        file: source(&format!("lora/families/{}", case["file"].as_str().unwrap())),
+        changes: serde_json::from_value(case["changes"].clone()).unwrap(),
+        strengths: strengths.clone(),
+    };
+    about["cases"].as_object().unwrap().iter().map(case).collect()
+}
+
+#[test]
+fn every_family_leads_to_the_weights_of_its_own_package() {
+    let checkpoint = tiny();
+    let plain = all(&checkpoint, &PatchStack::new());
+    let want = golden::load("lora/families/weights");
+    let cases = cases();
+    assert_eq!(cases.len(), 11);
+    for case in &cases {
+        for strength in &case.strengths {
+            let options = LoraOptions::with_strength(*strength);
+            let (_, patched) = apply(&checkpoint, &case.file, &options)
+                .unwrap_or_else(|error| panic!("{}: {error}", case.name));
+            for (name, tensor) in &patched {
+                let changed = case.changes.contains(name);
+                assert_eq!(differs(tensor, &plain[name]), changed, "{}: {name}", case.name);
+                if !changed {
+                    continue;
+                }
+                let want = want.tensor(&format!("{}/{strength:?}/{name}", case.name));
+                let delta = |to: &Tensor| (to - &plain[name]).unwrap();
+                let error = relative_l2(&delta(tensor), &delta(&want));
+                assert!(error < 1e-5, "{} at {strength}: {name}: {error:e}", case.name);
+            }
+        }
+    }
+}
+
+#[test]
+fn reports_name_the_family() {
+    let checkpoint = tiny();
+    let wants = BTreeMap::from([
+        ("boft", "OFT `test`: 2 of 3 modules in the unet, 1 in the text encoder"),
+        (
+            "dora",
+            "DoRA and DoRA over LoHa and DoRA over LoKr `test`: rank 2/3/4, 6 of 7 modules in the \
+             unet, 1 in the text encoder",
+        ),
+        ("full", "full difference `test`: 5 of 7 modules in the unet, 2 in the text encoder"),
+        ("ia3", "IA3 `test`: 4 of 5 modules in the unet, 1 in the text encoder"),
+        ("loha", "LoHa `test`: rank 2/3/4, 4 of 5 modules in the unet, 1 in the text encoder"),
+        ("lokr", "LoKr `test`: rank 1/2/3, 7 of 8 modules in the unet, 1 in the text encoder"),
+        ("oft", "OFT `test`: 4 of 5 modules in the unet, 1 in the text encoder"),
+        ("peft_bias", "LoRA `test`: rank 2/4, 2 of 2 modules in the unet"),
+        ("peft_dora", "DoRA `test`: rank 3/4, 3 of 3 modules in the unet"),
+        ("peft_loha", "LoHa `test`: rank 3/4, 2 of 2 modules in the unet"),
+        ("peft_lokr", "LoKr `test`: rank 2, 3 of 3 modules in the unet"),
+    ]);
+    for case in cases() {
+        let options = LoraOptions::default();
+        let (report, _) = apply(&checkpoint, &case.file, &options).unwrap();
+        assert_eq!(report.to_string(), wants[case.name.as_str()], "{}", case.name);
+    }
 }
 
 // ---- small LoRAs made here
@@ -424,13 +500,7 @@ fn halves_of_modules_are_refused() {
 
 #[test]
 fn families_that_are_not_supported_are_named() {
-    for (part, what) in [
-        (".hada_w1_a", "LoHa"),
-        (".lokr_w1", "LoKr"),
-        (".dora_scale", "DoRA"),
-        (".oft_blocks", "OFT"),
-        (".diff", "full difference"),
-    ] {
+    for (part, what) in [(".b1.weight", "GLoRA"), (".oft_R.weight", "OFT of PEFT")] {
         let name = format!("{Q}{part}");
         let error = one(&[(&name, matrix(1, 1, 1.0))]).error();
         assert!(error.to_string().contains(what), "{error}");

@@ -35,8 +35,10 @@ pub(super) trait Delta: fmt::Debug + Send + Sync {
     /// The rank, if it has one.
     fn rank(&self) -> Option<usize>;
 
-    /// What is added at strength 1: as many values as [`shape`](Self::shape) says, `f32`.
-    fn read(&self) -> Result<Tensor>;
+    /// What is added at a strength: as many values as [`shape`](Self::shape) says, `f32`.
+    ///
+    /// It is a product of small matrices mostly, and the strength costs least in one of those.
+    fn read(&self, strength: f64) -> Result<Tensor>;
 }
 
 /// What a family makes of a module.
@@ -66,8 +68,7 @@ impl Change for Added {
     }
 
     fn apply(&self, weight: &Tensor, strength: f64) -> Result<Tensor> {
-        let delta = (self.0.read()?.reshape(weight.shape())? * strength)?;
-        Ok((weight + delta)?)
+        Ok((weight + self.0.read(strength)?.reshape(weight.shape())?)?)
     }
 }
 
@@ -112,7 +113,7 @@ impl Stored {
 
     /// How many values it has.
     pub(super) fn count(&self) -> usize {
-        self.shape.iter().product()
+        self.shape.iter().fold(1, |count: usize, dim| count.saturating_mul(*dim))
     }
 
     /// Its values in `f32` on the CPU.

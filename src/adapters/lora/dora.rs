@@ -80,7 +80,7 @@ impl Change for Dora {
     }
 
     fn apply(&self, weight: &Tensor, strength: f64) -> Result<Tensor> {
-        let changed = (weight + self.delta.read()?.reshape(weight.shape())?)?;
+        let changed = (weight + self.delta.read(1.0)?.reshape(weight.shape())?)?;
         let (rows, inputs) = (weight.dim(0)?, weight.dim(1)?);
         let flat = changed.reshape((rows, inputs, ()))?; // (rows, inputs, kernel)
         let squares = flat.to_dtype(DType::F64)?.sqr()?.sum_keepdim(D::Minus1)?;

@@ -37,7 +37,7 @@ impl Delta for Full {
         None
     }
 
-    fn read(&self) -> Result<Tensor> {
-        Ok((self.stored.read()? * self.factor)?)
+    fn read(&self, strength: f64) -> Result<Tensor> {
+        Ok((self.stored.read()? * (self.factor * strength))?)
     }
 }

@@ -56,7 +56,7 @@ impl Delta for Hadamard {
         Some(self.one.rank())
     }
 
-    fn read(&self) -> Result<Tensor> {
-        Ok(((self.one.read()? * self.two.read()?)? * self.factor)?)
+    fn read(&self, strength: f64) -> Result<Tensor> {
+        Ok((self.one.read(self.factor * strength)? * self.two.read(1.0)?)?)
     }
 }

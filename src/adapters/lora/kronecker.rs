@@ -61,11 +61,11 @@ impl Side {
         }
     }
 
-    /// `(rows, inputs * kernel)`.
-    fn read(&self) -> Result<Tensor> {
+    /// The matrix times a factor, `(rows, inputs * kernel)`.
+    fn read(&self, factor: f64) -> Result<Tensor> {
         match self {
-            Self::Whole(stored) => Ok(stored.read()?.flatten_from(1)?),
-            Self::Product(product) => product.read(),
+            Self::Whole(stored) => Ok((stored.read()?.flatten_from(1)? * factor)?),
+            Self::Product(product) => product.read(factor),
         }
     }
 }
@@ -86,7 +86,9 @@ fn read(parts: &Parts<'_>) -> Result<Made, String> {
         ([rows, inputs, points @ ..], [more_rows, more_inputs, kernel @ ..])
             if points.iter().all(|d| *d == 1) =>
         {
-            [&[rows * more_rows, inputs * more_inputs], kernel].concat()
+            let (rows, inputs) =
+                (rows.saturating_mul(*more_rows), inputs.saturating_mul(*more_inputs));
+            [&[rows, inputs], kernel].concat()
         }
         (one, two) => return Err(format!("w1 {one:?} and w2 {two:?} do not go together")),
     };
@@ -105,11 +107,11 @@ impl Delta for Kronecker {
         self.rank
     }
 
-    fn read(&self) -> Result<Tensor> {
-        let (one, two) = (self.one.read()?, self.two.read()?);
+    fn read(&self, strength: f64) -> Result<Tensor> {
+        let (one, two) = (self.one.read(self.factor * strength)?, self.two.read(1.0)?);
         let (rows, columns) = one.dims2()?;
         let (more_rows, more_columns) = two.dims2()?;
-        let one = (one * self.factor)?.reshape((rows, 1, columns, 1))?;
+        let one = one.reshape((rows, 1, columns, 1))?;
         let two = two.reshape((1, more_rows, 1, more_columns))?;
         Ok(one.broadcast_mul(&two)?.reshape((rows * more_rows, columns * more_columns))?)
     }

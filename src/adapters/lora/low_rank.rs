@@ -76,13 +76,12 @@ impl Delta for LowRank {
         Some(self.rank)
     }
 
-    fn read(&self) -> Result<Tensor> {
-        let up = self.up.read()?.flatten_from(1)?;
+    fn read(&self, strength: f64) -> Result<Tensor> {
+        let up = (self.up.read()?.flatten_from(1)? * (self.factor * strength))?;
         let down = self.down.read()?.flatten_from(1)?;
-        let product = match &self.mid {
-            None => up.matmul(&down)?,
-            Some(mid) => tucker(&up, &mid.read()?, &down)?,
-        };
-        Ok((product * self.factor)?)
+        match &self.mid {
+            None => Ok(up.matmul(&down)?),
+            Some(mid) => tucker(&up, &mid.read()?, &down),
+        }
     }
 }

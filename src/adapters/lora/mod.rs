@@ -351,6 +351,14 @@ impl Lora {
         Clues { archive: &self.archive, modules, inputs }.made_for()
     }
 
+    /// The ranks that occur in it; none in families that have none.
+    pub fn ranks(&self) -> BTreeSet<usize> {
+        let rank = |(written, module): (&String, &Module)| {
+            self.changes(written, module, LoraScale::default()).ok()?.weight?.rank()
+        };
+        self.modules.iter().filter_map(rank).collect()
+    }
+
     /// How its changes are made up, such as `LoRA` or `DoRA over LoHa`; several joined with ` and `.
     pub fn family(&self) -> String {
         let families: BTreeSet<String> = self.modules.values().map(Module::family).collect();

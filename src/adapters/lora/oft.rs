@@ -40,10 +40,10 @@ fn read(parts: &Parts<'_>) -> Result<Made, String> {
         None => (parts.need("blocks")?, false),
     };
     match blocks.shape() {
-        [.., groups, rows, columns] if rows == columns && rows * groups > 0 => {}
+        shape @ [.., rows, columns] if rows == columns && !shape.contains(&0) => {}
         shape => return Err(format!("its blocks are {shape:?}, not square")),
     }
-    if blocks.shape().len() > 4 {
+    if !matches!(blocks.shape().len(), 3 | 4) {
         return Err(format!("its blocks are {:?}", blocks.shape()));
     }
     Ok(Made::Change(Box::new(Oft { blocks, is_done, rescale, limit: parts.alpha })))
@@ -54,13 +54,13 @@ impl Change for Oft {
         let blocks = self.blocks.shape();
         let outputs = shape.first().copied().unwrap_or(0);
         let fit = match blocks {
-            [groups, size, _] => groups * size == outputs,
+            [groups, size, _] => groups.saturating_mul(*size) == outputs,
             [stages, groups, size, _] => {
                 let widest = u32::try_from(stages.saturating_sub(1))
                     .ok()
                     .and_then(|last| 1_usize.checked_shl(last)?.checked_mul(*size));
                 let divides = widest.is_some_and(|widest| outputs.is_multiple_of(widest));
-                groups * size == outputs && size.is_multiple_of(2) && divides
+                groups.saturating_mul(*size) == outputs && size.is_multiple_of(2) && divides
             }
             _ => false,
         };

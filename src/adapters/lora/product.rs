@@ -61,9 +61,9 @@ impl Product {
         self.rank
     }
 
-    /// The product, `(rows, inputs * kernel)`.
-    pub(super) fn read(&self) -> Result<Tensor> {
-        let (a, b) = (self.a.read()?, self.b.read()?);
+    /// The product times a factor, `(rows, inputs * kernel)`.
+    pub(super) fn read(&self, factor: f64) -> Result<Tensor> {
+        let (a, b) = ((self.a.read()? * factor)?, self.b.read()?);
         match &self.core {
             None => Ok(a.flatten_from(1)?.matmul(&b.flatten_from(1)?)?),
             Some(core) => tucker(&a.t()?.contiguous()?, &core.read()?, &b),

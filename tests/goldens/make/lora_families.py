@@ -1,8 +1,7 @@
 #!/usr/bin/env python3
 """Writes adapters of every family for a few layers of the tiny model, and the weights they must lead to, to ../lora/families.
 
-Pinned: lycoris-lora 4.1.3 and peft 0.21.2 beside `requirements.txt`; lycoris also needs einops and toml. Reads ../tiny, made by
-make_goldens.py.
+Pinned: lycoris-lora 4.1.3, peft 0.21.2 (`requirements.txt`). Reads ../tiny, made by make_goldens.py.
 
     python lora_families.py
 

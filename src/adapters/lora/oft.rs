@@ -158,7 +158,9 @@ fn rotations(blocks: &mut [f64], size: usize, limit: Option<f64>) {
         add_identity(&mut work, size, 1.0);
         invert(&mut work, block, size);
         // (I + Q) (I - Q)^-1 = 2 (I - Q)^-1 - I.
-        block.iter_mut().for_each(|value| *value *= 2.0);
+        for value in block.iter_mut() {
+            *value *= 2.0;
+        }
         add_identity(block, size, -1.0);
     }
 }
@@ -166,7 +168,9 @@ fn rotations(blocks: &mut [f64], size: usize, limit: Option<f64>) {
 /// Moves every block towards the identity: `strength * block + (1 - strength) * I`.
 fn interpolate(blocks: &mut [f64], size: usize, strength: f64) {
     for block in blocks.chunks_exact_mut(size * size) {
-        block.iter_mut().for_each(|value| *value *= strength);
+        for value in block.iter_mut() {
+            *value *= strength;
+        }
         add_identity(block, size, 1.0 - strength);
     }
 }

@@ -2,6 +2,8 @@
 //!
 //!     cargo run --release --example custom_sampler
 
+#![allow(clippy::print_stdout)]
+
 use animatelcm::Result;
 use animatelcm::rng::{Noise, RngKind};
 use animatelcm::sampler::{Denoiser, Observer, PlanSettings, Progress, Sampler, SamplerKind, Step};
@@ -24,15 +26,13 @@ impl Sampler for Heun {
             let denoised = denoiser.denoise(&x, at)?;
             observer.step(Progress { step, steps: steps.len(), at, denoised: &denoised })?;
             let scaled = (x / at.alpha)?;
-            let slope = ((&scaled - denoised)? / at.ratio())?;
+            let mut slope = ((&scaled - denoised)? / at.ratio())?;
             let stride = next.ratio() - at.ratio();
-            let euler = (&scaled + (&slope * stride)?)?;
-            let slope = if next.ratio() == 0.0 {
-                slope
-            } else {
+            if next.ratio() > 0.0 {
+                let euler = (&scaled + (&slope * stride)?)?;
                 let denoised = denoiser.denoise(&(&euler * next.alpha)?, next)?;
-                ((slope + ((euler - denoised)? / next.ratio())?)? / 2.0)?
-            };
+                slope = ((slope + ((euler - denoised)? / next.ratio())?)? / 2.0)?;
+            }
             x = ((scaled + (slope * stride)?)? * next.alpha)?;
         }
         Ok(x)

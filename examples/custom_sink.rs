@@ -2,6 +2,8 @@
 //!
 //!     cargo run --release --example custom_sink
 
+#![allow(clippy::print_stdout)]
+
 use animatelcm::Result;
 use animatelcm::device::{DtypeChoice, Precision};
 use animatelcm::media::{FrameSink, RgbImage};

@@ -2,6 +2,8 @@
 //!
 //!     cargo run --release --example text_to_video -- "a blue square on a white background" clip.webp
 
+#![allow(clippy::print_stdout, clippy::print_stderr)]
+
 use animatelcm::device::{DeviceChoice, DtypeChoice, Precision};
 use animatelcm::output::{self, ClipInfo, Existing, Metadata};
 use animatelcm::pipeline::load::{Base, Files, LoraFile, Models};

@@ -15,7 +15,7 @@ use super::{ElementType, View, quoted};
 
 /// Foreign classes remembered for error messages.
 const MOST_FOREIGN: usize = 8;
-/// Dicts among the attributes of an object that are looked at; a module's parameters come first.
+/// Attributes of an object that are looked at; a module's parameters are among the first.
 const MOST_ATTRIBUTES: usize = 4;
 /// `_rebuild_from_type_v2` may wrap another call, and that one again.
 const DEEPEST_CALL: usize = 4;
@@ -430,9 +430,11 @@ impl<'a> Machine<'a> {
             b'b' => {
                 let state = self.pop()?;
                 let top = self.top()?;
-                let first = self.heap.dicts_of(state).take(MOST_ATTRIBUTES);
-                let items = first.filter(|(name, _)| *name == "_parameters").map(|(_, dict)| dict);
-                if let (Value::Dict(_), Some(items)) = (top, items.last()) {
+                let items = {
+                    let mut first = self.heap.pairs(state).take(MOST_ATTRIBUTES);
+                    first.find(|(name, _)| self.heap.text(*name) == Some("_parameters"))
+                };
+                if let (Value::Dict(_), Some((_, items @ Value::Dict(_)))) = (top, items) {
                     self.pop()?;
                     self.stack.push(items);
                 }
@@ -569,9 +571,7 @@ impl<'a> Machine<'a> {
             }
             ("torch._tensor", "_rebuild_from_type_v2") => Global::RebuildFromType,
             ("torch", "Size") => Global::Size,
-            ("torch.storage", "UntypedStorage") | ("torch", "UntypedStorage") => {
-                Global::UntypedStorage
-            }
+            ("torch.storage" | "torch", "UntypedStorage") => Global::UntypedStorage,
             ("torch" | "torch.cuda", name) => match element_type(name) {
                 Some(Ok(element)) => Global::DType(element),
                 Some(Err(Some(element))) => Global::Storage(element),

@@ -11,6 +11,9 @@ use super::{ElementType, Entry, Parsed, Place, TensorInfo, quoted};
 /// The largest pickle that anybody may send. A Stable Diffusion checkpoint's has about 300 KB.
 const LARGEST_PICKLE: u64 = 256 << 20;
 
+/// Keys under which a file has its weights beside other things; the second is of textual inversions.
+const WEIGHTS: [&str; 2] = ["state_dict", "string_to_param"];
+
 /// What a tensor is called that was saved by itself: the name of nameless textual inversions.
 const BARE: &str = "*";
 
@@ -154,10 +157,10 @@ fn entries(
     Ok(Parsed { entries, metadata: name.into_iter().collect() })
 }
 
-/// The dict with the weights: under `state_dict`, or at the top, or the only one that has tensors.
+/// The dict with the weights: under one of [`WEIGHTS`], or at the top, or the only one that has tensors.
 fn state_dict(heap: &Heap<'_>, root: Value) -> Option<Value> {
     let has_tensors = |dict: &Value| heap.tensors_of(*dict).next().is_some();
-    let nested = heap.dicts_of(root).find(|(key, _)| *key == "state_dict").map(|(_, dict)| dict);
+    let nested = heap.dicts_of(root).find(|(key, _)| WEIGHTS.contains(key)).map(|(_, dict)| dict);
     if let Some(dict) = nested.filter(has_tensors) {
         return Some(dict);
     }

@@ -173,7 +173,7 @@ fn merged(parts: Vec<Part>) -> Vec<Part> {
             (Some(Part::Text { text, weight }), Part::Text { text: more, weight: its_weight })
                 if *weight == its_weight =>
             {
-                text.push_str(&more)
+                text.push_str(&more);
             }
             (_, part) => merged.push(part),
         }

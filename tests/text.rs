@@ -1,5 +1,7 @@
 //! Weighted, long and extended prompts against AUTOMATIC1111's arithmetic and diffusers' embeddings.
 
+use std::collections::BTreeMap;
+
 use animatelcm::device::{DtypeChoice, Precision};
 use animatelcm::pipeline::load::{Base, EmbeddingFile, Files, Models};
 use animatelcm::pipeline::request::Request;
@@ -208,7 +210,7 @@ fn contexts(files: &Files, request: &Request) -> Result<(Tensor, Tensor, Tensor)
     let precision = Precision::new(DtypeChoice::F32, &Device::Cpu);
     let models = Models::open(files)?;
     let mut pipeline = Pipeline::new(models, Device::Cpu, precision, Residency::OneAtATime);
-    let mut tensors = Tensors { recorded: Some(Default::default()), ..Tensors::default() };
+    let mut tensors = Tensors { recorded: Some(BTreeMap::new()), ..Tensors::default() };
     let mut frames = Vec::new();
     let mut listener = |event: Event| match event {
         Event::Warning { message } => panic!("{message}"),
@@ -307,6 +309,26 @@ mod program {
         let wrong = generate(&folder, &["a dog <lora:yours>", "--lora-dir", "loras"]);
         assert!(wrong.fails(3).contains("<lora:yours>"));
         generate(&folder, &["a <lora:mine> dog", "--prompt-mode", "plain"]).ok();
+    }
+
+    #[test]
+    fn inspect_says_what_an_embedding_is_for() {
+        let folder = Folder::new();
+        let inspect = |file: &str| folder.run(&["inspect", file, "--json"]).ok().json();
+        let about = inspect(&path("text/embeddings/sd2.safetensors"));
+        let kind = about["kind"].as_str().unwrap();
+        assert!(kind.starts_with("a textual inversion for Stable Diffusion 2"), "{kind}");
+        assert!(kind.ends_with("sd2 of 1"), "{kind}");
+        assert_eq!(about["supported"], false);
+        let about = inspect(&path("text/embeddings/sdxl.safetensors"));
+        assert!(about["kind"].as_str().unwrap().contains("SDXL"), "{about}");
+
+        let vectors = Tensor::zeros((2, 768), DType::F32, &Device::Cpu).unwrap();
+        let file = folder.path("mine.safetensors");
+        candle_core::safetensors::save(&[("<a>", vectors)].into(), file).unwrap();
+        let about = inspect("mine.safetensors");
+        assert!(about["kind"].as_str().unwrap().ends_with("<a> or mine of 2"), "{about}");
+        assert_eq!(about["supported"], true);
     }
 
     #[test]

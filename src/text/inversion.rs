@@ -51,13 +51,15 @@ impl Inversion {
         let tensors: Vec<_> = archive.tensors().collect();
         if let Some((key, _)) = tensors.iter().find(|(key, _)| TWO_ENCODERS.contains(key)) {
             let reason = format!(
-                "is an embedding for a model with two text encoders, such as SDXL: it has {}",
+                "is a textual inversion for two text encoders, as SDXL has: {} is in it",
                 quoted(key)
             );
             return Err(Error::format(path, reason).with_hint("use one for Stable Diffusion 1.5"));
         }
+        // A network's weights are not words.
+        let is_word = |key: &str| !key.ends_with(".weight") && !key.ends_with(".bias");
         let is_vectors = |shape: &[usize]| matches!(shape.len(), 1 | 2) && !shape.contains(&0);
-        let odd = tensors.iter().find(|(_, info)| !is_vectors(&info.shape));
+        let odd = tensors.iter().find(|(key, info)| !(is_word(key) && is_vectors(&info.shape)));
         if let Some((key, info)) = odd.or_else(|| tensors.get(MOST_WORDS)) {
             let reason = format!(
                 "is no textual inversion: it has {} tensors such as {} of shape {:?}",
@@ -116,17 +118,17 @@ impl Inversion {
         &self.words
     }
 
+    /// The models that it is for, if its width tells.
+    pub fn family(&self) -> Option<&'static str> {
+        self.words.first().and_then(|word| family(word.vectors.dim(1).ok()?))
+    }
+
     /// Fails when vectors are not `width` wide, saying what model they are for.
     pub fn check_width(&self, width: usize) -> Result<()> {
         for word in &self.words {
             let own = word.vectors.dim(1)?;
             if own != width {
-                let family = match own {
-                    768 => " (Stable Diffusion 1)",
-                    1024 => " (Stable Diffusion 2)",
-                    1280 => " (SDXL)",
-                    _ => "",
-                };
+                let family = family(own).map(|name| format!(" ({name})")).unwrap_or_default();
                 let reason = format!("is {own} wide{family}, the text encoder {width}");
                 return Err(self.refused(reason));
             }
@@ -138,5 +140,15 @@ impl Inversion {
     pub(super) fn refused(&self, reason: impl Into<String>) -> Error {
         let adapter = self.source.path().display().to_string();
         Error::Adapter { adapter, reason: reason.into() }
+    }
+}
+
+/// The models whose text encoder is `width` wide.
+fn family(width: usize) -> Option<&'static str> {
+    match width {
+        768 => Some("Stable Diffusion 1"),
+        1024 => Some("Stable Diffusion 2"),
+        1280 => Some("SDXL"),
+        _ => None,
     }
 }

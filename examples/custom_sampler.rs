@@ -1,6 +1,7 @@
 //! A sampler of one's own: Heun's method, two questions a step, asked of anything that denoises.
-//!
-//!     cargo run --release --example custom_sampler
+//! `cargo run --release --example custom_sampler`
+
+#![allow(clippy::print_stdout)]
 
 use animatelcm::Result;
 use animatelcm::rng::{Noise, RngKind};
@@ -24,15 +25,13 @@ impl Sampler for Heun {
             let denoised = denoiser.denoise(&x, at)?;
             observer.step(Progress { step, steps: steps.len(), at, denoised: &denoised })?;
             let scaled = (x / at.alpha)?;
-            let slope = ((&scaled - denoised)? / at.ratio())?;
+            let mut slope = ((&scaled - denoised)? / at.ratio())?;
             let stride = next.ratio() - at.ratio();
-            let euler = (&scaled + (&slope * stride)?)?;
-            let slope = if next.ratio() == 0.0 {
-                slope
-            } else {
+            if next.ratio() > 0.0 {
+                let euler = (&scaled + (&slope * stride)?)?;
                 let denoised = denoiser.denoise(&(&euler * next.alpha)?, next)?;
-                ((slope + ((euler - denoised)? / next.ratio())?)? / 2.0)?
-            };
+                slope = ((slope + ((euler - denoised)? / next.ratio())?)? / 2.0)?;
+            }
             x = ((scaled + (slope * stride)?)? * next.alpha)?;
         }
         Ok(x)
@@ -48,12 +47,13 @@ fn main() -> Result<()> {
         Ok((x * (at.alpha * deviation.powi(2) / variance))?)
     };
     for (name, sampler) in [("euler", SamplerKind::Euler.build()), ("heun", Box::new(Heun) as _)] {
-        let plan = SamplerKind::Euler.plan(&schedule, &PlanSettings::default())?;
+        let settings = PlanSettings { steps: 50, ..PlanSettings::default() };
+        let plan = SamplerKind::Euler.plan(&schedule, &settings)?;
         let mut noise = Noise::new(RngKind::Cpu, 42);
         let x = (noise.latents((1, 16, 4, 8, 8), &Device::Cpu)? * plan.initial_scale)?;
         let x = sampler.sample(&mut normal, x, &plan.steps, &mut noise, &mut ())?;
         let found = x.sqr()?.mean_all()?.to_scalar::<f32>()?.sqrt();
-        println!("{name}: deviation {found}, should be near {deviation}");
+        println!("{name}: deviation {found:.3}, should be near {deviation}");
     }
     Ok(())
 }

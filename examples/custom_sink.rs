@@ -1,6 +1,7 @@
 //! A sink of one's own: the frames of a clip as letters in the terminal.
-//!
-//!     cargo run --release --example custom_sink
+//! `cargo run --release --example custom_sink`
+
+#![allow(clippy::print_stdout)]
 
 use animatelcm::Result;
 use animatelcm::device::{DtypeChoice, Precision};

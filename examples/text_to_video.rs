@@ -1,6 +1,7 @@
 //! A clip from a prompt, with the small model inside the crate.
-//!
-//!     cargo run --release --example text_to_video -- "a blue square on a white background" clip.webp
+//! `cargo run --release --example text_to_video -- "a blue square on a white background" clip.webp`
+
+#![allow(clippy::print_stdout, clippy::print_stderr)]
 
 use animatelcm::device::{DeviceChoice, DtypeChoice, Precision};
 use animatelcm::output::{self, ClipInfo, Existing, Metadata};

@@ -262,7 +262,12 @@ fn a_folder_where_a_file_should_be_and_the_other_way_round() {
         (3, ["--model-config", "file"]),
         (3, ["--model", "file/model.safetensors"]),
     ] {
-        refuses(&folder, &args, code, &[args[1]]);
+        refuses(
+            &folder,
+            &args,
+            code,
+            &[args[0].trim_start_matches('-'), args[1].split('/').next().unwrap()],
+        );
     }
     fs::create_dir(folder.path("dir.gif")).unwrap();
     let before = folder.names();

@@ -77,12 +77,12 @@ struct Folder {
 }
 
 /// Describes a weight file.
-pub(super) fn file(archive: Archive, as_json: bool) -> Result<String> {
+pub(super) fn file(archive: &Archive, as_json: bool) -> Result<String> {
     let source = archive.source().clone();
     let mut checkpoint = Checkpoint::new();
     let about = match checkpoint.add_single_file(&source) {
         Ok(()) => About::of(&checkpoint)?,
-        Err(error) => About::of_refused(&source, &archive, &error)?,
+        Err(error) => About::of_refused(&source, archive, &error)?,
     };
     if as_json { to_json(&about) } else { Ok(about.to_text(&source.path().display().to_string())) }
 }

@@ -244,10 +244,18 @@ fn prompt_and_negative_prompt_have_equally_many_chunks_whichever_is_longer() {
         assert_eq!((context.dims(), negative.dims()), (&[1, 154, 12][..], &[1, 154, 12][..]));
         assert!(crate::support::close::relative_l2(&longer, &latents) > 1e-3, "it changed nothing");
     }
-    let endless = Request { negative_prompt: "dog ".repeat(10_000), ..short };
-    let error = contexts(&files(), &endless).unwrap_err();
-    assert_eq!(error.kind(), ErrorKind::Request);
-    assert!(error.to_string().starts_with("negative-prompt: fills"), "{error}");
+}
+
+#[test]
+fn endless_prompts_end_after_32_chunks() {
+    let text = tiny();
+    let read = |prompt: &str| text.read(prompt, PromptMode::A1111).unwrap();
+    let most = read(&"corgi ".repeat(32 * 75));
+    assert_eq!((most.len(), most.truncated()), (32, None));
+    let more = read(&format!("{}The (END", "corgi ".repeat(32 * 75)));
+    assert_eq!((more.len(), more.truncated()), (32, Some("The")));
+    assert_eq!(text.states(&more, 1, 0).unwrap().dims(), [1, 32 * 77, 12]);
+    assert_eq!(read(&"BREAK ".repeat(100_000)).len(), 32);
 }
 
 /// The program itself.
@@ -335,7 +343,6 @@ mod program {
     fn hostile_prompts_give_one_clear_line() {
         let folder = Folder::new();
         for (prompt, reason) in [
-            ("a corgi ".repeat(12_500), "prompt: fills the text encoder"),
             ("(".repeat(100_000), "64 brackets are open"),
             ("(a:1.2.3)".to_owned(), "`1.2.3` is not a weight"),
         ] {
@@ -344,8 +351,10 @@ mod program {
             assert!(outcome.hint().contains("--prompt-mode plain"));
         }
         assert_eq!(folder.names(), Vec::<String>::new());
-        let cut = generate(&folder, &[&"a corgi ".repeat(12_500), "--prompt-mode", "plain"]).ok();
+        let cut = generate(&folder, &[&"a corgi ".repeat(60), "--prompt-mode", "plain"]).ok();
         assert!(cut.stderr.contains("the prompt is too long"), "{}", cut.stderr);
+        let whole = generate(&folder, &[&"a corgi ".repeat(60)]).ok();
+        assert!(!whole.stderr.contains("too long"), "{}", whole.stderr);
         generate(&folder, &["a", "--prompt-mode", "fancy"]).fails(2);
     }
 }

@@ -28,9 +28,6 @@ use load::Models;
 use memory::Plan as MemoryPlan;
 use request::Request;
 
-/// Chunks of 75 tokens in the longest prompt: more than anybody writes, and no run takes hours for its text.
-const MOST_CHUNKS: usize = 32;
-
 /// Something that happened during a run.
 #[derive(Clone, Debug)]
 #[non_exhaustive]
@@ -286,28 +283,19 @@ impl Pipeline {
         let Some(text) = self.text.take() else {
             return Err(Error::Missing { name: "text".into(), reason: "was not loaded".into() });
         };
-        let mut read = |field: &'static str, prompt: &str| {
+        let mut read = |name: &str, prompt: &str| {
             let chunks = text.read(prompt, request.prompt_mode)?;
-            if chunks.len() > MOST_CHUNKS {
-                let reason = format!(
-                    "fills the text encoder {} times, at most {MOST_CHUNKS} are possible",
-                    chunks.len()
-                );
-                return Err(Error::request(field, reason)
-                    .with_hint("shorten it; --prompt-mode plain reads its beginning only"));
-            }
             if let Some(lost) = chunks.truncated() {
                 let lost: String = lost.chars().take(60).collect();
-                let name = field.replace('-', " ");
                 let message = format!("the {name} is too long; it ends before `{lost}`");
                 listener.event(Event::Warning { message })?;
             }
-            Ok(chunks)
+            Ok::<_, Error>(chunks)
         };
         let prompt = read("prompt", &request.prompt)?;
         let negative = request
             .is_guided()
-            .then(|| read("negative-prompt", &request.negative_prompt))
+            .then(|| read("negative prompt", &request.negative_prompt))
             .transpose()?;
         // Both have the same number of tokens, or they could not share a batch.
         let count = prompt.len().max(negative.as_ref().map_or(1, Chunks::len));

@@ -70,6 +70,11 @@ impl Chunker {
         self.last_comma = None;
     }
 
+    /// How many chunks there are so far, the one that is being filled included.
+    pub(super) fn count(&self) -> usize {
+        self.full.len() + 1
+    }
+
     /// All chunks, at least one.
     pub(super) fn finish(mut self) -> Vec<Chunk> {
         if !self.current.ids.is_empty() || self.full.is_empty() {

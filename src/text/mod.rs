@@ -17,6 +17,9 @@ use inversion::Inversion;
 use prompt::{Part, PromptMode};
 use tokenizer::Tokenizer;
 
+/// Chunks in the longest prompt: more than anybody writes, and no run takes hours for its text.
+const MOST_CHUNKS: usize = 32;
+
 /// A tokenizer, the encoder that knows its tokens, and embeddings that were added to both.
 #[derive(Debug)]
 pub struct TextModel {
@@ -41,7 +44,7 @@ impl Chunks {
         self.chunks.len()
     }
 
-    /// The end of the prompt that did not fit; only [`PromptMode::Plain`] leaves any.
+    /// The end of the prompt that did not fit, from where it was cut or at most a few words further on.
     pub fn truncated(&self) -> Option<&str> {
         self.truncated.as_deref()
     }
@@ -105,7 +108,7 @@ impl TextModel {
     ///
     /// # Errors
     ///
-    /// When it breaks the rules of [`prompt`], see [`prompt::parse`].
+    /// When it breaks the rules of [`prompt`](mod@prompt), see [`prompt::parse`].
     pub fn read(&self, prompt: &str, mode: PromptMode) -> Result<Chunks> {
         match mode {
             PromptMode::A1111 => self.chunked(prompt),
@@ -149,17 +152,23 @@ impl TextModel {
     fn chunked(&self, prompt: &str) -> Result<Chunks> {
         let parts = prompt::parse(prompt).map_err(|reason| Error::request("prompt", reason))?;
         let mut chunker = Chunker::new(self.room()?, self.tokenizer.id(",</w>"));
-        for part in parts {
-            match part {
-                Part::Break => chunker.close(),
-                Part::Text { text, weight } => {
-                    for token in self.tokenizer.ids(&text)? {
-                        chunker.push(token, self.rows(token), weight as f32);
-                    }
+        let mut truncated = None;
+        'parts: for part in parts {
+            let Part::Text { text, weight } = part else {
+                chunker.close();
+                continue;
+            };
+            for (token, start) in self.tokenizer.ids_with_starts(&text)? {
+                chunker.push(token, self.rows(token), weight as f32);
+                if chunker.count() > MOST_CHUNKS {
+                    truncated = text.get(start..).map(|lost| lost.trim().to_owned());
+                    break 'parts;
                 }
             }
         }
-        Ok(Chunks { chunks: chunker.finish(), truncated: None })
+        let mut chunks = chunker.finish();
+        chunks.truncate(MOST_CHUNKS);
+        Ok(Chunks { chunks, truncated })
     }
 
     fn cut(&self, prompt: &str) -> Result<Chunks> {

@@ -36,6 +36,8 @@ mod sampler;
 /// Noise schedules and timesteps.
 mod schedule;
 mod support;
+/// Weighted, long and extended prompts.
+mod text;
 /// CLIP's tokenizer on hard strings.
 mod tokenizer;
 /// The denoising network and its motion modules.

@@ -6,9 +6,10 @@ use clap::{Args, Parser, Subcommand, ValueEnum};
 
 use crate::device::{DeviceChoice, DtypeChoice};
 use crate::models::motion::MotionNorm;
-use crate::pipeline::request::WeightedFile;
+use crate::pipeline::request::{Embedding, WeightedFile};
 use crate::rng::RngKind;
 use crate::schedule::{BetaSchedule, Spacing};
+use crate::text::prompt::PromptMode;
 
 /// Few-step video diffusion: a prompt becomes a short clip in about four denoising steps.
 #[derive(Debug, Parser)]
@@ -91,6 +92,13 @@ pub(super) struct GenerateArgs {
     /// What to avoid; counts only with --cfg-scale above 1.
     #[arg(short, long, value_name = "TEXT")]
     pub(super) negative_prompt: Option<String>,
+    /// How prompts are read: a1111 knows `(word:1.2)`, `[word]`, `BREAK` and prompts of any length, plain takes
+    /// every character as it is and cuts off what is too long [default: a1111].
+    #[arg(long, value_name = "a1111|plain")]
+    pub(super) prompt_mode: Option<PromptMode>,
+    /// Where the LoRAs are that a prompt names, as in `<lora:name:0.8>`.
+    #[arg(long, value_name = "DIR")]
+    pub(super) lora_dir: Option<PathBuf>,
 
     #[command(flatten)]
     pub(super) models: ModelFlags,
@@ -136,6 +144,9 @@ pub(super) struct ModelFlags {
     /// A LoRA or a relative and its strength, also `FILE:unet=SCALE,text=SCALE`; repeatable.
     #[arg(long, value_name = "FILE[:SCALE]")]
     pub(super) lora: Vec<WeightedFile>,
+    /// A textual inversion and the word for it in prompts; repeatable [default: the word that the file names].
+    #[arg(long, value_name = "FILE[:WORD]")]
+    pub(super) embedding: Vec<Embedding>,
     /// Ignore the alpha of LoRAs, as AnimateLCM's own code does.
     #[arg(long)]
     pub(super) lora_legacy_scale: bool,

@@ -15,7 +15,7 @@ use super::args::{GenerateArgs, ModelFlags, OutputFlags, Reporting};
 use super::progress::Progress;
 use super::record::{Hashes, check_weights, device_name, metadata, program};
 use super::resolve::{self, Names};
-use super::{print, tensors, to_json};
+use super::{lora_tags, print, tensors, to_json};
 use crate::device::Precision;
 use crate::media::{FrameSink, RgbImage};
 use crate::output::{self, ClipInfo, Existing, Metadata};
@@ -178,6 +178,9 @@ fn job(args: &GenerateArgs, names: &Names) -> Result<Job> {
         resolve::apply_defaults(names, &job.models, &mut job.request)?;
     }
     request(args, &mut job.request)?;
+    if let Some(folder) = &args.lora_dir {
+        lora_tags::resolve(&mut job, folder)?;
+    }
     if let Some(path) = &args.output.tensors_in {
         let file = path.to_string_lossy().into_owned();
         job.tensors_in = Some(FileRecord { file, sha256: None });
@@ -226,6 +229,9 @@ pub(super) fn spec(flags: &ModelFlags, spec: &mut Spec) {
     if !flags.lora.is_empty() {
         spec.loras.clone_from(&flags.lora);
     }
+    if !flags.embedding.is_empty() {
+        spec.embeddings.clone_from(&flags.embedding);
+    }
     spec.lora_legacy_scale |= flags.lora_legacy_scale;
     spec.allow_partial |= flags.allow_partial;
     set(&mut spec.device, flags.device.as_ref());
@@ -235,6 +241,7 @@ pub(super) fn spec(flags: &ModelFlags, spec: &mut Spec) {
 fn request(args: &GenerateArgs, request: &mut Request) -> Result<()> {
     set(&mut request.prompt, args.prompt.as_ref().or(args.prompt_flag.as_ref()));
     set(&mut request.negative_prompt, args.negative_prompt.as_ref());
+    set(&mut request.prompt_mode, args.prompt_mode.as_ref());
     let clip = &args.clip;
     set_some(&mut request.width, clip.width.as_ref());
     set_some(&mut request.height, clip.height.as_ref());

@@ -6,6 +6,7 @@ mod args;
 mod bench;
 mod generate;
 mod inspect;
+mod lora_tags;
 #[cfg(feature = "hub")]
 mod models;
 mod progress;

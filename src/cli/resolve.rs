@@ -2,8 +2,8 @@
 
 use std::path::{Path, PathBuf};
 
-use crate::pipeline::load::{Base, Files, LoraFile, Motion};
-use crate::pipeline::request::{Request, Spec, WeightedFile};
+use crate::pipeline::load::{Base, EmbeddingFile, Files, LoraFile, Motion};
+use crate::pipeline::request::{Embedding, Request, Spec, WeightedFile};
 use crate::weights::{Checkpoint, Source};
 use crate::{Error, Result};
 
@@ -128,6 +128,10 @@ pub(super) fn files(spec: &Spec, names: &Names) -> Result<Files> {
     for chosen in &spec.loras {
         let path = names.path("lora", &chosen.file)?;
         files.loras.push(lora(path.into(), chosen, 1.0));
+    }
+    for Embedding { file, word } in &spec.embeddings {
+        let source = names.path("embedding", file)?.into();
+        files.embeddings.push(EmbeddingFile { source, word: word.clone() });
     }
     Ok(files)
 }

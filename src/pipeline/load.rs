@@ -19,6 +19,7 @@ use crate::models::unet::{UNet, UNetConfig};
 use crate::models::vae::{AutoencoderKl, AutoencoderTiny, TinyVaeConfig, Vae, VaeConfig};
 use crate::schedule::{self, NoiseSchedule, Prediction};
 use crate::text::TextModel;
+use crate::text::inversion::Inversion;
 use crate::text::tokenizer::Tokenizer;
 use crate::weights::{Checkpoint, Component, LoadReport, PatchStack, Source, random};
 use crate::{Error, Result};
@@ -77,6 +78,17 @@ pub struct Files {
     pub motion: Motion,
     /// LoRAs, in order.
     pub loras: Vec<LoraFile>,
+    /// Textual inversions.
+    pub embeddings: Vec<EmbeddingFile>,
+}
+
+/// A textual inversion to add.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct EmbeddingFile {
+    /// The file.
+    pub source: Source,
+    /// What it is called in prompts, if not as the file says.
+    pub word: Option<String>,
 }
 
 /// Where motion modules come from.
@@ -129,6 +141,7 @@ impl Files {
             vae: None,
             motion: Motion::Base,
             loras: vec![],
+            embeddings: vec![],
         }
     }
 
@@ -148,6 +161,7 @@ pub struct Models {
     patches: PatchStack,
     loras: Vec<Source>,
     adapters: Vec<LoraReport>,
+    embeddings: Vec<Inversion>,
     unet: UNetConfig,
     vae: VaeSizes,
     text: TextConfig,
@@ -261,12 +275,19 @@ impl Models {
             let adapter = Lora::open(&lora.source, name)?;
             adapters.push(adapter.apply(&checkpoint, &options, &mut patches)?);
         }
+        let mut embeddings = Vec::new();
+        for file in &files.embeddings {
+            let inversion = Inversion::open(&file.source, file.word.as_deref())?;
+            inversion.check_width(text.hidden_size)?;
+            embeddings.push(inversion);
+        }
         Ok(Self {
             base: files.base.clone(),
             checkpoint,
             drawn: None,
             patches,
             adapters,
+            embeddings,
             loras: files.loras.iter().map(|lora| lora.source.clone()).collect(),
             unet,
             vae,
@@ -281,6 +302,7 @@ impl Models {
             && files.checkpoint.is_none()
             && files.vae.is_none()
             && files.loras.is_empty()
+            && files.embeddings.is_empty()
             && !matches!(files.motion, Motion::File(_));
         if !is_alone {
             let reason = "random weights cannot be mixed with those of files";
@@ -294,6 +316,7 @@ impl Models {
                 patches: PatchStack::new(),
                 loras: vec![],
                 adapters: vec![],
+                embeddings: vec![],
                 unet: UNetConfig::sd15(),
                 vae: VaeSizes::Kl(VaeConfig::default()),
                 text: TextConfig::default(),
@@ -318,7 +341,8 @@ impl Models {
     /// All files that weights come from.
     pub fn sources(&self) -> Vec<Source> {
         let archives = self.checkpoint.archives().iter().map(|archive| archive.source().clone());
-        archives.chain(self.loras.iter().cloned()).collect()
+        let embeddings = self.embeddings.iter().map(|inversion| inversion.source().clone());
+        archives.chain(self.loras.iter().cloned()).chain(embeddings).collect()
     }
 
     /// The open base files: names, shapes, what was left aside.
@@ -329,6 +353,11 @@ impl Models {
     /// What became of each LoRA.
     pub fn adapters(&self) -> &[LoraReport] {
         &self.adapters
+    }
+
+    /// The textual inversions.
+    pub fn embeddings(&self) -> &[Inversion] {
+        &self.embeddings
     }
 
     /// The UNet's sizes.
@@ -464,7 +493,11 @@ impl Models {
                 ),
             });
         }
-        Ok((TextModel::new(tokenizer, encoder, device), report))
+        let mut text = TextModel::new(tokenizer, encoder, device);
+        for inversion in &self.embeddings {
+            text.add(inversion)?;
+        }
+        Ok((text, report))
     }
 
     /// Builds the UNet.

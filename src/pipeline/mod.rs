@@ -20,7 +20,7 @@ use crate::models::vae::Vae;
 use crate::rng::Noise;
 use crate::sampler::{Denoiser, Observer, Plan, PlanSettings, Progress};
 use crate::schedule::{NoiseLevel, NoiseSchedule};
-use crate::text::TextModel;
+use crate::text::{Chunks, TextModel};
 use crate::weights::LoadReport;
 use crate::{Error, Result};
 use denoiser::{Guidance, Guided, Settings};
@@ -283,19 +283,25 @@ impl Pipeline {
         let Some(text) = self.text.take() else {
             return Err(Error::Missing { name: "text".into(), reason: "was not loaded".into() });
         };
-        let mut encode = |name: &str, prompt: &str| {
-            let encoded = text.encode(prompt, request.clip_skip)?;
-            if let Some(lost) = encoded.truncated {
+        let mut read = |name: &str, prompt: &str| {
+            let chunks = text.read(prompt, request.prompt_mode)?;
+            if let Some(lost) = chunks.truncated() {
                 let lost: String = lost.chars().take(60).collect();
                 let message = format!("the {name} is too long; it ends before `{lost}`");
                 listener.event(Event::Warning { message })?;
             }
-            Ok::<_, Error>(encoded.states)
+            Ok::<_, Error>(chunks)
         };
-        let context = encode("prompt", &request.prompt)?;
+        let prompt = read("prompt", &request.prompt)?;
         let negative = request
             .is_guided()
-            .then(|| encode("negative prompt", &request.negative_prompt))
+            .then(|| read("negative prompt", &request.negative_prompt))
+            .transpose()?;
+        // Both have the same number of tokens, or they could not share a batch.
+        let count = prompt.len().max(negative.as_ref().map_or(1, Chunks::len));
+        let context = text.states(&prompt, count, request.clip_skip)?;
+        let negative = negative
+            .map(|negative| text.states(&negative, count, request.clip_skip))
             .transpose()?;
         tensors.record("context", || Ok(context.to_dtype(DType::F32)?))?;
         if let Some(negative) = &negative {

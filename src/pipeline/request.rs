@@ -7,6 +7,7 @@ use crate::models::motion::MotionNorm;
 use crate::rng::RngKind;
 use crate::sampler::SamplerKind;
 use crate::schedule::{BetaSchedule, Spacing};
+use crate::text::prompt::{self, PromptMode};
 use crate::{Error, Result};
 
 /// The name of this vocabulary.
@@ -105,6 +106,8 @@ pub struct Spec {
     pub lcm_lora: Option<WeightedFile>,
     /// More LoRAs, in order.
     pub loras: Vec<WeightedFile>,
+    /// Textual inversions, in order.
+    pub embeddings: Vec<Embedding>,
     /// Ignores a LoRA's alpha, as AnimateLCM's own code does.
     pub lora_legacy_scale: bool,
     /// Accepts LoRAs that fit in part.
@@ -113,6 +116,33 @@ pub struct Spec {
     pub device: DeviceChoice,
     /// The number format.
     pub dtype: DtypeChoice,
+}
+
+/// A textual inversion: `FILE` or `FILE:WORD`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Embedding {
+    /// A path.
+    pub file: String,
+    /// What it is called in prompts, if not as the file says.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub word: Option<String>,
+}
+
+impl std::str::FromStr for Embedding {
+    type Err = Error;
+
+    fn from_str(s: &str) -> Result<Self> {
+        // What follows a colon is part of a path if it has a separator: `C:\x.pt`.
+        let (file, word) = match s.rsplit_once(':') {
+            Some((file, word)) if !word.contains(['/', '\\']) => (file, Some(word.to_owned())),
+            _ => (s, None),
+        };
+        if file.is_empty() || word.as_ref().is_some_and(|word| word.trim().is_empty()) {
+            return Err(Error::request("embedding", format!("`{s}` is not FILE or FILE:WORD")));
+        }
+        Ok(Self { file: file.to_owned(), word })
+    }
 }
 
 /// A file and how strongly it counts: `FILE`, `FILE:SCALE` or `FILE:unet=SCALE,text=SCALE`.
@@ -203,6 +233,8 @@ pub struct Request {
     pub prompt: String,
     /// What to avoid; counts only with guidance.
     pub negative_prompt: String,
+    /// How both are read.
+    pub prompt_mode: PromptMode,
     /// Pixels; the model's own size if left out.
     pub width: Option<usize>,
     /// Pixels; the model's own size if left out.
@@ -242,6 +274,7 @@ impl Default for Request {
         Self {
             prompt: String::new(),
             negative_prompt: String::new(),
+            prompt_mode: PromptMode::A1111,
             width: None,
             height: None,
             frames: 16,
@@ -260,6 +293,25 @@ impl Default for Request {
             rng: RngKind::Cpu,
         }
     }
+}
+
+/// Checks a prompt's grammar; LoRA tags must have been taken out.
+fn check_words(field: &'static str, text: &str) -> Result<()> {
+    const PLAIN: &str = "--prompt-mode plain takes every character as it is";
+    if let Some(tag) = prompt::first_tag(text) {
+        let tag: String = tag.chars().take(80).collect();
+        return Err(if field == "prompt" {
+            Error::request(field, format!("`{tag}` asks for a LoRA"))
+                .with_hint(format!("--lora-dir DIR says where such LoRAs are; {PLAIN}"))
+        } else {
+            Error::request(field, format!("`{tag}` is not for negative prompts"))
+                .with_hint(format!("put it into the prompt; {PLAIN}"))
+        });
+    }
+    prompt::parse(text).map(|_| ()).map_err(|reason| {
+        Error::request(field, reason)
+            .with_hint(format!("brackets that are meant are written \\( and \\); {PLAIN}"))
+    })
 }
 
 /// The longest prompt that is looked at.
@@ -295,6 +347,9 @@ impl Request {
             if text.len() > MAX_PROMPT_BYTES {
                 let reason = format!("{} bytes, at most {MAX_PROMPT_BYTES} are read", text.len());
                 return Err(Error::request(field, reason));
+            }
+            if self.prompt_mode == PromptMode::A1111 {
+                check_words(field, text)?;
             }
         }
         for (field, value) in [("width", self.width), ("height", self.height)] {
@@ -396,6 +451,33 @@ mod tests {
         assert_eq!(json("x:text=0.5"), r#"{"file":"x","scale":1.0,"text_scale":0.5}"#);
         let read: WeightedFile = serde_json::from_str(r#"{"file":"x"}"#).unwrap();
         assert_eq!(read, WeightedFile::new("x", 1.0));
+    }
+
+    #[test]
+    fn a_word_follows_the_last_colon_of_an_embedding() {
+        let parse = |s: &str| s.parse::<Embedding>().map(|e| (e.file, e.word)).ok();
+        assert_eq!(parse("a.pt"), Some(("a.pt".into(), None)));
+        assert_eq!(parse("d/a.pt:<cat toy>"), Some(("d/a.pt".into(), Some("<cat toy>".into()))));
+        assert_eq!(parse("C:\\a.pt"), Some(("C:\\a.pt".into(), None)));
+        assert_eq!(parse("C:\\a.pt:x"), Some(("C:\\a.pt".into(), Some("x".into()))));
+        assert_eq!(parse("a.pt:"), None);
+        assert_eq!(parse(":x"), None);
+    }
+
+    #[test]
+    fn prompts_that_break_the_rules_are_told_so_unless_they_are_plain() {
+        let prompt = |prompt: &str| Request { prompt: prompt.into(), ..Request::default() };
+        let error = prompt("a <lora:x:0.5>").validate().unwrap_err();
+        assert_eq!(error.to_string(), "prompt: `<lora:x:0.5>` asks for a LoRA");
+        assert!(error.hint().unwrap().contains("--lora-dir"));
+        let error = prompt("(a:1.2.3)").validate().unwrap_err();
+        assert_eq!(error.to_string(), "prompt: `1.2.3` is not a weight");
+        let negative = Request { negative_prompt: "<lora:x>".into(), ..Request::default() };
+        assert!(negative.validate().unwrap_err().to_string().starts_with("negative-prompt: "));
+        for text in ["a <lora:x:0.5>", "(a:1.2.3)"] {
+            let plain = Request { prompt_mode: PromptMode::Plain, ..prompt(text) };
+            assert!(plain.validate().is_ok());
+        }
     }
 
     #[test]

@@ -7,9 +7,10 @@ use candle_core::{DType, Device};
 use serde::Serialize;
 
 use super::super::to_json;
-use super::Table;
+use super::{Table, plain};
 use crate::adapters::lora::Lora;
 use crate::error::Bytes;
+use crate::text::inversion::Inversion;
 use crate::weights::{Archive, Checkpoint, Component, Source, sha256};
 use crate::{Error, Result};
 
@@ -199,6 +200,10 @@ impl About {
             about.supported = lora.made_for().is_none();
             return Ok(about);
         }
+        if let Some(kind) = inversion_kind(source) {
+            (about.kind, about.supported) = kind;
+            return Ok(about);
+        }
         let reason = reason(error);
         let advice = error.hint().map(std::borrow::Cow::into_owned);
         match reason.strip_prefix("is ") {
@@ -231,6 +236,27 @@ impl About {
         }
         table.0
     }
+}
+
+/// What a textual inversion is, and whether it can be used. Only its width tells it from other small files.
+fn inversion_kind(source: &Source) -> Option<(String, bool)> {
+    let inversion = match Inversion::open(source, None) {
+        Ok(inversion) => inversion,
+        Err(error) => {
+            let reason = reason(&error);
+            let kind = reason.strip_prefix("is ").filter(|kind| kind.starts_with("a textual"));
+            return kind.map(|kind| (kind.to_owned(), false));
+        }
+    };
+    let family = inversion.family()?;
+    let words: Vec<String> = inversion
+        .words()
+        .iter()
+        .map(|word| format!("{} of {}", word.names.join(" or "), word.vectors.dims()[0]))
+        .collect();
+    let words = plain(&words.join(", "));
+    let kind = format!("a textual inversion for {family}; words and vectors: {words}");
+    Some((kind, inversion.check_width(768).is_ok()))
 }
 
 /// An error's text without the path that it begins with.

@@ -1,5 +1,6 @@
 //! Files to networks: which weights, which sizes.
 
+mod control_nets;
 mod sizes;
 
 use std::collections::BTreeMap;
@@ -9,11 +10,15 @@ use std::str::FromStr;
 use candle_core::{DType, Device};
 use serde::de::DeserializeOwned;
 
+pub use control_nets::ControlFile;
+use control_nets::OpenControlNet;
+
 use super::embedded::Embedded;
 use super::flops::{self, ClipSize, UNetWork, Work};
 use super::request::Request;
 use crate::adapters::lora::{Lora, LoraOptions, LoraReport, LoraScale};
 use crate::models::clip::{TextConfig, TextEncoder};
+use crate::models::control_net::ControlNet;
 use crate::models::motion::MotionConfig;
 use crate::models::unet::{UNet, UNetConfig};
 use crate::models::vae::{AutoencoderKl, AutoencoderTiny, TinyVaeConfig, Vae, VaeConfig};
@@ -77,6 +82,8 @@ pub struct Files {
     pub motion: Motion,
     /// LoRAs, in order.
     pub loras: Vec<LoraFile>,
+    /// ControlNets that requests may use.
+    pub control_nets: Vec<ControlFile>,
 }
 
 /// Where motion modules come from.
@@ -114,6 +121,7 @@ impl Files {
             vae: None,
             motion: Motion::Base,
             loras: vec![],
+            control_nets: vec![],
         }
     }
 
@@ -133,6 +141,7 @@ pub struct Models {
     patches: PatchStack,
     loras: Vec<Source>,
     adapters: Vec<LoraReport>,
+    control_nets: BTreeMap<String, OpenControlNet>,
     unet: UNetConfig,
     vae: VaeSizes,
     text: TextConfig,
@@ -238,18 +247,24 @@ impl Models {
             let adapter = Lora::open(&lora.source, name)?;
             adapters.push(adapter.apply(&checkpoint, &options, &mut patches)?);
         }
-        Ok(Self {
+        let mut models = Self {
             base: files.base.clone(),
             checkpoint,
             drawn: None,
             patches,
             adapters,
             loras: files.loras.iter().map(|lora| lora.source.clone()).collect(),
+            control_nets: BTreeMap::new(),
             unet,
             vae,
             text,
             scheduler,
-        })
+        };
+        for file in &files.control_nets {
+            let net = OpenControlNet::open(file, &models.unet, models.factor())?;
+            models.control_nets.insert(file.name.clone(), net);
+        }
+        Ok(models)
     }
 
     /// Networks of a preset's sizes; their weights are drawn when they are built.
@@ -258,6 +273,7 @@ impl Models {
             && files.checkpoint.is_none()
             && files.vae.is_none()
             && files.loras.is_empty()
+            && files.control_nets.is_empty()
             && !matches!(files.motion, Motion::File(_));
         if !is_alone {
             let reason = "random weights cannot be mixed with those of files";
@@ -271,6 +287,7 @@ impl Models {
                 patches: PatchStack::new(),
                 loras: vec![],
                 adapters: vec![],
+                control_nets: BTreeMap::new(),
                 unet: UNetConfig::sd15(),
                 vae: VaeSizes::Kl(VaeConfig::default()),
                 text: TextConfig::default(),
@@ -295,7 +312,8 @@ impl Models {
     /// All files that weights come from.
     pub fn sources(&self) -> Vec<Source> {
         let archives = self.checkpoint.archives().iter().map(|archive| archive.source().clone());
-        archives.chain(self.loras.iter().cloned()).collect()
+        let control_nets = self.control_nets.values().flat_map(OpenControlNet::sources);
+        archives.chain(self.loras.iter().cloned()).chain(control_nets).collect()
     }
 
     /// The open base files: names, shapes, what was left aside.
@@ -408,12 +426,34 @@ impl Models {
         if let Some(drawn) = &self.drawn {
             return drawn.get(&component).copied().unwrap_or(0) * dtype.size_in_bytes() as u64;
         }
-        let size = |name| {
-            let shape = self.checkpoint.shape_of(component, name).unwrap_or_default();
-            shape.iter().map(|d| *d as u64).product::<u64>()
-        };
-        let values: u64 = self.checkpoint.names(component).map(size).sum();
-        values * dtype.size_in_bytes() as u64
+        bytes(&self.checkpoint, component, dtype)
+    }
+
+    /// The names of the ControlNets that requests may use.
+    pub fn control_nets(&self) -> impl Iterator<Item = &str> {
+        self.control_nets.keys().map(String::as_str)
+    }
+
+    /// Bytes of a ControlNet; 0 if there is none of that name.
+    pub fn control_net_bytes(&self, name: &str, dtype: DType) -> u64 {
+        self.control_nets.get(name).map_or(0, |net| net.bytes(dtype))
+    }
+
+    /// Builds a ControlNet.
+    ///
+    /// # Errors
+    ///
+    /// When none of that name was opened, or its weights do not fit.
+    pub fn control_net(
+        &self,
+        name: &str,
+        dtype: DType,
+        device: &Device,
+    ) -> Result<(ControlNet, LoadReport)> {
+        match self.control_nets.get(name) {
+            Some(net) => net.build(dtype, device),
+            None => Err(Error::Missing { name: name.into(), reason: "was not opened".into() }),
+        }
     }
 
     /// Builds the tokenizer and the text encoder.
@@ -476,6 +516,16 @@ impl std::fmt::Display for Base {
             Self::Random(preset) => write!(f, "random weights of {preset}"),
         }
     }
+}
+
+/// Bytes of a component's weights in a number format.
+fn bytes(checkpoint: &Checkpoint, component: Component, dtype: DType) -> u64 {
+    let size = |name| {
+        let shape = checkpoint.shape_of(component, name).unwrap_or_default();
+        shape.iter().map(|d| *d as u64).product::<u64>()
+    };
+    let values: u64 = checkpoint.names(component).map(size).sum();
+    values * dtype.size_in_bytes() as u64
 }
 
 /// Adds the motion modules; the folder in which a `config.json` may describe them, if there is one.

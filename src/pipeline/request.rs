@@ -2,6 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
+use super::control::{self, Control};
 use crate::device::{DeviceChoice, DtypeChoice};
 use crate::models::motion::MotionNorm;
 use crate::rng::RngKind;
@@ -189,6 +190,9 @@ pub struct Request {
     pub seed: Option<u64>,
     /// Whose generator the seed belongs to.
     pub rng: RngKind,
+    /// What the frames are to follow.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub controls: Vec<Control>,
 }
 
 impl Default for Request {
@@ -212,6 +216,7 @@ impl Default for Request {
             clip_skip: 0,
             seed: None,
             rng: RngKind::Cpu,
+            controls: vec![],
         }
     }
 }
@@ -251,6 +256,7 @@ impl Request {
                 return Err(Error::request(field, reason));
             }
         }
+        control::validate(&self.controls)?;
         for (field, value) in [("width", self.width), ("height", self.height)] {
             if let Some(value) = value {
                 at_least(field, value, 8)?;

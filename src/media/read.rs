@@ -6,12 +6,10 @@ use std::io::{BufReader, Seek};
 use std::path::{Path, PathBuf};
 
 use image::codecs::{gif::GifDecoder, png::PngDecoder, webp::WebPDecoder};
-use image::imageops::{self, FilterType};
 use image::{
     AnimationDecoder, DynamicImage, Frames, ImageDecoder, ImageError, ImageFormat, ImageReader,
     Limits,
 };
-use serde::{Deserialize, Serialize};
 
 use super::RgbImage;
 use crate::{Error, Result};
@@ -21,29 +19,6 @@ const MOST_FRAMES: usize = 4096;
 
 /// What a folder's pictures are told by.
 const EXTENSIONS: [&str; 5] = ["png", "jpg", "jpeg", "webp", "gif"];
-
-/// How a picture comes to another size. Pixels are weighted by Lanczos' window of three lobes.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum Fit {
-    /// All of it, whatever becomes of its proportions, as in diffusers.
-    #[default]
-    Stretch,
-    /// Its middle, with proportions kept.
-    Crop,
-}
-
-impl std::str::FromStr for Fit {
-    type Err = Error;
-
-    fn from_str(name: &str) -> Result<Self> {
-        match name {
-            "stretch" => Ok(Self::Stretch),
-            "crop" => Ok(Self::Crop),
-            _ => Err(Error::request("fit", format!("`{name}` is neither `stretch` nor `crop`"))),
-        }
-    }
-}
 
 /// The files of a picture, an animation, or a folder of pictures, in order.
 ///
@@ -97,30 +72,6 @@ pub fn frames(field: &'static str, path: &Path) -> Result<Vec<RgbImage>> {
             Ok(picture.map_err(|error| picture_error(field, file, error))?.to_rgb8())
         })
         .collect()
-}
-
-/// A picture at another size.
-pub fn resize(picture: &RgbImage, width: u32, height: u32, fit: Fit) -> RgbImage {
-    let (from_width, from_height) = picture.dimensions();
-    if (from_width, from_height) == (width, height) || from_width == 0 || from_height == 0 {
-        return picture.clone();
-    }
-    let whole = (0, 0, from_width, from_height);
-    let (x, y, part_width, part_height) = match fit {
-        Fit::Stretch => whole,
-        Fit::Crop => {
-            // The largest part of the wanted proportions, in the middle.
-            let scale = (f64::from(from_width) / f64::from(width))
-                .min(f64::from(from_height) / f64::from(height));
-            let part =
-                |side: u32, limit: u32| ((f64::from(side) * scale).round() as u32).clamp(1, limit);
-            let (part_width, part_height) = (part(width, from_width), part(height, from_height));
-            let (x, y) = ((from_width - part_width) / 2, (from_height - part_height) / 2);
-            (x, y, part_width, part_height)
-        }
-    };
-    let part = imageops::crop_imm(picture, x, y, part_width, part_height);
-    imageops::resize(&*part, width, height, FilterType::Lanczos3)
 }
 
 fn open(path: &Path) -> Result<ImageReader<BufReader<File>>, ImageError> {
@@ -216,24 +167,11 @@ fn piece(name: &str) -> (&str, (usize, &str), &str) {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use image::Rgb;
 
     #[test]
     fn numbers_in_names_count_as_numbers() {
         let mut names = ["f10.png", "f2.png", "f1.png", "f02.png", "a.png", "f2b.png", "f"];
         names.sort_by(|a, b| natural(a, b));
         assert_eq!(names, ["a.png", "f", "f1.png", "f02.png", "f2.png", "f2b.png", "f10.png"]);
-    }
-
-    #[test]
-    fn cropping_keeps_proportions_and_stretching_does_not() {
-        // A white square in the middle of a wide black picture.
-        let picture =
-            RgbImage::from_fn(32, 16, |x, _| Rgb([if (8..24).contains(&x) { 255 } else { 0 }; 3]));
-        let cropped = resize(&picture, 8, 8, Fit::Crop);
-        assert!(cropped.pixels().all(|pixel| pixel[0] > 250), "{cropped:?}");
-        let stretched = resize(&picture, 8, 8, Fit::Stretch);
-        assert!(stretched.get_pixel(0, 4)[0] < 5 && stretched.get_pixel(4, 4)[0] > 250);
-        assert_eq!(resize(&picture, 32, 16, Fit::Crop), picture);
     }
 }

@@ -11,7 +11,8 @@ use super::request::Request;
 use crate::adapters::control_net::{self, ControlSettings};
 use crate::adapters::{ActiveRange, Conditioner, Strength};
 use crate::media::RgbImage;
-use crate::media::read::{self, Fit};
+use crate::media::read;
+use crate::media::resize::{Fit, resize};
 use crate::media::tensor::from_rgb;
 use crate::models::control_net::ControlNet;
 use crate::{Error, Result};
@@ -142,8 +143,8 @@ impl Control {
             let hint = format!("--frames {found}, or one picture for all frames");
             return Err(Error::request(FIELD, reason).with_hint(hint));
         }
-        let resize = |picture| read::resize(picture, width as u32, height as u32, self.fit);
-        Ok(pictures.iter().map(resize).collect())
+        let fit = |picture| resize(picture, width as u32, height as u32, self.fit);
+        Ok(pictures.iter().map(fit).collect())
     }
 }
 

@@ -1,4 +1,4 @@
-//! Pictures at another size, pixel for pixel as PIL makes them.
+//! Pictures at another size, pixel for pixel as PIL 13 makes them.
 
 use serde::{Deserialize, Serialize};
 
@@ -47,12 +47,13 @@ pub fn resize(picture: &RgbImage, width: u32, height: u32, fit: Fit) -> RgbImage
             image::imageops::crop_imm(picture, x, y, width, height).to_image()
         }
     };
-    // First across, then down; between them pixels are bytes.
-    let across = if part.width() == width { part } else { across(&part, width) };
-    if across.height() == height {
-        return across;
+    // Between the two directions pixels are bytes, so it matters which comes first.
+    let is_down_first = part.height() > height && part.width() < width;
+    if is_down_first {
+        across(&down(&part, height), width)
+    } else {
+        down(&across(&part, width), height)
     }
-    turn(&self::across(&turn(&across), height))
 }
 
 /// Weights are whole numbers, with this many binary digits after the point.
@@ -66,8 +67,16 @@ struct Window {
     weights: Vec<i64>,
 }
 
+/// A picture of another height.
+fn down(picture: &RgbImage, height: u32) -> RgbImage {
+    if picture.height() == height { picture.clone() } else { turn(&across(&turn(picture), height)) }
+}
+
 /// A picture of another width.
 fn across(picture: &RgbImage, width: u32) -> RgbImage {
+    if picture.width() == width {
+        return picture.clone();
+    }
     let windows = windows(picture.width() as usize, width as usize);
     let row_length = 3 * picture.width() as usize;
     let mut pixels = Vec::with_capacity(3 * windows.len() * picture.height() as usize);

@@ -27,8 +27,13 @@ pub(super) fn check_hints(controls: &mut [Control]) -> Result<()> {
 fn digest(hint: &Path) -> Result<String> {
     let field = "control";
     let hash = |file: &Path| {
-        // Opened first for an error that names the option.
-        std::fs::File::open(file).map_err(|e| super::generate::unreadable(field, file, &e))?;
+        let found = std::fs::metadata(file);
+        let found = found.map_err(|e| super::generate::unreadable(field, file, &e))?;
+        if !found.is_file() {
+            // A pipe could not be read twice, and a device has no end.
+            let reason = format!("{} is not an ordinary file", file.display());
+            return Err(Error::request(field, reason));
+        }
         sha256(&Source::from(file.to_path_buf()))
     };
     if !hint.is_dir() {

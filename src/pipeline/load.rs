@@ -3,7 +3,7 @@
 mod control_nets;
 mod sizes;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
 
@@ -37,7 +37,7 @@ pub enum Base {
     Folder(PathBuf),
     /// One file with UNet and perhaps VAE and text encoder.
     File(PathBuf),
-    /// No file: weights drawn by [`random`](crate::weights::random), to measure time and memory with.
+    /// No file: weights drawn by [`random`], to measure time and memory with.
     Random(Preset),
 }
 
@@ -105,10 +105,25 @@ pub struct LoraFile {
     pub source: Source,
     /// How strongly.
     pub scale: f64,
+    /// How strongly in the text encoder, where that is not `scale`.
+    pub text_scale: Option<f64>,
     /// Replaces every module's alpha/rank, as AnimateLCM's own code does.
     pub factor: Option<f64>,
     /// Whether it may fit in part.
     pub allow_partial: bool,
+}
+
+impl LoraFile {
+    /// A LoRA at its full strength.
+    pub fn new(source: impl Into<Source>) -> Self {
+        Self {
+            source: source.into(),
+            scale: 1.0,
+            text_scale: None,
+            factor: None,
+            allow_partial: false,
+        }
+    }
 }
 
 impl Files {
@@ -237,12 +252,20 @@ impl Models {
 
         let mut patches = PatchStack::new();
         let mut adapters = Vec::new();
+        let mut known = BTreeSet::new();
         for lora in &files.loras {
-            let name = lora.source.path().display().to_string();
+            let path = lora.source.path();
+            let name = path.display().to_string();
+            if !known.insert(path.canonicalize().unwrap_or_else(|_| path.to_path_buf())) {
+                let reason = "is given twice".into();
+                return Err(Error::Adapter { adapter: name, reason }
+                    .with_hint("give it once, with the sum of its strengths"));
+            }
             let options = LoraOptions {
                 scale: lora.factor.map_or(LoraScale::AlphaOverRank, LoraScale::Fixed),
                 allow_partial: lora.allow_partial,
-                ..LoraOptions::with_strength(lora.scale)
+                unet_strength: lora.scale,
+                text_strength: lora.text_scale.unwrap_or(lora.scale),
             };
             let adapter = Lora::open(&lora.source, name)?;
             adapters.push(adapter.apply(&checkpoint, &options, &mut patches)?);

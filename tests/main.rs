@@ -16,6 +16,8 @@ mod bench;
 mod cli;
 /// The text encoder.
 mod clip;
+/// ControlNets.
+mod control;
 /// Published sizes: names lists always, whole passes when asked.
 mod full_size;
 /// Published models and the hub, against a server on loopback.

@@ -6,6 +6,7 @@ use clap::{Args, Parser, Subcommand, ValueEnum};
 
 use crate::device::{DeviceChoice, DtypeChoice};
 use crate::models::motion::MotionNorm;
+use crate::pipeline::control::Control;
 use crate::pipeline::request::{Embedding, WeightedFile};
 use crate::rng::RngKind;
 use crate::schedule::{BetaSchedule, Spacing};
@@ -105,6 +106,8 @@ pub(super) struct GenerateArgs {
     #[command(flatten)]
     pub(super) clip: ClipFlags,
     #[command(flatten)]
+    pub(super) control: ControlFlags,
+    #[command(flatten)]
     pub(super) sampling: SamplingFlags,
     #[command(flatten)]
     pub(super) output: OutputFlags,
@@ -179,6 +182,16 @@ pub(super) struct ClipFlags {
     /// Frames a second of the file [default: 8].
     #[arg(long, value_name = "FPS")]
     pub(super) fps: Option<f64>,
+}
+
+#[derive(Debug, Args)]
+#[command(next_help_heading = "Control")]
+pub(super) struct ControlFlags {
+    /// A ControlNet and the picture, animation or folder of pictures that the frames follow; repeatable. After
+    /// NAME=HINT,model=FILE may follow scale=0.8 or a curve over the frames (scale=0:1.0,8:0.2), start=0 and
+    /// end=0.6 (parts of the run), fit=stretch|crop (hints of another size) and guess (guess mode).
+    #[arg(long, value_name = "NAME=HINT,model=FILE,...")]
+    pub(super) control: Vec<Control>,
 }
 
 #[derive(Debug, Args)]

@@ -12,6 +12,7 @@ use candle_core::Device;
 use serde_json::json;
 
 use super::args::{GenerateArgs, ModelFlags, OutputFlags, Reporting};
+use super::controls;
 use super::progress::Progress;
 use super::record::{Hashes, check_weights, device_name, metadata, program};
 use super::resolve::{self, Names};
@@ -76,7 +77,9 @@ pub(super) fn make(
     }
     let device = job.models.device.open()?;
     let precision = Precision::new(job.models.dtype, &device);
-    let files = resolve::files(&job.models, names)?;
+    let mut files = resolve::files(&job.models, names)?;
+    files.control_nets = resolve::control_nets(&job.request, names)?;
+    controls::check_hints(&mut job.request.controls)?;
     let mut extra = tensors::read(&mut job)?;
     extra.recorded = target.tensors.map(|_| BTreeMap::new());
     let models = Models::open(&files)?;
@@ -169,6 +172,9 @@ fn job(args: &GenerateArgs, names: &Names) -> Result<Job> {
             let mut job = Job::from_json(&read_request(path)?)?;
             // A clip's own metadata may be used as a request: then hashes are not a demand.
             job.weights.clear();
+            for control in &mut job.request.controls {
+                control.sha256 = None;
+            }
             job
         }
         None => Job::new(Spec::default(), Request::default()),
@@ -247,6 +253,9 @@ fn request(args: &GenerateArgs, request: &mut Request) -> Result<()> {
     set_some(&mut request.height, clip.height.as_ref());
     set(&mut request.frames, clip.frames.as_ref());
     set(&mut request.fps, clip.fps.as_ref());
+    if !args.control.control.is_empty() {
+        request.controls.clone_from(&args.control.control);
+    }
     let flags = &args.sampling;
     set(&mut request.steps, flags.steps.as_ref());
     set(&mut request.cfg_scale, flags.cfg_scale.as_ref());

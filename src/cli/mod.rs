@@ -4,6 +4,7 @@
 
 mod args;
 mod bench;
+mod controls;
 mod generate;
 mod inspect;
 mod lora_tags;

@@ -1,8 +1,9 @@
 //! Names to files: what `--model`, `--motion` and the rest stand for on this machine.
 
+use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 
-use crate::pipeline::load::{Base, EmbeddingFile, Files, LoraFile, Motion};
+use crate::pipeline::load::{Base, ControlFile, EmbeddingFile, Files, LoraFile, Motion};
 use crate::pipeline::request::{Embedding, Request, Spec, WeightedFile};
 use crate::weights::{Checkpoint, Source};
 use crate::{Error, Result};
@@ -134,6 +135,17 @@ pub(super) fn files(spec: &Spec, names: &Names) -> Result<Files> {
         files.embeddings.push(EmbeddingFile { source, word: word.clone() });
     }
     Ok(files)
+}
+
+/// The ControlNets that a request uses.
+pub(super) fn control_nets(request: &Request, names: &Names) -> Result<Vec<ControlFile>> {
+    let open = |word: &str| {
+        let source = names.path("control", word)?.into();
+        Ok(ControlFile { name: word.to_owned(), source })
+    };
+    // Several controls may share a network.
+    let words: BTreeSet<&str> = request.controls.iter().map(|c| c.model.as_str()).collect();
+    words.into_iter().map(open).collect()
 }
 
 fn default_lora() -> WeightedFile {

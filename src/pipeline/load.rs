@@ -1,5 +1,6 @@
 //! Files to networks: which weights, which sizes.
 
+mod control_nets;
 mod sizes;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -9,11 +10,15 @@ use std::str::FromStr;
 use candle_core::{DType, Device};
 use serde::de::DeserializeOwned;
 
+pub use control_nets::ControlFile;
+use control_nets::OpenControlNet;
+
 use super::embedded::Embedded;
 use super::flops::{self, ClipSize, UNetWork, Work};
 use super::request::Request;
 use crate::adapters::lora::{Lora, LoraOptions, LoraReport, LoraScale};
 use crate::models::clip::{TextConfig, TextEncoder};
+use crate::models::control_net::ControlNet;
 use crate::models::motion::MotionConfig;
 use crate::models::unet::{UNet, UNetConfig};
 use crate::models::vae::{AutoencoderKl, AutoencoderTiny, TinyVaeConfig, Vae, VaeConfig};
@@ -80,6 +85,8 @@ pub struct Files {
     pub loras: Vec<LoraFile>,
     /// Textual inversions.
     pub embeddings: Vec<EmbeddingFile>,
+    /// ControlNets that requests may use.
+    pub control_nets: Vec<ControlFile>,
 }
 
 /// A textual inversion to add.
@@ -142,6 +149,7 @@ impl Files {
             motion: Motion::Base,
             loras: vec![],
             embeddings: vec![],
+            control_nets: vec![],
         }
     }
 
@@ -162,6 +170,7 @@ pub struct Models {
     loras: Vec<Source>,
     adapters: Vec<LoraReport>,
     embeddings: Vec<Inversion>,
+    control_nets: BTreeMap<String, OpenControlNet>,
     unet: UNetConfig,
     vae: VaeSizes,
     text: TextConfig,
@@ -281,7 +290,7 @@ impl Models {
             inversion.check_width(text.hidden_size)?;
             embeddings.push(inversion);
         }
-        Ok(Self {
+        let mut models = Self {
             base: files.base.clone(),
             checkpoint,
             drawn: None,
@@ -289,11 +298,17 @@ impl Models {
             adapters,
             embeddings,
             loras: files.loras.iter().map(|lora| lora.source.clone()).collect(),
+            control_nets: BTreeMap::new(),
             unet,
             vae,
             text,
             scheduler,
-        })
+        };
+        for file in &files.control_nets {
+            let net = OpenControlNet::open(file, &models.unet, models.factor())?;
+            models.control_nets.insert(file.name.clone(), net);
+        }
+        Ok(models)
     }
 
     /// Networks of a preset's sizes; their weights are drawn when they are built.
@@ -303,6 +318,7 @@ impl Models {
             && files.vae.is_none()
             && files.loras.is_empty()
             && files.embeddings.is_empty()
+            && files.control_nets.is_empty()
             && !matches!(files.motion, Motion::File(_));
         if !is_alone {
             let reason = "random weights cannot be mixed with those of files";
@@ -317,6 +333,7 @@ impl Models {
                 loras: vec![],
                 adapters: vec![],
                 embeddings: vec![],
+                control_nets: BTreeMap::new(),
                 unet: UNetConfig::sd15(),
                 vae: VaeSizes::Kl(VaeConfig::default()),
                 text: TextConfig::default(),
@@ -342,7 +359,8 @@ impl Models {
     pub fn sources(&self) -> Vec<Source> {
         let archives = self.checkpoint.archives().iter().map(|archive| archive.source().clone());
         let embeddings = self.embeddings.iter().map(|inversion| inversion.source().clone());
-        archives.chain(self.loras.iter().cloned()).chain(embeddings).collect()
+        let control_nets = self.control_nets.values().flat_map(OpenControlNet::sources);
+        archives.chain(self.loras.iter().cloned()).chain(embeddings).chain(control_nets).collect()
     }
 
     /// The open base files: names, shapes, what was left aside.
@@ -460,12 +478,34 @@ impl Models {
         if let Some(drawn) = &self.drawn {
             return drawn.get(&component).copied().unwrap_or(0) * dtype.size_in_bytes() as u64;
         }
-        let size = |name| {
-            let shape = self.checkpoint.shape_of(component, name).unwrap_or_default();
-            shape.iter().map(|d| *d as u64).product::<u64>()
-        };
-        let values: u64 = self.checkpoint.names(component).map(size).sum();
-        values * dtype.size_in_bytes() as u64
+        bytes(&self.checkpoint, component, dtype)
+    }
+
+    /// The names of the ControlNets that requests may use.
+    pub fn control_nets(&self) -> impl Iterator<Item = &str> {
+        self.control_nets.keys().map(String::as_str)
+    }
+
+    /// Bytes of a ControlNet; 0 if there is none of that name.
+    pub fn control_net_bytes(&self, name: &str, dtype: DType) -> u64 {
+        self.control_nets.get(name).map_or(0, |net| net.bytes(dtype))
+    }
+
+    /// Builds a ControlNet.
+    ///
+    /// # Errors
+    ///
+    /// When none of that name was opened, or its weights do not fit.
+    pub fn control_net(
+        &self,
+        name: &str,
+        dtype: DType,
+        device: &Device,
+    ) -> Result<(ControlNet, LoadReport)> {
+        match self.control_nets.get(name) {
+            Some(net) => net.build(dtype, device),
+            None => Err(Error::Missing { name: name.into(), reason: "was not opened".into() }),
+        }
     }
 
     /// Builds the tokenizer and the text encoder.
@@ -532,6 +572,16 @@ impl std::fmt::Display for Base {
             Self::Random(preset) => write!(f, "random weights of {preset}"),
         }
     }
+}
+
+/// Bytes of a component's weights in a number format.
+fn bytes(checkpoint: &Checkpoint, component: Component, dtype: DType) -> u64 {
+    let size = |name| {
+        let shape = checkpoint.shape_of(component, name).unwrap_or_default();
+        shape.iter().map(|d| *d as u64).product::<u64>()
+    };
+    let values: u64 = checkpoint.names(component).map(size).sum();
+    values * dtype.size_in_bytes() as u64
 }
 
 /// Adds the motion modules; the folder in which a `config.json` may describe them, if there is one.

@@ -2,6 +2,7 @@
 //!
 //! [`Pipeline::generate`] is the whole story: text, noise levels, first latents, the sampler's walk, decoding.
 
+pub mod control;
 pub mod denoiser;
 mod embedded;
 pub mod flops;
@@ -14,7 +15,8 @@ use std::collections::BTreeMap;
 use candle_core::{DType, Device, Tensor};
 
 use crate::device::{self, Precision};
-use crate::media::{FrameSink, tensor::to_rgb};
+use crate::media::{FrameSink, RgbImage, tensor::to_rgb};
+use crate::models::control_net::ControlNet;
 use crate::models::unet::UNet;
 use crate::models::vae::Vae;
 use crate::rng::Noise;
@@ -34,7 +36,7 @@ use request::Request;
 pub enum Event {
     /// A part is about to be loaded.
     Load {
-        /// Which: `text`, `unet` or `vae`.
+        /// Which: `text`, `unet`, `vae` or `controlnet`.
         part: &'static str,
         /// Bytes that it will have in memory.
         bytes: u64,
@@ -118,6 +120,7 @@ pub struct Pipeline {
     text: Option<TextModel>,
     unet: Option<UNet>,
     vae: Option<Vae>,
+    control_nets: BTreeMap<String, ControlNet>,
 }
 
 /// Which parts stay in memory.
@@ -133,7 +136,16 @@ pub enum Residency {
 impl Pipeline {
     /// Nothing is loaded yet.
     pub fn new(models: Models, device: Device, precision: Precision, residency: Residency) -> Self {
-        Self { models, device, precision, residency, text: None, unet: None, vae: None }
+        Self {
+            models,
+            device,
+            precision,
+            residency,
+            text: None,
+            unet: None,
+            vae: None,
+            control_nets: BTreeMap::new(),
+        }
     }
 
     /// What it runs.
@@ -174,6 +186,12 @@ impl Pipeline {
                 Error::request("frames", reason).with_hint(format!("use at most {longest}"))
             );
         }
+        for control in &request.controls {
+            if !self.models.control_nets().any(|name| name == control.model) {
+                return Err(control::unopened(control));
+            }
+        }
+        let hints = control::hints(request, (width, height))?;
         let schedule = self.models.schedule(request)?;
         let plan = request.sampler.plan(
             &schedule,
@@ -188,7 +206,7 @@ impl Pipeline {
         let memory = MemoryPlan::new(&self.models, self.precision, request, (width, height));
         let available = device::available_memory(&self.device);
         let guidance = memory.choose(available)?;
-        Ok(Prepared { width, height, schedule, plan, guidance, memory })
+        Ok(Prepared { width, height, hints, schedule, plan, guidance, memory })
     }
 
     /// Makes a clip.
@@ -210,6 +228,7 @@ impl Pipeline {
         let (context, negative) = self.encode(request, tensors, listener)?;
         // The autoencoder is small: if something is wrong with it, that shows before the long part.
         self.load_vae(listener)?;
+        self.load_control_nets(request.controls.iter().map(|c| c.model.clone()), listener)?;
         self.load_unet(listener)?;
         listener.event(Event::Loaded)?;
 
@@ -236,6 +255,7 @@ impl Pipeline {
 
         if self.residency == Residency::OneAtATime {
             self.unet = None;
+            self.control_nets.clear();
         }
         let vae = loaded(self.vae.as_ref())?;
         decode(vae, &latents, self.precision.vae, tensors, listener, sink)?;
@@ -245,7 +265,7 @@ impl Pipeline {
         Ok(())
     }
 
-    /// The network with its prompts.
+    /// The network with its prompts and what it follows.
     fn guided(
         &self,
         request: &Request,
@@ -259,16 +279,26 @@ impl Pipeline {
             motion_norm: request.motion_norm,
         };
         let guided = Guided::new(loaded(self.unet.as_ref())?, settings, context)?;
-        match negative {
-            Some(negative) => guided.guide(negative, request.cfg_scale, prepared.guidance),
-            None => Ok(guided),
-        }
+        let guided = match negative {
+            Some(negative) => guided.guide(negative, request.cfg_scale, prepared.guidance)?,
+            None => guided,
+        };
+        let conditioners = control::conditioners(
+            &request.controls,
+            &prepared.hints,
+            &self.control_nets,
+            self.precision.unet,
+            &self.device,
+        )?;
+        Ok(guided.condition(conditioners, &prepared.plan.steps))
     }
 
     /// Loads all parts now instead of when they are needed. With [`Residency::KeepAll`] they then stay.
     pub fn load(&mut self, listener: &mut dyn Listener) -> Result<()> {
         self.load_text(listener)?;
         self.load_vae(listener)?;
+        let names: Vec<String> = self.models.control_nets().map(str::to_owned).collect();
+        self.load_control_nets(names, listener)?;
         self.load_unet(listener)
     }
 
@@ -334,6 +364,25 @@ impl Pipeline {
         Ok(())
     }
 
+    fn load_control_nets(
+        &mut self,
+        names: impl IntoIterator<Item = String>,
+        listener: &mut dyn Listener,
+    ) -> Result<()> {
+        let dtype = self.precision.unet;
+        for name in names {
+            if self.control_nets.contains_key(&name) {
+                continue;
+            }
+            let bytes = self.models.control_net_bytes(&name, dtype);
+            listener.event(Event::Load { part: "controlnet", bytes })?;
+            let (net, report) = self.models.control_net(&name, dtype, &self.device)?;
+            listener.event(Event::Report { report })?;
+            self.control_nets.insert(name, net);
+        }
+        Ok(())
+    }
+
     fn load_vae(&mut self, listener: &mut dyn Listener) -> Result<()> {
         if self.vae.is_none() {
             let bytes = self.models.vae_bytes(self.precision.vae);
@@ -353,6 +402,8 @@ pub struct Prepared {
     pub width: usize,
     /// Pixels.
     pub height: usize,
+    /// For every control its pictures in the clip's size: one, or one for each frame.
+    pub hints: Vec<Vec<RgbImage>>,
     /// The noise schedule.
     pub schedule: NoiseSchedule,
     /// The sampler's way.

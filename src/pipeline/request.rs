@@ -2,6 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
+use super::control::{self, Control};
 use crate::device::{DeviceChoice, DtypeChoice};
 use crate::models::motion::MotionNorm;
 use crate::rng::RngKind;
@@ -267,6 +268,9 @@ pub struct Request {
     pub seed: Option<u64>,
     /// Whose generator the seed belongs to.
     pub rng: RngKind,
+    /// What the frames are to follow.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub controls: Vec<Control>,
 }
 
 impl Default for Request {
@@ -291,6 +295,7 @@ impl Default for Request {
             clip_skip: 0,
             seed: None,
             rng: RngKind::Cpu,
+            controls: vec![],
         }
     }
 }
@@ -352,6 +357,7 @@ impl Request {
                 check_words(field, text)?;
             }
         }
+        control::validate(&self.controls)?;
         for (field, value) in [("width", self.width), ("height", self.height)] {
             if let Some(value) = value {
                 at_least(field, value, 8)?;

@@ -137,6 +137,7 @@ const PARTS: &[Part] = &[
     Part { folder: "unet", add: |c, source| c.add_component(Component::UNet, source) },
     Part { folder: "motion_adapter", add: Checkpoint::add_motion },
     Part { folder: "vae", add: |c, source| c.add_component(Component::Vae, source) },
+    Part { folder: "controlnet", add: |c, source| c.add_component(Component::ControlNet, source) },
     Part { folder: "text_encoder", add: |c, source| c.add_component(Component::Text, source) },
 ];
 
@@ -176,11 +177,12 @@ impl About {
     /// What the loaders understand.
     fn of(checkpoint: &Checkpoint) -> Result<Self> {
         let count = |component| checkpoint.names(component).count();
-        let components = Component::ALL.map(|component| (component.name(), count(component)));
+        let all = Component::ALL.into_iter().chain([Component::ControlNet]);
+        let components = all.map(|component| (component.name(), count(component)));
         Ok(Self {
             kind: kind(checkpoint),
             supported: true,
-            components: components.into_iter().filter(|(_, count)| *count > 0).collect(),
+            components: components.filter(|(_, count)| *count > 0).collect(),
             stored_positions: checkpoint.stored_positions(),
             files: checkpoint
                 .archives()
@@ -203,6 +205,10 @@ impl About {
         if let Some(kind) = inversion_kind(source) {
             (about.kind, about.supported) = kind;
             return Ok(about);
+        }
+        let mut control = Checkpoint::new();
+        if control.add_component(Component::ControlNet, source).is_ok() {
+            return Self::of(&control);
         }
         let reason = reason(error);
         let advice = error.hint().map(std::borrow::Cow::into_owned);
@@ -293,6 +299,9 @@ fn kind(checkpoint: &Checkpoint) -> String {
     }
     if has(Component::UNet) {
         return motion_kind(checkpoint);
+    }
+    if has(Component::ControlNet) {
+        return "a ControlNet".into();
     }
     match (has(Component::Vae), has(Component::Text)) {
         (true, false) => {

@@ -27,18 +27,19 @@ pub(super) fn resolve(job: &mut Job, folder: &Path) -> Result<()> {
     let files = weight_files(folder)?;
     for tag in tags {
         let path = find(&tag.name, &files, folder)?;
-        job.models.loras.push(weighted(&tag, path)?);
+        job.models.loras.push(weighted(&tag, path));
     }
     job.request.prompt = prompt;
     Ok(())
 }
 
-fn weighted(tag: &LoraTag, path: &Path) -> Result<WeightedFile> {
-    if tag.unet_strength != tag.text_strength {
-        let reason = format!("the LoRA `{}` has two strengths, one is possible", tag.name);
-        return Err(Error::request("prompt", reason));
+fn weighted(tag: &LoraTag, path: &Path) -> WeightedFile {
+    let differs = tag.unet_strength != tag.text_strength;
+    WeightedFile {
+        file: path.to_string_lossy().into_owned(),
+        scale: tag.unet_strength,
+        text_scale: differs.then_some(tag.text_strength),
     }
-    Ok(WeightedFile { file: path.to_string_lossy().into_owned(), scale: tag.unet_strength })
 }
 
 /// The one file of that name; a name may begin with its folders.
@@ -122,6 +123,15 @@ mod tests {
         let (prompt, loras) = resolved("x <lora:b.v2:0.5> y<lora:a>", &files).unwrap();
         assert_eq!(prompt, "x  y");
         assert_eq!(loras, [("people/b.v2.pt".into(), 0.5), ("a.safetensors".into(), 1.0)]);
+    }
+
+    #[test]
+    fn a_tag_may_have_a_strength_for_each_network() {
+        let tag = LoraTag { name: "a".into(), unet_strength: 0.5, text_strength: 0.2 };
+        let file = weighted(&tag, Path::new("a.pt"));
+        assert_eq!((file.scale, file.text_scale), (0.5, Some(0.2)));
+        let file = weighted(&LoraTag { text_strength: 0.5, ..tag }, Path::new("a.pt"));
+        assert_eq!((file.scale, file.text_scale), (0.5, None));
     }
 
     #[test]

@@ -2,7 +2,7 @@
 
 mod sizes;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
 
@@ -110,10 +110,25 @@ pub struct LoraFile {
     pub source: Source,
     /// How strongly.
     pub scale: f64,
+    /// How strongly in the text encoder, where that is not `scale`.
+    pub text_scale: Option<f64>,
     /// Replaces every module's alpha/rank, as AnimateLCM's own code does.
     pub factor: Option<f64>,
     /// Whether it may fit in part.
     pub allow_partial: bool,
+}
+
+impl LoraFile {
+    /// A LoRA at its full strength.
+    pub fn new(source: impl Into<Source>) -> Self {
+        Self {
+            source: source.into(),
+            scale: 1.0,
+            text_scale: None,
+            factor: None,
+            allow_partial: false,
+        }
+    }
 }
 
 impl Files {
@@ -242,12 +257,20 @@ impl Models {
 
         let mut patches = PatchStack::new();
         let mut adapters = Vec::new();
+        let mut known = BTreeSet::new();
         for lora in &files.loras {
-            let name = lora.source.path().display().to_string();
+            let path = lora.source.path();
+            let name = path.display().to_string();
+            if !known.insert(path.canonicalize().unwrap_or_else(|_| path.to_path_buf())) {
+                let reason = "is given twice".into();
+                return Err(Error::Adapter { adapter: name, reason }
+                    .with_hint("give it once, with the sum of its strengths"));
+            }
             let options = LoraOptions {
                 scale: lora.factor.map_or(LoraScale::AlphaOverRank, LoraScale::Fixed),
                 allow_partial: lora.allow_partial,
-                ..LoraOptions::with_strength(lora.scale)
+                unet_strength: lora.scale,
+                text_strength: lora.text_scale.unwrap_or(lora.scale),
             };
             let adapter = Lora::open(&lora.source, name)?;
             adapters.push(adapter.apply(&checkpoint, &options, &mut patches)?);

@@ -145,7 +145,7 @@ impl std::str::FromStr for Embedding {
     }
 }
 
-/// A file and how strongly it counts: `FILE` or `FILE:SCALE`.
+/// A file and how strongly it counts: `FILE`, `FILE:SCALE` or `FILE:unet=SCALE,text=SCALE`.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct WeightedFile {
@@ -154,28 +154,74 @@ pub struct WeightedFile {
     /// 1 by default.
     #[serde(default = "one")]
     pub scale: f64,
+    /// The scale in the text encoder, where it is not that of the rest.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub text_scale: Option<f64>,
 }
 
 fn one() -> f64 {
     1.0
 }
 
+impl WeightedFile {
+    /// A file with one scale for everything.
+    pub fn new(file: impl Into<String>, scale: f64) -> Self {
+        Self { file: file.into(), scale, text_scale: None }
+    }
+
+    /// The scales that stand behind a file's colon; nothing if that is no such thing.
+    fn scales(text: &str) -> Option<Result<(f64, Option<f64>), ()>> {
+        let number =
+            |text: &str| text.parse::<f64>().ok().filter(|scale| scale.is_finite()).ok_or(());
+        if text.parse::<f64>().is_ok() {
+            return Some(number(text).map(|scale| (scale, None)));
+        }
+        if !text.contains('=') || text.contains(['/', '\\']) {
+            return None;
+        }
+        let (mut unet, mut text_scale) = (None, None);
+        for part in text.split(',') {
+            let before = match part.split_once('=') {
+                Some(("unet", scale)) => unet.replace(scale),
+                Some(("text", scale)) => text_scale.replace(scale),
+                _ => return Some(Err(())),
+            };
+            if before.is_some() {
+                return Some(Err(()));
+            }
+        }
+        let scale = |text: Option<&str>| text.map_or(Ok(1.0), number);
+        Some(scale(unet).and_then(|unet| Ok((unet, Some(scale(text_scale)?)))))
+    }
+}
+
 impl std::str::FromStr for WeightedFile {
     type Err = Error;
 
     fn from_str(s: &str) -> Result<Self> {
-        // A colon may also belong to a Windows path, so only a number after the last one counts.
-        let (file, scale) = match s.rsplit_once(':') {
-            Some((file, scale)) => match scale.parse::<f64>() {
-                Ok(scale) => (file, scale),
-                Err(_) => (s, 1.0),
-            },
-            None => (s, 1.0),
-        };
-        if file.is_empty() || !scale.is_finite() {
-            return Err(Error::request("lora", format!("`{s}` is not FILE or FILE:SCALE")));
+        // A colon may also belong to a Windows path, so only scales after the last one count.
+        let scales = s.rsplit_once(':').and_then(|(file, text)| Some((file, Self::scales(text)?)));
+        let (file, scales) = scales.unwrap_or((s, Ok((1.0, None))));
+        match scales {
+            Ok((scale, text_scale)) if !file.is_empty() => {
+                Ok(Self { file: file.to_owned(), scale, text_scale })
+            }
+            _ => {
+                let reason = format!("`{s}` is not FILE, FILE:SCALE or FILE:unet=SCALE,text=SCALE");
+                Err(Error::request("lora", reason))
+            }
         }
-        Ok(Self { file: file.to_owned(), scale })
+    }
+}
+
+impl std::fmt::Display for WeightedFile {
+    /// The file and its scales in words.
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let Self { file, scale, text_scale } = self;
+        match text_scale {
+            None => write!(f, "{file} at {scale}"),
+            Some(text) => write!(f, "{file} at {scale} in the unet, {text} in the text encoder"),
+        }
     }
 }
 
@@ -401,6 +447,37 @@ mod tests {
             let plain = Request { prompt_mode: PromptMode::Plain, ..prompt(text) };
             assert!(plain.validate().is_ok());
         }
+    }
+
+    #[test]
+    fn scales_of_unet_and_text_encoder_can_differ() {
+        let parse = |s: &str| {
+            let file = s.parse::<WeightedFile>().ok()?;
+            Some((file.file, file.scale, file.text_scale))
+        };
+        let both = Some(("a:b".to_owned(), 0.8, Some(0.5)));
+        assert_eq!(parse("a:b:unet=0.8,text=0.5"), both);
+        assert_eq!(parse("a:b:text=0.5,unet=0.8"), both);
+        assert_eq!(parse("x:unet=0.8"), Some(("x".into(), 0.8, Some(1.0))));
+        assert_eq!(parse("x:text=0"), Some(("x".into(), 1.0, Some(0.0))));
+        assert_eq!(parse("C:\\a=b"), Some(("C:\\a=b".into(), 1.0, None)));
+        assert_eq!(parse("C:/text=1"), Some(("C:/text=1".into(), 1.0, None)));
+        for wrong in
+            ["x:unet=a", "x:unet=NaN", "x:clip=1", "x:unet=1,unet=1", "x:unet=1,", ":text=1"]
+        {
+            assert_eq!(parse(wrong), None, "{wrong}");
+        }
+        let error = "x:clip=1".parse::<WeightedFile>().unwrap_err();
+        assert!(error.to_string().contains("FILE:unet=SCALE,text=SCALE"), "{error}");
+    }
+
+    #[test]
+    fn one_scale_is_written_as_before() {
+        let json = |s: &str| serde_json::to_string(&s.parse::<WeightedFile>().unwrap()).unwrap();
+        assert_eq!(json("x:0.5"), r#"{"file":"x","scale":0.5}"#);
+        assert_eq!(json("x:text=0.5"), r#"{"file":"x","scale":1.0,"text_scale":0.5}"#);
+        let read: WeightedFile = serde_json::from_str(r#"{"file":"x"}"#).unwrap();
+        assert_eq!(read, WeightedFile::new("x", 1.0));
     }
 
     #[test]

@@ -7,7 +7,7 @@ use serde_json::{Value, json};
 use super::super::to_json;
 use super::{Table, plain};
 use crate::output::Metadata;
-use crate::pipeline::request::{Job, Request, Spec, WeightedFile};
+use crate::pipeline::request::{Job, Request, Spec};
 use crate::text::prompt::PromptMode;
 use crate::{Error, Result};
 
@@ -104,15 +104,14 @@ fn sampling(request: &Request) -> String {
 
 /// The parts that were named, in the words of the command line.
 fn parts(spec: &Spec) -> Vec<(&'static str, String)> {
-    let weighted = |file: &WeightedFile| format!("{} at {}", file.file, file.scale);
     let mut parts = vec![(
         "model",
         spec.model.clone().unwrap_or_else(|| "the small one inside the program".into()),
     )];
     let named = [("checkpoint", &spec.checkpoint), ("vae", &spec.vae), ("motion", &spec.motion)];
     parts.extend(named.into_iter().filter_map(|(label, name)| Some((label, name.clone()?))));
-    parts.extend(spec.lcm_lora.iter().map(|file| ("lcm lora", weighted(file))));
-    parts.extend(spec.loras.iter().map(|file| ("lora", weighted(file))));
+    parts.extend(spec.lcm_lora.iter().map(|file| ("lcm lora", file.to_string())));
+    parts.extend(spec.loras.iter().map(|file| ("lora", file.to_string())));
     parts.extend(spec.embeddings.iter().map(|embedding| {
         let word = embedding.word.as_deref().map(|word| format!(" as {word}"));
         ("embedding", format!("{}{}", embedding.file, word.unwrap_or_default()))

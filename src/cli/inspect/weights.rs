@@ -195,9 +195,9 @@ impl About {
     fn of_refused(source: &Source, archive: &Archive, error: &Error) -> Result<Self> {
         let mut about = Self { files: vec![FileFacts::of(archive)?], ..Self::unknown() };
         if let Ok(lora) = Lora::open(source, source.path().display().to_string()) {
-            about.kind = LoraFacts::kind(archive).into();
+            about.kind = LoraFacts::kind(&lora);
             about.lora = Some(LoraFacts::of(&lora));
-            about.supported = true;
+            about.supported = lora.made_for().is_none();
             return Ok(about);
         }
         if let Some(kind) = inversion_kind(source) {
@@ -330,17 +330,16 @@ fn motion_kind(checkpoint: &Checkpoint) -> String {
 }
 
 impl LoraFacts {
-    fn kind(archive: &Archive) -> &'static str {
-        let names: Vec<&str> = archive.names().collect();
-        let any = |part: &str| names.iter().any(|name| name.contains(part));
-        if any("lora_te2_") || any("text_encoder_2.") {
-            "a LoRA for Stable Diffusion XL"
-        } else if any("double_blocks") || any("single_transformer_blocks") {
-            "a LoRA for Flux"
-        } else if !names.is_empty() && names.iter().all(|name| name.contains("motion_modules")) {
-            "a motion LoRA"
+    /// `a LoRA`, `a motion LoRA`, `an OFT`, `a LoHa for Stable Diffusion XL`.
+    fn kind(lora: &Lora) -> String {
+        let family = lora.family();
+        let article = if family.starts_with(['I', 'O']) { "an" } else { "a" };
+        if let Some(model) = lora.made_for() {
+            format!("{article} {family} for {model}")
+        } else if lora.modules().all(|module| module.contains("motion_modules")) {
+            format!("a motion {family}")
         } else {
-            "a LoRA"
+            format!("{article} {family}")
         }
     }
 
@@ -353,15 +352,11 @@ impl LoraFacts {
             modules: lora.modules().count(),
             in_text_encoder: count(&["lora_te", "text_encoder."]),
             in_motion_modules: count(&["motion_modules"]),
+            ranks: lora.ranks(),
             ..Self::default()
         };
-        for (name, info) in archive.tensors() {
-            let is_down = ["lora_down.", "lora.down.", "_lora.down.", "lora_A.", "_layer.down."]
-                .iter()
-                .any(|part| name.contains(part));
-            if is_down {
-                facts.ranks.extend(info.shape.first());
-            } else if name.ends_with(".alpha") {
+        for name in archive.names() {
+            if name.ends_with(".alpha") {
                 let value = archive
                     .tensor(name, DType::F32, &Device::Cpu)
                     .and_then(|alpha| Ok(alpha.flatten_all()?.to_vec1::<f32>()?));

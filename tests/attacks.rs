@@ -301,6 +301,8 @@ fn devices_and_pipes_are_no_weights() {
         let before = folder.names();
         refused(&folder, &folder.run(&["inspect", file]), 3, &[file], &before);
         refuses(&folder, &["--tensors-in", file], 2, &[file]);
+        let control = format!("a={file},model=pipe");
+        refuses(&folder, &["--control", &control], 2, &[file]);
     }
     refuses(&folder, &["--request", "/dev/zero"], 2, &["/dev/zero"]);
     refuses(&folder, &["--request", "/dev/null"], 2, &["not a request"]);
@@ -351,7 +353,7 @@ fn models_of_other_families_are_called_by_their_name() {
         let shown = folder.run(&["inspect", "other.safetensors"]).ok();
         assert!(shown.stdout().contains(what), "{}", shown.stdout());
         let json = folder.run(&["inspect", "--json", "other.safetensors"]).ok().json();
-        assert_eq!(json["supported"], false, "{json}");
+        assert_eq!(json["supported"], names == control, "{json}");
     }
 }
 

@@ -197,9 +197,18 @@ impl Error {
             Self::Feature { feature } => {
                 Some(Cow::Owned(format!("rebuild with `--features {feature}`")))
             }
+            Self::File { source, .. } if is_full(source) => {
+                Some(Cow::Borrowed("free some space or choose another folder"))
+            }
             _ => None,
         }
     }
+}
+
+/// Whether the system says that there is no room left.
+fn is_full(error: &std::io::Error) -> bool {
+    use std::io::ErrorKind::{FileTooLarge, QuotaExceeded, StorageFull};
+    matches!(error.kind(), StorageFull | QuotaExceeded | FileTooLarge)
 }
 
 /// A number of bytes, printed for people: `1.3 GiB`.

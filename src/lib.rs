@@ -1,4 +1,4 @@
-//! Few-step video diffusion in Rust: AnimateLCM on candle.
+#![doc = include_str!("../README.md")]
 //!
 //! # Floors
 //!

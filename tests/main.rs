@@ -5,9 +5,15 @@
 
 /// The floors of the house.
 mod architecture;
+/// Hostile files and impossible requests, given to the real program.
+#[cfg(feature = "cli")]
+mod attacks;
 /// What `bench` prints.
 #[cfg(feature = "cli")]
 mod bench;
+/// The real program, as people and scripts run it.
+#[cfg(feature = "cli")]
+mod cli;
 /// The text encoder.
 mod clip;
 /// Published sizes: names lists always, whole passes when asked.

@@ -105,13 +105,12 @@ fn every_layout_of_the_base_gives_bit_identical_tensors() {
                 .filter(|path| path.exists())
                 .collect();
             let mut checkpoint = Checkpoint::new();
-            match single.first() {
-                Some(file) => checkpoint.add_single_file(&Source::File(file.clone())).unwrap(),
-                None => {
-                    let source = Source::from(folder.path());
-                    for component in Component::ALL {
-                        checkpoint.add_component(component, &source).unwrap();
-                    }
+            if let Some(file) = single.first() {
+                checkpoint.add_single_file(&Source::File(file.clone())).unwrap();
+            } else {
+                let source = Source::from(folder.path());
+                for component in Component::ALL {
+                    checkpoint.add_component(component, &source).unwrap();
                 }
             }
             assert_eq!(checkpoint.has(Component::Vae), name != "single_novae");
@@ -216,6 +215,14 @@ fn a_whole_checkpoint_can_lend_its_vae() {
         .add_component(Component::Vae, &source("layouts/ldm_novae.safetensors"))
         .unwrap_err();
     assert!(error.to_string().contains("has no vae weights"), "{error}");
+}
+
+#[test]
+fn the_tiny_autoencoder_is_a_vae_as_well() {
+    let mut checkpoint = Checkpoint::new();
+    checkpoint.add_component(Component::Vae, &source("tiny/extras/taesd")).unwrap();
+    assert_eq!(checkpoint.names(Component::Vae).count(), 72);
+    assert!(checkpoint.shape_of(Component::Vae, "decoder.layers.0.weight").is_some());
 }
 
 #[test]
@@ -333,7 +340,7 @@ impl Plus {
 }
 
 impl WeightPatch for Plus {
-    fn label(&self) -> &str {
+    fn label(&self) -> &'static str {
         "plus"
     }
 
@@ -383,6 +390,9 @@ fn a_patch_that_leaves_the_range_of_the_dtype_fails() {
         patches.push(Component::Vae, Plus::new(1e6, &["quant_conv.bias"]), 1.0);
         let built = build(&tiny(), Component::Vae, dtype, &patches);
         assert_eq!(built.is_ok(), ok, "{dtype:?}");
+        if let Err(error) = built {
+            assert!(error.to_string().contains("too large for f16"), "{error}");
+        }
     }
 }
 
@@ -433,12 +443,12 @@ pub(crate) fn published_source(lists: &[&str]) -> (tempfile::NamedTempFile, Sour
 /// The contents of a position table, if the name is one's.
 fn positions(name: &str, shape: &[usize]) -> Option<Vec<u8>> {
     let [1, length, channels] = *shape else { return None };
-    name.ends_with(".pe").then_some(())?;
+    name.rsplit('.').next().filter(|last| *last == "pe")?;
     // The formula of the original, in its own order of operations.
     let frequency = |i: usize| (-(10000f64.ln()) * (2 * i) as f64 / channels as f64).exp();
     let at = |p: usize, c: usize| {
         let angle = p as f64 * frequency(c / 2);
-        (if c % 2 == 0 { angle.sin() } else { angle.cos() }) as f32
+        (if c.is_multiple_of(2) { angle.sin() } else { angle.cos() }) as f32
     };
     let values = (0..length).flat_map(|p| (0..channels).map(move |c| at(p, c)));
     Some(values.flat_map(f32::to_le_bytes).collect())

@@ -1,6 +1,8 @@
 //! `animatelcm generate`: what was typed becomes a job, the job a file.
 
 use std::collections::BTreeMap;
+use std::fs::File;
+use std::io::Read;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
@@ -92,6 +94,7 @@ pub(super) fn make(
         Some(job.request.betas(pipeline.models().unet_config().motion.is_some()));
     let clip = clip_info(&prepared, &job.request);
     format.check_clip(&clip)?;
+    tensors::check(&extra, latents_shape(pipeline.models(), &prepared, &job.request))?;
 
     let device = pipeline.device().clone();
     progress.note(&describe(&job, &prepared, &device, precision));
@@ -115,11 +118,16 @@ pub(super) fn make(
         return Err(error);
     }
     progress.encoding(format.name());
-    Box::new(sink).finish()?;
-    progress.finish();
+    // Both files or none: the one that has its name last is complete before the other has one.
+    let mut kept = None;
     if let (Some(path), Some(recorded)) = (target.tensors, extra.recorded.take()) {
-        tensors::write(path, &recorded)?;
+        kept = Some((tensors::draft(path, &recorded)?, path));
     }
+    Box::new(sink).finish()?;
+    if let Some((draft, path)) = kept {
+        tensors::keep(draft, path)?;
+    }
+    progress.finish();
 
     let seconds = progress.seconds();
     let summary = json!({
@@ -142,6 +150,12 @@ pub(super) fn make(
     }
 }
 
+/// `(1, channels, frames, height, width)`.
+fn latents_shape(models: &Models, prepared: &Prepared, request: &Request) -> [usize; 5] {
+    let (width, height) = (prepared.width / models.factor(), prepared.height / models.factor());
+    [1, models.latent_channels(), request.frames, height, width]
+}
+
 fn done(steps: &[Duration], seconds: f64) -> String {
     let sampling: f64 = steps.iter().map(Duration::as_secs_f64).sum();
     let rate = steps.len() as f64 / sampling.max(1e-9);
@@ -152,9 +166,7 @@ fn done(steps: &[Duration], seconds: f64) -> String {
 fn job(args: &GenerateArgs, names: &Names) -> Result<Job> {
     let mut job = match &args.request {
         Some(path) => {
-            let text =
-                std::fs::read_to_string(path).map_err(|e| unreadable("request", path, &e))?;
-            let mut job = Job::from_json(&text)?;
+            let mut job = Job::from_json(&read_request(path)?)?;
             // A clip's own metadata may be used as a request: then hashes are not a demand.
             job.weights.clear();
             job
@@ -176,6 +188,20 @@ fn job(args: &GenerateArgs, names: &Names) -> Result<Job> {
             .with_hint("animatelcm generate \"a red circle moving right on a black background\""));
     }
     Ok(job)
+}
+
+/// The text of a request file, which may be a pipe but not without end.
+fn read_request(path: &Path) -> Result<String> {
+    const LONGEST: u64 = 16 << 20;
+    let mut text = String::new();
+    File::open(path)
+        .and_then(|file| file.take(LONGEST + 1).read_to_string(&mut text))
+        .map_err(|e| unreadable("request", path, &e))?;
+    if text.len() as u64 > LONGEST {
+        let reason = format!("{} has more than {LONGEST} bytes", path.display());
+        return Err(Error::request("request", reason));
+    }
+    Ok(text)
 }
 
 fn set<T: Clone>(slot: &mut T, value: Option<&T>) {

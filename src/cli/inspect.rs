@@ -32,7 +32,7 @@ pub(super) fn run(args: &InspectArgs) -> Result<()> {
         },
         Err(error) => return Err(error),
     };
-    print(&weights::file(archive, args.json)?)
+    print(&weights::file(&archive, args.json)?)
 }
 
 /// Whether a file's name is that of an output of this program.

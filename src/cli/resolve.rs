@@ -131,8 +131,8 @@ pub(super) fn files(spec: &Spec, names: &Names) -> Result<Files> {
 }
 
 fn default_lora() -> WeightedFile {
-    // The strength of the official demonstration and of diffusers' documentation.
-    WeightedFile { file: DEFAULT_LORA.into(), scale: 0.8 }
+    // The strength of the official batch script and of the preset `animatelcm`.
+    WeightedFile { file: DEFAULT_LORA.into(), scale: 1.0 }
 }
 
 fn base(word: &str, names: &Names, lcm_lora: &mut Option<WeightedFile>) -> Result<Files> {

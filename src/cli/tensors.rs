@@ -3,7 +3,9 @@
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
-use candle_core::{Device, Tensor};
+use candle_core::{DType, Device, Tensor};
+use safetensors::SafeTensorError;
+use tempfile::NamedTempFile;
 
 use crate::output::Existing;
 use crate::pipeline::Tensors;
@@ -16,8 +18,14 @@ pub(super) fn read(job: &mut Job) -> Result<Tensors> {
     let Some(record) = &mut job.tensors_in else { return Ok(Tensors::default()) };
     let path = PathBuf::from(&record.file);
     let field = "tensors-in";
-    if let Err(error) = std::fs::File::open(&path) {
-        return Err(super::generate::unreadable(field, &path, &error));
+    match std::fs::metadata(&path) {
+        // A pipe could not be read twice, and a device has no end.
+        Ok(found) if !found.is_file() => {
+            let reason = format!("{} is not an ordinary file", path.display());
+            return Err(Error::request(field, reason));
+        }
+        Ok(_) => {}
+        Err(error) => return Err(super::generate::unreadable(field, &path, &error)),
     }
     let found = sha256(&Source::from(path.clone()))?;
     if let Some(wanted) = record.sha256.replace(found.clone())
@@ -39,6 +47,23 @@ pub(super) fn read(job: &mut Job) -> Result<Tensors> {
         return Err(Error::request(field, format!("{} holds no tensors", path.display())));
     }
     Ok(Tensors { latents, noise, recorded: None })
+}
+
+/// Checks what was read against the run, whose latents are `wanted`: `(1, channels, frames, height, width)`.
+pub(super) fn check(tensors: &Tensors, wanted: [usize; 5]) -> Result<()> {
+    let noise = tensors.noise.iter().enumerate().map(|(i, noise)| (format!("noise.{i}"), noise));
+    let latents = tensors.latents.iter().map(|latents| ("latents".to_owned(), latents));
+    for (name, tensor) in latents.chain(noise) {
+        let wrong = |reason| Err(Error::request("tensors-in", format!("`{name}` {reason}")));
+        if tensor.dims() != wanted {
+            return wrong(format!("is {:?}, the run needs {wanted:?}", tensor.dims()));
+        }
+        let values = tensor.to_dtype(DType::F32)?.flatten_all()?.to_vec1::<f32>()?;
+        if let Some(value) = values.into_iter().find(|value| !value.is_finite()) {
+            return wrong(format!("holds the value {value}"));
+        }
+    }
+    Ok(())
 }
 
 /// Checks, before any work, that the file can be written.
@@ -64,11 +89,17 @@ fn folder_of(path: &Path) -> &Path {
     path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."))
 }
 
-/// Writes the file whole or not at all.
-pub(super) fn write(path: &Path, tensors: &BTreeMap<String, Tensor>) -> Result<()> {
-    let draft = tempfile::NamedTempFile::new_in(folder_of(path)).map_err(Error::file(path))?;
-    safetensors::serialize_to_file(tensors, None, draft.path())
-        .map_err(|e| Error::Encode { format: "safetensors", reason: e.to_string() })?;
-    draft.persist(path).map_err(|e| Error::file(path)(e.error))?;
-    Ok(())
+/// The file, complete under another name.
+pub(super) fn draft(path: &Path, tensors: &BTreeMap<String, Tensor>) -> Result<NamedTempFile> {
+    let draft = NamedTempFile::new_in(folder_of(path)).map_err(Error::file(path))?;
+    match safetensors::serialize_to_file(tensors, None, draft.path()) {
+        Ok(()) => Ok(draft),
+        Err(SafeTensorError::IoError(error)) => Err(Error::file(path)(error)),
+        Err(error) => Err(Error::Encode { format: "safetensors", reason: error.to_string() }),
+    }
+}
+
+/// Gives the draft its name.
+pub(super) fn keep(draft: NamedTempFile, path: &Path) -> Result<()> {
+    draft.persist(path).map(|_| ()).map_err(|e| Error::file(path)(e.error))
 }

@@ -1,7 +1,7 @@
 //! One function an op: the fastest implementation that applies wins.
 //!
 //! Callers never ask which implementation runs. Every fast path sits beside the plain candle version
-//! in [`reference`], which defines what is correct, and `tests/kernels.rs` holds the two together.
+//! in [`mod@reference`], which defines what is correct, and `tests/kernels.rs` holds the two together.
 //!
 //! | op | CPU | other devices |
 //! |---|---|---|

@@ -260,7 +260,10 @@ fn skip_blocks<R: Read + Seek>(walk: &mut Walk<R>) -> io::Result<()> {
 fn webp<R: Read + Seek>(walk: &mut Walk<R>) -> io::Result<Metadata> {
     walk.skip(4)?;
     let size = u64::from(u32::from_le_bytes(walk.array()?));
-    walk.end = walk.end.min(8 + size);
+    if 8 + size > walk.end {
+        return Err(io::ErrorKind::UnexpectedEof.into());
+    }
+    walk.end = 8 + size;
     walk.skip(4)?;
     while walk.left() >= 8 {
         let name: [u8; 4] = walk.array()?;

@@ -297,7 +297,10 @@ mod tests {
         assert!(near(one.convolution + one.linear, 339.0), "{one:?}");
         assert!(near(one.attention, 63.0), "{one:?}");
         let motion = sd15(16, 64).motion;
-        assert!(near(motion.macs() / 16, 151.0), "{motion:?}");
+        // 22 channels² a pixel and module: 5 modules at each of the first three resolutions, 6 at the last.
+        let module = |pixels: u64, channels: u64| 22 * pixels * channels * channels;
+        let first_three = module(4096, 320) + module(1024, 640) + module(256, 1280);
+        assert_eq!(motion.linear, 16 * (5 * first_three + 6 * module(64, 1280)));
         let vae = decoder(&VaeConfig::default(), 64, 64);
         assert!(near(vae.macs(), 1257.0), "{vae:?}");
         assert!(near(sd15(8, 32).total().flops(), 2040.0), "{:?}", sd15(8, 32).total());

@@ -181,6 +181,7 @@ impl Pipeline {
                 steps: request.steps,
                 spacing: request.spacing,
                 lcm_original_steps: request.lcm_original_steps,
+                set_alpha_to_one: self.models.set_alpha_to_one(),
                 ..PlanSettings::default()
             },
         )?;
@@ -207,50 +208,61 @@ impl Pipeline {
             return Err(Error::request("seed", "is missing"));
         };
         let (context, negative) = self.encode(request, tensors, listener)?;
-
         // The autoencoder is small: if something is wrong with it, that shows before the long part.
         self.load_vae(listener)?;
         self.load_unet(listener)?;
-        let (Some(unet), Some(vae)) = (&self.unet, &self.vae) else {
-            return Err(Error::Missing { name: "model".into(), reason: "was not loaded".into() });
-        };
-
         listener.event(Event::Loaded)?;
 
         let mut noise = Noise::new(request.rng, seed).with_replay(frames_first(&tensors.noise)?);
         let x = first_latents(tensors, &mut noise, &prepared, request, &self.models, &self.device)?;
+        let latents = {
+            let mut guided = self.guided(request, &prepared, &context, negative.as_ref())?;
+            let mut asked = 0;
+            let mut recording = |x: &Tensor, at: NoiseLevel| {
+                // What the sampler asks about is what the step before it made.
+                if asked > 0 {
+                    tensors.record(format!("latents.{}", asked - 1), || channels_first(x))?;
+                }
+                asked += 1;
+                guided.denoise(x, at)
+            };
+            let sampler = request.sampler.build();
+            let mut observer = Steps(listener);
+            sampler.sample(&mut recording, x, &prepared.plan.steps, &mut noise, &mut observer)?
+        };
+        let last = prepared.plan.steps.len() - 1;
+        tensors.record(format!("latents.{last}"), || channels_first(&latents))?;
+        tensors.record("latents", || channels_first(&latents))?;
 
+        if self.residency == Residency::OneAtATime {
+            self.unet = None;
+        }
+        let vae = loaded(self.vae.as_ref())?;
+        decode(vae, &latents, self.precision.vae, tensors, listener, sink)?;
+        if self.residency == Residency::OneAtATime {
+            self.vae = None;
+        }
+        Ok(())
+    }
+
+    /// The network with its prompts.
+    fn guided(
+        &self,
+        request: &Request,
+        prepared: &Prepared,
+        context: &Tensor,
+        negative: Option<&Tensor>,
+    ) -> Result<Guided<'_>> {
         let settings = Settings {
             prediction: self.models.prediction(),
             dtype: self.precision.unet,
             motion_norm: request.motion_norm,
         };
-        let mut guided = Guided::new(unet, settings, &context)?;
-        if let Some(negative) = &negative {
-            guided = guided.guide(negative, request.cfg_scale, prepared.guidance)?;
+        let guided = Guided::new(loaded(self.unet.as_ref())?, settings, context)?;
+        match negative {
+            Some(negative) => guided.guide(negative, request.cfg_scale, prepared.guidance),
+            None => Ok(guided),
         }
-        let mut asked = 0;
-        let mut recording = |x: &Tensor, at: NoiseLevel| {
-            // What the sampler asks about is what the step before it made.
-            if asked > 0 {
-                tensors.record(format!("latents.{}", asked - 1), || channels_first(x))?;
-            }
-            asked += 1;
-            guided.denoise(x, at)
-        };
-        let sampler = request.sampler.build();
-        let steps = &prepared.plan.steps;
-        let mut observer = Steps(listener);
-        let latents = sampler.sample(&mut recording, x, steps, &mut noise, &mut observer)?;
-        tensors.record(format!("latents.{}", steps.len() - 1), || channels_first(&latents))?;
-        tensors.record("latents", || channels_first(&latents))?;
-
-        let decoded = decode(vae, &latents, self.precision.vae, tensors, listener, sink);
-        if self.residency == Residency::OneAtATime {
-            self.unet = None;
-            self.vae = None;
-        }
-        decoded
     }
 
     /// Loads all parts now instead of when they are needed. With [`Residency::KeepAll`] they then stay.
@@ -399,6 +411,10 @@ fn decode(
         }
     }
     tensors.record("frames", || Ok(Tensor::cat(&kept, 0)?))
+}
+
+fn loaded<T>(part: Option<&T>) -> Result<&T> {
+    part.ok_or_else(|| Error::Missing { name: "model".into(), reason: "is not loaded".into() })
 }
 
 /// `(batch, frames, channels, ..)` to the layout of files.

@@ -4,12 +4,12 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use candle_core::{DType, Device, Shape, Tensor};
+use candle_core::{DType, Device, Shape, Storage, Tensor};
 use candle_nn::Init;
 use candle_nn::var_builder::SimpleBackend;
 
 use super::Located;
-use super::format::{Archive, quoted};
+use super::format::{Archive, misfit, quoted};
 use super::patch::PatchEntry;
 use crate::{Error, Result};
 
@@ -32,6 +32,18 @@ impl Record {
     fn is_lost(&self) -> bool {
         self.failure.is_some() || !self.missing.is_empty() || !self.misshapen.is_empty()
     }
+}
+
+/// A value of an `f32` tensor on the CPU that `dtype` cannot hold.
+fn misfit_of(tensor: &Tensor, dtype: DType) -> Result<Option<f32>> {
+    let tensor = tensor.contiguous()?;
+    let (storage, layout) = tensor.storage_and_layout();
+    let (Storage::Cpu(storage), Some((start, end))) = (&*storage, layout.contiguous_offsets())
+    else {
+        return Ok(None);
+    };
+    let values = storage.as_slice::<f32>()?;
+    Ok(misfit(values.get(start..end).unwrap_or_default(), dtype))
 }
 
 /// Serves one component.
@@ -90,10 +102,7 @@ impl Backend {
                 *count += 1;
             }
         }
-        let tensor = tensor.to_dtype(dtype)?;
-        // A sum of magnitudes is finite only if every term is.
-        let sum = tensor.to_dtype(DType::F32)?.abs()?.sum_all()?.to_scalar::<f32>()?;
-        if !sum.is_finite() {
+        if let Some(value) = misfit_of(&tensor, dtype)? {
             let labels: Vec<&str> = self
                 .patches
                 .iter()
@@ -102,10 +111,14 @@ impl Backend {
                 .collect();
             return Err(Error::Adapter {
                 adapter: labels.join(" + "),
-                reason: format!("makes {} too large for {}", quoted(name), dtype.as_str()),
+                reason: format!(
+                    "brings {} to {value}, too large for {}",
+                    quoted(name),
+                    dtype.as_str()
+                ),
             });
         }
-        Ok(tensor.to_device(device)?)
+        Ok(tensor.to_dtype(dtype)?.to_device(device)?)
     }
 
     fn serve(

@@ -31,7 +31,7 @@ mod patch;
 pub mod random;
 mod report;
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::fmt;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -538,16 +538,11 @@ fn misfits(component: Component, record: &Record, unexpected: &[&String]) -> Err
     if all_motion(unexpected) && missing.is_empty() {
         return error.with_hint("the files have motion modules that the model does not want");
     }
-    let pairs: BTreeSet<String> = missing
-        .iter()
-        .take(20)
-        .filter_map(|name| {
-            let near = report::nearest(name, unexpected.iter().copied())?;
-            Some(format!("{} instead of {}", quoted(near), quoted(name)))
-        })
-        .take(1)
-        .collect();
-    match pairs.first() {
+    let pair = missing.iter().take(20).find_map(|name| {
+        let near = report::nearest(name, unexpected.iter().take(2000).copied())?;
+        Some(format!("{} instead of {}", quoted(near), quoted(name)))
+    });
+    match pair {
         Some(pair) => error.with_hint(format!("did the file mean {pair}?")),
         None => error,
     }

@@ -85,7 +85,8 @@ pub(crate) struct Outcome {
 }
 
 impl Outcome {
-    fn new(args: &[&str], output: Output) -> Self {
+    /// What the program left when it ran with these arguments.
+    pub(crate) fn new(args: &[&str], output: Output) -> Self {
         let mut line = args.join(" ");
         // A prompt may have a hundred thousand letters.
         line = line.chars().take(400).collect();
@@ -127,6 +128,8 @@ impl Outcome {
             _ => false,
         };
         assert!(is_clear, "`{line}` is not one error and perhaps a hint: {stderr}");
+        let is_plain = !found[0].contains(char::is_control);
+        assert!(is_plain, "`{line}` sends control characters to the terminal: {stderr:?}");
         assert!(found[0].chars().count() < 700, "`{line}` says too much: {stderr}");
         found[0]
     }

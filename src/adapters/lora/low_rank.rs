@@ -86,9 +86,10 @@ impl LowRank {
         self.archive.tensor(name, DType::F32, &Device::Cpu)
     }
 
-    /// The change before any factor, `(rows, inputs * kernel)`.
-    fn delta(&self) -> Result<Tensor> {
-        let up = self.tensor(&self.up)?.flatten_from(1)?;
+    /// The change, `(rows, inputs * kernel)`, times a factor.
+    fn delta(&self, factor: f64) -> Result<Tensor> {
+        // The factor goes to the small matrix, not to the large product.
+        let up = (self.tensor(&self.up)?.flatten_from(1)? * factor)?;
         let down = self.tensor(&self.down)?.flatten_from(1)?;
         let wide = match &self.mid {
             None => down,
@@ -132,7 +133,7 @@ impl Change for LowRank {
     }
 
     fn apply(&self, weight: &Tensor, strength: f64) -> Result<Tensor> {
-        let delta = (self.delta()? * (self.factor * strength))?;
+        let delta = self.delta(self.factor * strength)?;
         Ok((weight + delta.reshape(weight.shape())?)?)
     }
 }

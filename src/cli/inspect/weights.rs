@@ -76,7 +76,7 @@ struct Folder {
 }
 
 /// Describes a weight file.
-pub(super) fn file(archive: Archive, as_json: bool) -> Result<String> {
+pub(super) fn file(archive: &Archive, as_json: bool) -> Result<String> {
     let source = archive.source().clone();
     let mut checkpoint = Checkpoint::new();
     let about = match checkpoint.add_single_file(&source) {
@@ -191,10 +191,10 @@ impl About {
     }
 
     /// What the checkpoint loader refuses: a LoRA, or a stranger whose name it knows.
-    fn of_refused(source: &Source, archive: Archive, error: &Error) -> Result<Self> {
-        let mut about = Self { files: vec![FileFacts::of(&archive)?], ..Self::unknown() };
+    fn of_refused(source: &Source, archive: &Archive, error: &Error) -> Result<Self> {
+        let mut about = Self { files: vec![FileFacts::of(archive)?], ..Self::unknown() };
         if let Ok(lora) = Lora::open(source, source.path().display().to_string()) {
-            about.kind = LoraFacts::kind(&archive).into();
+            about.kind = LoraFacts::kind(archive).into();
             about.lora = Some(LoraFacts::of(&lora));
             about.supported = true;
             return Ok(about);

@@ -347,6 +347,31 @@ mod tests {
     }
 
     #[test]
+    fn blocks_of_other_sizes_are_numbered_by_their_downsamplers() {
+        // Three levels of one layer: conv_in; 1, down 2; 3, down 4; 5. Up: 0, 1 with upsampler; ...
+        let names: Names = ["1.0.in_layers.0.weight", "2.0.op.weight", "4.0.op.weight", "5.0.x"]
+            .iter()
+            .map(|tail| (format!("{UNET}input_blocks.{tail}"), vec![1]))
+            .collect();
+        let layers = layers_per_level(&names);
+        assert_eq!(layers, 1);
+        for (theirs, ours) in [
+            ("input_blocks.2.0.op.weight", "down_blocks.0.downsamplers.0.conv.weight"),
+            ("input_blocks.3.1.norm.weight", "down_blocks.1.attentions.0.norm.weight"),
+            ("input_blocks.5.0.in_layers.2.bias", "down_blocks.2.resnets.0.conv1.bias"),
+            ("output_blocks.1.1.conv.weight", "up_blocks.0.upsamplers.0.conv.weight"),
+            ("output_blocks.3.2.conv.weight", "up_blocks.1.upsamplers.0.conv.weight"),
+            ("output_blocks.5.1.norm.weight", "up_blocks.2.attentions.1.norm.weight"),
+        ] {
+            assert_eq!(unet(theirs, layers).as_deref(), Some(ours), "{theirs}");
+        }
+        // A single level has no downsampler to count from.
+        let names: Names =
+            [(format!("{UNET}input_blocks.3.0.in_layers.0.weight"), vec![1])].into_iter().collect();
+        assert_eq!(layers_per_level(&names), 3);
+    }
+
+    #[test]
     fn module_names_lead_there_and_back() {
         for (layers, ours) in [
             (2, "down_blocks.2.resnets.1.time_emb_proj"),

@@ -106,6 +106,18 @@ pub(super) fn tensor(
     made.map_err(Refusal::Tensor)
 }
 
+/// The first of `values` that is not finite as `dtype`, if there is one.
+pub(in crate::weights) fn misfit(values: &[f32], dtype: DType) -> Option<f32> {
+    let largest = match dtype {
+        DType::F16 => f16::LARGEST,
+        DType::BF16 => bf16::LARGEST,
+        _ => f32::LARGEST,
+    };
+    let fits = |block: &&[f32]| magnitude_of(block) <= magnitude(largest);
+    let block = values.par_chunks(CHUNK).find_any(|block| !fits(block))?;
+    block.iter().copied().find(|v| magnitude(*v) > magnitude(largest))
+}
+
 /// Why a tensor could not be made.
 #[derive(Debug)]
 pub(super) enum Refusal {
@@ -127,7 +139,7 @@ trait Target: Copy + Default + Send {
 }
 
 impl Target for f32 {
-    const LARGEST: f32 = f32::MAX;
+    const LARGEST: Self = Self::MAX;
     fn write(block: &[f32], out: &mut [Self]) {
         out.copy_from_slice(block);
     }
@@ -158,11 +170,7 @@ fn convert<T: Target>(element: ElementType, bytes: &[u8]) -> Result<Vec<T>, Refu
             for (out, bytes) in out.chunks_mut(BLOCK).zip(bytes.chunks(BLOCK * size)) {
                 let block = &mut block[..out.len()];
                 widen(element, bytes, block);
-                // One pass without branches; the culprit is looked for only when there is one.
-                let largest =
-                    block.iter().fold(0f32, |a, v| if v.abs() <= a { a } else { v.abs() });
-                let not_a_number = block.iter().any(|v| v.is_nan());
-                if not_a_number || largest > T::LARGEST {
+                if magnitude_of(block) > magnitude(T::LARGEST) {
                     return Err(refusal(block, T::LARGEST));
                 }
                 T::write(block, out);
@@ -173,13 +181,22 @@ fn convert<T: Target>(element: ElementType, bytes: &[u8]) -> Result<Vec<T>, Refu
     Ok(out)
 }
 
+/// Without their sign, floats are ordered as their bits are, with infinity and NaN above all else.
+fn magnitude(value: f32) -> u32 {
+    value.to_bits() & 0x7fff_ffff
+}
+
+/// The largest magnitude; unlike a maximum of floats, it is computed many at a time.
+fn magnitude_of(values: &[f32]) -> u32 {
+    values.iter().fold(0, |largest, v| magnitude(*v).max(largest))
+}
+
 #[cold]
 fn refusal(block: &[f32], largest: f32) -> Refusal {
-    match block.iter().find(|v| !v.is_finite()) {
-        Some(v) => Refusal::NotFinite(*v),
-        None => {
-            Refusal::TooLarge(block.iter().copied().find(|v| v.abs() > largest).unwrap_or(largest))
-        }
+    let culprit = block.iter().copied().find(|v| magnitude(*v) > magnitude(largest));
+    match culprit.unwrap_or(f32::NAN) {
+        v if v.is_finite() => Refusal::TooLarge(v),
+        v => Refusal::NotFinite(v),
     }
 }
 

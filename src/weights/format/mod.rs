@@ -19,6 +19,7 @@ use candle_core::{DType, Device, Tensor};
 
 pub use self::element::ElementType;
 use self::element::Refusal;
+pub(super) use self::element::misfit;
 use crate::{Error, Result};
 
 /// Where weights come from.

@@ -5,8 +5,9 @@
 //! it, building it or filling it has no effect, so a file that holds more than tensors (Lightning's
 //! callbacks, numpy scalars, somebody's attack) still gives its tensors.
 //!
-//! Values are small handles into one [`Heap`], so a hostile file can neither build a value whose drop
-//! recurses without end nor grow more than a constant for each of its bytes.
+//! Values are small handles into one [`Heap`], so a hostile file cannot build a value whose drop recurses
+//! without end. Nothing is copied that the file could name again and again: time and memory grow with
+//! the file's size and no faster.
 
 use std::borrow::Cow;
 use std::collections::{BTreeSet, HashMap};
@@ -17,6 +18,12 @@ use super::{ElementType, View, quoted};
 const MOST_FOREIGN: usize = 8;
 /// `_rebuild_from_type_v2` may wrap another call, and that one again.
 const DEEPEST_CALL: usize = 4;
+/// More arguments than any call that we know takes.
+const MOST_ARGUMENTS: usize = 8;
+/// More dimensions than any weight has.
+const MOST_DIMENSIONS: usize = 8;
+/// Longer than any name of a class or key of a storage.
+const LONGEST_WORD: usize = 256;
 
 /// Something on the machine's stack.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -54,7 +61,8 @@ pub(super) enum Global {
 /// A storage, as a pickle refers to it.
 #[derive(Clone, Debug)]
 pub(super) struct Storage {
-    pub(super) key: String,
+    /// A text.
+    pub(super) key: Value,
     /// `None` if untyped: the tensor says what its bytes mean.
     pub(super) element: Option<ElementType>,
     /// In elements, or in bytes if untyped.
@@ -106,11 +114,12 @@ impl<'a> Heap<'a> {
         })
     }
 
-    /// The dicts in a dict.
-    pub(super) fn dicts_of(&self, dict: Value) -> impl Iterator<Item = (&str, Value)> {
-        self.pairs(dict)
-            .filter(|(_, value)| matches!(value, Value::Dict(_)))
-            .filter_map(|(key, value)| Some((self.text(key)?, value)))
+    /// The numbers of the dicts in a dict.
+    pub(super) fn dicts_of(&self, dict: Value) -> impl Iterator<Item = (&str, u32)> {
+        self.pairs(dict).filter_map(|(key, value)| match value {
+            Value::Dict(id) => Some((self.text(key)?, id)),
+            _ => None,
+        })
     }
 
     /// Foreign classes that the pickle named, for messages.
@@ -173,8 +182,10 @@ struct Machine<'a> {
     memo: HashMap<u64, Value>,
 }
 
-impl<'a> Machine<'a> {
+impl Machine<'_> {
     /// Runs one opcode; returns the result at `STOP`. The letters are those of Python's `pickletools`.
+    // A table: opcodes that do the same stand where their kind stands.
+    #[allow(clippy::match_same_arms)]
     fn step(&mut self) -> Step<Option<Value>> {
         match self.input.byte()? {
             0x80 => {
@@ -380,8 +391,9 @@ impl<'a> Machine<'a> {
             }
             0x93 => {
                 let (name, module) = (self.pop()?, self.pop()?);
-                let words = self.heap.text(module).zip(self.heap.text(name));
-                let (module, name) = words.ok_or("a class without a name")?;
+                let word = |value| self.heap.text(value).filter(|text| text.len() <= LONGEST_WORD);
+                let words = word(module).zip(word(name));
+                let (module, name) = words.ok_or("a class without a proper name")?;
                 let (module, name) = (module.to_owned(), name.to_owned());
                 let global = self.global(&module, &name);
                 self.stack.push(global);
@@ -520,6 +532,17 @@ impl<'a> Machine<'a> {
         Ok(())
     }
 
+    /// Python 2 writes `OrderedDict([[key, value], ...])`. The list is used up by it.
+    fn set_pairs(&mut self, dict: Value, list: u32) -> Step<()> {
+        let pairs = self.heap.sequences.get_mut(list as usize).map(std::mem::take);
+        for pair in pairs.unwrap_or_default() {
+            if let Some(&[key, value]) = self.heap.items(pair) {
+                self.set_items(dict, &[key, value])?;
+            }
+        }
+        Ok(())
+    }
+
     fn put(&mut self, key: u64) -> Step<()> {
         let top = self.top()?;
         self.memo.insert(key, top);
@@ -545,9 +568,7 @@ impl<'a> Machine<'a> {
             }
             ("torch._tensor", "_rebuild_from_type_v2") => Global::RebuildFromType,
             ("torch", "Size") => Global::Size,
-            ("torch.storage", "UntypedStorage") | ("torch", "UntypedStorage") => {
-                Global::UntypedStorage
-            }
+            ("torch" | "torch.storage", "UntypedStorage") => Global::UntypedStorage,
             ("torch" | "torch.cuda", name) => match element_type(name) {
                 Some(Ok(element)) => Global::DType(element),
                 Some(Err(Some(element))) => Global::Storage(element),
@@ -565,25 +586,24 @@ impl<'a> Machine<'a> {
     /// Calls a constructor that we know. Anything else is not called.
     fn call(&mut self, callee: Value, arguments: Value, depth: usize) -> Step<Value> {
         let Value::Global(global) = callee else { return Ok(Value::Opaque) };
-        let arguments = self.heap.items(arguments).unwrap_or_default().to_vec();
+        let arguments = self.heap.items(arguments).unwrap_or_default();
+        let arguments: Vec<Value> = arguments.iter().take(MOST_ARGUMENTS).copied().collect();
         Ok(match global {
             Global::Dict => {
                 let dict = self.heap.add_dict();
-                // Python 2 writes `OrderedDict([[key, value], ...])`.
-                let pairs = arguments.first().and_then(|list| self.heap.items(*list));
-                for pair in pairs.unwrap_or_default().to_vec() {
-                    let pair = self.heap.items(pair).unwrap_or_default().to_vec();
-                    self.set_items(dict, &pair)?;
+                if let Some(Value::List(id)) = arguments.first() {
+                    self.set_pairs(dict, *id)?;
                 }
                 dict
             }
             Global::RebuildTensor => self.tensor(&arguments)?,
-            Global::RebuildParameter => arguments.first().copied().unwrap_or(Value::Opaque),
+            Global::RebuildParameter | Global::Size => {
+                arguments.first().copied().unwrap_or(Value::Opaque)
+            }
             Global::RebuildFromType if depth < DEEPEST_CALL => match arguments[..] {
                 [callee, _, arguments, ..] => self.call(callee, arguments, depth + 1)?,
                 _ => Value::Opaque,
             },
-            Global::Size => arguments.first().copied().unwrap_or(Value::Opaque),
             _ => Value::Opaque,
         })
     }
@@ -598,8 +618,9 @@ impl<'a> Machine<'a> {
             return Ok(Value::Opaque);
         };
         let sizes = |value: Value| -> Option<Vec<usize>> {
-            let items = self.heap.items(value)?.iter();
+            let items = self.heap.items(value).filter(|items| items.len() <= MOST_DIMENSIONS)?;
             items
+                .iter()
                 .map(|i| if let Value::Int(i) = i { usize::try_from(*i).ok() } else { None })
                 .collect()
         };
@@ -630,15 +651,14 @@ impl<'a> Machine<'a> {
             Global::UntypedStorage => None,
             _ => return Ok(Value::Opaque),
         };
-        let (Some("storage"), Some(key)) = (self.heap.text(kind), self.heap.text(key)) else {
+        let (Some("storage"), Some(word)) = (self.heap.text(kind), self.heap.text(key)) else {
             return Ok(Value::Opaque);
         };
         if rest.first().is_some_and(|view| *view != Value::None) {
-            return Err(format!("storage {} is a view of another", quoted(key)));
+            return Err(format!("storage {} is a view of another", quoted(word)));
         }
         let count = usize::try_from(count)
-            .map_err(|_| format!("storage {} has {count} elements", quoted(key)))?;
-        let key = key.to_owned();
+            .map_err(|_| format!("storage {} has {count} elements", quoted(word)))?;
         self.heap.storages.push(Storage { key, element, count });
         Ok(Value::Storage(self.heap.storages.len() as u32 - 1))
     }
@@ -828,6 +848,30 @@ mod tests {
         pickle.extend(std::iter::repeat_n(0x85, 1_000_000));
         pickle.push(b'.');
         assert!(matches!(run(&pickle).unwrap().1, Value::Tuple(_)));
+    }
+
+    #[test]
+    fn naming_large_things_again_and_again_costs_nothing() {
+        // A list of 100 000 pairs, made into an OrderedDict 100 000 times; and a text as long as that
+        // which names a class as often.
+        let mut pickle = b"\x80\x02ccollections\nOrderedDict\nq\x00K\x01K\x02\x86q\x01](".to_vec();
+        for _ in 0..100_000 {
+            pickle.extend(b"h\x01");
+        }
+        pickle.extend(b"e\x85q\x03");
+        for _ in 0..100_000 {
+            pickle.extend(b"h\x00h\x03R0");
+        }
+        pickle.extend(b"N.");
+        let start = std::time::Instant::now();
+        let (heap, _, _) = run(&pickle).unwrap();
+        assert_eq!(heap.dicts.iter().map(Vec::len).sum::<usize>(), 100_000);
+        assert!(start.elapsed().as_secs() < 10);
+
+        let mut pickle = b"\x80\x04X\x40\x42\x0f\x00".to_vec();
+        pickle.resize(pickle.len() + 1_000_000, b'a');
+        pickle.extend(b"q\x00h\x00\x93.");
+        assert!(run(&pickle).unwrap_err().contains("proper name"));
     }
 
     #[test]

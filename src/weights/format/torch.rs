@@ -1,6 +1,6 @@
 //! Files that `torch.save` made: a zip file with a pickle, or the older row of pickles.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::io::{Cursor, Read};
 
 use zip::{CompressionMethod, ZipArchive};
@@ -8,8 +8,8 @@ use zip::{CompressionMethod, ZipArchive};
 use super::pickle::{self, Heap, TensorRef, Value};
 use super::{ElementType, Entry, Parsed, Place, TensorInfo, quoted};
 
-/// The largest pickle that anybody may send. A Stable Diffusion checkpoint's has about 300 KB.
-const LARGEST_PICKLE: u64 = 256 << 20;
+/// The largest pickle that anybody may send. A Stable Diffusion checkpoint's has less than a megabyte.
+const LARGEST_PICKLE: u64 = 32 << 20;
 
 /// Bytes that begin the old format: the pickled integer 0x1950a86a20f9469cfc6c.
 const LEGACY_MAGIC: &[u8] = b"\x80\x02\x8a\x0a\x6c\xfc\x9c\x46\xf9\x20\x6a\xa8\x50\x19.";
@@ -74,24 +74,25 @@ pub(super) fn parse_zip(bytes: &[u8]) -> Result<Parsed, String> {
         return Err(format!("its pickle has more than {LARGEST_PICKLE} bytes"));
     }
     let (heap, result, _) = pickle::run(&program)?;
-    entries(&heap, result, |key, _| members.get(&format!("{root}data/{key}")).copied())
+    entries(&heap, result, |key| members.get(&format!("{root}data/{key}")).copied())
 }
 
 /// Reads the tables of an old file: magic, version, machine, object, storage keys, storages.
 pub(super) fn parse_legacy(bytes: &[u8]) -> Result<Parsed, String> {
     let mut at = 0;
     for _ in 0..3 {
-        at += pickle::run(bytes.get(at..).unwrap_or_default())?.2;
+        at += pickle::run(program(bytes, at))?.2;
     }
-    let (heap, result, taken) = pickle::run(bytes.get(at..).unwrap_or_default())?;
+    let (heap, result, taken) = pickle::run(program(bytes, at))?;
     at += taken;
-    let (key_heap, keys, taken) = pickle::run(bytes.get(at..).unwrap_or_default())?;
+    let (key_heap, keys, taken) = pickle::run(program(bytes, at))?;
     at += taken;
 
     let sizes: HashMap<&str, usize> = heap
         .storages
         .iter()
-        .map(|storage| (storage.key.as_str(), storage.element.map_or(1, ElementType::size)))
+        .filter_map(|storage| Some((heap.text(storage.key)?, storage.element)))
+        .map(|(key, element)| (key, element.map_or(1, ElementType::size)))
         .collect();
     let mut places: HashMap<String, Place> = HashMap::new();
     for key in key_heap.items(keys).ok_or("its storages are not listed")? {
@@ -107,7 +108,13 @@ pub(super) fn parse_legacy(bytes: &[u8]) -> Result<Parsed, String> {
         at = start.checked_add(len).filter(|end| *end <= bytes.len()).ok_or_else(outside)?;
         places.insert(key.to_owned(), Place::Plain { start, len });
     }
-    entries(&heap, result, |key, _| places.get(key).copied())
+    entries(&heap, result, |key| places.get(key).copied())
+}
+
+/// The bytes that a pickle at `at` may take.
+fn program(bytes: &[u8], at: usize) -> &[u8] {
+    let rest = bytes.get(at..).unwrap_or_default();
+    rest.get(..LARGEST_PICKLE as usize).unwrap_or(rest)
 }
 
 /// Unpacks a compressed member, which must have exactly `len` bytes.
@@ -128,7 +135,7 @@ pub(super) fn unpack(bytes: &[u8], member: usize, len: usize) -> Result<Vec<u8>,
 fn entries(
     heap: &Heap<'_>,
     root: Value,
-    place: impl Fn(&str, ElementType) -> Option<Place>,
+    place: impl Fn(&str) -> Option<Place>,
 ) -> Result<Parsed, String> {
     let Some(dict) = state_dict(heap, root) else {
         let foreign: Vec<String> = heap.foreign().map(quoted).collect();
@@ -148,14 +155,16 @@ fn entries(
 /// The dict with the weights: under `state_dict`, or at the top, or the only one that has tensors.
 fn state_dict(heap: &Heap<'_>, root: Value) -> Option<Value> {
     let has_tensors = |dict: &Value| heap.tensors_of(*dict).next().is_some();
-    let nested = heap.dicts_of(root).find(|(key, _)| *key == "state_dict").map(|(_, dict)| dict);
-    if let Some(dict) = nested.filter(has_tensors) {
+    let nested = heap.dicts_of(root).find(|(key, _)| *key == "state_dict");
+    if let Some(dict) = nested.map(|(_, id)| Value::Dict(id)).filter(has_tensors) {
         return Some(dict);
     }
     if has_tensors(&root) {
         return Some(root);
     }
-    let mut inner = heap.dicts_of(root).map(|(_, dict)| dict).filter(has_tensors);
+    // Each dict once, however often it is named.
+    let inner: BTreeSet<u32> = heap.dicts_of(root).map(|(_, id)| id).collect();
+    let mut inner = inner.into_iter().map(Value::Dict).filter(has_tensors);
     inner.next().filter(|_| inner.next().is_none())
 }
 
@@ -163,25 +172,22 @@ fn entry(
     heap: &Heap<'_>,
     name: &str,
     tensor: &TensorRef,
-    place: impl Fn(&str, ElementType) -> Option<Place>,
+    place: impl Fn(&str) -> Option<Place>,
 ) -> Result<Entry, String> {
     let size = tensor.element.size();
     let storage = heap
         .storages
         .get(tensor.storage as usize)
         .ok_or_else(|| format!("tensor {} has no storage", quoted(name)))?;
-    let place = place(&storage.key, tensor.element).ok_or_else(|| {
-        format!(
-            "tensor {} has its data in {}, which is not there",
-            quoted(name),
-            quoted(&storage.key)
-        )
+    let key = heap.text(storage.key).unwrap_or_default();
+    let place = place(key).ok_or_else(|| {
+        format!("tensor {} has its data in {}, which is not there", quoted(name), quoted(key))
     })?;
     let claimed = storage.count.checked_mul(storage.element.map_or(1, ElementType::size));
     if claimed.is_none_or(|claimed| claimed > place.len()) {
         return Err(format!(
             "storage {} of tensor {} has {} bytes, fewer than its {} elements need",
-            quoted(&storage.key),
+            quoted(key),
             quoted(name),
             place.len(),
             storage.count

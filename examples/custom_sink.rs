@@ -40,12 +40,7 @@ impl FrameSink for Terminal {
 
 fn main() -> Result<()> {
     let mut files = Files::new(Base::Embedded);
-    files.loras.push(LoraFile {
-        source: Files::embedded_lora(),
-        scale: 1.0,
-        factor: None,
-        allow_partial: false,
-    });
+    files.loras.push(LoraFile::new(Files::embedded_lora()));
     let precision = Precision::new(DtypeChoice::F32, &Device::Cpu);
     let models = Models::open(&files)?;
     let mut pipeline = Pipeline::new(models, Device::Cpu, precision, Residency::KeepAll);

@@ -16,12 +16,7 @@ fn main() -> animatelcm::Result<()> {
 
     // Any other model: `Base::Folder(path)` or `Base::File(path)`, and `files.motion = Motion::File(path)`.
     let mut files = Files::new(Base::Embedded);
-    files.loras.push(LoraFile {
-        source: Files::embedded_lora(),
-        scale: 1.0,
-        factor: None,
-        allow_partial: false,
-    });
+    files.loras.push(LoraFile::new(Files::embedded_lora()));
     let device = DeviceChoice::Auto.open()?;
     let precision = Precision::new(DtypeChoice::Auto, &device);
     let models = Models::open(&files)?;

@@ -7,9 +7,9 @@
 //! ```text
 //! 9  cli                                        wires everything; computes nothing
 //! 7  pipeline                                   request to frames
-//! 6  adapters                                   LoRA
+//! 6  adapters                                   LoRA, ControlNet
 //! 5  text                                       prompt to context
-//! 4  models                                     clip, unet with motion, vae
+//! 4  models                                     clip, unet with motion, ControlNet, vae
 //! 3  nn       sampler       output              layers | sampling loops | encoders
 //! 2  kernels  schedule      media  weights  hub
 //! 1  device   rng

@@ -207,7 +207,8 @@ fn progress_events_follow_one_schema() {
     let folder = Folder::new();
     let long = "blue ".repeat(100);
     let args = ["generate", &long, "--frames=3", "--steps=2", "--seed=1", "-o", "a.webp"];
-    let done = folder.run(&[&args[..], &["--progress", "json"]].concat()).ok();
+    let more = ["--progress", "json", "--prompt-mode", "plain"];
+    let done = folder.run(&[&args[..], &more].concat()).ok();
     assert_eq!(done.stdout(), "a.webp\n");
     let events = done.events();
     let found = kinds(&events);

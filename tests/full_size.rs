@@ -14,7 +14,7 @@ use std::time::Instant;
 
 use animatelcm::models::clip::{TextConfig, TextEncoder};
 use animatelcm::models::motion::{MotionConfig, MotionNorm};
-use animatelcm::models::unet::{UNet, UNetConfig, UNetInput};
+use animatelcm::models::unet::{Injection, UNet, UNetConfig, UNetInput};
 use animatelcm::models::vae::{AutoencoderKl, VaeConfig};
 use animatelcm::weights::{Component, random};
 use candle_core::{DType, Device, Tensor};
@@ -175,7 +175,13 @@ fn unet_pass(dtype: DType, reference: &HashMap<String, Tensor>) -> Tensor {
     let timestep = reference["timestep"].to_dtype(DType::F64).unwrap();
     let timestep = timestep.get(0).unwrap().to_scalar().unwrap();
     let frames = latents.dim(2).unwrap();
-    let input = UNetInput { timestep, frames, context, motion_norm: MotionNorm::PerFrame };
+    let input = UNetInput {
+        timestep,
+        frames,
+        context,
+        motion_norm: MotionNorm::PerFrame,
+        injection: &Injection::default(),
+    };
     timed(&format!("unet {dtype:?}"), &reference["unet"], || {
         unfold(&model.forward(&fold(&latents), &input).unwrap(), 1)
     })

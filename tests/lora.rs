@@ -3,11 +3,12 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use animatelcm::adapters::lora::{Lora, LoraOptions, LoraReport, LoraScale};
+use animatelcm::pipeline::load::{Base, Files, LoraFile, Models};
 use animatelcm::weights::{Checkpoint, Component, PatchStack, Source};
 use animatelcm::{Error, ErrorKind, Result};
 use candle_core::{DType, Device, Tensor};
 
-use crate::support::close::assert_relative;
+use crate::support::close::{assert_relative, relative_l2};
 use crate::support::golden;
 use crate::weights::{build, published_source, write};
 
@@ -153,6 +154,82 @@ fn the_pocket_models_lora_fits_it() {
     lora.apply(&checkpoint, &options, &mut fixed).unwrap();
     let (one, other) = (all(&checkpoint, &by_alpha), all(&checkpoint, &fixed));
     assert!(one.iter().all(|(name, tensor)| !differs(tensor, &other[name])));
+}
+
+// ---- other families
+
+/// One of the cases of `lora/families`.
+struct Case {
+    name: String,
+    file: Source,
+    changes: BTreeSet<String>,
+    strengths: Vec<f64>,
+}
+
+fn cases() -> Vec<Case> {
+    let about = golden::json("lora/families/families");
+    let strengths: Vec<f64> = serde_json::from_value(about["strengths"].clone()).unwrap();
+    let case = |(name, case): (&String, &serde_json::Value)| Case {
+        name: name.clone(),
+        file: source(&format!("lora/families/{}", case["file"].as_str().unwrap())),
+        changes: serde_json::from_value(case["changes"].clone()).unwrap(),
+        strengths: strengths.clone(),
+    };
+    about["cases"].as_object().unwrap().iter().map(case).collect()
+}
+
+#[test]
+fn every_family_leads_to_the_weights_of_its_own_package() {
+    let checkpoint = tiny();
+    let plain = all(&checkpoint, &PatchStack::new());
+    let want = golden::load("lora/families/weights");
+    let cases = cases();
+    assert_eq!(cases.len(), 11);
+    for case in &cases {
+        for strength in &case.strengths {
+            let options = LoraOptions::with_strength(*strength);
+            let (_, patched) = apply(&checkpoint, &case.file, &options)
+                .unwrap_or_else(|error| panic!("{}: {error}", case.name));
+            for (name, tensor) in &patched {
+                let changed = case.changes.contains(name);
+                assert_eq!(differs(tensor, &plain[name]), changed, "{}: {name}", case.name);
+                if !changed {
+                    continue;
+                }
+                let want = want.tensor(&format!("{}/{strength:?}/{name}", case.name));
+                let delta = |to: &Tensor| (to - &plain[name]).unwrap();
+                let error = relative_l2(&delta(tensor), &delta(&want));
+                assert!(error < 1e-5, "{} at {strength}: {name}: {error:e}", case.name);
+            }
+        }
+    }
+}
+
+#[test]
+fn reports_name_the_family() {
+    let checkpoint = tiny();
+    let wants = BTreeMap::from([
+        ("boft", "OFT `test`: 2 of 3 modules in the unet, 1 in the text encoder"),
+        (
+            "dora",
+            "DoRA and DoRA over LoHa and DoRA over LoKr `test`: rank 2/3/4, 6 of 7 modules in the \
+             unet, 1 in the text encoder",
+        ),
+        ("full", "full difference `test`: 5 of 7 modules in the unet, 2 in the text encoder"),
+        ("ia3", "IA3 `test`: 4 of 5 modules in the unet, 1 in the text encoder"),
+        ("loha", "LoHa `test`: rank 2/3/4, 4 of 5 modules in the unet, 1 in the text encoder"),
+        ("lokr", "LoKr `test`: rank 1/2/3, 7 of 8 modules in the unet, 1 in the text encoder"),
+        ("oft", "OFT `test`: 4 of 5 modules in the unet, 1 in the text encoder"),
+        ("peft_bias", "LoRA `test`: rank 2/4, 2 of 2 modules in the unet"),
+        ("peft_dora", "DoRA `test`: rank 3/4, 3 of 3 modules in the unet"),
+        ("peft_loha", "LoHa `test`: rank 3/4, 2 of 2 modules in the unet"),
+        ("peft_lokr", "LoKr `test`: rank 2, 3 of 3 modules in the unet"),
+    ]);
+    for case in cases() {
+        let options = LoraOptions::default();
+        let (report, _) = apply(&checkpoint, &case.file, &options).unwrap();
+        assert_eq!(report.to_string(), wants[case.name.as_str()], "{}", case.name);
+    }
 }
 
 // ---- small LoRAs made here
@@ -424,13 +501,7 @@ fn halves_of_modules_are_refused() {
 
 #[test]
 fn families_that_are_not_supported_are_named() {
-    for (part, what) in [
-        (".hada_w1_a", "LoHa"),
-        (".lokr_w1", "LoKr"),
-        (".dora_scale", "DoRA"),
-        (".oft_blocks", "OFT"),
-        (".diff", "full difference"),
-    ] {
+    for (part, what) in [(".b1.weight", "GLoRA"), (".oft_R.weight", "OFT of PEFT")] {
         let name = format!("{Q}{part}");
         let error = one(&[(&name, matrix(1, 1, 1.0))]).error();
         assert!(error.to_string().contains(what), "{error}");
@@ -456,4 +527,222 @@ fn a_lora_with_a_nan_fails_and_names_it() {
     lora.apply(&checkpoint, &LoraOptions::default(), &mut patches).unwrap();
     let error = build(&checkpoint, Component::UNet, DType::F16, &patches).unwrap_err();
     assert!(error.to_string().contains("lora_down.weight` holds the value NaN"), "{error}");
+}
+
+#[test]
+fn an_alpha_that_is_no_number_fails_and_is_named() {
+    let alpha = format!("{Q}.alpha");
+    let error = one(&[(&alpha, scalar(f32::NAN))]).open().unwrap_err();
+    assert!(error.to_string().contains(&format!("`{alpha}` holds the value NaN")), "{error}");
+    let error = one(&[(&alpha, matrix(1, 2, 1.0))]).open().unwrap_err();
+    assert!(error.to_string().contains("has 2 values where one is expected"), "{error}");
+}
+
+/// An adapter of the 16x16 matrix `Q` of these parts.
+fn of_q(parts: &[(&str, &[usize])]) -> Made {
+    let tensors: Vec<(String, Tensor)> = parts
+        .iter()
+        .map(|(part, shape)| {
+            (format!("{Q}.{part}"), Tensor::ones(*shape, DType::F32, &Device::Cpu))
+        })
+        .map(|(name, tensor)| (name, tensor.unwrap()))
+        .collect();
+    let tensors: Vec<(&str, Tensor)> =
+        tensors.iter().map(|(name, tensor)| (name.as_str(), tensor.clone())).collect();
+    Made::new(&tensors)
+}
+
+#[test]
+fn broken_modules_of_every_family_are_refused_by_what_is_wrong() {
+    let down_and_up = [("lora_down.weight", &[2, 16][..]), ("lora_up.weight", &[16, 2])];
+    let with =
+        |part: &'static str, shape: &'static [usize]| [&down_and_up[..], &[(part, shape)]].concat();
+    let w1 = [("hada_w1_a", &[16, 2][..]), ("hada_w1_b", &[2, 16])];
+    for (parts, wrong) in [
+        (w1.to_vec(), "it has no w2_a matrix"),
+        (
+            [&w1[..], &[("hada_w2_a", &[16, 3][..]), ("hada_w2_b", &[3, 16])]].concat(),
+            "its halves, [16, 16] of rank 2 and [16, 16] of rank 3, do not go together",
+        ),
+        (
+            [&w1[..], &[("hada_w2_a", &[16, 3][..]), ("hada_w2_b", &[2, 16])]].concat(),
+            "w2_a [16, 3] and w2_b [2, 16] do not go together",
+        ),
+        (vec![("lokr_w1", &[4, 4])], "it has no w2 matrix"),
+        (vec![("lokr_w1", &[4, 4]), ("lokr_w2_a", &[4, 1])], "it has no w2_b matrix"),
+        (
+            vec![("lokr_w1", &[4, 4]), ("lokr_w2", &[4, 5])],
+            "it changes [16, 20], the weight is [16, 16]",
+        ),
+        (vec![("on_input", &[]), ("weight", &[12])], "it scales 12 inputs, the weight is [16, 16]"),
+        (vec![("on_input", &[])], "it has no weight matrix"),
+        (vec![("oft_blocks", &[4, 3, 3])], "it turns blocks of [4, 3, 3]"),
+        (vec![("oft_blocks", &[0, 4, 4, 4])], "its blocks are [0, 4, 4, 4], not square"),
+        (vec![("oft_blocks", &[4, 4, 3])], "its blocks are [4, 4, 3], not square"),
+        // A butterfly of four stages over groups of four would mix 32 outputs.
+        (vec![("oft_blocks", &[4, 4, 4, 4])], "it turns blocks of [4, 4, 4, 4]"),
+        (vec![("oft_blocks", &[4, 4, 4]), ("rescale", &[8, 1])], "it rescales 8 outputs"),
+        (vec![("rescale", &[16, 1])], "it has no blocks matrix"),
+        (vec![("diff", &[16, 12])], "it changes [16, 12], the weight is [16, 16]"),
+        (vec![("diff", &[16])], "it changes [16], the weight is [16, 16]"),
+        (with("dora_scale", &[12, 1]), "its magnitude (DoRA) is [12, 1], the weight is [16, 16]"),
+        (vec![("dora_scale", &[16, 1])], "nothing that it belongs to"),
+        (vec![("oft_blocks", &[4, 4, 4]), ("dora_scale", &[16, 1])], "nothing that it belongs to"),
+        (with("hada_w1_a", &[16, 2]), "is both a LoHa and a LoRA"),
+        // This layer has no bias.
+        (with("diff_b", &[16]), "this model has no such weight"),
+        (with("lora_mid.weight", &[2, 3]), "and mid [2, 3] do not go together"),
+    ] {
+        let error = of_q(&parts).error().to_string();
+        assert!(error.contains(wrong), "{error}");
+        assert!(error.starts_with("adapter `made`: ") && error.contains(Q), "{error}");
+        assert!(!error.contains('\n'), "{error}");
+    }
+}
+
+#[test]
+fn adapters_for_other_models_are_told_apart() {
+    let attends = "lora_unet_mid_block_attentions_0_transformer_blocks_0_attn2_to_k";
+    for (module, inputs, model) in [
+        (attends, 1024, "it was made for Stable Diffusion 2"),
+        (attends, 2048, "it was made for Stable Diffusion XL"),
+        (attends, 77, "it was made for a model of other sizes"),
+        ("lora_unet_nowhere", 64, "it was made for another kind of model"),
+        (
+            "lora_unet_input_blocks_7_1_transformer_blocks_1_ff_net_2",
+            64,
+            "it was made for Stable Diffusion XL",
+        ),
+        ("lora_unet_single_blocks_3_linear1", 64, "it was made for Flux"),
+    ] {
+        let made = Made::new(&[
+            (&format!("{module}.lora_down.weight"), matrix(2, inputs, 1.0)),
+            (&format!("{module}.lora_up.weight"), matrix(16, 2, 1.0)),
+        ]);
+        let error = made.error();
+        assert!(error.hint().unwrap().starts_with(model), "{module}: {:?}", error.hint());
+    }
+}
+
+#[test]
+fn the_header_says_for_which_model_an_adapter_was_made() {
+    let made = Made { folder: tempfile::tempdir().unwrap() };
+    let bytes = vec![0; 4 * 2 * 16];
+    let view = |shape: [usize; 2]| {
+        safetensors::tensor::TensorView::new(safetensors::Dtype::F32, shape.to_vec(), &bytes)
+            .unwrap()
+    };
+    let tensors = [
+        ("lora_unet_nowhere.lora_down.weight", view([2, 16])),
+        ("lora_unet_nowhere.lora_up.weight", view([16, 2])),
+    ];
+    let header = std::collections::HashMap::from([(
+        "ss_base_model_version".to_owned(),
+        "sd_v2_768_v".to_owned(),
+    )]);
+    let bytes = safetensors::serialize(tensors, Some(header)).unwrap();
+    std::fs::write(made.folder.path().join("lora.safetensors"), bytes).unwrap();
+    assert_eq!(made.open().unwrap().made_for(), Some("Stable Diffusion 2"));
+    assert_eq!(made.error().hint().unwrap(), "it was made for Stable Diffusion 2");
+}
+
+#[test]
+fn early_lycoris_stored_rotations_themselves() {
+    let name = format!("{Q}.oft_diag");
+    let turns: Vec<f32> = [0.0, 1.0, -1.0, 0.0].repeat(8);
+    let turns = Tensor::from_vec(turns, (8, 2, 2), &Device::Cpu).unwrap();
+    let checkpoint = tiny();
+    let rows = |tensors: &BTreeMap<String, Tensor>| tensors[Q_WEIGHT].to_vec2::<f32>().unwrap();
+    let plain = rows(&all(&checkpoint, &PatchStack::new()));
+    let made = Made::new(&[(&name, turns)]);
+    let (_, patched) = apply(&checkpoint, &made.source(), &LoraOptions::default()).unwrap();
+    let turned = rows(&patched);
+    for pair in 0..8 {
+        let negative: Vec<f32> = plain[2 * pair + 1].iter().map(|value| -value).collect();
+        assert_eq!(turned[2 * pair], negative);
+        assert_eq!(turned[2 * pair + 1], plain[2 * pair]);
+    }
+}
+
+#[test]
+fn a_bias_changes_by_the_strength_and_not_by_alpha() {
+    let module = "lycoris_mid_block_attentions_0_transformer_blocks_0_attn1_to_out_0";
+    let bias = "mid_block.attentions.0.transformer_blocks.0.attn1.to_out.0.bias";
+    let made = Made::new(&[
+        (&format!("{module}.lora_down.weight"), matrix(2, 16, 1.0)),
+        (&format!("{module}.lora_up.weight"), matrix(16, 2, 1.0)),
+        (&format!("{module}.alpha"), scalar(7.0)),
+        (&format!("{module}.diff_b"), Tensor::full(3f32, 16, &Device::Cpu).unwrap()),
+    ]);
+    let checkpoint = tiny();
+    let options = LoraOptions::with_strength(0.5);
+    let (report, patched) = apply(&checkpoint, &made.source(), &options).unwrap();
+    assert_eq!((report.modules, report.in_unet), (1, 1));
+    let plain = all(&checkpoint, &PatchStack::new());
+    for value in (&patched[bias] - &plain[bias]).unwrap().to_vec1::<f32>().unwrap() {
+        close(value, 1.5);
+    }
+}
+
+#[test]
+fn families_compose_in_the_order_in_which_they_are_given() {
+    let checkpoint = tiny();
+    let adapters = ["loha", "oft", "dora", "full", "peft_lokr/adapter_model"].map(|name| {
+        Lora::open(&source(&format!("lora/families/{name}.safetensors")), name).unwrap()
+    });
+    let stack = |order: &[usize]| {
+        let mut patches = PatchStack::new();
+        for (i, index) in order.iter().enumerate() {
+            let options = LoraOptions::with_strength(0.3 + 0.1 * *index as f64);
+            let name = i.to_string();
+            adapters[*index].apply(&checkpoint, &options, &mut patches).expect(&name);
+        }
+        all(&checkpoint, &patches)
+    };
+    // What only adds commutes, up to rounding.
+    let (one, other) = (stack(&[0, 3, 4]), stack(&[4, 0, 3]));
+    for (name, tensor) in &one {
+        assert!(relative_l2(tensor, &other[name]) < 1e-6, "{name}");
+    }
+    // Rotating what was added is not adding to what was rotated.
+    let linear = "down_blocks.1.attentions.0.transformer_blocks.0.attn2.to_k.weight";
+    assert!(relative_l2(&stack(&[0, 1])[linear], &stack(&[1, 0])[linear]) > 1e-3);
+}
+
+// ---- as parts of a model
+
+fn files(loras: Vec<LoraFile>) -> Files {
+    Files { loras, ..Files::new(Base::Folder(golden::path("tiny/model"))) }
+}
+
+#[test]
+fn strengths_of_unet_and_text_encoder_reach_the_weights() {
+    let lora = || LoraFile::new(golden::path("lora/kohya.safetensors"));
+    let counts = |scale, text_scale| {
+        let models = Models::open(&files(vec![LoraFile { scale, text_scale, ..lora() }])).unwrap();
+        let report = &models.adapters()[0];
+        (report.in_unet, report.in_text, report.switched_off)
+    };
+    assert_eq!(counts(0.8, None), (20, 4, 0));
+    assert_eq!(counts(0.8, Some(0.0)), (20, 0, 4));
+    assert_eq!(counts(0.0, Some(0.5)), (0, 4, 20));
+    assert_eq!(counts(0.0, None), (0, 0, 24));
+}
+
+#[test]
+fn an_adapter_given_twice_is_refused() {
+    let path = golden::path("lora/kohya.safetensors");
+    let same = golden::path("lora/../lora/kohya.safetensors");
+    let loras = vec![LoraFile::new(path.clone()), LoraFile::new(same)];
+    let error = Models::open(&files(loras)).unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Weights);
+    assert!(error.to_string().contains("kohya.safetensors`: is given twice"), "{error}");
+    assert!(error.hint().unwrap().contains("sum of its strengths"));
+    // The same name in two folders is two adapters.
+    let folder = tempfile::tempdir().unwrap();
+    let copy = folder.path().join("kohya.safetensors");
+    std::fs::copy(&path, &copy).unwrap();
+    let models = Models::open(&files(vec![LoraFile::new(path), LoraFile::new(copy)])).unwrap();
+    let names: Vec<&str> = models.adapters().iter().map(|report| report.name.as_str()).collect();
+    assert_ne!(names[0], names[1]);
 }

@@ -16,6 +16,8 @@ mod bench;
 mod cli;
 /// The text encoder.
 mod clip;
+/// ControlNets.
+mod control;
 /// Published sizes: names lists always, whole passes when asked.
 mod full_size;
 /// Published models and the hub, against a server on loopback.
@@ -36,6 +38,8 @@ mod sampler;
 /// Noise schedules and timesteps.
 mod schedule;
 mod support;
+/// Weighted, long and extended prompts.
+mod text;
 /// CLIP's tokenizer on hard strings.
 mod tokenizer;
 /// The denoising network and its motion modules.

@@ -13,7 +13,6 @@ use animatelcm::pipeline::{Event, Pipeline, Residency, Tensors};
 use animatelcm::rng::{Noise, RngKind};
 use animatelcm::sampler::{PlanSettings, SamplerKind};
 use animatelcm::schedule::{BetaSchedule, NoiseSchedule, Prediction, Spacing};
-use animatelcm::weights::Source;
 use animatelcm::{Error, Result};
 use candle_core::{DType, Device, Tensor};
 use serde_json::Value;
@@ -207,10 +206,8 @@ fn batch_contexts(_: &std::collections::HashMap<String, Tensor>) -> (Tensor, Ten
 #[test]
 fn loras_in_every_naming_equal_diffusers() {
     let lora = |name: &str, scale: f64| LoraFile {
-        source: Source::from(tiny::path(&format!("tiny/extras/{name}.safetensors"))),
         scale,
-        factor: None,
-        allow_partial: false,
+        ..LoraFile::new(tiny::path(&format!("tiny/extras/{name}.safetensors")))
     };
     for (name, loras) in [
         ("lora_kohya", vec![lora("lora-kohya", 0.8)]),
@@ -263,12 +260,7 @@ fn the_embedded_model_meets_its_reference_runs_from_the_seed_alone() {
             ..Request::default()
         };
         let mut files = Files::new(Base::Embedded);
-        files.loras.push(LoraFile {
-            source: Files::embedded_lora(),
-            scale: 1.0,
-            factor: None,
-            allow_partial: false,
-        });
+        files.loras.push(LoraFile::new(Files::embedded_lora()));
         let (got, _) = run(&files, &request, Tensors::default()).unwrap();
         assert_close(&got["context"], &want["context"], 1e-4);
         for i in 0..4 {

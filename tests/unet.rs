@@ -1,7 +1,7 @@
 //! The UNet and its motion modules against diffusers.
 
 use animatelcm::models::motion::{MotionConfig, MotionModule, MotionNorm};
-use animatelcm::models::unet::{UNet, UNetConfig, UNetInput};
+use animatelcm::models::unet::{Injection, UNet, UNetConfig, UNetInput};
 use animatelcm::weights::{Component, random};
 use candle_core::{DType, Device, Tensor};
 
@@ -14,7 +14,16 @@ const F32: f64 = 1e-5;
 fn pass(unet: &UNet, x: &Tensor, context: &Tensor, motion_norm: MotionNorm) -> Tensor {
     let (batch, _, frames, ..) = x.dims5().unwrap();
     let y = unet
-        .forward(&fold(x), &UNetInput { timestep: 759.0, frames, context, motion_norm })
+        .forward(
+            &fold(x),
+            &UNetInput {
+                timestep: 759.0,
+                frames,
+                context,
+                motion_norm,
+                injection: &Injection::default(),
+            },
+        )
         .unwrap();
     unfold(&y, batch)
 }
@@ -110,7 +119,8 @@ fn without_motion_it_agrees_with_a_second_implementation() {
     let x = fold(&case("unet")["x"]).narrow(0, 0, 2).unwrap();
     let context = &case("unet")["ctx"];
     let motion_norm = MotionNorm::PerFrame;
-    let input = UNetInput { timestep: 759.0, frames: 1, context, motion_norm };
+    let injection = &Injection::default();
+    let input = UNetInput { timestep: 759.0, frames: 1, context, motion_norm, injection };
     let ours = build(DType::F32).forward(&x, &input).unwrap();
     let theirs = theirs.forward(&x, 759.0, &context.repeat((2, 1, 1)).unwrap()).unwrap();
     // They use the tanh approximation of GELU: close, but not equal.
@@ -126,7 +136,13 @@ fn too_many_frames_are_refused_with_both_numbers() {
     let error = unet
         .forward(
             &x,
-            &UNetInput { timestep: 1.0, frames: 9, context, motion_norm: MotionNorm::Pooled },
+            &UNetInput {
+                timestep: 1.0,
+                frames: 9,
+                context,
+                motion_norm: MotionNorm::Pooled,
+                injection: &Injection::default(),
+            },
         )
         .unwrap_err();
     assert_eq!(error.kind().exit_code(), 2);

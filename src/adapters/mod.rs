@@ -1,3 +1,58 @@
-//! What is added to a model: LoRA.
+//! What is added to a model: LoRA changes its weights, conditioners run beside it.
 
+pub mod control_net;
 pub mod lora;
+mod range;
+mod strength;
+
+use std::fmt;
+
+use candle_core::Tensor;
+
+use crate::Result;
+use crate::models::unet::Injection;
+
+pub use self::range::ActiveRange;
+pub use self::strength::Strength;
+
+/// Runs beside the UNet and adds to what it computes.
+pub trait Conditioner: fmt::Debug + Send {
+    /// What messages call it.
+    fn label(&self) -> &str;
+
+    /// Adds its part to a pass of the UNet. Adding nothing leaves the pass as it is, bit for bit.
+    fn inject(&mut self, pass: &Pass<'_>, injection: &mut Injection) -> Result<()>;
+}
+
+/// A pass of the UNet that is about to be made.
+#[derive(Clone, Copy, Debug)]
+pub struct Pass<'a> {
+    /// What the UNet will be given, `(batch*frames, channels, height, width)`.
+    pub x: &'a Tensor,
+    /// What the UNet will be told about the noise.
+    pub timestep: f64,
+    /// How far the run is.
+    pub progress: Progress,
+    /// Which frames of the clip these are: all in order, or those of a window.
+    pub frames: &'a [usize],
+    /// Text states, `(batch, tokens, dim)`.
+    pub context: &'a Tensor,
+    /// How many clips of the batch, at its beginning, have the negative prompt.
+    pub negatives: usize,
+}
+
+impl Pass<'_> {
+    /// Clips in the batch, those with the negative prompt included.
+    pub fn clips(&self) -> Result<usize> {
+        Ok(self.context.dim(0)?)
+    }
+}
+
+/// A step of a run.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Progress {
+    /// Which, from 0.
+    pub step: usize,
+    /// Of how many.
+    pub steps: usize,
+}

@@ -6,9 +6,11 @@ use clap::{Args, Parser, Subcommand, ValueEnum};
 
 use crate::device::{DeviceChoice, DtypeChoice};
 use crate::models::motion::MotionNorm;
-use crate::pipeline::request::WeightedFile;
+use crate::pipeline::control::Control;
+use crate::pipeline::request::{Embedding, WeightedFile};
 use crate::rng::RngKind;
 use crate::schedule::{BetaSchedule, Spacing};
+use crate::text::prompt::PromptMode;
 
 /// Few-step video diffusion: a prompt becomes a short clip in about four denoising steps.
 #[derive(Debug, Parser)]
@@ -91,11 +93,20 @@ pub(super) struct GenerateArgs {
     /// What to avoid; counts only with --cfg-scale above 1.
     #[arg(short, long, value_name = "TEXT")]
     pub(super) negative_prompt: Option<String>,
+    /// How prompts are read: a1111 knows `(word:1.2)`, `[word]`, `BREAK` and prompts of any length, plain takes
+    /// every character as it is and cuts off what is too long [default: a1111].
+    #[arg(long, value_name = "a1111|plain")]
+    pub(super) prompt_mode: Option<PromptMode>,
+    /// Where the LoRAs are that a prompt names, as in `<lora:name:0.8>`.
+    #[arg(long, value_name = "DIR")]
+    pub(super) lora_dir: Option<PathBuf>,
 
     #[command(flatten)]
     pub(super) models: ModelFlags,
     #[command(flatten)]
     pub(super) clip: ClipFlags,
+    #[command(flatten)]
+    pub(super) control: ControlFlags,
     #[command(flatten)]
     pub(super) sampling: SamplingFlags,
     #[command(flatten)]
@@ -133,9 +144,12 @@ pub(super) struct ModelFlags {
     /// The consistency LoRA; `none` for none [default: the one made for the motion modules].
     #[arg(long, value_name = "NAME|FILE[:SCALE]")]
     pub(super) lcm_lora: Option<WeightedFile>,
-    /// A LoRA and its strength; repeatable.
+    /// A LoRA or a relative and its strength, also `FILE:unet=SCALE,text=SCALE`; repeatable.
     #[arg(long, value_name = "FILE[:SCALE]")]
     pub(super) lora: Vec<WeightedFile>,
+    /// A textual inversion and the word for it in prompts; repeatable [default: the word that the file names].
+    #[arg(long, value_name = "FILE[:WORD]")]
+    pub(super) embedding: Vec<Embedding>,
     /// Ignore the alpha of LoRAs, as AnimateLCM's own code does.
     #[arg(long)]
     pub(super) lora_legacy_scale: bool,
@@ -168,6 +182,16 @@ pub(super) struct ClipFlags {
     /// Frames a second of the file [default: 8].
     #[arg(long, value_name = "FPS")]
     pub(super) fps: Option<f64>,
+}
+
+#[derive(Debug, Args)]
+#[command(next_help_heading = "Control")]
+pub(super) struct ControlFlags {
+    /// A ControlNet and the picture, animation or folder of pictures that the frames follow; repeatable. After
+    /// NAME=HINT,model=FILE may follow scale=0.8 or a curve over the frames (scale=0:1.0,8:0.2), start=0 and
+    /// end=0.6 (parts of the run), fit=stretch|crop (hints of another size) and guess (guess mode).
+    #[arg(long, value_name = "NAME=HINT,model=FILE,...")]
+    pub(super) control: Vec<Control>,
 }
 
 #[derive(Debug, Args)]

@@ -12,10 +12,11 @@ use candle_core::Device;
 use serde_json::json;
 
 use super::args::{GenerateArgs, ModelFlags, OutputFlags, Reporting};
+use super::controls;
 use super::progress::Progress;
 use super::record::{Hashes, check_weights, device_name, metadata, program};
 use super::resolve::{self, Names};
-use super::{print, tensors, to_json};
+use super::{lora_tags, print, tensors, to_json};
 use crate::device::Precision;
 use crate::media::{FrameSink, RgbImage};
 use crate::output::{self, ClipInfo, Existing, Metadata};
@@ -76,7 +77,9 @@ pub(super) fn make(
     }
     let device = job.models.device.open()?;
     let precision = Precision::new(job.models.dtype, &device);
-    let files = resolve::files(&job.models, names)?;
+    let mut files = resolve::files(&job.models, names)?;
+    files.control_nets = resolve::control_nets(&job.request, names)?;
+    controls::check_hints(&mut job.request.controls)?;
     let mut extra = tensors::read(&mut job)?;
     extra.recorded = target.tensors.map(|_| BTreeMap::new());
     let models = Models::open(&files)?;
@@ -169,6 +172,9 @@ fn job(args: &GenerateArgs, names: &Names) -> Result<Job> {
             let mut job = Job::from_json(&read_request(path)?)?;
             // A clip's own metadata may be used as a request: then hashes are not a demand.
             job.weights.clear();
+            for control in &mut job.request.controls {
+                control.sha256 = None;
+            }
             job
         }
         None => Job::new(Spec::default(), Request::default()),
@@ -178,6 +184,9 @@ fn job(args: &GenerateArgs, names: &Names) -> Result<Job> {
         resolve::apply_defaults(names, &job.models, &mut job.request)?;
     }
     request(args, &mut job.request)?;
+    if let Some(folder) = &args.lora_dir {
+        lora_tags::resolve(&mut job, folder)?;
+    }
     if let Some(path) = &args.output.tensors_in {
         let file = path.to_string_lossy().into_owned();
         job.tensors_in = Some(FileRecord { file, sha256: None });
@@ -226,6 +235,9 @@ pub(super) fn spec(flags: &ModelFlags, spec: &mut Spec) {
     if !flags.lora.is_empty() {
         spec.loras.clone_from(&flags.lora);
     }
+    if !flags.embedding.is_empty() {
+        spec.embeddings.clone_from(&flags.embedding);
+    }
     spec.lora_legacy_scale |= flags.lora_legacy_scale;
     spec.allow_partial |= flags.allow_partial;
     set(&mut spec.device, flags.device.as_ref());
@@ -235,11 +247,15 @@ pub(super) fn spec(flags: &ModelFlags, spec: &mut Spec) {
 fn request(args: &GenerateArgs, request: &mut Request) -> Result<()> {
     set(&mut request.prompt, args.prompt.as_ref().or(args.prompt_flag.as_ref()));
     set(&mut request.negative_prompt, args.negative_prompt.as_ref());
+    set(&mut request.prompt_mode, args.prompt_mode.as_ref());
     let clip = &args.clip;
     set_some(&mut request.width, clip.width.as_ref());
     set_some(&mut request.height, clip.height.as_ref());
     set(&mut request.frames, clip.frames.as_ref());
     set(&mut request.fps, clip.fps.as_ref());
+    if !args.control.control.is_empty() {
+        request.controls.clone_from(&args.control.control);
+    }
     let flags = &args.sampling;
     set(&mut request.steps, flags.steps.as_ref());
     set(&mut request.cfg_scale, flags.cfg_scale.as_ref());

@@ -4,8 +4,10 @@
 
 mod args;
 mod bench;
+mod controls;
 mod generate;
 mod inspect;
+mod lora_tags;
 #[cfg(feature = "hub")]
 mod models;
 mod progress;

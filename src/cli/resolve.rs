@@ -1,9 +1,10 @@
 //! Names to files: what `--model`, `--motion` and the rest stand for on this machine.
 
+use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 
-use crate::pipeline::load::{Base, Files, LoraFile, Motion};
-use crate::pipeline::request::{Request, Spec, WeightedFile};
+use crate::pipeline::load::{Base, ControlFile, EmbeddingFile, Files, LoraFile, Motion};
+use crate::pipeline::request::{Embedding, Request, Spec, WeightedFile};
 use crate::weights::{Checkpoint, Source};
 use crate::{Error, Result};
 
@@ -101,9 +102,10 @@ pub(super) fn files(spec: &Spec, names: &Names) -> Result<Files> {
     }
 
     // The official code takes 1/8 for every consistency LoRA and 1 for every other one.
-    let lora = |source: Source, scale: f64, legacy: f64| LoraFile {
+    let lora = |source: Source, chosen: &WeightedFile, legacy: f64| LoraFile {
         source,
-        scale,
+        scale: chosen.scale,
+        text_scale: chosen.text_scale,
         factor: spec.lora_legacy_scale.then_some(legacy),
         allow_partial: spec.allow_partial,
     };
@@ -111,28 +113,44 @@ pub(super) fn files(spec: &Spec, names: &Names) -> Result<Files> {
         Some(chosen) if chosen.file == NONE => {}
         Some(chosen) => {
             let path = names.path("lcm-lora", &chosen.file)?;
-            files.loras.push(lora(path.into(), chosen.scale, 0.125));
+            files.loras.push(lora(path.into(), chosen, 0.125));
         }
         None if files.base == Base::Embedded && files.motion == Motion::Base => {
-            files.loras.push(lora(Files::embedded_lora(), 1.0, 0.125));
+            let factor = spec.lora_legacy_scale.then_some(0.125);
+            files.loras.push(LoraFile { factor, ..LoraFile::new(Files::embedded_lora()) });
         }
         None => {
-            if let Some(chosen) = lcm_lora {
+            if let Some(chosen) = &lcm_lora {
                 let path = names.path("lcm-lora", &chosen.file)?;
-                files.loras.push(lora(path.into(), chosen.scale, 0.125));
+                files.loras.push(lora(path.into(), chosen, 0.125));
             }
         }
     }
     for chosen in &spec.loras {
         let path = names.path("lora", &chosen.file)?;
-        files.loras.push(lora(path.into(), chosen.scale, 1.0));
+        files.loras.push(lora(path.into(), chosen, 1.0));
+    }
+    for Embedding { file, word } in &spec.embeddings {
+        let source = names.path("embedding", file)?.into();
+        files.embeddings.push(EmbeddingFile { source, word: word.clone() });
     }
     Ok(files)
 }
 
+/// The ControlNets that a request uses.
+pub(super) fn control_nets(request: &Request, names: &Names) -> Result<Vec<ControlFile>> {
+    let open = |word: &str| {
+        let source = names.path("control", word)?.into();
+        Ok(ControlFile { name: word.to_owned(), source })
+    };
+    // Several controls may share a network.
+    let words: BTreeSet<&str> = request.controls.iter().map(|c| c.model.as_str()).collect();
+    words.into_iter().map(open).collect()
+}
+
 fn default_lora() -> WeightedFile {
     // The strength of the official batch script and of the preset `animatelcm`.
-    WeightedFile { file: DEFAULT_LORA.into(), scale: 1.0 }
+    WeightedFile::new(DEFAULT_LORA, 1.0)
 }
 
 fn base(word: &str, names: &Names, lcm_lora: &mut Option<WeightedFile>) -> Result<Files> {
@@ -156,8 +174,7 @@ fn base(word: &str, names: &Names, lcm_lora: &mut Option<WeightedFile>) -> Resul
         let motion = part(Kind::Motion).map_or(Motion::Base, Motion::File);
         if let Some(path) = part(Kind::Lora) {
             let file = path.to_string_lossy().into_owned();
-            *lcm_lora =
-                Some(WeightedFile { file, scale: bundle.defaults.lora_scale.unwrap_or(1.0) });
+            *lcm_lora = Some(WeightedFile::new(file, bundle.defaults.lora_scale.unwrap_or(1.0)));
         }
         return Ok(Files { motion, vae: part(Kind::Vae), ..Files::new(base) });
     }

@@ -1,5 +1,7 @@
-//! Frames and where they go: the meeting point of the pipeline and the encoders.
+//! Frames, where they come from and where they go: the meeting point of the pipeline and the encoders.
 
+pub mod read;
+pub mod resize;
 pub mod tensor;
 
 pub use image::RgbImage;

@@ -1,6 +1,6 @@
-//! Tensors to pictures.
+//! Tensors to pictures and back.
 
-use candle_core::{DType, Tensor};
+use candle_core::{DType, Device, Tensor};
 use image::RgbImage;
 
 use crate::{Error, Result};
@@ -29,4 +29,20 @@ pub fn to_rgb(frame: &Tensor) -> Result<RgbImage> {
     }
     RgbImage::from_raw(width as u32, height as u32, pixels)
         .ok_or_else(|| Error::request("frames", "a decoded frame must have three channels"))
+}
+
+/// Turns pictures of one size into `(frames, 3, height, width)` in `[0, 1]`, in f32.
+///
+/// # Errors
+///
+/// When there is no picture, or their sizes differ.
+pub fn from_rgb(frames: &[RgbImage], device: &Device) -> Result<Tensor> {
+    let size = frames.first().map(RgbImage::dimensions).unwrap_or_default();
+    if size == (0, 0) || frames.iter().any(|frame| frame.dimensions() != size) {
+        return Err(Error::request("frames", "pictures of one size are needed"));
+    }
+    let (width, height) = (size.0 as usize, size.1 as usize);
+    let bytes: Vec<u8> = frames.iter().flat_map(|frame| frame.as_raw().iter().copied()).collect();
+    let pixels = Tensor::from_vec(bytes, (frames.len(), height, width, 3), device)?;
+    Ok((pixels.permute((0, 3, 1, 2))?.contiguous()?.to_dtype(DType::F32)? / 255.0)?)
 }

@@ -1,6 +1,7 @@
 //! The networks. Each is built from its JSON configuration and from weights under diffusers' names.
 
 pub mod clip;
+pub mod control_net;
 pub mod motion;
 pub mod unet;
 pub mod vae;

@@ -2,11 +2,12 @@
 
 use candle_core::{DType, Tensor};
 
-use crate::Result;
+use crate::adapters::{Conditioner, Pass, Progress};
 use crate::models::motion::MotionNorm;
-use crate::models::unet::{UNet, UNetInput};
-use crate::sampler::Denoiser;
+use crate::models::unet::{Injection, UNet, UNetInput};
+use crate::sampler::{Denoiser, Step};
 use crate::schedule::{NoiseLevel, Prediction};
+use crate::{Error, Result};
 
 /// How the two halves of classifier-free guidance are computed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -38,13 +39,24 @@ pub struct Guided<'a> {
     /// The same for the negative prompt, and the scale.
     negative: Option<(Tensor, f64)>,
     guidance: Guidance,
+    conditioners: Vec<Box<dyn Conditioner + 'a>>,
+    /// The levels that the sampler will ask at, in order.
+    levels: Vec<NoiseLevel>,
 }
 
 impl<'a> Guided<'a> {
     /// The network with a prompt's states, `(batch, tokens, dim)`.
     pub fn new(unet: &'a UNet, settings: Settings, context: &Tensor) -> Result<Self> {
         let context = context.to_dtype(settings.dtype)?;
-        Ok(Self { unet, settings, context, negative: None, guidance: Guidance::Batched })
+        Ok(Self {
+            unet,
+            settings,
+            context,
+            negative: None,
+            guidance: Guidance::Batched,
+            conditioners: vec![],
+            levels: vec![],
+        })
     }
 
     /// Guides away from a negative prompt's states, of the shape of the prompt's.
@@ -54,39 +66,92 @@ impl<'a> Guided<'a> {
         Ok(self)
     }
 
+    /// Has conditioners add to every pass, in order. `steps` are the sampler's: they tell how far a run is.
+    #[must_use]
+    pub fn condition(
+        mut self,
+        conditioners: Vec<Box<dyn Conditioner + 'a>>,
+        steps: &[Step],
+    ) -> Self {
+        self.conditioners = conditioners;
+        self.levels = steps.iter().map(|step| step.at).collect();
+        self
+    }
+
     /// The network's output for `x` `(batch, frames, channels, height, width)` in f32, guided; the same shape.
-    fn output(&self, x: &Tensor, timestep: f64) -> Result<Tensor> {
-        let Some((negative, scale)) = &self.negative else {
-            return self.pass(x, &self.context, timestep);
+    fn output(&mut self, x: &Tensor, at: NoiseLevel) -> Result<Tensor> {
+        let context = self.context.clone();
+        let Some((negative, scale)) = self.negative.clone() else {
+            return self.pass(x, &context, 0, at);
         };
+        let clips = negative.dim(0)?;
         let (away, towards) = match self.guidance {
             Guidance::Batched => {
-                let both = Tensor::cat(&[negative, &self.context], 0)?;
-                let halves = self.pass(&Tensor::cat(&[x, x], 0)?, &both, timestep)?.chunk(2, 0)?;
+                let both = Tensor::cat(&[&negative, &context], 0)?;
+                let output = self.pass(&Tensor::cat(&[x, x], 0)?, &both, clips, at)?;
+                let halves = output.chunk(2, 0)?;
                 (halves[0].clone(), halves[1].clone())
             }
             Guidance::TwoPasses => {
-                (self.pass(x, negative, timestep)?, self.pass(x, &self.context, timestep)?)
+                (self.pass(x, &negative, clips, at)?, self.pass(x, &context, 0, at)?)
             }
         };
-        Ok((&away + ((towards - &away)? * *scale)?)?)
+        Ok((&away + ((towards - &away)? * scale)?)?)
     }
 
-    fn pass(&self, x: &Tensor, context: &Tensor, timestep: f64) -> Result<Tensor> {
-        let frames = x.dim(1)?;
+    /// One pass over a batch whose first `negatives` clips have the negative prompt.
+    fn pass(
+        &mut self,
+        x: &Tensor,
+        context: &Tensor,
+        negatives: usize,
+        at: NoiseLevel,
+    ) -> Result<Tensor> {
+        let count = x.dim(1)?;
         let folded = x.to_dtype(self.settings.dtype)?.flatten(0, 1)?; // (batch*frames, channels, height, width)
-        let output = self.unet.forward(
-            &folded,
-            &UNetInput { timestep, frames, context, motion_norm: self.settings.motion_norm },
-        )?;
+        let frames: Vec<usize> = (0..count).collect();
+        let pass = Pass {
+            x: &folded,
+            timestep: at.timestep,
+            progress: self.progress(at),
+            frames: &frames,
+            context,
+            negatives,
+        };
+        let mut injection = Injection::default();
+        for conditioner in &mut self.conditioners {
+            conditioner.inject(&pass, &mut injection).map_err(|error| match error {
+                // The tensor library does not know whose shapes are wrong.
+                Error::Tensor(error) => Error::Adapter {
+                    adapter: conditioner.label().to_owned(),
+                    reason: error.to_string(),
+                },
+                other => other,
+            })?;
+        }
+        let input = UNetInput {
+            timestep: at.timestep,
+            frames: count,
+            context,
+            motion_norm: self.settings.motion_norm,
+            injection: &injection,
+        };
+        let output = self.unet.forward(&folded, &input)?;
         // Schedules divide by small numbers: that is done in f32.
         Ok(output.to_dtype(DType::F32)?.reshape(x.shape())?)
+    }
+
+    /// The step that a level belongs to: a sampler may ask between two steps, too.
+    fn progress(&self, at: NoiseLevel) -> Progress {
+        let noisier = |level: &&NoiseLevel| level.ratio() >= at.ratio();
+        let step = self.levels.iter().take_while(noisier).count().saturating_sub(1);
+        Progress { step, steps: self.levels.len().max(1) }
     }
 }
 
 impl Denoiser for Guided<'_> {
     fn denoise(&mut self, x: &Tensor, at: NoiseLevel) -> Result<Tensor> {
-        let output = self.output(x, at.timestep)?;
+        let output = self.output(x, at)?;
         self.settings.prediction.denoised(x, &output, at)
     }
 }

@@ -1,24 +1,30 @@
 //! Files to networks: which weights, which sizes.
 
+mod control_nets;
 mod sizes;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
 
 use candle_core::{DType, Device};
 use serde::de::DeserializeOwned;
 
+pub use control_nets::ControlFile;
+use control_nets::OpenControlNet;
+
 use super::embedded::Embedded;
 use super::flops::{self, ClipSize, UNetWork, Work};
 use super::request::Request;
 use crate::adapters::lora::{Lora, LoraOptions, LoraReport, LoraScale};
 use crate::models::clip::{TextConfig, TextEncoder};
+use crate::models::control_net::ControlNet;
 use crate::models::motion::MotionConfig;
 use crate::models::unet::{UNet, UNetConfig};
 use crate::models::vae::{AutoencoderKl, AutoencoderTiny, TinyVaeConfig, Vae, VaeConfig};
 use crate::schedule::{self, NoiseSchedule, Prediction};
 use crate::text::TextModel;
+use crate::text::inversion::Inversion;
 use crate::text::tokenizer::Tokenizer;
 use crate::weights::{Checkpoint, Component, LoadReport, PatchStack, Source, random};
 use crate::{Error, Result};
@@ -77,6 +83,19 @@ pub struct Files {
     pub motion: Motion,
     /// LoRAs, in order.
     pub loras: Vec<LoraFile>,
+    /// Textual inversions.
+    pub embeddings: Vec<EmbeddingFile>,
+    /// ControlNets that requests may use.
+    pub control_nets: Vec<ControlFile>,
+}
+
+/// A textual inversion to add.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct EmbeddingFile {
+    /// The file.
+    pub source: Source,
+    /// What it is called in prompts, if not as the file says.
+    pub word: Option<String>,
 }
 
 /// Where motion modules come from.
@@ -98,10 +117,25 @@ pub struct LoraFile {
     pub source: Source,
     /// How strongly.
     pub scale: f64,
+    /// How strongly in the text encoder, where that is not `scale`.
+    pub text_scale: Option<f64>,
     /// Replaces every module's alpha/rank, as AnimateLCM's own code does.
     pub factor: Option<f64>,
     /// Whether it may fit in part.
     pub allow_partial: bool,
+}
+
+impl LoraFile {
+    /// A LoRA at its full strength.
+    pub fn new(source: impl Into<Source>) -> Self {
+        Self {
+            source: source.into(),
+            scale: 1.0,
+            text_scale: None,
+            factor: None,
+            allow_partial: false,
+        }
+    }
 }
 
 impl Files {
@@ -114,6 +148,8 @@ impl Files {
             vae: None,
             motion: Motion::Base,
             loras: vec![],
+            embeddings: vec![],
+            control_nets: vec![],
         }
     }
 
@@ -133,6 +169,8 @@ pub struct Models {
     patches: PatchStack,
     loras: Vec<Source>,
     adapters: Vec<LoraReport>,
+    embeddings: Vec<Inversion>,
+    control_nets: BTreeMap<String, OpenControlNet>,
     unet: UNetConfig,
     vae: VaeSizes,
     text: TextConfig,
@@ -228,28 +266,49 @@ impl Models {
 
         let mut patches = PatchStack::new();
         let mut adapters = Vec::new();
+        let mut known = BTreeSet::new();
         for lora in &files.loras {
-            let name = lora.source.path().display().to_string();
+            let path = lora.source.path();
+            let name = path.display().to_string();
+            if !known.insert(path.canonicalize().unwrap_or_else(|_| path.to_path_buf())) {
+                let reason = "is given twice".into();
+                return Err(Error::Adapter { adapter: name, reason }
+                    .with_hint("give it once, with the sum of its strengths"));
+            }
             let options = LoraOptions {
                 scale: lora.factor.map_or(LoraScale::AlphaOverRank, LoraScale::Fixed),
                 allow_partial: lora.allow_partial,
-                ..LoraOptions::with_strength(lora.scale)
+                unet_strength: lora.scale,
+                text_strength: lora.text_scale.unwrap_or(lora.scale),
             };
             let adapter = Lora::open(&lora.source, name)?;
             adapters.push(adapter.apply(&checkpoint, &options, &mut patches)?);
         }
-        Ok(Self {
+        let mut embeddings = Vec::new();
+        for file in &files.embeddings {
+            let inversion = Inversion::open(&file.source, file.word.as_deref())?;
+            inversion.check_width(text.hidden_size)?;
+            embeddings.push(inversion);
+        }
+        let mut models = Self {
             base: files.base.clone(),
             checkpoint,
             drawn: None,
             patches,
             adapters,
+            embeddings,
             loras: files.loras.iter().map(|lora| lora.source.clone()).collect(),
+            control_nets: BTreeMap::new(),
             unet,
             vae,
             text,
             scheduler,
-        })
+        };
+        for file in &files.control_nets {
+            let net = OpenControlNet::open(file, &models.unet, models.factor())?;
+            models.control_nets.insert(file.name.clone(), net);
+        }
+        Ok(models)
     }
 
     /// Networks of a preset's sizes; their weights are drawn when they are built.
@@ -258,6 +317,8 @@ impl Models {
             && files.checkpoint.is_none()
             && files.vae.is_none()
             && files.loras.is_empty()
+            && files.embeddings.is_empty()
+            && files.control_nets.is_empty()
             && !matches!(files.motion, Motion::File(_));
         if !is_alone {
             let reason = "random weights cannot be mixed with those of files";
@@ -271,6 +332,8 @@ impl Models {
                 patches: PatchStack::new(),
                 loras: vec![],
                 adapters: vec![],
+                embeddings: vec![],
+                control_nets: BTreeMap::new(),
                 unet: UNetConfig::sd15(),
                 vae: VaeSizes::Kl(VaeConfig::default()),
                 text: TextConfig::default(),
@@ -295,7 +358,9 @@ impl Models {
     /// All files that weights come from.
     pub fn sources(&self) -> Vec<Source> {
         let archives = self.checkpoint.archives().iter().map(|archive| archive.source().clone());
-        archives.chain(self.loras.iter().cloned()).collect()
+        let embeddings = self.embeddings.iter().map(|inversion| inversion.source().clone());
+        let control_nets = self.control_nets.values().flat_map(OpenControlNet::sources);
+        archives.chain(self.loras.iter().cloned()).chain(embeddings).chain(control_nets).collect()
     }
 
     /// The open base files: names, shapes, what was left aside.
@@ -306,6 +371,11 @@ impl Models {
     /// What became of each LoRA.
     pub fn adapters(&self) -> &[LoraReport] {
         &self.adapters
+    }
+
+    /// The textual inversions.
+    pub fn embeddings(&self) -> &[Inversion] {
+        &self.embeddings
     }
 
     /// The UNet's sizes.
@@ -408,12 +478,34 @@ impl Models {
         if let Some(drawn) = &self.drawn {
             return drawn.get(&component).copied().unwrap_or(0) * dtype.size_in_bytes() as u64;
         }
-        let size = |name| {
-            let shape = self.checkpoint.shape_of(component, name).unwrap_or_default();
-            shape.iter().map(|d| *d as u64).product::<u64>()
-        };
-        let values: u64 = self.checkpoint.names(component).map(size).sum();
-        values * dtype.size_in_bytes() as u64
+        bytes(&self.checkpoint, component, dtype)
+    }
+
+    /// The names of the ControlNets that requests may use.
+    pub fn control_nets(&self) -> impl Iterator<Item = &str> {
+        self.control_nets.keys().map(String::as_str)
+    }
+
+    /// Bytes of a ControlNet; 0 if there is none of that name.
+    pub fn control_net_bytes(&self, name: &str, dtype: DType) -> u64 {
+        self.control_nets.get(name).map_or(0, |net| net.bytes(dtype))
+    }
+
+    /// Builds a ControlNet.
+    ///
+    /// # Errors
+    ///
+    /// When none of that name was opened, or its weights do not fit.
+    pub fn control_net(
+        &self,
+        name: &str,
+        dtype: DType,
+        device: &Device,
+    ) -> Result<(ControlNet, LoadReport)> {
+        match self.control_nets.get(name) {
+            Some(net) => net.build(dtype, device),
+            None => Err(Error::Missing { name: name.into(), reason: "was not opened".into() }),
+        }
     }
 
     /// Builds the tokenizer and the text encoder.
@@ -441,7 +533,11 @@ impl Models {
                 ),
             });
         }
-        Ok((TextModel::new(tokenizer, encoder, device), report))
+        let mut text = TextModel::new(tokenizer, encoder, device);
+        for inversion in &self.embeddings {
+            text.add(inversion)?;
+        }
+        Ok((text, report))
     }
 
     /// Builds the UNet.
@@ -476,6 +572,16 @@ impl std::fmt::Display for Base {
             Self::Random(preset) => write!(f, "random weights of {preset}"),
         }
     }
+}
+
+/// Bytes of a component's weights in a number format.
+fn bytes(checkpoint: &Checkpoint, component: Component, dtype: DType) -> u64 {
+    let size = |name| {
+        let shape = checkpoint.shape_of(component, name).unwrap_or_default();
+        shape.iter().map(|d| *d as u64).product::<u64>()
+    };
+    let values: u64 = checkpoint.names(component).map(size).sum();
+    values * dtype.size_in_bytes() as u64
 }
 
 /// Adds the motion modules; the folder in which a `config.json` may describe them, if there is one.

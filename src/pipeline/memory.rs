@@ -1,5 +1,7 @@
 //! What a run will need, worked out before it starts.
 
+use std::collections::BTreeSet;
+
 use candle_core::{DType, Device};
 
 use super::denoiser::Guidance;
@@ -28,6 +30,10 @@ pub struct Plan {
 /// feed-forward layer's eightfold width and its result, convolution buffers. Measured (see benches/RESULTS.md).
 const UNET_VALUES: f64 = 28.0;
 
+/// Values of a ControlNet's residuals, for every value of the first stage's output: counted for the widths of Stable
+/// Diffusion 1.5. Those of a second one come before they are added up.
+const RESIDUAL_VALUES: f64 = 5.5;
+
 /// The same for the decoder, for every value of its last stage's output.
 const DECODER_VALUES: f64 = 8.0;
 
@@ -53,7 +59,8 @@ impl Plan {
         };
         let latents = (size.0 / models.factor()) * (size.1 / models.factor());
         let first = models.unet_config().block_out_channels[0];
-        let values = (request.frames * latents * first) as f64 * UNET_VALUES;
+        let residuals = request.controls.len().min(2) as f64 * RESIDUAL_VALUES;
+        let values = (request.frames * latents * first) as f64 * (UNET_VALUES + residuals);
         // A decoder's last stages work at full size, the one before the last in twice the channels.
         let at_once = (64 * 64 / latents.max(1)).clamp(1, request.frames);
         let pixels = size.0 * size.1 * at_once;
@@ -66,8 +73,12 @@ impl Plan {
         } else {
             0
         };
+        // Controls may share a network.
+        let nets: BTreeSet<&str> = request.controls.iter().map(|c| c.model.as_str()).collect();
+        let nets: u64 =
+            nets.into_iter().map(|net| models.control_net_bytes(net, precision.unet)).sum();
         Self {
-            weights: models.unet_bytes(precision.unet) + models.vae_bytes(precision.vae),
+            weights: models.unet_bytes(precision.unet) + models.vae_bytes(precision.vae) + nets,
             pass: (values * bytes(precision.unet)) as u64,
             clips: if request.is_guided() { 2 } else { 1 },
             decode: (decoded * bytes(precision.vae)) as u64,

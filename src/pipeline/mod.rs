@@ -2,6 +2,7 @@
 //!
 //! [`Pipeline::generate`] is the whole story: text, noise levels, first latents, the sampler's walk, decoding.
 
+pub mod control;
 pub mod denoiser;
 mod embedded;
 pub mod flops;
@@ -14,13 +15,14 @@ use std::collections::BTreeMap;
 use candle_core::{DType, Device, Tensor};
 
 use crate::device::{self, Precision};
-use crate::media::{FrameSink, tensor::to_rgb};
+use crate::media::{FrameSink, RgbImage, tensor::to_rgb};
+use crate::models::control_net::ControlNet;
 use crate::models::unet::UNet;
 use crate::models::vae::Vae;
 use crate::rng::Noise;
 use crate::sampler::{Denoiser, Observer, Plan, PlanSettings, Progress};
 use crate::schedule::{NoiseLevel, NoiseSchedule};
-use crate::text::TextModel;
+use crate::text::{Chunks, TextModel};
 use crate::weights::LoadReport;
 use crate::{Error, Result};
 use denoiser::{Guidance, Guided, Settings};
@@ -34,7 +36,7 @@ use request::Request;
 pub enum Event {
     /// A part is about to be loaded.
     Load {
-        /// Which: `text`, `unet` or `vae`.
+        /// Which: `text`, `unet`, `vae` or `controlnet`.
         part: &'static str,
         /// Bytes that it will have in memory.
         bytes: u64,
@@ -118,6 +120,7 @@ pub struct Pipeline {
     text: Option<TextModel>,
     unet: Option<UNet>,
     vae: Option<Vae>,
+    control_nets: BTreeMap<String, ControlNet>,
 }
 
 /// Which parts stay in memory.
@@ -133,7 +136,16 @@ pub enum Residency {
 impl Pipeline {
     /// Nothing is loaded yet.
     pub fn new(models: Models, device: Device, precision: Precision, residency: Residency) -> Self {
-        Self { models, device, precision, residency, text: None, unet: None, vae: None }
+        Self {
+            models,
+            device,
+            precision,
+            residency,
+            text: None,
+            unet: None,
+            vae: None,
+            control_nets: BTreeMap::new(),
+        }
     }
 
     /// What it runs.
@@ -174,6 +186,12 @@ impl Pipeline {
                 Error::request("frames", reason).with_hint(format!("use at most {longest}"))
             );
         }
+        for control in &request.controls {
+            if !self.models.control_nets().any(|name| name == control.model) {
+                return Err(control::unopened(control));
+            }
+        }
+        let hints = control::hints(request, (width, height))?;
         let schedule = self.models.schedule(request)?;
         let plan = request.sampler.plan(
             &schedule,
@@ -189,7 +207,7 @@ impl Pipeline {
         let memory = MemoryPlan::new(&self.models, self.precision, &self.device, request, size);
         let available = device::available_memory(&self.device);
         let guidance = memory.choose(available)?;
-        Ok(Prepared { width, height, schedule, plan, guidance, memory })
+        Ok(Prepared { width, height, hints, schedule, plan, guidance, memory })
     }
 
     /// Makes a clip.
@@ -211,6 +229,7 @@ impl Pipeline {
         let (context, negative) = self.encode(request, tensors, listener)?;
         // The autoencoder is small: if something is wrong with it, that shows before the long part.
         self.load_vae(listener)?;
+        self.load_control_nets(request.controls.iter().map(|c| c.model.clone()), listener)?;
         self.load_unet(listener)?;
         listener.event(Event::Loaded)?;
 
@@ -237,6 +256,7 @@ impl Pipeline {
 
         if self.residency == Residency::OneAtATime {
             self.unet = None;
+            self.control_nets.clear();
         }
         let vae = loaded(self.vae.as_ref())?;
         decode(vae, &latents, self.precision.vae, tensors, listener, sink)?;
@@ -246,7 +266,7 @@ impl Pipeline {
         Ok(())
     }
 
-    /// The network with its prompts.
+    /// The network with its prompts and what it follows.
     fn guided(
         &self,
         request: &Request,
@@ -260,16 +280,26 @@ impl Pipeline {
             motion_norm: request.motion_norm,
         };
         let guided = Guided::new(loaded(self.unet.as_ref())?, settings, context)?;
-        match negative {
-            Some(negative) => guided.guide(negative, request.cfg_scale, prepared.guidance),
-            None => Ok(guided),
-        }
+        let guided = match negative {
+            Some(negative) => guided.guide(negative, request.cfg_scale, prepared.guidance)?,
+            None => guided,
+        };
+        let conditioners = control::conditioners(
+            &request.controls,
+            &prepared.hints,
+            &self.control_nets,
+            self.precision.unet,
+            &self.device,
+        )?;
+        Ok(guided.condition(conditioners, &prepared.plan.steps))
     }
 
     /// Loads all parts now instead of when they are needed. With [`Residency::KeepAll`] they then stay.
     pub fn load(&mut self, listener: &mut dyn Listener) -> Result<()> {
         self.load_text(listener)?;
         self.load_vae(listener)?;
+        let names: Vec<String> = self.models.control_nets().map(str::to_owned).collect();
+        self.load_control_nets(names, listener)?;
         self.load_unet(listener)
     }
 
@@ -284,19 +314,25 @@ impl Pipeline {
         let Some(text) = self.text.take() else {
             return Err(Error::Missing { name: "text".into(), reason: "was not loaded".into() });
         };
-        let mut encode = |name: &str, prompt: &str| {
-            let encoded = text.encode(prompt, request.clip_skip)?;
-            if let Some(lost) = encoded.truncated {
+        let mut read = |name: &str, prompt: &str| {
+            let chunks = text.read(prompt, request.prompt_mode)?;
+            if let Some(lost) = chunks.truncated() {
                 let lost: String = lost.chars().take(60).collect();
                 let message = format!("the {name} is too long; it ends before `{lost}`");
                 listener.event(Event::Warning { message })?;
             }
-            Ok::<_, Error>(encoded.states)
+            Ok::<_, Error>(chunks)
         };
-        let context = encode("prompt", &request.prompt)?;
+        let prompt = read("prompt", &request.prompt)?;
         let negative = request
             .is_guided()
-            .then(|| encode("negative prompt", &request.negative_prompt))
+            .then(|| read("negative prompt", &request.negative_prompt))
+            .transpose()?;
+        // Both have the same number of tokens, or they could not share a batch.
+        let count = prompt.len().max(negative.as_ref().map_or(1, Chunks::len));
+        let context = text.states(&prompt, count, request.clip_skip)?;
+        let negative = negative
+            .map(|negative| text.states(&negative, count, request.clip_skip))
             .transpose()?;
         tensors.record("context", || Ok(context.to_dtype(DType::F32)?))?;
         if let Some(negative) = &negative {
@@ -329,6 +365,25 @@ impl Pipeline {
         Ok(())
     }
 
+    fn load_control_nets(
+        &mut self,
+        names: impl IntoIterator<Item = String>,
+        listener: &mut dyn Listener,
+    ) -> Result<()> {
+        let dtype = self.precision.unet;
+        for name in names {
+            if self.control_nets.contains_key(&name) {
+                continue;
+            }
+            let bytes = self.models.control_net_bytes(&name, dtype);
+            listener.event(Event::Load { part: "controlnet", bytes })?;
+            let (net, report) = self.models.control_net(&name, dtype, &self.device)?;
+            listener.event(Event::Report { report })?;
+            self.control_nets.insert(name, net);
+        }
+        Ok(())
+    }
+
     fn load_vae(&mut self, listener: &mut dyn Listener) -> Result<()> {
         if self.vae.is_none() {
             let bytes = self.models.vae_bytes(self.precision.vae);
@@ -348,6 +403,8 @@ pub struct Prepared {
     pub width: usize,
     /// Pixels.
     pub height: usize,
+    /// For every control its pictures in the clip's size: one, or one for each frame.
+    pub hints: Vec<Vec<RgbImage>>,
     /// The noise schedule.
     pub schedule: NoiseSchedule,
     /// The sampler's way.

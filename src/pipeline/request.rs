@@ -2,11 +2,13 @@
 
 use serde::{Deserialize, Serialize};
 
+use super::control::{self, Control};
 use crate::device::{DeviceChoice, DtypeChoice};
 use crate::models::motion::MotionNorm;
 use crate::rng::RngKind;
 use crate::sampler::SamplerKind;
 use crate::schedule::{BetaSchedule, Spacing};
+use crate::text::prompt::{self, PromptMode};
 use crate::{Error, Result};
 
 /// The name of this vocabulary.
@@ -105,6 +107,8 @@ pub struct Spec {
     pub lcm_lora: Option<WeightedFile>,
     /// More LoRAs, in order.
     pub loras: Vec<WeightedFile>,
+    /// Textual inversions, in order.
+    pub embeddings: Vec<Embedding>,
     /// Ignores a LoRA's alpha, as AnimateLCM's own code does.
     pub lora_legacy_scale: bool,
     /// Accepts LoRAs that fit in part.
@@ -115,7 +119,34 @@ pub struct Spec {
     pub dtype: DtypeChoice,
 }
 
-/// A file and how strongly it counts: `FILE` or `FILE:SCALE`.
+/// A textual inversion: `FILE` or `FILE:WORD`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Embedding {
+    /// A path.
+    pub file: String,
+    /// What it is called in prompts, if not as the file says.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub word: Option<String>,
+}
+
+impl std::str::FromStr for Embedding {
+    type Err = Error;
+
+    fn from_str(s: &str) -> Result<Self> {
+        // What follows a colon is part of a path if it has a separator: `C:\x.pt`.
+        let (file, word) = match s.rsplit_once(':') {
+            Some((file, word)) if !word.contains(['/', '\\']) => (file, Some(word.to_owned())),
+            _ => (s, None),
+        };
+        if file.is_empty() || word.as_ref().is_some_and(|word| word.trim().is_empty()) {
+            return Err(Error::request("embedding", format!("`{s}` is not FILE or FILE:WORD")));
+        }
+        Ok(Self { file: file.to_owned(), word })
+    }
+}
+
+/// A file and how strongly it counts: `FILE`, `FILE:SCALE` or `FILE:unet=SCALE,text=SCALE`.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct WeightedFile {
@@ -124,28 +155,74 @@ pub struct WeightedFile {
     /// 1 by default.
     #[serde(default = "one")]
     pub scale: f64,
+    /// The scale in the text encoder, where it is not that of the rest.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub text_scale: Option<f64>,
 }
 
 fn one() -> f64 {
     1.0
 }
 
+impl WeightedFile {
+    /// A file with one scale for everything.
+    pub fn new(file: impl Into<String>, scale: f64) -> Self {
+        Self { file: file.into(), scale, text_scale: None }
+    }
+
+    /// The scales that stand behind a file's colon; nothing if that is no such thing.
+    fn scales(text: &str) -> Option<Result<(f64, Option<f64>), ()>> {
+        let number =
+            |text: &str| text.parse::<f64>().ok().filter(|scale| scale.is_finite()).ok_or(());
+        if text.parse::<f64>().is_ok() {
+            return Some(number(text).map(|scale| (scale, None)));
+        }
+        if !text.contains('=') || text.contains(['/', '\\']) {
+            return None;
+        }
+        let (mut unet, mut text_scale) = (None, None);
+        for part in text.split(',') {
+            let before = match part.split_once('=') {
+                Some(("unet", scale)) => unet.replace(scale),
+                Some(("text", scale)) => text_scale.replace(scale),
+                _ => return Some(Err(())),
+            };
+            if before.is_some() {
+                return Some(Err(()));
+            }
+        }
+        let scale = |text: Option<&str>| text.map_or(Ok(1.0), number);
+        Some(scale(unet).and_then(|unet| Ok((unet, Some(scale(text_scale)?)))))
+    }
+}
+
 impl std::str::FromStr for WeightedFile {
     type Err = Error;
 
     fn from_str(s: &str) -> Result<Self> {
-        // A colon may also belong to a Windows path, so only a number after the last one counts.
-        let (file, scale) = match s.rsplit_once(':') {
-            Some((file, scale)) => match scale.parse::<f64>() {
-                Ok(scale) => (file, scale),
-                Err(_) => (s, 1.0),
-            },
-            None => (s, 1.0),
-        };
-        if file.is_empty() || !scale.is_finite() {
-            return Err(Error::request("lora", format!("`{s}` is not FILE or FILE:SCALE")));
+        // A colon may also belong to a Windows path, so only scales after the last one count.
+        let scales = s.rsplit_once(':').and_then(|(file, text)| Some((file, Self::scales(text)?)));
+        let (file, scales) = scales.unwrap_or((s, Ok((1.0, None))));
+        match scales {
+            Ok((scale, text_scale)) if !file.is_empty() => {
+                Ok(Self { file: file.to_owned(), scale, text_scale })
+            }
+            _ => {
+                let reason = format!("`{s}` is not FILE, FILE:SCALE or FILE:unet=SCALE,text=SCALE");
+                Err(Error::request("lora", reason))
+            }
         }
-        Ok(Self { file: file.to_owned(), scale })
+    }
+}
+
+impl std::fmt::Display for WeightedFile {
+    /// The file and its scales in words.
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let Self { file, scale, text_scale } = self;
+        match text_scale {
+            None => write!(f, "{file} at {scale}"),
+            Some(text) => write!(f, "{file} at {scale} in the unet, {text} in the text encoder"),
+        }
     }
 }
 
@@ -157,6 +234,8 @@ pub struct Request {
     pub prompt: String,
     /// What to avoid; counts only with guidance.
     pub negative_prompt: String,
+    /// How both are read.
+    pub prompt_mode: PromptMode,
     /// Pixels; the model's own size if left out.
     pub width: Option<usize>,
     /// Pixels; the model's own size if left out.
@@ -189,6 +268,9 @@ pub struct Request {
     pub seed: Option<u64>,
     /// Whose generator the seed belongs to.
     pub rng: RngKind,
+    /// What the frames are to follow.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub controls: Vec<Control>,
 }
 
 impl Default for Request {
@@ -196,6 +278,7 @@ impl Default for Request {
         Self {
             prompt: String::new(),
             negative_prompt: String::new(),
+            prompt_mode: PromptMode::A1111,
             width: None,
             height: None,
             frames: 16,
@@ -212,8 +295,28 @@ impl Default for Request {
             clip_skip: 0,
             seed: None,
             rng: RngKind::Cpu,
+            controls: vec![],
         }
     }
+}
+
+/// Checks a prompt's grammar; LoRA tags must have been taken out.
+fn check_words(field: &'static str, text: &str) -> Result<()> {
+    const PLAIN: &str = "--prompt-mode plain takes every character as it is";
+    if let Some(tag) = prompt::first_tag(text) {
+        let tag: String = tag.chars().take(80).collect();
+        return Err(if field == "prompt" {
+            Error::request(field, format!("`{tag}` asks for a LoRA"))
+                .with_hint(format!("--lora-dir DIR says where such LoRAs are; {PLAIN}"))
+        } else {
+            Error::request(field, format!("`{tag}` is not for negative prompts"))
+                .with_hint(format!("put it into the prompt; {PLAIN}"))
+        });
+    }
+    prompt::parse(text).map(|_| ()).map_err(|reason| {
+        Error::request(field, reason)
+            .with_hint(format!("brackets that are meant are written \\( and \\); {PLAIN}"))
+    })
 }
 
 /// The longest prompt that is looked at.
@@ -250,7 +353,11 @@ impl Request {
                 let reason = format!("{} bytes, at most {MAX_PROMPT_BYTES} are read", text.len());
                 return Err(Error::request(field, reason));
             }
+            if self.prompt_mode == PromptMode::A1111 {
+                check_words(field, text)?;
+            }
         }
+        control::validate(&self.controls)?;
         for (field, value) in [("width", self.width), ("height", self.height)] {
             if let Some(value) = value {
                 at_least(field, value, 8)?;
@@ -319,6 +426,64 @@ mod tests {
         assert_eq!(parse("C:\\x:-0.5"), Some(("C:\\x".into(), -0.5)));
         assert_eq!(parse(":1"), None);
         assert_eq!(parse("x:inf"), None);
+    }
+
+    #[test]
+    fn scales_of_unet_and_text_encoder_can_differ() {
+        let parse = |s: &str| {
+            let file = s.parse::<WeightedFile>().ok()?;
+            Some((file.file, file.scale, file.text_scale))
+        };
+        let both = Some(("a:b".to_owned(), 0.8, Some(0.5)));
+        assert_eq!(parse("a:b:unet=0.8,text=0.5"), both);
+        assert_eq!(parse("a:b:text=0.5,unet=0.8"), both);
+        assert_eq!(parse("x:unet=0.8"), Some(("x".into(), 0.8, Some(1.0))));
+        assert_eq!(parse("x:text=0"), Some(("x".into(), 1.0, Some(0.0))));
+        assert_eq!(parse("C:\\a=b"), Some(("C:\\a=b".into(), 1.0, None)));
+        assert_eq!(parse("C:/text=1"), Some(("C:/text=1".into(), 1.0, None)));
+        for wrong in
+            ["x:unet=a", "x:unet=NaN", "x:clip=1", "x:unet=1,unet=1", "x:unet=1,", ":text=1"]
+        {
+            assert_eq!(parse(wrong), None, "{wrong}");
+        }
+        let error = "x:clip=1".parse::<WeightedFile>().unwrap_err();
+        assert!(error.to_string().contains("FILE:unet=SCALE,text=SCALE"), "{error}");
+    }
+
+    #[test]
+    fn one_scale_is_written_as_before() {
+        let json = |s: &str| serde_json::to_string(&s.parse::<WeightedFile>().unwrap()).unwrap();
+        assert_eq!(json("x:0.5"), r#"{"file":"x","scale":0.5}"#);
+        assert_eq!(json("x:text=0.5"), r#"{"file":"x","scale":1.0,"text_scale":0.5}"#);
+        let read: WeightedFile = serde_json::from_str(r#"{"file":"x"}"#).unwrap();
+        assert_eq!(read, WeightedFile::new("x", 1.0));
+    }
+
+    #[test]
+    fn a_word_follows_the_last_colon_of_an_embedding() {
+        let parse = |s: &str| s.parse::<Embedding>().map(|e| (e.file, e.word)).ok();
+        assert_eq!(parse("a.pt"), Some(("a.pt".into(), None)));
+        assert_eq!(parse("d/a.pt:<cat toy>"), Some(("d/a.pt".into(), Some("<cat toy>".into()))));
+        assert_eq!(parse("C:\\a.pt"), Some(("C:\\a.pt".into(), None)));
+        assert_eq!(parse("C:\\a.pt:x"), Some(("C:\\a.pt".into(), Some("x".into()))));
+        assert_eq!(parse("a.pt:"), None);
+        assert_eq!(parse(":x"), None);
+    }
+
+    #[test]
+    fn prompts_that_break_the_rules_are_told_so_unless_they_are_plain() {
+        let prompt = |prompt: &str| Request { prompt: prompt.into(), ..Request::default() };
+        let error = prompt("a <lora:x:0.5>").validate().unwrap_err();
+        assert_eq!(error.to_string(), "prompt: `<lora:x:0.5>` asks for a LoRA");
+        assert!(error.hint().unwrap().contains("--lora-dir"));
+        let error = prompt("(a:1.2.3)").validate().unwrap_err();
+        assert_eq!(error.to_string(), "prompt: `1.2.3` is not a weight");
+        let negative = Request { negative_prompt: "<lora:x>".into(), ..Request::default() };
+        assert!(negative.validate().unwrap_err().to_string().starts_with("negative-prompt: "));
+        for text in ["a <lora:x:0.5>", "(a:1.2.3)"] {
+            let plain = Request { prompt_mode: PromptMode::Plain, ..prompt(text) };
+            assert!(plain.validate().is_ok());
+        }
     }
 
     #[test]

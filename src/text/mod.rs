@@ -1,19 +1,53 @@
 //! Prompts to what the network reads.
 
+mod chunks;
+pub mod inversion;
+pub mod prompt;
 pub mod tokenizer;
 
-use candle_core::{Device, Tensor};
+use std::collections::BTreeMap;
+use std::ops::Range;
 
-use crate::Result;
+use candle_core::{DType, Device, Tensor};
+
 use crate::models::clip::TextEncoder;
+use crate::{Error, Result};
+use chunks::{Chunk, Chunker};
+use inversion::Inversion;
+use prompt::{Part, PromptMode};
 use tokenizer::Tokenizer;
 
-/// A tokenizer and the encoder that knows its tokens.
+/// Chunks in the longest prompt: more than anybody writes, and no run takes hours for its text.
+const MOST_CHUNKS: usize = 32;
+
+/// A tokenizer, the encoder that knows its tokens, and embeddings that were added to both.
 #[derive(Debug)]
 pub struct TextModel {
     tokenizer: Tokenizer,
     encoder: TextEncoder,
     device: Device,
+    /// Which rows of the encoder's table an added token stands for.
+    added: BTreeMap<u32, Range<u32>>,
+}
+
+/// A prompt in tokens, in as many chunks as it needs.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Chunks {
+    chunks: Vec<Chunk>,
+    truncated: Option<String>,
+}
+
+impl Chunks {
+    /// How many there are, at least 1.
+    #[allow(clippy::len_without_is_empty)]
+    pub fn len(&self) -> usize {
+        self.chunks.len()
+    }
+
+    /// The end of the prompt that did not fit, from where it was cut or at most a few words further on.
+    pub fn truncated(&self) -> Option<&str> {
+        self.truncated.as_deref()
+    }
 }
 
 /// An encoded prompt.
@@ -28,13 +62,167 @@ pub struct EncodedText {
 impl TextModel {
     /// Joins the two; the encoder's weights are on `device`.
     pub fn new(tokenizer: Tokenizer, encoder: TextEncoder, device: &Device) -> Self {
-        Self { tokenizer, encoder, device: device.clone() }
+        Self { tokenizer, encoder, device: device.clone(), added: BTreeMap::new() }
     }
 
-    /// Encodes a prompt, leaving out the encoder's last `skip` layers.
-    pub fn encode(&self, prompt: &str, skip: usize) -> Result<EncodedText> {
-        let encoding = self.tokenizer.encode(prompt)?;
-        let ids = Tensor::new(encoding.ids.as_slice(), &self.device)?.unsqueeze(0)?;
-        Ok(EncodedText { states: self.encoder.forward(&ids, skip)?, truncated: encoding.truncated })
+    /// Adds a textual inversion: its words then stand for its vectors.
+    ///
+    /// A word of several vectors stands for all of them, and `word_1`, `word_2` and so on for the second, the third
+    /// and so on alone, as in diffusers.
+    ///
+    /// # Errors
+    ///
+    /// When its vectors are of another width, too many for a prompt, or all its words have a meaning already.
+    pub fn add(&mut self, inversion: &Inversion) -> Result<()> {
+        inversion.check_width(self.encoder.width())?;
+        let room = self.room()?;
+        for word in inversion.words() {
+            let count = word.vectors.dim(0)?;
+            if count > room {
+                let reason = format!("has {count} vectors, a prompt holds {room}");
+                return Err(inversion.refused(reason));
+            }
+            let free: Vec<&String> =
+                word.names.iter().filter(|name| !self.tokenizer.knows(name)).collect();
+            if free.is_empty() {
+                let name = word.names.first().map(String::as_str).unwrap_or_default();
+                let reason = format!("its word `{name}` is in the vocabulary already");
+                return Err(inversion
+                    .refused(reason)
+                    .with_hint("name another: --embedding FILE:WORD"));
+            }
+            let first = self.encoder.add_tokens(&word.vectors)?;
+            let rows = first..first + count as u32;
+            for name in free {
+                self.added.insert(self.tokenizer.add_token(name)?, rows.clone());
+                for (i, row) in rows.clone().enumerate().skip(1) {
+                    let id = self.tokenizer.add_token(&format!("{name}_{i}"))?;
+                    self.added.insert(id, row..row + 1);
+                }
+            }
+        }
+        Ok(())
     }
+
+    /// Reads a prompt.
+    ///
+    /// # Errors
+    ///
+    /// When it breaks the rules of [`prompt`](mod@prompt), see [`prompt::parse`].
+    pub fn read(&self, prompt: &str, mode: PromptMode) -> Result<Chunks> {
+        match mode {
+            PromptMode::A1111 => self.chunked(prompt),
+            PromptMode::Plain => self.cut(prompt),
+        }
+    }
+
+    /// The states of a prompt, `(1, count*tokens, dim)`; empty chunks follow until there are `count`.
+    ///
+    /// The encoder's last `skip` layers are left out. Each chunk's states are multiplied by the weights of its
+    /// tokens and then by the one number that gives them back their mean, as AUTOMATIC1111 does.
+    pub fn states(&self, prompt: &Chunks, count: usize, skip: usize) -> Result<Tensor> {
+        let empty = Chunk::default();
+        let chunks = prompt.chunks.iter().chain(std::iter::repeat(&empty));
+        let states: Vec<Tensor> = chunks
+            .take(count.max(prompt.len()))
+            .map(|chunk| self.encode_chunk(chunk, skip))
+            .collect::<Result<_>>()?;
+        Ok(Tensor::cat(&states, 1)?)
+    }
+
+    /// Reads and encodes one prompt in the default way.
+    pub fn encode(&self, prompt: &str, skip: usize) -> Result<EncodedText> {
+        let chunks = self.read(prompt, PromptMode::default())?;
+        Ok(EncodedText { states: self.states(&chunks, 1, skip)?, truncated: chunks.truncated })
+    }
+
+    /// How many tokens fit between begin and end.
+    fn room(&self) -> Result<usize> {
+        let most = self.tokenizer.max_length().min(self.encoder.max_tokens());
+        most.checked_sub(2).filter(|room| *room > 0).ok_or_else(|| Error::Weights {
+            component: "text encoder".into(),
+            summary: format!("holds {most} tokens, a prompt needs 3"),
+        })
+    }
+
+    fn rows(&self, token: u32) -> Range<u32> {
+        self.added.get(&token).cloned().unwrap_or(token..token.saturating_add(1))
+    }
+
+    fn chunked(&self, prompt: &str) -> Result<Chunks> {
+        let parts = prompt::parse(prompt).map_err(|reason| Error::request("prompt", reason))?;
+        let mut chunker = Chunker::new(self.room()?, self.tokenizer.id(",</w>"));
+        let mut truncated = None;
+        'parts: for part in parts {
+            let Part::Text { text, weight } = part else {
+                chunker.close();
+                continue;
+            };
+            for (token, start) in self.tokenizer.ids_with_starts(&text)? {
+                chunker.push(token, self.rows(token), weight as f32);
+                if chunker.count() > MOST_CHUNKS {
+                    truncated = text.get(start..).map(|lost| lost.trim().to_owned());
+                    break 'parts;
+                }
+            }
+        }
+        let mut chunks = chunker.finish();
+        chunks.truncate(MOST_CHUNKS);
+        Ok(Chunks { chunks, truncated })
+    }
+
+    fn cut(&self, prompt: &str) -> Result<Chunks> {
+        let room = self.room()?;
+        let mut ids = Vec::with_capacity(room);
+        let mut truncated = None;
+        for (token, start) in self.tokenizer.ids_with_starts(prompt)? {
+            let rows = self.rows(token);
+            let left = room - ids.len();
+            let fits = rows.len() <= left;
+            ids.extend(rows.take(left));
+            if !fits {
+                truncated = prompt.get(start..).map(|lost| lost.trim().to_owned());
+                break;
+            }
+        }
+        let weights = vec![1.0; ids.len()];
+        Ok(Chunks { chunks: vec![Chunk { ids, weights }], truncated })
+    }
+
+    /// `(1, tokens, dim)`.
+    fn encode_chunk(&self, chunk: &Chunk, skip: usize) -> Result<Tensor> {
+        let length = self.room()? + 2;
+        let mut ids = Vec::with_capacity(length);
+        ids.push(self.tokenizer.bos());
+        ids.extend_from_slice(&chunk.ids);
+        ids.push(self.tokenizer.eos());
+        ids.resize(length, self.tokenizer.pad());
+        let ids = Tensor::new(ids.as_slice(), &self.device)?.unsqueeze(0)?;
+        weigh(&self.encoder.forward(&ids, skip)?, &chunk.weights)
+    }
+}
+
+/// Multiplies states `(1, tokens, dim)` by the weights of the tokens after the first, then restores their mean.
+fn weigh(states: &Tensor, weights: &[f32]) -> Result<Tensor> {
+    if weights.iter().all(|weight| *weight == 1.0) {
+        return Ok(states.clone());
+    }
+    let mut all = Vec::with_capacity(states.dim(1)?);
+    all.push(1.0);
+    all.extend_from_slice(weights);
+    all.resize(states.dim(1)?, 1.0);
+    let weights = Tensor::from_vec(all, (1, states.dim(1)?, 1), states.device())?;
+    let original = states.to_dtype(DType::F32)?;
+    let weighted = original.broadcast_mul(&weights)?;
+    let ratio = mean(&original)? / mean(&weighted)?;
+    if !ratio.is_finite() {
+        return Err(Error::request("prompt", "its weights cancel each other out"));
+    }
+    Ok((weighted * ratio)?.to_dtype(states.dtype())?)
+}
+
+/// The mean of all values, summed exactly enough for values that nearly cancel.
+fn mean(x: &Tensor) -> Result<f64> {
+    let values: Vec<f32> = x.flatten_all()?.to_vec1()?;
+    Ok(values.iter().map(|value| f64::from(*value)).sum::<f64>() / values.len().max(1) as f64)
 }

@@ -210,7 +210,17 @@ impl Tokenizer {
         Ok(self.pieces(text)?.get_ids().to_vec())
     }
 
+    /// The ids of `text` as [`ids`](Self::ids) gives them, each with the byte of `text` where it begins.
+    pub fn ids_with_starts(&self, text: &str) -> Result<Vec<(u32, usize)>> {
+        let encoded = self.pieces(text)?;
+        let starts = encoded.get_offsets().iter().map(|(start, _)| *start);
+        Ok(encoded.get_ids().iter().copied().zip(starts).collect())
+    }
+
     /// Adds a token that stands for itself wherever it occurs in a text, and returns its id.
+    ///
+    /// Case does not matter. A token that begins or ends with a letter, digit or underscore is not found in the
+    /// middle of a longer word.
     ///
     /// # Errors
     ///
@@ -220,8 +230,10 @@ impl Tokenizer {
             return Err(Error::request("token", format!("`{token}` is in the vocabulary already")));
         }
         let failed = |reason: String| Error::request("token", format!("`{token}`: {reason}"));
+        let is_word = |c: char| c.is_alphanumeric() || c == '_';
+        let is_single = token.starts_with(is_word) || token.ends_with(is_word);
         self.inner
-            .add_tokens([AddedToken::from(token, false)])
+            .add_tokens([AddedToken::from(token, false).single_word(is_single)])
             .map_err(|error| failed(error.to_string()))?;
         self.inner.token_to_id(token).ok_or_else(|| failed("cannot be a token".to_owned()))
     }
@@ -229,6 +241,17 @@ impl Tokenizer {
     /// The id of a token, if there is one.
     pub fn id(&self, token: &str) -> Option<u32> {
         self.inner.token_to_id(token)
+    }
+
+    /// Whether a text has a meaning of its own: it is a token, a whole word, or differs from one only in case.
+    pub fn knows(&self, text: &str) -> bool {
+        let lower = text.to_lowercase();
+        [text, &lower, &format!("{lower}{WORD_END}")].iter().any(|token| self.id(token).is_some())
+            || self
+                .inner
+                .get_added_tokens_decoder()
+                .values()
+                .any(|t| t.content.to_lowercase() == lower)
     }
 
     /// The id that begins every sequence.

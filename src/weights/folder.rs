@@ -56,7 +56,7 @@ impl Component {
     /// How the component's files are called.
     pub(super) fn stems(self) -> &'static [Stem] {
         match self {
-            Self::UNet | Self::Vae => &[DIFFUSERS, TRANSFORMERS],
+            Self::UNet | Self::Vae | Self::ControlNet => &[DIFFUSERS, TRANSFORMERS],
             Self::Text => &[TRANSFORMERS, DIFFUSERS],
         }
     }

@@ -61,10 +61,12 @@ pub enum Component {
     Vae,
     /// The text encoder.
     Text,
+    /// A network that steers the denoising one by a hint.
+    ControlNet,
 }
 
 impl Component {
-    /// All of them.
+    /// Those of every model. ControlNets come beside them, any number of them, each from a file of its own.
     pub const ALL: [Self; 3] = [Self::UNet, Self::Vae, Self::Text];
 
     /// What messages call it.
@@ -73,6 +75,7 @@ impl Component {
             Self::UNet => "unet",
             Self::Vae => "vae",
             Self::Text => "text encoder",
+            Self::ControlNet => "controlnet",
         }
     }
 
@@ -82,6 +85,7 @@ impl Component {
             Self::UNet => &["unet"],
             Self::Vae => &["vae"],
             Self::Text => &["text_encoder"],
+            Self::ControlNet => &["controlnet"],
         }
     }
 }
@@ -126,6 +130,15 @@ impl Scope {
             Self::Component(wanted) => wanted == component,
             Self::Motion => component == Component::UNet && is_motion(name),
             Self::Everything => true,
+        }
+    }
+
+    /// The one component that is wanted.
+    fn component(self) -> Option<Component> {
+        match self {
+            Self::Component(component) => Some(component),
+            Self::Motion => Some(Component::UNet),
+            Self::Everything => None,
         }
     }
 
@@ -217,7 +230,7 @@ impl Checkpoint {
         let is = |foreign: Foreign| {
             Error::format(path, format!("is {}", foreign.what)).with_hint(foreign.hint)
         };
-        if let Some(foreign) = dialect::recognise(&names) {
+        if let Some(foreign) = dialect::recognise(&names, scope.component()) {
             return Err(is(foreign));
         }
         let dialect =

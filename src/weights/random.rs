@@ -120,6 +120,7 @@ fn prefix(component: Component) -> &'static str {
         Component::UNet => "unet",
         Component::Vae => "vae",
         Component::Text => "text_encoder",
+        Component::ControlNet => "controlnet",
     }
 }
 

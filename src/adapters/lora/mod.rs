@@ -1,4 +1,4 @@
-//! LoRA files: small changes of many weights, in every spelling that people publish.
+//! LoRA files and their relatives: small changes of many weights, in every spelling that people publish.
 //!
 //! A file is read in two steps. [`Lora::open`] groups its tensors into modules without knowing the
 //! model; [`Lora::apply`] finds each module's weight in a [`Checkpoint`] and pushes the changes onto a
@@ -7,9 +7,22 @@
 //!
 //! What a LoRA changes decides what it is: spatial weights make it a style or LCM LoRA, motion modules
 //! a motion LoRA. Nothing here knows the difference.
+//!
+//! How a change is made up of stored tensors is the matter of its family: LoRA and LoCon, LoHa, LoKr, OFT
+//! and BOFT, IA3, and full differences; DoRA stands over any of those that add.
 
+mod base;
+mod change;
+mod dora;
+mod family;
+mod full;
+mod hadamard;
+mod ia3;
+mod kronecker;
 mod low_rank;
+mod oft;
 mod peft;
+mod product;
 mod targets;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -18,7 +31,10 @@ use std::sync::Arc;
 
 use candle_core::Tensor;
 
-use self::peft::PeftConfig;
+use self::base::Clues;
+use self::change::Change;
+use self::family::{BARE, Changes, Family, Name, Parts, module_name, unsupported};
+use self::peft::{PeftConfig, Stated};
 use self::targets::Targets;
 use crate::weights::{
     Archive, Checkpoint, Component, PatchStack, Source, WeightPatch, quoted, some,
@@ -74,8 +90,8 @@ impl LoraOptions {
 pub struct LoraReport {
     /// The LoRA's name.
     pub name: String,
-    /// How its changes are made up, such as `LoRA`.
-    pub family: &'static str,
+    /// How its changes are made up, such as `LoRA` or `DoRA over LoHa`; several joined with ` and `.
+    pub family: String,
     /// The ranks that occur in it.
     pub ranks: BTreeSet<usize>,
     /// Modules in the file.
@@ -111,82 +127,8 @@ impl fmt::Display for LoraReport {
     }
 }
 
-/// A way to make up a change of a weight from stored tensors. Adding one is a file and an entry here.
-#[derive(Debug)]
-struct Family {
-    name: &'static str,
-    /// Endings of stored names and the part that each stands for.
-    suffixes: &'static [(&'static str, &'static str)],
-    read: fn(&Parts<'_>) -> Result<Box<dyn Change>, String>,
-}
-
-const FAMILIES: &[Family] = &[low_rank::FAMILY];
-
 /// Endings that every family may have beside its own.
 const ALPHA: &str = ".alpha";
-
-/// Families and additions that are known and not supported: silently dropping them would give another
-/// picture than the author's.
-const UNSUPPORTED: &[(&str, &str)] = &[
-    (".dora_scale", "DoRA"),
-    (".lora_magnitude_vector", "DoRA"),
-    (".lora_magnitude_vector.weight", "DoRA"),
-    (".hada_w1_a", "LoHa"),
-    (".hada_w2_a", "LoHa"),
-    (".lokr_w1", "LoKr"),
-    (".lokr_w1_a", "LoKr"),
-    (".lokr_w2", "LoKr"),
-    (".oft_blocks", "OFT"),
-    (".oft_diag", "OFT"),
-    (".on_input", "IA3"),
-    (".b1.weight", "GLoRA"),
-    (".diff", "LyCORIS full difference"),
-    (".diff_b", "LyCORIS full difference"),
-    (".lora_A.bias", "LoRA with biases"),
-    (".lora_B.bias", "LoRA with biases"),
-];
-
-/// One change of one weight.
-trait Change: fmt::Debug + Send + Sync {
-    /// Whether it fits a weight of this shape; if not, why.
-    fn check(&self, shape: &[usize]) -> Result<(), String>;
-
-    /// The rank, if it has one.
-    fn rank(&self) -> Option<usize>;
-
-    /// The changed weight: same shape, `f32`.
-    fn apply(&self, weight: &Tensor, strength: f64) -> Result<Tensor>;
-}
-
-/// The stored tensors of one module.
-struct Parts<'a> {
-    archive: &'a Arc<Archive>,
-    stored: &'a BTreeMap<&'static str, String>,
-    /// The alpha that the file states for this module.
-    alpha: Option<f64>,
-    /// Whether alpha is divided by the root of the rank (rsLoRA).
-    by_root: bool,
-    scale: LoraScale,
-}
-
-impl Parts<'_> {
-    /// The stored name and shape of a part.
-    fn get(&self, part: &str) -> Option<(&str, &[usize])> {
-        let name = self.stored.get(part)?;
-        Some((name, &self.archive.info(name)?.shape))
-    }
-
-    /// The module's own factor, given its rank.
-    fn factor(&self, rank: usize) -> f64 {
-        let rank = rank as f64;
-        match (self.scale, self.alpha) {
-            (LoraScale::Fixed(factor), _) => factor,
-            (LoraScale::AlphaOverRank, None) => 1.0,
-            (LoraScale::AlphaOverRank, Some(alpha)) if self.by_root => alpha / rank.sqrt(),
-            (LoraScale::AlphaOverRank, Some(alpha)) => alpha / rank,
-        }
-    }
-}
 
 /// One module of a file, under the name that the file gives it.
 #[derive(Debug)]
@@ -194,7 +136,19 @@ struct Module {
     family: &'static Family,
     stored: BTreeMap<&'static str, String>,
     alpha: Option<f64>,
-    by_root: bool,
+    stated: Stated,
+}
+
+impl Module {
+    /// What reports call its family.
+    fn family(&self) -> String {
+        let over = ["dora_scale", "magnitude"].iter().any(|part| self.stored.contains_key(part));
+        match self.family.name {
+            name if !over => name.to_owned(),
+            "LoRA" => "DoRA".to_owned(),
+            name => format!("DoRA over {name}"),
+        }
+    }
 }
 
 /// An open LoRA file.
@@ -214,10 +168,8 @@ impl Lora {
         let wrong = |reason: String| Error::Adapter { adapter: name.clone(), reason };
         let peft = PeftConfig::find(&archive)?;
 
-        for stored in archive.names() {
-            if let Some((_, what)) = UNSUPPORTED.iter().find(|(end, _)| stored.ends_with(end)) {
-                return Err(wrong(format!("is a {what}, which is not supported")));
-            }
+        if let Some(what) = archive.names().find_map(unsupported) {
+            return Err(wrong(format!("is a {what}, which is not supported")));
         }
         let mut stored_parts: BTreeMap<String, BTreeMap<&'static str, String>> = BTreeMap::new();
         let mut families: BTreeMap<String, &'static Family> = BTreeMap::new();
@@ -226,15 +178,25 @@ impl Lora {
         for stored in archive.names() {
             if let Some(module) = stored.strip_suffix(ALPHA) {
                 alphas.insert(module_name(module), scalar(&archive, stored)?);
-            } else if let Some((module, family, part)) = split(stored) {
-                families.insert(module.clone(), family);
-                let parts = stored_parts.entry(module.clone()).or_default();
-                if let Some(other) = parts.insert(part, stored.to_owned()) {
-                    let (other, stored) = (quoted(&other), quoted(stored));
-                    return Err(wrong(format!("{other} and {stored} are the same part")));
-                }
-            } else {
+                continue;
+            }
+            let Some(Name { module, family, part }) =
+                Name::split(stored, |name| archive.info(name).is_some())
+            else {
                 leftovers.push(stored.to_owned());
+                continue;
+            };
+            if let Some(family) = family
+                && let Some(other) = families.insert(module.clone(), family)
+                && other.name != family.name
+            {
+                let (module, one, two) = (quoted(&module), other.name, family.name);
+                return Err(wrong(format!("module {module} is both a {one} and a {two}")));
+            }
+            let parts = stored_parts.entry(module).or_default();
+            if let Some(other) = parts.insert(part, stored.to_owned()) {
+                let (other, stored) = (quoted(&other), quoted(stored));
+                return Err(wrong(format!("{other} and {stored} are the same part")));
             }
         }
         if stored_parts.is_empty() {
@@ -248,11 +210,11 @@ impl Lora {
 
         let mut modules = BTreeMap::new();
         for (module, stored) in stored_parts {
-            let Some(family) = families.get(&module).copied() else { continue };
-            let (configured, by_root) = peft.as_ref().map_or((None, false), |c| c.alpha(&module));
+            let family = families.get(&module).copied().unwrap_or(BARE);
+            let stated = peft.as_ref().map(|config| config.about(&module)).unwrap_or_default();
             // Kohya's tools write 0 for "as the rank".
-            let alpha = alphas.remove(&module).or(configured).filter(|alpha| *alpha != 0.0);
-            modules.insert(module, Module { family, stored, alpha, by_root });
+            let alpha = alphas.remove(&module).or(stated.alpha).filter(|alpha| *alpha != 0.0);
+            modules.insert(module, Module { family, stored, alpha, stated });
         }
         leftovers.extend(alphas.into_keys().map(|module| format!("{module}{ALPHA}")));
         Ok(Self { name, archive, modules, leftovers })
@@ -288,7 +250,7 @@ impl Lora {
         let targets = Targets::new(checkpoint);
         let mut report = LoraReport {
             name: self.name.clone(),
-            family: self.modules.values().next().map_or("LoRA", |module| module.family.name),
+            family: self.family(),
             ranks: BTreeSet::new(),
             modules: self.modules.len(),
             in_unet: 0,
@@ -310,23 +272,23 @@ impl Lora {
                 report.switched_off += 1;
                 continue;
             }
-            let change = self.change(written, module, options.scale)?;
-            let shape = checkpoint.shape_of(component, weight).unwrap_or_default();
-            change.check(shape).map_err(|reason| {
-                self.wrong(format!(
-                    "module {} does not fit {}: {reason}",
-                    quoted(written),
-                    quoted(weight)
-                ))
-                .with_hint("it was made for a model of other sizes")
-            })?;
-            report.ranks.extend(change.rank());
-            if changes.entry(component).or_default().insert(weight.to_owned(), change).is_some() {
-                return Err(self.wrong(format!("changes {} more than once", quoted(weight))));
+            let made = self.changes(written, module, options.scale)?;
+            report.ranks.extend(made.weight.as_ref().and_then(|change| change.rank()));
+            match component {
+                Component::Text => report.in_text += 1,
+                _ => report.in_unet += 1,
+            }
+            let bias = weight.strip_suffix("weight").map(|module| format!("{module}bias"));
+            let both = [(Some(weight.to_owned()), made.weight), (bias, made.bias)];
+            for (name, change) in both {
+                let (Some(name), Some(change)) = (name, change) else { continue };
+                self.check(checkpoint, component, written, &name, change.as_ref())?;
+                let changes = changes.entry(component).or_default();
+                if changes.insert(name.clone(), change).is_some() {
+                    return Err(self.wrong(format!("changes {} more than once", quoted(&name))));
+                }
             }
         }
-        report.in_unet = changes.get(&Component::UNet).map_or(0, BTreeMap::len);
-        report.in_text = changes.get(&Component::Text).map_or(0, BTreeMap::len);
         self.check_unmatched(checkpoint, options, &mut report)?;
 
         for (component, changes) in changes {
@@ -341,16 +303,66 @@ impl Lora {
         Ok(report)
     }
 
-    fn change(&self, written: &str, module: &Module, scale: LoraScale) -> Result<Box<dyn Change>> {
+    fn changes(&self, written: &str, module: &Module, scale: LoraScale) -> Result<Changes> {
         let parts = Parts {
             archive: &self.archive,
             stored: &module.stored,
             alpha: module.alpha,
-            by_root: module.by_root,
+            rank: module.stated.rank,
+            by_root: module.stated.by_root,
             scale,
         };
-        (module.family.read)(&parts)
+        Changes::read(module.family, &parts)
             .map_err(|reason| self.wrong(format!("module {}: {reason}", quoted(written))))
+    }
+
+    /// Whether a change fits the weight that it is for.
+    fn check(
+        &self,
+        checkpoint: &Checkpoint,
+        component: Component,
+        written: &str,
+        weight: &str,
+        change: &dyn Change,
+    ) -> Result<()> {
+        let reason = match checkpoint.shape_of(component, weight) {
+            Some(shape) => match change.check(shape) {
+                Ok(()) => return Ok(()),
+                Err(reason) => reason,
+            },
+            None => "this model has no such weight".into(),
+        };
+        let (written, weight) = (quoted(written), quoted(weight));
+        let error = self.wrong(format!("module {written} does not fit {weight}: {reason}"));
+        Err(error.with_hint(match self.made_for() {
+            Some(model) => format!("it was made for {model}"),
+            None => "it was made for a model of other sizes".into(),
+        }))
+    }
+
+    /// The kind of model that it was made for, if that is another one than Stable Diffusion 1 and the file
+    /// tells.
+    pub fn made_for(&self) -> Option<&'static str> {
+        let inputs = self.modules.iter().filter_map(|(written, module)| {
+            let changes = self.changes(written, module, LoraScale::default()).ok()?;
+            Some((written.as_str(), changes.weight?.inputs()?))
+        });
+        let (modules, inputs) = (self.modules().collect(), inputs.collect());
+        Clues { archive: &self.archive, modules, inputs }.made_for()
+    }
+
+    /// The ranks that occur in it; none in families that have none.
+    pub fn ranks(&self) -> BTreeSet<usize> {
+        let rank = |(written, module): (&String, &Module)| {
+            self.changes(written, module, LoraScale::default()).ok()?.weight?.rank()
+        };
+        self.modules.iter().filter_map(rank).collect()
+    }
+
+    /// How its changes are made up, such as `LoRA` or `DoRA over LoHa`; several joined with ` and `.
+    pub fn family(&self) -> String {
+        let families: BTreeSet<String> = self.modules.values().map(Module::family).collect();
+        families.into_iter().collect::<Vec<_>>().join(" and ")
     }
 
     fn check_unmatched(
@@ -374,48 +386,18 @@ impl Lora {
             let count = self.leftovers.len();
             self.wrong(format!("{count} of its tensors are of no known kind: {names}"))
         };
-        let has = |part: &str| self.modules.keys().any(|module| module.contains(part));
-        Err(if has("lora_te2_") || has("text_encoder_2.") {
-            error.with_hint("it was made for Stable Diffusion XL")
-        } else if has("double_blocks") || has("single_blocks") {
-            error.with_hint("it was made for Flux")
-        } else if has("motion_modules") && !checkpoint.has_motion() {
-            error.with_hint("a motion LoRA needs motion modules")
-        } else {
-            error.with_hint("it was made for another kind of model")
-        })
+        let has_motion = self.modules.keys().any(|module| module.contains("motion_modules"));
+        Err(error.with_hint(match self.made_for() {
+            Some(model) => format!("it was made for {model}"),
+            None if has_motion && !checkpoint.has_motion() => {
+                "a motion LoRA needs motion modules".into()
+            }
+            None => "it was made for another kind of model".into(),
+        }))
     }
 
     fn wrong(&self, reason: String) -> Error {
         Error::Adapter { adapter: self.name.clone(), reason }
-    }
-}
-
-/// Splits a stored name into module, family and part.
-fn split(stored: &str) -> Option<(String, &'static Family, &'static str)> {
-    // PEFT may put an adapter's name in: `lora_A.default.weight`.
-    let mut name = stored.to_owned();
-    for part in [".lora_A.", ".lora_B."] {
-        if let Some((module, tail)) = stored.split_once(part)
-            && tail.ends_with(".weight")
-        {
-            name = format!("{module}{part}weight");
-        }
-    }
-    FAMILIES.iter().find_map(|family| {
-        let (suffix, part) = family.suffixes.iter().find(|(suffix, _)| name.ends_with(suffix))?;
-        Some((module_name(name.strip_suffix(suffix)?), family, *part))
-    })
-}
-
-/// A module's name as the file gives it, without what older diffusers put between module and layer:
-/// `attn1.processor.to_q_lora` means `attn1.to_q`.
-fn module_name(written: &str) -> String {
-    match written.split_once(".processor.") {
-        Some((module, layer)) => {
-            format!("{module}.{}", layer.strip_suffix("_lora").unwrap_or(layer))
-        }
-        None => written.to_owned(),
     }
 }
 
@@ -456,47 +438,5 @@ impl WeightPatch for Patch {
             Some(change) => change.apply(weight, strength),
             None => Ok(weight.clone()),
         }
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn every_spelling_is_split_into_module_and_part() {
-        for (stored, module, part) in [
-            (
-                "lora_unet_mid_block_attentions_0_proj_in.lora_down.weight",
-                "lora_unet_mid_block_attentions_0_proj_in",
-                "down",
-            ),
-            (
-                "unet.mid_block.attn1.processor.to_q_lora.down.weight",
-                "unet.mid_block.attn1.to_q",
-                "down",
-            ),
-            ("mid_block.attn1.processor.to_out_lora.up.weight", "mid_block.attn1.to_out", "up"),
-            ("unet.conv_in.lora.up.weight", "unet.conv_in", "up"),
-            ("text_encoder.q_proj.lora_linear_layer.down.weight", "text_encoder.q_proj", "down"),
-            ("unet.conv_in.lora_A.weight", "unet.conv_in", "down"),
-            ("base_model.model.conv_in.lora_B.default.weight", "base_model.model.conv_in", "up"),
-            ("lora_unet_conv_in.lora_mid.weight", "lora_unet_conv_in", "mid"),
-        ] {
-            let (found, _, found_part) = split(stored).unwrap_or_else(|| panic!("{stored}"));
-            assert_eq!((found.as_str(), found_part), (module, part), "{stored}");
-        }
-        assert!(split("conv_in.weight").is_none());
-    }
-
-    #[test]
-    fn no_two_families_share_an_ending() {
-        let mut all: Vec<&str> =
-            FAMILIES.iter().flat_map(|family| family.suffixes).map(|(suffix, _)| *suffix).collect();
-        all.extend(UNSUPPORTED.iter().map(|(suffix, _)| *suffix));
-        let count = all.len();
-        all.sort_unstable();
-        all.dedup();
-        assert_eq!(all.len(), count);
     }
 }

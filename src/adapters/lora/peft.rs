@@ -20,9 +20,24 @@ pub(super) struct PeftConfig {
 #[derive(Debug, Default, Deserialize)]
 #[serde(default)]
 struct Part {
+    r: Option<usize>,
+    /// LoHa and LoKr say `alpha`.
+    #[serde(alias = "alpha")]
     lora_alpha: Option<f64>,
+    rank_pattern: Option<BTreeMap<String, usize>>,
     alpha_pattern: Option<BTreeMap<String, f64>>,
     use_rslora: Option<bool>,
+}
+
+/// What a configuration says about one module.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub(super) struct Stated {
+    /// The module's alpha.
+    pub(super) alpha: Option<f64>,
+    /// The module's rank, which the tensors do not always tell.
+    pub(super) rank: Option<usize>,
+    /// Whether alpha is divided by the root of the rank (rsLoRA).
+    pub(super) by_root: bool,
 }
 
 impl PeftConfig {
@@ -64,24 +79,31 @@ impl PeftConfig {
         Ok(Self { parts })
     }
 
-    /// The alpha of a module, and whether it is divided by the root of the rank.
-    pub(super) fn alpha(&self, module: &str) -> (Option<f64>, bool) {
+    /// What is said about a module.
+    pub(super) fn about(&self, module: &str) -> Stated {
+        let module = module.strip_prefix("base_model.model.").unwrap_or(module);
         let (head, tail) = module.split_once('.').unwrap_or(("", module));
         let (part, name) = match self.parts.get(head) {
             Some(part) => (part, tail),
             None => match self.parts.get("") {
                 Some(part) => (part, module),
-                None => return (None, false),
+                None => return Stated::default(),
             },
         };
-        // PEFT's patterns match whole names or their dotted tails.
-        let pattern = part.alpha_pattern.iter().flatten().find(|(pattern, _)| {
-            name.strip_suffix(pattern.as_str())
-                .is_some_and(|rest| rest.is_empty() || rest.ends_with('.'))
-        });
-        let alpha = pattern.map(|(_, alpha)| *alpha).or(part.lora_alpha);
-        (alpha, part.use_rslora.unwrap_or(false))
+        Stated {
+            alpha: matching(part.alpha_pattern.as_ref(), name).or(part.lora_alpha),
+            rank: matching(part.rank_pattern.as_ref(), name).or(part.r),
+            by_root: part.use_rslora.unwrap_or(false),
+        }
     }
+}
+
+/// The value for a module. PEFT's patterns match whole names or their dotted tails.
+fn matching<T: Copy>(patterns: Option<&BTreeMap<String, T>>, name: &str) -> Option<T> {
+    let matches = |pattern: &str| {
+        name.strip_suffix(pattern).is_some_and(|rest| rest.is_empty() || rest.ends_with('.'))
+    };
+    patterns?.iter().find(|(pattern, _)| matches(pattern)).map(|(_, value)| *value)
 }
 
 #[cfg(test)]
@@ -96,10 +118,23 @@ mod tests {
             "text_encoder.lora_alpha": 3, "text_encoder.use_rslora": true,
         });
         let config = PeftConfig::from_flat(serde_json::from_value(flat).unwrap()).unwrap();
-        assert_eq!(config.alpha("unet.mid_block.attn1.to_k"), (Some(8.0), false));
-        assert_eq!(config.alpha("unet.mid_block.attn1.to_q"), (Some(2.0), false));
-        assert_eq!(config.alpha("unet.mid_block.xattn1.to_q"), (Some(8.0), false));
-        assert_eq!(config.alpha("text_encoder.q_proj"), (Some(3.0), true));
-        assert_eq!(config.alpha("vae.conv_in"), (None, false));
+        let alpha = |module: &str| {
+            let stated = config.about(module);
+            (stated.alpha, stated.by_root)
+        };
+        assert_eq!(alpha("unet.mid_block.attn1.to_k"), (Some(8.0), false));
+        assert_eq!(alpha("unet.mid_block.attn1.to_q"), (Some(2.0), false));
+        assert_eq!(alpha("unet.mid_block.xattn1.to_q"), (Some(8.0), false));
+        assert_eq!(alpha("text_encoder.q_proj"), (Some(3.0), true));
+        assert_eq!(alpha("vae.conv_in"), (None, false));
+    }
+    #[test]
+    fn ranks_are_found_and_other_families_say_alpha() {
+        let json = r#"{"r": 4, "alpha": 8, "rank_pattern": {"conv_in": 2}}"#;
+        let part: Part = serde_json::from_str(json).unwrap();
+        let config = PeftConfig { parts: BTreeMap::from([(String::new(), part)]) };
+        let stated = Stated { alpha: Some(8.0), rank: Some(2), by_root: false };
+        assert_eq!(config.about("base_model.model.conv_in"), stated);
+        assert_eq!(config.about("conv_out").rank, Some(4));
     }
 }

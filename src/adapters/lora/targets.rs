@@ -11,7 +11,7 @@ pub(super) struct Targets<'a> {
 }
 
 impl<'a> Targets<'a> {
-    /// Lists every spelling of every matrix and kernel in the UNet and the text encoder.
+    /// Lists every spelling of every layer in the UNet and the text encoder.
     pub(super) fn new(checkpoint: &'a Checkpoint) -> Self {
         let tables = [Component::UNet, Component::Text]
             .into_iter()
@@ -37,10 +37,14 @@ impl<'a> Targets<'a> {
 
 /// What the prefix of a module's name says, and the name without it.
 fn without_prefix(module: &str) -> (Option<Component>, &str) {
-    const PREFIXES: [(&str, Option<Component>); 9] = [
+    const PREFIXES: [(&str, Option<Component>); 12] = [
         ("lora_unet_", Some(Component::UNet)),
         ("lora_te_", Some(Component::Text)),
         ("lora_te1_", Some(Component::Text)),
+        ("oft_unet_", Some(Component::UNet)),
+        ("oft_te_", Some(Component::Text)),
+        // A network of LyCORIS that no trainer named.
+        ("lycoris_", None),
         ("unet.", Some(Component::UNet)),
         ("text_encoder.", Some(Component::Text)),
         ("model.diffusion_model.", Some(Component::UNet)),
@@ -58,7 +62,6 @@ fn table(checkpoint: &Checkpoint, component: Component) -> HashMap<String, &str>
     let weights: Vec<(&str, &str)> = checkpoint
         .names(component)
         .filter_map(|name| Some((name, name.strip_suffix(".weight")?)))
-        .filter(|(name, _)| checkpoint.shape_of(component, name).is_some_and(|s| s.len() > 1))
         .collect();
     let mut table: HashMap<String, &str> =
         weights.iter().map(|(weight, module)| (module.replace('.', "_"), *weight)).collect();

@@ -7,7 +7,8 @@ use serde_json::{Value, json};
 use super::super::to_json;
 use super::{Table, plain};
 use crate::output::Metadata;
-use crate::pipeline::request::{Job, Request, Spec, WeightedFile};
+use crate::pipeline::request::{Job, Request, Spec};
+use crate::text::prompt::PromptMode;
 use crate::{Error, Result};
 
 /// What a clip's texts say, for people or as JSON: the job if there is one, else an object with `parameters`.
@@ -92,6 +93,9 @@ fn sampling(request: &Request) -> String {
     let betas = request.beta_schedule.map(|betas| format!("{betas} ")).unwrap_or_default();
     words.push(format!("{betas}betas {} to {}", request.beta_start, request.beta_end));
     words.push(format!("motion norm {}", word(&request.motion_norm)));
+    if request.prompt_mode != PromptMode::default() {
+        words.push(format!("{} prompts", request.prompt_mode));
+    }
     if request.clip_skip > 0 {
         words.push(format!("clip skip {}", request.clip_skip));
     }
@@ -100,15 +104,18 @@ fn sampling(request: &Request) -> String {
 
 /// The parts that were named, in the words of the command line.
 fn parts(spec: &Spec) -> Vec<(&'static str, String)> {
-    let weighted = |file: &WeightedFile| format!("{} at {}", file.file, file.scale);
     let mut parts = vec![(
         "model",
         spec.model.clone().unwrap_or_else(|| "the small one inside the program".into()),
     )];
     let named = [("checkpoint", &spec.checkpoint), ("vae", &spec.vae), ("motion", &spec.motion)];
     parts.extend(named.into_iter().filter_map(|(label, name)| Some((label, name.clone()?))));
-    parts.extend(spec.lcm_lora.iter().map(|file| ("lcm lora", weighted(file))));
-    parts.extend(spec.loras.iter().map(|file| ("lora", weighted(file))));
+    parts.extend(spec.lcm_lora.iter().map(|file| ("lcm lora", file.to_string())));
+    parts.extend(spec.loras.iter().map(|file| ("lora", file.to_string())));
+    parts.extend(spec.embeddings.iter().map(|embedding| {
+        let word = embedding.word.as_deref().map(|word| format!(" as {word}"));
+        ("embedding", format!("{}{}", embedding.file, word.unwrap_or_default()))
+    }));
     parts.push(("runs on", format!("{}, {}", spec.device, word(&spec.dtype))));
     parts
 }

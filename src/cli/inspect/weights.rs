@@ -7,9 +7,10 @@ use candle_core::{DType, Device};
 use serde::Serialize;
 
 use super::super::to_json;
-use super::Table;
+use super::{Table, plain};
 use crate::adapters::lora::Lora;
 use crate::error::Bytes;
+use crate::text::inversion::Inversion;
 use crate::weights::{Archive, Checkpoint, Component, Source, sha256};
 use crate::{Error, Result};
 
@@ -136,6 +137,7 @@ const PARTS: &[Part] = &[
     Part { folder: "unet", add: |c, source| c.add_component(Component::UNet, source) },
     Part { folder: "motion_adapter", add: Checkpoint::add_motion },
     Part { folder: "vae", add: |c, source| c.add_component(Component::Vae, source) },
+    Part { folder: "controlnet", add: |c, source| c.add_component(Component::ControlNet, source) },
     Part { folder: "text_encoder", add: |c, source| c.add_component(Component::Text, source) },
 ];
 
@@ -175,11 +177,12 @@ impl About {
     /// What the loaders understand.
     fn of(checkpoint: &Checkpoint) -> Result<Self> {
         let count = |component| checkpoint.names(component).count();
-        let components = Component::ALL.map(|component| (component.name(), count(component)));
+        let all = Component::ALL.into_iter().chain([Component::ControlNet]);
+        let components = all.map(|component| (component.name(), count(component)));
         Ok(Self {
             kind: kind(checkpoint),
             supported: true,
-            components: components.into_iter().filter(|(_, count)| *count > 0).collect(),
+            components: components.filter(|(_, count)| *count > 0).collect(),
             stored_positions: checkpoint.stored_positions(),
             files: checkpoint
                 .archives()
@@ -194,10 +197,18 @@ impl About {
     fn of_refused(source: &Source, archive: &Archive, error: &Error) -> Result<Self> {
         let mut about = Self { files: vec![FileFacts::of(archive)?], ..Self::unknown() };
         if let Ok(lora) = Lora::open(source, source.path().display().to_string()) {
-            about.kind = LoraFacts::kind(archive).into();
+            about.kind = LoraFacts::kind(&lora);
             about.lora = Some(LoraFacts::of(&lora));
-            about.supported = true;
+            about.supported = lora.made_for().is_none();
             return Ok(about);
+        }
+        if let Some(kind) = inversion_kind(source) {
+            (about.kind, about.supported) = kind;
+            return Ok(about);
+        }
+        let mut control = Checkpoint::new();
+        if control.add_component(Component::ControlNet, source).is_ok() {
+            return Self::of(&control);
         }
         let reason = reason(error);
         let advice = error.hint().map(std::borrow::Cow::into_owned);
@@ -231,6 +242,27 @@ impl About {
         }
         table.0
     }
+}
+
+/// What a textual inversion is, and whether it can be used. Only its width tells it from other small files.
+fn inversion_kind(source: &Source) -> Option<(String, bool)> {
+    let inversion = match Inversion::open(source, None) {
+        Ok(inversion) => inversion,
+        Err(error) => {
+            let reason = reason(&error);
+            let kind = reason.strip_prefix("is ").filter(|kind| kind.starts_with("a textual"));
+            return kind.map(|kind| (kind.to_owned(), false));
+        }
+    };
+    let family = inversion.family()?;
+    let words: Vec<String> = inversion
+        .words()
+        .iter()
+        .map(|word| format!("{} of {}", word.names.join(" or "), word.vectors.dims()[0]))
+        .collect();
+    let words = plain(&words.join(", "));
+    let kind = format!("a textual inversion for {family}; words and vectors: {words}");
+    Some((kind, inversion.check_width(768).is_ok()))
 }
 
 /// An error's text without the path that it begins with.
@@ -268,6 +300,9 @@ fn kind(checkpoint: &Checkpoint) -> String {
     if has(Component::UNet) {
         return motion_kind(checkpoint);
     }
+    if has(Component::ControlNet) {
+        return "a ControlNet".into();
+    }
     match (has(Component::Vae), has(Component::Text)) {
         (true, false) => {
             let is_tiny =
@@ -304,17 +339,16 @@ fn motion_kind(checkpoint: &Checkpoint) -> String {
 }
 
 impl LoraFacts {
-    fn kind(archive: &Archive) -> &'static str {
-        let names: Vec<&str> = archive.names().collect();
-        let any = |part: &str| names.iter().any(|name| name.contains(part));
-        if any("lora_te2_") || any("text_encoder_2.") {
-            "a LoRA for Stable Diffusion XL"
-        } else if any("double_blocks") || any("single_transformer_blocks") {
-            "a LoRA for Flux"
-        } else if !names.is_empty() && names.iter().all(|name| name.contains("motion_modules")) {
-            "a motion LoRA"
+    /// `a LoRA`, `a motion LoRA`, `an OFT`, `a LoHa for Stable Diffusion XL`.
+    fn kind(lora: &Lora) -> String {
+        let family = lora.family();
+        let article = if family.starts_with(['I', 'O']) { "an" } else { "a" };
+        if let Some(model) = lora.made_for() {
+            format!("{article} {family} for {model}")
+        } else if lora.modules().all(|module| module.contains("motion_modules")) {
+            format!("a motion {family}")
         } else {
-            "a LoRA"
+            format!("{article} {family}")
         }
     }
 
@@ -327,15 +361,11 @@ impl LoraFacts {
             modules: lora.modules().count(),
             in_text_encoder: count(&["lora_te", "text_encoder."]),
             in_motion_modules: count(&["motion_modules"]),
+            ranks: lora.ranks(),
             ..Self::default()
         };
-        for (name, info) in archive.tensors() {
-            let is_down = ["lora_down.", "lora.down.", "_lora.down.", "lora_A.", "_layer.down."]
-                .iter()
-                .any(|part| name.contains(part));
-            if is_down {
-                facts.ranks.extend(info.shape.first());
-            } else if name.ends_with(".alpha") {
+        for name in archive.names() {
+            if name.ends_with(".alpha") {
                 let value = archive
                     .tensor(name, DType::F32, &Device::Cpu)
                     .and_then(|alpha| Ok(alpha.flatten_all()?.to_vec1::<f32>()?));

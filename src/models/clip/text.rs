@@ -56,6 +56,25 @@ impl TextEncoder {
         })
     }
 
+    /// Width of a token.
+    pub fn width(&self) -> usize {
+        self.token_embedding.dims().last().copied().unwrap_or_default()
+    }
+
+    /// The most tokens that can be encoded together.
+    pub fn max_tokens(&self) -> usize {
+        self.position_embedding.dims().first().copied().unwrap_or_default()
+    }
+
+    /// Makes the vocabulary larger by `vectors`, `(tokens, width)`, and returns the first one's id.
+    pub fn add_tokens(&mut self, vectors: &Tensor) -> Result<u32> {
+        let table = &self.token_embedding;
+        let first = table.dim(0)? as u32;
+        let vectors = vectors.to_device(table.device())?.to_dtype(table.dtype())?;
+        self.token_embedding = Tensor::cat(&[table, &vectors], 0)?;
+        Ok(first)
+    }
+
     /// The states of the last layer after the final norm, `(batch, tokens, width)`.
     ///
     /// `ids` is `(batch, tokens)` of `u32`. With `skip = k` the last `k` layers are left out, and the final norm

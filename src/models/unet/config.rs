@@ -1,9 +1,11 @@
 //! The sizes of a UNet, as in its `config.json`.
 
+use candle_core::Tensor;
 use serde::{Deserialize, Serialize};
 
 use crate::models::motion::MotionConfig;
 use crate::models::supported;
+use crate::nn::{TimestepEmbedding, timestep_features};
 use crate::{Error, Result};
 
 /// A UNet of the Stable Diffusion 1 family. The defaults are Stable Diffusion 1.5's, without motion.
@@ -167,6 +169,23 @@ impl UNetConfig {
     /// Width of the time embedding: four times the first stage's.
     pub fn time_embedding_width(&self) -> usize {
         4 * self.block_out_channels[0]
+    }
+
+    /// What the layers are told about the time, `(1, time_embedding_width)`: activated and in the format of `x`.
+    pub(in crate::models) fn embed_time(
+        &self,
+        embedding: &TimestepEmbedding,
+        timestep: f64,
+        x: &Tensor,
+    ) -> candle_core::Result<Tensor> {
+        let features = timestep_features(
+            timestep,
+            self.block_out_channels[0],
+            self.flip_sin_to_cos,
+            self.freq_shift,
+            x.device(),
+        )?;
+        embedding.forward(&features.to_dtype(x.dtype())?)?.silu()
     }
 
     /// What stage `index` on the way down is made of.

@@ -4,17 +4,19 @@
 //! see that they belong together.
 
 mod config;
+mod injection;
 mod stage;
 
 pub use config::{BlockKind, UNetConfig};
+pub use injection::{Injection, Residuals};
+pub(super) use stage::{Place, Stage};
 
 use candle_core::Tensor;
 use candle_nn::VarBuilder;
 
 use crate::models::motion::MotionNorm;
-use crate::nn::{Conv2d, ConvOptions, GroupNorm, TimestepEmbedding, timestep_features};
+use crate::nn::{Conv2d, ConvOptions, GroupNorm, TimestepEmbedding};
 use crate::{Error, Result};
-use stage::{Place, Stage};
 
 /// The denoising network.
 #[derive(Clone, Debug)]
@@ -40,6 +42,8 @@ pub struct UNetInput<'a> {
     pub context: &'a Tensor,
     /// Over what the motion modules normalize.
     pub motion_norm: MotionNorm,
+    /// What others add.
+    pub injection: &'a Injection,
 }
 
 impl UNet {
@@ -105,15 +109,7 @@ impl UNet {
             ));
         }
 
-        // Time.
-        let features = timestep_features(
-            input.timestep,
-            self.config.block_out_channels[0],
-            self.config.flip_sin_to_cos,
-            self.config.freq_shift,
-            x.device(),
-        )?;
-        let time = self.time_embedding.forward(&features.to_dtype(x.dtype())?)?.silu()?;
+        let time = self.config.embed_time(&self.time_embedding, input.timestep, x)?;
 
         // Down, keeping what the way up will want.
         let mut x = self.conv_in.forward(x)?;
@@ -121,9 +117,10 @@ impl UNet {
         for stage in &self.down {
             x = stage.down(x, &time, input, &mut skips)?;
         }
+        input.injection.onto_skips(&mut skips)?;
 
         // Middle.
-        x = self.mid.mid(x, &time, input)?;
+        x = input.injection.onto_mid(self.mid.mid(x, &time, input)?)?;
 
         // Up.
         for stage in &self.up {

@@ -12,14 +12,14 @@ use crate::nn::{
 
 /// Where in the network a stage stands.
 #[derive(Clone, Copy, Debug)]
-pub(super) enum Place {
+pub(in crate::models) enum Place {
     Down(usize),
     Mid,
     Up(usize),
 }
 
 #[derive(Clone, Debug)]
-pub(super) struct Stage {
+pub(in crate::models) struct Stage {
     layers: Vec<Layer>,
     downsample: Option<Downsample>,
     upsample: Option<Upsample>,
@@ -34,7 +34,11 @@ struct Layer {
 }
 
 impl Stage {
-    pub(super) fn new(config: &UNetConfig, place: Place, vb: &VarBuilder) -> Result<Self> {
+    pub(in crate::models) fn new(
+        config: &UNetConfig,
+        place: Place,
+        vb: &VarBuilder,
+    ) -> Result<Self> {
         let widths = &config.block_out_channels;
         let last = widths.len() - 1;
         let wrap = |e: crate::Error| candle_core::Error::Msg(e.to_string());
@@ -123,7 +127,7 @@ impl Stage {
     }
 
     /// Runs the layers and the downsampler; every result is also a skip.
-    pub(super) fn down(
+    pub(in crate::models) fn down(
         &self,
         mut x: Tensor,
         time: &Tensor,
@@ -141,7 +145,7 @@ impl Stage {
         Ok(x)
     }
 
-    pub(super) fn mid(
+    pub(in crate::models) fn mid(
         &self,
         mut x: Tensor,
         time: &Tensor,
@@ -154,7 +158,7 @@ impl Stage {
     }
 
     /// Joins every layer's input with a skip, newest first; then doubles the size, or meets the next skip's.
-    pub(super) fn up(
+    pub(in crate::models) fn up(
         &self,
         mut x: Tensor,
         time: &Tensor,

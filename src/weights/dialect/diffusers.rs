@@ -17,6 +17,26 @@ pub(super) const MOTION_ADAPTER: Dialect = Dialect {
     mapper: |_| Box::new(unet),
 };
 
+/// `ControlNetModel`.
+pub(super) const CONTROL_NET: Dialect = Dialect {
+    name: "diffusers ControlNet",
+    detect: |names| names.has_prefix("controlnet_cond_embedding."),
+    mapper: |_| {
+        Box::new(|name| match name.split('.').next() {
+            Some(
+                "conv_in"
+                | "time_embedding"
+                | "down_blocks"
+                | "mid_block"
+                | "controlnet_cond_embedding"
+                | "controlnet_down_blocks"
+                | "controlnet_mid_block",
+            ) => Mapped::keep(Component::ControlNet, name),
+            _ => Mapped::Unknown,
+        })
+    },
+};
+
 /// `AutoencoderKL`.
 pub(super) const VAE: Dialect = Dialect {
     name: "diffusers VAE",

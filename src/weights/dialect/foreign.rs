@@ -18,11 +18,29 @@ const fn foreign(what: &'static str, hint: &'static str) -> Foreign {
     Foreign { what, hint }
 }
 
+/// A ControlNet is one of ours where one is wanted.
+const CONTROL_NET: Foreign = foreign("a ControlNet", "give it with --control");
+
 /// A kind of file and the sign by which its names give it away.
 type Sign = (fn(&Names) -> bool, Foreign);
 
 /// Most specific first.
 const SIGNS: &[Sign] = &[
+    (
+        |n| is_control_net(n) && (n.has_prefix("add_embedding.") || n.any_contains("label_emb.")),
+        foreign("a ControlNet for Stable Diffusion XL", SD15_ONLY),
+    ),
+    (
+        |n| is_control_net(n) && n.has("difference"),
+        foreign(
+            "a ControlNet stored as its difference from Stable Diffusion 1.5",
+            "use the full ControlNet",
+        ),
+    ),
+    (
+        |n| n.has("lora_controlnet"),
+        foreign("a Control-LoRA", "use the full ControlNet for Stable Diffusion 1.5"),
+    ),
     (
         |n| {
             n.has_prefix("conditioner.embedders.")
@@ -55,15 +73,7 @@ const SIGNS: &[Sign] = &[
         |n| n.any_contains("controlnet_cond_embedding.") && n.any_contains("motion_modules."),
         foreign("a SparseCtrl network", "it controls a model and cannot be one"),
     ),
-    (
-        |n| {
-            n.has_prefix("control_model.")
-                || n.any_contains("controlnet_cond_embedding.")
-                || n.has_prefix("input_hint_block.")
-                || n.has_prefix("controlnet_down_blocks.")
-        },
-        foreign("a ControlNet", "it controls a model and cannot be one"),
-    ),
+    (is_control_net, CONTROL_NET),
     (
         |n| {
             [".lora_down.", ".lora_up.", "_lora.down.", "_lora.up.", ".lora.down.", ".lora_A."]
@@ -112,9 +122,17 @@ const SIGNS: &[Sign] = &[
     ),
 ];
 
-/// What the file is, if it is none of ours.
-pub(in crate::weights) fn recognise(names: &Names) -> Option<Foreign> {
-    SIGNS.iter().find(|(sign, _)| sign(names)).map(|(_, foreign)| *foreign)
+fn is_control_net(names: &Names) -> bool {
+    names.has_prefix("control_model.")
+        || names.any_contains("controlnet_cond_embedding.")
+        || names.has_prefix("input_hint_block.")
+        || names.has_prefix("controlnet_down_blocks.")
+}
+
+/// What the file is, if it is none of those that can be `wanted` of it.
+pub(in crate::weights) fn recognise(names: &Names, wanted: Option<Component>) -> Option<Foreign> {
+    let foreign = SIGNS.iter().find(|(sign, _)| sign(names)).map(|(_, foreign)| *foreign)?;
+    (wanted != Some(Component::ControlNet) || foreign != CONTROL_NET).then_some(foreign)
 }
 
 /// What a component is whose names are right and whose sizes are another model's.
@@ -125,9 +143,11 @@ pub(in crate::weights) fn misfit(
     names: &[&str],
     shape: impl Fn(&str) -> Option<Vec<usize>>,
 ) -> Option<Foreign> {
-    if component != Component::UNet {
-        return None;
-    }
+    let is_control = match component {
+        Component::UNet => false,
+        Component::ControlNet => true,
+        _ => return None,
+    };
     match shape("conv_in.weight").as_deref() {
         Some([_, 9, ..]) => {
             return Some(foreign(
@@ -147,6 +167,12 @@ pub(in crate::weights) fn misfit(
         .iter()
         .find(|name| name.contains(".attentions.") && name.ends_with(".attn2.to_k.weight"))?;
     match shape(cross).as_deref() {
+        Some([_, 1024]) if is_control => {
+            Some(foreign("a ControlNet for Stable Diffusion 2", SD15_ONLY))
+        }
+        Some([_, 2048]) if is_control => {
+            Some(foreign("a ControlNet for Stable Diffusion XL", SD15_ONLY))
+        }
         Some([_, 1024]) => Some(foreign("a Stable Diffusion 2 model", SD15_ONLY)),
         Some([_, 1280]) => Some(foreign("the refiner of Stable Diffusion XL", SD15_ONLY)),
         Some([_, 2048]) => Some(foreign("a Stable Diffusion XL model", SD15_ONLY)),
@@ -176,13 +202,35 @@ mod tests {
             ("unet.conv_in.lora_A.weight", "LoRA"),
             ("img_encoder.conv_in.weight", "image-to-video"),
         ] {
-            let found = recognise(&names(&[name])).map(|foreign| foreign.what);
+            let found = recognise(&names(&[name]), None).map(|foreign| foreign.what);
             assert!(found.is_some_and(|found| found.contains(what)), "{name}: {found:?}");
         }
         assert_eq!(
-            recognise(&names(&["conv_in.weight", "down_blocks.0.resnets.0.conv1.weight"])),
+            recognise(&names(&["conv_in.weight", "down_blocks.0.resnets.0.conv1.weight"]), None),
             None
         );
+    }
+
+    #[test]
+    fn a_control_net_is_a_stranger_unless_it_is_wanted() {
+        let what = |names_: &[&str], wanted| recognise(&names(names_), wanted).map(|f| f.what);
+        let wanted = Some(Component::ControlNet);
+        let hint = "controlnet_cond_embedding.conv_in.weight";
+        for unwanted in [None, Some(Component::UNet), Some(Component::Vae)] {
+            assert_eq!(what(&[hint], unwanted), Some("a ControlNet"));
+        }
+        assert_eq!(what(&[hint], wanted), None);
+        assert_eq!(what(&["control_model.input_hint_block.0.bias"], wanted), None);
+        for (other, found) in [
+            ("add_embedding.linear_1.weight", "Stable Diffusion XL"),
+            ("control_model.label_emb.0.0.weight", "Stable Diffusion XL"),
+            ("down_blocks.0.motion_modules.0.norm.weight", "SparseCtrl"),
+            ("difference", "difference"),
+            ("lora_controlnet", "Control-LoRA"),
+        ] {
+            let what = what(&[hint, other], wanted);
+            assert!(what.is_some_and(|what| what.contains(found)), "{other}: {what:?}");
+        }
     }
 
     #[test]

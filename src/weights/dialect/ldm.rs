@@ -24,6 +24,13 @@ pub(super) const CHECKPOINT: Dialect = Dialect {
     mapper: checkpoint,
 };
 
+/// A ControlNet as it was first published: alone, or in one file with the model that it was trained beside.
+pub(super) const CONTROL_NET: Dialect = Dialect {
+    name: "LDM ControlNet",
+    detect: |names| control_net_prefix(names).is_some(),
+    mapper: control_net,
+};
+
 /// A VAE without a prefix, as `vae-ft-mse-840000` was published.
 pub(super) const BARE_VAE: Dialect = Dialect {
     name: "LDM VAE",
@@ -35,7 +42,7 @@ pub(super) const BARE_VAE: Dialect = Dialect {
 };
 
 fn checkpoint(names: &Names) -> Mapper {
-    let layers = layers_per_level(names);
+    let layers = layers_per_level(names, UNET);
     let levels = VAE_PREFIXES.map(|prefix| vae_levels(names, prefix));
     Box::new(move |name| {
         if let Some(name) = name.strip_prefix(UNET) {
@@ -88,8 +95,8 @@ fn checkpoint(names: &Names) -> Mapper {
 }
 
 /// Residual layers per level: the first downsampler is block `layers + 1`.
-fn layers_per_level(names: &Names) -> usize {
-    let prefix = format!("{UNET}input_blocks.");
+fn layers_per_level(names: &Names, prefix: &str) -> usize {
+    let prefix = format!("{prefix}input_blocks.");
     let blocks = || names.starting_with(&prefix).filter_map(number);
     blocks()
         .filter(|(_, tail)| tail.starts_with("0.op."))
@@ -166,6 +173,54 @@ fn unet(name: &str, layers: usize) -> Option<String> {
                 _ => None,
             }
         }
+        _ => None,
+    }
+}
+
+/// What the names of a ControlNet begin with, if there is one in the file.
+fn control_net_prefix(names: &Names) -> Option<&'static str> {
+    ["control_model.", ""]
+        .into_iter()
+        .find(|prefix| names.has_prefix(&format!("{prefix}input_hint_block.")))
+}
+
+fn control_net(names: &Names) -> Mapper {
+    let prefix = control_net_prefix(names).unwrap_or_default();
+    let layers = layers_per_level(names, prefix);
+    let hint = format!("{prefix}input_hint_block.");
+    let last_hint = names.starting_with(&hint).filter_map(number).map(|(layer, _)| layer).max();
+    let last_hint = last_hint.unwrap_or_default();
+    let others = checkpoint(names);
+    Box::new(move |name| match name.strip_prefix(prefix) {
+        Some(name) => match control_net_name(name, layers, last_hint) {
+            Some(name) => Mapped::keep(Component::ControlNet, name),
+            None => Mapped::Unknown,
+        },
+        None => others(name),
+    })
+}
+
+/// The canonical name of a ControlNet's tensor. `last_hint` is the number of the hint network's last layer; odd
+/// numbers are activations.
+fn control_net_name(name: &str, layers: usize, last_hint: usize) -> Option<String> {
+    let (head, tail) = name.split_once('.')?;
+    match head {
+        "input_hint_block" => {
+            let (layer, tail) = number(tail)?;
+            let layer = match layer {
+                0 => "conv_in".to_owned(),
+                _ if layer == last_hint => "conv_out".to_owned(),
+                _ if layer.is_multiple_of(2) => format!("blocks.{}", layer / 2 - 1),
+                _ => return None,
+            };
+            Some(format!("controlnet_cond_embedding.{layer}.{tail}"))
+        }
+        "zero_convs" => {
+            let (skip, tail) = number(tail)?;
+            Some(format!("controlnet_down_blocks.{skip}.{}", tail.strip_prefix("0.")?))
+        }
+        "middle_block_out" => Some(format!("controlnet_mid_block.{}", tail.strip_prefix("0.")?)),
+        "time_embed" | "input_blocks" | "middle_block" => unet(name, layers),
         _ => None,
     }
 }
@@ -347,13 +402,34 @@ mod tests {
     }
 
     #[test]
+    fn layers_of_a_control_net_are_where_everybody_knows_them() {
+        for (theirs, ours) in [
+            ("input_hint_block.0.weight", "controlnet_cond_embedding.conv_in.weight"),
+            ("input_hint_block.2.bias", "controlnet_cond_embedding.blocks.0.bias"),
+            ("input_hint_block.12.weight", "controlnet_cond_embedding.blocks.5.weight"),
+            ("input_hint_block.14.weight", "controlnet_cond_embedding.conv_out.weight"),
+            ("zero_convs.11.0.bias", "controlnet_down_blocks.11.bias"),
+            ("middle_block_out.0.weight", "controlnet_mid_block.weight"),
+            ("input_blocks.3.0.op.bias", "down_blocks.0.downsamplers.0.conv.bias"),
+            ("middle_block.1.norm.bias", "mid_block.attentions.0.norm.bias"),
+            ("time_embed.2.weight", "time_embedding.linear_2.weight"),
+        ] {
+            assert_eq!(control_net_name(theirs, 2, 14).as_deref(), Some(ours), "{theirs}");
+        }
+        for unknown in ["input_hint_block.3.weight", "output_blocks.0.0.in_layers.0.bias", "out.0"]
+        {
+            assert_eq!(control_net_name(unknown, 2, 14), None, "{unknown}");
+        }
+    }
+
+    #[test]
     fn blocks_of_other_sizes_are_numbered_by_their_downsamplers() {
         // Three levels of one layer: conv_in; 1, down 2; 3, down 4; 5. Up: 0, 1 with upsampler; ...
         let names: Names = ["1.0.in_layers.0.weight", "2.0.op.weight", "4.0.op.weight", "5.0.x"]
             .iter()
             .map(|tail| (format!("{UNET}input_blocks.{tail}"), vec![1]))
             .collect();
-        let layers = layers_per_level(&names);
+        let layers = layers_per_level(&names, UNET);
         assert_eq!(layers, 1);
         for (theirs, ours) in [
             ("input_blocks.2.0.op.weight", "down_blocks.0.downsamplers.0.conv.weight"),
@@ -368,7 +444,7 @@ mod tests {
         // A single level has no downsampler to count from.
         let names: Names =
             [(format!("{UNET}input_blocks.3.0.in_layers.0.weight"), vec![1])].into_iter().collect();
-        assert_eq!(layers_per_level(&names), 3);
+        assert_eq!(layers_per_level(&names, UNET), 3);
     }
 
     #[test]

@@ -33,6 +33,8 @@ pub(super) type Mapper = Box<dyn Fn(&str) -> Mapped>;
 
 /// All dialects, in the order in which they are tried.
 pub(super) const DIALECTS: &[Dialect] = &[
+    ldm::CONTROL_NET,
+    diffusers::CONTROL_NET,
     ldm::CHECKPOINT,
     animatediff::ORIGINAL,
     diffusers::UNET,

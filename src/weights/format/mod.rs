@@ -156,7 +156,7 @@ impl Archive {
         self.entries.get(name).map(|entry| &entry.info)
     }
 
-    /// The text pairs in a safetensors header.
+    /// The text pairs in a safetensors header, or a torch file's `name`.
     pub fn metadata(&self) -> &BTreeMap<String, String> {
         &self.metadata
     }

@@ -16,6 +16,8 @@ use super::{ElementType, View, quoted};
 
 /// Foreign classes remembered for error messages.
 const MOST_FOREIGN: usize = 8;
+/// Attributes of an object that are looked at; a module's parameters are among the first.
+const MOST_ATTRIBUTES: usize = 4;
 /// `_rebuild_from_type_v2` may wrap another call, and that one again.
 const DEEPEST_CALL: usize = 4;
 /// More arguments than any call that we know takes.
@@ -112,6 +114,20 @@ impl<'a> Heap<'a> {
             Value::Tensor(id) => Some((self.text(key)?, self.tensors.get(id as usize)?)),
             _ => None,
         })
+    }
+
+    /// The tensor that a value is.
+    pub(super) fn tensor(&self, value: Value) -> Option<&TensorRef> {
+        match value {
+            Value::Tensor(id) => self.tensors.get(id as usize),
+            _ => None,
+        }
+    }
+
+    /// The text in a dict under a key; the last of equal keys counts.
+    pub(super) fn text_of(&self, dict: Value, key: &str) -> Option<&str> {
+        let found = self.pairs(dict).filter(|(name, _)| self.text(*name) == Some(key));
+        found.last().and_then(|(_, value)| self.text(value))
     }
 
     /// The numbers of the dicts in a dict.
@@ -421,10 +437,19 @@ impl Machine<'_> {
                 self.pop_mark()?;
                 self.stack.push(Value::Opaque);
             }
-            // BUILD sets attributes. A dict keeps its items, whatever attributes it has.
+            // BUILD sets attributes. A dict keeps its items, whatever attributes it has, but torch's dict of
+            // parameters is a module, whose items are an attribute.
             b'b' => {
-                self.pop()?;
-                self.top()?;
+                let state = self.pop()?;
+                let top = self.top()?;
+                let items = {
+                    let mut first = self.heap.pairs(state).take(MOST_ATTRIBUTES);
+                    first.find(|(name, _)| self.heap.text(*name) == Some("_parameters"))
+                };
+                if let (Value::Dict(_), Some((_, items @ Value::Dict(_)))) = (top, items) {
+                    self.pop()?;
+                    self.stack.push(items);
+                }
             }
             0x82 => {
                 self.input.take(1)?;
@@ -559,7 +584,8 @@ impl Machine<'_> {
     fn global(&mut self, module: &str, name: &str) -> Value {
         let global = match (module, name) {
             ("collections", "OrderedDict" | "defaultdict")
-            | ("builtins" | "__builtin__", "dict") => Global::Dict,
+            | ("builtins" | "__builtin__", "dict")
+            | ("torch.nn.modules.container", "ParameterDict") => Global::Dict,
             ("torch._utils", "_rebuild_tensor" | "_rebuild_tensor_v2" | "_rebuild_tensor_v3") => {
                 Global::RebuildTensor
             }

@@ -11,6 +11,12 @@ use super::{ElementType, Entry, Parsed, Place, TensorInfo, quoted};
 /// The largest pickle that anybody may send. A Stable Diffusion checkpoint's has less than a megabyte.
 const LARGEST_PICKLE: u64 = 32 << 20;
 
+/// Keys under which a file has its weights beside other things; the second is of textual inversions.
+const WEIGHTS: [&str; 2] = ["state_dict", "string_to_param"];
+
+/// What a tensor is called that was saved by itself: the name of nameless textual inversions.
+const BARE: &str = "*";
+
 /// Bytes that begin the old format: the pickled integer 0x1950a86a20f9469cfc6c.
 const LEGACY_MAGIC: &[u8] = b"\x80\x02\x8a\x0a\x6c\xfc\x9c\x46\xf9\x20\x6a\xa8\x50\x19.";
 
@@ -137,6 +143,11 @@ fn entries(
     root: Value,
     place: impl Fn(&str) -> Option<Place>,
 ) -> Result<Parsed, String> {
+    if let Some(tensor) = heap.tensor(root) {
+        let name = BARE.to_owned();
+        let entries = BTreeMap::from([(name, entry(heap, BARE, tensor, &place)?)]);
+        return Ok(Parsed { entries, metadata: BTreeMap::new() });
+    }
     let Some(dict) = state_dict(heap, root) else {
         let foreign: Vec<String> = heap.foreign().map(quoted).collect();
         return Err(if foreign.is_empty() {
@@ -149,13 +160,14 @@ fn entries(
     for (name, tensor) in heap.tensors_of(dict) {
         entries.insert(name.to_owned(), entry(heap, name, tensor, &place)?);
     }
-    Ok(Parsed { entries, metadata: BTreeMap::new() })
+    let name = heap.text_of(root, "name").map(|name| ("name".to_owned(), name.to_owned()));
+    Ok(Parsed { entries, metadata: name.into_iter().collect() })
 }
 
-/// The dict with the weights: under `state_dict`, or at the top, or the only one that has tensors.
+/// The dict with the weights: under one of [`WEIGHTS`], or at the top, or the only one that has tensors.
 fn state_dict(heap: &Heap<'_>, root: Value) -> Option<Value> {
     let has_tensors = |dict: &Value| heap.tensors_of(*dict).next().is_some();
-    let nested = heap.dicts_of(root).find(|(key, _)| *key == "state_dict");
+    let nested = heap.dicts_of(root).find(|(key, _)| WEIGHTS.contains(key));
     if let Some(dict) = nested.map(|(_, id)| Value::Dict(id)).filter(has_tensors) {
         return Some(dict);
     }

@@ -39,6 +39,21 @@ def ldm_unet_key(k, layers=2):
     return f"output_blocks.{(layers + 1) * i + layers}.{1 if i == 0 else 2}.conv.{rest[-1]}"
 
 
+def ldm_control_net_key(k, hint_blocks=6, layers=2):
+    """diffusers ControlNetModel name -> LDM name below `control_model.`; every second layer of the hint network is an activation"""
+    head, tail = k.split(".", 1)
+    if head == "controlnet_cond_embedding":
+        p = tail.split(".")
+        n = {"conv_in": 0, "conv_out": 2 * (hint_blocks + 1)}.get(p[0])
+        return f"input_hint_block.{2 * (int(p[1]) + 1) if n is None else n}.{p[-1]}"
+    if head == "controlnet_down_blocks":
+        n, leaf = tail.split(".")
+        return f"zero_convs.{n}.0.{leaf}"
+    if head == "controlnet_mid_block":
+        return f"middle_block_out.0.{tail}"
+    return ldm_unet_key(k, layers)
+
+
 def ldm_vae_key(k, levels):
     """diffusers AutoencoderKL name -> LDM name below `first_stage_model.`; attention weights there are [C, C, 1, 1]."""
     if k.startswith(("quant_conv", "post_quant_conv")):

@@ -14,8 +14,9 @@ import json
 import os
 
 import torch
-from diffusers import AutoencoderKL, MotionAdapter, UNet2DConditionModel
-from keys import kohya_key, ldm_unet_key, ldm_vae_key, old_vae_key, original_motion_key, original_position_keys
+from diffusers import AutoencoderKL, ControlNetModel, MotionAdapter, UNet2DConditionModel
+from diffusers.loaders.single_file_utils import convert_controlnet_checkpoint
+from keys import kohya_key, ldm_control_net_key, ldm_unet_key, ldm_vae_key, old_vae_key, original_motion_key, original_position_keys
 from transformers import CLIPTextConfig, CLIPTextModel
 
 HERE = os.path.dirname(os.path.abspath(__file__))
@@ -50,10 +51,17 @@ def main():
                     for n, length, mid in (("v1", 24, False), ("v2", 32, True), ("v3", 32, False))}
         vae = AutoencoderKL(block_out_channels=(128, 256, 512, 512), down_block_types=("DownEncoderBlock2D",) * 4,
                             up_block_types=("UpDecoderBlock2D",) * 4, layers_per_block=2, sample_size=512)
+        control = ControlNetModel.from_unet(unet2d, load_weights_from_unet=False)
         text = CLIPTextModel(CLIPTextConfig(vocab_size=49408, hidden_size=768, intermediate_size=3072, num_hidden_layers=12,
                                             num_attention_heads=12, max_position_embeddings=77, projection_dim=768))
     unet = shapes(unet2d)
     write("unet", unet, 686, 859_520_964)
+    original = {"control_model." + ldm_control_net_key(k): v for k, v in control.state_dict().items()}
+    back = convert_controlnet_checkpoint(dict(original), dict(control.config))
+    assert set(back) == set(control.state_dict()) and all(back[k] is original["control_model." + ldm_control_net_key(k)] for k in back)
+    control = shapes(control)
+    write("control_net", control, 340, 361_279_120)
+    write("control_net_ldm", [("control_model." + ldm_control_net_key(k), s) for k, s in control], 340)
     vae = shapes(vae)
     write("vae", vae, 248, 83_653_863)
     write("vae_old", [(old_vae_key(k), s) for k, s in vae], 248)

@@ -1,0 +1,245 @@
+//! The families of adapters, and how stored names are told apart.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use super::change::{Added, Change, Made, Stored};
+use super::dora::Dora;
+use super::{LoraScale, full, hadamard, ia3, kronecker, low_rank, oft};
+use crate::Result;
+use crate::weights::Archive;
+
+/// A way to make up a change of a weight from stored tensors. Adding one is a file and an entry here.
+#[derive(Debug)]
+pub(super) struct Family {
+    /// What reports call it.
+    pub(super) name: &'static str,
+    /// Endings of stored names and the part that each stands for.
+    pub(super) suffixes: &'static [(&'static str, &'static str)],
+    /// An ending that a module must have for the others to count, where those are too common.
+    pub(super) mark: Option<&'static str>,
+    /// Makes the change.
+    pub(super) read: fn(&Parts<'_>) -> Result<Made, String>,
+}
+
+/// All families.
+const FAMILIES: &[Family] = &[
+    low_rank::FAMILY,
+    hadamard::FAMILY,
+    kronecker::FAMILY,
+    oft::FAMILY,
+    full::FAMILY,
+    ia3::FAMILY,
+];
+
+/// The family of a module that has only parts that all families share.
+pub(super) const BARE: &Family = &full::FAMILY;
+
+/// Endings that a module of any family may have.
+const SHARED: &[(&str, &str)] = &[
+    (".dora_scale", "dora_scale"),
+    (".lora_magnitude_vector", "magnitude"),
+    (".lora_magnitude_vector.weight", "magnitude"),
+    (".diff_b", "bias"),
+    (".b_norm", "bias"),
+    (".lora_B.bias", "scaled_bias"),
+];
+
+/// Kinds that are known and not supported: silently dropping them would give another picture than the
+/// author's.
+const UNSUPPORTED: &[(&str, &str)] = &[
+    (".b1.weight", "GLoRA"),
+    (".lambda_layer", "T-LoRA"),
+    (".bias_indices", "LyCORIS file with sparse differences"),
+    (".lora_A.bias", "LoRA with biases at its narrow side"),
+    (".ia3_l", "IA3 of PEFT"),
+    (".oft_R.weight", "OFT of PEFT"),
+    (".boft_R", "BOFT of PEFT"),
+    (".vera_lambda_b", "VeRA"),
+    (".hra_u", "HRA"),
+];
+
+/// What a known but unsupported tensor belongs to.
+pub(super) fn unsupported(stored: &str) -> Option<&'static str> {
+    UNSUPPORTED.iter().find(|(end, _)| stored.ends_with(end)).map(|(_, what)| *what)
+}
+
+/// A stored name, understood.
+#[derive(Debug)]
+pub(super) struct Name {
+    /// The module, as the file names it.
+    pub(super) module: String,
+    /// The family that the ending is of, unless all share it.
+    pub(super) family: Option<&'static Family>,
+    /// What it stands for.
+    pub(super) part: &'static str,
+}
+
+impl Name {
+    /// Splits a stored name; `has` tells whether another name is in the file.
+    pub(super) fn split(stored: &str, has: impl Fn(&str) -> bool) -> Option<Self> {
+        // PEFT may put an adapter's name in: `lora_A.default.weight`.
+        let mut name = stored.to_owned();
+        for part in [".lora_A.", ".lora_B.", ".lora_magnitude_vector."] {
+            if let Some((module, tail)) = stored.split_once(part)
+                && let Some((_, kind @ ("weight" | "bias"))) = tail.rsplit_once('.')
+            {
+                name = format!("{module}{part}{kind}");
+            }
+        }
+        let ending = |(suffix, part): &(&'static str, &'static str)| {
+            Some((name.strip_suffix(suffix)?.to_owned(), *part))
+        };
+        if let Some((module, part)) = SHARED.iter().find_map(ending) {
+            return Some(Self { module: module_name(&module), family: None, part });
+        }
+        FAMILIES.iter().find_map(|family| {
+            let (module, part) = family.suffixes.iter().find_map(ending)?;
+            let marked = family.mark.is_none_or(|mark| has(&format!("{module}{mark}")));
+            marked.then(|| Self { module: module_name(&module), family: Some(family), part })
+        })
+    }
+}
+
+/// A module's name as the file gives it, without what older diffusers put between module and layer:
+/// `attn1.processor.to_q_lora` means `attn1.to_q`.
+pub(super) fn module_name(written: &str) -> String {
+    match written.split_once(".processor.") {
+        Some((module, layer)) => {
+            format!("{module}.{}", layer.strip_suffix("_lora").unwrap_or(layer))
+        }
+        None => written.to_owned(),
+    }
+}
+
+/// The stored tensors of one module, and what else the file says about it.
+#[derive(Debug)]
+pub(super) struct Parts<'a> {
+    pub(super) archive: &'a Arc<Archive>,
+    pub(super) stored: &'a BTreeMap<&'static str, String>,
+    /// The alpha that the file states for this module.
+    pub(super) alpha: Option<f64>,
+    /// The rank that a configuration states for this module, where no tensor tells it.
+    pub(super) rank: Option<usize>,
+    /// Whether alpha is divided by the root of the rank (rsLoRA).
+    pub(super) by_root: bool,
+    pub(super) scale: LoraScale,
+}
+
+impl Parts<'_> {
+    /// A part, if the module has it.
+    pub(super) fn get(&self, part: &str) -> Option<Stored> {
+        Stored::find(self.archive, self.stored.get(part)?)
+    }
+
+    /// A part that the module must have.
+    pub(super) fn need(&self, part: &str) -> Result<Stored, String> {
+        self.get(part).ok_or_else(|| format!("it has no {part} matrix"))
+    }
+
+    /// The module's own factor, given its rank.
+    pub(super) fn factor(&self, rank: Option<usize>) -> f64 {
+        match (self.scale, self.alpha, rank.or(self.rank)) {
+            (LoraScale::Fixed(factor), ..) => factor,
+            (LoraScale::AlphaOverRank, Some(alpha), Some(rank)) if self.by_root => {
+                alpha / (rank as f64).sqrt()
+            }
+            (LoraScale::AlphaOverRank, Some(alpha), Some(rank)) => alpha / rank as f64,
+            (LoraScale::AlphaOverRank, ..) => 1.0,
+        }
+    }
+}
+
+/// What a module changes: its layer's weight, its layer's bias, or both.
+#[derive(Debug)]
+pub(super) struct Changes {
+    pub(super) weight: Option<Box<dyn Change>>,
+    pub(super) bias: Option<Box<dyn Change>>,
+}
+
+impl Changes {
+    /// Makes a module's changes.
+    pub(super) fn read(family: &Family, parts: &Parts<'_>) -> Result<Self, String> {
+        let only_shared = parts.stored.keys().all(|part| is_shared(part));
+        let made = if only_shared { None } else { Some((family.read)(parts)?) };
+        let decomposed = parts.get("dora_scale").or_else(|| parts.get("magnitude")).is_some();
+        let weight: Option<Box<dyn Change>> = match made {
+            Some(Made::Delta(delta)) if decomposed => Some(Box::new(Dora::new(delta, parts)?)),
+            Some(Made::Delta(delta)) => Some(Box::new(Added(delta))),
+            Some(Made::Change(change)) if !decomposed => Some(change),
+            Some(Made::Change(_)) | None if decomposed => {
+                return Err("it has a magnitude (DoRA) and nothing that it belongs to".into());
+            }
+            Some(Made::Change(_)) | None => None,
+        };
+        let plain = parts.get("bias").map(|stored| full::bias(stored, 1.0));
+        let rank = weight.as_ref().and_then(|change| change.rank());
+        let scaled = parts.get("scaled_bias").map(|stored| full::bias(stored, parts.factor(rank)));
+        if plain.is_some() && scaled.is_some() {
+            return Err("it has two biases".into());
+        }
+        Ok(Self { weight, bias: plain.or(scaled) })
+    }
+}
+
+fn is_shared(part: &str) -> bool {
+    SHARED.iter().any(|(_, shared)| *shared == part)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_spelling_is_split_into_module_and_part() {
+        for (stored, module, family, part) in [
+            (
+                "lora_unet_mid_block_attentions_0_proj_in.lora_down.weight",
+                "lora_unet_mid_block_attentions_0_proj_in",
+                "LoRA",
+                "down",
+            ),
+            (
+                "unet.mid_block.attn1.processor.to_q_lora.down.weight",
+                "unet.mid_block.attn1.to_q",
+                "LoRA",
+                "down",
+            ),
+            ("mid.attn1.processor.to_out_lora.up.weight", "mid.attn1.to_out", "LoRA", "up"),
+            ("unet.conv_in.lora.up.weight", "unet.conv_in", "LoRA", "up"),
+            ("te.q_proj.lora_linear_layer.down.weight", "te.q_proj", "LoRA", "down"),
+            ("unet.conv_in.lora_A.weight", "unet.conv_in", "LoRA", "down"),
+            ("base_model.model.conv_in.lora_B.a.weight", "base_model.model.conv_in", "LoRA", "up"),
+            ("conv_in.lora_B.default.bias", "conv_in", "", "scaled_bias"),
+            ("conv_in.lora_magnitude_vector", "conv_in", "", "magnitude"),
+            ("conv_in.lora_magnitude_vector.default.weight", "conv_in", "", "magnitude"),
+            ("lora_unet_conv_in.lora_mid.weight", "lora_unet_conv_in", "LoRA", "mid"),
+            ("lora_unet_conv_in.hada_w2_b", "lora_unet_conv_in", "LoHa", "w2_b"),
+            ("lora_unet_conv_in.lokr_w2", "lora_unet_conv_in", "LoKr", "w2"),
+            ("lora_unet_conv_in.lokr_w2_a", "lora_unet_conv_in", "LoKr", "w2_a"),
+            ("lora_unet_conv_in.oft_blocks", "lora_unet_conv_in", "OFT", "blocks"),
+            ("lora_unet_conv_in.w_norm", "lora_unet_conv_in", "full difference", "diff"),
+            ("lora_unet_conv_in.b_norm", "lora_unet_conv_in", "", "bias"),
+            ("marked.on_input", "marked", "IA3", "on_input"),
+            ("marked.weight", "marked", "IA3", "weight"),
+        ] {
+            let has = |name: &str| name == "marked.on_input";
+            let found = Name::split(stored, has).unwrap_or_else(|| panic!("{stored}"));
+            let name = found.family.map_or("", |family| family.name);
+            assert_eq!((found.module.as_str(), name, found.part), (module, family, part));
+        }
+        assert!(Name::split("conv_in.weight", |_| false).is_none());
+    }
+
+    #[test]
+    fn no_two_families_share_an_ending() {
+        let mut all: Vec<&str> =
+            FAMILIES.iter().flat_map(|family| family.suffixes).map(|(suffix, _)| *suffix).collect();
+        all.extend(SHARED.iter().map(|(suffix, _)| *suffix));
+        all.extend(UNSUPPORTED.iter().map(|(suffix, _)| *suffix));
+        let count = all.len();
+        all.sort_unstable();
+        all.dedup();
+        assert_eq!(all.len(), count);
+    }
+}

@@ -1,0 +1,43 @@
+//! Full differences: the change itself, of a weight of any kind or of a bias.
+
+use candle_core::Tensor;
+
+use super::change::{Added, Change, Delta, Made, Stored};
+use super::family::{Family, Parts};
+use crate::Result;
+
+pub(super) const FAMILY: Family = Family {
+    name: "full difference",
+    suffixes: &[(".diff", "diff"), (".w_norm", "diff")],
+    mark: None,
+    read,
+};
+
+#[derive(Debug)]
+struct Full {
+    stored: Stored,
+    factor: f64,
+}
+
+fn read(parts: &Parts<'_>) -> Result<Made, String> {
+    Ok(Made::Delta(Box::new(Full { stored: parts.need("diff")?, factor: 1.0 })))
+}
+
+/// A change of a bias.
+pub(super) fn bias(stored: Stored, factor: f64) -> Box<dyn Change> {
+    Box::new(Added(Box::new(Full { stored, factor })))
+}
+
+impl Delta for Full {
+    fn shape(&self) -> Vec<usize> {
+        self.stored.shape().to_vec()
+    }
+
+    fn rank(&self) -> Option<usize> {
+        None
+    }
+
+    fn read(&self, strength: f64) -> Result<Tensor> {
+        Ok((self.stored.read()? * (self.factor * strength))?)
+    }
+}

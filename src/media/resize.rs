@@ -1,0 +1,154 @@
+//! Pictures at another size, pixel for pixel as PIL 13 makes them.
+
+use serde::{Deserialize, Serialize};
+
+use super::RgbImage;
+use crate::{Error, Result};
+
+/// How a picture comes to another size. Pixels are weighted by Lanczos' window of three lobes.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Fit {
+    /// All of it, whatever becomes of its proportions, as in diffusers.
+    #[default]
+    Stretch,
+    /// Its middle, with proportions kept.
+    Crop,
+}
+
+impl std::str::FromStr for Fit {
+    type Err = Error;
+
+    fn from_str(name: &str) -> Result<Self> {
+        match name {
+            "stretch" => Ok(Self::Stretch),
+            "crop" => Ok(Self::Crop),
+            _ => Err(Error::request("fit", format!("`{name}` is neither `stretch` nor `crop`"))),
+        }
+    }
+}
+
+/// A picture at another size.
+pub fn resize(picture: &RgbImage, width: u32, height: u32, fit: Fit) -> RgbImage {
+    let from = picture.dimensions();
+    if from == (width, height) || [from.0, from.1, width, height].contains(&0) {
+        return picture.clone();
+    }
+    let part = match fit {
+        Fit::Stretch => picture.clone(),
+        Fit::Crop => {
+            // The largest part of the wanted proportions, in the middle.
+            let scale =
+                (f64::from(from.0) / f64::from(width)).min(f64::from(from.1) / f64::from(height));
+            let part =
+                |side: u32, most: u32| ((f64::from(side) * scale).round() as u32).clamp(1, most);
+            let (width, height) = (part(width, from.0), part(height, from.1));
+            let (x, y) = ((from.0 - width) / 2, (from.1 - height) / 2);
+            image::imageops::crop_imm(picture, x, y, width, height).to_image()
+        }
+    };
+    // Between the two directions pixels are bytes, so it matters which comes first.
+    let is_down_first = part.height() > height && part.width() < width;
+    if is_down_first {
+        across(&down(&part, height), width)
+    } else {
+        down(&across(&part, width), height)
+    }
+}
+
+/// Weights are whole numbers, with this many binary digits after the point.
+const PRECISION: u32 = 22;
+
+/// The pixels that one pixel of the result is made of.
+struct Window {
+    /// The first.
+    start: usize,
+    /// How much each counts; they add up to one.
+    weights: Vec<i64>,
+}
+
+/// A picture of another height.
+fn down(picture: &RgbImage, height: u32) -> RgbImage {
+    if picture.height() == height { picture.clone() } else { turn(&across(&turn(picture), height)) }
+}
+
+/// A picture of another width.
+fn across(picture: &RgbImage, width: u32) -> RgbImage {
+    if picture.width() == width {
+        return picture.clone();
+    }
+    let windows = windows(picture.width() as usize, width as usize);
+    let row_length = 3 * picture.width() as usize;
+    let mut pixels = Vec::with_capacity(3 * windows.len() * picture.height() as usize);
+    for row in picture.as_raw().chunks_exact(row_length) {
+        for window in &windows {
+            let seen = row.chunks_exact(3).skip(window.start).zip(&window.weights);
+            let mut sums = [1i64 << (PRECISION - 1); 3];
+            for (pixel, weight) in seen {
+                for (sum, value) in sums.iter_mut().zip(pixel) {
+                    *sum += i64::from(*value) * weight;
+                }
+            }
+            pixels.extend(sums.map(|sum| (sum >> PRECISION).clamp(0, 255) as u8));
+        }
+    }
+    let height = picture.height();
+    // The lengths agree: nothing is lost here.
+    RgbImage::from_raw(width, height, pixels).unwrap_or_else(|| RgbImage::new(width, height))
+}
+
+/// The window of every pixel of a row.
+fn windows(from: usize, to: usize) -> Vec<Window> {
+    /// Lobes of the window.
+    const LOBES: f64 = 3.0;
+    let scale = from as f64 / to as f64;
+    // A smaller picture needs wider windows.
+    let stretch = scale.max(1.0);
+    let support = LOBES * stretch;
+    let window = |i: usize| {
+        let centre = (i as f64 + 0.5) * scale;
+        let start = (centre - support + 0.5).max(0.0) as usize;
+        let end = ((centre + support + 0.5) as usize).min(from);
+        let weight = |j: usize| lanczos((j as f64 - centre + 0.5) / stretch, LOBES);
+        let weights: Vec<f64> = (start..end).map(weight).collect();
+        let sum: f64 = weights.iter().sum();
+        let whole = |weight: &f64| (weight / sum * f64::from(1u32 << PRECISION)).round() as i64;
+        Window { start, weights: weights.iter().map(whole).collect() }
+    };
+    (0..to).map(window).collect()
+}
+
+fn lanczos(x: f64, lobes: f64) -> f64 {
+    let sinc = |x: f64| {
+        if x == 0.0 {
+            return 1.0;
+        }
+        let x = x * std::f64::consts::PI;
+        x.sin() / x
+    };
+    if x.abs() < lobes { sinc(x) * sinc(x / lobes) } else { 0.0 }
+}
+
+/// Rows become columns.
+fn turn(picture: &RgbImage) -> RgbImage {
+    RgbImage::from_fn(picture.height(), picture.width(), |x, y| *picture.get_pixel(y, x))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use image::Rgb;
+
+    #[test]
+    fn cropping_keeps_proportions_and_stretching_does_not() {
+        // A white square in the middle of a wide black picture.
+        let picture =
+            RgbImage::from_fn(32, 16, |x, _| Rgb([if (8..24).contains(&x) { 255 } else { 0 }; 3]));
+        let cropped = resize(&picture, 8, 8, Fit::Crop);
+        assert!(cropped.pixels().all(|pixel| pixel[0] > 250), "{cropped:?}");
+        let stretched = resize(&picture, 8, 8, Fit::Stretch);
+        assert!(stretched.get_pixel(0, 4)[0] < 5 && stretched.get_pixel(4, 4)[0] > 250);
+        assert_eq!(resize(&picture, 32, 16, Fit::Crop), picture);
+        assert_eq!(resize(&picture, 1, 1, Fit::Crop).dimensions(), (1, 1));
+    }
+}

@@ -1,0 +1,82 @@
+//! What the outside may hand the UNet for one pass. The UNet does not know who does.
+
+use candle_core::{Result, Tensor};
+
+/// Tensors that are added to parts of the UNet. Empty means "no effect".
+///
+/// Whoever fills it adds to what is there, so any number of adapters compose in any order.
+#[derive(Clone, Debug, Default)]
+pub struct Injection {
+    residuals: Option<Residuals>,
+}
+
+/// What a copy of the UNet's first half adds to it.
+#[derive(Clone, Debug)]
+pub struct Residuals {
+    /// Added to the skip connections, one each (12 for Stable Diffusion 1.5), the input's first:
+    /// `(batch*frames, c_i, h_i, w_i)`.
+    pub skips: Vec<Tensor>,
+    /// Added to the middle stage's output, `(batch*frames, channels, height, width)`.
+    pub mid: Tensor,
+}
+
+impl Injection {
+    /// Adds residuals to the skips and to the middle.
+    ///
+    /// # Errors
+    ///
+    /// When others were added before and their number or shapes differ.
+    pub fn add_residuals(&mut self, more: Residuals) -> Result<()> {
+        self.residuals = Some(match self.residuals.take() {
+            None => more,
+            Some(before) => before.plus(more)?,
+        });
+        Ok(())
+    }
+
+    /// Gives every skip its residual.
+    pub(super) fn onto_skips(&self, skips: &mut [Tensor]) -> Result<()> {
+        let Some(residuals) = &self.residuals else { return Ok(()) };
+        same_number(residuals.skips.len(), skips.len())?;
+        for (skip, residual) in skips.iter_mut().zip(&residuals.skips) {
+            *skip = (&*skip + residual)?;
+        }
+        Ok(())
+    }
+
+    /// The middle stage's output with its residual.
+    pub(super) fn onto_mid(&self, x: Tensor) -> Result<Tensor> {
+        match &self.residuals {
+            Some(residuals) => x + &residuals.mid,
+            None => Ok(x),
+        }
+    }
+}
+
+impl Residuals {
+    fn plus(self, more: Self) -> Result<Self> {
+        same_number(more.skips.len(), self.skips.len())?;
+        let skips = self.skips.into_iter().zip(more.skips).map(|(a, b)| a + b);
+        Ok(Self { skips: skips.collect::<Result<_>>()?, mid: (self.mid + more.mid)? })
+    }
+
+    /// The residuals after `change`, which is told which one it has, from 0; the middle's is the last.
+    ///
+    /// # Errors
+    ///
+    /// What `change` says.
+    pub fn map(&self, change: impl Fn(usize, &Tensor) -> Result<Tensor>) -> Result<Self> {
+        let skips = self.skips.iter().enumerate().map(|(i, skip)| change(i, skip));
+        let skips: Vec<Tensor> = skips.collect::<Result<_>>()?;
+        let mid = change(skips.len(), &self.mid)?;
+        Ok(Self { skips, mid })
+    }
+}
+
+/// Pairing lists off would silently leave out what one has more than the other.
+fn same_number(found: usize, places: usize) -> Result<()> {
+    if found != places {
+        candle_core::bail!("{found} residuals for {places} skips");
+    }
+    Ok(())
+}

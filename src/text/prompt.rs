@@ -1,0 +1,449 @@
+//! The prompt language of AUTOMATIC1111's web UI: weights in brackets, `BREAK`, LoRA tags.
+//!
+//! | Written | Meaning |
+//! |---|---|
+//! | `(word)` | 1.1 times as strong |
+//! | `(word:1.3)` | 1.3 times as strong |
+//! | `[word]` | 1.1 times weaker |
+//! | `((word) and (more:0.5))` | brackets nest, their factors multiply |
+//! | `\(` `\)` `\[` `\]` `\\` | the character itself |
+//! | `BREAK` | what follows begins a new chunk |
+//! | `<lora:name:0.8>` | a LoRA, see [`take_loras`] |
+//!
+//! A bracket that is never closed holds to the end of the prompt, one that was never opened is itself,
+//! and a weight after a colon counts only before a closing round bracket. So a prompt with literal round
+//! or square brackets needs backslashes, or [`PromptMode::Plain`].
+//!
+//! Differences: `BREAK` works inside brackets too. Prompt editing (`[from:to:when]`) and alternation
+//! (`[a|b]`), which change the prompt between steps, do not exist here; such brackets only weaken.
+
+use std::fmt;
+use std::str::FromStr;
+
+use serde::{Deserialize, Serialize};
+
+use crate::{Error, Result};
+
+/// How a prompt is read.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum PromptMode {
+    /// As AUTOMATIC1111 does: with weights, `BREAK`, and of any length.
+    #[default]
+    A1111,
+    /// As diffusers does: every character is itself, and what the text encoder cannot hold is cut off.
+    Plain,
+}
+
+impl fmt::Display for PromptMode {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::A1111 => "a1111",
+            Self::Plain => "plain",
+        })
+    }
+}
+
+impl FromStr for PromptMode {
+    type Err = Error;
+
+    fn from_str(name: &str) -> Result<Self> {
+        match name {
+            "a1111" => Ok(Self::A1111),
+            "plain" => Ok(Self::Plain),
+            _ => {
+                let reason = format!("`{name}` is neither `a1111` nor `plain`");
+                Err(Error::request("prompt-mode", reason))
+            }
+        }
+    }
+}
+
+/// A piece of a prompt.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Part {
+    /// Words that are equally strong.
+    Text {
+        /// The words, without the marks of the language.
+        text: String,
+        /// How strong they are; 1 is ordinary.
+        weight: f64,
+    },
+    /// Here a new chunk begins.
+    Break,
+}
+
+/// What a round bracket multiplies by, and a square one divides by.
+const BRACKET: f64 = 1.1;
+
+/// Brackets that may be open at once; no prompt has a use for more, and reading stays linear.
+const MOST_OPEN: usize = 64;
+
+/// Reads a prompt. There is at least one part; one without text stands for an empty prompt.
+///
+/// # Errors
+///
+/// What is wrong with the prompt, in words: a weight that is no number, or too many open brackets.
+pub fn parse(prompt: &str) -> Result<Vec<Part>, String> {
+    let mut parts: Vec<Part> = Vec::new();
+    let (mut round, mut square) = (Vec::new(), Vec::new());
+    let mut rest = prompt;
+    while let Some((mark, after)) = Mark::first(rest) {
+        match mark {
+            Mark::Open(bracket) => {
+                let open = if bracket == Bracket::Round { &mut round } else { &mut square };
+                open.push(parts.len());
+                if round.len() + square.len() > MOST_OPEN {
+                    return Err(format!("more than {MOST_OPEN} brackets are open at once"));
+                }
+            }
+            Mark::Weight { number, literal } => match round.pop() {
+                Some(start) => multiply(&mut parts, start, weight(number)?),
+                None => push_words(&mut parts, literal),
+            },
+            Mark::Close(Bracket::Round) => match round.pop() {
+                Some(start) => multiply(&mut parts, start, BRACKET),
+                None => push_words(&mut parts, ")"),
+            },
+            Mark::Close(Bracket::Square) => match square.pop() {
+                Some(start) => multiply(&mut parts, start, 1.0 / BRACKET),
+                None => push_words(&mut parts, "]"),
+            },
+            Mark::Escaped(text) => push(&mut parts, text),
+            Mark::Text(text) => push_words(&mut parts, text),
+        }
+        rest = after;
+    }
+    for start in round {
+        multiply(&mut parts, start, BRACKET);
+    }
+    for start in square {
+        multiply(&mut parts, start, 1.0 / BRACKET);
+    }
+    Ok(merged(parts))
+}
+
+fn weight(number: &str) -> Result<f64, String> {
+    let weight: Option<f64> = number.parse().ok();
+    weight.filter(|weight| weight.is_finite()).ok_or_else(|| {
+        let number: String = number.chars().take(40).collect();
+        format!("`{number}` is not a weight")
+    })
+}
+
+fn push(parts: &mut Vec<Part>, text: &str) {
+    parts.push(Part::Text { text: text.to_owned(), weight: 1.0 });
+}
+
+/// Words, which may hold a `BREAK`; white space around it belongs to it.
+fn push_words(parts: &mut Vec<Part>, mut text: &str) {
+    while let Some((before, after)) = split_break(text) {
+        push(parts, before);
+        parts.push(Part::Break);
+        text = after;
+    }
+    push(parts, text);
+}
+
+/// The text before and after the first `BREAK` that is a word by itself.
+fn split_break(text: &str) -> Option<(&str, &str)> {
+    const WORD: &str = "BREAK";
+    let is_word = |c: char| c.is_alphanumeric() || c == '_';
+    text.match_indices(WORD).find_map(|(start, _)| {
+        let (before, rest) = text.split_at(start);
+        let after = rest.strip_prefix(WORD)?;
+        let is_alone = !before.ends_with(is_word) && !after.starts_with(is_word);
+        is_alone.then(|| (before.trim_end(), after.trim_start()))
+    })
+}
+
+fn multiply(parts: &mut [Part], start: usize, factor: f64) {
+    for part in parts.iter_mut().skip(start) {
+        if let Part::Text { weight, .. } = part {
+            *weight *= factor;
+        }
+    }
+}
+
+/// Joins neighbours of the same weight, then drops what has no text.
+fn merged(parts: Vec<Part>) -> Vec<Part> {
+    let mut merged: Vec<Part> = Vec::new();
+    for part in parts {
+        match (merged.last_mut(), part) {
+            (Some(Part::Text { text, weight }), Part::Text { text: more, weight: its_weight })
+                if *weight == its_weight =>
+            {
+                text.push_str(&more);
+            }
+            (_, part) => merged.push(part),
+        }
+    }
+    merged.retain(|part| !matches!(part, Part::Text { text, .. } if text.is_empty()));
+    if merged.is_empty() {
+        push(&mut merged, "");
+    }
+    merged
+}
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Bracket {
+    Round,
+    Square,
+}
+
+/// What the language tells apart.
+enum Mark<'a> {
+    Open(Bracket),
+    Close(Bracket),
+    /// `:1.3)`; without a bracket to close it is a literal.
+    Weight {
+        number: &'a str,
+        literal: &'a str,
+    },
+    Escaped(&'a str),
+    Text(&'a str),
+}
+
+impl<'a> Mark<'a> {
+    /// The first mark of a text, and what follows.
+    fn first(text: &'a str) -> Option<(Self, &'a str)> {
+        let mut chars = text.chars();
+        let first = chars.next()?;
+        let after = chars.as_str();
+        Some(match first {
+            '(' => (Self::Open(Bracket::Round), after),
+            '[' => (Self::Open(Bracket::Square), after),
+            ')' => (Self::Close(Bracket::Round), after),
+            ']' => (Self::Close(Bracket::Square), after),
+            // A backslash before anything else is dropped.
+            '\\' => {
+                let escaped = matches!(chars.next(), Some('(' | ')' | '[' | ']' | '\\'));
+                let (character, after) = after.split_at(usize::from(escaped));
+                (Self::Escaped(character), after)
+            }
+            ':' => match closing_weight(after) {
+                Some((number, after)) => {
+                    let (literal, _) = text.split_at(text.len() - after.len());
+                    (Self::Weight { number, literal }, after)
+                }
+                None => (Self::Text(":"), after),
+            },
+            _ => {
+                let end = text.find(['(', ')', '[', ']', '\\', ':']).unwrap_or(text.len());
+                let (words, after) = text.split_at(end);
+                (Self::Text(words), after)
+            }
+        })
+    }
+}
+
+/// The number in front of a closing round bracket, and what follows that bracket.
+fn closing_weight(text: &str) -> Option<(&str, &str)> {
+    let text = text.trim_start();
+    let unsigned = text.strip_prefix(['+', '-']).unwrap_or(text);
+    let rest = unsigned.trim_start_matches(|c: char| c.is_ascii_digit() || c == '.');
+    if rest.len() == unsigned.len() {
+        return None;
+    }
+    let number = text.strip_suffix(rest)?;
+    Some((number, rest.trim_start().strip_prefix(')')?))
+}
+
+/// A LoRA that a prompt asks for.
+#[derive(Clone, Debug, PartialEq)]
+pub struct LoraTag {
+    /// Its file's name without extension.
+    pub name: String,
+    /// Strength in the UNet.
+    pub unet_strength: f64,
+    /// Strength in the text encoder.
+    pub text_strength: f64,
+}
+
+/// What tags begin with: LoRAs, and what they were called while LyCORIS was an extension.
+const TAGS: [&str; 2] = ["<lora:", "<lyco:"];
+
+/// The first LoRA tag of a prompt, as it is written.
+pub fn first_tag(prompt: &str) -> Option<&str> {
+    split_tag(prompt).map(|(_, tag, _)| tag)
+}
+
+/// What is before, in and after the first tag.
+fn split_tag(text: &str) -> Option<(&str, &str, &str)> {
+    let (before, rest) = text
+        .match_indices('<')
+        .map(|(start, _)| text.split_at(start))
+        .find(|(_, rest)| TAGS.iter().any(|tag| rest.starts_with(tag)))?;
+    let end = rest.find('>')?;
+    let (tag, after) = rest.split_at(end + 1);
+    Some((before, tag, after))
+}
+
+/// Takes the LoRA tags out of a prompt: the prompt without them, and the LoRAs in order.
+///
+/// `<lora:name>` has strength 1, `<lora:name:0.8>` 0.8. Two numbers are those of the text encoder and of the UNet,
+/// in AUTOMATIC1111's order; `<lora:name:te=0.5:unet=0.8>` says so in words.
+///
+/// # Errors
+///
+/// What is wrong with a tag, in words.
+pub fn take_loras(prompt: &str) -> Result<(String, Vec<LoraTag>), String> {
+    let (mut cleaned, mut tags) = (String::with_capacity(prompt.len()), Vec::new());
+    let mut rest = prompt;
+    while let Some((before, tag, after)) = split_tag(rest) {
+        cleaned.push_str(before);
+        tags.push(lora_tag(tag)?);
+        rest = after;
+    }
+    cleaned.push_str(rest);
+    Ok((cleaned, tags))
+}
+
+fn lora_tag(tag: &str) -> Result<LoraTag, String> {
+    let wrong = |reason: &str| {
+        let tag: String = tag.chars().take(80).collect();
+        format!("`{tag}` {reason}")
+    };
+    let mut items = tag.trim_end_matches('>').split(':').skip(1);
+    let name = items.next().unwrap_or_default().trim();
+    if name.is_empty() {
+        return Err(wrong("names no LoRA"));
+    }
+    let (mut text, mut unet, mut count) = (None, None, 0);
+    for item in items {
+        let (slot, number) = match item.split_once('=') {
+            Some(("te", number)) => (&mut text, number),
+            Some(("unet", number)) => (&mut unet, number),
+            Some(_) => return Err(wrong("has settings other than `te` and `unet`")),
+            None => {
+                count += 1;
+                match count {
+                    1 => (&mut text, item),
+                    2 => (&mut unet, item),
+                    _ => return Err(wrong("has more than two strengths")),
+                }
+            }
+        };
+        let strength: Option<f64> = number.trim().parse().ok();
+        let strength = strength.filter(|strength| strength.is_finite());
+        *slot = Some(strength.ok_or_else(|| wrong("has a strength that is no number"))?);
+    }
+    let text_strength = text.unwrap_or(1.0);
+    let unet_strength = unet.unwrap_or(text_strength);
+    Ok(LoraTag { name: name.to_owned(), unet_strength, text_strength })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn texts(prompt: &str) -> Vec<(String, f64)> {
+        let pair = |part| match part {
+            Part::Text { text, weight } => (text, weight),
+            Part::Break => ("|".to_owned(), 0.0),
+        };
+        parse(prompt).unwrap().into_iter().map(pair).collect()
+    }
+
+    #[track_caller]
+    fn reads(prompt: &str, want: &[(&str, f64)]) {
+        let want: Vec<_> =
+            want.iter().map(|(text, weight)| ((*text).to_owned(), *weight)).collect();
+        assert_eq!(texts(prompt), want, "{prompt}");
+    }
+
+    #[test]
+    fn the_web_ui_s_own_examples_are_read_alike() {
+        reads("normal text", &[("normal text", 1.0)]);
+        reads("an (important) word", &[("an ", 1.0), ("important", 1.1), (" word", 1.0)]);
+        reads("(unbalanced", &[("unbalanced", 1.1)]);
+        reads(r"\(literal\]", &[("(literal]", 1.0)]);
+        reads("(unnecessary)(parens)", &[("unnecessaryparens", 1.1)]);
+        let want = [
+            ("a ", 1.0),
+            ("house", 1.573_000_000_000_000_4),
+            (" ", 1.1),
+            ("on", 1.0),
+            (" a ", 1.1),
+            ("hill", 0.55),
+            (", sun, ", 1.1),
+            ("sky", 1.464_100_000_000_000_6),
+            (".", 1.1),
+        ];
+        reads("a (((house:1.3)) [on] a (hill:0.5), sun, (((sky))).", &want);
+    }
+
+    #[test]
+    fn weights_may_have_signs_and_spaces_but_only_close_round_brackets() {
+        reads("(a: 1.5 )", &[("a", 1.5)]);
+        reads("(a:+.5)(b:-1.)", &[("a", 0.5), ("b", -1.0)]);
+        reads("(a:b:2)", &[("a:b", 2.0)]);
+        reads("[a:2]", &[("a:2", 1.0 / 1.1)]);
+        reads("at 10:30) or a:1.5)", &[("at 10:30) or a:1.5)", 1.0)]);
+        reads("(a:1e3)", &[("a:1e3", 1.1)]);
+        for wrong in ["(a:1.2.3)", "(a:.)", "(a:-..)"] {
+            assert!(parse(wrong).unwrap_err().contains("is not a weight"), "{wrong}");
+        }
+        let huge = format!("(a:{})", "9".repeat(400));
+        assert!(parse(&huge).unwrap_err().len() < 80);
+    }
+
+    #[test]
+    fn nothing_is_lost_of_odd_prompts() {
+        reads("", &[("", 1.0)]);
+        reads("()[]", &[("", 1.0)]);
+        reads(")]:", &[(")]:", 1.0)]);
+        reads(r"a\b \\ \", &[(r"ab \ ", 1.0)]);
+        reads("(é\u{301}😀:1.2)中", &[("é\u{301}😀", 1.2), ("中", 1.0)]);
+        reads("[(a)]", &[("a", 1.1 * (1.0 / 1.1))]);
+    }
+
+    #[test]
+    fn break_is_a_word_by_itself_anywhere() {
+        reads("a BREAK b", &[("a", 1.0), ("|", 0.0), ("b", 1.0)]);
+        reads("BREAK", &[("|", 0.0)]);
+        reads("a\nBREAK\nBREAK,b", &[("a", 1.0), ("|", 0.0), ("|", 0.0), (",b", 1.0)]);
+        reads("(a BREAK b:1.5)", &[("a", 1.5), ("|", 0.0), ("b", 1.5)]);
+        reads("BREAKFAST break un_BREAK", &[("BREAKFAST break un_BREAK", 1.0)]);
+        reads("BREAKBREAK BREAK", &[("BREAKBREAK", 1.0), ("|", 0.0)]);
+    }
+
+    #[test]
+    fn endless_brackets_are_refused_at_once() {
+        assert!(parse(&"(a".repeat(64)).is_ok());
+        assert!(parse(&"[(a".repeat(400_000)).unwrap_err().contains("64 brackets"));
+        assert!(parse(&"(a)".repeat(300_000)).is_ok());
+    }
+
+    #[test]
+    fn tags_are_taken_out_in_order() {
+        let tag = |name: &str, text_strength, unet_strength| LoraTag {
+            name: name.to_owned(),
+            unet_strength,
+            text_strength,
+        };
+        let (prompt, tags) =
+            take_loras("a <lora:x:0.8>, (b <lyco:y z>:1.2)<lora:q:1:-.5>").unwrap();
+        assert_eq!(prompt, "a , (b :1.2)");
+        assert_eq!(tags, [tag("x", 0.8, 0.8), tag("y z", 1.0, 1.0), tag("q", 1.0, -0.5)]);
+        let (_, tags) = take_loras("<lora:x:unet=0.2:te=0.3>").unwrap();
+        assert_eq!(tags, [tag("x", 0.3, 0.2)]);
+        assert_eq!(take_loras("a < b <lora: c").unwrap(), ("a < b <lora: c".to_owned(), vec![]));
+        assert_eq!(first_tag("a <lora:x> b <lora:y>"), Some("<lora:x>"));
+    }
+
+    #[test]
+    fn broken_tags_are_named() {
+        for (tag, reason) in [
+            ("<lora:>", "names no LoRA"),
+            ("<lora::0.5>", "names no LoRA"),
+            ("<lora:x:strong>", "no number"),
+            ("<lora:x:inf>", "no number"),
+            ("<lora:x:1:1:1>", "more than two"),
+            ("<lora:x:dyn=4>", "other than"),
+        ] {
+            let error = take_loras(&format!("a {tag} b")).unwrap_err();
+            assert!(error.contains(tag) && error.contains(reason), "{error}");
+        }
+    }
+}

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 
-use candle_core::DType;
+use candle_core::{DType, Device};
 
 use super::denoiser::Guidance;
 use super::load::Models;
@@ -21,27 +21,42 @@ pub struct Plan {
     pub clips: u64,
     /// Intermediate results of decoding.
     pub decode: u64,
+    /// What is needed whatever the size of the clip: the program itself, and the copies that the largest
+    /// convolution makes of its kernel and of pieces of its input.
+    pub fixed: u64,
 }
 
 /// Values alive at the worst moment of a UNet pass, for every value of the first stage's output: the skips, a
 /// feed-forward layer's eightfold width and its result, convolution buffers. Measured (see benches/RESULTS.md).
-const UNET_VALUES: f64 = 22.0;
+const UNET_VALUES: f64 = 28.0;
 
 /// Values of a ControlNet's residuals, for every value of the first stage's output: counted for the widths of Stable
 /// Diffusion 1.5. Those of a second one come before they are added up.
 const RESIDUAL_VALUES: f64 = 5.5;
 
 /// The same for the decoder, for every value of its last stage's output.
-const DECODER_VALUES: f64 = 6.0;
+const DECODER_VALUES: f64 = 8.0;
+
+/// Bytes of the program, the tokenizer's tables and the like.
+const PROGRAM: usize = 48 << 20;
+
+/// Pixels of which a thread gathers the surroundings at a time, in candle's convolution on the CPU.
+const TILE: usize = 512;
 
 impl Plan {
     /// For a request at `size` (width, height) in pixels.
     pub fn new(
         models: &Models,
         precision: Precision,
+        device: &Device,
         request: &Request,
         size: (usize, usize),
     ) -> Self {
+        // Kernels for the CPU compute in f32, whatever the weights are.
+        let bytes = |dtype: DType| {
+            let size = dtype.size_in_bytes();
+            (if device.is_cpu() { size.max(4) } else { size }) as f64
+        };
         let latents = (size.0 / models.factor()) * (size.1 / models.factor());
         let first = models.unet_config().block_out_channels[0];
         let residuals = request.controls.len().min(2) as f64 * RESIDUAL_VALUES;
@@ -50,6 +65,14 @@ impl Plan {
         let at_once = (64 * 64 / latents.max(1)).clamp(1, request.frames);
         let pixels = size.0 * size.1 * at_once;
         let decoded = (pixels * models.decoder_width()) as f64 * DECODER_VALUES;
+        // The way up begins with a convolution of twice the channels that it makes.
+        let deepest = models.unet_config().block_out_channels.iter().max().copied().unwrap_or(0);
+        let kernel = 2 * deepest * 9;
+        let copies = if device.is_cpu() {
+            4 * kernel * (deepest + TILE * rayon::current_num_threads())
+        } else {
+            0
+        };
         // Controls may share a network.
         let nets: BTreeSet<&str> = request.controls.iter().map(|c| c.model.as_str()).collect();
         let nets: u64 =
@@ -59,6 +82,7 @@ impl Plan {
             pass: (values * bytes(precision.unet)) as u64,
             clips: if request.is_guided() { 2 } else { 1 },
             decode: (decoded * bytes(precision.vae)) as u64,
+            fixed: (PROGRAM + copies) as u64,
         }
     }
 
@@ -68,7 +92,7 @@ impl Plan {
             Guidance::Batched => self.clips,
             Guidance::TwoPasses => 1,
         };
-        self.weights + (self.pass * clips).max(self.decode)
+        self.weights + (self.pass * clips).max(self.decode) + self.fixed
     }
 
     /// How guidance is to be computed so that the run fits.
@@ -93,17 +117,13 @@ impl Plan {
     }
 }
 
-fn bytes(dtype: DType) -> f64 {
-    dtype.size_in_bytes() as f64
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
 
     #[test]
     fn guidance_takes_two_passes_where_one_would_not_fit() {
-        let plan = Plan { weights: 100, pass: 50, clips: 2, decode: 60 };
+        let plan = Plan { weights: 90, pass: 50, clips: 2, decode: 60, fixed: 10 };
         assert_eq!(plan.choose(None).unwrap(), Guidance::Batched);
         assert_eq!(plan.choose(Some(200)).unwrap(), Guidance::Batched);
         assert_eq!(plan.choose(Some(199)).unwrap(), Guidance::TwoPasses);
@@ -112,6 +132,6 @@ mod tests {
         assert_eq!(error.kind().exit_code(), 4);
         assert!(error.to_string().contains("160 bytes") && error.to_string().contains("159"));
         assert!(error.hint().unwrap().contains("--frames"));
-        assert!(plan.choose(Some(99)).unwrap_err().hint().unwrap().contains("--dtype"));
+        assert!(plan.choose(Some(89)).unwrap_err().hint().unwrap().contains("--dtype"));
     }
 }

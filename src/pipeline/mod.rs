@@ -203,7 +203,8 @@ impl Pipeline {
                 ..PlanSettings::default()
             },
         )?;
-        let memory = MemoryPlan::new(&self.models, self.precision, request, (width, height));
+        let size = (width, height);
+        let memory = MemoryPlan::new(&self.models, self.precision, &self.device, request, size);
         let available = device::available_memory(&self.device);
         let guidance = memory.choose(available)?;
         Ok(Prepared { width, height, hints, schedule, plan, guidance, memory })

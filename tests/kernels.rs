@@ -156,3 +156,47 @@ fn convolution_in_half_precision_is_that_of_f32_rounded() {
         );
     }
 }
+
+#[test]
+fn convolution_equals_its_reference() {
+    for (batch, inputs, outputs, height, width, kernel) in [
+        (1, 1, 1, 1, 1, 1),
+        (2, 3, 5, 7, 6, 3),
+        (1, 4, 2, 3, 40, 3),
+        (3, 17, 9, 33, 31, 3),
+        (1, 300, 4, 20, 20, 3),
+        (2, 8, 6, 5, 9, 1),
+        (1, 2, 3, 6, 6, 5),
+    ] {
+        let x = random(&[batch, inputs, height, width], 41);
+        let weight = random(&[outputs, inputs, kernel, kernel], 42);
+        let bias = random(&[outputs], 43);
+        for padding in [0, 1, kernel / 2, kernel] {
+            if height.min(width) + 2 * padding < kernel {
+                assert!(kernels::conv2d(&x, &weight, None, padding, 1).is_err());
+                continue;
+            }
+            for stride in [1, 2, 3] {
+                for bias in [None, Some(&bias)] {
+                    let got = kernels::conv2d(&x, &weight, bias, padding, stride).unwrap();
+                    let want = reference::conv2d(&x, &weight, bias, padding, stride).unwrap();
+                    assert_relative(&got, &want, 1e-6);
+                }
+            }
+        }
+        let turned = x.transpose(2, 3).unwrap();
+        let got = kernels::conv2d(&turned, &weight, None, kernel / 2, 1).unwrap();
+        let turned = turned.contiguous().unwrap();
+        let want = reference::conv2d(&turned, &weight, None, kernel / 2, 1).unwrap();
+        assert_relative(&got, &want, 1e-6);
+    }
+    let x = random(&[1, 2, 4, 4], 44);
+    assert!(kernels::conv2d(&x, &random(&[1, 3, 3, 3], 45), None, 1, 1).is_err());
+}
+
+#[test]
+fn convolution_passes_nan_on() {
+    let x = Tensor::full(f32::NAN, (1, 2, 4, 4), &Device::Cpu).unwrap();
+    let got = kernels::conv2d(&x, &random(&[3, 2, 3, 3], 46), None, 1, 1).unwrap();
+    assert!(got.flatten_all().unwrap().to_vec1::<f32>().unwrap().iter().all(|v| v.is_nan()));
+}

@@ -8,7 +8,7 @@
 //! | [`attention()`] | blocks of queries, threads over heads and blocks | blocks of queries by matmul |
 //! | [`group_norm()`] | one pass for the statistics, one for the result | [`reference::group_norm`] |
 //! | [`geglu()`] | one pass | [`reference::geglu`] |
-//! | [`conv2d()`] | candle's, in f32 | candle's |
+//! | [`conv2d()`] | tiles gathered in cache, then multiplied | [`reference::conv2d`] |
 
 pub mod attention;
 pub mod conv;

@@ -53,3 +53,18 @@ pub fn geglu(x: &Tensor) -> Result<Tensor> {
     let halves = x.chunk(2, D::Minus1)?;
     &halves[0] * halves[1].contiguous()?.gelu_erf()?
 }
+
+/// Convolution of `(batch, in, height, width)` with `(out, in, kernel, kernel)`, and `bias`, `(out)`.
+pub fn conv2d(
+    x: &Tensor,
+    weight: &Tensor,
+    bias: Option<&Tensor>,
+    padding: usize,
+    stride: usize,
+) -> Result<Tensor> {
+    let y = x.conv2d(weight, padding, stride, 1, 1)?;
+    match bias {
+        Some(bias) => y.broadcast_add(&bias.reshape((1, bias.elem_count(), 1, 1))?),
+        None => Ok(y),
+    }
+}

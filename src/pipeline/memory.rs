@@ -21,8 +21,8 @@ pub struct Plan {
     pub clips: u64,
     /// Intermediate results of decoding.
     pub decode: u64,
-    /// What is needed whatever the size of the clip: the program itself, and the copies that the largest
-    /// convolution makes of its kernel and of pieces of its input.
+    /// What is needed whatever the size of the clip: the program itself, and what the largest
+    /// convolution packs of its kernel and gathers of its input.
     pub fixed: u64,
 }
 
@@ -40,7 +40,7 @@ const DECODER_VALUES: f64 = 8.0;
 /// Bytes of the program, the tokenizer's tables and the like.
 const PROGRAM: usize = 48 << 20;
 
-/// Pixels of which a thread gathers the surroundings at a time, in candle's convolution on the CPU.
+/// Pixels for which a thread of a convolution on the CPU may hold gathered inputs and packed operands; an upper bound.
 const TILE: usize = 512;
 
 impl Plan {

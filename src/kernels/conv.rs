@@ -53,7 +53,6 @@ struct Sizes {
     padding: usize,
     stride: usize,
     out_width: usize,
-    out_area: usize,
 }
 
 impl Sizes {
@@ -112,11 +111,58 @@ impl Sizes {
 }
 
 /// The output while tasks write disjoint parts of it.
-struct Shared(*mut f32);
+struct Shared {
+    values: *mut f32,
+    len: usize,
+    /// Planes of one picture.
+    outputs: usize,
+    /// Pixels of one plane.
+    area: usize,
+}
 
-// SAFETY: tasks write disjoint elements only; see `multiply`'s caller.
+// SAFETY: tasks write disjoint elements only; see `add`.
 #[allow(unsafe_code)]
 unsafe impl Sync for Shared {}
+
+impl Shared {
+    /// Adds `weight · matrix` to `pixels` pixels from `at` of every plane of one picture. The rows of `matrix` are
+    /// `row_stride` apart.
+    ///
+    /// No two threads may be given the same pixels.
+    #[allow(unsafe_code)]
+    fn add(&self, weight: &[f32], matrix: &[f32], row_stride: usize, pixels: usize, at: usize) {
+        let Self { values, len, outputs, area } = *self;
+        let rows = weight.len() / outputs;
+        assert_eq!(weight.len(), outputs * rows);
+        assert!((rows - 1) * row_stride + pixels <= matrix.len());
+        assert!(at % area + pixels <= area && at + (outputs - 1) * area + pixels <= len);
+        // SAFETY: the assertions keep reads inside the slices and writes inside the output; `values` points to
+        // `len` elements that outlive the tasks, and every task has pixels of its own, so no two share an element.
+        unsafe {
+            gemm::gemm(
+                outputs,
+                pixels,
+                rows,
+                values.add(at),
+                1,
+                area as isize,
+                true,
+                weight.as_ptr(),
+                1,
+                rows as isize,
+                matrix.as_ptr(),
+                1,
+                row_stride as isize,
+                1.0,
+                1.0,
+                false,
+                false,
+                false,
+                gemm::Parallelism::None,
+            );
+        }
+    }
+}
 
 impl CustomOp3 for Gathered {
     fn name(&self) -> &'static str {
@@ -147,7 +193,7 @@ impl CustomOp3 for Gathered {
             candle_core::bail!("a kernel of {kernel} is larger than {height}×{width}");
         };
         let out_area = out_height * out_width;
-        let sizes = Sizes { inputs, height, width, kernel, padding, stride, out_width, out_area };
+        let sizes = Sizes { inputs, height, width, kernel, padding, stride, out_width };
         let rows = sizes.rows();
         let shape = Shape::from((batch, outputs, out_height, out_width));
         let x = f32_slice(x, x_layout.start_offset(), batch * inputs * height * width)?;
@@ -166,7 +212,7 @@ impl CustomOp3 for Gathered {
         let sharing = (batch * out_area).div_ceil(4 * rayon::current_num_threads());
         let tile = fitting.min(sharing.next_multiple_of(16).max(64)).min(out_area);
         let tiles = out_area.div_ceil(tile);
-        let shared = Shared(out.as_mut_ptr());
+        let shared = Shared { values: out.as_mut_ptr(), len: out.len(), outputs, area: out_area };
         (0..batch * tiles).into_par_iter().for_each_init(Vec::new, |gathered, task| {
             let (image, start) = (task / tiles, task % tiles * tile);
             let pixels = tile.min(out_area - start);
@@ -179,49 +225,8 @@ impl CustomOp3 for Gathered {
                 (&gathered[..], pixels)
             };
             let at = image * outputs * out_area + start;
-            multiply(weight, matrix, row_stride, (outputs, rows, pixels), &shared, at, &sizes);
+            shared.add(weight, matrix, row_stride, pixels, at);
         });
         Ok((CpuStorage::F32(out), shape))
-    }
-}
-
-/// Adds `weight · matrix` to the pixels from `at` of every output plane of one picture.
-#[allow(unsafe_code)]
-fn multiply(
-    weight: &[f32],
-    matrix: &[f32],
-    row_stride: usize,
-    (outputs, rows, pixels): (usize, usize, usize),
-    out: &Shared,
-    at: usize,
-    sizes: &Sizes,
-) {
-    assert_eq!(weight.len(), outputs * rows);
-    assert!((rows - 1) * row_stride + pixels <= matrix.len());
-    // SAFETY: the assertions keep reads inside the slices. Writes go to `pixels` elements from `at` of each of
-    // `outputs` planes that are `out_area` apart; `at` and `pixels` stay inside one plane of one picture, and every
-    // task has a tile of its own, so they are inside the output and no two tasks share an element.
-    unsafe {
-        gemm::gemm(
-            outputs,
-            pixels,
-            rows,
-            out.0.add(at),
-            1,
-            sizes.out_area as isize,
-            true,
-            weight.as_ptr(),
-            1,
-            rows as isize,
-            matrix.as_ptr(),
-            1,
-            row_stride as isize,
-            1.0,
-            1.0,
-            false,
-            false,
-            false,
-            gemm::Parallelism::None,
-        );
     }
 }

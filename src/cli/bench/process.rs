@@ -91,10 +91,12 @@ mod tests {
         let high = peak().unwrap();
         assert!(high > (512 << 20));
         drop(big);
-        assert!(peak().unwrap() >= high, "a peak outlives its cause");
+        // The system counts pages by processor and reads the sum only roughly.
+        let slack = 16 << 20;
+        assert!(peak().unwrap() >= high - slack, "a peak outlives its cause");
         reset_peak();
         // Containers may forbid it; then nothing changes.
         let after = peak().unwrap();
-        assert!(after < high - (256 << 20) || after >= high, "{after} after {high}");
+        assert!(after < high - (256 << 20) || after >= high - slack, "{after} after {high}");
     }
 }

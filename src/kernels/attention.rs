@@ -6,7 +6,7 @@
 use candle_core::{CpuStorage, CustomOp3, DType, Layout, Result, Shape, Tensor};
 use rayon::prelude::*;
 
-use super::{math, reference};
+use super::{f32_slice, math, reference};
 
 /// Queries a CPU task works on.
 const BLOCK: usize = 64;
@@ -65,16 +65,6 @@ pub fn attention(q: &Tensor, k: &Tensor, v: &Tensor, scale: f64) -> Result<Tenso
         out.push(Tensor::cat(&blocks, 1)?);
     }
     Tensor::cat(&out, 0)
-}
-
-/// The `len` values from `offset` of an f32 storage.
-pub(super) fn f32_slice(storage: &CpuStorage, offset: usize, len: usize) -> Result<&[f32]> {
-    match storage {
-        CpuStorage::F32(values) => values.get(offset..offset + len).ok_or_else(|| {
-            candle_core::Error::Msg(format!("{len} values from {offset} of {}", values.len()))
-        }),
-        _ => candle_core::bail!("this kernel wants f32"),
-    }
 }
 
 struct Blocked {

@@ -6,8 +6,7 @@
 use candle_core::{CpuStorage, CustomOp3, DType, Layout, Result, Shape, Tensor};
 use rayon::prelude::*;
 
-use super::attention::f32_slice;
-use super::reference;
+use super::{f32_slice, reference};
 
 /// Values of the gathered matrix of a tile, about as many as a core's own cache holds.
 const GATHERED: usize = 384 * 1024;

@@ -3,7 +3,7 @@
 use candle_core::{CpuStorage, CustomOp1, D, Layout, Result, Shape, Tensor};
 use rayon::prelude::*;
 
-use super::{attention::f32_slice, in_f32, math, reference};
+use super::{f32_slice, in_f32, math, reference};
 
 /// `value · gelu(gate)` of a last dimension that holds values, then gates; see [`reference::geglu`].
 ///

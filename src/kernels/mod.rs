@@ -22,12 +22,19 @@ pub use conv::conv2d;
 pub use geglu::geglu;
 pub use norm::{GroupNormOptions, group_norm};
 
-use candle_core::{DType, Tensor};
+use candle_core::{CpuStorage, DType, Result, Tensor};
 
 /// Runs a CPU kernel that knows f32 only on a tensor of any float type.
-fn in_f32(
-    x: &Tensor,
-    op: impl FnOnce(&Tensor) -> candle_core::Result<Tensor>,
-) -> candle_core::Result<Tensor> {
+fn in_f32(x: &Tensor, op: impl FnOnce(&Tensor) -> Result<Tensor>) -> Result<Tensor> {
     if x.dtype() == DType::F32 { op(x) } else { op(&x.to_dtype(DType::F32)?)?.to_dtype(x.dtype()) }
+}
+
+/// The `len` values from `offset` of an f32 storage.
+fn f32_slice(storage: &CpuStorage, offset: usize, len: usize) -> Result<&[f32]> {
+    match storage {
+        CpuStorage::F32(values) => values.get(offset..offset + len).ok_or_else(|| {
+            candle_core::Error::Msg(format!("{len} values from {offset} of {}", values.len()))
+        }),
+        _ => candle_core::bail!("this kernel wants f32"),
+    }
 }

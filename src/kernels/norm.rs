@@ -3,7 +3,7 @@
 use candle_core::{CpuStorage, CustomOp3, Layout, Result, Shape, Tensor};
 use rayon::prelude::*;
 
-use super::{in_f32, math, reference};
+use super::{f32_slice, in_f32, math, reference};
 
 /// What [`group_norm`] does.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -61,7 +61,7 @@ impl CustomOp3 for Fused {
         bias_layout: &Layout,
     ) -> Result<(CpuStorage, Shape)> {
         let (images, channels, height, width) = x_layout.shape().dims4()?;
-        let slice = |s, l: &Layout, n| super::attention::f32_slice(s, l.start_offset(), n);
+        let slice = |s, l: &Layout, n| f32_slice(s, l.start_offset(), n);
         let x = slice(x, x_layout, images * channels * height * width)?;
         let weight = slice(weight, weight_layout, channels)?;
         let bias = slice(bias, bias_layout, channels)?;

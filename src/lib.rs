@@ -10,7 +10,7 @@
 //! 6  adapters                                   LoRA, ControlNet
 //! 5  text                                       prompt to context
 //! 4  models                                     clip, unet with motion, ControlNet, vae
-//! 3  nn       sampler       output              layers | sampling loops | encoders
+//! 3  nn       sampler       output   procedural layers | sampling loops | encoders | clips with captions
 //! 2  kernels  schedule      media  weights  hub
 //! 1  device   rng
 //! 0  error
@@ -27,6 +27,7 @@ pub mod models;
 pub mod nn;
 pub mod output;
 pub mod pipeline;
+pub mod procedural;
 pub mod rng;
 pub mod sampler;
 pub mod schedule;

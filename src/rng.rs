@@ -6,6 +6,7 @@
 
 mod mersenne;
 mod philox;
+mod uniform;
 
 use std::collections::VecDeque;
 use std::fmt;
@@ -16,6 +17,7 @@ use serde::{Deserialize, Serialize};
 
 use self::mersenne::Mersenne;
 use self::philox::Philox;
+pub use self::uniform::Uniform;
 use crate::{Error, Result};
 
 /// Which of torch's generators to follow.

@@ -12,7 +12,7 @@ const FLOORS: [&[&str]; 10] = [
     &["error"],
     &["device", "rng"],
     &["kernels", "schedule", "media", "weights", "hub"],
-    &["nn", "sampler", "output"],
+    &["nn", "sampler", "output", "procedural"],
     &["models"],
     &["text"],
     &["adapters"],

@@ -18,6 +18,9 @@ mod cli;
 mod clip;
 /// ControlNets.
 mod control;
+/// How often clips show what their prompts say.
+#[cfg(feature = "cli")]
+mod eval;
 /// Published sizes: names lists always, whole passes when asked.
 mod full_size;
 /// Published models and the hub, against a server on loopback.
@@ -31,6 +34,8 @@ mod lora;
 mod output;
 /// Whole runs.
 mod pipeline;
+/// Clips whose captions are the whole truth.
+mod procedural;
 /// torch's generators.
 mod rng;
 /// Samplers over formulas.

@@ -32,6 +32,8 @@ pub(super) enum Command {
     Inspect(InspectArgs),
     /// Make a clip again from its own metadata.
     Replay(ReplayArgs),
+    /// Measure how often clips show what their prompts say.
+    Eval(Box<super::eval::EvalArgs>),
     /// Measure speed and memory.
     Bench(Box<super::bench::BenchArgs>),
     /// List, download, check and remove published models.

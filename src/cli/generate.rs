@@ -11,7 +11,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use candle_core::Device;
 use serde_json::json;
 
-use super::args::{GenerateArgs, ModelFlags, OutputFlags, Reporting};
+use super::args::{ClipFlags, GenerateArgs, ModelFlags, OutputFlags, Reporting, SamplingFlags};
 use super::controls;
 use super::progress::Progress;
 use super::record::{Hashes, check_weights, device_name, metadata, program};
@@ -248,15 +248,18 @@ fn request(args: &GenerateArgs, request: &mut Request) -> Result<()> {
     set(&mut request.prompt, args.prompt.as_ref().or(args.prompt_flag.as_ref()));
     set(&mut request.negative_prompt, args.negative_prompt.as_ref());
     set(&mut request.prompt_mode, args.prompt_mode.as_ref());
-    let clip = &args.clip;
+    if !args.control.control.is_empty() {
+        request.controls.clone_from(&args.control.control);
+    }
+    how(&args.clip, &args.sampling, request)
+}
+
+/// Size, length and sampling.
+pub(super) fn how(clip: &ClipFlags, flags: &SamplingFlags, request: &mut Request) -> Result<()> {
     set_some(&mut request.width, clip.width.as_ref());
     set_some(&mut request.height, clip.height.as_ref());
     set(&mut request.frames, clip.frames.as_ref());
     set(&mut request.fps, clip.fps.as_ref());
-    if !args.control.control.is_empty() {
-        request.controls.clone_from(&args.control.control);
-    }
-    let flags = &args.sampling;
     set(&mut request.steps, flags.steps.as_ref());
     set(&mut request.cfg_scale, flags.cfg_scale.as_ref());
     if let Some(name) = &flags.sampler {

@@ -5,6 +5,7 @@
 mod args;
 mod bench;
 mod controls;
+mod eval;
 mod generate;
 mod inspect;
 mod lora_tags;
@@ -72,6 +73,7 @@ fn run(cli: Cli, interrupted: &Arc<AtomicBool>) -> Result<()> {
         Command::Generate(args) => generate::run(&args, interrupted),
         Command::Replay(args) => replay::run(&args, interrupted),
         Command::Inspect(args) => inspect::run(&args),
+        Command::Eval(args) => eval::run(&args, interrupted),
         Command::Bench(args) => bench::run(&args, interrupted),
         #[cfg(feature = "hub")]
         Command::Models(args) => {

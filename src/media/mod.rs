@@ -6,7 +6,7 @@ pub mod tensor;
 
 pub use image::RgbImage;
 
-use crate::Result;
+use crate::{Error, Result};
 
 /// Takes the frames of one clip, in order.
 ///
@@ -30,4 +30,27 @@ impl FrameSink for &mut Vec<RgbImage> {
     fn finish(self: Box<Self>) -> Result<()> {
         Ok(())
     }
+}
+
+/// Columns of a [`sheet`].
+const COLUMNS: usize = 8;
+
+/// A PNG that shows clips at a glance: a row for each, of frames that are evenly spread over it.
+pub fn sheet(clips: &[Vec<RgbImage>]) -> Result<Vec<u8>> {
+    let (width, height) = clips.iter().flatten().next().map_or((1, 1), RgbImage::dimensions);
+    let columns = clips.iter().map(Vec::len).max().unwrap_or(1).clamp(1, COLUMNS);
+    let mut sheet = RgbImage::new(width * columns as u32, height * clips.len().max(1) as u32);
+    for (row, frames) in clips.iter().enumerate() {
+        for column in 0..columns {
+            let index = column * frames.len().saturating_sub(1) / (columns - 1).max(1);
+            let Some(frame) = frames.get(index) else { continue };
+            let (x, y) = (column as u32 * width, row as u32 * height);
+            image::imageops::replace(&mut sheet, frame, i64::from(x), i64::from(y));
+        }
+    }
+    let mut bytes = std::io::Cursor::new(Vec::new());
+    sheet
+        .write_to(&mut bytes, image::ImageFormat::Png)
+        .map_err(|e| Error::Encode { format: "png", reason: e.to_string() })?;
+    Ok(bytes.into_inner())
 }

@@ -1,0 +1,266 @@
+//! `animatelcm eval`: how often a model's clips show what their prompts say.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use clap::Args;
+use image::RgbImage;
+use serde::Serialize;
+
+use super::args::{ClipFlags, ModelFlags, SamplingFlags};
+use super::resolve::{self, Names};
+use super::{generate, print, to_json};
+use crate::device::Precision;
+use crate::media;
+use crate::output::{self, Existing};
+use crate::pipeline::load::Models;
+use crate::pipeline::request::{Job, Request, Spec};
+use crate::pipeline::{Event, Pipeline, Residency, Tensors};
+use crate::procedural::{Caption, Count, Oracle, Scene, Score, Seen};
+use crate::rng::Uniform;
+use crate::{Error, Result};
+
+/// The arguments of `animatelcm eval`.
+#[derive(Debug, Args)]
+pub(super) struct EvalArgs {
+    /// Captions of the procedural grammar, whose truth can be measured: background, colour, shape, motion.
+    #[arg(long, required = true, help_heading = "Measuring")]
+    procedural: bool,
+    /// How many prompts.
+    #[arg(long, value_name = "N", default_value_t = 64, help_heading = "Measuring")]
+    prompts: usize,
+    /// Measure clips that the grammar's own renderer makes instead of a model's: the most that can be reached.
+    #[arg(long, help_heading = "Measuring")]
+    ground_truth: bool,
+    /// A PNG with some frames of the first clips, one clip a row.
+    #[arg(long, value_name = "FILE", help_heading = "Measuring")]
+    sheet: Option<PathBuf>,
+    /// Overwrite that PNG if it is there.
+    #[arg(short = 'y', long, help_heading = "Measuring")]
+    overwrite: bool,
+
+    #[command(flatten)]
+    models: ModelFlags,
+    #[command(flatten)]
+    clip: ClipFlags,
+    #[command(flatten)]
+    sampling: SamplingFlags,
+
+    /// Print JSON instead of a table.
+    #[arg(long, help_heading = "Reporting")]
+    json: bool,
+    /// Say nothing on the way.
+    #[arg(short, long, help_heading = "Reporting")]
+    quiet: bool,
+}
+
+/// What was measured, and how.
+#[derive(Debug, Serialize)]
+struct Report {
+    clips: String,
+    sampler: Option<String>,
+    steps: Option<usize>,
+    cfg_scale: Option<f64>,
+    width: usize,
+    height: usize,
+    frames: usize,
+    prompts: usize,
+    seed: u64,
+    score: Score,
+}
+
+/// Rows of a sheet.
+const ROWS: usize = 16;
+
+/// The side of clips that no model makes.
+const SIDE: usize = 64;
+
+pub(super) fn run(args: &EvalArgs, interrupted: &Arc<AtomicBool>) -> Result<()> {
+    if args.prompts == 0 {
+        return Err(Error::request("prompts", "must be at least 1, got 0"));
+    }
+    if let Some(path) = &args.sheet {
+        let existing = if args.overwrite { Existing::Replace } else { Existing::Refuse };
+        output::check(path, existing)?;
+        if path.extension().is_none_or(|extension| !extension.eq_ignore_ascii_case("png")) {
+            let reason = format!("{} is not a .png", path.display());
+            return Err(Error::request("sheet", reason));
+        }
+    }
+    let seed = args.sampling.seed.unwrap_or(0);
+    let mut clips = Clips::open(args)?;
+    let mut score = Score::default();
+    let mut rows: Vec<Vec<RgbImage>> = Vec::new();
+    for i in 0..args.prompts {
+        // Prompts and seeds are a prefix of those of a longer run.
+        let mut random = Uniform::part(seed, i as u64);
+        let caption = Caption::draw(&mut random);
+        let frames = match &mut clips {
+            Clips::Rendered { side, frames } => {
+                if interrupted.load(Ordering::SeqCst) {
+                    return Err(Error::Cancelled);
+                }
+                Scene::new(caption, random.bits()).frames(*side, *frames)
+            }
+            Clips::Generated { pipeline, request, .. } => {
+                request.prompt = caption.to_string();
+                request.seed = Some(seed.wrapping_add(i as u64));
+                generated(pipeline, request, interrupted)?
+            }
+        };
+        let seen = Oracle::default().look(&frames);
+        score.add(&caption, seen.matches(&caption));
+        if !args.quiet {
+            super::progress::line(&format!("{}/{} {}", i + 1, args.prompts, said(&caption, &seen)));
+        }
+        if args.sheet.is_some() && rows.len() < ROWS {
+            rows.push(frames);
+        }
+    }
+    if let Some(path) = &args.sheet {
+        std::fs::write(path, media::sheet(&rows)?).map_err(Error::file(path))?;
+    }
+    let report = clips.report(args.prompts, seed, score);
+    print(&if args.json { to_json(&report)? } else { report.table() })
+}
+
+/// Where clips come from.
+enum Clips {
+    Rendered {
+        side: usize,
+        frames: usize,
+    },
+    Generated {
+        pipeline: Box<Pipeline>,
+        request: Box<Request>,
+        model: String,
+        size: (usize, usize),
+    },
+}
+
+impl Clips {
+    fn open(args: &EvalArgs) -> Result<Self> {
+        if args.ground_truth {
+            let side = args.clip.width.or(args.clip.height).unwrap_or(SIDE);
+            let frames = args.clip.frames.unwrap_or(16);
+            if args.clip.width.zip(args.clip.height).is_some_and(|(w, h)| w != h) {
+                return Err(Error::request("height", "rendered clips are square"));
+            }
+            if !(8..=1024).contains(&side) || !(1..=1024).contains(&frames) {
+                let reason = format!("{frames} frames of {side}×{side} cannot be rendered");
+                return Err(Error::request("ground-truth", reason));
+            }
+            return Ok(Self::Rendered { side, frames });
+        }
+        let names = Names::new(args.models.offline)?;
+        let mut job = Job::new(Spec::default(), Request::default());
+        generate::spec(&args.models, &mut job.models);
+        resolve::apply_defaults(&names, &job.models, &mut job.request)?;
+        generate::how(&args.clip, &args.sampling, &mut job.request)?;
+        job.request.validate()?;
+        let device = job.models.device.open()?;
+        let precision = Precision::new(job.models.dtype, &device);
+        let models = Models::open(&resolve::files(&job.models, &names)?)?;
+        let pipeline = Pipeline::new(models, device, precision, Residency::KeepAll);
+        let prepared = pipeline.prepare(&job.request)?;
+        Ok(Self::Generated {
+            size: (prepared.width, prepared.height),
+            model: job.models.model.unwrap_or_else(|| "embedded".into()),
+            pipeline: Box::new(pipeline),
+            request: Box::new(job.request),
+        })
+    }
+
+    fn report(self, prompts: usize, seed: u64, score: Score) -> Report {
+        match self {
+            Self::Rendered { side, frames } => Report {
+                clips: "ground truth".into(),
+                sampler: None,
+                steps: None,
+                cfg_scale: None,
+                width: side,
+                height: side,
+                frames,
+                prompts,
+                seed,
+                score,
+            },
+            Self::Generated { request, model, size, .. } => Report {
+                clips: model,
+                sampler: Some(request.sampler.to_string()),
+                steps: Some(request.steps),
+                cfg_scale: Some(request.cfg_scale),
+                width: size.0,
+                height: size.1,
+                frames: request.frames,
+                prompts,
+                seed,
+                score,
+            },
+        }
+    }
+}
+
+fn generated(
+    pipeline: &mut Pipeline,
+    request: &Request,
+    interrupted: &AtomicBool,
+) -> Result<Vec<RgbImage>> {
+    let mut frames = Vec::new();
+    let mut listener = |_: Event| {
+        if interrupted.load(Ordering::SeqCst) { Err(Error::Cancelled) } else { Ok(()) }
+    };
+    pipeline.generate(request, &mut Tensors::default(), &mut listener, &mut &mut frames)?;
+    Ok(frames)
+}
+
+/// A prompt and what of it is true.
+fn said(caption: &Caption, seen: &Seen) -> String {
+    let matches = seen.matches(caption);
+    let word = |hit: bool, word: &str| if hit { word.to_owned() } else { format!("[{word}]") };
+    format!(
+        "{} {} {} on {}",
+        word(matches.color, caption.color.word()),
+        word(matches.shape, caption.shape.word()),
+        word(matches.motion, caption.motion.word()),
+        word(matches.background, caption.background.word()),
+    )
+}
+
+impl Report {
+    fn table(&self) -> String {
+        let mut text = format!(
+            "{}, {} frames of {}x{}, {} prompts, seed {}",
+            self.clips, self.frames, self.width, self.height, self.prompts, self.seed
+        );
+        if let (Some(sampler), Some(steps), Some(scale)) =
+            (&self.sampler, self.steps, self.cfg_scale)
+        {
+            text.push_str(&format!(", {steps} steps of {sampler}, guidance {scale}"));
+        }
+        text.push_str("\n\n              true   of 95% sure  chance\n");
+        let row = |name: &str, count: Count, chance: Option<f64>| {
+            let (low, high) = count.interval();
+            let chance = chance.map_or(String::new(), |c| format!("{:6.1}%", 100.0 * c));
+            let line = format!(
+                "{name:<15}{:5.1}%  {:5.1} - {:5.1}%  {chance}",
+                100.0 * count.share(),
+                100.0 * low,
+                100.0 * high,
+            );
+            format!("{}\n", line.trim_end())
+        };
+        for (name, count, chance) in self.score.rows() {
+            text.push_str(&row(name, count, chance));
+        }
+        for words in [&self.score.shape_by_word, &self.score.motion_by_word] {
+            text.push('\n');
+            for (word, count) in words {
+                let counted = format!("{word:<15}{:4} of {}\n", count.hits, count.trials);
+                text.push_str(&counted);
+            }
+        }
+        text
+    }
+}

@@ -1,0 +1,61 @@
+//! What `eval` measures and prints.
+
+use crate::support::program::Folder;
+
+#[test]
+fn rendered_clips_are_true_and_their_report_says_so() {
+    let folder = Folder::new();
+    let args = ["eval", "--procedural", "--ground-truth", "--prompts", "12", "--seed", "3"];
+    let run = folder.run(&[&args[..], &["--json", "--sheet", "sheet.png"]].concat()).ok();
+    let report = run.json();
+    for part in ["background", "color", "shape", "motion", "all", "steady"] {
+        let count = &report["score"][part];
+        assert_eq!(
+            (count["hits"].as_u64(), count["trials"].as_u64()),
+            (Some(12), Some(12)),
+            "{part}"
+        );
+        // Wilson's interval of 12 of 12.
+        assert!((count["low"].as_f64().unwrap() - 0.7575).abs() < 1e-4, "{part}");
+    }
+    assert_eq!(run.stderr.lines().count(), 12);
+    let sheet = image::load_from_memory(&folder.read("sheet.png")).unwrap();
+    assert_eq!((sheet.width(), sheet.height()), (8 * 64, 12 * 64));
+
+    let run = folder.run(&[&args[..], &["-q"]].concat()).ok();
+    let all = run.stdout().lines().find(|line| line.starts_with("all four")).unwrap();
+    assert!(all.contains("100.0%") && all.contains("75.8 - 100.0%"), "{all}");
+    assert!(run.stderr.is_empty());
+    let again = [&args[..], &["--sheet", "sheet.png"]].concat();
+    assert!(folder.run(&again).fails(2).contains("sheet.png"));
+}
+
+#[test]
+fn a_model_is_measured_with_the_flags_of_generate() {
+    let folder = Folder::new();
+    let args = ["eval", "--procedural", "--prompts", "2", "--steps", "2", "--frames", "8", "-q"];
+    let report = folder.run(&[&args[..], &["--json"]].concat()).ok().json();
+    assert_eq!(report["clips"], "embedded");
+    assert_eq!((&report["steps"], &report["frames"]), (&2.into(), &8.into()));
+    assert_eq!(report["score"]["all"]["trials"], 2);
+    assert_eq!(folder.run(&[&args[..], &["--json"]].concat()).ok().json(), report);
+    let other = [&args[..], &["--json", "--sampler", "ddim", "--lcm-lora", "none"]].concat();
+    assert_eq!(folder.run(&other).ok().json()["sampler"], "ddim");
+}
+
+#[test]
+fn what_cannot_be_measured_is_refused() {
+    let folder = Folder::new();
+    let fails = |args: &[&str], words: &str| {
+        let args = [&["eval"], args].concat();
+        let run = folder.run(&args);
+        assert!(run.fails(2).contains(words), "{args:?}: {}", run.stderr);
+    };
+    fails(&[], "--procedural");
+    fails(&["--procedural", "--prompts", "0"], "prompts");
+    fails(&["--procedural", "--ground-truth", "-W", "64", "-H", "32"], "square");
+    fails(&["--procedural", "--ground-truth", "--frames", "0"], "frames");
+    fails(&["--procedural", "--ground-truth", "--sheet", "sheet.gif"], "sheet.gif");
+    fails(&["--procedural", "--steps", "0"], "steps");
+    assert!(folder.names().is_empty());
+}

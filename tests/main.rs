@@ -21,6 +21,8 @@ mod control;
 /// How often clips show what their prompts say.
 #[cfg(feature = "cli")]
 mod eval;
+/// Gradients of every layer.
+mod gradients;
 /// Published sizes: names lists always, whole passes when asked.
 mod full_size;
 /// Published models and the hub, against a server on loopback.

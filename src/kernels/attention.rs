@@ -6,7 +6,7 @@
 use candle_core::{CpuStorage, CustomOp3, DType, Layout, Result, Shape, Tensor};
 use rayon::prelude::*;
 
-use super::{f32_slice, math, reference};
+use super::{f32_slice, grad, math, reference};
 
 /// Queries a CPU task works on.
 const BLOCK: usize = 64;
@@ -32,6 +32,9 @@ pub fn attention(q: &Tensor, k: &Tensor, v: &Tensor, scale: f64) -> Result<Tenso
             k.dims(),
             v.dims()
         );
+    }
+    if grad::is_tracked(&[q, k, v]) {
+        return grad::attention(q, k, v, scale);
     }
     if q.device().is_cpu() {
         let dtype = q.dtype();

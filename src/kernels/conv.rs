@@ -6,7 +6,7 @@
 use candle_core::{CpuStorage, CustomOp3, DType, Layout, Result, Shape, Tensor};
 use rayon::prelude::*;
 
-use super::{f32_slice, reference};
+use super::{f32_slice, grad, reference};
 
 /// Values of the gathered matrix of a tile, about as many as a core's own cache holds.
 const GATHERED: usize = 384 * 1024;
@@ -25,6 +25,9 @@ pub fn conv2d(
     padding: usize,
     stride: usize,
 ) -> Result<Tensor> {
+    if grad::is_tracked(&[x, weight, bias.unwrap_or(weight)]) {
+        return grad::conv2d(x, weight, bias, padding, stride);
+    }
     if !x.device().is_cpu() {
         return reference::conv2d(x, weight, bias, padding, stride);
     }

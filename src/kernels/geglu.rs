@@ -3,7 +3,7 @@
 use candle_core::{CpuStorage, CustomOp1, D, Layout, Result, Shape, Tensor};
 use rayon::prelude::*;
 
-use super::{f32_slice, in_f32, math, reference};
+use super::{f32_slice, grad, in_f32, math, reference};
 
 /// `value · gelu(gate)` of a last dimension that holds values, then gates; see [`reference::geglu`].
 ///
@@ -13,6 +13,9 @@ use super::{f32_slice, in_f32, math, reference};
 pub fn geglu(x: &Tensor) -> Result<Tensor> {
     if x.dim(D::Minus1)? % 2 != 0 {
         candle_core::bail!("gated gelu wants an even width, got {}", x.dim(D::Minus1)?);
+    }
+    if grad::is_tracked(&[x]) {
+        return grad::geglu(x);
     }
     if !x.device().is_cpu() {
         return reference::geglu(x);

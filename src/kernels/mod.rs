@@ -9,18 +9,29 @@
 //! | [`group_norm()`] | one pass for the statistics, one for the result | [`reference::group_norm`] |
 //! | [`geglu()`] | one pass | [`reference::geglu`] |
 //! | [`conv2d()`] | tiles gathered in cache, then multiplied | [`reference::conv2d`] |
+//! | [`linear()`], [`layer_norm()`] | candle-nn's | candle-nn's |
+//! | [`shift_channels()`], [`upsample_nearest()`] | candle's | candle's |
+//!
+//! Tensors that take part in a gradient go other ways, with the same values; see `grad/mod.rs`.
 
 pub mod attention;
 pub mod conv;
 mod geglu;
+mod grad;
+mod linear;
 pub mod math;
 mod norm;
 pub mod reference;
+mod resize;
+mod shift;
 
 pub use attention::attention;
 pub use conv::conv2d;
 pub use geglu::geglu;
-pub use norm::{GroupNormOptions, group_norm};
+pub use linear::linear;
+pub use norm::{GroupNormOptions, group_norm, layer_norm};
+pub use resize::upsample_nearest;
+pub use shift::shift_channels;
 
 use candle_core::{CpuStorage, DType, Result, Tensor};
 

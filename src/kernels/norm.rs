@@ -1,9 +1,9 @@
 //! Group normalization fused with SiLU: two reads and one write of the tensor.
 
-use candle_core::{CpuStorage, CustomOp3, Layout, Result, Shape, Tensor};
+use candle_core::{CpuStorage, CustomOp3, Layout, Module, Result, Shape, Tensor};
 use rayon::prelude::*;
 
-use super::{f32_slice, in_f32, math, reference};
+use super::{f32_slice, grad, in_f32, math, reference};
 
 /// What [`group_norm`] does.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -36,12 +36,23 @@ pub fn group_norm(
     if options.frames == 0 || images % options.frames != 0 {
         candle_core::bail!("{images} images are not clips of {} frames", options.frames);
     }
+    if grad::is_tracked(&[x, weight, bias]) {
+        return grad::group_norm(x, weight, bias, options);
+    }
     if !x.device().is_cpu() {
         return reference::group_norm(x, weight, bias, options);
     }
     let weight = weight.to_dtype(candle_core::DType::F32)?.contiguous()?;
     let bias = bias.to_dtype(candle_core::DType::F32)?.contiguous()?;
     in_f32(x, |x| x.contiguous()?.apply_op3_no_bwd(&weight, &bias, &Fused(*options)))
+}
+
+/// Layer normalization over the last dimension of `(.., width)`; `weight` and `bias` are `(width)`.
+pub fn layer_norm(x: &Tensor, weight: &Tensor, bias: &Tensor, eps: f64) -> Result<Tensor> {
+    if grad::is_tracked(&[x, weight, bias]) {
+        return grad::layer_norm(x, weight, bias, eps);
+    }
+    candle_nn::LayerNorm::new(weight.clone(), bias.clone(), eps).forward(&x.contiguous()?)
 }
 
 struct Fused(GroupNormOptions);

@@ -1,6 +1,6 @@
 //! The plain candle versions: the definition of correct.
 
-use candle_core::{D, DType, Result, Tensor};
+use candle_core::{D, DType, Module, Result, Tensor};
 
 use super::GroupNormOptions;
 
@@ -67,4 +67,30 @@ pub fn conv2d(
         Some(bias) => y.broadcast_add(&bias.reshape((1, bias.elem_count(), 1, 1))?),
         None => Ok(y),
     }
+}
+
+/// `x Wᵀ + b`; see [`super::linear`].
+pub fn linear(x: &Tensor, weight: &Tensor, bias: Option<&Tensor>) -> Result<Tensor> {
+    candle_nn::Linear::new(weight.clone(), bias.cloned()).forward(x)
+}
+
+/// Layer normalization over the last dimension, with statistics in f32.
+pub fn layer_norm(x: &Tensor, weight: &Tensor, bias: &Tensor, eps: f64) -> Result<Tensor> {
+    let dtype = x.dtype();
+    let y = x.to_dtype(DType::F32)?;
+    let y = y.broadcast_sub(&y.mean_keepdim(D::Minus1)?)?;
+    let variance = y.sqr()?.mean_keepdim(D::Minus1)?;
+    let y = y.broadcast_div(&(variance + eps)?.sqrt()?)?;
+    y.broadcast_mul(&weight.to_dtype(DType::F32)?)?
+        .broadcast_add(&bias.to_dtype(DType::F32)?)?
+        .to_dtype(dtype)
+}
+
+/// Adds a value to each channel; see [`super::shift_channels`].
+pub fn shift_channels(x: &Tensor, shift: &Tensor) -> Result<Tensor> {
+    let (images, channels, height, width) = x.dims4()?;
+    let shifts = shift.dim(0)?;
+    x.reshape((shifts, images / shifts.max(1), channels, height * width))?
+        .broadcast_add(&shift.reshape((shifts, 1, channels, 1))?)?
+        .reshape((images, channels, height, width))
 }

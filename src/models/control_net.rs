@@ -178,7 +178,7 @@ impl ControlNet {
             motion_norm: MotionNorm::PerFrame,
             injection: &Injection::default(),
         };
-        let time = self.config.unet.embed_time(&self.time_embedding, timestep, x)?;
+        let time = self.config.unet.embed_time(&self.time_embedding, &[timestep], x)?;
 
         // Down, as in the UNet.
         let mut x = (self.conv_in.forward(x)? + hint)?;

@@ -1,6 +1,6 @@
 //! Normalization with f32 statistics.
 
-use candle_core::{Module, Result, Tensor};
+use candle_core::{Result, Tensor};
 use candle_nn::VarBuilder;
 
 use crate::kernels::{self, GroupNormOptions};
@@ -48,17 +48,20 @@ impl GroupNorm {
 
 /// Layer normalization over the last dimension.
 #[derive(Clone, Debug)]
-pub struct LayerNorm(candle_nn::LayerNorm);
+pub struct LayerNorm {
+    weight: Tensor,
+    bias: Tensor,
+    eps: f64,
+}
 
 impl LayerNorm {
     /// Reads `weight` and `bias`, `(width)` each.
     pub fn new(width: usize, eps: f64, vb: &VarBuilder) -> Result<Self> {
-        let (weight, bias) = (vb.get(width, "weight")?, vb.get(width, "bias")?);
-        Ok(Self(candle_nn::LayerNorm::new(weight, bias, eps)))
+        Ok(Self { weight: vb.get(width, "weight")?, bias: vb.get(width, "bias")?, eps })
     }
 
     /// `(.., width)` to the same.
     pub fn forward(&self, x: &Tensor) -> Result<Tensor> {
-        self.0.forward(&x.contiguous()?)
+        kernels::layer_norm(x, &self.weight, &self.bias, self.eps)
     }
 }

@@ -4,6 +4,7 @@ use candle_core::{Result, Tensor};
 use candle_nn::VarBuilder;
 
 use super::{Conv2d, ConvOptions};
+use crate::kernels;
 
 /// Where a [`Downsample`] puts its zeros.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -56,6 +57,6 @@ impl Upsample {
     ///
     /// The target is twice the size, or that of the next skip connection where sizes were odd.
     pub fn forward(&self, x: &Tensor, target: (usize, usize)) -> Result<Tensor> {
-        self.conv.forward(&x.upsample_nearest2d(target.0, target.1)?)
+        self.conv.forward(&kernels::upsample_nearest(x, target)?)
     }
 }

@@ -4,6 +4,7 @@ use candle_core::{Result, Tensor};
 use candle_nn::VarBuilder;
 
 use super::{Conv2d, ConvOptions, GroupNorm, Linear};
+use crate::kernels;
 
 /// The sizes of a [`ResnetBlock`].
 #[derive(Clone, Copy, Debug)]
@@ -52,12 +53,11 @@ impl ResnetBlock {
 
     /// `(batch, inputs, height, width)` to `(batch, outputs, height, width)`.
     ///
-    /// `time` is the SiLU of the time embedding, `(1, width)`: the same for the whole batch.
+    /// `time` is the SiLU of the time embedding, `(times, width)`: each serves `batch / times` consecutive images.
     pub fn forward(&self, x: &Tensor, time: Option<&Tensor>) -> Result<Tensor> {
         let mut y = self.conv1.forward(&self.norm1.forward_silu(x)?)?;
         if let (Some(proj), Some(time)) = (&self.time_emb_proj, time) {
-            let shift = proj.forward(time)?;
-            y = y.broadcast_add(&shift.reshape((1, shift.dim(1)?, 1, 1))?)?;
+            y = kernels::shift_channels(&y, &proj.forward(time)?)?;
         }
         let y = self.conv2.forward(&self.norm2.forward_silu(&y)?)?;
         match &self.conv_shortcut {

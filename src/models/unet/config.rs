@@ -171,20 +171,24 @@ impl UNetConfig {
         4 * self.block_out_channels[0]
     }
 
-    /// What the layers are told about the time, `(1, time_embedding_width)`: activated and in the format of `x`.
+    /// What the layers are told about the times, `(times, time_embedding_width)`: activated and in the format of `x`.
     pub(in crate::models) fn embed_time(
         &self,
         embedding: &TimestepEmbedding,
-        timestep: f64,
+        timesteps: &[f64],
         x: &Tensor,
     ) -> candle_core::Result<Tensor> {
-        let features = timestep_features(
-            timestep,
-            self.block_out_channels[0],
-            self.flip_sin_to_cos,
-            self.freq_shift,
-            x.device(),
-        )?;
+        let features = |timestep: &f64| {
+            timestep_features(
+                *timestep,
+                self.block_out_channels[0],
+                self.flip_sin_to_cos,
+                self.freq_shift,
+                x.device(),
+            )
+        };
+        let features = timesteps.iter().map(features).collect::<candle_core::Result<Vec<_>>>()?;
+        let features = Tensor::cat(&features, 0)?;
         embedding.forward(&features.to_dtype(x.dtype())?)?.silu()
     }
 

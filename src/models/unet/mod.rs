@@ -91,6 +91,21 @@ impl UNet {
     ///
     /// When the clip has more frames than the motion modules know, or shapes do not fit.
     pub fn forward(&self, x: &Tensor, input: &UNetInput<'_>) -> Result<Tensor> {
+        self.forward_each(x, &[input.timestep], input)
+    }
+
+    /// As [`forward`](Self::forward), for images that are not equally noisy: `timesteps` replace the one of `input`,
+    /// each for an equal share of the images, in order. Training works so.
+    ///
+    /// # Errors
+    ///
+    /// As [`forward`](Self::forward), and when the images do not divide over the timesteps.
+    pub fn forward_each(
+        &self,
+        x: &Tensor,
+        timesteps: &[f64],
+        input: &UNetInput<'_>,
+    ) -> Result<Tensor> {
         if let Some(motion) = &self.config.motion
             && input.frames > motion.motion_max_seq_length
         {
@@ -109,7 +124,14 @@ impl UNet {
             ));
         }
 
-        let time = self.config.embed_time(&self.time_embedding, input.timestep, x)?;
+        if timesteps.is_empty() || !x.dim(0)?.is_multiple_of(timesteps.len()) {
+            return Err(Error::request(
+                "timesteps",
+                format!("{} images do not divide over {}", x.dim(0)?, timesteps.len()),
+            ));
+        }
+
+        let time = self.config.embed_time(&self.time_embedding, timesteps, x)?;
 
         // Down, keeping what the way up will want.
         let mut x = self.conv_in.forward(x)?;

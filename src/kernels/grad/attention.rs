@@ -1,0 +1,140 @@
+//! Gradients of attention. Scores are computed again, a block of queries at a time.
+
+use candle_core::{Device, Result, Tensor};
+use rayon::prelude::*;
+
+use super::matrix::{Into, Matrix, multiply};
+use super::{Gradients, View, applies, attach};
+use crate::kernels::{self, math, reference};
+
+/// Queries whose scores exist at once.
+const BLOCK: usize = 64;
+
+/// See [`kernels::attention()`].
+pub(in crate::kernels) fn attention(
+    q: &Tensor,
+    k: &Tensor,
+    v: &Tensor,
+    scale: f64,
+) -> Result<Tensor> {
+    if !applies(&[q, k, v]) {
+        return reference::attention(q, k, v, scale);
+    }
+    let (q, k, v) = (q.contiguous()?, k.contiguous()?, v.contiguous()?);
+    let value = kernels::attention(&q.detach(), &k.detach(), &v.detach(), scale)?;
+    attach(&value, [&q, &k, &v], Softmax { scale: scale as f32 })
+}
+
+struct Softmax {
+    scale: f32,
+}
+
+impl Gradients for Softmax {
+    const NAME: &'static str = "attention";
+
+    fn gradients(
+        &self,
+        [q, k, v]: [&Tensor; 3],
+        _: &Tensor,
+        gradient: &Tensor,
+    ) -> Result<[Option<Tensor>; 3]> {
+        let gradient = gradient.contiguous()?;
+        let (_, queries, heads, dim) = q.dims4()?;
+        let keys = k.dim(1)?;
+        let width = heads * dim;
+        let (q_view, k_view, v_view) = (View::new(q)?, View::new(k)?, View::new(v)?);
+        let slopes = View::new(&gradient)?;
+        let mut of_q = vec![0f32; q.elem_count()];
+        let mut of_k = vec![0f32; k.elem_count()];
+        let mut of_v = vec![0f32; v.elem_count()];
+        of_q.par_chunks_mut((queries * width).max(1))
+            .zip(of_k.par_chunks_mut((keys * width).max(1)))
+            .zip(of_v.par_chunks_mut((keys * width).max(1)))
+            .zip(q_view.values().par_chunks((queries * width).max(1)))
+            .zip(k_view.values().par_chunks((keys * width).max(1)))
+            .zip(v_view.values().par_chunks((keys * width).max(1)))
+            .zip(slopes.values().par_chunks((queries * width).max(1)))
+            .for_each_init(
+                || (vec![0f32; BLOCK * keys], vec![0f32; BLOCK * keys]),
+                |(weights, slants), ((((((of_q, of_k), of_v), q), k), v), slopes)| {
+                    let part = Sequence { queries, keys, width, dim, scale: self.scale };
+                    for head in 0..heads {
+                        let from = head * dim;
+                        part.head(
+                            [&q[from..], &k[from..], &v[from..], &slopes[from..]],
+                            [&mut of_q[from..], &mut of_k[from..], &mut of_v[from..]],
+                            weights,
+                            slants,
+                        );
+                    }
+                },
+            );
+        let tensor = |values, like: &Tensor| {
+            like.track_op()
+                .then(|| Tensor::from_vec(values, like.shape(), &Device::Cpu))
+                .transpose()
+        };
+        Ok([tensor(of_q, q)?, tensor(of_k, k)?, tensor(of_v, v)?])
+    }
+}
+
+/// The sizes of one sequence; the rows of all its matrices are `width` apart.
+struct Sequence {
+    queries: usize,
+    keys: usize,
+    width: usize,
+    dim: usize,
+    scale: f32,
+}
+
+impl Sequence {
+    fn head(
+        &self,
+        [q, k, v, slopes]: [&[f32]; 4],
+        [of_q, of_k, of_v]: [&mut [f32]; 3],
+        weights: &mut [f32],
+        slants: &mut [f32],
+    ) {
+        let Self { queries, keys, width, dim, scale } = *self;
+        let (k, v) = (Matrix::new(k, keys, dim, width), Matrix::new(v, keys, dim, width));
+        for start in (0..queries).step_by(BLOCK) {
+            let count = BLOCK.min(queries - start);
+            let from = start * width;
+            let q = Matrix::new(&q[from..], count, dim, width);
+            let slope = Matrix::new(&slopes[from..], count, dim, width);
+            let weights = &mut weights[..count * keys];
+            let slants = &mut slants[..count * keys];
+            // The softmax again, and how the result depends on its weights.
+            multiply(q, k.t(), weights, keys, (Into::Replace, scale));
+            for row in weights.chunks_exact_mut(keys) {
+                softmax(row);
+            }
+            multiply(slope, v.t(), slants, keys, (Into::Replace, 1.0));
+            let product = Matrix::new(weights, count, keys, keys).t();
+            multiply(product, slope, of_v, width, (Into::Add, 1.0));
+            // From the weights' gradients to those of the scores.
+            for (row, weights) in slants.chunks_exact_mut(keys).zip(weights.chunks_exact(keys)) {
+                let mean: f32 = row.iter().zip(weights).map(|(s, w)| s * w).sum();
+                for (slant, weight) in row.iter_mut().zip(weights) {
+                    *slant = weight * (*slant - mean);
+                }
+            }
+            let slants = Matrix::new(slants, count, keys, keys);
+            multiply(slants, k, &mut of_q[from..], width, (Into::Replace, scale));
+            multiply(slants.t(), q, of_k, width, (Into::Add, scale));
+        }
+    }
+}
+
+fn softmax(row: &mut [f32]) {
+    let maximum = row.iter().copied().fold(f32::NEG_INFINITY, f32::max);
+    let mut sum = 0.0;
+    for value in row.iter_mut() {
+        *value = math::exp(*value - maximum);
+        sum += *value;
+    }
+    let inverse = 1.0 / sum;
+    for value in row {
+        *value *= inverse;
+    }
+}

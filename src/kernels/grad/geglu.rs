@@ -1,0 +1,56 @@
+//! The gradient of the gated GELU.
+
+use candle_core::{D, Device, Result, Tensor};
+use rayon::prelude::*;
+
+use super::{Gradients, View, applies, attach, nothing};
+use crate::kernels::{self, math, reference};
+
+/// See [`kernels::geglu`].
+pub(in crate::kernels) fn geglu(x: &Tensor) -> Result<Tensor> {
+    if !applies(&[x]) {
+        return reference::geglu(x);
+    }
+    let x = x.contiguous()?;
+    let nothing = nothing(&x)?;
+    attach(&kernels::geglu(&x.detach())?, [&x, &nothing, &nothing], Gated)
+}
+
+struct Gated;
+
+impl Gradients for Gated {
+    const NAME: &'static str = "geglu";
+
+    fn gradients(
+        &self,
+        [x, ..]: [&Tensor; 3],
+        _: &Tensor,
+        gradient: &Tensor,
+    ) -> Result<[Option<Tensor>; 3]> {
+        let gradient = gradient.contiguous()?;
+        let width = gradient.dim(D::Minus1)?.max(1);
+        let (x_view, gradient) = (View::new(x)?, View::new(&gradient)?);
+        let mut out = vec![0f32; x.elem_count()];
+        out.par_chunks_mut(2 * width)
+            .zip(x_view.values().par_chunks(2 * width))
+            .zip(gradient.values().par_chunks(width))
+            .with_min_len(8)
+            .for_each(|((out, x), slopes)| {
+                let (values, gates) = x.split_at(width);
+                let (of_values, of_gates) = out.split_at_mut(width);
+                for i in 0..width {
+                    let (gelu, slope) = gelu_and_slope(gates[i]);
+                    of_values[i] = slopes[i] * gelu;
+                    of_gates[i] = slopes[i] * values[i] * slope;
+                }
+            });
+        Ok([Some(Tensor::from_vec(out, x.shape(), &Device::Cpu)?), None, None])
+    }
+}
+
+/// `x Φ(x)` and its derivative `Φ(x) + x φ(x)`.
+fn gelu_and_slope(x: f32) -> (f32, f32) {
+    const INVERSE_ROOT: f32 = 0.398_942_28; // 1 / sqrt(2 π)
+    let share = 0.5 * (1.0 + math::erf(x * std::f32::consts::FRAC_1_SQRT_2));
+    (x * share, share + x * INVERSE_ROOT * math::exp(-0.5 * x * x))
+}

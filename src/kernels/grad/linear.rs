@@ -1,0 +1,94 @@
+//! A linear layer and its gradients.
+
+use candle_core::{D, Device, Result, Tensor};
+use rayon::prelude::*;
+
+use super::matrix::{Into, Matrix, multiply};
+use super::{Gradients, View, applies, attach, is_tracked, nothing, parts, total};
+use crate::kernels::{self, reference};
+
+/// See [`kernels::linear`].
+pub(in crate::kernels) fn linear(
+    x: &Tensor,
+    weight: &Tensor,
+    bias: Option<&Tensor>,
+) -> Result<Tensor> {
+    if !applies(&[x, weight]) || bias.is_some_and(|bias| !applies(&[bias])) {
+        return reference::linear(x, weight, bias);
+    }
+    let (x, weight) = (x.contiguous()?, weight.contiguous()?);
+    let detached = bias.map(Tensor::detach);
+    let value = kernels::linear(&x.detach(), &weight.detach(), detached.as_ref())?;
+    let bias = match bias {
+        Some(bias) => bias.contiguous()?,
+        None => nothing(&x)?,
+    };
+    attach(&value, [&x, &weight, &bias], Linear)
+}
+
+struct Linear;
+
+impl Gradients for Linear {
+    const NAME: &'static str = "linear";
+
+    fn gradients(
+        &self,
+        [x, weight, bias]: [&Tensor; 3],
+        _: &Tensor,
+        gradient: &Tensor,
+    ) -> Result<[Option<Tensor>; 3]> {
+        let gradient = gradient.contiguous()?;
+        let (outputs, inputs) = weight.dims2()?;
+        let rows = x.elem_count() / inputs.max(1);
+        let (values, weights, slopes) = (View::new(x)?, View::new(weight)?, View::new(&gradient)?);
+        let (values, weights, slopes) = (values.values(), weights.values(), slopes.values());
+        let range = |part: usize, count: usize| part * rows / count..(part + 1) * rows / count;
+
+        let of_x = is_tracked(&[x]).then(|| {
+            let mut out = vec![0f32; rows * inputs];
+            let step = rows.div_ceil(parts(rows)).max(1);
+            out.par_chunks_mut(step * inputs.max(1)).enumerate().for_each(|(part, out)| {
+                let rows = out.len() / inputs;
+                let slopes = &slopes[part * step * outputs..][..rows * outputs];
+                multiply(
+                    Matrix::new(slopes, rows, outputs, outputs),
+                    Matrix::new(weights, outputs, inputs, inputs),
+                    out,
+                    inputs,
+                    (Into::Replace, 1.0),
+                );
+            });
+            Tensor::from_vec(out, x.shape(), &Device::Cpu)
+        });
+        let of_weight = is_tracked(&[weight]).then(|| {
+            let count = parts(rows);
+            let sums: Vec<Vec<f32>> = (0..count)
+                .into_par_iter()
+                .map(|part| {
+                    let range = range(part, count);
+                    let n = range.len();
+                    let mut sum = vec![0f32; outputs * inputs];
+                    multiply(
+                        Matrix::new(&slopes[range.start * outputs..], n, outputs, outputs).t(),
+                        Matrix::new(&values[range.start * inputs..], n, inputs, inputs),
+                        &mut sum,
+                        inputs,
+                        (Into::Replace, 1.0),
+                    );
+                    sum
+                })
+                .collect();
+            Tensor::from_vec(total(sums, outputs * inputs), (outputs, inputs), &Device::Cpu)
+        });
+        let of_bias = is_tracked(&[bias]).then(|| {
+            let mut sum = vec![0f32; outputs];
+            for row in slopes.chunks_exact(outputs.max(1)) {
+                for (sum, slope) in sum.iter_mut().zip(row) {
+                    *sum += slope;
+                }
+            }
+            Tensor::from_vec(sum, bias.dim(D::Minus1)?, &Device::Cpu)
+        });
+        Ok([of_x.transpose()?, of_weight.transpose()?, of_bias.transpose()?])
+    }
+}

@@ -1,0 +1,213 @@
+//! Gradients of the normalizations.
+
+use candle_core::{D, Device, Result, Tensor};
+use rayon::prelude::*;
+
+use super::{Gradients, View, applies, attach, is_tracked, parts, total};
+use crate::kernels::{self, GroupNormOptions, math, reference};
+
+/// See [`kernels::group_norm`].
+pub(in crate::kernels) fn group_norm(
+    x: &Tensor,
+    weight: &Tensor,
+    bias: &Tensor,
+    options: &GroupNormOptions,
+) -> Result<Tensor> {
+    if !applies(&[x, weight, bias]) {
+        return reference::group_norm(x, weight, bias, options);
+    }
+    let (x, weight, bias) = (x.contiguous()?, weight.contiguous()?, bias.contiguous()?);
+    let value = kernels::group_norm(&x.detach(), &weight.detach(), &bias.detach(), options)?;
+    attach(&value, [&x, &weight, &bias], Group(*options))
+}
+
+/// See [`kernels::layer_norm`].
+pub(in crate::kernels) fn layer_norm(
+    x: &Tensor,
+    weight: &Tensor,
+    bias: &Tensor,
+    eps: f64,
+) -> Result<Tensor> {
+    if !applies(&[x, weight, bias]) {
+        return reference::layer_norm(x, weight, bias, eps);
+    }
+    let (x, weight, bias) = (x.contiguous()?, weight.contiguous()?, bias.contiguous()?);
+    let value = kernels::layer_norm(&x.detach(), &weight.detach(), &bias.detach(), eps)?;
+    attach(&value, [&x, &weight, &bias], Layer { eps })
+}
+
+/// Mean and 1 / standard deviation.
+fn statistics<'a>(runs: impl Iterator<Item = &'a [f32]> + Clone, eps: f64) -> (f32, f32) {
+    let count: usize = runs.clone().map(<[f32]>::len).sum();
+    let sum = |f: &dyn Fn(f32) -> f32| {
+        let run = |run: &[f32]| {
+            // Lanes that the compiler adds in parallel; a run is short enough for f32.
+            let mut lanes = [0f32; 16];
+            let chunks = run.chunks_exact(16);
+            let rest: f32 = chunks.remainder().iter().map(|v| f(*v)).sum();
+            for chunk in chunks {
+                for (lane, v) in lanes.iter_mut().zip(chunk) {
+                    *lane += f(*v);
+                }
+            }
+            f64::from(lanes.iter().sum::<f32>() + rest)
+        };
+        runs.clone().map(run).sum::<f64>()
+    };
+    let mean = (sum(&|v| v) / count.max(1) as f64) as f32;
+    let squares = sum(&|v| (v - mean) * (v - mean));
+    (mean, (1.0 / (squares / count.max(1) as f64 + eps).sqrt()) as f32)
+}
+
+struct Group(GroupNormOptions);
+
+impl Gradients for Group {
+    const NAME: &'static str = "group-norm";
+
+    fn gradients(
+        &self,
+        [x, weight, bias]: [&Tensor; 3],
+        _: &Tensor,
+        gradient: &Tensor,
+    ) -> Result<[Option<Tensor>; 3]> {
+        let gradient = gradient.contiguous()?;
+        let GroupNormOptions { groups, eps, frames, silu } = self.0;
+        let (images, channels, height, width) = x.dims4()?;
+        let (area, per_group, clips) = (height * width, channels / groups, images / frames);
+        let image = channels * area;
+        let views = (View::new(x)?, View::new(weight)?, View::new(bias)?, View::new(&gradient)?);
+        let (values, weights, biases, slopes) =
+            (views.0.values(), views.1.values(), views.2.values(), views.3.values());
+
+        // A clip's part of the input's gradient, and its sums for weight and bias.
+        let clip_gradients = |clip: usize, out: &mut [f32]| {
+            let values = &values[clip * frames * image..][..frames * image];
+            let slopes = &slopes[clip * frames * image..][..frames * image];
+            let mut of_weight = vec![0f32; channels];
+            let mut of_bias = vec![0f32; channels];
+            for group in 0..groups {
+                let from = group * per_group * area;
+                let runs =
+                    (0..frames).map(|frame| &values[frame * image + from..][..per_group * area]);
+                let (mean, scale) = statistics(runs, eps);
+                let (mut sum, mut product) = (0f64, 0f64);
+                for frame in 0..frames {
+                    for channel in group * per_group..(group + 1) * per_group {
+                        let at = frame * image + channel * area;
+                        let (w, b) = (weights[channel], biases[channel]);
+                        let (x, y) = (&values[at..][..area], &slopes[at..][..area]);
+                        let out = &mut out[at..][..area];
+                        let (mut s, mut p) = (0f32, 0f32);
+                        for ((out, x), y) in out.iter_mut().zip(x).zip(y) {
+                            let unit = (x - mean) * scale;
+                            let slope = if silu { y * silu_slope(unit * w + b) } else { *y };
+                            *out = slope;
+                            s += slope;
+                            p += slope * unit;
+                        }
+                        of_bias[channel] += s;
+                        of_weight[channel] += p;
+                        sum += f64::from(s * w);
+                        product += f64::from(p * w);
+                    }
+                }
+                let count = (frames * per_group * area).max(1) as f64;
+                let (sum, product) = ((sum / count) as f32, (product / count) as f32);
+                for frame in 0..frames {
+                    for channel in group * per_group..(group + 1) * per_group {
+                        let at = frame * image + channel * area;
+                        let w = weights[channel];
+                        let out = &mut out[at..][..area];
+                        for (out, x) in out.iter_mut().zip(&values[at..][..area]) {
+                            let unit = (x - mean) * scale;
+                            *out = scale * (*out * w - sum - unit * product);
+                        }
+                    }
+                }
+            }
+            (of_weight, of_bias)
+        };
+        let mut out = vec![0f32; values.len()];
+        let clip_size = (frames * image).max(1);
+        let sums: Vec<(Vec<f32>, Vec<f32>)> = out
+            .par_chunks_mut(clip_size)
+            .enumerate()
+            .map(|(clip, out)| clip_gradients(clip, out))
+            .collect();
+        debug_assert_eq!(sums.len(), clips);
+        let (of_weight, of_bias): (Vec<_>, Vec<_>) = sums.into_iter().unzip();
+        let per_channel = |tensor: &Tensor, parts: Vec<Vec<f32>>| {
+            is_tracked(&[tensor])
+                .then(|| Tensor::from_vec(total(parts, channels), channels, &Device::Cpu))
+                .transpose()
+        };
+        let of_x = is_tracked(&[x]).then(|| Tensor::from_vec(out, x.shape(), &Device::Cpu));
+        Ok([of_x.transpose()?, per_channel(weight, of_weight)?, per_channel(bias, of_bias)?])
+    }
+}
+
+/// The derivative of `x · sigmoid(x)`.
+fn silu_slope(x: f32) -> f32 {
+    let sigmoid = 1.0 / (1.0 + math::exp(-x));
+    sigmoid * (1.0 + x * (1.0 - sigmoid))
+}
+
+struct Layer {
+    eps: f64,
+}
+
+impl Gradients for Layer {
+    const NAME: &'static str = "layer-norm";
+
+    fn gradients(
+        &self,
+        [x, weight, bias]: [&Tensor; 3],
+        _: &Tensor,
+        gradient: &Tensor,
+    ) -> Result<[Option<Tensor>; 3]> {
+        let gradient = gradient.contiguous()?;
+        let width = x.dim(D::Minus1)?.max(1);
+        let rows = x.elem_count() / width;
+        let views = (View::new(x)?, View::new(weight)?, View::new(&gradient)?);
+        let (values, weights, slopes) = (views.0.values(), views.1.values(), views.2.values());
+        let step = rows.div_ceil(parts(rows)).max(1);
+        let mut out = vec![0f32; values.len()];
+        let sums: Vec<(Vec<f32>, Vec<f32>)> = out
+            .par_chunks_mut(step * width)
+            .enumerate()
+            .map(|(part, out)| {
+                let (mut of_weight, mut of_bias) = (vec![0f32; width], vec![0f32; width]);
+                let from = part * step * width;
+                let rows = out
+                    .chunks_exact_mut(width)
+                    .zip(values[from..].chunks_exact(width))
+                    .zip(slopes[from..].chunks_exact(width));
+                for ((out, x), y) in rows {
+                    let (mean, scale) = statistics(std::iter::once(x), self.eps);
+                    let (mut sum, mut product) = (0f32, 0f32);
+                    for i in 0..width {
+                        let unit = (x[i] - mean) * scale;
+                        of_weight[i] += y[i] * unit;
+                        of_bias[i] += y[i];
+                        sum += y[i] * weights[i];
+                        product += y[i] * weights[i] * unit;
+                    }
+                    let (sum, product) = (sum / width as f32, product / width as f32);
+                    for i in 0..width {
+                        let unit = (x[i] - mean) * scale;
+                        out[i] = scale * (y[i] * weights[i] - sum - unit * product);
+                    }
+                }
+                (of_weight, of_bias)
+            })
+            .collect();
+        let (of_weight, of_bias): (Vec<_>, Vec<_>) = sums.into_iter().unzip();
+        let per_value = |tensor: &Tensor, parts: Vec<Vec<f32>>| {
+            is_tracked(&[tensor])
+                .then(|| Tensor::from_vec(total(parts, width), width, &Device::Cpu))
+                .transpose()
+        };
+        let of_x = is_tracked(&[x]).then(|| Tensor::from_vec(out, x.shape(), &Device::Cpu));
+        Ok([of_x.transpose()?, per_value(weight, of_weight)?, per_value(bias, of_bias)?])
+    }
+}

@@ -1,0 +1,24 @@
+//! What the time adds to the channels of images.
+
+use candle_core::{Result, Tensor};
+
+use super::{grad, reference};
+
+/// Adds `shift` `(shifts, channels)` to all pixels of `(images, channels, height, width)`.
+///
+/// Each row of `shift` serves as many consecutive images as there are for it.
+///
+/// # Errors
+///
+/// When the images do not divide over the shifts, or the channels differ.
+pub fn shift_channels(x: &Tensor, shift: &Tensor) -> Result<Tensor> {
+    let (images, channels, ..) = x.dims4()?;
+    let (shifts, width) = shift.dims2()?;
+    if shifts == 0 || images % shifts != 0 || width != channels {
+        candle_core::bail!("shifts {:?} for images {:?}", shift.dims(), x.dims());
+    }
+    if grad::is_tracked(&[x, shift]) {
+        return grad::shift_channels(x, shift);
+    }
+    reference::shift_channels(x, shift)
+}

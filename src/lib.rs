@@ -6,6 +6,7 @@
 //!
 //! ```text
 //! 9  cli                                        wires everything; computes nothing
+//! 8  train                                      how models are made
 //! 7  pipeline                                   request to frames
 //! 6  adapters                                   LoRA, ControlNet
 //! 5  text                                       prompt to context
@@ -32,6 +33,8 @@ pub mod rng;
 pub mod sampler;
 pub mod schedule;
 pub mod text;
+#[cfg(feature = "train")]
+pub mod train;
 pub mod weights;
 
 #[cfg(feature = "cli")]

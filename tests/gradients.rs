@@ -124,9 +124,12 @@ fn gradients_pass_through_views() {
     }
 }
 
+/// How far a value is moved to see what changes.
+const STEP: f32 = 1.0 / 64.0;
+
 #[test]
 fn gradients_are_those_of_finite_differences() {
-    // In f64 on the plain path, so that differences are exact enough; then the kernels against it.
+    // A norm over two frames with SiLU, then a convolution with a stride: values in f32, so the differences are coarse.
     let shape = [2, 4, 5, 3];
     let x = drawn("differences", &shape);
     let (weight, bias) = (drawn("weight", &[4]), drawn("bias", &[4]));
@@ -147,7 +150,6 @@ fn gradients_are_those_of_finite_differences() {
         let y: Vec<f32> = f(&x).flatten_all().unwrap().to_vec1().unwrap();
         y.into_iter().map(f64::from).sum()
     };
-    const STEP: f32 = 1.0 / 64.0;
     for i in (0..values.len()).step_by(7) {
         let moved = |by: f32| {
             let mut values = values.clone();

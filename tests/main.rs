@@ -21,10 +21,10 @@ mod control;
 /// How often clips show what their prompts say.
 #[cfg(feature = "cli")]
 mod eval;
-/// Gradients of every layer.
-mod gradients;
 /// Published sizes: names lists always, whole passes when asked.
 mod full_size;
+/// Gradients of every layer.
+mod gradients;
 /// Published models and the hub, against a server on loopback.
 #[cfg(feature = "hub")]
 mod hub;
@@ -49,6 +49,12 @@ mod support;
 mod text;
 /// CLIP's tokenizer on hard strings.
 mod tokenizer;
+/// Losses, distillation, stages.
+#[cfg(feature = "train")]
+mod train;
+/// Whole trainings of a tiny model.
+#[cfg(feature = "train")]
+mod trainings;
 /// The denoising network and its motion modules.
 mod unet;
 /// The autoencoders.

@@ -34,6 +34,9 @@ pub(super) enum Command {
     Replay(ReplayArgs),
     /// Measure how often clips show what their prompts say.
     Eval(Box<super::eval::EvalArgs>),
+    /// Make a model.
+    #[cfg(feature = "train")]
+    Train(super::train::TrainArgs),
     /// Measure speed and memory.
     Bench(Box<super::bench::BenchArgs>),
     /// List, download, check and remove published models.

@@ -23,6 +23,7 @@ use crate::{Error, Result};
 
 /// The arguments of `animatelcm eval`.
 #[derive(Debug, Args)]
+#[allow(clippy::struct_excessive_bools)]
 pub(super) struct EvalArgs {
     /// Captions of the procedural grammar, whose truth can be measured: background, colour, shape, motion.
     #[arg(long, required = true, help_heading = "Measuring")]
@@ -112,7 +113,7 @@ pub(super) fn run(args: &EvalArgs, interrupted: &Arc<AtomicBool>) -> Result<()> 
         let seen = Oracle::default().look(&frames);
         score.add(&caption, seen.matches(&caption));
         if !args.quiet {
-            super::progress::line(&format!("{}/{} {}", i + 1, args.prompts, said(&caption, &seen)));
+            super::progress::line(&format!("{}/{} {}", i + 1, args.prompts, said(caption, &seen)));
         }
         if args.sheet.is_some() && rows.len() < ROWS {
             rows.push(frames);
@@ -216,8 +217,8 @@ fn generated(
 }
 
 /// A prompt and what of it is true.
-fn said(caption: &Caption, seen: &Seen) -> String {
-    let matches = seen.matches(caption);
+fn said(caption: Caption, seen: &Seen) -> String {
+    let matches = seen.matches(&caption);
     let word = |hit: bool, word: &str| if hit { word.to_owned() } else { format!("[{word}]") };
     format!(
         "{} {} {} on {}",

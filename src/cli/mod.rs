@@ -16,6 +16,8 @@ mod record;
 mod replay;
 mod resolve;
 mod tensors;
+#[cfg(feature = "train")]
+mod train;
 
 use std::io::Write;
 use std::process::ExitCode;
@@ -74,6 +76,8 @@ fn run(cli: Cli, interrupted: &Arc<AtomicBool>) -> Result<()> {
         Command::Replay(args) => replay::run(&args, interrupted),
         Command::Inspect(args) => inspect::run(&args),
         Command::Eval(args) => eval::run(&args, interrupted),
+        #[cfg(feature = "train")]
+        Command::Train(args) => train::run(&args, interrupted),
         Command::Bench(args) => bench::run(&args, interrupted),
         #[cfg(feature = "hub")]
         Command::Models(args) => {

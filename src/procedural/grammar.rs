@@ -159,8 +159,9 @@ impl Caption {
     /// Whether somebody could see that it is true.
     pub fn is_visible(&self) -> bool {
         let Self { color, shape, motion, background } = *self;
-        !(color == Color::White && background == Background::White)
-            && !(motion == Motion::Spinning && shape.meaning() == 0)
+        let is_white_on_white = color == Color::White && background == Background::White;
+        let spins_unseen = motion == Motion::Spinning && shape.meaning() == 0;
+        !is_white_on_white && !spins_unseen
     }
 
     /// Every caption, in the order of their words.

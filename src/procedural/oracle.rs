@@ -74,6 +74,7 @@ pub struct Seen {
 
 /// Which parts of a caption are true.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[allow(clippy::struct_excessive_bools)]
 pub struct Matches {
     /// The background.
     pub background: bool,
@@ -129,7 +130,7 @@ impl Oracle {
         let ground = median(frames.iter().flat_map(border));
         let flicker = borders.iter().map(|b| distance(*b, ground)).fold(0.0, f64::max);
         let mut seen = Seen {
-            background: nearest(Background::ALL, ground, |b| b.meaning()),
+            background: nearest(Background::ALL, ground, Background::meaning),
             color: None,
             shape: None,
             motion: None,
@@ -139,7 +140,7 @@ impl Oracle {
             is_steady: false,
         };
         let Some(color) = self.object_color(frames, ground) else { return seen };
-        seen.color = Some(nearest(Color::ALL, color, |c| c.meaning()));
+        seen.color = Some(nearest(Color::ALL, color, Color::meaning));
 
         let objects: Vec<Option<Object>> =
             frames.iter().map(|frame| self.object(frame, ground, color)).collect();

@@ -25,7 +25,7 @@ impl Lcm {
     /// How much of the noisy latents, and how much of the prediction, makes the answer.
     ///
     /// Timestep 0 is its own answer; from a hundred on the prediction alone counts.
-    fn boundary(self, timestep: f64) -> (f64, f64) {
+    pub fn boundary(self, timestep: f64) -> (f64, f64) {
         let scaled = timestep * self.timestep_scaling;
         let sum = scaled * scaled + self.sigma_data * self.sigma_data;
         (self.sigma_data * self.sigma_data / sum, scaled / sum.sqrt())

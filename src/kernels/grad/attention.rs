@@ -126,14 +126,24 @@ impl Sequence {
     }
 }
 
+/// In lanes that the compiler runs in parallel.
 fn softmax(row: &mut [f32]) {
-    let maximum = row.iter().copied().fold(f32::NEG_INFINITY, f32::max);
-    let mut sum = 0.0;
-    for value in row.iter_mut() {
-        *value = math::exp(*value - maximum);
-        sum += *value;
+    const LANES: usize = 16;
+    let mut highest = [f32::NEG_INFINITY; LANES];
+    for chunk in row.chunks(LANES) {
+        for (high, v) in highest.iter_mut().zip(chunk) {
+            *high = if *v > *high { *v } else { *high };
+        }
     }
-    let inverse = 1.0 / sum;
+    let maximum = highest.into_iter().fold(f32::NEG_INFINITY, f32::max);
+    let mut sums = [0f32; LANES];
+    for chunk in row.chunks_mut(LANES) {
+        for (sum, v) in sums.iter_mut().zip(chunk) {
+            *v = math::exp(*v - maximum);
+            *sum += *v;
+        }
+    }
+    let inverse = 1.0 / sums.iter().sum::<f32>();
     for value in row {
         *value *= inverse;
     }

@@ -37,7 +37,7 @@ pub(in crate::kernels) fn layer_norm(
 }
 
 /// Mean and 1 / standard deviation.
-fn statistics<'a>(runs: impl Iterator<Item = &'a [f32]> + Clone, eps: f64) -> (f32, f32) {
+fn statistics<'a>(runs: &(impl Iterator<Item = &'a [f32]> + Clone), eps: f64) -> (f32, f32) {
     let count: usize = runs.clone().map(<[f32]>::len).sum();
     let sum = |f: &dyn Fn(f32) -> f32| {
         let run = |run: &[f32]| {
@@ -89,7 +89,7 @@ impl Gradients for Group {
                 let from = group * per_group * area;
                 let runs =
                     (0..frames).map(|frame| &values[frame * image + from..][..per_group * area]);
-                let (mean, scale) = statistics(runs, eps);
+                let (mean, scale) = statistics(&runs, eps);
                 let (mut sum, mut product) = (0f64, 0f64);
                 for frame in 0..frames {
                     for channel in group * per_group..(group + 1) * per_group {
@@ -114,9 +114,9 @@ impl Gradients for Group {
                 let count = (frames * per_group * area).max(1) as f64;
                 let (sum, product) = ((sum / count) as f32, (product / count) as f32);
                 for frame in 0..frames {
-                    for channel in group * per_group..(group + 1) * per_group {
+                    let channels = group * per_group..(group + 1) * per_group;
+                    for (channel, w) in channels.clone().zip(&weights[channels]) {
                         let at = frame * image + channel * area;
-                        let w = weights[channel];
                         let out = &mut out[at..][..area];
                         for (out, x) in out.iter_mut().zip(&values[at..][..area]) {
                             let unit = (x - mean) * scale;
@@ -183,7 +183,7 @@ impl Gradients for Layer {
                     .zip(values[from..].chunks_exact(width))
                     .zip(slopes[from..].chunks_exact(width));
                 for ((out, x), y) in rows {
-                    let (mean, scale) = statistics(std::iter::once(x), self.eps);
+                    let (mean, scale) = statistics(&std::iter::once(x), self.eps);
                     let (mut sum, mut product) = (0f32, 0f32);
                     for i in 0..width {
                         let unit = (x[i] - mean) * scale;

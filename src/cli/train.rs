@@ -1,0 +1,242 @@
+//! `animatelcm train`: a plan becomes a model, stage by stage.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Instant;
+
+use candle_core::Device;
+use clap::Args;
+
+use super::print;
+use crate::device::{self, DeviceChoice};
+use crate::error::Bytes;
+use crate::media;
+use crate::train::{
+    Listener, Options, Places, Plan, Quality, Stage, Tick, course, memory, quality,
+    run as run_stage,
+};
+use crate::{Error, Result};
+
+/// The arguments of `animatelcm train`.
+#[derive(Debug, Args)]
+pub(super) struct TrainArgs {
+    /// A plan that comes with the program: pocket, the small model inside it.
+    #[arg(long, value_name = "NAME", conflicts_with = "config", help_heading = "Plan")]
+    preset: Option<String>,
+    /// A plan of your own, TOML; --preset pocket --print-config shows one.
+    #[arg(long, value_name = "FILE", help_heading = "Plan")]
+    config: Option<PathBuf>,
+    /// Print the plan with everything that it leaves out, and stop.
+    #[arg(long, help_heading = "Plan")]
+    print_config: bool,
+    /// Multiplies the steps of all stages.
+    #[arg(long, value_name = "FACTOR", default_value_t = 1.0, help_heading = "Plan")]
+    scale: f64,
+    /// The stages to run, in this order: vae, base, lora, motion, lcm; repeatable [default: all].
+    #[arg(long, value_name = "NAME", help_heading = "Plan")]
+    stage: Vec<Stage>,
+    /// A diffusers folder to begin from, for stages after `base` [default: the one that `base` wrote].
+    #[arg(long, value_name = "DIR", help_heading = "Plan")]
+    base: Option<PathBuf>,
+
+    /// Where everything is written; a training that is there goes on.
+    #[arg(short, long, value_name = "DIR", required_unless_present = "print_config")]
+    out: Option<PathBuf>,
+    /// Steps between two checkpoints.
+    #[arg(long, value_name = "N", default_value_t = 200)]
+    checkpoint_every: usize,
+    /// Clips that are made and measured after each stage, and on the way; 0 for none.
+    #[arg(long, value_name = "N", default_value_t = 32)]
+    samples: usize,
+    /// Steps after which that happens; 0 for the end of each stage only.
+    #[arg(long, value_name = "N", default_value_t = 1000)]
+    sample_every: usize,
+    /// Throw away what the named stages, and those after them, have learned.
+    #[arg(long)]
+    restart: bool,
+    /// Where to run: auto, cpu, cuda, cuda:N or metal.
+    #[arg(long, value_name = "DEVICE", default_value = "auto")]
+    device: DeviceChoice,
+    /// Say nothing on the way.
+    #[arg(short, long)]
+    quiet: bool,
+}
+
+pub(super) fn run(args: &TrainArgs, interrupted: &Arc<AtomicBool>) -> Result<()> {
+    let plan = plan(args)?;
+    let Some(out) = args.out.as_ref().filter(|_| !args.print_config) else {
+        return print(&plan.to_toml()?);
+    };
+    let device = args.device.open()?;
+    let mut places = Places::new(out);
+    if let Some(base) = &args.base {
+        if !base.is_dir() {
+            let reason = format!("{} is not a folder", base.display());
+            return Err(Error::request("base", reason));
+        }
+        places.base.clone_from(base);
+    }
+    let stages = if args.stage.is_empty() { Stage::ALL.to_vec() } else { args.stage.clone() };
+    if args.base.is_some() && stages.iter().any(|stage| *stage < Stage::Lora) {
+        let reason = "stages `vae` and `base` would overwrite it";
+        return Err(Error::request("base", reason).with_hint("name the stages with --stage"));
+    }
+    let available = device::available_memory(&device);
+    for stage in &stages {
+        let needed = memory(*stage, &plan);
+        if let Some(available) = available.filter(|available| *available < needed) {
+            let what = format!("stage {}", stage.name());
+            return Err(Error::Memory { what, needed, available }
+                .with_hint("a smaller `batch` with a larger `accumulate` learns the same"));
+        }
+    }
+    std::fs::create_dir_all(out).map_err(Error::file(out))?;
+    let path = out.join("config.toml");
+    std::fs::write(&path, plan.to_toml()?).map_err(Error::file(&path))?;
+    let mut notes = Notes {
+        plan: &plan,
+        places: &places,
+        device: &device,
+        samples: args.samples,
+        quiet: args.quiet,
+        interrupted,
+        last: None,
+        mean: 0.0,
+    };
+    for stage in stages {
+        let steps = course(stage, &plan).steps;
+        let needed = Bytes(memory(stage, &plan));
+        notes.line(&format!("{}: {steps} steps, about {needed} of memory", stage.name()));
+        let options = Options {
+            every: args.checkpoint_every,
+            write_every: args.sample_every,
+            restart: args.restart,
+        };
+        run_stage(stage, &plan, &places, &device, options, &mut notes)?;
+    }
+    print(&format!("{}\n", out.display()))
+}
+
+/// The plan that the flags mean.
+fn plan(args: &TrainArgs) -> Result<Plan> {
+    let mut plan = match (&args.preset, &args.config) {
+        (_, Some(path)) => {
+            let text = std::fs::read_to_string(path)
+                .map_err(|e| Error::request("config", format!("{}: {e}", path.display())))?;
+            Plan::from_toml(&path.display().to_string(), &text)?
+        }
+        (Some(name), None) => Plan::preset(name)?,
+        (None, None) => {
+            return Err(Error::request("config", "there is no plan")
+                .with_hint("--preset pocket, or --config FILE"));
+        }
+    };
+    if !(args.scale > 0.0 && args.scale.is_finite()) {
+        return Err(Error::request("scale", format!("must be above 0, got {}", args.scale)));
+    }
+    for course in [
+        &mut plan.vae.course,
+        &mut plan.base.course,
+        &mut plan.lora.course,
+        &mut plan.motion.course,
+        &mut plan.lcm.course,
+    ] {
+        course.steps = ((course.steps as f64 * args.scale).round() as usize).max(1);
+        course.warmup = ((course.warmup as f64 * args.scale).round() as usize).max(1);
+    }
+    Ok(plan)
+}
+
+/// What was measured, in one line.
+fn said(stage: Stage, made: &Quality, sheet: &std::path::Path) -> String {
+    let Some(score) = &made.score else { return format!("clips in {}", sheet.display()) };
+    let has_motion = !matches!(stage, Stage::Base | Stage::Lora);
+    let parts: Vec<String> = score
+        .rows()
+        .iter()
+        .filter(|(name, ..)| has_motion || !["motion", "all four", "steady"].contains(name))
+        .map(|(name, count, _)| format!("{name} {:.0}%", 100.0 * count.share()))
+        .collect();
+    format!("{} of {} clips, {}", parts.join(", "), made.clips.len(), sheet.display())
+}
+
+/// Lines on stderr, samples on disk, and the ear for Ctrl-C.
+struct Notes<'a> {
+    plan: &'a Plan,
+    places: &'a Places,
+    device: &'a Device,
+    samples: usize,
+    quiet: bool,
+    interrupted: &'a AtomicBool,
+    last: Option<Instant>,
+    mean: f64,
+}
+
+impl Notes<'_> {
+    fn line(&self, text: &str) {
+        if !self.quiet {
+            super::progress::line(text);
+        }
+    }
+
+    fn go_on(&self) -> Result<()> {
+        if self.interrupted.load(Ordering::SeqCst) { Err(Error::Cancelled) } else { Ok(()) }
+    }
+}
+
+impl Listener for Notes<'_> {
+    fn tick(&mut self, tick: &Tick) -> Result<()> {
+        const SECONDS: f64 = 10.0;
+        let weight = if tick.step == 1 || self.mean == 0.0 { 1.0 } else { 0.05 };
+        self.mean += weight * (tick.loss - self.mean);
+        let is_due = self.last.is_none_or(|last| last.elapsed().as_secs_f64() > SECONDS);
+        if is_due || tick.step == tick.steps {
+            self.last = Some(Instant::now());
+            let left = tick.seconds * (tick.steps - tick.step) as f64;
+            self.line(&format!(
+                "{} {}/{}  loss {:.5}  norm {:.3}  rate {:.1e}  {:.2} steps/s  {} left",
+                tick.stage.name(),
+                tick.step,
+                tick.steps,
+                self.mean,
+                tick.norm,
+                tick.rate,
+                1.0 / tick.seconds.max(1e-9),
+                duration(left),
+            ));
+        }
+        self.go_on()
+    }
+
+    fn say(&mut self, text: &str) -> Result<()> {
+        self.line(text);
+        self.go_on()
+    }
+
+    fn written(&mut self, stage: Stage, step: usize) -> Result<()> {
+        if self.samples == 0 {
+            return Ok(());
+        }
+        let (plan, places) = (self.plan, self.places);
+        let mut go_on = || self.go_on();
+        let made = quality(stage, plan, places, self.device, self.samples, &mut go_on)?;
+        let folder = places.out.join("samples");
+        std::fs::create_dir_all(&folder).map_err(Error::file(&folder))?;
+        let path = folder.join(format!("{}-{step}.png", stage.name()));
+        std::fs::write(&path, media::sheet(&made.clips)?).map_err(Error::file(&path))?;
+        self.line(&format!("{} {step}: {}", stage.name(), said(stage, &made, &path)));
+        let path = path.with_extension("json");
+        std::fs::write(&path, super::to_json(&made.score)?).map_err(Error::file(&path))
+    }
+}
+
+/// `1 h 05 min`, `5 min 07 s`, `9 s`.
+fn duration(seconds: f64) -> String {
+    let seconds = seconds.round() as u64;
+    match (seconds / 3600, seconds / 60 % 60, seconds % 60) {
+        (0, 0, s) => format!("{s} s"),
+        (0, m, s) => format!("{m} min {s:02} s"),
+        (h, m, _) => format!("{h} h {m:02} min"),
+    }
+}

@@ -1,0 +1,223 @@
+//! One step of consistency distillation, of pictures or of clips.
+//!
+//! The teacher, guided, walks from a noisy sample one cell down its trajectory; the target network says what is clean
+//! there; the online network must say the same where the walk began. The target follows the online network slowly.
+
+use candle_core::{Device, Tensor};
+use serde::{Deserialize, Serialize};
+
+use super::{Cell, Loss, LowRank, PerImage, Vars, Weights, builder, move_towards};
+use crate::models::motion::MotionNorm;
+use crate::models::unet::{Injection, UNet, UNetConfig, UNetInput};
+use crate::{Error, Result};
+
+/// How the spatial LoRA comes into the target network.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Insertion {
+    /// Slowly, with the average of all weights: the target begins as the teacher, whose features are sound. AnimateLCM's
+    /// initialisation strategy. After `n` steps it holds `1 - μⁿ` of the LoRA.
+    #[default]
+    Gradual,
+    /// At once: the target begins as the online network. The ablation.
+    Plain,
+}
+
+/// What of the online network learns, and what changes it.
+#[derive(Clone, Debug, Default)]
+pub struct Student {
+    /// A LoRA over the spatial weights.
+    pub lora: Option<LowRank>,
+    /// Whether that LoRA learns.
+    pub lora_learns: bool,
+    /// Whether the motion modules learn.
+    pub motion_learns: bool,
+    /// How the LoRA comes into the target.
+    pub insertion: Insertion,
+}
+
+/// What a step is about.
+#[derive(Clone, Debug)]
+pub struct Batch {
+    /// Clean latents, `(clips*frames, channels, height, width)`.
+    pub clean: Tensor,
+    /// Noise of the same shape.
+    pub noise: Tensor,
+    /// Text states, `(clips, tokens, dim)`.
+    pub context: Tensor,
+    /// States of the empty text, of the same shape.
+    pub empty: Tensor,
+    /// Frames of a clip.
+    pub frames: usize,
+    /// One for each clip.
+    pub cells: Vec<Cell>,
+    /// The teacher's guidance scale for each clip, 1 being none.
+    pub scales: Vec<f64>,
+}
+
+/// A teacher, an online network that learns, and the target that follows it.
+#[derive(Debug)]
+pub struct Distillation {
+    config: UNetConfig,
+    norm: MotionNorm,
+    device: Device,
+    /// All weights of the teacher.
+    base: Weights,
+    teacher: UNet,
+    student: Student,
+    /// The motion modules' weights, if they learn.
+    learning: Vars,
+    /// The weights in which the target differs from the teacher, now.
+    target: Weights,
+}
+
+impl Distillation {
+    /// A teacher of `base` weights and a student that begins as its copy.
+    ///
+    /// # Errors
+    ///
+    /// When nothing would learn, or the weights are not those of `config`.
+    pub fn new(
+        config: UNetConfig,
+        norm: MotionNorm,
+        base: Weights,
+        student: Student,
+        device: &Device,
+    ) -> Result<Self> {
+        let teacher = UNet::new(&config, &builder(&[&base], device))?;
+        let chosen: Weights = base
+            .iter()
+            .filter(|(name, _)| student.motion_learns && name.contains(".motion_modules."))
+            .map(|(name, tensor)| (name.clone(), tensor.clone()))
+            .collect();
+        if chosen.is_empty() && !(student.lora_learns && student.lora.is_some()) {
+            return Err(Error::request("train", "nothing of the network would learn"));
+        }
+        let learning = super::variables(&chosen)?;
+        let (device, target) = (device.clone(), Weights::new());
+        let mut this = Self { config, norm, device, base, teacher, student, learning, target };
+        let online = this.online_weights(true)?;
+        let of_teacher = |name: &String| Some((name.clone(), this.base.get(name)?.clone()));
+        this.target = match this.student.insertion {
+            // A copy: the online network's own tensors would learn along.
+            Insertion::Plain => online
+                .iter()
+                .map(|(name, tensor)| Ok((name.clone(), tensor.copy()?)))
+                .collect::<Result<_>>()?,
+            Insertion::Gradual => online.keys().filter_map(of_teacher).collect(),
+        };
+        Ok(this)
+    }
+
+    /// Everything that learns, under names that do not clash.
+    pub fn vars(&self) -> Vars {
+        let mut vars = self.learning.clone();
+        if let Some(lora) = self.student.lora.as_ref().filter(|_| self.student.lora_learns) {
+            vars.extend(lora.vars().clone());
+        }
+        vars
+    }
+
+    /// The LoRA, if there is one.
+    pub fn lora(&self) -> Option<&LowRank> {
+        self.student.lora.as_ref()
+    }
+
+    /// The weights in which the target differs from the teacher.
+    pub fn target(&self) -> &Weights {
+        &self.target
+    }
+
+    /// Takes up a target that was kept.
+    ///
+    /// # Errors
+    ///
+    /// When it has other weights.
+    pub fn set_target(&mut self, target: Weights) -> Result<()> {
+        if !target.keys().eq(self.target.keys()) {
+            let reason = "its target has other weights".into();
+            return Err(Error::Missing { name: "checkpoint".into(), reason });
+        }
+        self.target = target;
+        Ok(())
+    }
+
+    /// The weights in which the online network differs from the teacher.
+    fn online_weights(&self, frozen: bool) -> Result<Weights> {
+        let mut weights = match &self.student.lora {
+            Some(lora) => lora.composed(&self.base, frozen || !self.student.lora_learns)?,
+            None => Weights::new(),
+        };
+        let tensor = |var: &candle_core::Var| {
+            if frozen { var.as_detached_tensor() } else { var.as_tensor().clone() }
+        };
+        weights.extend(self.learning.iter().map(|(name, var)| (name.clone(), tensor(var))));
+        Ok(weights)
+    }
+
+    fn network(&self, changed: &Weights) -> Result<UNet> {
+        UNet::new(&self.config, &builder(&[&self.base, changed], &self.device))
+    }
+
+    /// What a network predicts, `(clips*frames, channels, height, width)`.
+    fn predict(
+        &self,
+        unet: &UNet,
+        x: &Tensor,
+        at: &PerImage,
+        context: &Tensor,
+        frames: usize,
+    ) -> Result<Tensor> {
+        let input = UNetInput {
+            timestep: 0.0,
+            frames,
+            context,
+            motion_norm: self.norm,
+            injection: &Injection::default(),
+        };
+        unet.forward_each(x, &at.timesteps(), &input)
+    }
+
+    /// The loss of a batch; gradients lead to [`vars`](Self::vars).
+    ///
+    /// # Errors
+    ///
+    /// When the batch does not fit together.
+    pub fn loss(&self, batch: &Batch, loss: Loss) -> Result<Tensor> {
+        let Batch { clean, noise, context, empty, frames, cells, scales } = batch;
+        if cells.len() * frames != clean.dim(0)? || scales.len() != cells.len() {
+            let reason = format!("{} cells for {} images", cells.len(), clean.dim(0)?);
+            return Err(Error::request("batch", reason));
+        }
+        let levels = |level: fn(&Cell) -> _| {
+            PerImage::new(cells.iter().map(level).collect(), *frames, &self.device)
+        };
+        let (from, to) = (levels(|cell| cell.from), levels(|cell| cell.to));
+        let x = from.add_noise(clean, noise)?;
+
+        // The guided teacher, one step along its trajectory.
+        let towards = self.predict(&self.teacher, &x, &from, context, *frames)?;
+        let guided = if scales.iter().all(|scale| *scale == 1.0) {
+            towards
+        } else {
+            let away = self.predict(&self.teacher, &x, &from, empty, *frames)?;
+            let scales: Vec<f32> =
+                scales.iter().flat_map(|s| std::iter::repeat_n(*s as f32, *frames)).collect();
+            let scales = Tensor::from_vec(scales, (clean.dim(0)?, 1, 1, 1), &self.device)?;
+            (&away + (towards - &away)?.broadcast_mul(&scales)?)?
+        };
+        let next = from.solve(&x, &guided, &to)?;
+
+        let target = self.network(&self.target)?;
+        let wanted = to.consistent(&next, &self.predict(&target, &next, &to, context, *frames)?)?;
+        let online = self.network(&self.online_weights(false)?)?;
+        let said = from.consistent(&x, &self.predict(&online, &x, &from, context, *frames)?)?;
+        loss.of(&said, &wanted.detach())
+    }
+
+    /// After a step of the optimizer: `target ← μ target + (1 - μ) online`, all weights alike.
+    pub fn follow(&mut self, mu: f64) -> Result<()> {
+        let online = self.online_weights(true)?;
+        move_towards(&mut self.target, &online, 1.0 - mu)
+    }
+}

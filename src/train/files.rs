@@ -1,0 +1,225 @@
+//! What training reads and writes: published layouts, and its own state.
+
+use std::collections::HashMap;
+use std::path::Path;
+
+use candle_core::{DType, Device, Tensor};
+use safetensors::SafeTensorError;
+use serde::de::DeserializeOwned;
+use serde_json::{Value, json};
+use tempfile::NamedTempFile;
+
+use super::{LowRank, Weights, is_spatial_module};
+use crate::models::clip::TextConfig;
+use crate::models::unet::UNetConfig;
+use crate::models::vae::VaeConfig;
+use crate::schedule;
+use crate::weights::{Archive, Checkpoint, Component, PatchStack, Source};
+use crate::{Error, Result};
+
+/// Writes a file at once: either it is there whole, or what was there before is.
+pub(super) fn write_bytes(path: &Path, bytes: &[u8]) -> Result<()> {
+    let draft = draft(path)?;
+    std::fs::write(draft.path(), bytes).map_err(Error::file(path))?;
+    draft.persist(path).map(|_| ()).map_err(|e| Error::file(path)(e.error))
+}
+
+fn draft(path: &Path) -> Result<NamedTempFile> {
+    let folder = path.parent().unwrap_or(Path::new("."));
+    std::fs::create_dir_all(folder).map_err(Error::file(folder))?;
+    NamedTempFile::new_in(folder).map_err(Error::file(path))
+}
+
+/// Writes tensors as safetensors, whole or not at all.
+pub(super) fn write_tensors(
+    path: &Path,
+    tensors: &Weights,
+    metadata: Option<HashMap<String, String>>,
+) -> Result<()> {
+    let draft = draft(path)?;
+    let contiguous: Weights = tensors
+        .iter()
+        .map(|(name, tensor)| Ok((name.clone(), tensor.contiguous()?)))
+        .collect::<Result<_>>()?;
+    match safetensors::serialize_to_file(&contiguous, metadata, draft.path()) {
+        Ok(()) => {}
+        Err(SafeTensorError::IoError(error)) => return Err(Error::file(path)(error)),
+        Err(error) => {
+            return Err(Error::Encode { format: "safetensors", reason: error.to_string() });
+        }
+    }
+    draft.persist(path).map(|_| ()).map_err(|e| Error::file(path)(e.error))
+}
+
+/// The same in half precision, as published files are.
+pub(super) fn publish(path: &Path, weights: &Weights) -> Result<()> {
+    let half = |(name, tensor): (&String, &Tensor)| {
+        Ok((name.clone(), tensor.detach().to_dtype(DType::F16)?))
+    };
+    let weights: Weights = weights.iter().map(half).collect::<Result<_>>()?;
+    let metadata = HashMap::from([("format".to_owned(), "pt".to_owned())]);
+    write_tensors(path, &weights, Some(metadata))
+}
+
+fn write_json(path: &Path, value: &Value) -> Result<()> {
+    let text = serde_json::to_string_pretty(value)
+        .map_err(|e| Error::Encode { format: "json", reason: e.to_string() })?;
+    write_bytes(path, (text + "\n").as_bytes())
+}
+
+/// A configuration with the fields that diffusers or transformers want beside ours.
+fn config(config: &impl serde::Serialize, more: Value) -> Result<Value> {
+    let mut value = serde_json::to_value(config)
+        .map_err(|e| Error::Encode { format: "json", reason: e.to_string() })?;
+    if let (Value::Object(value), Value::Object(more)) = (&mut value, more) {
+        value.extend(more);
+    }
+    Ok(value)
+}
+
+/// `vae` of a diffusers pipeline's folder.
+pub(super) fn write_vae(
+    base: &Path,
+    sizes: &VaeConfig,
+    side: usize,
+    weights: &Weights,
+) -> Result<()> {
+    let stages = sizes.block_out_channels.len();
+    let more = json!({
+        "_class_name": "AutoencoderKL",
+        "down_block_types": vec!["DownEncoderBlock2D"; stages],
+        "up_block_types": vec!["UpDecoderBlock2D"; stages],
+        "sample_size": side,
+        "force_upcast": true,
+    });
+    write_json(&base.join("vae/config.json"), &config(sizes, more)?)?;
+    publish(&base.join("vae/diffusion_pytorch_model.safetensors"), weights)
+}
+
+/// The tokenizer of models that are made from nothing: byte pairs of the procedural grammar's words.
+pub(super) const TOKENIZER: [(&str, &str); 4] = [
+    ("vocab.json", include_str!("../../assets/pocket/base/tokenizer/vocab.json")),
+    ("merges.txt", include_str!("../../assets/pocket/base/tokenizer/merges.txt")),
+    (
+        "tokenizer_config.json",
+        include_str!("../../assets/pocket/base/tokenizer/tokenizer_config.json"),
+    ),
+    (
+        "special_tokens_map.json",
+        include_str!("../../assets/pocket/base/tokenizer/special_tokens_map.json"),
+    ),
+];
+
+/// Everything of a diffusers pipeline's folder but the VAE.
+pub(super) fn write_base(
+    base: &Path,
+    (unet, unet_weights): (&UNetConfig, &Weights),
+    (text, text_weights): (&TextConfig, &Weights),
+) -> Result<()> {
+    let more = json!({
+        "_class_name": "UNet2DConditionModel",
+        "mid_block_type": "UNetMidBlock2DCrossAttn",
+    });
+    write_json(&base.join("unet/config.json"), &config(unet, more)?)?;
+    publish(&base.join("unet/diffusion_pytorch_model.safetensors"), unet_weights)?;
+    let (bos, eos) = (text.vocab_size.saturating_sub(2), text.vocab_size.saturating_sub(1));
+    let more = json!({
+        "architectures": ["CLIPTextModel"],
+        "model_type": "clip_text_model",
+        "projection_dim": text.hidden_size,
+        "bos_token_id": bos, "eos_token_id": eos, "pad_token_id": eos,
+        "dtype": "float16",
+    });
+    write_json(&base.join("text_encoder/config.json"), &config(text, more)?)?;
+    publish(&base.join("text_encoder/model.safetensors"), text_weights)?;
+    for (name, content) in TOKENIZER {
+        write_bytes(&base.join("tokenizer").join(name), content.as_bytes())?;
+    }
+    let scheduler = json!({
+        "_class_name": "DDIMScheduler",
+        "num_train_timesteps": 1000,
+        "beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "linear",
+        "clip_sample": false, "set_alpha_to_one": false, "steps_offset": 1,
+        "prediction_type": "epsilon", "timestep_spacing": "leading",
+    });
+    write_json(&base.join("scheduler/scheduler_config.json"), &scheduler)?;
+    let index = json!({
+        "_class_name": "StableDiffusionPipeline",
+        "feature_extractor": [null, null], "image_encoder": [null, null],
+        "safety_checker": [null, null], "requires_safety_checker": false,
+        "scheduler": ["diffusers", "DDIMScheduler"],
+        "text_encoder": ["transformers", "CLIPTextModel"],
+        "tokenizer": ["transformers", "CLIPTokenizer"],
+        "unet": ["diffusers", "UNet2DConditionModel"],
+        "vae": ["diffusers", "AutoencoderKL"],
+    });
+    write_json(&base.join("model_index.json"), &index)
+}
+
+/// A JSON configuration.
+pub(super) fn read_json<T: DeserializeOwned>(path: &Path) -> Result<T> {
+    let bytes = std::fs::read(path)
+        .map_err(|e| Error::Missing { name: path.display().to_string(), reason: e.to_string() })?;
+    serde_json::from_slice(&bytes).map_err(|e| Error::format(path, e.to_string()))
+}
+
+/// All weights of a component of a diffusers folder, in f32.
+pub(super) fn read_component(
+    base: &Path,
+    component: Component,
+    device: &Device,
+) -> Result<Weights> {
+    let mut checkpoint = Checkpoint::new();
+    checkpoint.add_component(component, &Source::from(base.to_path_buf()))?;
+    collect(&checkpoint, component, device)
+}
+
+/// All weights of a file or folder of motion modules, in f32.
+pub(super) fn read_motion(path: &Path, device: &Device) -> Result<Weights> {
+    let mut checkpoint = Checkpoint::new();
+    checkpoint.add_motion(&Source::from(path.to_path_buf()))?;
+    collect(&checkpoint, Component::UNet, device)
+}
+
+fn collect(checkpoint: &Checkpoint, component: Component, device: &Device) -> Result<Weights> {
+    let shapes: Vec<(String, Vec<usize>)> = checkpoint
+        .names(component)
+        .filter_map(|name| Some((name.to_owned(), checkpoint.shape_of(component, name)?.to_vec())))
+        .collect();
+    let (weights, _) =
+        checkpoint.build(component, DType::F32, device, &PatchStack::new(), |vb| {
+            let get = |(name, shape): (String, Vec<usize>)| {
+                let tensor = vb.get(shape, &name)?;
+                Ok((name, tensor))
+            };
+            shapes.into_iter().map(get).collect::<Result<Weights>>()
+        })?;
+    Ok(weights)
+}
+
+/// A LoRA under kohya's names that changes spatial modules of `base`.
+pub(super) fn read_lora(path: &Path, base: &Weights, device: &Device) -> Result<LowRank> {
+    let archive = Archive::open(&Source::from(path.to_path_buf()))?;
+    let mut factors = Weights::new();
+    let mut alpha = None;
+    for module in base.keys().filter_map(|name| name.strip_suffix(".weight")) {
+        let kohya = format!("lora_unet_{}", module.replace('.', "_"));
+        if !is_spatial_module(module) || archive.info(&format!("{kohya}.alpha")).is_none() {
+            continue;
+        }
+        let read = |end: &str| archive.tensor(&format!("{kohya}.{end}"), DType::F32, device);
+        alpha = Some(f64::from(read("alpha")?.flatten_all()?.to_vec1::<f32>()?[0]));
+        for end in ["lora_down.weight", "lora_up.weight"] {
+            factors.insert(format!("{module}.{end}"), read(end)?);
+        }
+    }
+    match alpha {
+        Some(alpha) => LowRank::from_factors(&factors, alpha),
+        None => Err(Error::format(path, "changes no module of the base model")),
+    }
+}
+
+/// The schedule of a diffusers folder.
+pub(super) fn read_schedule(base: &Path) -> Result<schedule::NoiseSchedule> {
+    read_json::<schedule::Config>(&base.join("scheduler/scheduler_config.json"))?.schedule()
+}

@@ -1,0 +1,438 @@
+//! What is trained, on what, and for how long: a TOML file.
+
+use std::path::PathBuf;
+
+use serde::{Deserialize, Serialize};
+
+use super::{Insertion, Loss, Pace};
+use crate::models::clip::TextConfig;
+use crate::models::motion::MotionConfig;
+use crate::models::unet::UNetConfig;
+use crate::models::vae::VaeConfig;
+use crate::{Error, Result};
+
+/// A whole training.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Plan {
+    /// Everything random follows from it.
+    #[serde(default)]
+    pub seed: u64,
+    /// Width and height of the clips, in pixels.
+    pub side: usize,
+    /// Frames of a clip.
+    #[serde(default = "sixteen")]
+    pub frames: usize,
+    /// What to learn from.
+    pub data: Data,
+    /// The autoencoder.
+    #[serde(default)]
+    pub vae: VaeStage,
+    /// The image model.
+    #[serde(default)]
+    pub base: BaseStage,
+    /// The image model's consistency.
+    #[serde(default)]
+    pub lora: LoraStage,
+    /// The motion modules.
+    #[serde(default)]
+    pub motion: MotionStage,
+    /// Their consistency.
+    #[serde(default)]
+    pub lcm: LcmStage,
+}
+
+fn sixteen() -> usize {
+    16
+}
+
+/// What to learn from.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case", deny_unknown_fields)]
+pub enum Data {
+    /// So many clips of the procedural grammar.
+    Procedural(usize),
+    /// Pictures, animations and folders of pictures.
+    Folder(FolderData),
+}
+
+/// Clips in files.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct FolderData {
+    /// A folder of them, each with a `.txt` of the same name; or a list of files and texts: `.jsonl` with the fields
+    /// `file` and `text`, or `.csv` with these two columns.
+    pub path: PathBuf,
+    /// Every how many frames one is taken.
+    #[serde(default = "one")]
+    pub stride: usize,
+}
+
+fn one() -> usize {
+    1
+}
+
+/// How long and how fast a stage learns.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Course {
+    /// Steps of the optimizer.
+    pub steps: usize,
+    /// Pictures or clips of one pass.
+    pub batch: usize,
+    /// Passes whose gradients are averaged for one step.
+    pub accumulate: usize,
+    /// The highest learning rate.
+    pub rate: f64,
+    /// Steps on the way up to it.
+    pub warmup: usize,
+    /// What of it is left at the end.
+    pub floor: f64,
+    /// Weight decay.
+    pub decay: f64,
+    /// The largest norm of a gradient.
+    pub clip: f64,
+    /// How slowly the average of the weights moves that is written: at most this much of it is kept in a step.
+    pub average: f64,
+    /// The loss; the autoencoder has one of its own.
+    pub loss: Loss,
+}
+
+impl Default for Course {
+    fn default() -> Self {
+        Self {
+            steps: 1000,
+            batch: 16,
+            accumulate: 1,
+            rate: 1e-3,
+            warmup: 20,
+            floor: 0.02,
+            decay: 0.0,
+            clip: 1.0,
+            average: 0.995,
+            loss: Loss::Mse,
+        }
+    }
+}
+
+impl Course {
+    /// Its learning rates.
+    pub fn pace(&self) -> Pace {
+        Pace { rate: self.rate, warmup: self.warmup, steps: self.steps, floor: self.floor }
+    }
+
+    fn validate(&self, stage: &'static str) -> Result<()> {
+        let positive = [
+            ("steps", self.steps as f64),
+            ("batch", self.batch as f64),
+            ("accumulate", self.accumulate as f64),
+            ("rate", self.rate),
+            ("clip", self.clip),
+        ];
+        for (field, value) in positive {
+            if !(value > 0.0 && value.is_finite()) {
+                let reason = format!("`{field}` must be above 0, got {value}");
+                return Err(Error::request(stage, reason));
+            }
+        }
+        for (field, value) in
+            [("floor", self.floor), ("decay", self.decay), ("average", self.average)]
+        {
+            if !(0.0..1.0).contains(&value) {
+                let reason = format!("`{field}` must be at least 0 and below 1, got {value}");
+                return Err(Error::request(stage, reason));
+            }
+        }
+        self.loss.validate()
+    }
+}
+
+/// The autoencoder's stage.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct VaeStage {
+    /// How it learns.
+    pub course: Course,
+    /// The weight of the Kullback-Leibler divergence.
+    pub divergence: f64,
+    /// How much more what differs from a picture's typical colour counts.
+    pub emphasis: f64,
+    /// Its sizes; the scaling factor is measured.
+    pub config: VaeConfig,
+}
+
+/// The image model's stage.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct BaseStage {
+    /// How it learns.
+    pub course: Course,
+    /// How often a caption is left out.
+    pub no_caption: f64,
+    /// How often a part of a caption is left out.
+    pub no_part: f64,
+    /// The UNet's sizes.
+    pub unet: UNetConfig,
+    /// The text encoder's sizes.
+    pub text: TextConfig,
+}
+
+/// The motion modules' stage.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct MotionStage {
+    /// How they learn.
+    pub course: Course,
+    /// How often a caption is left out.
+    pub no_caption: f64,
+    /// How often a part of a caption is left out.
+    pub no_part: f64,
+    /// Timesteps are `T uᵖ` for uniform `u`: below 1 favours noisy ones, where motion is decided.
+    pub power: f64,
+    /// Their sizes.
+    pub config: MotionConfig,
+}
+
+impl Default for MotionStage {
+    fn default() -> Self {
+        Self {
+            course: Course::default(),
+            no_caption: 0.1,
+            no_part: 0.0,
+            power: 1.0,
+            config: MotionConfig::default(),
+        }
+    }
+}
+
+/// How consistency is distilled.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Consistency {
+    /// Cells of the grid of timesteps.
+    pub cells: usize,
+    /// Cells that the solver steps over at once.
+    pub skip: usize,
+    /// The teacher's guidance is drawn from this range.
+    pub guidance: [f64; 2],
+    /// How slowly the target follows.
+    pub follow: f64,
+}
+
+impl Default for Consistency {
+    fn default() -> Self {
+        Self { cells: 100, skip: 5, guidance: [2.0, 3.5], follow: 0.95 }
+    }
+}
+
+impl Consistency {
+    fn validate(&self, stage: &'static str) -> Result<()> {
+        let [low, high] = self.guidance;
+        if !(low >= 1.0 && high >= low && high.is_finite()) {
+            let reason = format!("`guidance` must rise from at least 1, got {low} to {high}");
+            return Err(Error::request(stage, reason));
+        }
+        if !(0.0..1.0).contains(&self.follow) {
+            let reason = format!("`follow` must be at least 0 and below 1, got {}", self.follow);
+            return Err(Error::request(stage, reason));
+        }
+        Ok(())
+    }
+}
+
+/// The image consistency's stage.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct LoraStage {
+    /// How it learns.
+    pub course: Course,
+    /// What is distilled.
+    pub consistency: Consistency,
+    /// The LoRA's rank.
+    pub rank: usize,
+    /// Its alpha.
+    pub alpha: f64,
+}
+
+impl Default for LoraStage {
+    fn default() -> Self {
+        let (course, consistency) = (Course::default(), Consistency::default());
+        Self { course, consistency, rank: 64, alpha: 8.0 }
+    }
+}
+
+/// The motion consistency's stage.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct LcmStage {
+    /// How it learns.
+    pub course: Course,
+    /// What is distilled.
+    pub consistency: Consistency,
+    /// How the LoRA comes into the target.
+    pub insertion: Insertion,
+    /// Whether a new LoRA learns together with the motion modules, instead of one that was distilled before: the
+    /// ablation of the decoupling.
+    pub joint: bool,
+}
+
+/// Plans that come with the program.
+pub const PRESETS: &[(&str, &str)] = &[("pocket", include_str!("pocket.toml"))];
+
+impl Plan {
+    /// Reads a plan's text; `name` is told in errors.
+    ///
+    /// # Errors
+    ///
+    /// When it is not TOML, has unknown fields, or asks for what cannot be.
+    pub fn from_toml(name: &str, text: &str) -> Result<Self> {
+        let plan: Self = toml::from_str(text).map_err(|e| {
+            let at = e.span().map_or(String::new(), |span| {
+                let line = text[..span.start.min(text.len())].lines().count().max(1);
+                format!(" in line {line}")
+            });
+            Error::request("config", format!("{name}{at}: {}", e.message().replace('\n', " ")))
+        })?;
+        // Sizes have the fields of published files, which may have others as well; a plan may not.
+        let encode = |e: toml::ser::Error| Error::Encode { format: "toml", reason: e.to_string() };
+        let known = toml::Value::try_from(&plan).map_err(encode)?;
+        if let Ok(given) = text.parse::<toml::Table>()
+            && let Some(field) = unknown(&toml::Value::Table(given), &known, "")
+        {
+            return Err(Error::request("config", format!("{name}: `{field}` is not known")));
+        }
+        plan.validate()?;
+        Ok(plan)
+    }
+
+    /// The preset of that name.
+    ///
+    /// # Errors
+    ///
+    /// When there is none.
+    pub fn preset(name: &str) -> Result<Self> {
+        match PRESETS.iter().find(|(known, _)| *known == name) {
+            Some((name, text)) => Self::from_toml(name, text),
+            None => {
+                let known: Vec<String> =
+                    PRESETS.iter().map(|(name, _)| format!("`{name}`")).collect();
+                let reason = format!("`{name}` is not {}", known.join(" or "));
+                Err(Error::request("preset", reason))
+            }
+        }
+    }
+
+    /// The plan as TOML.
+    ///
+    /// # Errors
+    ///
+    /// Never, unless the serializer has a defect.
+    pub fn to_toml(&self) -> Result<String> {
+        toml::to_string(self).map_err(|e| Error::Encode { format: "toml", reason: e.to_string() })
+    }
+
+    fn validate(&self) -> Result<()> {
+        if self.frames == 0 || self.side == 0 {
+            let reason = format!("{} frames of side {} are nothing", self.frames, self.side);
+            return Err(Error::request("frames", reason));
+        }
+        match &self.data {
+            Data::Procedural(0) => {
+                return Err(Error::request("data", "0 clips are nothing to learn from"));
+            }
+            Data::Folder(folder) if folder.stride == 0 => {
+                return Err(Error::request("data", "`stride` must be at least 1"));
+            }
+            _ => {}
+        }
+        let factor = self.vae.config.factor();
+        if !self.side.is_multiple_of(factor) {
+            let reason = format!("must be a multiple of {factor}, got {}", self.side);
+            return Err(Error::request("side", reason));
+        }
+        self.vae.course.validate("vae")?;
+        self.base.course.validate("base")?;
+        self.lora.course.validate("lora")?;
+        self.lora.consistency.validate("lora")?;
+        self.motion.course.validate("motion")?;
+        self.lcm.course.validate("lcm")?;
+        self.lcm.consistency.validate("lcm")?;
+        for (stage, value) in [
+            ("base", self.base.no_caption),
+            ("base", self.base.no_part),
+            ("motion", self.motion.no_caption),
+            ("motion", self.motion.no_part),
+        ] {
+            if !(0.0..=1.0).contains(&value) {
+                let reason = format!("a share lies between 0 and 1, got {value}");
+                return Err(Error::request(stage, reason));
+            }
+        }
+        if !(self.motion.power > 0.0 && self.motion.power.is_finite()) {
+            let reason = format!("`power` must be above 0, got {}", self.motion.power);
+            return Err(Error::request("motion", reason));
+        }
+        if self.motion.config.motion_num_attention_heads != 8 {
+            let heads = self.motion.config.motion_num_attention_heads;
+            let reason =
+                format!("AnimateDiff's layout, which is written, has 8 heads, not {heads}");
+            return Err(Error::request("motion", reason));
+        }
+        self.vae.config.validate()?;
+        self.base.unet.validate()?;
+        self.base.text.validate()
+    }
+}
+
+/// The first field of `given` that `known` lacks.
+fn unknown(given: &toml::Value, known: &toml::Value, path: &str) -> Option<String> {
+    let (toml::Value::Table(given), toml::Value::Table(known)) = (given, known) else {
+        return None;
+    };
+    given.iter().find_map(|(field, value)| {
+        let path = if path.is_empty() { field.clone() } else { format!("{path}.{field}") };
+        match known.get(field) {
+            Some(known) => unknown(value, known, &path),
+            None => Some(path),
+        }
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn presets_are_sound_and_read_back_as_written() {
+        for (name, _) in PRESETS {
+            let plan = Plan::preset(name).unwrap();
+            assert_eq!(Plan::from_toml(name, &plan.to_toml().unwrap()).unwrap(), plan);
+        }
+        assert!(Plan::preset("sd15").is_err());
+    }
+
+    #[test]
+    fn what_a_plan_cannot_mean_is_refused_by_name() {
+        let fails = |change: &str, words: &str| {
+            let text = format!("side = 64\ndata = {{ procedural = 4 }}\n{change}");
+            let error = Plan::from_toml("x.toml", &text).unwrap_err();
+            assert_eq!(error.kind().exit_code(), 2, "{error}");
+            assert!(error.to_string().contains(words), "{change}: {error}");
+            assert!(!error.to_string().contains('\n'), "{error}");
+        };
+        assert!(Plan::from_toml("x.toml", "side = 64\ndata = { procedural = 4 }").is_ok());
+        fails("sied = 3", "sied");
+        fails("[vae]\ncourse = { step = 3 }", "step");
+        fails("[base.unet]\nblock_out_chanels = [3]", "base.unet.block_out_chanels");
+        fails("[lora]\ncourse = { rate = 0.0 }", "rate");
+        fails("[lora]\ncourse = { loss = { huber = 0.0 } }", "limit");
+        fails("[lcm]\nconsistency = { guidance = [0.5, 2.0] }", "guidance");
+        fails("[lcm]\ninsertion = \"slow\"", "slow");
+        fails("[motion]\npower = 0.0", "power");
+        fails("[motion]\nconfig = { motion_num_attention_heads = 4 }", "8 heads");
+        fails("[base]\nno_caption = 1.5", "share");
+        let text = "side = 63\ndata = { procedural = 4 }";
+        assert!(Plan::from_toml("x", text).unwrap_err().to_string().contains("multiple of 8"));
+        assert!(Plan::from_toml("x", "side = 64\ndata = { procedural = 0 }").is_err());
+    }
+}

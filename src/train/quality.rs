@@ -1,0 +1,140 @@
+//! What a stage came to: clips made from the files that it wrote, and how true they are.
+
+use candle_core::{DType, Device};
+use image::RgbImage;
+
+use super::builder;
+use super::data::Clips;
+use super::files;
+use super::plan::{Data, Plan};
+use super::stages::{Places, Stage};
+use crate::device::Precision;
+use crate::media::tensor;
+use crate::models::vae::{AutoencoderKl, VaeConfig};
+use crate::pipeline::load::{Base, Files, LoraFile, Models, Motion};
+use crate::pipeline::request::Request;
+use crate::pipeline::{Event, Pipeline, Residency, Tensors};
+use crate::procedural::{Caption, Oracle, Score};
+use crate::rng::Uniform;
+use crate::sampler::SamplerKind;
+use crate::schedule::Spacing;
+use crate::weights::Component;
+use crate::{Error, Result};
+
+/// Clips of a stage, and their truth where it can be measured.
+#[derive(Clone, Debug, Default)]
+pub struct Quality {
+    /// The frames of each clip.
+    pub clips: Vec<Vec<RgbImage>>,
+    /// The truth of procedural captions.
+    pub score: Option<Score>,
+}
+
+/// Makes `count` clips with what a stage wrote.
+///
+/// The autoencoder's are reconstructions; those of image stages have one frame. Teachers take 20 steps of DDIM with
+/// guidance, consistency models four of LCM without.
+///
+/// # Errors
+///
+/// As loading and generating, and what `go_on` says.
+pub fn quality(
+    stage: Stage,
+    plan: &Plan,
+    places: &Places,
+    device: &Device,
+    count: usize,
+    go_on: &mut dyn FnMut() -> Result<()>,
+) -> Result<Quality> {
+    let is_procedural = matches!(plan.data, Data::Procedural(_));
+    let mut quality = Quality { score: is_procedural.then(Score::default), ..Quality::default() };
+    let mut maker = Maker::open(stage, plan, places, device)?;
+    // Captions that training may have seen, places and sizes that it has not.
+    let fresh = Plan { seed: plan.seed ^ 0x7465_7374, ..plan.clone() };
+    let clips = Clips::open(if is_procedural { &fresh } else { plan })?;
+    for index in 0..count.min(clips.len()) {
+        go_on()?;
+        let words = clips.words(index).whole();
+        let frames = maker.make(&words, index, &clips, go_on)?;
+        if let (Some(score), Ok(caption)) = (&mut quality.score, words.parse::<Caption>()) {
+            score.add(&caption, Oracle::default().look(&frames).matches(&caption));
+        }
+        quality.clips.push(frames);
+    }
+    Ok(quality)
+}
+
+enum Maker {
+    Vae { vae: Box<AutoencoderKl>, frames: usize, device: Device },
+    Model { pipeline: Box<Pipeline>, request: Box<Request>, seed: u64 },
+}
+
+impl Maker {
+    fn open(stage: Stage, plan: &Plan, places: &Places, device: &Device) -> Result<Self> {
+        if stage == Stage::Vae {
+            let config: VaeConfig = files::read_json(&places.base.join("vae/config.json"))?;
+            let weights = files::read_component(&places.base, Component::Vae, device)?;
+            let vae = AutoencoderKl::new(&config, &builder(&[&weights], device))?;
+            let (vae, device) = (Box::new(vae), device.clone());
+            return Ok(Self::Vae { vae, frames: plan.frames, device });
+        }
+        let mut files = Files::new(Base::Folder(places.base.clone()));
+        files.motion = match stage {
+            Stage::Motion => Motion::File(places.motion()),
+            Stage::Lcm => Motion::File(places.lcm()),
+            _ => Motion::None,
+        };
+        let is_joint = stage == Stage::Lcm && plan.lcm.joint;
+        match stage {
+            Stage::Lcm if is_joint => files.loras.push(LoraFile::new(places.joint_lora())),
+            Stage::Lcm | Stage::Lora => files.loras.push(LoraFile::new(places.lora())),
+            _ => {}
+        }
+        let is_consistent = matches!(stage, Stage::Lora | Stage::Lcm);
+        let mut request = Request {
+            width: Some(plan.side),
+            height: Some(plan.side),
+            frames: if matches!(stage, Stage::Motion | Stage::Lcm) { plan.frames } else { 1 },
+            beta_schedule: Some(crate::schedule::BetaSchedule::Linear),
+            ..Request::default()
+        };
+        if !is_consistent {
+            request.sampler = SamplerKind::Ddim;
+            request.spacing = Some(Spacing::Trailing);
+            request.steps = 20;
+            request.cfg_scale = 2.5;
+        }
+        let precision = Precision { text: DType::F32, unet: DType::F32, vae: DType::F32 };
+        let models = Models::open(&files)?;
+        let pipeline = Pipeline::new(models, device.clone(), precision, Residency::KeepAll);
+        let (pipeline, request) = (Box::new(pipeline), Box::new(request));
+        Ok(Self::Model { pipeline, request, seed: plan.seed })
+    }
+
+    fn make(
+        &mut self,
+        words: &str,
+        index: usize,
+        clips: &Clips,
+        go_on: &mut dyn FnMut() -> Result<()>,
+    ) -> Result<Vec<RgbImage>> {
+        match self {
+            Self::Vae { vae, frames, device } => {
+                let all: Vec<usize> = (0..*frames).collect();
+                let frames = clips.frames(index, &all)?;
+                let x = tensor::from_rgb(&frames, device)?.affine(2.0, -1.0)?;
+                let y = vae.decode(&vae.encode(&x)?.mean)?.affine(0.5, 0.5)?;
+                (0..frames.len()).map(|i| tensor::to_rgb(&y.get(i)?)).collect()
+            }
+            Self::Model { pipeline, request, seed } => {
+                words.clone_into(&mut request.prompt);
+                request.seed = Some(Uniform::part(*seed, index as u64).bits() >> 32);
+                let mut frames = Vec::new();
+                let mut listener = |_: Event| go_on();
+                let mut tensors = Tensors::default();
+                pipeline.generate(request, &mut tensors, &mut listener, &mut &mut frames)?;
+                Ok::<_, Error>(frames)
+            }
+        }
+    }
+}

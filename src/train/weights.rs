@@ -1,0 +1,76 @@
+//! Weights by their canonical names, outside a model: what is trained, averaged, composed and written.
+
+use std::collections::{BTreeMap, HashMap};
+
+use candle_core::backprop::GradStore;
+use candle_core::{DType, Device, Tensor, Var};
+use candle_nn::VarBuilder;
+
+use crate::{Error, Result};
+
+/// Tensors by canonical name.
+pub type Weights = BTreeMap<String, Tensor>;
+
+/// Weights that are trained, by canonical name. A tensor taken from one sees its later values.
+pub type Vars = BTreeMap<String, Var>;
+
+/// What a model's constructor reads them from: later lists win over earlier ones.
+pub fn builder(lists: &[&Weights], device: &Device) -> VarBuilder<'static> {
+    let all: HashMap<String, Tensor> = lists
+        .iter()
+        .flat_map(|list| list.iter().map(|(name, tensor)| (name.clone(), tensor.clone())))
+        .collect();
+    VarBuilder::from_tensors(all, DType::F32, device)
+}
+
+/// Copies of weights, to be trained.
+pub fn variables(weights: &Weights) -> Result<Vars> {
+    let var = |(name, tensor): (&String, &Tensor)| Ok((name.clone(), Var::from_tensor(tensor)?));
+    weights.iter().map(var).collect()
+}
+
+/// The gradient of every variable.
+///
+/// # Errors
+///
+/// When a variable has none: then something on its way cuts gradients off, and training it would do nothing.
+pub fn gradients(store: &mut GradStore, vars: &Vars) -> Result<Weights> {
+    vars.iter()
+        .map(|(name, var)| match store.remove(var) {
+            Some(gradient) => Ok((name.clone(), gradient)),
+            None => {
+                let name = format!("weight `{name}`");
+                Err(Error::Missing { name, reason: "has no gradient".into() })
+            }
+        })
+        .collect()
+}
+
+/// `target ← (1 - share) target + share source`, for the names of `target`: an exponential moving average.
+///
+/// # Errors
+///
+/// When `source` lacks one of them.
+pub fn move_towards(target: &mut Weights, source: &Weights, share: f64) -> Result<()> {
+    for (name, average) in target.iter_mut() {
+        let Some(new) = source.get(name) else {
+            let name = format!("weight `{name}`");
+            return Err(Error::Missing { name, reason: "is not part of the average".into() });
+        };
+        *average = ((&*average * (1.0 - share))? + (new.detach() * share)?)?;
+    }
+    Ok(())
+}
+
+/// AnimateDiff's name of a weight of a motion module, the inverse of what reading does.
+pub fn animatediff_name(name: &str) -> String {
+    let Some((place, rest)) = name.split_once(".motion_modules.") else { return name.to_owned() };
+    let Some((index, rest)) = rest.split_once('.') else { return name.to_owned() };
+    let rest = rest
+        .replace(".attn1.", ".attention_blocks.0.")
+        .replace(".attn2.", ".attention_blocks.1.")
+        .replace(".norm1.", ".norms.0.")
+        .replace(".norm2.", ".norms.1.")
+        .replace(".norm3.", ".ff_norm.");
+    format!("{place}.motion_modules.{index}.temporal_transformer.{rest}")
+}

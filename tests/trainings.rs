@@ -1,0 +1,265 @@
+//! Whole trainings of a tiny model: files that others read, and going on after an interruption.
+
+use std::path::Path;
+
+use animatelcm::procedural::{Caption, Scene};
+use animatelcm::train::{Listener, Metric, Options, Places, Plan, Stage, Tick, memory, run};
+use animatelcm::{Error, Result};
+use candle_core::Device;
+
+/// A plan that takes seconds: 4 frames of 16x16 in an 8x8 latent space.
+const PLAN: &str = r#"
+seed = 5
+side = 16
+frames = 4
+data = { procedural = 6 }
+
+[vae]
+divergence = 1e-4
+emphasis = 2.0
+course = { steps = 4, batch = 3, rate = 1e-3, warmup = 2 }
+config = { block_out_channels = [4, 8], layers_per_block = 1, norm_num_groups = 2 }
+
+[base]
+no_caption = 0.2
+no_part = 0.2
+course = { steps = 4, batch = 3, accumulate = 2, warmup = 2 }
+
+[base.unet]
+sample_size = 8
+block_out_channels = [8, 16]
+down_block_types = ["DownBlock2D", "CrossAttnDownBlock2D"]
+up_block_types = ["CrossAttnUpBlock2D", "UpBlock2D"]
+layers_per_block = 1
+cross_attention_dim = 8
+attention_head_dim = 2
+norm_num_groups = 4
+
+[base.text]
+vocab_size = 614
+hidden_size = 8
+intermediate_size = 16
+num_hidden_layers = 1
+num_attention_heads = 2
+max_position_embeddings = 16
+
+[lora]
+rank = 3
+alpha = 2.0
+course = { steps = 4, batch = 2, warmup = 2, loss = { huber = 0.1 } }
+consistency = { cells = 50, skip = 1, guidance = [1.5, 2.0] }
+
+[motion]
+power = 0.7
+course = { steps = 4, batch = 1, warmup = 2 }
+config = { motion_max_seq_length = 8 }
+
+[lcm]
+course = { steps = 4, batch = 1, warmup = 2, loss = { pseudo-huber = 0.01 } }
+"#;
+
+/// Stops a training at a step; counts what it hears.
+#[derive(Default)]
+struct Stop {
+    at: Option<usize>,
+    heard: usize,
+    written: Vec<usize>,
+}
+
+impl Listener for Stop {
+    fn tick(&mut self, tick: &Tick) -> Result<()> {
+        self.heard += 1;
+        if Some(tick.step) == self.at { Err(Error::Cancelled) } else { Ok(()) }
+    }
+
+    fn say(&mut self, _: &str) -> Result<()> {
+        Ok(())
+    }
+
+    fn written(&mut self, _: Stage, step: usize) -> Result<()> {
+        self.written.push(step);
+        Ok(())
+    }
+}
+
+const OPTIONS: Options = Options { every: 3, write_every: 2, restart: false };
+
+fn train(stage: Stage, plan: &Plan, out: &Path, listener: &mut Stop) -> Result<()> {
+    run(stage, plan, &Places::new(out), &Device::Cpu, OPTIONS, listener)
+}
+
+fn bytes(folder: &Path, name: &str) -> Vec<u8> {
+    std::fs::read(folder.join(name)).unwrap_or_else(|error| panic!("{name}: {error}"))
+}
+
+/// The tensors of a file; its header may order metadata in any way.
+fn tensors(folder: &Path, name: &str) -> std::collections::BTreeMap<String, Vec<f32>> {
+    let file = candle_core::safetensors::load(folder.join(name), &Device::Cpu).unwrap();
+    file.into_iter()
+        .map(|(name, tensor)| {
+            let float = tensor.to_dtype(candle_core::DType::F32).unwrap();
+            (name, float.flatten_all().unwrap().to_vec1().unwrap())
+        })
+        .collect()
+}
+
+#[test]
+fn a_training_that_was_interrupted_is_the_same_bit_for_bit() {
+    let plan = Plan::from_toml("plan", PLAN).unwrap();
+    let (whole, broken) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    for stage in Stage::ALL {
+        let mut all = Stop::default();
+        train(stage, &plan, whole.path(), &mut all).unwrap();
+        assert_eq!((all.heard, all.written), (4, vec![2, 4]), "{stage:?}");
+        // Stopped between checkpoints, then at one, then on to the end.
+        for (at, heard) in [(Some(2), 2), (Some(3), 1), (None, 1)] {
+            let mut stop = Stop { at, ..Stop::default() };
+            let result = train(stage, &plan, broken.path(), &mut stop);
+            assert_eq!(result.is_err(), at.is_some(), "{stage:?}: {result:?}");
+            assert_eq!(stop.heard, heard, "{stage:?}");
+        }
+        let mut done = Stop::default();
+        train(stage, &plan, broken.path(), &mut done).unwrap();
+        assert_eq!(done.heard, 0, "{stage:?} is run again");
+        let state = format!("state/{}.safetensors", stage.name());
+        assert_eq!(tensors(whole.path(), &state), tensors(broken.path(), &state), "{stage:?}");
+    }
+    for file in ["motion_lcm.safetensors", "lcm_lora.safetensors"] {
+        assert_eq!(tensors(whole.path(), file), tensors(broken.path(), file), "{file}");
+    }
+    let curves = |folder: &Path| -> Vec<(String, usize, f64)> {
+        let text = String::from_utf8(bytes(folder, "metrics.jsonl")).unwrap();
+        let metric = |line| serde_json::from_str::<Metric>(line).unwrap();
+        text.lines().map(metric).map(|m| (m.stage, m.step, m.loss)).collect()
+    };
+    assert_eq!(curves(whole.path()), curves(broken.path()));
+    assert_eq!(curves(whole.path()).len(), 5 * 4);
+    let svg = String::from_utf8(bytes(whole.path(), "curves.svg")).unwrap();
+    assert_eq!(svg.matches("<polyline").count(), 5);
+}
+
+#[test]
+fn another_plan_does_not_go_on_with_what_is_there() {
+    let plan = Plan::from_toml("plan", PLAN).unwrap();
+    let folder = tempfile::tempdir().unwrap();
+    train(Stage::Vae, &plan, folder.path(), &mut Stop::default()).unwrap();
+    let mut other = plan.clone();
+    other.vae.course.rate *= 2.0;
+    let error = train(Stage::Vae, &other, folder.path(), &mut Stop::default()).unwrap_err();
+    assert!(error.hint().unwrap().contains("--restart"), "{error}");
+    let options = Options { restart: true, ..OPTIONS };
+    let places = Places::new(folder.path());
+    run(Stage::Vae, &other, &places, &Device::Cpu, options, &mut Stop::default()).unwrap();
+    // What comes later does not matter to a stage.
+    other.lcm.course.rate *= 2.0;
+    let mut stop = Stop::default();
+    train(Stage::Vae, &other, folder.path(), &mut stop).unwrap();
+    assert_eq!(stop.heard, 0);
+    // A stage without what it builds on.
+    let error = train(Stage::Motion, &other, folder.path(), &mut Stop::default()).unwrap_err();
+    assert!(error.to_string().contains("unet"), "{error}");
+}
+
+#[test]
+fn memory_grows_with_the_batch() {
+    let plan = Plan::from_toml("plan", PLAN).unwrap();
+    let mut larger = plan.clone();
+    larger.motion.course.batch *= 64;
+    assert!(memory(Stage::Motion, &larger) > memory(Stage::Motion, &plan));
+    assert_eq!(memory(Stage::Vae, &larger), memory(Stage::Vae, &plan));
+}
+
+#[cfg(feature = "cli")]
+#[test]
+fn what_was_trained_generates() {
+    use crate::support::program::Folder;
+
+    let folder = Folder::new();
+    folder.write("plan.toml", PLAN);
+    let args = ["train", "--config", "plan.toml", "--out", "run", "--samples", "2"];
+    let run = folder.run(&args).ok();
+    assert_eq!(run.stdout(), "run\n");
+    for stage in Stage::ALL {
+        let name = stage.name();
+        assert!(run.stderr.contains(&format!("{name} 4/4")), "{}", run.stderr);
+        assert!(folder.path(&format!("run/samples/{name}-4.png")).is_file());
+    }
+    let model = ["--model", "run/base", "--device", "cpu"];
+    let consistent =
+        ["--motion", "run/motion_lcm.safetensors", "--lcm-lora", "run/lcm_lora.safetensors"];
+    let prompt = ["generate", "a red circle moving up on a black background", "--frames", "4"];
+    let clip = [&prompt[..], &model, &consistent, &["-o", "clip.gif"]].concat();
+    folder.run(&clip).ok();
+    let teacher = ["--motion", "run/motion_teacher.safetensors", "--sampler", "ddim"];
+    folder
+        .run(&[&prompt[..], &model, &teacher, &["--cfg-scale", "2", "-o", "teacher.gif"]].concat())
+        .ok();
+    folder.run(&[&prompt[..], &model, &["--motion", "none", "-o", "still.gif"]].concat()).ok();
+    let eval = ["eval", "--procedural", "--prompts", "2", "--frames", "4", "-q", "--json"];
+    let report = folder.run(&[&eval[..], &model, &consistent].concat()).ok().json();
+    assert_eq!(report["score"]["all"]["trials"], 2);
+    for file in ["run/lcm_lora.safetensors", "run/motion_lcm.safetensors"] {
+        folder.run(&["inspect", file]).ok();
+    }
+    // Again: nothing is left to do.
+    let args = ["train", "--config", "run/config.toml", "--out", "run", "--samples", "0"];
+    assert!(folder.run(&args).ok().stderr.contains("lcm is done already"));
+}
+
+#[cfg(feature = "cli")]
+#[test]
+fn a_folder_of_clips_is_learned_from() {
+    use crate::support::program::Folder;
+
+    let folder = Folder::new();
+    for (i, text) in
+        ["a red square growing on a navy background", "a white ring moving up on a grey background"]
+            .iter()
+            .enumerate()
+    {
+        let caption: Caption = text.parse().unwrap();
+        std::fs::create_dir_all(folder.path(&format!("data/{i}"))).unwrap();
+        for (j, frame) in Scene::new(caption, 1).frames(20, 8).iter().enumerate() {
+            frame.save(folder.path(&format!("data/{i}/{j}.png"))).unwrap();
+        }
+        folder.write(&format!("data/{i}.txt"), text);
+    }
+    let plan = PLAN.replace(
+        "data = { procedural = 6 }",
+        "data = { folder = { path = \"data\", stride = 2 } }",
+    );
+    folder.write("plan.toml", &plan);
+    let args = ["train", "--config", "plan.toml", "--out", "run", "--samples", "1", "-q"];
+    folder.run(&[&args[..], &["--stage", "vae", "--stage", "base"]].concat()).ok();
+    assert!(folder.path("run/base/unet/config.json").is_file());
+    folder.write("plan.toml", plan.replace("stride = 2", "stride = 5"));
+    let run = folder.run(&[&args[..], &["--stage", "vae", "--restart"]].concat());
+    assert!(run.fails(2).contains("16 are needed"), "{}", run.stderr);
+}
+
+#[cfg(feature = "cli")]
+#[test]
+fn trainings_that_cannot_be_are_refused() {
+    use crate::support::program::Folder;
+
+    let folder = Folder::new();
+    folder.write("plan.toml", PLAN);
+    let fails = |args: &[&str], code: i32, words: &str| {
+        let run = folder.run(&[&["train"], args].concat());
+        assert!(run.fails(code).contains(words), "{args:?}: {}", run.stderr);
+    };
+    fails(&["--out", "run"], 2, "no plan");
+    fails(&["--preset", "huge", "--out", "run"], 2, "huge");
+    fails(&["--config", "none.toml", "--out", "run"], 2, "none.toml");
+    fails(&["--config", "plan.toml"], 2, "--out");
+    fails(&["--config", "plan.toml", "--out", "run", "--stage", "voe"], 2, "voe");
+    fails(&["--config", "plan.toml", "--out", "run", "--scale", "0"], 2, "scale");
+    fails(&["--config", "plan.toml", "--out", "run", "--base", "nowhere"], 2, "nowhere");
+    fails(&["--config", "plan.toml", "--out", "run", "--base", "."], 2, "overwrite");
+    fails(&["--config", "plan.toml", "--out", "run", "--stage", "motion"], 3, "vae/config.json");
+    let huge = PLAN.replace("batch = 1,", "batch = 100000000,");
+    folder.write("huge.toml", huge);
+    fails(&["--config", "huge.toml", "--out", "run", "--stage", "motion"], 4, "stage motion");
+    let printed = folder.run(&["train", "--preset", "pocket", "--print-config"]).ok();
+    assert!(printed.stdout().contains("block_out_channels"));
+}

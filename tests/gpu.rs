@@ -3,6 +3,8 @@
 //! A build without a GPU feature, or a machine without a GPU, has nothing to compare: every test then says on stderr
 //! that it skips. `benches/gpu.sh` runs them where there is one.
 
+#![allow(clippy::print_stderr)]
+
 use std::collections::BTreeMap;
 
 use animatelcm::device::{DeviceChoice, DtypeChoice, Precision};

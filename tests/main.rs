@@ -23,6 +23,8 @@ mod control;
 mod eval;
 /// Published sizes: names lists always, whole passes when asked.
 mod full_size;
+/// The same numbers on a GPU, where there is one.
+mod gpu;
 /// Gradients of every layer.
 mod gradients;
 /// Published models and the hub, against a server on loopback.

@@ -114,7 +114,7 @@ impl Sequence {
             multiply(product, slope, of_v, width, (Into::Add, 1.0));
             // From the weights' gradients to those of the scores.
             for (row, weights) in slants.chunks_exact_mut(keys).zip(weights.chunks_exact(keys)) {
-                let mean: f32 = row.iter().zip(weights).map(|(s, w)| s * w).sum();
+                let mean = dot(row, weights);
                 for (slant, weight) in row.iter_mut().zip(weights) {
                     *slant = weight * (*slant - mean);
                 }
@@ -124,6 +124,20 @@ impl Sequence {
             multiply(slants.t(), q, of_k, width, (Into::Add, scale));
         }
     }
+}
+
+/// `a · b`.
+fn dot(a: &[f32], b: &[f32]) -> f32 {
+    const LANES: usize = 16;
+    let mut sums = [0f32; LANES];
+    let (a, b) = (a.chunks_exact(LANES), b.chunks_exact(LANES));
+    let rest: f32 = a.remainder().iter().zip(b.remainder()).map(|(a, b)| a * b).sum();
+    for (a, b) in a.zip(b) {
+        for i in 0..LANES {
+            sums[i] += a[i] * b[i];
+        }
+    }
+    sums.iter().sum::<f32>() + rest
 }
 
 /// In lanes that the compiler runs in parallel.

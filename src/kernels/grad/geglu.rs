@@ -38,10 +38,12 @@ impl Gradients for Gated {
             .for_each(|((out, x), slopes)| {
                 let (values, gates) = x.split_at(width);
                 let (of_values, of_gates) = out.split_at_mut(width);
-                for i in 0..width {
-                    let (gelu, slope) = gelu_and_slope(gates[i]);
-                    of_values[i] = slopes[i] * gelu;
-                    of_gates[i] = slopes[i] * values[i] * slope;
+                let outs = of_values.iter_mut().zip(of_gates);
+                let ins = values.iter().zip(gates).zip(slopes);
+                for ((of_value, of_gate), ((value, gate), y)) in outs.zip(ins) {
+                    let (gelu, slope) = gelu_and_slope(*gate);
+                    *of_value = y * gelu;
+                    *of_gate = y * value * slope;
                 }
             });
         Ok([Some(Tensor::from_vec(out, x.shape(), &Device::Cpu)?), None, None])
@@ -49,6 +51,7 @@ impl Gradients for Gated {
 }
 
 /// `x Φ(x)` and its derivative `Φ(x) + x φ(x)`.
+#[inline]
 fn gelu_and_slope(x: f32) -> (f32, f32) {
     const INVERSE_ROOT: f32 = 0.398_942_28; // 1 / sqrt(2 π)
     let share = 0.5 * (1.0 + math::erf(x * std::f32::consts::FRAC_1_SQRT_2));

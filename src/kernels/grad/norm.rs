@@ -97,14 +97,15 @@ impl Gradients for Group {
                         let (w, b) = (weights[channel], biases[channel]);
                         let (x, y) = (&values[at..][..area], &slopes[at..][..area]);
                         let out = &mut out[at..][..area];
-                        let (mut s, mut p) = (0f32, 0f32);
-                        for ((out, x), y) in out.iter_mut().zip(x).zip(y) {
-                            let unit = (x - mean) * scale;
-                            let slope = if silu { y * silu_slope(unit * w + b) } else { *y };
-                            *out = slope;
-                            s += slope;
-                            p += slope * unit;
+                        if silu {
+                            for ((out, x), y) in out.iter_mut().zip(x).zip(y) {
+                                *out = y * silu_slope((x - mean) * scale * w + b);
+                            }
+                        } else {
+                            out.copy_from_slice(y);
                         }
+                        let (s, p) = sums(out, x, mean);
+                        let p = p * scale;
                         of_bias[channel] += s;
                         of_weight[channel] += p;
                         sum += f64::from(s * w);
@@ -146,7 +147,24 @@ impl Gradients for Group {
     }
 }
 
+/// The sums of `a` and of `a · (b - middle)`, in lanes that the compiler adds in parallel.
+fn sums(a: &[f32], b: &[f32], middle: f32) -> (f32, f32) {
+    const LANES: usize = 16;
+    let (mut sums, mut products) = ([0f32; LANES], [0f32; LANES]);
+    let (a_chunks, b_chunks) = (a.chunks_exact(LANES), b.chunks_exact(LANES));
+    let rest = a_chunks.remainder().iter().zip(b_chunks.remainder());
+    let rest = rest.fold((0.0, 0.0), |(s, p), (a, b)| (s + a, p + a * (b - middle)));
+    for (a, b) in a_chunks.zip(b_chunks) {
+        for i in 0..LANES {
+            sums[i] += a[i];
+            products[i] += a[i] * (b[i] - middle);
+        }
+    }
+    (sums.iter().sum::<f32>() + rest.0, products.iter().sum::<f32>() + rest.1)
+}
+
 /// The derivative of `x · sigmoid(x)`.
+#[inline]
 fn silu_slope(x: f32) -> f32 {
     let sigmoid = 1.0 / (1.0 + math::exp(-x));
     sigmoid * (1.0 + x * (1.0 - sigmoid))

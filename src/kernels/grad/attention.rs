@@ -5,12 +5,12 @@ use rayon::prelude::*;
 
 use super::matrix::{Into, Matrix, multiply};
 use super::{Gradients, View, applies, attach};
-use crate::kernels::{self, math, reference};
+use crate::kernels::{math, reference};
 
 /// Queries whose scores exist at once.
 const BLOCK: usize = 64;
 
-/// See [`kernels::attention()`].
+/// See [`crate::kernels::attention()`].
 pub(in crate::kernels) fn attention(
     q: &Tensor,
     k: &Tensor,
@@ -21,8 +21,28 @@ pub(in crate::kernels) fn attention(
         return reference::attention(q, k, v, scale);
     }
     let (q, k, v) = (q.contiguous()?, k.contiguous()?, v.contiguous()?);
-    let value = kernels::attention(&q.detach(), &k.detach(), &v.detach(), scale)?;
-    attach(&value, [&q, &k, &v], Softmax { scale: scale as f32 })
+    let (_, queries, heads, dim) = q.dims4()?;
+    let (keys, width) = (k.dim(1)?, heads * dim);
+    let part = Sequence { queries, keys, width, dim, scale: scale as f32 };
+    let mut values = vec![0f32; q.elem_count()];
+    {
+        let (q, k, v) = (View::new(&q)?, View::new(&k)?, View::new(&v)?);
+        values
+            .par_chunks_mut((queries * width).max(1))
+            .zip(q.values().par_chunks((queries * width).max(1)))
+            .zip(k.values().par_chunks((keys * width).max(1)))
+            .zip(v.values().par_chunks((keys * width).max(1)))
+            .for_each_init(
+                || vec![0f32; BLOCK * keys],
+                |weights, (((out, q), k), v)| {
+                    for head in 0..heads {
+                        let from = head * dim;
+                        part.value([&q[from..], &k[from..], &v[from..]], &mut out[from..], weights);
+                    }
+                },
+            );
+    }
+    attach(values, q.shape(), [&q, &k, &v], Softmax { scale: scale as f32 })
 }
 
 struct Softmax {
@@ -88,6 +108,25 @@ struct Sequence {
 }
 
 impl Sequence {
+    /// One head's result.
+    fn value(&self, [q, k, v]: [&[f32]; 3], out: &mut [f32], weights: &mut [f32]) {
+        let Self { queries, keys, width, dim, scale } = *self;
+        let (k, v) = (Matrix::new(k, keys, dim, width), Matrix::new(v, keys, dim, width));
+        for start in (0..queries).step_by(BLOCK) {
+            let count = BLOCK.min(queries - start);
+            let from = start * width;
+            let weights = &mut weights[..count * keys];
+            let q = Matrix::new(&q[from..], count, dim, width);
+            multiply(q, k.t(), weights, keys, (Into::Replace, scale));
+            for row in weights.chunks_exact_mut(keys) {
+                softmax(row);
+            }
+            let weights = Matrix::new(weights, count, keys, keys);
+            multiply(weights, v, &mut out[from..], width, (Into::Replace, 1.0));
+        }
+    }
+
+    /// One head's gradients.
     fn head(
         &self,
         [q, k, v, slopes]: [&[f32]; 4],

@@ -1,16 +1,19 @@
-//! Gradients of the convolution.
+//! The convolution and its gradients.
 //!
-//! The input's gradient of a convolution that keeps the size is a convolution with the kernel turned around; with a
-//! stride, columns are scattered back. The kernel's is the product of the result's gradient and the gathered columns.
+//! What the outputs of a strip of lines depend on is gathered into columns and multiplied with all kernels at once. The
+//! input's gradient is a convolution with the kernel turned around; with a stride, columns are scattered back. The
+//! kernel's is the product of the result's gradient and the same columns.
+
+use std::ops::Range;
 
 use candle_core::{Result, Tensor};
 use rayon::prelude::*;
 
 use super::matrix::{Into, Matrix, multiply};
 use super::{Gradients, View, applies, attach, is_tracked, nothing, parts, total};
-use crate::kernels::{self, reference};
+use crate::kernels::reference;
 
-/// See [`kernels::conv2d`].
+/// See [`crate::kernels::conv2d`].
 pub(in crate::kernels) fn conv2d(
     x: &Tensor,
     weight: &Tensor,
@@ -22,13 +25,19 @@ pub(in crate::kernels) fn conv2d(
         return reference::conv2d(x, weight, bias, padding, stride);
     }
     let (x, weight) = (x.contiguous()?, weight.contiguous()?);
-    let detached = bias.map(Tensor::detach);
-    let value = kernels::conv2d(&x.detach(), &weight.detach(), detached.as_ref(), padding, stride)?;
     let bias = match bias {
         Some(bias) => bias.contiguous()?,
         None => nothing(&x)?,
     };
-    attach(&value, [&x, &weight, &bias], Convolution { padding, stride })
+    let sizes = Sizes::new(&x, &weight, padding, stride)?;
+    let shape = (sizes.batch, sizes.outputs, sizes.out_height, sizes.out_width);
+    let values = {
+        let (x, weight, bias) = (View::new(&x)?, View::new(&weight)?, View::new(&bias)?);
+        let has_bias = bias.values().len() == sizes.outputs;
+        let bias = has_bias.then(|| bias.values());
+        sizes.convolve(x.values(), weight.values(), bias)
+    };
+    attach(values, shape, [&x, &weight, &bias], Convolution { padding, stride })
 }
 
 struct Convolution {
@@ -46,7 +55,7 @@ impl Gradients for Convolution {
         gradient: &Tensor,
     ) -> Result<[Option<Tensor>; 3]> {
         let gradient = gradient.contiguous()?;
-        let sizes = Sizes::new(x, weight, &gradient, self.padding, self.stride)?;
+        let sizes = Sizes::new(x, weight, self.padding, self.stride)?;
         Ok([
             is_tracked(&[x]).then(|| self.of_input(&sizes, weight, &gradient)).transpose()?,
             is_tracked(&[weight]).then(|| of_weight(&sizes, x, &gradient)).transpose()?,
@@ -60,7 +69,19 @@ impl Convolution {
         let Sizes { batch, inputs, outputs, height, width, kernel, .. } = *sizes;
         if self.stride == 1 && self.padding < kernel {
             let turned = turned(weight, sizes)?;
-            return kernels::conv2d(gradient, &turned, None, kernel - 1 - self.padding, 1);
+            let back = Sizes {
+                inputs: outputs,
+                outputs: inputs,
+                height: sizes.out_height,
+                width: sizes.out_width,
+                padding: kernel - 1 - self.padding,
+                out_height: height,
+                out_width: width,
+                ..*sizes
+            };
+            let values = back.convolve(View::new(gradient)?.values(), &turned, None);
+            let shape = (batch, inputs, height, width);
+            return Tensor::from_vec(values, shape, &candle_core::Device::Cpu);
         }
         let (rows, pixels) = (sizes.rows(), sizes.pixels());
         let (weight, gradient) = (View::new(weight)?, View::new(gradient)?);
@@ -90,7 +111,7 @@ impl Convolution {
 }
 
 /// `(outputs, inputs, kernel, kernel)` to `(inputs, outputs, kernel, kernel)`, rows and columns reversed.
-fn turned(weight: &Tensor, sizes: &Sizes) -> Result<Tensor> {
+fn turned(weight: &Tensor, sizes: &Sizes) -> Result<Vec<f32>> {
     let Sizes { inputs, outputs, kernel, .. } = *sizes;
     let taps = kernel * kernel;
     let view = View::new(weight)?;
@@ -104,7 +125,7 @@ fn turned(weight: &Tensor, sizes: &Sizes) -> Result<Tensor> {
             }
         }
     }
-    Tensor::from_vec(turned, (inputs, outputs, kernel, kernel), &candle_core::Device::Cpu)
+    Ok(turned)
 }
 
 fn of_weight(sizes: &Sizes, x: &Tensor, gradient: &Tensor) -> Result<Tensor> {
@@ -118,23 +139,20 @@ fn of_weight(sizes: &Sizes, x: &Tensor, gradient: &Tensor) -> Result<Tensor> {
         .into_par_iter()
         .map(|part| {
             let mut sum = vec![0f32; outputs * rows];
-            let mut columns = vec![0f32; if sizes.is_plain() { 0 } else { rows * pixels }];
+            let mut columns = Vec::new();
             for image in part * batch / count..(part + 1) * batch / count {
                 let picture = &x[image * picture..][..picture];
                 let gradient = &gradient[image * outputs * pixels..][..outputs * pixels];
-                let columns = if sizes.is_plain() {
-                    picture
-                } else {
-                    sizes.gather(picture, &mut columns);
-                    &columns[..]
-                };
-                multiply(
-                    Matrix::new(gradient, outputs, pixels, pixels),
-                    Matrix::new(columns, rows, pixels, pixels).t(),
-                    &mut sum,
-                    rows,
-                    (Into::Add, 1.0),
-                );
+                sizes.strips(picture, &mut columns, |start, columns| {
+                    let count = columns.columns();
+                    multiply(
+                        Matrix::new(&gradient[start..], outputs, count, pixels),
+                        columns.t(),
+                        &mut sum,
+                        rows,
+                        (Into::Add, 1.0),
+                    );
+                });
             }
             sum
         })
@@ -168,16 +186,20 @@ struct Sizes {
 }
 
 impl Sizes {
-    fn new(
-        x: &Tensor,
-        weight: &Tensor,
-        gradient: &Tensor,
-        padding: usize,
-        stride: usize,
-    ) -> Result<Self> {
+    fn new(x: &Tensor, weight: &Tensor, padding: usize, stride: usize) -> Result<Self> {
         let (batch, inputs, height, width) = x.dims4()?;
-        let (outputs, _, kernel, _) = weight.dims4()?;
-        let (_, _, out_height, out_width) = gradient.dims4()?;
+        let (outputs, wanted, kernel, kernel_width) = weight.dims4()?;
+        let side = |size: usize| Some((size + 2 * padding).checked_sub(kernel)? / stride + 1);
+        let is_sound = wanted == inputs && kernel == kernel_width && stride > 0 && kernel > 0;
+        let (Some(out_height), Some(out_width)) =
+            (is_sound.then(|| side(height)).flatten(), is_sound.then(|| side(width)).flatten())
+        else {
+            candle_core::bail!(
+                "convolution of {:?} with {:?}, padding {padding}, stride {stride}",
+                x.dims(),
+                weight.dims()
+            );
+        };
         Ok(Self {
             batch,
             inputs,
@@ -190,6 +212,49 @@ impl Sizes {
             out_height,
             out_width,
         })
+    }
+
+    /// The convolution of all pictures.
+    fn convolve(&self, x: &[f32], weight: &[f32], bias: Option<&[f32]>) -> Vec<f32> {
+        let Self { batch, inputs, outputs, height, width, .. } = *self;
+        let (rows, pixels, picture) = (self.rows(), self.pixels(), inputs * height * width);
+        let mut out = vec![0f32; batch * outputs * pixels];
+        let images = out.par_chunks_mut((outputs * pixels).max(1)).enumerate();
+        images.for_each_init(Vec::new, |columns, (image, out)| {
+            if let Some(bias) = bias {
+                for (plane, bias) in out.chunks_exact_mut(pixels).zip(bias) {
+                    plane.fill(*bias);
+                }
+            }
+            self.strips(&x[image * picture..][..picture], columns, |start, columns| {
+                let weight = Matrix::new(weight, outputs, rows, rows);
+                multiply(weight, columns, &mut out[start..], pixels, (Into::Add, 1.0));
+            });
+        });
+        out
+    }
+
+    /// Hands out the columns of strips of whole lines, `(rows, pixels of the strip)`, and where each strip begins.
+    fn strips(
+        &self,
+        picture: &[f32],
+        columns: &mut Vec<f32>,
+        mut visit: impl FnMut(usize, Matrix<'_>),
+    ) {
+        /// Values of a strip, about as many as a core's own cache holds.
+        const MOST: usize = 128 * 1024;
+        let (rows, pixels) = (self.rows(), self.pixels());
+        if self.is_plain() {
+            return visit(0, Matrix::new(picture, rows, pixels, pixels));
+        }
+        let each = (MOST / (rows * self.out_width).max(1)).clamp(1, self.out_height.max(1));
+        for first in (0..self.out_height).step_by(each) {
+            let lines = first..(first + each).min(self.out_height);
+            let count = lines.len() * self.out_width;
+            columns.resize(rows * count, 0.0);
+            self.gather(picture, lines, columns);
+            visit(first * self.out_width, Matrix::new(columns, rows, count, count));
+        }
     }
 
     /// Values that one output depends on.
@@ -207,29 +272,34 @@ impl Sizes {
         self.kernel == 1 && self.padding == 0 && self.stride == 1
     }
 
-    /// Fills `(rows, pixels)` with what the outputs depend on, zero outside the picture.
-    fn gather(&self, picture: &[f32], columns: &mut [f32]) {
-        if self.stride > 1 {
-            self.walk(|at, from| columns[at] = from.map_or(0.0, |from| picture[from]));
-            return;
-        }
+    /// Fills `(rows, pixels of the lines)` with what the outputs depend on, zero outside the picture.
+    fn gather(&self, picture: &[f32], lines: Range<usize>, columns: &mut [f32]) {
         let area = self.height * self.width;
         let taps = self.kernel * self.kernel;
-        for (row, columns) in columns.chunks_exact_mut(self.pixels()).enumerate() {
+        let count = lines.len() * self.out_width;
+        for (row, columns) in columns.chunks_exact_mut(count.max(1)).enumerate() {
             let (channel, ky, kx) =
                 (row / taps, row % taps / self.kernel, row % taps % self.kernel);
             let plane = &picture[channel * area..][..area];
-            // Output columns whose input lies inside: from `first` on, `count` of them.
-            let first = self.padding.saturating_sub(kx).min(self.out_width);
-            let end = (self.width + self.padding).saturating_sub(kx).min(self.out_width);
-            let count = end.saturating_sub(first);
-            for (oy, line) in columns.chunks_exact_mut(self.out_width).enumerate() {
-                match (oy + ky).checked_sub(self.padding).filter(|y| *y < self.height) {
-                    Some(y) if count > 0 => {
-                        let from = y * self.width + first + kx - self.padding;
+            // Output columns whose input lies inside: from `first` on, up to `end`.
+            let first = self.padding.saturating_sub(kx).div_ceil(self.stride).min(self.out_width);
+            let end = (self.width + self.padding).saturating_sub(kx).div_ceil(self.stride);
+            let end = end.min(self.out_width).max(first);
+            for (oy, line) in lines.clone().zip(columns.chunks_exact_mut(self.out_width)) {
+                let y = (oy * self.stride + ky).checked_sub(self.padding);
+                match y.filter(|y| *y < self.height) {
+                    Some(y) if end > first => {
+                        let from = y * self.width + first * self.stride + kx - self.padding;
                         line[..first].fill(0.0);
-                        line[first..first + count].copy_from_slice(&plane[from..from + count]);
-                        line[first + count..].fill(0.0);
+                        if self.stride == 1 {
+                            line[first..end].copy_from_slice(&plane[from..from + end - first]);
+                        } else {
+                            let inside = plane[from..].iter().step_by(self.stride);
+                            for (value, x) in line[first..end].iter_mut().zip(inside) {
+                                *value = *x;
+                            }
+                        }
+                        line[end..].fill(0.0);
                     }
                     _ => line.fill(0.0),
                 }

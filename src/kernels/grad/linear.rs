@@ -5,9 +5,9 @@ use rayon::prelude::*;
 
 use super::matrix::{Into, Matrix, multiply};
 use super::{Gradients, View, applies, attach, is_tracked, nothing, parts, total};
-use crate::kernels::{self, reference};
+use crate::kernels::reference;
 
-/// See [`kernels::linear`].
+/// See [`crate::kernels::linear`].
 pub(in crate::kernels) fn linear(
     x: &Tensor,
     weight: &Tensor,
@@ -17,13 +17,39 @@ pub(in crate::kernels) fn linear(
         return reference::linear(x, weight, bias);
     }
     let (x, weight) = (x.contiguous()?, weight.contiguous()?);
-    let detached = bias.map(Tensor::detach);
-    let value = kernels::linear(&x.detach(), &weight.detach(), detached.as_ref())?;
+    let (outputs, inputs) = weight.dims2()?;
+    let mut shape = x.dims().to_vec();
+    match shape.last_mut() {
+        Some(last) if *last == inputs && inputs > 0 => *last = outputs,
+        _ => candle_core::bail!("a linear layer {:?} for {:?}", weight.dims(), x.dims()),
+    }
+    let rows = x.elem_count() / inputs;
+    let mut values = vec![0f32; rows * outputs];
+    {
+        let (x, weight) = (View::new(&x)?, View::new(&weight)?);
+        let bias = bias.map(Tensor::contiguous).transpose()?;
+        let bias = bias.as_ref().map(View::new).transpose()?;
+        let step = rows.div_ceil(parts(rows)).max(1);
+        values.par_chunks_mut(step * outputs.max(1)).enumerate().for_each(|(part, out)| {
+            let rows = out.len() / outputs;
+            let x = &x.values()[part * step * inputs..][..rows * inputs];
+            if let Some(bias) = &bias {
+                for row in out.chunks_exact_mut(outputs) {
+                    row.copy_from_slice(bias.values());
+                }
+            }
+            let (x, weight) = (
+                Matrix::new(x, rows, inputs, inputs),
+                Matrix::new(weight.values(), outputs, inputs, inputs),
+            );
+            multiply(x, weight.t(), out, outputs, (Into::Add, 1.0));
+        });
+    }
     let bias = match bias {
         Some(bias) => bias.contiguous()?,
         None => nothing(&x)?,
     };
-    attach(&value, [&x, &weight, &bias], Linear)
+    attach(values, shape, [&x, &weight, &bias], Linear)
 }
 
 struct Linear;

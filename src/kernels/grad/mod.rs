@@ -1,9 +1,9 @@
 //! Gradients of the kernels, for training.
 //!
 //! **The rule.** An op of [`super`] asks [`is_tracked`] about all its tensors. If none takes part in a gradient, the
-//! fastest kernel runs and leaves no trace. If one does, the op of the same name here runs: it takes its value from
-//! that same kernel, outside the graph, and enters the graph as one node whose gradients are computed here. Tensors
-//! that need no gradient cost none: a frozen weight's is never computed. On devices other than the CPU, and in half
+//! fastest kernel runs and leaves no trace. If one does, the op of the same name here runs: it computes its value by
+//! itself, whatever the kernels do, and enters the graph as one node whose gradients are computed here. Tensors that
+//! need no gradient cost none: a frozen weight's is never computed. On devices other than the CPU, and in half
 //! precision, the plain version in [`super::reference`] runs, all of whose parts candle can differentiate.
 //!
 //! Every sum runs over parts whose number does not depend on the machine, and the parts are added in order: the
@@ -58,16 +58,15 @@ trait Gradients: Send + Sync + 'static {
     ) -> Result<[Option<Tensor>; 3]>;
 }
 
-/// Puts `value`, which was computed from `args` outside the graph, into it.
-fn attach<G: Gradients>(value: &Tensor, args: [&Tensor; 3], gradients: G) -> Result<Tensor> {
-    let value = value.contiguous()?;
-    let storage = {
-        let view = View::new(&value)?;
-        CpuStorage::F32(view.values().to_vec())
-    };
-    let shape = value.shape().clone();
-    let op = Known { value: Mutex::new(Some(storage)), shape, gradients };
-    args[0].apply_op3(args[1], args[2], op)
+/// Puts a result, which was computed from `args` outside the graph, into it.
+fn attach<G: Gradients>(
+    values: Vec<f32>,
+    shape: impl Into<Shape>,
+    args: [&Tensor; 3],
+    gradients: G,
+) -> Result<Tensor> {
+    let value = Mutex::new(Some(CpuStorage::F32(values)));
+    args[0].apply_op3(args[1], args[2], Known { value, shape: shape.into(), gradients })
 }
 
 /// An op whose result is there already.

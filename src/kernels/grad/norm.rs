@@ -4,9 +4,9 @@ use candle_core::{D, Device, Result, Tensor};
 use rayon::prelude::*;
 
 use super::{Gradients, View, applies, attach, is_tracked, parts, total};
-use crate::kernels::{self, GroupNormOptions, math, reference};
+use crate::kernels::{GroupNormOptions, math, reference};
 
-/// See [`kernels::group_norm`].
+/// See [`crate::kernels::group_norm`].
 pub(in crate::kernels) fn group_norm(
     x: &Tensor,
     weight: &Tensor,
@@ -17,11 +17,38 @@ pub(in crate::kernels) fn group_norm(
         return reference::group_norm(x, weight, bias, options);
     }
     let (x, weight, bias) = (x.contiguous()?, weight.contiguous()?, bias.contiguous()?);
-    let value = kernels::group_norm(&x.detach(), &weight.detach(), &bias.detach(), options)?;
-    attach(&value, [&x, &weight, &bias], Group(*options))
+    let GroupNormOptions { groups, eps, frames, silu } = *options;
+    let (_, channels, height, width) = x.dims4()?;
+    let (area, per_group) = (height * width, channels / groups);
+    let image = channels * area;
+    let mut values = vec![0f32; x.elem_count()];
+    {
+        let (x, weight, bias) = (View::new(&x)?, View::new(&weight)?, View::new(&bias)?);
+        let clips = values.par_chunks_mut((frames * image).max(1));
+        clips.zip(x.values().par_chunks((frames * image).max(1))).for_each(|(out, x)| {
+            for group in 0..groups {
+                let from = group * per_group * area;
+                let runs = (0..frames).map(|f| &x[f * image + from..][..per_group * area]);
+                let (mean, scale) = statistics(&runs, eps);
+                for plane in 0..frames * per_group {
+                    let (frame, channel) =
+                        (plane / per_group, group * per_group + plane % per_group);
+                    let at = frame * image + channel * area;
+                    let (w, b) = (scale * weight.values()[channel], bias.values()[channel]);
+                    let pairs = out[at..][..area].iter_mut().zip(&x[at..][..area]);
+                    if silu {
+                        pairs.for_each(|(out, x)| *out = math::silu((x - mean) * w + b));
+                    } else {
+                        pairs.for_each(|(out, x)| *out = (x - mean) * w + b);
+                    }
+                }
+            }
+        });
+    }
+    attach(values, x.shape(), [&x, &weight, &bias], Group(*options))
 }
 
-/// See [`kernels::layer_norm`].
+/// See [`crate::kernels::layer_norm`].
 pub(in crate::kernels) fn layer_norm(
     x: &Tensor,
     weight: &Tensor,
@@ -32,8 +59,20 @@ pub(in crate::kernels) fn layer_norm(
         return reference::layer_norm(x, weight, bias, eps);
     }
     let (x, weight, bias) = (x.contiguous()?, weight.contiguous()?, bias.contiguous()?);
-    let value = kernels::layer_norm(&x.detach(), &weight.detach(), &bias.detach(), eps)?;
-    attach(&value, [&x, &weight, &bias], Layer { eps })
+    let width = x.dim(D::Minus1)?.max(1);
+    let mut values = vec![0f32; x.elem_count()];
+    {
+        let (x, weight, bias) = (View::new(&x)?, View::new(&weight)?, View::new(&bias)?);
+        let rows = values.par_chunks_mut(width).zip(x.values().par_chunks(width));
+        rows.with_min_len(16).for_each(|(out, x)| {
+            let (mean, scale) = statistics(&std::iter::once(x), eps);
+            let factors = weight.values().iter().zip(bias.values());
+            for ((out, x), (w, b)) in out.iter_mut().zip(x).zip(factors) {
+                *out = (x - mean) * scale * w + b;
+            }
+        });
+    }
+    attach(values, x.shape(), [&x, &weight, &bias], Layer { eps })
 }
 
 /// Mean and 1 / standard deviation.

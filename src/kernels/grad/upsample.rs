@@ -4,9 +4,8 @@ use candle_core::{Device, Result, Tensor};
 use rayon::prelude::*;
 
 use super::{Gradients, View, attach, nothing};
-use crate::kernels;
 
-/// See [`kernels::upsample_nearest`].
+/// See [`crate::kernels::upsample_nearest`].
 pub(in crate::kernels) fn upsample_nearest(
     x: &Tensor,
     (height, width): (usize, usize),
@@ -25,8 +24,23 @@ pub(in crate::kernels) fn upsample_nearest(
     }
     let x = x.contiguous()?;
     let nothing = nothing(&x)?;
-    let value = kernels::upsample_nearest(&x.detach(), (height, width))?;
-    attach(&value, [&x, &nothing, &nothing], Nearest)
+    let (batch, channels, from_height, from_width) = x.dims4()?;
+    let shape = (batch, channels, height, width);
+    let mut values = vec![0f32; batch * channels * height * width];
+    let view = View::new(&x)?;
+    values
+        .par_chunks_mut((height * width).max(1))
+        .zip(view.values().par_chunks((from_height * from_width).max(1)))
+        .for_each(|(out, plane)| {
+            for (oy, line) in out.chunks_exact_mut(width).enumerate() {
+                let from = &plane[oy * from_height / height * from_width..][..from_width];
+                for (ox, value) in line.iter_mut().enumerate() {
+                    *value = from[ox * from_width / width];
+                }
+            }
+        });
+    drop(view);
+    attach(values, shape, [&x, &nothing, &nothing], Nearest)
 }
 
 struct Nearest;

@@ -61,5 +61,7 @@ mod trainings;
 mod unet;
 /// The autoencoders.
 mod vae;
+/// Videos as input.
+mod video;
 /// Every layout of weight files, and attacks on them.
 mod weights;

@@ -572,8 +572,16 @@ fn files_that_are_no_control_net_are_called_by_their_name() {
     let path = |name: &str| golden::path(name);
     for (file, part, hint) in [
         ("tiny/extras/lora-kohya.safetensors", "is a LoRA", "--lora"),
-        ("tiny/model/unet/diffusion_pytorch_model.safetensors", "has no ControlNet, SparseCtrl or T2I-Adapter weights", ""),
-        ("tiny/model/text_encoder/model.safetensors", "has no ControlNet, SparseCtrl or T2I-Adapter weights", ""),
+        (
+            "tiny/model/unet/diffusion_pytorch_model.safetensors",
+            "has no ControlNet, SparseCtrl or T2I-Adapter weights",
+            "",
+        ),
+        (
+            "tiny/model/text_encoder/model.safetensors",
+            "has no ControlNet, SparseCtrl or T2I-Adapter weights",
+            "",
+        ),
     ] {
         let error = open_as_control(&path(file));
         assert_eq!(error.kind().exit_code(), 3, "{error}");

@@ -19,7 +19,9 @@ use animatelcm::{Error, Result};
 use candle_core::{DType, Device, Tensor};
 use candle_nn::VarBuilder;
 
-use crate::control::{all_weights, bits, hint_folder, pictures, published, request, run_from, save};
+use crate::control::{
+    all_weights, bits, hint_folder, pictures, published, request, run_from, save,
+};
 use crate::support::close::{assert_close, assert_relative, relative_l2};
 use crate::support::golden;
 use crate::support::tiny::{self, case, fold};
@@ -286,7 +288,11 @@ fn tensors() -> Tensors {
     Tensors { hint_noise, ..crate::control::tensors() }
 }
 
-fn run(folder: &Path, controls: Vec<Control>, request: Request) -> Result<BTreeMap<String, Tensor>> {
+fn run(
+    folder: &Path,
+    controls: Vec<Control>,
+    request: Request,
+) -> Result<BTreeMap<String, Tensor>> {
     run_from(&files(folder), &Request { controls, ..request }, tensors())
 }
 
@@ -440,7 +446,10 @@ fn hints_that_do_not_fit_are_refused() {
         assert!(error.to_string().contains(part), "{error}");
     }
     let error = fails(control("a", &two, "net", ",frames=0,2"), 6);
-    assert!(error.to_string().contains("`frames` is for SparseCtrl, net is a ControlNet"), "{error}");
+    assert!(
+        error.to_string().contains("`frames` is for SparseCtrl, net is a ControlNet"),
+        "{error}"
+    );
     // The UNet's modules and the network's know 8 frames.
     assert!(fails(control("a", &two, "rgb", ",frames=0,2"), 9).to_string().contains("know 8"));
 
@@ -559,10 +568,7 @@ mod program {
         let run = |file: &str| {
             let tensors = format!("{file}.safetensors");
             let output = format!("{file}.png");
-            generate(
-                &folder,
-                &["-o", &output, "--control", &control, "--tensors-in", &tensors],
-            )
+            generate(&folder, &["-o", &output, "--control", &control, "--tensors-in", &tensors])
         };
         run("given").ok();
         run("other").ok();

@@ -268,10 +268,8 @@ fn runs_equal_diffusers_with_files_of_both_layouts() {
         let (full, light) = (format!("full{layout}"), format!("light{layout}"));
         let one = control("a", &colour, &full, ",scale=0.8,end=0.75");
         assert_close(&run(vec![one]), &want.tensor("one"), RUN);
-        let two = [
-            control("a", &colour, &full, ",scale=0.7"),
-            control("b", &grey, &light, ",scale=0.5"),
-        ];
+        let two =
+            [control("a", &colour, &full, ",scale=0.7"), control("b", &grey, &light, ",scale=0.5")];
         assert_close(&run(two.to_vec()), &want.tensor("two"), RUN);
         assert_close(&run(two.into_iter().rev().collect()), &want.tensor("two"), RUN);
     }

@@ -23,8 +23,8 @@ use super::{controls, generate, print, to_json};
 use crate::device::Precision;
 use crate::media::{FrameSink, RgbImage};
 use crate::pipeline::control::Control;
-use crate::pipeline::load::{Base, ControlFile, Files, Models, Motion, Preset};
 use crate::pipeline::flops::Work;
+use crate::pipeline::load::{Base, ControlFile, Files, Models, Motion, Preset};
 use crate::pipeline::request::{Job, Request, Spec};
 use crate::pipeline::{Event, Pipeline, Residency, Tensors};
 use crate::{Error, Result};
@@ -135,7 +135,7 @@ fn measure(args: &BenchArgs, interrupted: &Arc<AtomicBool>) -> Result<Report> {
     let sides: Vec<_> = request.controls.iter().map(side).collect();
     let once = sides.iter().map(|work| work.once).sum::<Work>();
     let unet = models.unet_work(request.frames, size).total();
-    let step = (unet + sides.iter().map(|work| work.step.total()).sum()) * passes;
+    let step = (unet + sides.iter().map(|work| work.step.total()).sum::<Work>()) * passes;
     let decode = models.decoder_work(request.frames, size);
     let text = models.text_work() * passes;
     let clip = step * request.steps + once + decode + text;

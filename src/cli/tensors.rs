@@ -64,9 +64,8 @@ pub(super) fn read(job: &mut Job) -> Result<Tensors> {
 pub(super) fn check(tensors: &Tensors, wanted: [usize; 5]) -> Result<()> {
     let noise = tensors.noise.iter().enumerate().map(|(i, noise)| (format!("noise.{i}"), noise));
     let latents = tensors.latents.iter().map(|latents| ("latents".to_owned(), latents));
-    let wrong = |name: &str, reason| {
-        Err(Error::request("tensors-in", format!("`{name}` {reason}")))
-    };
+    let wrong =
+        |name: &str, reason| Err(Error::request("tensors-in", format!("`{name}` {reason}")));
     for (name, tensor) in latents.chain(noise) {
         if tensor.dims() != wanted {
             return wrong(&name, format!("is {:?}, the run needs {wanted:?}", tensor.dims()));

@@ -251,12 +251,15 @@ mod tests {
         // Channel c, offset (i, j) of pixel (h, w): 24 c + 6 (2h + i) + 2w + j.
         assert_eq!((at(0, 0, 0), at(1, 0, 0), at(2, 0, 0), at(7, 1, 2)), (0.0, 1.0, 6.0, 47.0));
         assert_eq!((at(4, 0, 1), at(6, 1, 0)), (26.0, 42.0));
-        assert!(unshuffle(&Tensor::zeros((1, 1, 3, 4), DType::F32, &Device::Cpu).unwrap(), 2).is_err());
+        assert!(
+            unshuffle(&Tensor::zeros((1, 1, 3, 4), DType::F32, &Device::Cpu).unwrap(), 2).is_err()
+        );
     }
 
     #[test]
     fn an_odd_edge_has_the_mean_of_what_is_there() {
-        let x = Tensor::new(&[[[[1f32, 3.0, 5.0], [3.0, 5.0, 7.0], [10.0, 20.0, 40.0]]]], &Device::Cpu);
+        let x =
+            Tensor::new(&[[[[1f32, 3.0, 5.0], [3.0, 5.0, 7.0], [10.0, 20.0, 40.0]]]], &Device::Cpu);
         let y = halve(&x.unwrap()).unwrap();
         assert_eq!(y.flatten_all().unwrap().to_vec1::<f32>().unwrap(), [3.0, 6.0, 15.0, 40.0]);
     }

@@ -175,7 +175,8 @@ impl Control {
                 self.sparse_frames(found, clip)?
             }
             other if !self.frames.is_empty() => {
-                let reason = format!("`frames` is for SparseCtrl, {} is {}", self.model, other.kind());
+                let reason =
+                    format!("`frames` is for SparseCtrl, {} is {}", self.model, other.kind());
                 return Err(wrong(reason).with_hint("a curve does that: scale=0:1,1:0"));
             }
             _ if found == 1 || found == clip => vec![],
@@ -235,7 +236,10 @@ pub(super) fn validate(controls: &[Control], clip: usize) -> Result<()> {
         }
         for (i, &frame) in control.frames.iter().enumerate() {
             if frame >= clip {
-                return wrong(format!("`{name}`: frame {frame} is not in the clip, 0 to {}", clip - 1));
+                return wrong(format!(
+                    "`{name}`: frame {frame} is not in the clip, 0 to {}",
+                    clip - 1
+                ));
             }
             if control.frames.iter().take(i).any(|other| *other == frame) {
                 return wrong(format!("`{name}`: frame {frame} is listed twice"));
@@ -246,11 +250,7 @@ pub(super) fn validate(controls: &[Control], clip: usize) -> Result<()> {
 }
 
 /// The hint of every control of a request, for a clip of that size (width, height).
-pub(super) fn hints(
-    request: &Request,
-    models: &Models,
-    size: (usize, usize),
-) -> Result<Vec<Hint>> {
+pub(super) fn hints(request: &Request, models: &Models, size: (usize, usize)) -> Result<Vec<Hint>> {
     let hint = |control: &Control| {
         let Some(config) = models.side_config(&control.model) else {
             return Err(unopened(control));

@@ -360,6 +360,7 @@ pub fn text(config: &TextConfig) -> Work {
 mod tests {
     use super::*;
     use crate::models::motion::MotionConfig;
+    use crate::models::sparse_ctrl::SparseCtrlConfig;
 
     /// Stable Diffusion 1.5 with motion at 512×512.
     fn sd15(frames: usize, side: usize) -> UNetWork {
@@ -386,6 +387,26 @@ mod tests {
         let vae = decoder(&VaeConfig::default(), 64, 64);
         assert!(near(vae.macs(), 1257.0), "{vae:?}");
         assert!(near(sd15(8, 32).total().flops(), 2040.0), "{:?}", sd15(8, 32).total());
+    }
+
+    /// Numbers of PyTorch's modules in diffusers' networks, counted by hooks.
+    #[test]
+    fn networks_beside_the_unet_take_the_known_number_of_multiplications() {
+        let clip = ClipSize { frames: 1, height: 64, width: 64, tokens: 77 };
+        let net = trunk(&UNetConfig::sd15(), clip).spatial;
+        assert_eq!((net.convolution, net.linear), (51_951_697_920, 57_108_971_520));
+        let widths = [16, 32, 96, 256];
+        assert_eq!(hint(3, &widths, 320, clip).macs(), 7_361_003_520);
+        let full = t2i_adapter(&T2iAdapterConfig::default(), clip);
+        assert_eq!((full.convolution, full.linear), (26_801_602_560, 3_145_728_000));
+        let light = t2i_adapter(&T2iAdapterConfig::light(), clip);
+        assert_eq!((light.convolution, light.linear), (6_134_169_600, 534_773_760));
+
+        let sparse = SparseCtrlConfig::default().with_motion();
+        let two = ClipSize { frames: 2, ..clip };
+        assert_eq!(trunk(&sparse, two).motion.linear, 98_146_713_600);
+        assert_eq!(hint(5, &[], 320, two).macs(), 117_964_800);
+        assert_eq!(hint(4, &widths, 320, two).macs(), 14_797_504_512);
     }
 
     #[test]

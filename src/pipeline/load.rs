@@ -603,11 +603,7 @@ impl Models {
     /// # Errors
     ///
     /// When the files have none, or its weights do not fit.
-    pub fn vae_encoder(
-        &self,
-        dtype: DType,
-        device: &Device,
-    ) -> Result<(VaeEncoder, LoadReport)> {
+    pub fn vae_encoder(&self, dtype: DType, device: &Device) -> Result<(VaeEncoder, LoadReport)> {
         let build = |vb: candle_nn::VarBuilder<'static>| self.vae.build_encoder(&vb);
         if self.drawn.is_some() {
             return random::build(Component::Vae, dtype, device, build);

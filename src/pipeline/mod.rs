@@ -393,9 +393,8 @@ impl Pipeline {
             let pictures = from_rgb(&hint.pictures, &self.device)?.affine(2.0, -1.0)?;
             let pictures = pictures.to_dtype(self.precision.vae)?;
             // One at a time: the encoder works at full size.
-            let latents = (0..shape.0).map(|i| {
-                encoder.sample(&pictures.narrow(0, i, 1)?, &drawn.narrow(0, i, 1)?)
-            });
+            let latents = (0..shape.0)
+                .map(|i| encoder.sample(&pictures.narrow(0, i, 1)?, &drawn.narrow(0, i, 1)?));
             let latents = Tensor::cat(&latents.collect::<Result<Vec<_>>>()?, 0)?;
             all.insert(i, latents.to_dtype(DType::F32)?);
         }
@@ -437,7 +436,8 @@ impl Pipeline {
                 continue;
             }
             let bytes = self.models.side_network_bytes(&name, dtype);
-            let part = self.models.side_config(&name).map_or("controlnet", |c| c.component().name());
+            let part =
+                self.models.side_config(&name).map_or("controlnet", |c| c.component().name());
             listener.event(Event::Load { part, bytes })?;
             let (net, report) = self.models.side_network(&name, dtype, &self.device)?;
             listener.event(Event::Report { report })?;

@@ -323,10 +323,8 @@ fn control_kind(checkpoint: &Checkpoint, component: Component) -> String {
         (0..).take_while(|i| shape(&format!("{prefix}.{i}.{suffix}")).is_some()).count()
     };
     let hint = "controlnet_cond_embedding";
-    let skips = format!(
-        "adds to {} skips and the middle",
-        count("controlnet_down_blocks", "weight")
-    );
+    let skips =
+        format!("adds to {} skips and the middle", count("controlnet_down_blocks", "weight"));
     let context = "mid_block.attentions.0.transformer_blocks.0.attn2.to_k.weight";
     let context = dim(context, 1).unwrap_or(0);
     match component {

@@ -235,11 +235,7 @@ impl OpenSideNetwork {
         }
     }
 
-    pub(super) fn build(
-        &self,
-        dtype: DType,
-        device: &Device,
-    ) -> Result<(SideNetwork, LoadReport)> {
+    pub(super) fn build(&self, dtype: DType, device: &Device) -> Result<(SideNetwork, LoadReport)> {
         let component = self.config.component();
         let build = |vb: VarBuilder<'static>| self.config.build(&vb);
         match self.drawn {

@@ -60,9 +60,7 @@ fn canonical(name: &str, is_light: bool, layers: usize) -> Option<String> {
     match head {
         "in_conv" | "out_conv" if is_light => Some(format!("adapter.body.{block}.{tail}")),
         "body" if is_light => Some(format!("adapter.body.{block}.resnets.{rest}")),
-        "in_conv" if block % layers == 0 => {
-            Some(format!("adapter.body.{}.{tail}", block / layers))
-        }
+        "in_conv" if block % layers == 0 => Some(format!("adapter.body.{}.{tail}", block / layers)),
         "block1" | "block2" if !is_light => {
             let (stage, layer) = (block / layers, block % layers);
             Some(format!("adapter.body.{stage}.resnets.{layer}.{tail}"))

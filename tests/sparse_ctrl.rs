@@ -426,6 +426,67 @@ fn parts_are_loaded_only_when_they_are_needed() {
 }
 
 #[test]
+fn hints_are_encoded_by_whichever_autoencoder_is_used() {
+    let folder = tempfile::tempdir().unwrap();
+    let hint = hints(folder.path(), 3);
+    let controls = vec![control("a", &hint, "rgb", ",frames=0,2,5")];
+    let request = Request { steps: 1, controls, ..request() };
+    let latents = |vae: PathBuf, tensors: Tensors| {
+        let files = Files { vae: Some(vae), ..files(folder.path()) };
+        run_from(&files, &request, tensors).map(|got| got["latents"].clone())
+    };
+    let own = latents(golden::path("tiny/model/vae"), tensors()).unwrap();
+    // TAESD knows no distribution: what is drawn has no effect.
+    let taesd = latents(golden::path("tiny/extras/taesd"), tensors()).unwrap();
+    let undrawn = Tensors { hint_noise: BTreeMap::new(), ..tensors() };
+    let again = latents(golden::path("tiny/extras/taesd"), undrawn).unwrap();
+    assert_eq!(relative_l2(&taesd, &again), 0.0);
+    assert!(relative_l2(&taesd, &own) > 1e-3);
+
+    // A file with the decoder only.
+    let file = golden::path("tiny/model/vae/diffusion_pytorch_model.safetensors");
+    let mut weights = candle_core::safetensors::load(file, &Device::Cpu).unwrap();
+    weights.retain(|name, _| !name.starts_with("encoder.") && !name.starts_with("quant_conv."));
+    let half = folder.path().join("half");
+    std::fs::create_dir(&half).unwrap();
+    let config = golden::path("tiny/model/vae/config.json");
+    std::fs::copy(config, half.join("config.json")).unwrap();
+    let weights = weights.into_iter().collect();
+    save(&weights, &half.join("diffusion_pytorch_model.safetensors"));
+    let error = latents(half, tensors()).unwrap_err();
+    assert_eq!(error.to_string(), "vae has no encoder");
+    assert!(error.hint().unwrap().contains("--vae"));
+}
+
+#[test]
+fn impossible_configurations_are_refused() {
+    let folder = tempfile::tempdir().unwrap();
+    let open = |field: &str, value: serde_json::Value| {
+        let place = folder.path().join(field);
+        std::fs::create_dir(&place).unwrap();
+        let weights = "diffusion_pytorch_model.safetensors";
+        save(&scribble_weights(), &place.join(weights));
+        let config = std::fs::read(golden::path("sparse_ctrl/scribble.json")).unwrap();
+        let mut config: serde_json::Value = serde_json::from_slice(&config).unwrap();
+        config[field] = value;
+        std::fs::write(place.join("config.json"), config.to_string()).unwrap();
+        open(place).to_string()
+    };
+    for (field, value, part) in [
+        ("motion_max_seq_length", 1_000_000_000.into(), "beyond 4096"),
+        ("conditioning_embedding_out_channels", vec![4; 70].into(), "shrinks hints to 1/"),
+        ("conditioning_channels", 1.into(), "hints of 1 channels"),
+        ("concat_conditioning_mask", false.into(), "concat_conditioning_mask"),
+        ("global_pool_conditions", true.into(), "global_pool_conditions"),
+        ("controlnet_conditioning_channel_order", "bgr".into(), "\"bgr\""),
+        ("cross_attention_dim", 1024.into(), "context of 1024"),
+    ] {
+        let error = open(field, value);
+        assert!(error.contains(part), "{field}: {error}");
+    }
+}
+
+#[test]
 fn hints_that_do_not_fit_are_refused() {
     let folder = tempfile::tempdir().unwrap();
     let (two, three) = (hints(folder.path(), 2), hints(folder.path(), 3));

@@ -223,6 +223,10 @@ fn every_layout_gives_the_same_weights() {
             let got = all_weights(Component::T2iAdapter, &Source::from(file.clone()));
             assert!(got == want, "{size} below `{prefix}`");
         }
+        if size == "light" {
+            let pickled = Source::from(golden::path("t2i_adapter/light.pth"));
+            assert!(all_weights(Component::T2iAdapter, &pickled) == want);
+        }
     }
 }
 

@@ -139,6 +139,8 @@ fn measure(args: &BenchArgs, interrupted: &Arc<AtomicBool>) -> Result<Report> {
     let decode = models.decoder_work(request.frames, size);
     let text = models.text_work() * passes;
     let clip = step * request.steps + once + decode + text;
+    let encodes = models.side_networks().any(|(_, config)| config.sees_latents());
+    let encoder = if encodes { models.vae_encoder_bytes(precision.vae) } else { 0 };
     let peaks = times.peaks;
     let part = |times: &[f64], flops, peak| Part::new(Summary::of(times), flops, peak);
     Ok(Report {
@@ -175,7 +177,10 @@ fn measure(args: &BenchArgs, interrupted: &Arc<AtomicBool>) -> Result<Report> {
         decode: part(&times.decode, decode.flops(), peaks.decode),
         clip: part(&times.clip, clip.flops(), peaks.whole()),
         peak_memory_bytes: peaks.whole(),
-        estimated_memory_bytes: prepared.memory.total(prepared.guidance) + models.text_bytes(),
+        // A run drops text encoder and the autoencoder's encoder before the rest is loaded.
+        estimated_memory_bytes: prepared.memory.total(prepared.guidance)
+            + models.text_bytes()
+            + encoder,
     })
 }
 

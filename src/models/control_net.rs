@@ -149,7 +149,8 @@ impl ControlNet {
 
 /// How many pixels of a hint become one value on each side, where an embedding has these widths.
 pub(super) fn hint_factor(widths: &[usize]) -> usize {
-    1 << widths.len().saturating_sub(1)
+    let halvings = u32::try_from(widths.len().saturating_sub(1)).unwrap_or(u32::MAX);
+    1usize.checked_shl(halvings).unwrap_or(usize::MAX)
 }
 
 /// The sizes of a [`HintEmbedding`].

@@ -41,6 +41,9 @@ pub struct SparseCtrlConfig {
     pub unet: UNetConfig,
 }
 
+/// More frames than any clip has: tables of positions are computed for as many.
+const LONGEST: usize = 4096;
+
 impl Default for SparseCtrlConfig {
     fn default() -> Self {
         Self::beside(&UNetConfig::sd15())
@@ -82,6 +85,13 @@ impl SparseCtrlConfig {
         supported(name, "controlnet_conditioning_channel_order", order, &["rgb".to_owned()])?;
         supported(name, "concat_conditioning_mask", &self.concat_conditioning_mask, &[true])?;
         supported(name, "global_pool_conditions", &self.global_pool_conditions, &[false])?;
+        if self.motion_max_seq_length > LONGEST {
+            let longest = self.motion_max_seq_length;
+            return Err(Error::Missing {
+                name: "sparsectrl config".into(),
+                reason: format!("`motion_max_seq_length` {longest} is beyond {LONGEST}"),
+            });
+        }
         if self.factor().is_some() && self.conditioning_embedding_out_channels.is_empty() {
             return Err(Error::Missing {
                 name: "sparsectrl config".into(),

@@ -299,6 +299,9 @@ impl Pipeline {
     /// Loads all parts now instead of when they are needed. With [`Residency::KeepAll`] they then stay.
     pub fn load(&mut self, listener: &mut dyn Listener) -> Result<()> {
         self.load_text(listener)?;
+        if self.models.side_networks().any(|(_, config)| config.sees_latents()) {
+            self.load_encoder(listener)?;
+        }
         self.load_vae(listener)?;
         let names: Vec<String> = self.models.side_networks().map(|(n, _)| n.to_owned()).collect();
         self.load_side_networks(names, listener)?;
@@ -363,13 +366,7 @@ impl Pipeline {
         if wanted.is_empty() {
             return Ok(all);
         }
-        if self.encoder.is_none() {
-            let bytes = self.models.vae_encoder_bytes(self.precision.vae);
-            listener.event(Event::Load { part: "vae encoder", bytes })?;
-            let (encoder, report) = self.models.vae_encoder(self.precision.vae, &self.device)?;
-            listener.event(Event::Report { report })?;
-            self.encoder = Some(encoder);
-        }
+        self.load_encoder(listener)?;
         let encoder = loaded(self.encoder.as_ref())?;
         let mut noise = Noise::new(request.rng, request.seed.unwrap_or_default());
         let factor = self.models.factor();
@@ -442,6 +439,17 @@ impl Pipeline {
             let (net, report) = self.models.side_network(&name, dtype, &self.device)?;
             listener.event(Event::Report { report })?;
             self.side_networks.insert(name, net);
+        }
+        Ok(())
+    }
+
+    fn load_encoder(&mut self, listener: &mut dyn Listener) -> Result<()> {
+        if self.encoder.is_none() {
+            let bytes = self.models.vae_encoder_bytes(self.precision.vae);
+            listener.event(Event::Load { part: "vae encoder", bytes })?;
+            let (encoder, report) = self.models.vae_encoder(self.precision.vae, &self.device)?;
+            listener.event(Event::Report { report })?;
+            self.encoder = Some(encoder);
         }
         Ok(())
     }

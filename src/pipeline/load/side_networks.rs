@@ -172,18 +172,16 @@ impl OpenSideNetwork {
             Component::SparseCtrl => {
                 let longest = checkpoint.stored_positions();
                 let own: Option<SparseCtrlConfig> =
-                    own_config(&file.source, "controlnet", "SparseControlNetModel")?;
+                    own_config(&file.source, "SparseControlNetModel")?;
                 let config = own.map_or_else(|| sparse_ctrl(&shapes, unet, longest), Ok)?;
                 SideConfig::SparseCtrl(config)
             }
             Component::T2iAdapter => {
-                let own: Option<T2iAdapterConfig> =
-                    own_config(&file.source, "adapter", "T2IAdapter")?;
-                SideConfig::T2iAdapter(own.map_or_else(|| t2i_adapter(&shapes, factor), Ok)?)
+                // Its shapes tell all that its configuration does.
+                SideConfig::T2iAdapter(t2i_adapter(&shapes, factor)?)
             }
             _ => {
-                let own: Option<ControlNetConfig> =
-                    own_config(&file.source, "controlnet", "ControlNetModel")?;
+                let own: Option<ControlNetConfig> = own_config(&file.source, "ControlNetModel")?;
                 SideConfig::ControlNet(own.map_or_else(|| control_net(&shapes, unet), Ok)?)
             }
         };
@@ -307,16 +305,11 @@ fn same_half(kind: &str, own: &UNetConfig, unet: &UNetConfig) -> Result<(), Stri
     Ok(())
 }
 
-/// The configuration in the folder, or beside the file, if it is that of a `class`. `inner` is the folder's name inside
-/// a pipeline's.
-fn own_config<T: serde::de::DeserializeOwned>(
-    source: &Source,
-    inner: &str,
-    class: &str,
-) -> Result<Option<T>> {
+/// The configuration in the folder, or beside the file, if it is that of a `class`.
+fn own_config<T: serde::de::DeserializeOwned>(source: &Source, class: &str) -> Result<Option<T>> {
     let Source::File(path) = source else { return Ok(None) };
     let folder = if path.is_dir() {
-        let inner = path.join(inner);
+        let inner = path.join("controlnet");
         if inner.is_dir() { inner } else { path.clone() }
     } else {
         path.parent().map(Path::to_path_buf).unwrap_or_default()

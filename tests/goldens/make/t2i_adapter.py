@@ -6,6 +6,7 @@ Pinned: torch 2.15.0, diffusers 0.42.1, transformers 5.23.0, numpy 2.4.6, pillow
 
     HF_HUB_OFFLINE=1 OMP_NUM_THREADS=2 python t2i_adapter.py
 
+    light.pth            `light` under the names of TencentARC's own files, below a key of a pickle that holds another thing as well
     full/ light/         adapters beside the UNet of `../tiny`: for coloured pictures with two layers a stage, for grey ones with three
     units.safetensors    their features for some pictures, also of a size whose halves are odd; the output of the UNet without motion for
                          `tiny/cases/unet: x, ctx` at timestep 759, to which diffusers adds `full`'s features
@@ -21,6 +22,7 @@ import os
 import numpy as np
 import torch
 from diffusers import AnimateDiffPipeline, MultiAdapter, T2IAdapter, UNet2DConditionModel
+from keys import original_t2i_key
 from make_goldens import CH, FRAMES, LH, LW, NEG, PROMPT, fill, picture, record, save_model_half
 from PIL import Image
 from safetensors.torch import load_file, save_file
@@ -59,6 +61,8 @@ def main():
     light = fill(T2IAdapter(in_channels=1, channels=list(CH[:3]), num_res_blocks=3, downscale_factor=4, adapter_type="light_adapter"), 71)
     save_model_half(full, f"{OUT}/full")
     save_model_half(light, f"{OUT}/light")
+    original = {original_t2i_key(k, True): v.half().clone() for k, v in light.state_dict().items()}
+    torch.save({"adapter": original, "optimizer": {"moment": torch.ones(3)}}, f"{OUT}/light.pth")
 
     colour = np.stack([picture(LH * 4, LW * 4, k + 80) for k in range(FRAMES)])
     grey = np.stack([np.asarray(Image.fromarray(picture(LH * 4, LW * 4, k + 90)).convert("L")) for k in range(FRAMES)])

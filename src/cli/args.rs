@@ -250,7 +250,8 @@ pub(super) struct OutputFlags {
     /// Leave request and weights' hashes out of the file.
     #[arg(long)]
     pub(super) no_metadata: bool,
-    /// Take `latents` and `noise.0`, `noise.1`, … (1,4,F,h,w) from a safetensors file.
+    /// Take `latents` and `noise.0`, `noise.1`, … (1,4,F,h,w) from a safetensors file; and for the control NAME that
+    /// follows latents `noise.control.NAME` (hints,4,h,w).
     #[arg(long, value_name = "FILE")]
     pub(super) tensors_in: Option<PathBuf>,
     /// Write `context`, `latents.0` …, `latents` and `frames` to a safetensors file.

@@ -238,7 +238,7 @@ pub(super) fn validate(controls: &[Control], clip: usize) -> Result<()> {
             if frame >= clip {
                 return wrong(format!(
                     "`{name}`: frame {frame} is not in the clip, 0 to {}",
-                    clip - 1
+                    clip.saturating_sub(1)
                 ));
             }
             if control.frames.iter().take(i).any(|other| *other == frame) {

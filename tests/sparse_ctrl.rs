@@ -13,7 +13,7 @@ use animatelcm::models::unet::{Injection, Residuals, UNetInput};
 use animatelcm::pipeline::control::Control;
 use animatelcm::pipeline::load::{Base, ControlFile, Files, Models};
 use animatelcm::pipeline::request::Request;
-use animatelcm::pipeline::{Event, Pipeline, Residency, Tensors};
+use animatelcm::pipeline::{Event, Pipeline, Residency, Tensors, memory};
 use animatelcm::weights::{Component, Source, random};
 use animatelcm::{Error, Result};
 use candle_core::{DType, Device, Tensor};
@@ -423,6 +423,31 @@ fn parts_are_loaded_only_when_they_are_needed() {
     assert_eq!(loaded("rgb", ""), ["text", "vae encoder", "vae", "sparsectrl", "unet"]);
     assert!(!loaded("rgb", ",scale=0").contains(&"vae encoder"));
     assert!(!loaded("scribble", "").contains(&"vae encoder"));
+}
+
+#[test]
+fn the_estimate_of_memory_knows_every_network() {
+    let folder = tempfile::tempdir().unwrap();
+    let models = Models::open(&files(folder.path())).unwrap();
+    let precision = Precision::new(DtypeChoice::F32, &Device::Cpu);
+    let plan = |names: &[&str]| {
+        let controls = names.iter().map(|name| control(name, "hint.png", name, "")).collect();
+        let request = Request { controls, ..request() };
+        memory::Plan::new(&models, precision, &Device::Cpu, &request, (64, 32))
+    };
+    let plain = plan(&[]);
+    assert_eq!(plain.encode, 0);
+    for name in ["rgb", "scribble", "net", "adapter"] {
+        let bytes = models.side_network_bytes(name, DType::F32);
+        let with = plan(&[name]);
+        assert!(bytes > 10_000, "{name}");
+        assert_eq!(with.weights, plain.weights + bytes, "{name}");
+        assert!(with.pass > plain.pass, "{name}");
+        assert_eq!(with.encode > 0, name == "rgb");
+    }
+    let all = plan(&["rgb", "scribble", "net", "adapter"]);
+    assert!(all.encode > models.vae_encoder_bytes(DType::F32));
+    assert_eq!(all.decode, plain.decode);
 }
 
 #[test]

@@ -264,14 +264,12 @@ pub(super) fn hints(request: &Request, models: &Models, size: (usize, usize)) ->
 }
 
 /// The controls whose hints are latents, with their places in the request. What never counts needs none.
-pub(super) fn of_latents<'a>(
-    request: &'a Request,
-    models: &'a Models,
-) -> impl Iterator<Item = (usize, &'a Control)> {
-    request.controls.iter().enumerate().filter(|(_, control)| {
+pub(super) fn of_latents<'a>(request: &'a Request, models: &Models) -> Vec<(usize, &'a Control)> {
+    let sees_latents = |control: &Control| {
         !control.is_idle(request.frames)
             && models.side_config(&control.model).is_some_and(SideConfig::sees_latents)
-    })
+    };
+    request.controls.iter().enumerate().filter(|(_, control)| sees_latents(control)).collect()
 }
 
 /// What conditioners are made of.

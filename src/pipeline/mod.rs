@@ -361,7 +361,7 @@ impl Pipeline {
         tensors: &Tensors,
         listener: &mut dyn Listener,
     ) -> Result<BTreeMap<usize, Tensor>> {
-        let wanted: Vec<_> = control::of_latents(request, &self.models).collect();
+        let wanted = control::of_latents(request, &self.models);
         let mut all = BTreeMap::new();
         if wanted.is_empty() {
             return Ok(all);

@@ -139,7 +139,8 @@ impl Report {
         let Settings { model, width, height, frames, steps, cfg_scale, sampler, .. } =
             &self.settings;
         let Settings { dtype, threads, repeats, warmup, controls, .. } = &self.settings;
-        let controls: String = controls.iter().map(|control| format!(", {control}")).collect();
+        let controls =
+            controls.iter().fold(String::new(), |all, control| all + ", " + control.as_str());
         let Versions { animatelcm, candle, target, profile } = &self.versions;
         let mut text = format!(
             "animatelcm {animatelcm}, candle {candle}, {target}, {profile}\n\

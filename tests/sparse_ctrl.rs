@@ -479,7 +479,7 @@ fn hints_are_encoded_by_whichever_autoencoder_is_used() {
     let weights = weights.into_iter().collect();
     save(&weights, &half.join("diffusion_pytorch_model.safetensors"));
     let error = latents(half, tensors()).unwrap_err();
-    assert_eq!(error.to_string(), "vae has no encoder");
+    assert_eq!(error.to_string(), "vae: has no encoder");
     assert!(error.hint().unwrap().contains("--vae"));
 }
 

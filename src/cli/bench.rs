@@ -131,8 +131,13 @@ fn measure(args: &BenchArgs, interrupted: &Arc<AtomicBool>) -> Result<Report> {
     let models = pipeline.models();
     let request = &job.request;
     let passes = if request.is_guided() { 2 } else { 1 };
-    let side = |control: &Control| models.side_network_work(&control.model, request.frames, size);
-    let sides: Vec<_> = request.controls.iter().map(side).collect();
+    let controls = request.controls.iter().zip(&prepared.hints);
+    let sides: Vec<_> = controls
+        .map(|(control, hint)| {
+            let hints = hint.pictures.len();
+            models.side_network_work(&control.model, request.frames, size, hints)
+        })
+        .collect();
     let once = sides.iter().map(|work| work.once).sum::<Work>();
     let unet = models.unet_work(request.frames, size).total();
     let step = (unet + sides.iter().map(|work| work.step.total()).sum::<Work>()) * passes;

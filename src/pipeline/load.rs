@@ -524,11 +524,17 @@ impl Models {
         self.side_networks.get(name).map_or(0, |net| net.bytes(dtype))
     }
 
-    /// What a network beside the UNet computes for a clip of `frames` frames of `size` (width, height) in pixels;
-    /// nothing if there is none of that name.
-    pub fn side_network_work(&self, name: &str, frames: usize, size: (usize, usize)) -> SideWork {
+    /// What a network beside the UNet computes for a clip of `frames` frames of `size` (width, height) in pixels with
+    /// `hints` pictures; nothing if there is none of that name.
+    pub fn side_network_work(
+        &self,
+        name: &str,
+        frames: usize,
+        size: (usize, usize),
+        hints: usize,
+    ) -> SideWork {
         let clip = self.clip_size(frames, size);
-        self.side_config(name).map_or_else(SideWork::default, |config| config.work(clip))
+        self.side_config(name).map_or_else(SideWork::default, |config| config.work(clip, hints))
     }
 
     /// Builds a network beside the UNet.

@@ -108,8 +108,9 @@ impl SideConfig {
         })
     }
 
-    /// What it computes for a clip.
-    pub(super) fn work(&self, clip: ClipSize) -> SideWork {
+    /// What it computes for a clip with so many hints.
+    pub(super) fn work(&self, clip: ClipSize, hints: usize) -> SideWork {
+        let hinted = ClipSize { frames: hints, ..clip };
         match self {
             Self::ControlNet(config) => SideWork {
                 step: flops::trunk(&config.unet, clip),
@@ -117,7 +118,7 @@ impl SideConfig {
                     config.conditioning_channels,
                     &config.conditioning_embedding_out_channels,
                     config.unet.block_out_channels[0],
-                    clip,
+                    hinted,
                 ),
             },
             Self::SparseCtrl(config) => SideWork {
@@ -130,11 +131,12 @@ impl SideConfig {
                         &[]
                     },
                     config.unet.block_out_channels[0],
-                    ClipSize { frames: 2, ..clip },
+                    // Frames without a hint share one.
+                    ClipSize { frames: hints + 1, ..clip },
                 ),
             },
             Self::T2iAdapter(config) => {
-                SideWork { step: UNetWork::default(), once: flops::t2i_adapter(config, clip) }
+                SideWork { step: UNetWork::default(), once: flops::t2i_adapter(config, hinted) }
             }
         }
     }
@@ -145,7 +147,7 @@ impl SideConfig {
 pub struct SideWork {
     /// In every pass over one clip.
     pub step: UNetWork,
-    /// Once a clip, for a hint in every frame; of SparseCtrl for one hint.
+    /// Once a clip.
     pub once: flops::Work,
 }
 

@@ -330,7 +330,10 @@ impl Checkpoint {
         }
         if found.is_empty() {
             let (what, wanted) = (dialect.name, scope.name());
-            let error = Error::format(path, format!("has no {wanted} weights; it is a {what}"));
+            // An LDM checkpoint, an AnimateDiff motion module.
+            let article = if what.starts_with(['A', 'L']) { "an" } else { "a" };
+            let reason = format!("has no {wanted} weights; it is {article} {what}");
+            let error = Error::format(path, reason);
             let is_motion = names.iter().all(|(name, _)| is_motion(name));
             return Err(if scope == Scope::Control && is_motion {
                 error.with_hint("give motion modules with --motion")

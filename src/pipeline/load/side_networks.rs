@@ -142,6 +142,8 @@ impl SideConfig {
     }
 }
 
+const T2I_FITS: &str = "a T2I-Adapter fits the kind of model that it was trained beside";
+
 /// What a network beside the UNet computes.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct SideWork {
@@ -180,7 +182,7 @@ impl OpenSideNetwork {
             }
             Component::T2iAdapter => {
                 // Its shapes tell all that its configuration does.
-                SideConfig::T2iAdapter(t2i_adapter(&shapes, factor)?)
+                SideConfig::T2iAdapter(t2i_adapter(&shapes, factor, &file.name)?)
             }
             _ => {
                 let own: Option<ControlNetConfig> = own_config(&file.source, "ControlNetModel")?;
@@ -196,9 +198,7 @@ impl OpenSideNetwork {
                 SideConfig::SparseCtrl(_) => {
                     "a SparseCtrl network fits the kind of model that it was trained beside"
                 }
-                SideConfig::T2iAdapter(_) => {
-                    "a T2I-Adapter fits the kind of model that it was trained beside"
-                }
+                SideConfig::T2iAdapter(_) => T2I_FITS,
             };
             let adapter = file.name.clone();
             return Err(Error::Adapter { adapter, reason }.with_hint(hint));
@@ -388,7 +388,8 @@ fn sparse_ctrl(
     })
 }
 
-fn t2i_adapter(shapes: &Shapes<'_>, factor: usize) -> Result<T2iAdapterConfig> {
+/// `name` is what messages call the file.
+fn t2i_adapter(shapes: &Shapes<'_>, factor: usize, name: &str) -> Result<T2iAdapterConfig> {
     let body = "adapter.body";
     let light = shapes.count(body, "out_conv.weight");
     let layers = shapes.count(&format!("{body}.0.resnets"), "block1.weight");
@@ -408,12 +409,9 @@ fn t2i_adapter(shapes: &Shapes<'_>, factor: usize) -> Result<T2iAdapterConfig> {
     }
     let pixels = factor * factor;
     if !inputs.is_multiple_of(pixels) || ![1, 3].contains(&(inputs / pixels)) {
-        return Err(Error::Weights {
-            component: Component::T2iAdapter.to_string(),
-            summary: format!(
-                "{inputs} channels are not those of {factor}x{factor} grey or coloured pixels"
-            ),
-        });
+        let reason =
+            format!("{inputs} channels are not those of {factor}x{factor} grey or coloured pixels");
+        return Err(Error::Adapter { adapter: name.to_owned(), reason }.with_hint(T2I_FITS));
     }
     let config = T2iAdapterConfig {
         in_channels: inputs / pixels,

@@ -78,7 +78,7 @@ fn controls_add_their_work_to_steps_or_to_the_clip() {
         });
         let mut flags = vec!["--model", model, "--json", "--quiet", "--no-cold-start"];
         if let Some(control) = &control {
-            flags.extend(["--control", control]);
+            flags.extend(["--control", control.as_str()]);
         }
         let output = small(&flags);
         assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));

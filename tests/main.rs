@@ -39,7 +39,11 @@ mod rng;
 mod sampler;
 /// Noise schedules and timesteps.
 mod schedule;
+/// SparseCtrl.
+mod sparse_ctrl;
 mod support;
+/// T2I-Adapters.
+mod t2i_adapter;
 /// Weighted, long and extended prompts.
 mod text;
 /// CLIP's tokenizer on hard strings.

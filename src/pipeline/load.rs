@@ -1,6 +1,6 @@
 //! Files to networks: which weights, which sizes.
 
-mod control_nets;
+mod side_networks;
 mod sizes;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -10,18 +10,19 @@ use std::str::FromStr;
 use candle_core::{DType, Device};
 use serde::de::DeserializeOwned;
 
-pub use control_nets::ControlFile;
-use control_nets::OpenControlNet;
+use side_networks::OpenSideNetwork;
+pub use side_networks::{ControlFile, SideConfig, SideNetwork, SideWork};
 
 use super::embedded::Embedded;
 use super::flops::{self, ClipSize, UNetWork, Work};
 use super::request::Request;
 use crate::adapters::lora::{Lora, LoraOptions, LoraReport, LoraScale};
 use crate::models::clip::{TextConfig, TextEncoder};
-use crate::models::control_net::ControlNet;
 use crate::models::motion::MotionConfig;
 use crate::models::unet::{UNet, UNetConfig};
-use crate::models::vae::{AutoencoderKl, AutoencoderTiny, TinyVaeConfig, Vae, VaeConfig};
+use crate::models::vae::{
+    AutoencoderKl, AutoencoderTiny, KlEncoder, TinyVaeConfig, Vae, VaeConfig, VaeEncoder,
+};
 use crate::schedule::{self, NoiseSchedule, Prediction};
 use crate::text::TextModel;
 use crate::text::inversion::Inversion;
@@ -85,8 +86,8 @@ pub struct Files {
     pub loras: Vec<LoraFile>,
     /// Textual inversions.
     pub embeddings: Vec<EmbeddingFile>,
-    /// ControlNets that requests may use.
-    pub control_nets: Vec<ControlFile>,
+    /// ControlNets, SparseCtrl networks and T2I-Adapters that requests may use.
+    pub controls: Vec<ControlFile>,
 }
 
 /// A textual inversion to add.
@@ -149,7 +150,7 @@ impl Files {
             motion: Motion::Base,
             loras: vec![],
             embeddings: vec![],
-            control_nets: vec![],
+            controls: vec![],
         }
     }
 
@@ -170,7 +171,9 @@ pub struct Models {
     loras: Vec<Source>,
     adapters: Vec<LoraReport>,
     embeddings: Vec<Inversion>,
-    control_nets: BTreeMap<String, OpenControlNet>,
+    side_networks: BTreeMap<String, OpenSideNetwork>,
+    /// The base files once more, for the autoencoder's other half.
+    encoder: Checkpoint,
     unet: UNetConfig,
     vae: VaeSizes,
     text: TextConfig,
@@ -188,6 +191,13 @@ impl VaeSizes {
         Ok(match self {
             Self::Kl(config) => Vae::Kl(Box::new(AutoencoderKl::decoder_only(config, vb)?)),
             Self::Tiny(config) => Vae::Tiny(Box::new(AutoencoderTiny::new(config, vb)?)),
+        })
+    }
+
+    fn build_encoder(&self, vb: &candle_nn::VarBuilder) -> Result<VaeEncoder> {
+        Ok(match self {
+            Self::Kl(config) => VaeEncoder::Kl(Box::new(KlEncoder::new(config, vb)?)),
+            Self::Tiny(config) => VaeEncoder::Tiny(Box::new(AutoencoderTiny::new(config, vb)?)),
         })
     }
 }
@@ -252,11 +262,12 @@ impl Models {
             .then(|| motion_config(&configs, motion_folder.as_deref(), &checkpoint))
             .transpose()?;
         let vae = vae_sizes(&configs, vae_folder, &checkpoint)?;
+        let mut encoder = checkpoint.clone();
         if matches!(vae, VaeSizes::Kl(_)) {
-            let why = "only the decoder is needed";
-            checkpoint.ignore(Component::Vae, why, |name| {
-                name.starts_with("encoder.") || name.starts_with("quant_conv.")
-            });
+            let is_encoder =
+                |name: &str| name.starts_with("encoder.") || name.starts_with("quant_conv.");
+            checkpoint.ignore(Component::Vae, "only the decoder is needed", is_encoder);
+            encoder.ignore(Component::Vae, "only the encoder is needed", |n| !is_encoder(n));
         }
         let text = match configs.read("text_encoder")? {
             Some(config) => config,
@@ -298,15 +309,16 @@ impl Models {
             adapters,
             embeddings,
             loras: files.loras.iter().map(|lora| lora.source.clone()).collect(),
-            control_nets: BTreeMap::new(),
+            side_networks: BTreeMap::new(),
+            encoder,
             unet,
             vae,
             text,
             scheduler,
         };
-        for file in &files.control_nets {
-            let net = OpenControlNet::open(file, &models.unet, models.factor())?;
-            models.control_nets.insert(file.name.clone(), net);
+        for file in &files.controls {
+            let net = OpenSideNetwork::open(file, &models.unet, models.factor())?;
+            models.side_networks.insert(file.name.clone(), net);
         }
         Ok(models)
     }
@@ -318,7 +330,6 @@ impl Models {
             && files.vae.is_none()
             && files.loras.is_empty()
             && files.embeddings.is_empty()
-            && files.control_nets.is_empty()
             && !matches!(files.motion, Motion::File(_));
         if !is_alone {
             let reason = "random weights cannot be mixed with those of files";
@@ -333,7 +344,8 @@ impl Models {
                 loras: vec![],
                 adapters: vec![],
                 embeddings: vec![],
-                control_nets: BTreeMap::new(),
+                side_networks: BTreeMap::new(),
+                encoder: Checkpoint::new(),
                 unet: UNetConfig::sd15(),
                 vae: VaeSizes::Kl(VaeConfig::default()),
                 text: TextConfig::default(),
@@ -347,6 +359,10 @@ impl Models {
         let unet = random::inventory(|vb| UNet::new(&models.unet, &vb))?;
         let vae = random::inventory(|vb| models.vae.build(&vb))?;
         let text = random::inventory(|vb| TextEncoder::new(&models.text, &vb))?;
+        for file in &files.controls {
+            let net = OpenSideNetwork::random(file, &models.unet)?;
+            models.side_networks.insert(file.name.clone(), net);
+        }
         models.drawn = Some(BTreeMap::from([
             (Component::UNet, count(unet)),
             (Component::Vae, count(vae)),
@@ -359,8 +375,8 @@ impl Models {
     pub fn sources(&self) -> Vec<Source> {
         let archives = self.checkpoint.archives().iter().map(|archive| archive.source().clone());
         let embeddings = self.embeddings.iter().map(|inversion| inversion.source().clone());
-        let control_nets = self.control_nets.values().flat_map(OpenControlNet::sources);
-        archives.chain(self.loras.iter().cloned()).chain(embeddings).chain(control_nets).collect()
+        let controls = self.side_networks.values().flat_map(OpenSideNetwork::sources);
+        archives.chain(self.loras.iter().cloned()).chain(embeddings).chain(controls).collect()
     }
 
     /// The open base files: names, shapes, what was left aside.
@@ -410,6 +426,14 @@ impl Models {
         }
     }
 
+    /// Channels of the encoder's first stage.
+    pub fn encoder_width(&self) -> usize {
+        match &self.vae {
+            VaeSizes::Kl(config) => config.block_out_channels[0],
+            VaeSizes::Tiny(config) => config.encoder_block_out_channels[0],
+        }
+    }
+
     /// The most frames that the motion modules can tell apart.
     pub fn longest_clip(&self) -> Option<usize> {
         self.unet.motion.as_ref().map(|motion| motion.motion_max_seq_length)
@@ -454,9 +478,13 @@ impl Models {
 
     /// One pass of the UNet over a clip of `frames` frames of `size` (width, height) in pixels.
     pub fn unet_work(&self, frames: usize, size: (usize, usize)) -> UNetWork {
+        flops::unet(&self.unet, self.clip_size(frames, size))
+    }
+
+    /// A clip of `frames` frames of `size` (width, height) in pixels, in latents.
+    fn clip_size(&self, frames: usize, size: (usize, usize)) -> ClipSize {
         let (width, height) = (size.0 / self.factor(), size.1 / self.factor());
-        let tokens = self.text.max_position_embeddings;
-        flops::unet(&self.unet, ClipSize { frames, height, width, tokens })
+        ClipSize { frames, height, width, tokens: self.text.max_position_embeddings }
     }
 
     /// Decoding of `frames` frames of `size` (width, height) in pixels.
@@ -481,28 +509,46 @@ impl Models {
         bytes(&self.checkpoint, component, dtype)
     }
 
-    /// The names of the ControlNets that requests may use.
-    pub fn control_nets(&self) -> impl Iterator<Item = &str> {
-        self.control_nets.keys().map(String::as_str)
+    /// The networks beside the UNet that requests may use, by name: what they are, and their sizes.
+    pub fn side_networks(&self) -> impl Iterator<Item = (&str, &SideConfig)> {
+        self.side_networks.iter().map(|(name, net)| (name.as_str(), net.config()))
     }
 
-    /// Bytes of a ControlNet; 0 if there is none of that name.
-    pub fn control_net_bytes(&self, name: &str, dtype: DType) -> u64 {
-        self.control_nets.get(name).map_or(0, |net| net.bytes(dtype))
+    /// What the network of that name is, if there is one.
+    pub fn side_config(&self, name: &str) -> Option<&SideConfig> {
+        self.side_networks.get(name).map(OpenSideNetwork::config)
     }
 
-    /// Builds a ControlNet.
+    /// Bytes of a network beside the UNet; 0 if there is none of that name.
+    pub fn side_network_bytes(&self, name: &str, dtype: DType) -> u64 {
+        self.side_networks.get(name).map_or(0, |net| net.bytes(dtype))
+    }
+
+    /// What a network beside the UNet computes for a clip of `frames` frames of `size` (width, height) in pixels with
+    /// `hints` pictures; nothing if there is none of that name.
+    pub fn side_network_work(
+        &self,
+        name: &str,
+        frames: usize,
+        size: (usize, usize),
+        hints: usize,
+    ) -> SideWork {
+        let clip = self.clip_size(frames, size);
+        self.side_config(name).map_or_else(SideWork::default, |config| config.work(clip, hints))
+    }
+
+    /// Builds a network beside the UNet.
     ///
     /// # Errors
     ///
     /// When none of that name was opened, or its weights do not fit.
-    pub fn control_net(
+    pub fn side_network(
         &self,
         name: &str,
         dtype: DType,
         device: &Device,
-    ) -> Result<(ControlNet, LoadReport)> {
-        match self.control_nets.get(name) {
+    ) -> Result<(SideNetwork, LoadReport)> {
+        match self.side_networks.get(name) {
             Some(net) => net.build(dtype, device),
             None => Err(Error::Missing { name: name.into(), reason: "was not opened".into() }),
         }
@@ -543,6 +589,42 @@ impl Models {
     /// Builds the UNet.
     pub fn unet(&self, dtype: DType, device: &Device) -> Result<(UNet, LoadReport)> {
         self.build(Component::UNet, dtype, device, |vb| UNet::new(&self.unet, &vb))
+    }
+
+    /// Bytes of the autoencoder's encoder; 0 where the files have none.
+    pub fn vae_encoder_bytes(&self, dtype: DType) -> u64 {
+        match &self.drawn {
+            Some(_) => {
+                let shapes = random::inventory(|vb| self.vae.build_encoder(&vb));
+                let shapes = shapes.unwrap_or_default();
+                let count: usize = shapes.values().map(|s| s.iter().product::<usize>()).sum();
+                (count * dtype.size_in_bytes()) as u64
+            }
+            None => bytes(&self.encoder, Component::Vae, dtype),
+        }
+    }
+
+    /// Builds the autoencoder's encoder.
+    ///
+    /// # Errors
+    ///
+    /// When the files have none, or its weights do not fit.
+    pub fn vae_encoder(&self, dtype: DType, device: &Device) -> Result<(VaeEncoder, LoadReport)> {
+        let build = |vb: candle_nn::VarBuilder<'static>| self.vae.build_encoder(&vb);
+        if self.drawn.is_some() {
+            return random::build(Component::Vae, dtype, device, build);
+        }
+        self.check_encoder()?;
+        self.encoder.build(Component::Vae, dtype, device, &PatchStack::new(), build)
+    }
+
+    /// Fails where the files have no encoder of the autoencoder.
+    pub(super) fn check_encoder(&self) -> Result<()> {
+        if self.drawn.is_some() || self.encoder.has(Component::Vae) {
+            return Ok(());
+        }
+        let error = Error::Missing { name: "vae".into(), reason: "has no encoder".into() };
+        Err(error.with_hint("name a whole autoencoder with --vae"))
     }
 
     /// Builds the autoencoder.

@@ -61,13 +61,19 @@ pub enum Component {
     Vae,
     /// The text encoder.
     Text,
-    /// A network that steers the denoising one by a hint.
+    /// A network that steers the denoising one by a hint for each frame.
     ControlNet,
+    /// One that does so by hints for some frames.
+    SparseCtrl,
+    /// One that makes features of hints, once.
+    T2iAdapter,
 }
 
 impl Component {
-    /// Those of every model. ControlNets come beside them, any number of them, each from a file of its own.
+    /// Those of every model.
     pub const ALL: [Self; 3] = [Self::UNet, Self::Vae, Self::Text];
+    /// Those that come beside them, any number of them, each from a file of its own.
+    pub const CONTROLS: [Self; 3] = [Self::ControlNet, Self::SparseCtrl, Self::T2iAdapter];
 
     /// What messages call it.
     pub fn name(self) -> &'static str {
@@ -76,6 +82,8 @@ impl Component {
             Self::Vae => "vae",
             Self::Text => "text encoder",
             Self::ControlNet => "controlnet",
+            Self::SparseCtrl => "sparsectrl",
+            Self::T2iAdapter => "t2i-adapter",
         }
     }
 
@@ -85,7 +93,8 @@ impl Component {
             Self::UNet => &["unet"],
             Self::Vae => &["vae"],
             Self::Text => &["text_encoder"],
-            Self::ControlNet => &["controlnet"],
+            Self::ControlNet | Self::SparseCtrl => &["controlnet"],
+            Self::T2iAdapter => &["adapter"],
         }
     }
 }
@@ -120,6 +129,7 @@ pub struct Checkpoint {
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Scope {
     Component(Component),
+    Control,
     Motion,
     Everything,
 }
@@ -128,23 +138,24 @@ impl Scope {
     fn covers(self, component: Component, name: &str) -> bool {
         match self {
             Self::Component(wanted) => wanted == component,
+            Self::Control => Component::CONTROLS.contains(&component),
             Self::Motion => component == Component::UNet && is_motion(name),
             Self::Everything => true,
         }
     }
 
-    /// The one component that is wanted.
-    fn component(self) -> Option<Component> {
+    /// The components that may come beside a model's own.
+    fn controls(self) -> &'static [Component] {
         match self {
-            Self::Component(component) => Some(component),
-            Self::Motion => Some(Component::UNet),
-            Self::Everything => None,
+            Self::Control => &Component::CONTROLS,
+            _ => &[],
         }
     }
 
     fn name(self) -> &'static str {
         match self {
             Self::Component(component) => component.name(),
+            Self::Control => "ControlNet, SparseCtrl or T2I-Adapter",
             Self::Motion => "motion",
             Self::Everything => "model",
         }
@@ -168,6 +179,18 @@ impl Checkpoint {
     /// the component and nothing else.
     pub fn add_component(&mut self, component: Component, source: &Source) -> Result<()> {
         self.add_scope(Scope::Component(component), source, component.stems(), component.folders())
+    }
+
+    /// Adds a network of one of [`Component::CONTROLS`], whichever the file or folder holds, and says which.
+    pub fn add_control(&mut self, source: &Source) -> Result<Component> {
+        let has = Component::CONTROLS.map(|component| self.has(component));
+        let folders: Vec<&str> =
+            Component::CONTROLS.iter().flat_map(|c| c.folders()).copied().collect();
+        self.add_scope(Scope::Control, source, Component::ControlNet.stems(), &folders)?;
+        let new = Component::CONTROLS.into_iter().zip(has).find(|(c, had)| !had && self.has(*c));
+        new.map(|(component, _)| component).ok_or_else(|| {
+            Error::format(source.path(), "is of a kind of which there is one already")
+        })
     }
 
     /// Adds a single-file checkpoint with all that it holds; the VAE or the text encoder may be absent.
@@ -230,7 +253,7 @@ impl Checkpoint {
         let is = |foreign: Foreign| {
             Error::format(path, format!("is {}", foreign.what)).with_hint(foreign.hint)
         };
-        if let Some(foreign) = dialect::recognise(&names, scope.component()) {
+        if let Some(foreign) = dialect::recognise(&names, scope.controls()) {
             return Err(is(foreign));
         }
         let dialect =
@@ -286,7 +309,12 @@ impl Checkpoint {
                     Mapped::Positions => {
                         let length = check_positions(archive, stored)?;
                         positions = positions.max(Some(length));
-                        ignore(Some(Component::UNet), stored, "positions are computed");
+                        let owner = if scope == Scope::Control {
+                            Component::SparseCtrl
+                        } else {
+                            Component::UNet
+                        };
+                        ignore(Some(owner), stored, "positions are computed");
                     }
                     Mapped::Ignored { why } => ignore(None, stored, why),
                     Mapped::Unknown => unknown.push(stored),
@@ -302,7 +330,16 @@ impl Checkpoint {
         }
         if found.is_empty() {
             let (what, wanted) = (dialect.name, scope.name());
-            return Err(Error::format(path, format!("has no {wanted} weights; it is a {what}")));
+            // An LDM checkpoint, an AnimateDiff motion module.
+            let article = if what.starts_with(['A', 'L']) { "an" } else { "a" };
+            let reason = format!("has no {wanted} weights; it is {article} {what}");
+            let error = Error::format(path, reason);
+            let is_motion = names.iter().all(|(name, _)| is_motion(name));
+            return Err(if scope == Scope::Control && is_motion {
+                error.with_hint("give motion modules with --motion")
+            } else {
+                error
+            });
         }
         if !unknown.is_empty() {
             let (count, names) = (unknown.len(), some(&unknown));

@@ -121,6 +121,8 @@ fn prefix(component: Component) -> &'static str {
         Component::Vae => "vae",
         Component::Text => "text_encoder",
         Component::ControlNet => "controlnet",
+        Component::SparseCtrl => "sparsectrl",
+        Component::T2iAdapter => "t2i_adapter",
     }
 }
 

@@ -137,7 +137,8 @@ const PARTS: &[Part] = &[
     Part { folder: "unet", add: |c, source| c.add_component(Component::UNet, source) },
     Part { folder: "motion_adapter", add: Checkpoint::add_motion },
     Part { folder: "vae", add: |c, source| c.add_component(Component::Vae, source) },
-    Part { folder: "controlnet", add: |c, source| c.add_component(Component::ControlNet, source) },
+    Part { folder: "controlnet", add: |c, source| c.add_control(source).map(|_| ()) },
+    Part { folder: "adapter", add: |c, source| c.add_control(source).map(|_| ()) },
     Part { folder: "text_encoder", add: |c, source| c.add_component(Component::Text, source) },
 ];
 
@@ -177,7 +178,7 @@ impl About {
     /// What the loaders understand.
     fn of(checkpoint: &Checkpoint) -> Result<Self> {
         let count = |component| checkpoint.names(component).count();
-        let all = Component::ALL.into_iter().chain([Component::ControlNet]);
+        let all = Component::ALL.into_iter().chain(Component::CONTROLS);
         let components = all.map(|component| (component.name(), count(component)));
         Ok(Self {
             kind: kind(checkpoint),
@@ -207,7 +208,7 @@ impl About {
             return Ok(about);
         }
         let mut control = Checkpoint::new();
-        if control.add_component(Component::ControlNet, source).is_ok() {
+        if control.add_control(source).is_ok() {
             return Self::of(&control);
         }
         let reason = reason(error);
@@ -300,8 +301,8 @@ fn kind(checkpoint: &Checkpoint) -> String {
     if has(Component::UNet) {
         return motion_kind(checkpoint);
     }
-    if has(Component::ControlNet) {
-        return "a ControlNet".into();
+    if let Some(control) = Component::CONTROLS.into_iter().find(|component| has(*component)) {
+        return control_kind(checkpoint, control);
     }
     match (has(Component::Vae), has(Component::Text)) {
         (true, false) => {
@@ -311,6 +312,51 @@ fn kind(checkpoint: &Checkpoint) -> String {
         }
         (false, true) => "a CLIP text encoder".into(),
         _ => "a VAE and a text encoder".into(),
+    }
+}
+
+/// What a network beside the UNet is, what it follows and what it touches.
+fn control_kind(checkpoint: &Checkpoint, component: Component) -> String {
+    let shape = |name: &str| checkpoint.shape_of(component, name);
+    let dim = |name: &str, axis| shape(name).and_then(|shape| shape.get(axis)).copied();
+    let count = |prefix: &str, suffix: &str| {
+        (0..).take_while(|i| shape(&format!("{prefix}.{i}.{suffix}")).is_some()).count()
+    };
+    let hint = "controlnet_cond_embedding";
+    let skips =
+        format!("adds to {} skips and the middle", count("controlnet_down_blocks", "weight"));
+    let context = "mid_block.attentions.0.transformer_blocks.0.attn2.to_k.weight";
+    let context = dim(context, 1).unwrap_or(0);
+    match component {
+        Component::SparseCtrl => {
+            let follows = if shape(&format!("{hint}.weight")).is_some() {
+                "latents of pictures"
+            } else {
+                "drawings"
+            };
+            format!(
+                "a SparseCtrl network that follows {follows} in some frames, for a context of \
+                 {context}; {skips}"
+            )
+        }
+        Component::T2iAdapter => {
+            let body = "adapter.body";
+            let light = count(body, "out_conv.weight");
+            let stages = light.max(count(body, "resnets.0.block1.weight"));
+            let name = if light > 0 { "out_conv" } else { "resnets.0.block1" };
+            let width = |i| dim(&format!("{body}.{i}.{name}.weight"), 0);
+            let widths: Vec<usize> = (0..stages).filter_map(width).collect();
+            let size = if light > 0 { "light" } else { "full" };
+            let first = dim("adapter.conv_in.weight", 1);
+            let inputs = first.or_else(|| dim(&format!("{body}.0.in_conv.weight"), 1));
+            let hints = match inputs {
+                Some(64) => " for grey hints",
+                Some(192) => " for coloured hints",
+                _ => "",
+            };
+            format!("a T2I-Adapter ({size}){hints}; adds to {stages} stages down, {widths:?} wide")
+        }
+        _ => format!("a ControlNet for a context of {context}; {skips}"),
     }
 }
 

@@ -184,7 +184,7 @@ fn every_family_leads_to_the_weights_of_its_own_package() {
     let plain = all(&checkpoint, &PatchStack::new());
     let want = golden::load("lora/families/weights");
     let cases = cases();
-    assert_eq!(cases.len(), 11);
+    assert_eq!(cases.len(), 21);
     for case in &cases {
         for strength in &case.strengths {
             let options = LoraOptions::with_strength(*strength);
@@ -224,6 +224,16 @@ fn reports_name_the_family() {
         ("peft_dora", "DoRA `test`: rank 3/4, 3 of 3 modules in the unet"),
         ("peft_loha", "LoHa `test`: rank 3/4, 2 of 2 modules in the unet"),
         ("peft_lokr", "LoKr `test`: rank 2, 3 of 3 modules in the unet"),
+        ("glora", "GLoRA `test`: rank 2/3/4/5, 4 of 5 modules in the unet, 1 in the text encoder"),
+        ("sparse", "LoRA `test`: rank 2/3, 2 of 2 modules in the unet"),
+        ("peft_ia3", "IA3 `test`: 5 of 5 modules in the unet"),
+        ("peft_oft", "OFT `test`: 4 of 4 modules in the unet"),
+        ("peft_oft_exact", "OFT `test`: 4 of 4 modules in the unet"),
+        ("peft_oft_shared", "OFT `test`: 4 of 4 modules in the unet"),
+        ("peft_boft", "BOFT `test`: 4 of 4 modules in the unet"),
+        ("peft_boft_stages", "BOFT `test`: 3 of 3 modules in the unet"),
+        ("peft_hra", "HRA `test`: rank 3, 4 of 4 modules in the unet"),
+        ("peft_hra_orthogonal", "HRA `test`: rank 3, 4 of 4 modules in the unet"),
     ]);
     for case in cases() {
         let options = LoraOptions::default();
@@ -501,7 +511,9 @@ fn halves_of_modules_are_refused() {
 
 #[test]
 fn families_that_are_not_supported_are_named() {
-    for (part, what) in [(".b1.weight", "GLoRA"), (".oft_R.weight", "OFT of PEFT")] {
+    for (part, what) in
+        [(".lambda_layer", "T-LoRA"), (".lora_E", "AdaLoRA"), (".oft_r", "OFT of PEFT before 0.16")]
+    {
         let name = format!("{Q}{part}");
         let error = one(&[(&name, matrix(1, 1, 1.0))]).error();
         assert!(error.to_string().contains(what), "{error}");
@@ -588,10 +600,36 @@ fn broken_modules_of_every_family_are_refused_by_what_is_wrong() {
         (with("dora_scale", &[12, 1]), "its magnitude (DoRA) is [12, 1], the weight is [16, 16]"),
         (vec![("dora_scale", &[16, 1])], "nothing that it belongs to"),
         (vec![("oft_blocks", &[4, 4, 4]), ("dora_scale", &[16, 1])], "nothing that it belongs to"),
-        (with("hada_w1_a", &[16, 2]), "is both a LoHa and a LoRA"),
+        (with("hada_w1_a", &[16, 2]), "is both LoHa and LoRA"),
         // This layer has no bias.
         (with("diff_b", &[16]), "this model has no such weight"),
         (with("lora_mid.weight", &[2, 3]), "and mid [2, 3] do not go together"),
+        (vec![("lora_down.weight", &[0, 16]), ("lora_up.weight", &[16, 0])], "do not go together"),
+        (vec![("a1.weight", &[16, 2]), ("a2.weight", &[2, 16])], "it has no b1 matrix"),
+        (
+            vec![
+                ("a1.weight", &[16, 2]),
+                ("a2.weight", &[2, 16]),
+                ("b1.weight", &[16, 3]),
+                ("b2.weight", &[3, 16]),
+            ],
+            "b1 [16, 3] and b2 [3, 16] do not go together",
+        ),
+        (vec![("ia3_l", &[12, 1])], "it scales 12 outputs, the weight is [16, 16]"),
+        (vec![("ia3_l", &[1, 16, 1, 1])], "there is none"),
+        (vec![("oft_R.weight", &[4, 5])], "no halves of square matrices"),
+        (vec![("oft_R.weight", &[3, 6])], "it turns 3 groups of 4 inputs, the weight is [16, 16]"),
+        (vec![("oft_R.weight", &[1, 3])], "it turns 1 groups of 3 inputs, the weight is [16, 16]"),
+        (vec![("boft_R", &[1, 4, 4, 4])], "it has no factors matrix"),
+        (
+            vec![("boft_R", &[4, 4, 4, 4]), ("boft_s", &[16, 1])],
+            "it turns 4 groups of 4 inputs in 4 stages, the weight is [16, 16]",
+        ),
+        (vec![("boft_R", &[1, 4, 4, 4]), ("boft_s", &[8, 1])], "it scales 8 outputs"),
+        (vec![("hra_u", &[12, 3])], "it turns 12 inputs, the weight is [16, 16]"),
+        (vec![("hra_u", &[16, 3]), ("oft_R.weight", &[4, 6])], "is both HRA and OFT"),
+        (vec![("oft_blocks", &[4, 4, 4]), ("oft_R.weight", &[4, 6])], "is both OFT and OFT"),
+        (with("bias_values", &[3]), "it has no stray_indices matrix"),
     ] {
         let error = of_q(&parts).error().to_string();
         assert!(error.contains(wrong), "{error}");

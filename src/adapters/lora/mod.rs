@@ -8,14 +8,15 @@
 //! What a LoRA changes decides what it is: spatial weights make it a style or LCM LoRA, motion modules
 //! a motion LoRA. Nothing here knows the difference.
 //!
-//! How a change is made up of stored tensors is the matter of its family: LoRA and LoCon, LoHa, LoKr, OFT
-//! and BOFT, IA3, and full differences; DoRA stands over any of those that add.
+//! How a change is made up of stored tensors is the matter of its family: LoRA and LoCon, LoHa, LoKr, GLoRA, OFT
+//! and BOFT, HRA, IA3, and full differences; DoRA stands over any of those that add.
 
 mod base;
 mod change;
 mod dora;
 mod family;
 mod full;
+mod glora;
 mod hadamard;
 mod ia3;
 mod kronecker;
@@ -24,6 +25,7 @@ mod oft;
 mod peft;
 mod product;
 mod targets;
+mod turned;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
@@ -168,6 +170,9 @@ impl Lora {
         let wrong = |reason: String| Error::Adapter { adapter: name.clone(), reason };
         let peft = PeftConfig::find(&archive)?;
 
+        if let Some(reason) = peft.as_ref().and_then(PeftConfig::refusal) {
+            return Err(wrong(reason));
+        }
         if let Some(what) = archive.names().find_map(unsupported) {
             return Err(wrong(format!("is a {what}, which is not supported")));
         }
@@ -188,10 +193,10 @@ impl Lora {
             };
             if let Some(family) = family
                 && let Some(other) = families.insert(module.clone(), family)
-                && other.name != family.name
+                && !std::ptr::eq(other, family)
             {
                 let (module, one, two) = (quoted(&module), other.name, family.name);
-                return Err(wrong(format!("module {module} is both a {one} and a {two}")));
+                return Err(wrong(format!("module {module} is both {one} and {two}")));
             }
             let parts = stored_parts.entry(module).or_default();
             if let Some(other) = parts.insert(part, stored.to_owned()) {
@@ -282,6 +287,9 @@ impl Lora {
             let both = [(Some(weight.to_owned()), made.weight), (bias, made.bias)];
             for (name, change) in both {
                 let (Some(name), Some(change)) = (name, change) else { continue };
+                if change.is_optional() && checkpoint.shape_of(component, &name).is_none() {
+                    continue;
+                }
                 self.check(checkpoint, component, written, &name, change.as_ref())?;
                 let changes = changes.entry(component).or_default();
                 if changes.insert(name.clone(), change).is_some() {
@@ -308,8 +316,7 @@ impl Lora {
             archive: &self.archive,
             stored: &module.stored,
             alpha: module.alpha,
-            rank: module.stated.rank,
-            by_root: module.stated.by_root,
+            stated: module.stated,
             scale,
         };
         Changes::read(module.family, &parts)

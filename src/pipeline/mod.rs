@@ -11,19 +11,21 @@ pub mod memory;
 pub mod request;
 
 use std::collections::BTreeMap;
+use std::sync::{Mutex, PoisonError};
 
 use candle_core::{DType, Device, Tensor};
 
+use crate::adapters::{Conditioner, Pass};
 use crate::device::{self, Precision};
 use crate::media::{FrameSink, RgbImage, tensor::to_rgb};
 use crate::models::control_net::ControlNet;
-use crate::models::unet::UNet;
+use crate::models::unet::{Injection, UNet};
 use crate::models::vae::Vae;
 use crate::rng::Noise;
 use crate::sampler::{Denoiser, Observer, Plan, PlanSettings, Progress};
 use crate::schedule::{NoiseLevel, NoiseSchedule};
 use crate::text::{Chunks, TextModel};
-use crate::weights::LoadReport;
+use crate::weights::{Component, LoadReport, Resident};
 use crate::{Error, Result};
 use denoiser::{Guidance, Guided, Settings};
 use load::Models;
@@ -121,6 +123,9 @@ pub struct Pipeline {
     unet: Option<UNet>,
     vae: Option<Vae>,
     control_nets: BTreeMap<String, ControlNet>,
+    /// The weights of those models that stay.
+    resident: BTreeMap<Component, Resident>,
+    conditioners: Vec<Mutex<Box<dyn Conditioner>>>,
 }
 
 /// Which parts stay in memory.
@@ -145,6 +150,8 @@ impl Pipeline {
             unet: None,
             vae: None,
             control_nets: BTreeMap::new(),
+            resident: BTreeMap::new(),
+            conditioners: vec![],
         }
     }
 
@@ -161,6 +168,33 @@ impl Pipeline {
     /// In which number formats it runs.
     pub fn precision(&self) -> Precision {
         self.precision
+    }
+
+    /// Gives a LoRA other strengths in the UNet and in the text encoder; it is counted as in [`Models::adapters`].
+    ///
+    /// With [`Residency::KeepAll`] only the weights that it changes are read and patched again, when they are needed
+    /// next; the clip is the one that a new pipeline would make. Meanwhile the memory of the old ones is free.
+    ///
+    /// # Errors
+    ///
+    /// When there is no such LoRA, or a strength is not a number.
+    pub fn set_lora_strength(&mut self, lora: usize, unet: f64, text: f64) -> Result<()> {
+        for (component, names) in self.models.set_lora_strength(lora, unet, text)? {
+            if let Some(resident) = self.resident.get_mut(&component) {
+                resident.forget(names);
+            }
+            match component {
+                Component::UNet => self.unet = None,
+                Component::Text => self.text = None,
+                _ => {}
+            }
+        }
+        Ok(())
+    }
+
+    /// Adds a conditioner of one's own to all runs; it comes after those of the requests.
+    pub fn add_conditioner(&mut self, conditioner: Box<dyn Conditioner>) {
+        self.conditioners.push(Mutex::new(conditioner));
     }
 
     /// Fills in what the request leaves to the model, and checks it against the model and the memory.
@@ -284,13 +318,14 @@ impl Pipeline {
             Some(negative) => guided.guide(negative, request.cfg_scale, prepared.guidance)?,
             None => guided,
         };
-        let conditioners = control::conditioners(
+        let mut conditioners = control::conditioners(
             &request.controls,
             &prepared.hints,
             &self.control_nets,
             self.precision.unet,
             &self.device,
         )?;
+        conditioners.extend(self.conditioners.iter().map(|own| Box::new(Lent::new(own)) as _));
         Ok(guided.condition(conditioners, &prepared.plan.steps))
     }
 
@@ -344,10 +379,27 @@ impl Pipeline {
         Ok((context, negative))
     }
 
+    /// Builds a model of what is left of it in memory and the files.
+    fn build<T>(
+        &mut self,
+        component: Component,
+        dtype: DType,
+        build: impl FnOnce(&Models, &mut Resident) -> Result<T>,
+    ) -> Result<T> {
+        let before = self.resident.remove(&component);
+        let mut resident = before.unwrap_or_else(|| Resident::new(dtype, &self.device));
+        let built = build(&self.models, &mut resident);
+        if self.residency == Residency::KeepAll {
+            self.resident.insert(component, resident);
+        }
+        built
+    }
+
     fn load_text(&mut self, listener: &mut dyn Listener) -> Result<()> {
         if self.text.is_none() {
             listener.event(Event::Load { part: "text", bytes: self.models.text_bytes() })?;
-            let (text, report) = self.models.text(self.precision.text, &self.device)?;
+            let (text, report) =
+                self.build(Component::Text, self.precision.text, Models::rebuild_text)?;
             listener.event(Event::Report { report })?;
             self.text = Some(text);
         }
@@ -358,7 +410,8 @@ impl Pipeline {
         if self.unet.is_none() {
             let bytes = self.models.unet_bytes(self.precision.unet);
             listener.event(Event::Load { part: "unet", bytes })?;
-            let (unet, report) = self.models.unet(self.precision.unet, &self.device)?;
+            let (unet, report) =
+                self.build(Component::UNet, self.precision.unet, Models::rebuild_unet)?;
             listener.event(Event::Report { report })?;
             self.unet = Some(unet);
         }
@@ -393,6 +446,30 @@ impl Pipeline {
             self.vae = Some(vae);
         }
         Ok(())
+    }
+}
+
+/// A conditioner that a run has and the pipeline keeps.
+#[derive(Debug)]
+struct Lent<'a> {
+    label: String,
+    own: &'a Mutex<Box<dyn Conditioner>>,
+}
+
+impl<'a> Lent<'a> {
+    fn new(own: &'a Mutex<Box<dyn Conditioner>>) -> Self {
+        let label = own.lock().unwrap_or_else(PoisonError::into_inner).label().to_owned();
+        Self { label, own }
+    }
+}
+
+impl Conditioner for Lent<'_> {
+    fn label(&self) -> &str {
+        &self.label
+    }
+
+    fn inject(&mut self, pass: &Pass<'_>, injection: &mut Injection) -> Result<()> {
+        self.own.lock().unwrap_or_else(PoisonError::into_inner).inject(pass, injection)
     }
 }
 

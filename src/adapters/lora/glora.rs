@@ -33,14 +33,17 @@ struct Glora {
 }
 
 fn read(parts: &Parts<'_>) -> Result<Made, String> {
-    let [a1, a2, b1, b2] = [parts.need("a1")?, parts.need("a2")?, parts.need("b1")?, parts.need("b2")?];
+    let [a1, a2, b1, b2] =
+        [parts.need("a1")?, parts.need("a2")?, parts.need("b1")?, parts.need("b2")?];
     let today = sizes([&a1, &a2], [&b1, &b2]);
     let (a, b, sizes) = match (today, sizes([&a2, &a1], [&b2, &b1])) {
         (Some(sizes), _) => ([a1, a2], [b1, b2], sizes),
         (None, Some(sizes)) => ([a2, a1], [b2, b1], sizes),
         (None, None) => {
             let [a1, a2, b1, b2] = [&a1, &a2, &b1, &b2].map(Stored::shape);
-            return Err(format!("a1 {a1:?}, a2 {a2:?}, b1 {b1:?} and b2 {b2:?} do not go together"));
+            return Err(format!(
+                "a1 {a1:?}, a2 {a2:?}, b1 {b1:?} and b2 {b2:?} do not go together"
+            ));
         }
     };
     let (shape, rank) = sizes;
@@ -82,7 +85,8 @@ impl Change for Glora {
         let flat = weight.reshape((rows, inputs, ()))?.transpose(1, 2)?.contiguous()?; // (rows, kernel, inputs)
         let kernel = flat.dim(1)?;
         let multiplied = flat.reshape((rows * kernel, inputs))?.matmul(&left)?.matmul(&right)?;
-        let multiplied = multiplied.reshape((rows, kernel, inputs))?.transpose(1, 2)?.contiguous()?;
+        let multiplied =
+            multiplied.reshape((rows, kernel, inputs))?.transpose(1, 2)?.contiguous()?;
         let [up, down] = &self.b;
         let added = up.read()?.flatten_from(1)?.matmul(&down.read()?.flatten_from(1)?)?;
         let change = (multiplied.reshape(weight.shape())? + added.reshape(weight.shape())?)?;

@@ -50,9 +50,11 @@ fn read_peft(parts: &Parts<'_>) -> Result<Made, String> {
         // Those of convolutions always lie along the second axis.
         ([1, _, ..], Some(on_input)) => on_input,
         ([1, _, ..], None) => {
-            return Err("whether it scales inputs or outputs is said by an adapter_config.json that \
+            return Err(
+                "whether it scales inputs or outputs is said by an adapter_config.json that \
                         lists `feedforward_modules`, and there is none"
-                .into());
+                    .into(),
+            );
         }
         (shape, _) => return Err(format!("its factors are {shape:?}")),
     };

@@ -97,7 +97,9 @@ impl Strays {
         match (indices.shape(), values.shape()) {
             ([2, count], [values]) if count == values => {}
             (indices, values) => {
-                return Err(format!("indices {indices:?} and values {values:?} do not go together"));
+                return Err(format!(
+                    "indices {indices:?} and values {values:?} do not go together"
+                ));
             }
         }
         let strays = Self { indices, values };
@@ -107,13 +109,16 @@ impl Strays {
 
     /// Where the values stand in a weight of this shape, row after row.
     fn places(&self, shape: &[usize]) -> Result<Vec<usize>> {
-        let (rows, columns) = (shape.first().copied().unwrap_or(0), shape.iter().skip(1).product::<usize>());
+        let (rows, columns) =
+            (shape.first().copied().unwrap_or(0), shape.iter().skip(1).product::<usize>());
         let indices = self.indices.read()?.to_vec2::<f32>()?;
         let [row, column] = &indices[..] else { return Ok(vec![]) };
         let place = |(row, column): (&f32, &f32)| {
             let inside = (0.0..rows as f32).contains(row) && (0.0..columns as f32).contains(column);
             if !inside {
-                candle_core::bail!("the value at row {row}, column {column} lies outside of {shape:?}");
+                candle_core::bail!(
+                    "the value at row {row}, column {column} lies outside of {shape:?}"
+                );
             }
             Ok(*row as usize * columns + *column as usize)
         };

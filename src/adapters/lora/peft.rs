@@ -53,7 +53,8 @@ impl Part {
         }
         let begun = self.init_lora_weights.as_ref().and_then(Value::as_str)?;
         let changes_base = OTHER_BASES.iter().any(|other| begun.starts_with(other));
-        changes_base.then(|| format!("was trained over weights that {} changed first", quoted(begun)))
+        changes_base
+            .then(|| format!("was trained over weights that {} changed first", quoted(begun)))
     }
 
     /// IA3: whether a module scales its inputs; nothing if the file does not say.
@@ -204,7 +205,8 @@ mod tests {
         assert_eq!(refusal(r#"{"init_lora_weights": "gaussian"}"#), None);
         let kind = refusal(r#"{"peft_type": "VERA"}"#).unwrap();
         assert_eq!(kind, "is a `VERA` of PEFT, which is not supported");
-        let base = refusal(r#"{"peft_type": "LORA", "init_lora_weights": "pissa_niter_4"}"#).unwrap();
+        let base =
+            refusal(r#"{"peft_type": "LORA", "init_lora_weights": "pissa_niter_4"}"#).unwrap();
         assert!(base.contains("`pissa_niter_4`"), "{base}");
     }
 }

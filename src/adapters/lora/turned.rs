@@ -105,7 +105,9 @@ impl Oft {
             Some(terms) => neumann(&blocks, (groups, size), terms)?,
             None => {
                 // Cayley's transform of the negative: that is how PEFT turns.
-                blocks.iter_mut().for_each(|value| *value = -*value);
+                for value in &mut blocks {
+                    *value = -*value;
+                }
                 rotations(&mut blocks, size, None);
                 Tensor::from_vec(blocks, (groups, size, size), &Device::Cpu)?
             }
@@ -281,7 +283,9 @@ impl Hra {
             }
             let length = dot(&column, &column).sqrt();
             if length > 0.0 {
-                column.iter_mut().for_each(|x| *x /= length);
+                for x in &mut column {
+                    *x /= length;
+                }
                 normals.push(column);
             }
         }

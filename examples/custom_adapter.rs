@@ -1,4 +1,4 @@
-//! A change of weights of one's own: how much motion modules count, and with them how much a clip moves.
+//! A change of weights of one's own: how much motion modules count, and with them how alike frames are.
 //! `cargo run --release --example custom_adapter`
 
 #![allow(clippy::print_stdout)]
@@ -19,7 +19,7 @@ use candle_core::{Device, Tensor};
 struct MotionGain(BTreeSet<String>);
 
 impl WeightPatch for MotionGain {
-    fn label(&self) -> &str {
+    fn label(&self) -> &'static str {
         "motion gain"
     }
 

@@ -176,7 +176,7 @@ fn a_model_that_is_built_again_shares_the_memory_of_what_is_kept() {
 struct Shift(BTreeSet<String>);
 
 impl WeightPatch for Shift {
-    fn label(&self) -> &str {
+    fn label(&self) -> &'static str {
         "shift"
     }
 
@@ -215,7 +215,7 @@ struct Witness {
 }
 
 impl Conditioner for Witness {
-    fn label(&self) -> &str {
+    fn label(&self) -> &'static str {
         "witness"
     }
 

@@ -713,8 +713,8 @@ fn words_that_a_lora_brings_along_are_learned() {
     assert!(!differs(&states(&text, "a cat"), &states(&plain, "a cat")));
     // The file is hashed once.
     assert_eq!(models.sources().iter().filter(|s| **s == made.source()).count(), 1);
-    let lora = LoraFile::new(with_words(77).source().path());
-    let error = Models::open(&files(vec![lora])).unwrap_err();
+    let wide = with_words(77);
+    let error = Models::open(&files(vec![LoraFile::new(wide.source().path())])).unwrap_err();
     assert!(error.to_string().contains("is 77 wide, the text encoder 12"), "{error}");
 }
 

@@ -37,8 +37,11 @@ fn pipeline(models: Models, residency: Residency) -> Pipeline {
     Pipeline::new(models, Device::Cpu, precision, residency)
 }
 
+/// The values of all that a run records, by name.
+type Recorded = BTreeMap<String, Vec<f32>>;
+
 /// What a run records, and the reports of what it loads.
-fn run(pipeline: &mut Pipeline) -> Result<(BTreeMap<String, Vec<f32>>, Vec<LoadReport>)> {
+fn run(pipeline: &mut Pipeline) -> Result<(Recorded, Vec<LoadReport>)> {
     let request = Request {
         prompt: "a corgi".into(),
         width: Some(32),

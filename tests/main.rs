@@ -3,6 +3,8 @@
 // Clippy takes functions that tests share for ordinary code.
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
+/// Adapters in a running pipeline.
+mod adapters;
 /// The floors of the house.
 mod architecture;
 /// Hostile files and impossible requests, given to the real program.

@@ -144,7 +144,8 @@ pub(super) struct ModelFlags {
     /// The consistency LoRA; `none` for none [default: the one made for the motion modules].
     #[arg(long, value_name = "NAME|FILE[:SCALE]")]
     pub(super) lcm_lora: Option<WeightedFile>,
-    /// A LoRA or a relative and its strength, also `FILE:unet=SCALE,text=SCALE`; repeatable.
+    /// A LoRA or a relative (a file, or PEFT's folder) and its strength, also `FILE:unet=SCALE,text=SCALE`;
+    /// repeatable.
     #[arg(long, value_name = "FILE[:SCALE]")]
     pub(super) lora: Vec<WeightedFile>,
     /// A textual inversion and the word for it in prompts; repeatable [default: the word that the file names].

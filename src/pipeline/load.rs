@@ -6,6 +6,7 @@ mod sizes;
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
+use std::sync::Arc;
 
 use candle_core::{DType, Device};
 use serde::de::DeserializeOwned;
@@ -27,7 +28,9 @@ use crate::schedule::{self, NoiseSchedule, Prediction};
 use crate::text::TextModel;
 use crate::text::inversion::Inversion;
 use crate::text::tokenizer::Tokenizer;
-use crate::weights::{Checkpoint, Component, LoadReport, PatchStack, Source, random};
+use crate::weights::{
+    Checkpoint, Component, LoadReport, PatchStack, Resident, Source, WeightPatch, random,
+};
 use crate::{Error, Result};
 
 /// The base model.
@@ -167,9 +170,10 @@ pub struct Models {
     checkpoint: Checkpoint,
     /// How many numbers each component has, where they are drawn and not in `checkpoint`.
     drawn: Option<BTreeMap<Component, u64>>,
-    patches: PatchStack,
-    loras: Vec<Source>,
+    loras: Vec<OpenLora>,
     adapters: Vec<LoraReport>,
+    /// Changes of weights that come from no file.
+    patches: PatchStack,
     embeddings: Vec<Inversion>,
     side_networks: BTreeMap<String, OpenSideNetwork>,
     /// The base files once more, for the autoencoder's other half.
@@ -178,6 +182,14 @@ pub struct Models {
     vae: VaeSizes,
     text: TextConfig,
     scheduler: schedule::Config,
+}
+
+/// A LoRA and how it is applied.
+#[derive(Debug)]
+struct OpenLora {
+    lora: Lora,
+    options: LoraOptions,
+    patches: PatchStack,
 }
 
 #[derive(Clone, Debug)]
@@ -275,12 +287,12 @@ impl Models {
         };
         let scheduler = configs.read("scheduler")?.unwrap_or_default();
 
-        let mut patches = PatchStack::new();
-        let mut adapters = Vec::new();
+        let (mut loras, mut adapters, mut embeddings) = (Vec::new(), Vec::new(), Vec::new());
         let mut known = BTreeSet::new();
         for lora in &files.loras {
-            let path = lora.source.path();
-            let name = path.display().to_string();
+            let name = lora.source.path().display().to_string();
+            let adapter = Lora::open(&lora.source, name.clone())?;
+            let path = adapter.archive().path();
             if !known.insert(path.canonicalize().unwrap_or_else(|_| path.to_path_buf())) {
                 let reason = "is given twice".into();
                 return Err(Error::Adapter { adapter: name, reason }
@@ -292,10 +304,14 @@ impl Models {
                 unet_strength: lora.scale,
                 text_strength: lora.text_scale.unwrap_or(lora.scale),
             };
-            let adapter = Lora::open(&lora.source, name)?;
+            let mut patches = PatchStack::new();
             adapters.push(adapter.apply(&checkpoint, &options, &mut patches)?);
+            if let Some(inversion) = adapter.inversion() {
+                inversion.check_width(text.hidden_size)?;
+                embeddings.push(inversion.clone());
+            }
+            loras.push(OpenLora { lora: adapter, options, patches });
         }
-        let mut embeddings = Vec::new();
         for file in &files.embeddings {
             let inversion = Inversion::open(&file.source, file.word.as_deref())?;
             inversion.check_width(text.hidden_size)?;
@@ -305,10 +321,10 @@ impl Models {
             base: files.base.clone(),
             checkpoint,
             drawn: None,
-            patches,
+            loras,
             adapters,
+            patches: PatchStack::new(),
             embeddings,
-            loras: files.loras.iter().map(|lora| lora.source.clone()).collect(),
             side_networks: BTreeMap::new(),
             encoder,
             unet,
@@ -340,9 +356,9 @@ impl Models {
                 base: files.base.clone(),
                 checkpoint: Checkpoint::new(),
                 drawn: None,
-                patches: PatchStack::new(),
                 loras: vec![],
                 adapters: vec![],
+                patches: PatchStack::new(),
                 embeddings: vec![],
                 side_networks: BTreeMap::new(),
                 encoder: Checkpoint::new(),
@@ -374,9 +390,17 @@ impl Models {
     /// All files that weights come from.
     pub fn sources(&self) -> Vec<Source> {
         let archives = self.checkpoint.archives().iter().map(|archive| archive.source().clone());
+        let loras = self.loras.iter().map(|open| open.lora.archive().source().clone());
         let embeddings = self.embeddings.iter().map(|inversion| inversion.source().clone());
         let controls = self.side_networks.values().flat_map(OpenSideNetwork::sources);
-        archives.chain(self.loras.iter().cloned()).chain(embeddings).chain(controls).collect()
+        let mut sources: Vec<Source> = Vec::new();
+        for source in archives.chain(loras).chain(embeddings).chain(controls) {
+            // A LoRA's file may hold embeddings, too.
+            if !sources.contains(&source) {
+                sources.push(source);
+            }
+        }
+        sources
     }
 
     /// The open base files: names, shapes, what was left aside.
@@ -387,6 +411,60 @@ impl Models {
     /// What became of each LoRA.
     pub fn adapters(&self) -> &[LoraReport] {
         &self.adapters
+    }
+
+    /// Gives a LoRA other strengths in the UNet and in the text encoder; it is counted as in
+    /// [`adapters`](Self::adapters).
+    ///
+    /// Returns the weights that are others from now on. Models that were built before keep theirs.
+    ///
+    /// # Errors
+    ///
+    /// When there is no such LoRA, or a strength is not a number.
+    pub fn set_lora_strength(
+        &mut self,
+        lora: usize,
+        unet: f64,
+        text: f64,
+    ) -> Result<BTreeMap<Component, BTreeSet<String>>> {
+        let count = self.loras.len();
+        let (Some(open), Some(report)) = (self.loras.get_mut(lora), self.adapters.get_mut(lora))
+        else {
+            return Err(Error::request(
+                "lora",
+                format!("there is none of number {lora} of {count}"),
+            ));
+        };
+        if let Some(wrong) = [unet, text].into_iter().find(|strength| !strength.is_finite()) {
+            return Err(Error::request("lora", format!("{wrong} is not a strength")));
+        }
+        let options = LoraOptions { unet_strength: unet, text_strength: text, ..open.options };
+        let mut patches = PatchStack::new();
+        *report = open.lora.apply(&self.checkpoint, &options, &mut patches)?;
+        let before = std::mem::replace(&mut open.options, options);
+        let strengths = [
+            (Component::UNet, before.unet_strength, unet),
+            (Component::Text, before.text_strength, text),
+        ];
+        let changed = strengths
+            .into_iter()
+            .filter(|(_, before, after)| before.to_bits() != after.to_bits())
+            .map(|(component, ..)| {
+                let names =
+                    open.patches.names(component).into_iter().chain(patches.names(component));
+                (component, names.map(str::to_owned).collect())
+            })
+            .filter(|(_, names): &(_, BTreeSet<String>)| !names.is_empty())
+            .collect();
+        open.patches = patches;
+        Ok(changed)
+    }
+
+    /// Adds a change of a component's weights that comes from no file; it is made after those of the LoRAs.
+    ///
+    /// Models that were built before do not have it.
+    pub fn add_patch(&mut self, component: Component, patch: Arc<dyn WeightPatch>, strength: f64) {
+        self.patches.push(component, patch, strength);
     }
 
     /// The textual inversions.
@@ -556,8 +634,14 @@ impl Models {
 
     /// Builds the tokenizer and the text encoder.
     pub fn text(&self, dtype: DType, device: &Device) -> Result<(TextModel, LoadReport)> {
+        self.rebuild_text(&mut Resident::new(dtype, device))
+    }
+
+    /// Builds the tokenizer and the text encoder of what is `resident` and the files; see
+    /// [`Checkpoint::rebuild`].
+    pub fn rebuild_text(&self, resident: &mut Resident) -> Result<(TextModel, LoadReport)> {
         let (encoder, report) =
-            self.build(Component::Text, dtype, device, |vb| TextEncoder::new(&self.text, &vb))?;
+            self.build(Component::Text, resident, |vb| TextEncoder::new(&self.text, &vb))?;
         let tokenizer = match &self.base {
             Base::Embedded => Tokenizer::from_files(
                 Embedded::VOCABULARY,
@@ -579,16 +663,23 @@ impl Models {
                 ),
             });
         }
-        let mut text = TextModel::new(tokenizer, encoder, device);
+        let mut text = TextModel::new(tokenizer, encoder, resident.device());
         for inversion in &self.embeddings {
             text.add(inversion)?;
+            // The encoder has a longer table of its own now.
+            resident.forget([TextEncoder::TOKENS]);
         }
         Ok((text, report))
     }
 
     /// Builds the UNet.
     pub fn unet(&self, dtype: DType, device: &Device) -> Result<(UNet, LoadReport)> {
-        self.build(Component::UNet, dtype, device, |vb| UNet::new(&self.unet, &vb))
+        self.rebuild_unet(&mut Resident::new(dtype, device))
+    }
+
+    /// Builds the UNet of what is `resident` and the files; see [`Checkpoint::rebuild`].
+    pub fn rebuild_unet(&self, resident: &mut Resident) -> Result<(UNet, LoadReport)> {
+        self.build(Component::UNet, resident, |vb| UNet::new(&self.unet, &vb))
     }
 
     /// Bytes of the autoencoder's encoder; 0 where the files have none.
@@ -629,20 +720,25 @@ impl Models {
 
     /// Builds the autoencoder.
     pub fn vae(&self, dtype: DType, device: &Device) -> Result<(Vae, LoadReport)> {
-        self.build(Component::Vae, dtype, device, |vb| self.vae.build(&vb))
+        let mut resident = Resident::new(dtype, device);
+        self.build(Component::Vae, &mut resident, |vb| self.vae.build(&vb))
     }
 
     fn build<T>(
         &self,
         component: Component,
-        dtype: DType,
-        device: &Device,
+        resident: &mut Resident,
         model: impl FnOnce(candle_nn::VarBuilder<'static>) -> Result<T>,
     ) -> Result<(T, LoadReport)> {
         if self.drawn.is_some() {
-            return random::build(component, dtype, device, model);
+            return random::build(component, resident.dtype(), resident.device(), model);
         }
-        self.checkpoint.build(component, dtype, device, &self.patches, model)
+        let mut patches = PatchStack::new();
+        for open in &self.loras {
+            patches.append(&open.patches);
+        }
+        patches.append(&self.patches);
+        self.checkpoint.rebuild(component, &patches, resident, model)
     }
 }
 

@@ -11,19 +11,21 @@ pub mod memory;
 pub mod request;
 
 use std::collections::BTreeMap;
+use std::sync::{Mutex, PoisonError};
 
 use candle_core::{DType, Device, Tensor};
 
+use crate::adapters::{Conditioner, Pass};
 use crate::device::{self, Precision};
 use crate::media::FrameSink;
 use crate::media::tensor::{from_rgb, to_rgb};
-use crate::models::unet::UNet;
+use crate::models::unet::{Injection, UNet};
 use crate::models::vae::{Vae, VaeEncoder};
 use crate::rng::Noise;
 use crate::sampler::{Denoiser, Observer, Plan, PlanSettings, Progress};
 use crate::schedule::{NoiseLevel, NoiseSchedule};
 use crate::text::{Chunks, TextModel};
-use crate::weights::LoadReport;
+use crate::weights::{Component, LoadReport, Resident};
 use crate::{Error, Result};
 use control::Hint;
 use denoiser::{Guidance, Guided, Settings};
@@ -125,6 +127,9 @@ pub struct Pipeline {
     vae: Option<Vae>,
     encoder: Option<VaeEncoder>,
     side_networks: BTreeMap<String, SideNetwork>,
+    /// The weights of those models that stay.
+    resident: BTreeMap<Component, Resident>,
+    conditioners: Vec<Mutex<Box<dyn Conditioner>>>,
 }
 
 /// Which parts stay in memory.
@@ -150,6 +155,8 @@ impl Pipeline {
             vae: None,
             encoder: None,
             side_networks: BTreeMap::new(),
+            resident: BTreeMap::new(),
+            conditioners: vec![],
         }
     }
 
@@ -166,6 +173,33 @@ impl Pipeline {
     /// In which number formats it runs.
     pub fn precision(&self) -> Precision {
         self.precision
+    }
+
+    /// Gives a LoRA other strengths in the UNet and in the text encoder; it is counted as in [`Models::adapters`].
+    ///
+    /// With [`Residency::KeepAll`] only the weights that it changes are read and patched again, when they are needed
+    /// next; the clip is the one that a new pipeline would make. Meanwhile the memory of the old ones is free.
+    ///
+    /// # Errors
+    ///
+    /// When there is no such LoRA, or a strength is not a number.
+    pub fn set_lora_strength(&mut self, lora: usize, unet: f64, text: f64) -> Result<()> {
+        for (component, names) in self.models.set_lora_strength(lora, unet, text)? {
+            if let Some(resident) = self.resident.get_mut(&component) {
+                resident.forget(names);
+            }
+            match component {
+                Component::UNet => self.unet = None,
+                Component::Text => self.text = None,
+                _ => {}
+            }
+        }
+        Ok(())
+    }
+
+    /// Adds a conditioner of one's own to all runs; it comes after those of the requests.
+    pub fn add_conditioner(&mut self, conditioner: Box<dyn Conditioner>) {
+        self.conditioners.push(Mutex::new(conditioner));
     }
 
     /// Fills in what the request leaves to the model, and checks it against the model and the memory.
@@ -245,7 +279,9 @@ impl Pipeline {
                 dtype: self.precision.unet,
                 device: &self.device,
             };
-            let conditioners = control::conditioners(request, &parts)?;
+            let mut conditioners = control::conditioners(request, &parts)?;
+            let own = self.conditioners.iter().map(|own| Box::new(Lent::new(own)) as _);
+            conditioners.extend(own);
             let mut guided = guided.condition(conditioners, &prepared.plan.steps);
             let mut asked = 0;
             let mut recording = |x: &Tensor, at: NoiseLevel| {
@@ -401,10 +437,27 @@ impl Pipeline {
         Ok(all)
     }
 
+    /// Builds a model of what is left of it in memory and the files.
+    fn build<T>(
+        &mut self,
+        component: Component,
+        dtype: DType,
+        build: impl FnOnce(&Models, &mut Resident) -> Result<T>,
+    ) -> Result<T> {
+        let before = self.resident.remove(&component);
+        let mut resident = before.unwrap_or_else(|| Resident::new(dtype, &self.device));
+        let built = build(&self.models, &mut resident);
+        if self.residency == Residency::KeepAll {
+            self.resident.insert(component, resident);
+        }
+        built
+    }
+
     fn load_text(&mut self, listener: &mut dyn Listener) -> Result<()> {
         if self.text.is_none() {
             listener.event(Event::Load { part: "text", bytes: self.models.text_bytes() })?;
-            let (text, report) = self.models.text(self.precision.text, &self.device)?;
+            let (text, report) =
+                self.build(Component::Text, self.precision.text, Models::rebuild_text)?;
             listener.event(Event::Report { report })?;
             self.text = Some(text);
         }
@@ -415,7 +468,8 @@ impl Pipeline {
         if self.unet.is_none() {
             let bytes = self.models.unet_bytes(self.precision.unet);
             listener.event(Event::Load { part: "unet", bytes })?;
-            let (unet, report) = self.models.unet(self.precision.unet, &self.device)?;
+            let (unet, report) =
+                self.build(Component::UNet, self.precision.unet, Models::rebuild_unet)?;
             listener.event(Event::Report { report })?;
             self.unet = Some(unet);
         }
@@ -463,6 +517,30 @@ impl Pipeline {
             self.vae = Some(vae);
         }
         Ok(())
+    }
+}
+
+/// A conditioner that a run has and the pipeline keeps.
+#[derive(Debug)]
+struct Lent<'a> {
+    label: String,
+    own: &'a Mutex<Box<dyn Conditioner>>,
+}
+
+impl<'a> Lent<'a> {
+    fn new(own: &'a Mutex<Box<dyn Conditioner>>) -> Self {
+        let label = own.lock().unwrap_or_else(PoisonError::into_inner).label().to_owned();
+        Self { label, own }
+    }
+}
+
+impl Conditioner for Lent<'_> {
+    fn label(&self) -> &str {
+        &self.label
+    }
+
+    fn inject(&mut self, pass: &Pass<'_>, injection: &mut Injection) -> Result<()> {
+        self.own.lock().unwrap_or_else(PoisonError::into_inner).inject(pass, injection)
     }
 }
 

@@ -30,8 +30,9 @@ mod format;
 mod patch;
 pub mod random;
 mod report;
+mod resident;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -49,6 +50,7 @@ pub use self::format::{Archive, ElementType, Layout, Source, TensorInfo};
 pub use self::patch::{PatchStack, WeightPatch};
 pub(crate) use self::report::some;
 pub use self::report::{Ignored, LoadReport, Replaced};
+pub use self::resident::Resident;
 use crate::{Error, Result};
 
 /// A network with weights of its own.
@@ -440,6 +442,26 @@ impl Checkpoint {
         patches: &PatchStack,
         model: impl FnOnce(VarBuilder<'static>) -> Result<T>,
     ) -> Result<(T, LoadReport)> {
+        self.rebuild(component, patches, &mut Resident::new(dtype, device), model)
+    }
+
+    /// Builds one component as [`build`](Self::build) does, with the tensors that are `resident` instead of reading
+    /// and patching them; all that the model then has are left there.
+    ///
+    /// Nothing checks that resident tensors were made of the same files and patches: those that a change of patches
+    /// concerns must have been forgotten.
+    ///
+    /// # Errors
+    ///
+    /// Those of [`build`](Self::build).
+    pub fn rebuild<T>(
+        &self,
+        component: Component,
+        patches: &PatchStack,
+        resident: &mut Resident,
+        model: impl FnOnce(VarBuilder<'static>) -> Result<T>,
+    ) -> Result<(T, LoadReport)> {
+        let (dtype, device) = (resident.dtype(), resident.device().clone());
         let index = self.index.get(&component).cloned().unwrap_or_default();
         if index.is_empty() {
             let reason = match self.archives.first() {
@@ -449,7 +471,11 @@ impl Checkpoint {
             return Err(Error::Missing { name: component.to_string(), reason: reason.to_owned() });
         }
         let patches: Vec<_> = patches.of(component).cloned().collect();
-        let record = Record { patched: vec![0; patches.len()], ..Record::default() };
+        let record = Record {
+            patched: vec![0; patches.len()],
+            resident: std::mem::take(&mut resident.tensors),
+            ..Record::default()
+        };
         let record = Arc::new(Mutex::new(record));
         let backend = Backend {
             archives: self.archives.clone(),
@@ -457,21 +483,22 @@ impl Checkpoint {
             patches: patches.clone(),
             record: Arc::clone(&record),
         };
-        let built = model(VarBuilder::from_backend(Box::new(backend), dtype, device.clone()));
+        let built = model(VarBuilder::from_backend(Box::new(backend), dtype, device));
 
         // Taken out, because the model may keep its builder and with it the backend.
         let record = std::mem::take(&mut *record.lock().unwrap_or_else(PoisonError::into_inner));
+        resident.tensors = record.resident;
         if let Some(failure) = record.failure {
             return Err(failure);
         }
         let unexpected: Vec<&String> =
             index.keys().filter(|name| !record.used.contains(*name)).collect();
         if !record.missing.is_empty() || !record.misshapen.is_empty() {
-            return Err(misfits(component, &record, &unexpected));
+            return Err(misfits(component, &record.missing, &record.misshapen, &unexpected));
         }
         let built = built?;
         if !unexpected.is_empty() {
-            return Err(misfits(component, &record, &unexpected));
+            return Err(misfits(component, &record.missing, &record.misshapen, &unexpected));
         }
         for entry in &patches {
             let lost: Vec<&String> =
@@ -491,6 +518,7 @@ impl Checkpoint {
         let report = LoadReport {
             component,
             used: record.used.len(),
+            kept: record.kept,
             bytes: record.bytes,
             files: self.counts(&index),
             ignored: self
@@ -562,16 +590,21 @@ fn check_positions(archive: &Archive, name: &str) -> Result<usize> {
 }
 
 /// One line that says how the weights and the model differ.
-fn misfits(component: Component, record: &Record, unexpected: &[&String]) -> Error {
+fn misfits(
+    component: Component,
+    missing: &BTreeSet<String>,
+    misshapen: &BTreeMap<String, (Vec<usize>, Vec<usize>)>,
+    unexpected: &[&String],
+) -> Error {
     let mut parts = Vec::new();
-    let missing: Vec<&String> = record.missing.iter().collect();
+    let missing: Vec<&String> = missing.iter().collect();
     if !missing.is_empty() {
         parts.push(format!("{} weights missing ({})", missing.len(), some(&missing)));
     }
-    if let Some((name, (stored, wanted))) = record.misshapen.iter().next() {
+    if let Some((name, (stored, wanted))) = misshapen.iter().next() {
         parts.push(format!(
             "{} of another shape ({} is {stored:?}, the model wants {wanted:?})",
-            record.misshapen.len(),
+            misshapen.len(),
             quoted(name)
         ));
     }

@@ -7,17 +7,12 @@ use candle_core::{DType, Device};
 use serde::Serialize;
 
 use super::super::to_json;
-use super::{Table, plain};
+use super::{Table, header, plain};
 use crate::adapters::lora::Lora;
 use crate::error::Bytes;
 use crate::text::inversion::Inversion;
 use crate::weights::{Archive, Checkpoint, Component, Source, sha256};
 use crate::{Error, Result};
-
-/// Pairs of a header that people are shown; JSON has them all.
-const SHOWN_PAIRS: usize = 12;
-/// Characters of such a value that people are shown.
-const SHOWN_CHARS: usize = 80;
 
 /// What weights are.
 #[derive(Debug, Serialize)]
@@ -49,6 +44,10 @@ struct LoraFacts {
     modules: usize,
     in_text_encoder: usize,
     in_motion_modules: usize,
+    /// Modules of the pictures' UNet by what they do.
+    layers: BTreeMap<&'static str, usize>,
+    /// Words for prompts that it brings along.
+    words: Vec<String>,
     ranks: BTreeSet<usize>,
     /// As text, because floats have no order.
     alphas: BTreeSet<String>,
@@ -96,6 +95,11 @@ pub(super) fn folder(path: &Path, as_json: bool) -> Result<String> {
         if inner.is_dir() {
             parts.push(part.describe(&inner).unwrap_or_else(|error| part.unreadable(&error)));
         }
+    }
+    if parts.is_empty()
+        && let Ok(lora) = Lora::open(&Source::from(path.to_path_buf()), "")
+    {
+        return file(lora.archive(), as_json);
     }
     if parts.is_empty() {
         // Perhaps it is a component's own folder.
@@ -233,6 +237,10 @@ impl About {
         }
         if let Some(lora) = &self.lora {
             table.row("modules", lora);
+            let layers: Vec<String> =
+                lora.layers.iter().map(|(layer, count)| format!("{layer} {count}")).collect();
+            table.row_if("touches", &layers.join(", "));
+            table.row_if("words", &lora.words.join(", "));
             let ranks: Vec<String> = lora.ranks.iter().map(ToString::to_string).collect();
             table.row_if("rank", &ranks.join(", "));
             let alphas: Vec<&str> = lora.alphas.iter().map(String::as_str).collect();
@@ -384,12 +392,29 @@ fn motion_kind(checkpoint: &Checkpoint) -> String {
     format!("motion modules (AnimateDiff{version})")
 }
 
+/// What modules of the text encoder and of motion modules are known by.
+const TEXT: [&str; 4] = ["lora_te", "text_encoder", "text_model", "cond_stage_model"];
+const MOTION: [&str; 1] = ["motion_modules"];
+
+/// What layers of the UNet do, by parts of their names in all spellings; the first that fits.
+const LAYERS: [(&str, &[&str]); 6] = [
+    ("attention to the prompt", &["attn2"]),
+    ("self-attention", &["attn1"]),
+    ("feed-forward", &["ff.net", "ff_net"]),
+    ("norms", &["norm"]),
+    ("projections", &["proj_in", "proj_out"]),
+    (
+        "convolutions",
+        &["resnets", "samplers", "conv", "_layers", "skip_connection", "_0_op", ".0.op"],
+    ),
+];
+
 impl LoraFacts {
     /// `a LoRA`, `a motion LoRA`, `an OFT`, `a LoHa for Stable Diffusion XL`.
     fn kind(lora: &Lora) -> String {
         let family = lora.family();
-        let article = if family.starts_with(['I', 'O']) { "an" } else { "a" };
-        if let Some(model) = lora.made_for() {
+        let article = if family.starts_with(['H', 'I', 'O']) { "an" } else { "a" };
+        if let Some(model) = lora.base() {
             format!("{article} {family} for {model}")
         } else if lora.modules().all(|module| module.contains("motion_modules")) {
             format!("a motion {family}")
@@ -403,13 +428,24 @@ impl LoraFacts {
         let count = |parts: &[&str]| {
             lora.modules().filter(|module| parts.iter().any(|part| module.contains(part))).count()
         };
+        let words = lora.inversion().into_iter().flat_map(Inversion::words);
         let mut facts = Self {
             modules: lora.modules().count(),
-            in_text_encoder: count(&["lora_te", "text_encoder."]),
-            in_motion_modules: count(&["motion_modules"]),
+            in_text_encoder: count(&TEXT),
+            in_motion_modules: count(&MOTION),
+            words: words.filter_map(|word| word.names.first().cloned()).collect(),
             ranks: lora.ranks(),
             ..Self::default()
         };
+        for module in lora.modules() {
+            let has = |parts: &[&str]| parts.iter().any(|part| module.contains(part));
+            if has(&TEXT) || has(&MOTION) {
+                continue;
+            }
+            let layer =
+                LAYERS.iter().find(|(_, parts)| has(parts)).map_or("other", |(name, _)| name);
+            *facts.layers.entry(layer).or_default() += 1;
+        }
         for name in archive.names() {
             if name.ends_with(".alpha") {
                 let value = archive
@@ -464,17 +500,7 @@ impl FileFacts {
         table.row("sha256", &self.sha256);
         table.row("tensors", format!("{} ({})", self.tensors, dtypes.join(", ")));
         table.row("parameters", thousands(self.parameters));
-        for (key, value) in self.metadata.iter().take(SHOWN_PAIRS) {
-            let mut shown: String = value.chars().take(SHOWN_CHARS).collect();
-            if shown.len() < value.len() {
-                shown.push('…');
-            }
-            table.row("metadata", format!("{key}: {}", shown.replace('\n', " ")));
-        }
-        if self.metadata.len() > SHOWN_PAIRS {
-            let more = self.metadata.len() - SHOWN_PAIRS;
-            table.row("metadata", format!("{more} more, see --json"));
-        }
+        header::rows(&self.metadata, table);
     }
 }
 

@@ -1,7 +1,9 @@
 //! What is added to a model: LoRA changes its weights, conditioners run beside it.
 
 pub mod control_net;
+pub mod ip_adapter;
 pub mod lora;
+mod mask;
 mod range;
 mod strength;
 
@@ -12,6 +14,7 @@ use candle_core::Tensor;
 use crate::Result;
 use crate::models::unet::Injection;
 
+pub use self::mask::Mask;
 pub use self::range::ActiveRange;
 pub use self::strength::Strength;
 

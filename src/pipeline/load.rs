@@ -1,8 +1,10 @@
 //! Files to networks: which weights, which sizes.
 
 mod control_nets;
+mod ip_adapters;
 mod sizes;
 
+use std::collections::btree_map::Entry;
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
@@ -12,13 +14,16 @@ use serde::de::DeserializeOwned;
 
 pub use control_nets::ControlFile;
 use control_nets::OpenControlNet;
+pub use ip_adapters::IpAdapterFile;
+use ip_adapters::{OpenImageEncoder, OpenIpAdapter};
 
 use super::embedded::Embedded;
 use super::flops::{self, ClipSize, UNetWork, Work};
 use super::request::Request;
 use crate::adapters::lora::{Lora, LoraOptions, LoraReport, LoraScale};
-use crate::models::clip::{TextConfig, TextEncoder};
+use crate::models::clip::{TextConfig, TextEncoder, VisionConfig, VisionEncoder};
 use crate::models::control_net::ControlNet;
+use crate::models::image_projection::{IpAdapter, IpAdapterConfig};
 use crate::models::motion::MotionConfig;
 use crate::models::unet::{UNet, UNetConfig};
 use crate::models::vae::{AutoencoderKl, AutoencoderTiny, TinyVaeConfig, Vae, VaeConfig};
@@ -87,6 +92,10 @@ pub struct Files {
     pub embeddings: Vec<EmbeddingFile>,
     /// ControlNets that requests may use.
     pub control_nets: Vec<ControlFile>,
+    /// IP-Adapters that requests may use.
+    pub ip_adapters: Vec<IpAdapterFile>,
+    /// Their image encoder: a file or a folder. If left out, each is looked for near its adapter.
+    pub image_encoder: Option<PathBuf>,
 }
 
 /// A textual inversion to add.
@@ -150,6 +159,8 @@ impl Files {
             loras: vec![],
             embeddings: vec![],
             control_nets: vec![],
+            ip_adapters: vec![],
+            image_encoder: None,
         }
     }
 
@@ -171,6 +182,8 @@ pub struct Models {
     adapters: Vec<LoraReport>,
     embeddings: Vec<Inversion>,
     control_nets: BTreeMap<String, OpenControlNet>,
+    ip_adapters: BTreeMap<String, OpenIpAdapter>,
+    image_encoders: BTreeMap<PathBuf, OpenImageEncoder>,
     unet: UNetConfig,
     vae: VaeSizes,
     text: TextConfig,
@@ -299,6 +312,8 @@ impl Models {
             embeddings,
             loras: files.loras.iter().map(|lora| lora.source.clone()).collect(),
             control_nets: BTreeMap::new(),
+            ip_adapters: BTreeMap::new(),
+            image_encoders: BTreeMap::new(),
             unet,
             vae,
             text,
@@ -307,6 +322,16 @@ impl Models {
         for file in &files.control_nets {
             let net = OpenControlNet::open(file, &models.unet, models.factor())?;
             models.control_nets.insert(file.name.clone(), net);
+        }
+        for file in &files.ip_adapters {
+            let chosen = files.image_encoder.as_deref();
+            let adapter = OpenIpAdapter::open(file, &models.unet, chosen, &models.base)?;
+            let encoder = match models.image_encoders.entry(adapter.encoder.clone()) {
+                Entry::Occupied(entry) => entry.into_mut(),
+                Entry::Vacant(entry) => entry.insert(OpenImageEncoder::open(&adapter.encoder)?),
+            };
+            adapter.check(&file.name, &encoder.config)?;
+            models.ip_adapters.insert(file.name.clone(), adapter);
         }
         Ok(models)
     }
@@ -319,6 +344,7 @@ impl Models {
             && files.loras.is_empty()
             && files.embeddings.is_empty()
             && files.control_nets.is_empty()
+            && files.ip_adapters.is_empty()
             && !matches!(files.motion, Motion::File(_));
         if !is_alone {
             let reason = "random weights cannot be mixed with those of files";
@@ -334,6 +360,8 @@ impl Models {
                 adapters: vec![],
                 embeddings: vec![],
                 control_nets: BTreeMap::new(),
+                ip_adapters: BTreeMap::new(),
+                image_encoders: BTreeMap::new(),
                 unet: UNetConfig::sd15(),
                 vae: VaeSizes::Kl(VaeConfig::default()),
                 text: TextConfig::default(),
@@ -360,7 +388,16 @@ impl Models {
         let archives = self.checkpoint.archives().iter().map(|archive| archive.source().clone());
         let embeddings = self.embeddings.iter().map(|inversion| inversion.source().clone());
         let control_nets = self.control_nets.values().flat_map(OpenControlNet::sources);
-        archives.chain(self.loras.iter().cloned()).chain(embeddings).chain(control_nets).collect()
+        let ip_adapters = self.ip_adapters.values().flat_map(OpenIpAdapter::sources);
+        let image_encoders = self.image_encoders.values().flat_map(OpenImageEncoder::sources);
+        let loras = self.loras.iter().cloned();
+        archives
+            .chain(loras)
+            .chain(embeddings)
+            .chain(control_nets)
+            .chain(ip_adapters)
+            .chain(image_encoders)
+            .collect()
     }
 
     /// The open base files: names, shapes, what was left aside.
@@ -506,6 +543,74 @@ impl Models {
             Some(net) => net.build(dtype, device),
             None => Err(Error::Missing { name: name.into(), reason: "was not opened".into() }),
         }
+    }
+
+    /// The names of the IP-Adapters that requests may use.
+    pub fn ip_adapters(&self) -> impl Iterator<Item = &str> {
+        self.ip_adapters.keys().map(String::as_str)
+    }
+
+    /// An IP-Adapter's sizes, its image encoder and that one's sizes.
+    ///
+    /// # Errors
+    ///
+    /// When none of that name was opened.
+    pub fn ip_adapter_config(
+        &self,
+        name: &str,
+    ) -> Result<(&IpAdapterConfig, &Path, &VisionConfig)> {
+        let adapter = self.open_ip_adapter(name)?;
+        let encoder = self.open_image_encoder(&adapter.encoder)?;
+        Ok((&adapter.config, &adapter.encoder, &encoder.config))
+    }
+
+    /// Bytes of an IP-Adapter, or of none if there is none of that name.
+    pub fn ip_adapter_bytes(&self, name: &str, dtype: DType) -> u64 {
+        self.ip_adapters.get(name).map_or(0, |adapter| adapter.bytes(dtype))
+    }
+
+    /// Bytes of an image encoder; 0 if it was not opened.
+    pub fn image_encoder_bytes(&self, path: &Path, dtype: DType) -> u64 {
+        self.image_encoders.get(path).map_or(0, |encoder| encoder.bytes(dtype))
+    }
+
+    /// Builds an IP-Adapter.
+    ///
+    /// # Errors
+    ///
+    /// When none of that name was opened, or its weights do not fit.
+    pub fn ip_adapter(
+        &self,
+        name: &str,
+        dtype: DType,
+        device: &Device,
+    ) -> Result<(IpAdapter, LoadReport)> {
+        self.open_ip_adapter(name)?.build(dtype, device)
+    }
+
+    /// Builds the image encoder of an IP-Adapter.
+    ///
+    /// # Errors
+    ///
+    /// When it was not opened, or its weights do not fit.
+    pub fn image_encoder(
+        &self,
+        path: &Path,
+        dtype: DType,
+        device: &Device,
+    ) -> Result<(VisionEncoder, LoadReport)> {
+        self.open_image_encoder(path)?.build(dtype, device)
+    }
+
+    fn open_ip_adapter(&self, name: &str) -> Result<&OpenIpAdapter> {
+        let missing = || Error::Missing { name: name.to_owned(), reason: "was not opened".into() };
+        self.ip_adapters.get(name).ok_or_else(missing)
+    }
+
+    fn open_image_encoder(&self, path: &Path) -> Result<&OpenImageEncoder> {
+        let name = || path.display().to_string();
+        let missing = || Error::Missing { name: name(), reason: "was not opened".into() };
+        self.image_encoders.get(path).ok_or_else(missing)
     }
 
     /// Builds the tokenizer and the text encoder.

@@ -6,17 +6,23 @@ pub mod control;
 pub mod denoiser;
 mod embedded;
 pub mod flops;
+pub mod ip_adapter;
 pub mod load;
 pub mod memory;
 pub mod request;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::{Path, PathBuf};
 
 use candle_core::{DType, Device, Tensor};
 
+use crate::adapters::Conditioner;
+use crate::adapters::ip_adapter::{ImagePrompt, Neighbour, Sight};
 use crate::device::{self, Precision};
 use crate::media::{FrameSink, RgbImage, tensor::to_rgb};
+use crate::models::clip::VisionEncoder;
 use crate::models::control_net::ControlNet;
+use crate::models::image_projection::IpAdapter;
 use crate::models::unet::UNet;
 use crate::models::vae::Vae;
 use crate::rng::Noise;
@@ -26,6 +32,7 @@ use crate::text::{Chunks, TextModel};
 use crate::weights::LoadReport;
 use crate::{Error, Result};
 use denoiser::{Guidance, Guided, Settings};
+use ip_adapter::Pictures;
 use load::Models;
 use memory::Plan as MemoryPlan;
 use request::Request;
@@ -36,7 +43,7 @@ use request::Request;
 pub enum Event {
     /// A part is about to be loaded.
     Load {
-        /// Which: `text`, `unet`, `vae` or `controlnet`.
+        /// Which: `text`, `image-encoder`, `ip-adapter`, `unet`, `vae` or `controlnet`.
         part: &'static str,
         /// Bytes that it will have in memory.
         bytes: u64,
@@ -121,6 +128,8 @@ pub struct Pipeline {
     unet: Option<UNet>,
     vae: Option<Vae>,
     control_nets: BTreeMap<String, ControlNet>,
+    image_encoders: BTreeMap<PathBuf, VisionEncoder>,
+    ip_adapters: BTreeMap<String, IpAdapter>,
 }
 
 /// Which parts stay in memory.
@@ -145,6 +154,8 @@ impl Pipeline {
             unet: None,
             vae: None,
             control_nets: BTreeMap::new(),
+            image_encoders: BTreeMap::new(),
+            ip_adapters: BTreeMap::new(),
         }
     }
 
@@ -191,7 +202,13 @@ impl Pipeline {
                 return Err(control::unopened(control));
             }
         }
+        for adapter in &request.ip_adapters {
+            if !self.models.ip_adapters().any(|name| name == adapter.model) {
+                return Err(ip_adapter::unopened(adapter));
+            }
+        }
         let hints = control::hints(request, (width, height))?;
+        let pictures = ip_adapter::pictures(request, (width, height))?;
         let schedule = self.models.schedule(request)?;
         let plan = request.sampler.plan(
             &schedule,
@@ -204,10 +221,11 @@ impl Pipeline {
             },
         )?;
         let size = (width, height);
-        let memory = MemoryPlan::new(&self.models, self.precision, &self.device, request, size);
+        let memory = MemoryPlan::new(&self.models, self.precision, &self.device, request, size)
+            .with_pictures(&self.models, self.precision, request, &pictures)?;
         let available = device::available_memory(&self.device);
         let guidance = memory.choose(available)?;
-        Ok(Prepared { width, height, hints, schedule, plan, guidance, memory })
+        Ok(Prepared { width, height, hints, pictures, schedule, plan, guidance, memory })
     }
 
     /// Makes a clip.
@@ -226,7 +244,8 @@ impl Pipeline {
         let Some(seed) = request.seed else {
             return Err(Error::request("seed", "is missing"));
         };
-        let (context, negative) = self.encode(request, tensors, listener)?;
+        let states = self.encode(request, tensors, listener)?;
+        let image_prompts = self.image_prompts(request, &prepared, listener)?;
         // The autoencoder is small: if something is wrong with it, that shows before the long part.
         self.load_vae(listener)?;
         self.load_control_nets(request.controls.iter().map(|c| c.model.clone()), listener)?;
@@ -236,7 +255,7 @@ impl Pipeline {
         let mut noise = Noise::new(request.rng, seed).with_replay(frames_first(&tensors.noise)?);
         let x = first_latents(tensors, &mut noise, &prepared, request, &self.models, &self.device)?;
         let latents = {
-            let mut guided = self.guided(request, &prepared, &context, negative.as_ref())?;
+            let mut guided = self.guided(request, &prepared, &states, image_prompts)?;
             let mut asked = 0;
             let mut recording = |x: &Tensor, at: NoiseLevel| {
                 // What the sampler asks about is what the step before it made.
@@ -266,13 +285,13 @@ impl Pipeline {
         Ok(())
     }
 
-    /// The network with its prompts and what it follows.
+    /// The network with its prompts, `context` and perhaps a negative one, and what it follows.
     fn guided(
         &self,
         request: &Request,
         prepared: &Prepared,
-        context: &Tensor,
-        negative: Option<&Tensor>,
+        (context, negative): &(Tensor, Option<Tensor>),
+        image_prompts: Vec<ImagePrompt>,
     ) -> Result<Guided<'_>> {
         let settings = Settings {
             prediction: self.models.prediction(),
@@ -284,13 +303,15 @@ impl Pipeline {
             Some(negative) => guided.guide(negative, request.cfg_scale, prepared.guidance)?,
             None => guided,
         };
-        let conditioners = control::conditioners(
+        let mut conditioners = control::conditioners(
             &request.controls,
             &prepared.hints,
             &self.control_nets,
             self.precision.unet,
             &self.device,
         )?;
+        let boxed = |prompt| Box::new(prompt) as Box<dyn Conditioner>;
+        conditioners.extend(image_prompts.into_iter().map(boxed));
         Ok(guided.condition(conditioners, &prepared.plan.steps))
     }
 
@@ -300,6 +321,12 @@ impl Pipeline {
         self.load_vae(listener)?;
         let names: Vec<String> = self.models.control_nets().map(str::to_owned).collect();
         self.load_control_nets(names, listener)?;
+        let names: Vec<String> = self.models.ip_adapters().map(str::to_owned).collect();
+        for name in names {
+            let encoder = self.models.ip_adapter_config(&name)?.1.to_path_buf();
+            self.load_image_encoder(&encoder, listener)?;
+            self.load_ip_adapter(&name, listener)?;
+        }
         self.load_unet(listener)
     }
 
@@ -342,6 +369,83 @@ impl Pipeline {
             self.text = Some(text);
         }
         Ok((context, negative))
+    }
+
+    /// What the IP-Adapters of a request make of their pictures. No network that took part is needed after that.
+    fn image_prompts(
+        &mut self,
+        request: &Request,
+        prepared: &Prepared,
+        listener: &mut dyn Listener,
+    ) -> Result<Vec<ImagePrompt>> {
+        if request.ip_adapters.is_empty() {
+            return Ok(vec![]);
+        }
+        // Image encoders are large: one after the other looks at all of its pictures.
+        let mut paths = Vec::new();
+        for adapter in &request.ip_adapters {
+            paths.push(self.models.ip_adapter_config(&adapter.model)?.1.to_path_buf());
+        }
+        let mut sights = BTreeMap::new();
+        for path in paths.iter().collect::<BTreeSet<_>>() {
+            self.load_image_encoder(path, listener)?;
+            let encoder = loaded(self.image_encoders.get(path))?;
+            let all = request.ip_adapters.iter().zip(&prepared.pictures).zip(&paths).enumerate();
+            for (i, ((adapter, pictures), own)) in all {
+                if own == path {
+                    let wants = self.models.ip_adapter_config(&adapter.model)?.0.wants();
+                    let is_guided = request.is_guided();
+                    sights.insert(i, Sight::of(encoder, &pictures.images, wants, is_guided)?);
+                }
+            }
+            if self.residency == Residency::OneAtATime {
+                self.image_encoders.clear();
+            }
+        }
+        let factor = self.models.factor();
+        let unet = Neighbour {
+            attentions: self.models.unet_config().cross_attentions()?,
+            dtype: self.precision.unet,
+            height: prepared.height / factor,
+            width: prepared.width / factor,
+        };
+        let mut prompts = Vec::new();
+        for (i, (adapter, pictures)) in
+            request.ip_adapters.iter().zip(&prepared.pictures).enumerate()
+        {
+            self.load_ip_adapter(&adapter.model, listener)?;
+            let net = loaded(self.ip_adapters.get(&adapter.model))?;
+            let sight = loaded(sights.get(&i))?;
+            prompts.push(ImagePrompt::new(net, sight, pictures.settings.clone(), &unet)?);
+        }
+        if self.residency == Residency::OneAtATime {
+            self.ip_adapters.clear();
+        }
+        Ok(prompts)
+    }
+
+    fn load_image_encoder(&mut self, path: &Path, listener: &mut dyn Listener) -> Result<()> {
+        if !self.image_encoders.contains_key(path) {
+            let dtype = self.precision.text;
+            let bytes = self.models.image_encoder_bytes(path, dtype);
+            listener.event(Event::Load { part: "image-encoder", bytes })?;
+            let (encoder, report) = self.models.image_encoder(path, dtype, &self.device)?;
+            listener.event(Event::Report { report })?;
+            self.image_encoders.insert(path.to_path_buf(), encoder);
+        }
+        Ok(())
+    }
+
+    fn load_ip_adapter(&mut self, name: &str, listener: &mut dyn Listener) -> Result<()> {
+        if !self.ip_adapters.contains_key(name) {
+            let dtype = self.precision.text;
+            let bytes = self.models.ip_adapter_bytes(name, dtype);
+            listener.event(Event::Load { part: "ip-adapter", bytes })?;
+            let (adapter, report) = self.models.ip_adapter(name, dtype, &self.device)?;
+            listener.event(Event::Report { report })?;
+            self.ip_adapters.insert(name.to_owned(), adapter);
+        }
+        Ok(())
     }
 
     fn load_text(&mut self, listener: &mut dyn Listener) -> Result<()> {
@@ -405,6 +509,8 @@ pub struct Prepared {
     pub height: usize,
     /// For every control its pictures in the clip's size: one, or one for each frame.
     pub hints: Vec<Vec<RgbImage>>,
+    /// For every IP-Adapter its pictures and how they are used.
+    pub pictures: Vec<Pictures>,
     /// The noise schedule.
     pub schedule: NoiseSchedule,
     /// The sampler's way.

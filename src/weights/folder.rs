@@ -57,7 +57,9 @@ impl Component {
     pub(super) fn stems(self) -> &'static [Stem] {
         match self {
             Self::UNet | Self::Vae | Self::ControlNet => &[DIFFUSERS, TRANSFORMERS],
-            Self::Text => &[TRANSFORMERS, DIFFUSERS],
+            Self::Text | Self::ImageEncoder => &[TRANSFORMERS, DIFFUSERS],
+            // Many lie in one folder: none of them is meant.
+            Self::IpAdapter => &[],
         }
     }
 }

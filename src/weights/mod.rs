@@ -63,11 +63,18 @@ pub enum Component {
     Text,
     /// A network that steers the denoising one by a hint.
     ControlNet,
+    /// CLIP's image half, with its projection.
+    ImageEncoder,
+    /// What makes keys and values of an image encoder's features.
+    IpAdapter,
 }
 
 impl Component {
-    /// Those of every model. ControlNets come beside them, any number of them, each from a file of its own.
+    /// Those of every model. The others come beside them, any number of them, each from a file of its own.
     pub const ALL: [Self; 3] = [Self::UNet, Self::Vae, Self::Text];
+
+    /// Those that come beside a model.
+    pub const BESIDE: [Self; 3] = [Self::ControlNet, Self::ImageEncoder, Self::IpAdapter];
 
     /// What messages call it.
     pub fn name(self) -> &'static str {
@@ -76,6 +83,8 @@ impl Component {
             Self::Vae => "vae",
             Self::Text => "text encoder",
             Self::ControlNet => "controlnet",
+            Self::ImageEncoder => "image encoder",
+            Self::IpAdapter => "ip-adapter",
         }
     }
 
@@ -86,6 +95,8 @@ impl Component {
             Self::Vae => &["vae"],
             Self::Text => &["text_encoder"],
             Self::ControlNet => &["controlnet"],
+            Self::ImageEncoder => &["image_encoder"],
+            Self::IpAdapter => &[],
         }
     }
 }

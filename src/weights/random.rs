@@ -121,6 +121,8 @@ fn prefix(component: Component) -> &'static str {
         Component::Vae => "vae",
         Component::Text => "text_encoder",
         Component::ControlNet => "controlnet",
+        Component::ImageEncoder => "image_encoder",
+        Component::IpAdapter => "ip_adapter",
     }
 }
 

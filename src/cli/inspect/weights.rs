@@ -10,6 +10,7 @@ use super::super::to_json;
 use super::{Table, plain};
 use crate::adapters::lora::Lora;
 use crate::error::Bytes;
+use crate::models::image_projection::{Features, IpAdapterConfig, Projection};
 use crate::text::inversion::Inversion;
 use crate::weights::{Archive, Checkpoint, Component, Source, sha256};
 use crate::{Error, Result};
@@ -139,6 +140,10 @@ const PARTS: &[Part] = &[
     Part { folder: "vae", add: |c, source| c.add_component(Component::Vae, source) },
     Part { folder: "controlnet", add: |c, source| c.add_component(Component::ControlNet, source) },
     Part { folder: "text_encoder", add: |c, source| c.add_component(Component::Text, source) },
+    Part {
+        folder: "image_encoder",
+        add: |c, source| c.add_component(Component::ImageEncoder, source),
+    },
 ];
 
 impl Part {
@@ -177,7 +182,7 @@ impl About {
     /// What the loaders understand.
     fn of(checkpoint: &Checkpoint) -> Result<Self> {
         let count = |component| checkpoint.names(component).count();
-        let all = Component::ALL.into_iter().chain([Component::ControlNet]);
+        let all = Component::ALL.into_iter().chain(Component::BESIDE);
         let components = all.map(|component| (component.name(), count(component)));
         Ok(Self {
             kind: kind(checkpoint),
@@ -206,9 +211,9 @@ impl About {
             (about.kind, about.supported) = kind;
             return Ok(about);
         }
-        let mut control = Checkpoint::new();
-        if control.add_component(Component::ControlNet, source).is_ok() {
-            return Self::of(&control);
+        let mut beside = Checkpoint::new();
+        if Component::BESIDE.into_iter().any(|part| beside.add_component(part, source).is_ok()) {
+            return Self::of(&beside);
         }
         let reason = reason(error);
         let advice = error.hint().map(std::borrow::Cow::into_owned);
@@ -303,6 +308,17 @@ fn kind(checkpoint: &Checkpoint) -> String {
     if has(Component::ControlNet) {
         return "a ControlNet".into();
     }
+    if has(Component::IpAdapter) {
+        return ip_adapter_kind(checkpoint);
+    }
+    if has(Component::ImageEncoder) {
+        let whole = if has(Component::Text) {
+            "CLIP, image and text encoder"
+        } else {
+            "a CLIP image encoder"
+        };
+        return whole.into();
+    }
     match (has(Component::Vae), has(Component::Text)) {
         (true, false) => {
             let is_tiny =
@@ -312,6 +328,24 @@ fn kind(checkpoint: &Checkpoint) -> String {
         (false, true) => "a CLIP text encoder".into(),
         _ => "a VAE and a text encoder".into(),
     }
+}
+
+/// Which kind of IP-Adapter it is, and what it wants to know of a picture.
+fn ip_adapter_kind(checkpoint: &Checkpoint) -> String {
+    let shape = |name: &str| checkpoint.shape_of(Component::IpAdapter, name);
+    let Ok(config) = IpAdapterConfig::from_shapes(|name| shape(name).map(<[usize]>::to_vec)) else {
+        return "an IP-Adapter of no known kind".into();
+    };
+    let what = match config.wants() {
+        Features::Embedding => "embeddings",
+        Features::Penultimate => "states",
+    };
+    let kind = match config.projection {
+        Projection::Linear { tokens } => format!("{tokens} tokens"),
+        Projection::Resampler { tokens, .. } => format!("plus, {tokens} tokens"),
+        Projection::Mlp { .. } => "full".into(),
+    };
+    format!("an IP-Adapter ({kind}) for {what} of {} channels", config.features)
 }
 
 fn is_sd15(checkpoint: &Checkpoint) -> bool {

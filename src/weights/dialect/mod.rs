@@ -8,6 +8,7 @@
 mod animatediff;
 mod diffusers;
 mod foreign;
+mod ip_adapter;
 mod ldm;
 
 use std::collections::BTreeMap;
@@ -42,7 +43,9 @@ pub(super) const DIALECTS: &[Dialect] = &[
     diffusers::VAE,
     diffusers::TINY_VAE,
     ldm::BARE_VAE,
+    diffusers::CLIP,
     diffusers::TEXT,
+    ip_adapter::PUBLISHED,
 ];
 
 /// What a stored name stands for.

@@ -8,7 +8,7 @@
 //! 9  cli                                        wires everything; computes nothing
 //! 8  train                                      how models are made
 //! 7  pipeline                                   request to frames
-//! 6  adapters                                   LoRA, ControlNet
+//! 6  adapters                                   LoRA, ControlNet, IP-Adapter
 //! 5  text                                       prompt to context
 //! 4  models                                     clip, unet with motion, ControlNet, vae
 //! 3  nn       sampler       output   procedural layers | sampling loops | encoders | clips with captions

@@ -32,6 +32,8 @@ mod gradients;
 /// Published models and the hub, against a server on loopback.
 #[cfg(feature = "hub")]
 mod hub;
+/// IP-Adapters and the image encoder.
+mod ip_adapter;
 /// Fast kernels against their plain references.
 mod kernels;
 /// Every spelling of a LoRA.

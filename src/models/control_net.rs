@@ -6,6 +6,7 @@ use candle_core::{Result as TensorResult, Tensor};
 use candle_nn::VarBuilder;
 use serde::{Deserialize, Serialize};
 
+use crate::kernels::{Activation, ConvArgs};
 use crate::models::motion::MotionNorm;
 use crate::models::supported;
 use crate::models::unet::{Injection, Place, Residuals, Stage, UNetConfig, UNetInput};
@@ -151,9 +152,9 @@ impl ControlNet {
         if self.config.controlnet_conditioning_channel_order == "bgr" {
             let channels: Vec<Tensor> = hint.chunk(self.config.conditioning_channels, 1)?;
             let reversed: Vec<&Tensor> = channels.iter().rev().collect();
-            return self.hint.forward(&Tensor::cat(&reversed, 1)?);
+            return self.hint.forward(&Tensor::cat(&reversed, 1)?)?.contiguous();
         }
-        self.hint.forward(hint)
+        self.hint.forward(hint)?.contiguous()
     }
 
     /// What is to be added to a UNet that is given `x` `(images, in_channels, height, width)`.
@@ -181,7 +182,9 @@ impl ControlNet {
         let time = self.config.unet.embed_time(&self.time_embedding, timestep, x)?;
 
         // Down, as in the UNet.
-        let mut x = (self.conv_in.forward(x)? + hint)?;
+        let mut x = self
+            .conv_in
+            .forward_with(x, ConvArgs { residual: Some(hint), ..ConvArgs::default() })?;
         let mut skips = vec![x.clone()];
         for stage in &self.down {
             x = stage.down(x, &time, &input, &mut skips)?;
@@ -237,9 +240,10 @@ impl HintEmbedding {
     }
 
     fn forward(&self, hint: &Tensor) -> TensorResult<Tensor> {
-        let mut x = self.conv_in.forward(hint)?.silu()?;
+        let silu = ConvArgs { activation: Activation::Silu, ..ConvArgs::default() };
+        let mut x = self.conv_in.forward_with(hint, silu)?;
         for block in &self.blocks {
-            x = block.forward(&x)?.silu()?;
+            x = block.forward_with(&x, silu)?;
         }
         self.conv_out.forward(&x)
     }

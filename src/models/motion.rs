@@ -6,6 +6,8 @@ use candle_core::{Result, Tensor};
 use candle_nn::VarBuilder;
 use serde::{Deserialize, Serialize};
 
+use crate::kernels::Positions;
+use crate::kernels::layout::{picture, tokens};
 use crate::nn::{Attention, FeedForward, GroupNorm, LayerNorm, Linear, sinusoidal_positions};
 
 /// Over what the group norm of a motion module takes its statistics.
@@ -121,33 +123,28 @@ impl MotionModule {
             MotionNorm::PerFrame => self.norm.forward(x)?,
             MotionNorm::Pooled => self.norm.forward_pooled(x, frames)?,
         };
-        let y = y
-            .reshape((batch, frames, channels, height * width))?
-            .permute((0, 3, 1, 2))?
-            .reshape((batch * height * width, frames, channels))?; // (batch*height*width, frames, channels)
-        let y = self.block.forward(&self.proj_in.forward(&y)?)?;
-        let y = self
-            .proj_out
-            .forward(&y)?
-            .reshape((batch, height * width, frames, channels))?
-            .permute((0, 2, 3, 1))?
-            .reshape((images, channels, height, width))?; // (batch*frames, channels, height, width)
-        x + y
+        let shape = (batch, frames, height * width, channels);
+        let tokens_of = |x: &Tensor| tokens(x)?.reshape(shape);
+        let y = self.block.forward(&self.proj_in.forward(&tokens_of(&y)?)?)?;
+        let y = self.proj_out.forward_onto(&y, &tokens_of(x)?)?;
+        picture(&y.reshape((images, height * width, channels))?, height, width)
     }
 }
 
 impl Block {
+    /// Over `(batch, frames, pixels, channels)`.
     fn forward(&self, x: &Tensor) -> Result<Tensor> {
-        let frames = x.dim(1)?;
+        let (_, frames, pixels, _) = x.dims4()?;
         let longest = self.positions.dim(0)?;
         if frames > longest {
             candle_core::bail!("{frames} frames, but the motion module knows {longest} positions");
         }
-        let positions = self.positions.narrow(0, 0, frames)?;
-        let y = self.norm1.forward(x)?.broadcast_add(&positions)?;
-        let x = (self.attn1.forward(&y, &y)? + x)?;
-        let y = self.norm2.forward(&x)?.broadcast_add(&positions)?;
-        let x = (self.attn2.forward(&y, &y)? + x)?;
-        self.ff.forward(&self.norm3.forward(&x)?)? + x
+        let table = self.positions.narrow(0, 0, frames)?;
+        let positions = Positions { table: &table, run: pixels };
+        let y = self.norm1.forward_at(x, &positions)?;
+        let x = self.attn1.forward_over_frames(&y, x)?;
+        let y = self.norm2.forward_at(&x, &positions)?;
+        let x = self.attn2.forward_over_frames(&y, &x)?;
+        self.ff.forward_onto(&self.norm3.forward(&x)?, &x)
     }
 }

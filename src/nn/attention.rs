@@ -1,6 +1,6 @@
 //! Multi-head attention.
 
-use candle_core::{D, Result, Tensor};
+use candle_core::{Result, Tensor};
 use candle_nn::VarBuilder;
 
 use super::Linear;
@@ -41,7 +41,8 @@ impl Attention {
         })
     }
 
-    /// `x` `(batch, tokens, width)` looks at `context` `(batch / n, tokens', context width)`.
+    /// `x` `(batch, tokens, width)` looks at `context` `(batch / n, tokens', context width)`; `residual`, of the shape
+    /// of `x`, is added.
     ///
     /// Where a context serves `n` consecutive entries of the batch (the frames of a clip), their queries are
     /// simply more queries of one sequence: the keys are neither repeated nor computed twice.
@@ -49,7 +50,7 @@ impl Attention {
     /// # Errors
     ///
     /// When the batch is not a multiple of the context's.
-    pub fn forward(&self, x: &Tensor, context: &Tensor) -> Result<Tensor> {
+    pub fn forward_onto(&self, x: &Tensor, context: &Tensor, residual: &Tensor) -> Result<Tensor> {
         let (batch, tokens, width) = x.dims3()?;
         let contexts = context.dim(0)?;
         if contexts == 0 || batch % contexts != 0 {
@@ -61,7 +62,24 @@ impl Attention {
         let k = split(self.to_k.forward(context)?, context.dim(1)?)?;
         let v = split(self.to_v.forward(context)?, context.dim(1)?)?;
         let y = kernels::attention(&q, &k, &v, 1.0 / (dim as f64).sqrt())?;
-        self.to_out.forward(&y.flatten_from(D::Minus2)?.reshape((batch, tokens, width))?)
+        self.to_out.forward_onto(&y.reshape((batch, tokens, width))?, residual)
+    }
+
+    /// Every pixel of `x` `(batch, frames, pixels, width)` looks at itself in all frames; `residual`, of the shape of
+    /// `x`, is added.
+    ///
+    /// # Errors
+    ///
+    /// When shapes do not agree.
+    pub fn forward_over_frames(&self, x: &Tensor, residual: &Tensor) -> Result<Tensor> {
+        let (batch, frames, pixels, width) = x.dims4()?;
+        let dim = width / self.heads;
+        let split = |y: Tensor| y.reshape((batch, frames, pixels, self.heads, dim));
+        let q = split(self.to_q.forward(x)?)?;
+        let k = split(self.to_k.forward(x)?)?;
+        let v = split(self.to_v.forward(x)?)?;
+        let y = kernels::attention_by_place(&q, &k, &v, 1.0 / (dim as f64).sqrt())?;
+        self.to_out.forward_onto(&y.reshape(x.shape())?, residual)
     }
 }
 

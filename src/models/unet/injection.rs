@@ -2,6 +2,8 @@
 
 use candle_core::{Result, Tensor};
 
+use crate::kernels::layout::add;
+
 /// Tensors that are added to parts of the UNet. Empty means "no effect".
 ///
 /// Whoever fills it adds to what is there, so any number of adapters compose in any order.
@@ -39,7 +41,7 @@ impl Injection {
         let Some(residuals) = &self.residuals else { return Ok(()) };
         same_number(residuals.skips.len(), skips.len())?;
         for (skip, residual) in skips.iter_mut().zip(&residuals.skips) {
-            *skip = (&*skip + residual)?;
+            *skip = add(skip, residual)?;
         }
         Ok(())
     }
@@ -47,7 +49,7 @@ impl Injection {
     /// The middle stage's output with its residual.
     pub(super) fn onto_mid(&self, x: Tensor) -> Result<Tensor> {
         match &self.residuals {
-            Some(residuals) => x + &residuals.mid,
+            Some(residuals) => add(&x, &residuals.mid),
             None => Ok(x),
         }
     }
@@ -56,8 +58,8 @@ impl Injection {
 impl Residuals {
     fn plus(self, more: Self) -> Result<Self> {
         same_number(more.skips.len(), self.skips.len())?;
-        let skips = self.skips.into_iter().zip(more.skips).map(|(a, b)| a + b);
-        Ok(Self { skips: skips.collect::<Result<_>>()?, mid: (self.mid + more.mid)? })
+        let skips = self.skips.into_iter().zip(more.skips).map(|(a, b)| add(&a, &b));
+        Ok(Self { skips: skips.collect::<Result<_>>()?, mid: add(&self.mid, &more.mid)? })
     }
 
     /// The residuals after `change`, which is told which one it has, from 0; the middle's is the last.

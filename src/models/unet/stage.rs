@@ -4,6 +4,7 @@ use candle_core::{Result, Tensor};
 use candle_nn::VarBuilder;
 
 use super::{BlockKind, UNetConfig, UNetInput};
+use crate::kernels::layout::cat;
 use crate::models::motion::MotionModule;
 use crate::nn::{
     Downsample, DownsamplePadding, ResnetBlock, ResnetOptions, SpatialTransformer,
@@ -167,7 +168,7 @@ impl Stage {
     ) -> Result<Tensor> {
         for layer in &self.layers {
             let Some(skip) = skips.pop() else { candle_core::bail!("the skips ran out") };
-            x = layer.forward(&Tensor::cat(&[&x, &skip], 1)?, time, input)?;
+            x = layer.forward(&cat(&[&x, &skip])?, time, input)?;
         }
         if let Some(upsample) = &self.upsample {
             let (_, _, height, width) = match skips.last() {

@@ -20,6 +20,8 @@ mod clip;
 mod control;
 /// Published sizes: names lists always, whole passes when asked.
 mod full_size;
+/// The same numbers on a GPU, where there is one.
+mod gpu;
 /// Published models and the hub, against a server on loopback.
 #[cfg(feature = "hub")]
 mod hub;

@@ -313,8 +313,16 @@ pub fn layer_norm(
         }
     }
     let mut given = [Some(x), Some(weight), Some(bias), positions_table].into_iter().flatten();
-    if !x.device().is_cpu() || given.any(Tensor::track_op) {
+    if given.any(Tensor::track_op) {
         return reference::layer_norm(x, weight, bias, eps, positions);
+    }
+    if !x.device().is_cpu() {
+        // candle has one kernel for it.
+        let y = candle_nn::ops::layer_norm(&x.contiguous()?, weight, bias, eps as f32)?;
+        return match positions {
+            Some(positions) => reference::add_positions(&y, positions),
+            None => Ok(y),
+        };
     }
     let parameter = |t: &Tensor| t.to_dtype(DType::F32)?.contiguous();
     let table = match positions_table {

@@ -66,12 +66,18 @@ pub fn layer_norm(
     let y = y
         .broadcast_mul(&weight.to_dtype(DType::F32)?)?
         .broadcast_add(&bias.to_dtype(DType::F32)?)?;
-    let Some(Positions { table, run }) = positions else { return y.to_dtype(dtype) };
+    match positions {
+        Some(positions) => add_positions(&y, positions)?.to_dtype(dtype),
+        None => y.to_dtype(dtype),
+    }
+}
+
+/// Adds positions to rows `(.., width)`, the number of which they divide.
+pub fn add_positions(rows: &Tensor, positions: &Positions<'_>) -> Result<Tensor> {
+    let Positions { table, run } = positions;
     let (count, width) = table.dims2()?;
-    y.reshape(((), count, *run, width))?
-        .broadcast_add(&table.to_dtype(DType::F32)?.reshape((1, count, 1, width))?)?
-        .reshape(x.shape())?
-        .to_dtype(dtype)
+    let table = table.to_dtype(rows.dtype())?.reshape((1, count, 1, width))?;
+    rows.reshape(((), count, *run, width))?.broadcast_add(&table)?.reshape(rows.shape())
 }
 
 /// Gated GELU: the last dimension holds values, then gates; the result is `value · gelu(gate)`, half as wide.

@@ -123,11 +123,26 @@ impl MotionModule {
             MotionNorm::PerFrame => self.norm.forward(x)?,
             MotionNorm::Pooled => self.norm.forward_pooled(x, frames)?,
         };
-        let shape = (batch, frames, height * width, channels);
+        let (pixels, shape) = (height * width, (batch, frames, height * width, channels));
         let tokens_of = |x: &Tensor| tokens(x)?.reshape(shape);
-        let y = self.block.forward(&self.proj_in.forward(&tokens_of(&y)?)?)?;
-        let y = self.proj_out.forward_onto(&y, &tokens_of(x)?)?;
-        picture(&y.reshape((images, height * width, channels))?, height, width)
+        // The CPU's attention takes frames from where they are. Other devices want them side by side, and moving them
+        // here, every pixel as a clip of its own, is moving them once.
+        let moved = !x.device().is_cpu();
+        let gather = |y: Tensor| {
+            if !moved {
+                return Ok(y);
+            }
+            y.transpose(1, 2)?.reshape((batch * pixels, frames, 1, channels))
+        };
+        let scatter = |y: Tensor| {
+            if !moved {
+                return Ok(y);
+            }
+            y.reshape((batch, pixels, frames, channels))?.transpose(1, 2)?.contiguous()
+        };
+        let y = self.block.forward(&self.proj_in.forward(&gather(tokens_of(&y)?)?)?)?;
+        let y = self.proj_out.forward_onto(&scatter(y)?, &tokens_of(x)?)?;
+        picture(&y.reshape((images, pixels, channels))?, height, width)
     }
 }
 

@@ -472,15 +472,17 @@ struct FinishRows<'a, O> {
 impl<O: Float> Loops for FinishRows<'_, O> {
     type Output = ();
 
+    #[allow(unsafe_code)]
     #[inline(always)]
     fn run(self) {
         for (r, sums) in self.sums.chunks_exact(self.finish.width).enumerate() {
-            self.finish.row(self.pixel + r, sums);
+            // SAFETY: a task alone has its panel's columns of its pixels.
+            unsafe { self.finish.row(self.pixel + r, sums) };
         }
     }
 }
 
-/// Writes sums to the result. No two threads may be given the same pixels of one panel.
+/// Writes sums to the result.
 pub(crate) struct Finish<'a, O> {
     pub(crate) sizes: &'a Sizes,
     pub(crate) epilogue: &'a Epilogue<'a, O>,
@@ -492,9 +494,13 @@ pub(crate) struct Finish<'a, O> {
 
 impl<O: Float> Finish<'_, O> {
     /// The sums of one pixel.
+    ///
+    /// # Safety
+    ///
+    /// No other thread may write this panel's columns of this pixel.
     #[allow(unsafe_code)]
     #[inline(always)]
-    pub(crate) fn row(&self, pixel: usize, sums: &[f32]) {
+    pub(crate) unsafe fn row(&self, pixel: usize, sums: &[f32]) {
         let Self { sizes, epilogue, panel, width, out } = *self;
         let start = panel * PANEL;
         let gated = sizes.columns == Columns::Gated;
@@ -527,7 +533,7 @@ impl<O: Float> Finish<'_, O> {
             Activation::Relu => row.iter_mut().for_each(|v| *v = if *v < 0.0 { 0.0 } else { *v }),
         }
         let at = pixel * sizes.results() + first;
-        // SAFETY: a task alone has this panel's columns of these pixels.
+        // SAFETY: by the caller's promise.
         let out = unsafe { out.part(at, count) };
         match epilogue.residual {
             Some(residual) => {

@@ -277,6 +277,7 @@ struct Results<'a, O> {
 impl<O: Float> Loops for Results<'_, O> {
     type Output = ();
 
+    #[allow(unsafe_code)]
     #[inline(always)]
     fn run(self) {
         let Self { products, stride, image, y, x, grid, finish } = self;
@@ -302,7 +303,8 @@ impl<O: Float> Loops for Results<'_, O> {
         for i in 0..OUT.min(grid.height - y) {
             for j in 0..OUT.min(grid.width - x) {
                 let pixel = (image * grid.height + y + i) * grid.width + x + j;
-                finish.row(pixel, &rows[i * OUT + j][..width]);
+                // SAFETY: a task alone has its panel's columns of its tiles.
+                unsafe { finish.row(pixel, &rows[i * OUT + j][..width]) };
             }
         }
     }

@@ -179,7 +179,7 @@ pub(crate) trait Panels<T>: Sync {
     fn sizes(&self) -> Sizes;
 
     /// `(taps, channels / GROUP, width, GROUP)` of the block.
-    fn block<'a>(&'a self, block: &Block, scratch: &'a mut Vec<T>) -> &'a [T];
+    fn block<'a>(&'a self, isa: Isa, block: &Block, scratch: &'a mut Vec<T>) -> &'a [T];
 }
 
 impl<T: Float> Panels<T> for Packed<T> {
@@ -187,7 +187,7 @@ impl<T: Float> Panels<T> for Packed<T> {
         self.sizes
     }
 
-    fn block<'a>(&'a self, block: &Block, _: &'a mut Vec<T>) -> &'a [T] {
+    fn block<'a>(&'a self, _: Isa, block: &Block, _: &'a mut Vec<T>) -> &'a [T] {
         self.part(block)
     }
 }
@@ -200,19 +200,35 @@ impl<T: Float> Panels<f32> for Widened<'_, T> {
         self.0.sizes
     }
 
-    fn block<'a>(&'a self, block: &Block, scratch: &'a mut Vec<f32>) -> &'a [f32] {
+    fn block<'a>(&'a self, isa: Isa, block: &Block, scratch: &'a mut Vec<f32>) -> &'a [f32] {
         let part = self.0.part(block);
-        let width = part.len() / (block.taps * block.channels);
         scratch.resize(part.len(), 0.0);
-        let groups = part.chunks_exact(width * T::GROUP);
-        for (from, to) in groups.zip(scratch.chunks_exact_mut(width * T::GROUP)) {
-            for (g, to) in to.chunks_exact_mut(width).enumerate() {
-                for (column, to) in to.iter_mut().enumerate() {
-                    *to = from[column * T::GROUP + g].widen();
+        let width = part.len() / (block.taps * block.channels);
+        isa.vectorize(Widen { part, width, out: scratch });
+        scratch
+    }
+}
+
+/// Widens a block, and takes what lies side by side apart.
+struct Widen<'a, T> {
+    part: &'a [T],
+    width: usize,
+    out: &'a mut [f32],
+}
+
+impl<T: Float> Loops for Widen<'_, T> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run(self) {
+        let groups = self.part.chunks_exact(self.width * T::GROUP);
+        for (from, to) in groups.zip(self.out.chunks_exact_mut(self.width * T::GROUP)) {
+            for (g, to) in to.chunks_exact_mut(self.width).enumerate() {
+                for (to, from) in to.iter_mut().zip(from.chunks_exact(T::GROUP)) {
+                    *to = from[g].widen();
                 }
             }
         }
-        scratch
     }
 }
 
@@ -429,7 +445,7 @@ pub(crate) fn product<T: Operand, O: Float>(
             offsets.resize(most_taps * ROWS, 0);
             for (i, block) in blocks.iter().enumerate() {
                 let block = Block { panel, ..*block };
-                let values = weights.block(&block, widened);
+                let values = weights.block(isa, &block, widened);
                 let offsets = &mut offsets[..block.taps * ROWS];
                 for (t, sums) in sums.chunks_exact_mut(ROWS * width).enumerate() {
                     let pixel = first + t * ROWS;

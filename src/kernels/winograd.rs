@@ -430,7 +430,7 @@ impl Part {
             let mut taps: [&[f32]; 9] = [&[]; 9];
             for (tap, (values, scratch)) in taps.iter_mut().zip(widened.iter_mut()).enumerate() {
                 let block = Block { panel: self.panel, tap, taps: 1, channel, channels: length };
-                *values = weights.block(&block, scratch);
+                *values = weights.block(isa, &block, scratch);
             }
             let stride = apart(length * width);
             kernels.resize(PLACES * stride, 0.0);

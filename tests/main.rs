@@ -48,5 +48,7 @@ mod tokenizer;
 mod unet;
 /// The autoencoders.
 mod vae;
+/// Videos as input.
+mod video;
 /// Every layout of weight files, and attacks on them.
 mod weights;

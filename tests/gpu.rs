@@ -153,6 +153,7 @@ fn a_whole_run_on_a_gpu_equals_the_reference() {
         latents: Some(case("unet")["x"].clone()),
         noise: (0..3).map(|i| noise[&format!("noise.{i}")].clone()).collect(),
         recorded: None,
+        ..Tensors::default()
     };
     let request = Request {
         prompt: "A corgi walking in the park, 4k!!".into(),

@@ -3,6 +3,8 @@
 // Clippy takes functions that tests share for ordinary code.
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
+/// Adapters in a running pipeline.
+mod adapters;
 /// The floors of the house.
 mod architecture;
 /// Hostile files and impossible requests, given to the real program.
@@ -39,7 +41,11 @@ mod rng;
 mod sampler;
 /// Noise schedules and timesteps.
 mod schedule;
+/// SparseCtrl.
+mod sparse_ctrl;
 mod support;
+/// T2I-Adapters.
+mod t2i_adapter;
 /// Weighted, long and extended prompts.
 mod text;
 /// CLIP's tokenizer on hard strings.

@@ -4,7 +4,7 @@ use candle_core::{Result, Tensor};
 use candle_nn::VarBuilder;
 
 use super::{BlockKind, UNetConfig, UNetInput};
-use crate::kernels::layout::cat;
+use crate::kernels::layout::{add, cat};
 use crate::models::motion::MotionModule;
 use crate::nn::{
     Downsample, DownsamplePadding, ResnetBlock, ResnetOptions, SpatialTransformer,
@@ -127,16 +127,20 @@ impl Stage {
         })
     }
 
-    /// Runs the layers and the downsampler; every result is also a skip.
+    /// Runs the layers and the downsampler; every result is also a skip. `feature` is added behind the last layer.
     pub(in crate::models) fn down(
         &self,
         mut x: Tensor,
         time: &Tensor,
         input: &UNetInput<'_>,
+        feature: Option<&Tensor>,
         skips: &mut Vec<Tensor>,
     ) -> Result<Tensor> {
-        for layer in &self.layers {
+        for (i, layer) in self.layers.iter().enumerate() {
             x = layer.forward(&x, time, input)?;
+            if let Some(feature) = feature.filter(|_| i + 1 == self.layers.len()) {
+                x = add(&x, feature)?;
+            }
             skips.push(x.clone());
         }
         if let Some(downsample) = &self.downsample {

@@ -3,7 +3,9 @@
 use candle_core::{CpuStorage, CustomOp1, D, Layout, Result, Shape, Tensor};
 use rayon::prelude::*;
 
-use super::{f32_slice, in_f32, math, reference};
+use super::float;
+use super::isa::{Isa, Loops};
+use super::{in_f32, math, reference};
 
 /// `value · gelu(gate)` of a last dimension that holds values, then gates; see [`reference::geglu`].
 ///
@@ -14,7 +16,7 @@ pub fn geglu(x: &Tensor) -> Result<Tensor> {
     if x.dim(D::Minus1)? % 2 != 0 {
         candle_core::bail!("gated gelu wants an even width, got {}", x.dim(D::Minus1)?);
     }
-    if !x.device().is_cpu() {
+    if !x.device().is_cpu() || x.track_op() {
         return reference::geglu(x);
     }
     in_f32(x, |x| x.contiguous()?.apply_op1_no_bwd(&Fused))
@@ -32,18 +34,33 @@ impl CustomOp1 for Fused {
         let Some(last) = dims.last_mut() else { candle_core::bail!("gated gelu of a scalar") };
         let width = *last / 2;
         *last = width;
-        let x = f32_slice(x, layout.start_offset(), layout.shape().elem_count())?;
+        let x = float::slice::<f32>(x, layout.start_offset(), layout.shape().elem_count())?;
         let mut y = vec![0f32; x.len() / 2];
+        let isa = Isa::current();
         if width > 0 {
             y.par_chunks_mut(width).zip(x.par_chunks(2 * width)).with_min_len(8).for_each(
                 |(y, x)| {
-                    let (values, gates) = x.split_at(width);
-                    for ((y, value), gate) in y.iter_mut().zip(values).zip(gates) {
-                        *y = value * math::gelu(*gate);
-                    }
+                    isa.vectorize(Gate { x, y });
                 },
             );
         }
         Ok((CpuStorage::F32(y), Shape::from(dims)))
+    }
+}
+
+struct Gate<'a> {
+    x: &'a [f32],
+    y: &'a mut [f32],
+}
+
+impl Loops for Gate<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run(self) {
+        let (values, gates) = self.x.split_at(self.y.len());
+        for ((y, value), gate) in self.y.iter_mut().zip(values).zip(gates) {
+            *y = value * math::gelu(*gate);
+        }
     }
 }

@@ -1,9 +1,9 @@
 //! Normalization with f32 statistics.
 
-use candle_core::{Module, Result, Tensor};
+use candle_core::{Result, Tensor};
 use candle_nn::VarBuilder;
 
-use crate::kernels::{self, GroupNormOptions};
+use crate::kernels::{self, GroupNormOptions, Positions};
 
 /// Group normalization of images, alone or followed by SiLU.
 #[derive(Clone, Debug)]
@@ -48,17 +48,25 @@ impl GroupNorm {
 
 /// Layer normalization over the last dimension.
 #[derive(Clone, Debug)]
-pub struct LayerNorm(candle_nn::LayerNorm);
+pub struct LayerNorm {
+    weight: Tensor,
+    bias: Tensor,
+    eps: f64,
+}
 
 impl LayerNorm {
     /// Reads `weight` and `bias`, `(width)` each.
     pub fn new(width: usize, eps: f64, vb: &VarBuilder) -> Result<Self> {
-        let (weight, bias) = (vb.get(width, "weight")?, vb.get(width, "bias")?);
-        Ok(Self(candle_nn::LayerNorm::new(weight, bias, eps)))
+        Ok(Self { weight: vb.get(width, "weight")?, bias: vb.get(width, "bias")?, eps })
     }
 
     /// `(.., width)` to the same.
     pub fn forward(&self, x: &Tensor) -> Result<Tensor> {
-        self.0.forward(&x.contiguous()?)
+        kernels::layer_norm(x, &self.weight, &self.bias, self.eps, None)
+    }
+
+    /// [`forward`](Self::forward), and positions added.
+    pub fn forward_at(&self, x: &Tensor, positions: &Positions<'_>) -> Result<Tensor> {
+        kernels::layer_norm(x, &self.weight, &self.bias, self.eps, Some(positions))
     }
 }

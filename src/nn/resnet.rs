@@ -4,6 +4,7 @@ use candle_core::{Result, Tensor};
 use candle_nn::VarBuilder;
 
 use super::{Conv2d, ConvOptions, GroupNorm, Linear};
+use crate::kernels::ConvArgs;
 
 /// The sizes of a [`ResnetBlock`].
 #[derive(Clone, Copy, Debug)]
@@ -54,15 +55,17 @@ impl ResnetBlock {
     ///
     /// `time` is the SiLU of the time embedding, `(1, width)`: the same for the whole batch.
     pub fn forward(&self, x: &Tensor, time: Option<&Tensor>) -> Result<Tensor> {
-        let mut y = self.conv1.forward(&self.norm1.forward_silu(x)?)?;
-        if let (Some(proj), Some(time)) = (&self.time_emb_proj, time) {
-            let shift = proj.forward(time)?;
-            y = y.broadcast_add(&shift.reshape((1, shift.dim(1)?, 1, 1))?)?;
-        }
-        let y = self.conv2.forward(&self.norm2.forward_silu(&y)?)?;
-        match &self.conv_shortcut {
-            Some(shortcut) => shortcut.forward(x)? + y,
-            None => x + y,
-        }
+        let shift = match (&self.time_emb_proj, time) {
+            (Some(proj), Some(time)) => Some(proj.forward(time)?.squeeze(0)?),
+            _ => None,
+        };
+        let args = ConvArgs { shift: shift.as_ref(), ..ConvArgs::default() };
+        let y = self.conv1.forward_with(&self.norm1.forward_silu(x)?, args)?;
+        let y = self.norm2.forward_silu(&y)?;
+        let shortcut = match &self.conv_shortcut {
+            Some(shortcut) => &shortcut.forward(x)?,
+            None => x,
+        };
+        self.conv2.forward_with(&y, ConvArgs { residual: Some(shortcut), ..ConvArgs::default() })
     }
 }

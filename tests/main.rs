@@ -16,6 +16,9 @@ mod bench;
 mod cli;
 /// The text encoder.
 mod clip;
+/// Everything at once.
+#[cfg(feature = "cli")]
+mod composition;
 /// ControlNets.
 mod control;
 /// Published sizes: names lists always, whole passes when asked.

@@ -10,8 +10,11 @@ use crate::support::close::assert_close;
 use crate::support::golden;
 use crate::support::program::Folder;
 
-/// Whole runs in f32, absolute on frames in `[0, 1]`.
+/// Whole runs in f32, absolute on frames in `[0, 1]`. Measured: 2.4e-6.
 const FRAMES: f64 = 1e-3;
+
+/// How much less a missing part may change the clip than in the reference, or more. Measured: 5e-6, which is the rounding there.
+const CHANGE: f64 = 1e-4;
 
 /// A folder with the inputs of the golden, and what the golden says.
 struct Composition {
@@ -35,7 +38,8 @@ impl Composition {
         save_picture(&folder, "picture.png", &inputs.tensor("picture_u8"));
         let noise = golden::load("tiny/cases/noise");
         let name = |i| format!("noise.{i}");
-        let mut tensors: HashMap<_, _> = (0..3).map(|i| (name(i), noise.tensor(&name(i)))).collect();
+        let mut tensors: HashMap<_, _> =
+            (0..3).map(|i| (name(i), noise.tensor(&name(i)))).collect();
         tensors.insert("latents".into(), golden::load("tiny/cases/unet").tensor("x"));
         candle_core::safetensors::save(&tensors, folder.path("in.safetensors")).unwrap();
         Self { folder, about: golden::json("composition/composition") }
@@ -53,7 +57,8 @@ impl Composition {
             let Value::Object(about) = &self.about["controls"][name] else { panic!("{name}") };
             let (scale, start, end) = (number(&about["scale"]), &about["start"], &about["end"]);
             let model = file(path);
-            let control = format!("{name}=hint_{name},model={model},scale={scale},start={start},end={end}");
+            let control =
+                format!("{name}=hint_{name},model={model},scale={scale},start={start},end={end}");
             vec!["--control".to_owned(), control]
         };
         let picture = format!(
@@ -61,7 +66,8 @@ impl Composition {
             file("tiny/extras/ip-adapter.safetensors"),
             number(&self.about["ip_adapter"])
         );
-        let ip_adapter = ["--ip-adapter", &picture, "--image-encoder", &file("tiny/extras/image_encoder")];
+        let ip_adapter =
+            ["--ip-adapter", &picture, "--image-encoder", &file("tiny/extras/image_encoder")];
         let word = ["--embedding", &file("composition/word.safetensors")];
         let owned = |args: &[&str]| args.iter().map(|&arg| arg.to_owned()).collect();
         vec![
@@ -146,7 +152,10 @@ fn leaving_any_part_out_changes_the_clip_exactly_as_in_diffusers() {
         let (largest, rms) = difference(&got["frames"], &whole.tensor("frames"));
         for (name, got) in [("largest", largest), ("rms", rms)] {
             let want = about[name].as_f64().unwrap();
-            assert!((got - want).abs() < FRAMES, "without {part}: {name} {got}, in diffusers {want}");
+            assert!(
+                (got - want).abs() < CHANGE,
+                "without {part}: {name} {got}, in diffusers {want}"
+            );
         }
         assert!(largest > 50.0 * FRAMES, "without {part} the clip changes by {largest} only");
     }

@@ -34,6 +34,9 @@ mod lora;
 mod output;
 /// Whole runs.
 mod pipeline;
+/// A trained adapter of every kind.
+#[cfg(feature = "cli")]
+mod pocket_adapters;
 /// torch's generators.
 mod rng;
 /// Samplers over formulas.

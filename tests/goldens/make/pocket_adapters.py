@@ -418,7 +418,9 @@ def make_ip_adapter(cache):
         theirs.to_k_ip, theirs.to_v_ip = ours.to_k_ip, ours.to_v_ip
     inner = [p for n in names for p in image.attn_processors[n].parameters()]
     projection = image.encoder_hid_proj.image_projection_layers[0]
-    parameters = [*inner, *projection.parameters(), *tower.parameters()]
+    # Two heads, thrown away in the end, that name the colors: they show the tower what to look at before the UNet can.
+    heads = torch.nn.Linear(64, len(COLORS)), torch.nn.Linear(64, len(GROUNDS))
+    parameters = [*inner, *projection.parameters(), *tower.parameters(), *heads[0].parameters(), *heads[1].parameters()]
     for p in parameters:
         p.requires_grad_(True)
     pixels = CLIPImageProcessor(size={"shortest_edge": SIDE}, crop_size={"height": SIDE, "width": SIDE})
@@ -431,22 +433,33 @@ def make_ip_adapter(cache):
         mask = silhouette(words["shape"], *path(None, draw.uniform))[at : at + 1]
         return prompt, paint(mask, words["color"], words["ground"])
 
+    def look(words, seen):
+        """The tower's embeddings (n, 64) of pictures, and how badly the heads name their colors."""
+        embeds = tower((torch.cat(seen) / 2 + 0.5 - mean) / std).image_embeds
+        wanted = [torch.tensor([list(names).index(w[key]) for w in words]) for names, key in ((COLORS, "color"), (GROUNDS, "ground"))]
+        return embeds, sum(F.cross_entropy(head(embeds), want) for head, want in zip(heads, wanted))
+
+    def on_colors():
+        words = pictures(pool, draw, 32)[0]
+        return look(words, [told(w)[1] for w in words])[1]
+
     def on_pictures():
         words, z, _ = pictures(pool, draw)
         t, x = base.noised(z, draw)
         prompts, seen = zip(*[told(w) for w in words])
-        embeds = tower((torch.cat(seen) / 2 + 0.5 - mean) / std).image_embeds
-        return base.loss(image(x, t, base.context(list(prompts)), added_cond_kwargs={"image_embeds": [embeds[:, None]]}).sample, x, t, z)
+        embeds, unnamed = look(words, seen)
+        epsilon = image(x, t, base.context(list(prompts)), added_cond_kwargs={"image_embeds": [embeds[:, None]]}).sample
+        return base.loss(epsilon, x, t, z) + 0.01 * unnamed
 
     def on_clips():
         words, z, _ = clip(pool, draw)
         t, x = base.noised(z, draw)
         prompt, seen = told(words)
-        embeds = tower((seen / 2 + 0.5 - mean) / std).image_embeds
+        embeds, unnamed = look([words], [seen])
         epsilon = base.unet(x, t, per_frame(base.context([prompt])), added_cond_kwargs={"image_embeds": [embeds[:, None]]}).sample
-        return base.loss(epsilon, x, t, z)
+        return base.loss(epsilon, x, t, z) + 0.01 * unnamed
 
-    train("ip_adapter", cache, parameters, [(900, 1.5e-3, on_pictures), (250, 5e-4, on_clips)])
+    train("ip_adapter", cache, parameters, [(500, 2e-3, on_colors), (700, 2e-3, on_pictures), (150, 5e-4, on_clips)])
     out = {f"image_proj.{k.replace('image_embeds', 'proj')}": v for k, v in projection.state_dict().items()}
     for k, n in enumerate(names):
         for part in ("to_k_ip", "to_v_ip"):
@@ -498,7 +511,7 @@ def make_style_lora(cache):
         t, x = base.noised(z, draw)
         return base.loss(image(x, t, base.context([caption(w) for w in words])).sample, x, t, z)
 
-    train("style_lora", cache, [p for pair in pairs.values() for p in pair], [(160, 4e-3, on_pictures)])
+    train("style_lora", cache, [p for pair in pairs.values() for p in pair], [(700, 4e-3, on_pictures)])
     out = {}
     for name, (down, up) in pairs.items():
         conv = name.endswith(("proj_in", "proj_out"))

@@ -4,6 +4,8 @@ use std::process::{Command, Output};
 
 use serde_json::Value;
 
+use crate::support::golden;
+
 fn bench(flags: &[&str]) -> Output {
     Command::new(env!("CARGO_BIN_EXE_animatelcm")).arg("bench").args(flags).output().unwrap()
 }
@@ -60,6 +62,37 @@ fn guidance_doubles_the_work_of_a_step() {
         report["unet_step"]["gflop"].as_f64().unwrap()
     };
     assert!((work("7.5") / work("1") - 2.0).abs() < 1e-9);
+}
+
+#[test]
+fn controls_add_their_work_to_steps_or_to_the_clip() {
+    let folder = tempfile::tempdir().unwrap();
+    let hint = folder.path().join("hint.png");
+    image::RgbImage::from_pixel(32, 32, image::Rgb([200, 40, 90])).save(&hint).unwrap();
+    let model = golden::path("tiny/model");
+    let model = model.to_str().unwrap();
+    let work = |network: Option<&str>| {
+        let control = network.map(|network| {
+            let network = golden::path(network);
+            format!("c={},model={}", hint.display(), network.display())
+        });
+        let mut flags = vec!["--model", model, "--json", "--quiet", "--no-cold-start"];
+        if let Some(control) = &control {
+            flags.extend(["--control", control.as_str()]);
+        }
+        let output = small(&flags);
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+        let report: Value = serde_json::from_slice(&output.stdout).unwrap();
+        assert_eq!(report["settings"]["controls"].as_array().unwrap().len(), flags.len() / 7);
+        ["unet_step", "clip"].map(|part| report[part]["gflop"].as_f64().unwrap())
+    };
+    let [step, clip] = work(None);
+    for network in ["tiny/extras/controlnet", "sparse_ctrl/rgb"] {
+        let [with, _] = work(Some(network));
+        assert!(with > 1.2 * step && with < 2.0 * step, "{network}: {with} and {step}");
+    }
+    let [with, whole] = work(Some("t2i_adapter/full"));
+    assert!(with == step && whole > clip, "{with}, {step}, {whole}, {clip}");
 }
 
 #[test]

@@ -598,6 +598,9 @@ fn inspect_says_what_weights_are() {
         ("tiny/model/motion_adapter/diffusion_pytorch_model.safetensors", "motion adapter"),
         ("lora/kohya.safetensors", "a LoRA"),
         ("lora/motion_original.safetensors", "a motion LoRA"),
+        ("lora/families/boft.safetensors", "a BOFT"),
+        ("lora/families/glora.safetensors", "a GLoRA"),
+        ("lora/families/peft_hra/adapter_model.safetensors", "an HRA"),
     ] {
         let (text, json) = inspected(file);
         let (text, found) = (text.stdout(), json["kind"].as_str().unwrap());
@@ -611,6 +614,15 @@ fn inspect_says_what_weights_are() {
         );
         assert!(text.contains(facts["sha256"].as_str().unwrap()), "{file}: {text}");
     }
+    let (text, lora) = inspected("lora/kohya.safetensors");
+    assert_eq!(lora["lora"]["layers"]["self-attention"], 2);
+    assert!(text.stdout().contains("attention to the prompt 2"), "{}", text.stdout());
+    let (text, _) = inspected("lora/families/peft_dora");
+    assert!(
+        text.stdout().contains("peft_dora/adapter_model.safetensors: a DoRA"),
+        "{}",
+        text.stdout()
+    );
     let (_, lora) = inspected("lora/motion_original.safetensors");
     assert_eq!(lora["lora"]["ranks"], json!([2]));
     assert_eq!(lora["lora"]["modules"], 168);

@@ -3,8 +3,8 @@
 use std::collections::BTreeMap;
 use std::path::Path;
 
-use animatelcm::adapters::control_net::{Control as ControlAdapter, ControlSettings};
-use animatelcm::adapters::{Conditioner, Pass, Progress, Strength};
+use animatelcm::adapters::control_net::Control as ControlAdapter;
+use animatelcm::adapters::{Conditioner, ControlSettings, Pass, Progress, Strength};
 use animatelcm::device::{DtypeChoice, Precision};
 use animatelcm::media::RgbImage;
 use animatelcm::media::read;
@@ -50,7 +50,7 @@ fn hint(case: &str, name: &str) -> Tensor {
     from_rgb(&pictures(case, name), &Device::Cpu).unwrap()
 }
 
-fn pictures(case: &str, name: &str) -> Vec<RgbImage> {
+pub(crate) fn pictures(case: &str, name: &str) -> Vec<RgbImage> {
     let tensor = golden::load(case).tensor(name);
     let (_, height, width, _) = tensor.dims4().unwrap();
     let bytes = tensor.to_dtype(DType::U8).unwrap().flatten_all().unwrap().to_vec1::<u8>().unwrap();
@@ -117,6 +117,7 @@ fn injected(
         frames,
         context: &context,
         negatives,
+        motion_norm: MotionNorm::PerFrame,
     };
     let mut injection = Injection::default();
     adapter.inject(&pass, &mut injection).unwrap();
@@ -219,7 +220,7 @@ fn the_network_asks_for_exactly_the_published_names_and_shapes() {
 }
 
 /// Names and shapes in `tests/goldens/names/<list>.txt`, in order.
-fn published(list: &str) -> Vec<(String, Vec<usize>)> {
+pub(crate) fn published(list: &str) -> Vec<(String, Vec<usize>)> {
     let text = std::fs::read_to_string(golden::path(&format!("names/{list}.txt"))).unwrap();
     let line = |line: &str| {
         let (name, shape) = line.split_once('\t').unwrap();
@@ -246,28 +247,30 @@ fn ldm_weights(prefix: &str) -> BTreeMap<String, Tensor> {
         .collect()
 }
 
-fn save(tensors: &BTreeMap<String, Tensor>, path: &Path) {
+pub(crate) fn save(tensors: &BTreeMap<String, Tensor>, path: &Path) {
     safetensors::serialize_to_file(tensors, None, path).unwrap();
 }
 
-fn all_weights(source: &Source) -> BTreeMap<String, Vec<f32>> {
+/// Every weight of a network beside the UNet, which must be of that kind.
+pub(crate) fn all_weights(component: Component, source: &Source) -> BTreeMap<String, Vec<f32>> {
     let mut checkpoint = Checkpoint::new();
-    checkpoint.add_component(Component::ControlNet, source).unwrap();
-    let names: Vec<String> = checkpoint.names(Component::ControlNet).map(str::to_owned).collect();
+    assert_eq!(checkpoint.add_control(source).unwrap(), component);
+    let names: Vec<String> = checkpoint.names(component).map(str::to_owned).collect();
     let read = |vb: candle_nn::VarBuilder<'static>| {
         let values = names.iter().map(|name| {
-            let shape = checkpoint.shape_of(Component::ControlNet, name).unwrap();
+            let shape = checkpoint.shape_of(component, name).unwrap();
             let tensor = vb.get(shape, name)?;
             Ok((name.clone(), tensor.flatten_all()?.to_vec1()?))
         });
         values.collect()
     };
     let none = PatchStack::new();
-    checkpoint.build(Component::ControlNet, DType::F32, &Device::Cpu, &none, read).unwrap().0
+    checkpoint.build(component, DType::F32, &Device::Cpu, &none, read).unwrap().0
 }
 
 #[test]
 fn every_layout_gives_the_same_weights() {
+    let all_weights = |source: &Source| all_weights(Component::ControlNet, source);
     let want = all_weights(&Source::from(golden::path(NET)));
     assert_eq!(want.len(), 334);
     assert_eq!(all_weights(&Source::from(golden::path(WEIGHTS))), want);
@@ -287,7 +290,7 @@ fn every_layout_gives_the_same_weights() {
 
 // Whole runs.
 
-fn request() -> Request {
+pub(crate) fn request() -> Request {
     Request {
         prompt: "A corgi walking in the park, 4k!!".into(),
         negative_prompt: "bad quality".into(),
@@ -303,7 +306,7 @@ fn request() -> Request {
 }
 
 /// A folder with a GIF-free, lossless hint: one PNG a frame.
-fn hint_folder(folder: &Path, name: &str, pictures: &[RgbImage]) -> String {
+pub(crate) fn hint_folder(folder: &Path, name: &str, pictures: &[RgbImage]) -> String {
     let place = folder.join(name);
     std::fs::create_dir_all(&place).unwrap();
     for (i, picture) in pictures.iter().enumerate() {
@@ -320,18 +323,28 @@ fn control(name: &str, hint: &str, more: &str) -> Control {
 fn files() -> Files {
     let source = Source::from(golden::path(NET));
     Files {
-        control_nets: vec![ControlFile { name: "net".into(), source }],
+        controls: vec![ControlFile { name: "net".into(), source }],
         ..Files::new(Base::Folder(golden::path("tiny/model")))
     }
 }
 
-fn run_with(files: &Files, request: &Request) -> Result<BTreeMap<String, Tensor>> {
+/// The latents and the noise that the whole runs of the goldens have.
+pub(crate) fn tensors() -> Tensors {
     let noise = case("noise");
-    let mut tensors = Tensors {
+    Tensors {
         latents: Some(case("unet")["x"].clone()),
         noise: (0..3).map(|i| noise[&format!("noise.{i}")].clone()).collect(),
-        recorded: Some(BTreeMap::new()),
-    };
+        ..Tensors::default()
+    }
+}
+
+/// Everything that a run keeps.
+pub(crate) fn run_from(
+    files: &Files,
+    request: &Request,
+    tensors: Tensors,
+) -> Result<BTreeMap<String, Tensor>> {
+    let mut tensors = Tensors { recorded: Some(BTreeMap::new()), ..tensors };
     let precision = Precision::new(DtypeChoice::F32, &Device::Cpu);
     let models = Models::open(files)?;
     let mut pipeline = Pipeline::new(models, Device::Cpu, precision, Residency::OneAtATime);
@@ -340,11 +353,15 @@ fn run_with(files: &Files, request: &Request) -> Result<BTreeMap<String, Tensor>
     Ok(tensors.recorded.unwrap())
 }
 
+fn run_with(files: &Files, request: &Request) -> Result<BTreeMap<String, Tensor>> {
+    run_from(files, request, tensors())
+}
+
 fn run(controls: Vec<Control>, request: Request) -> Result<BTreeMap<String, Tensor>> {
     run_with(&files(), &Request { controls, ..request })
 }
 
-fn bits(recorded: &BTreeMap<String, Tensor>) -> Vec<u32> {
+pub(crate) fn bits(recorded: &BTreeMap<String, Tensor>) -> Vec<u32> {
     let values = recorded["frames"].flatten_all().unwrap().to_vec1::<f32>().unwrap();
     values.into_iter().map(f32::to_bits).collect()
 }
@@ -545,8 +562,8 @@ fn hints_that_do_not_fit_are_refused_before_anything_is_loaded() {
 
 fn open_as_control(source: &Path) -> Error {
     let source = Source::from(source.to_path_buf());
-    let control_nets = vec![ControlFile { name: "mine".into(), source }];
-    let files = Files { control_nets, ..files() };
+    let controls = vec![ControlFile { name: "mine".into(), source }];
+    let files = Files { controls, ..files() };
     Models::open(&files).unwrap_err()
 }
 
@@ -555,8 +572,16 @@ fn files_that_are_no_control_net_are_called_by_their_name() {
     let path = |name: &str| golden::path(name);
     for (file, part, hint) in [
         ("tiny/extras/lora-kohya.safetensors", "is a LoRA", "--lora"),
-        ("tiny/model/unet/diffusion_pytorch_model.safetensors", "has no controlnet weights", ""),
-        ("tiny/model/text_encoder/model.safetensors", "has no controlnet weights", ""),
+        (
+            "tiny/model/unet/diffusion_pytorch_model.safetensors",
+            "has no ControlNet, SparseCtrl or T2I-Adapter weights",
+            "",
+        ),
+        (
+            "tiny/model/text_encoder/model.safetensors",
+            "has no ControlNet, SparseCtrl or T2I-Adapter weights",
+            "",
+        ),
     ] {
         let error = open_as_control(&path(file));
         assert_eq!(error.kind().exit_code(), 3, "{error}");
@@ -587,8 +612,6 @@ fn control_nets_for_other_models_are_called_by_their_name() {
     let key = "down_blocks.0.attentions.0.transformer_blocks.0.attn2.to_k.weight";
     let sd2 = with(&[(key, &[8, 1024])]);
     assert!(sd2.contains("is a ControlNet for Stable Diffusion 2"), "{sd2}");
-    let sparse = with(&[("down_blocks.0.motion_modules.0.norm.weight", &[8])]);
-    assert!(sparse.contains("is a SparseCtrl"), "{sparse}");
     // One for Stable Diffusion 1.5 beside the tiny model: shapes tell, before a weight is read.
     let names = (0..4).map(|i| format!("down_blocks.{i}.resnets.0.conv1.weight"));
     let names: Vec<String> = names.collect();

@@ -12,16 +12,18 @@ use std::collections::{BTreeMap, HashMap};
 use std::path::PathBuf;
 use std::time::Instant;
 
+use animatelcm::adapters::lora::{Lora, LoraOptions};
 use animatelcm::models::clip::{TextConfig, TextEncoder};
 use animatelcm::models::motion::{MotionConfig, MotionNorm};
 use animatelcm::models::unet::{Injection, UNet, UNetConfig, UNetInput};
 use animatelcm::models::vae::{AutoencoderKl, VaeConfig};
-use animatelcm::weights::{Component, random};
+use animatelcm::weights::{Checkpoint, Component, PatchStack, Resident, random};
 use candle_core::{DType, Device, Tensor};
 
 use crate::support::close::{assert_relative, relative_l2};
 use crate::support::golden;
 use crate::support::tiny::{fold, unfold};
+use crate::weights::published_source;
 
 /// Modules in f32, relative L2.
 const F32: f64 = 1e-5;
@@ -200,5 +202,72 @@ fn full_size_unet_in_half_precision_stays_within_its_measured_error() {
     let reference = reference();
     for (dtype, tolerance) in [(DType::F16, 5e-3), (DType::BF16, 4e-2)] {
         assert_relative(&unet_pass(dtype, &reference), &reference["unet"], tolerance);
+    }
+}
+
+/// Resident memory of this process in MiB: now, and the most since [`forget_peak`].
+fn memory() -> Option<(u64, u64)> {
+    let status = std::fs::read_to_string("/proc/self/status").ok()?;
+    let value = |key: &str| {
+        let line = status.lines().find_map(|line| line.strip_prefix(key))?;
+        Some(line.trim_end_matches("kB").trim().parse::<u64>().ok()? / 1024)
+    };
+    Some((value("VmRSS:")?, value("VmHWM:")?))
+}
+
+fn forget_peak() {
+    // Where that is not possible, the peak is that of the whole test.
+    let _ = std::fs::write("/proc/self/clear_refs", "5");
+}
+
+/// The LCM LoRA at another strength. Files of the published sizes with zeros in them serve: neither time nor memory
+/// depends on the values.
+#[test]
+#[ignore = "takes 8 GB of memory; prints time and memory"]
+#[allow(clippy::print_stderr)]
+fn full_size_strength_changes_without_a_second_unet() {
+    let (_unet, unet) = published_source(&["unet"]);
+    let (_motion, motion) = published_source(&["motion_animatelcm"]);
+    let (_lora, lora) = published_source(&["lora_lcm"]);
+    let mut checkpoint = Checkpoint::new();
+    checkpoint.add_component(Component::UNet, &unet).unwrap();
+    checkpoint.add_motion(&motion).unwrap();
+    let lora = Lora::open(&lora, "lcm").unwrap();
+    let patches = |strength| {
+        let mut patches = PatchStack::new();
+        let options = LoraOptions::with_strength(strength);
+        lora.apply(&checkpoint, &options, &mut patches).unwrap();
+        patches
+    };
+    let mut resident = Resident::new(DType::F32, &Device::Cpu);
+    let mut model = None;
+    let mut build = |what: &str, strength| {
+        let started = Instant::now();
+        let patches = patches(strength);
+        // As a pipeline does it: what is to be made again goes first.
+        model = None;
+        resident.forget(patches.names(Component::UNet));
+        let config = config();
+        let build = |vb| UNet::new(&config, &vb);
+        let built = checkpoint.rebuild(Component::UNet, &patches, &mut resident, build).unwrap();
+        let (unet, report) = built;
+        model = Some(unet);
+        eprintln!(
+            "{what}: {:.2} s, {} of {} tensors read, memory and its peak in MiB: {:?}",
+            started.elapsed().as_secs_f64(),
+            report.used - report.kept,
+            report.used,
+            memory(),
+        );
+        report
+    };
+    let first = build("loaded", 1.0);
+    assert_eq!((first.used, first.kept), (686 + 546, 0));
+    let loaded = memory();
+    forget_peak();
+    let second = build("other strength", 0.5);
+    assert_eq!(second.used - second.kept, 278);
+    if let (Some((loaded, _)), Some((_, peak))) = (loaded, memory()) {
+        assert!(peak < loaded + loaded / 10, "{peak} MiB where {loaded} MiB are a UNet");
     }
 }

@@ -4,21 +4,7 @@ use animatelcm::kernels::{self, GroupNormOptions, reference};
 use candle_core::{DType, Device, Tensor};
 
 use crate::support::close::{assert_close, assert_relative};
-
-fn random(shape: &[usize], seed: u64) -> Tensor {
-    // splitmix64, summed to something bell-shaped.
-    let mut state = seed;
-    let mut next = || {
-        state = state.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mut z = state;
-        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        ((z ^ (z >> 31)) >> 40) as f32 / (1 << 23) as f32 - 1.0
-    };
-    let n: usize = shape.iter().product();
-    let values: Vec<f32> = (0..n).map(|_| next() + next() + next()).collect();
-    Tensor::from_vec(values, shape, &Device::Cpu).unwrap()
-}
+use crate::support::random::random;
 
 #[test]
 fn attention_equals_its_reference() {

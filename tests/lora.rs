@@ -118,6 +118,24 @@ fn a_motion_lora_reads_the_same_under_both_its_names() {
 }
 
 #[test]
+fn camera_loras_are_read_as_they_are_published() {
+    let checkpoint = tiny();
+    let plain = all(&checkpoint, &PatchStack::new());
+    let options = LoraOptions::with_strength(0.7);
+    let published = source("lora/motion_published.ckpt");
+    let (report, one) = apply(&checkpoint, &published, &options).unwrap();
+    assert_eq!((report.modules, report.in_unet), (8, 8));
+    let (_, other) =
+        apply(&checkpoint, &source("lora/motion_original.safetensors"), &options).unwrap();
+    for (name, tensor) in &one {
+        let is_middle = name.starts_with("mid_block.motion_modules.");
+        assert!(!is_middle || !differs(tensor, &other[name]), "{name}");
+        let is_attention = name.contains(".attn") && name.ends_with(".weight");
+        assert_eq!(differs(tensor, &plain[name]), is_middle && is_attention, "{name}");
+    }
+}
+
+#[test]
 fn the_published_lcm_lora_finds_all_of_its_278_modules() {
     let (_unet, unet) = published_source(&["unet"]);
     let (_motion, motion) = published_source(&["motion_animatelcm"]);
@@ -184,7 +202,7 @@ fn every_family_leads_to_the_weights_of_its_own_package() {
     let plain = all(&checkpoint, &PatchStack::new());
     let want = golden::load("lora/families/weights");
     let cases = cases();
-    assert_eq!(cases.len(), 11);
+    assert_eq!(cases.len(), 21);
     for case in &cases {
         for strength in &case.strengths {
             let options = LoraOptions::with_strength(*strength);
@@ -206,10 +224,65 @@ fn every_family_leads_to_the_weights_of_its_own_package() {
 }
 
 #[test]
+fn strength_0_is_absence_in_every_family() {
+    let checkpoint = tiny();
+    for case in &cases() {
+        let mut patches = PatchStack::new();
+        let options = LoraOptions::with_strength(0.0);
+        let lora = Lora::open(&case.file, "test").unwrap();
+        let report = lora.apply(&checkpoint, &options, &mut patches).unwrap();
+        assert!(patches.is_empty(), "{}", case.name);
+        assert_eq!((report.in_unet, report.in_text), (0, 0), "{}", case.name);
+        assert_eq!(report.switched_off, report.modules, "{}", case.name);
+    }
+}
+
+#[test]
+fn what_adds_commutes_and_what_turns_does_not() {
+    let checkpoint = tiny();
+    let stack = |names: &[&str]| {
+        let mut patches = PatchStack::new();
+        for name in names {
+            let file = source(&format!("lora/{name}.safetensors"));
+            let options = LoraOptions::with_strength(0.2 + 0.01 * name.len() as f64);
+            let lora = Lora::open(&file, *name).unwrap();
+            lora.apply(&checkpoint, &options, &mut patches).unwrap();
+        }
+        all(&checkpoint, &patches)
+    };
+    let adding = [
+        "kohya",
+        "families/loha",
+        "families/lokr",
+        "families/full",
+        "families/sparse",
+        "families/peft_bias/adapter_model",
+        "families/peft_lokr/adapter_model",
+        "motion_original",
+    ];
+    let one = stack(&adding);
+    for turned in 1..adding.len() {
+        let mut order = adding;
+        order.rotate_left(turned);
+        order[..turned].reverse();
+        for (name, tensor) in &stack(&order) {
+            assert!(relative_l2(tensor, &one[name]) < 1e-6, "{turned}: {name}");
+        }
+    }
+    // All of these and a LoHa change this weight.
+    let weight = "down_blocks.1.attentions.0.transformer_blocks.0.attn2.to_k.weight";
+    for other in ["oft", "boft", "dora", "ia3", "glora", "peft_oft/adapter_model"] {
+        let other = format!("families/{other}");
+        let (one, two) = (stack(&["families/loha", &other]), stack(&[&other, "families/loha"]));
+        assert!(relative_l2(&one[weight], &two[weight]) > 1e-3, "{other}");
+    }
+}
+
+#[test]
 fn reports_name_the_family() {
     let checkpoint = tiny();
     let wants = BTreeMap::from([
-        ("boft", "OFT `test`: 2 of 3 modules in the unet, 1 in the text encoder"),
+        ("boft", "BOFT `test`: 2 of 3 modules in the unet, 1 in the text encoder"),
         (
             "dora",
             "DoRA and DoRA over LoHa and DoRA over LoKr `test`: rank 2/3/4, 6 of 7 modules in the \
@@ -224,11 +297,52 @@ fn reports_name_the_family() {
         ("peft_dora", "DoRA `test`: rank 3/4, 3 of 3 modules in the unet"),
         ("peft_loha", "LoHa `test`: rank 3/4, 2 of 2 modules in the unet"),
         ("peft_lokr", "LoKr `test`: rank 2, 3 of 3 modules in the unet"),
+        ("glora", "GLoRA `test`: rank 2/3/4/5, 4 of 5 modules in the unet, 1 in the text encoder"),
+        ("sparse", "LoRA `test`: rank 2/3, 2 of 2 modules in the unet"),
+        ("peft_ia3", "IA3 `test`: 5 of 5 modules in the unet"),
+        ("peft_oft", "OFT `test`: 4 of 4 modules in the unet"),
+        ("peft_oft_exact", "OFT `test`: 4 of 4 modules in the unet"),
+        ("peft_oft_shared", "OFT `test`: 4 of 4 modules in the unet"),
+        ("peft_boft", "BOFT `test`: 4 of 4 modules in the unet"),
+        ("peft_boft_stages", "BOFT `test`: 3 of 3 modules in the unet"),
+        ("peft_hra", "HRA `test`: rank 3, 4 of 4 modules in the unet"),
+        ("peft_hra_orthogonal", "HRA `test`: rank 3, 4 of 4 modules in the unet"),
     ]);
     for case in cases() {
         let options = LoraOptions::default();
         let (report, _) = apply(&checkpoint, &case.file, &options).unwrap();
         assert_eq!(report.to_string(), wants[case.name.as_str()], "{}", case.name);
+    }
+}
+
+#[test]
+fn the_folders_that_peft_writes_are_adapters() {
+    let checkpoint = tiny();
+    let options = LoraOptions::default();
+    let (report, one) = apply(&checkpoint, &source("lora/families/peft_hra"), &options).unwrap();
+    assert_eq!((report.family.as_str(), report.in_unet), ("HRA", 4));
+    let file = source("lora/families/peft_hra/adapter_model.safetensors");
+    let (_, other) = apply(&checkpoint, &file, &options).unwrap();
+    assert!(one.iter().all(|(name, tensor)| !differs(tensor, &other[name])));
+    let error = Lora::open(&source("lora"), "lora").unwrap_err();
+    assert!(error.to_string().contains("is a folder without an adapter"), "{error}");
+}
+
+#[test]
+fn kinds_of_peft_that_are_not_supported_are_named() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("adapter_model.safetensors");
+    let module = "base_model.model.mid_block.attentions.0.transformer_blocks.0.attn1.to_q";
+    let (down, up) = (format!("{module}.lora_A.weight"), format!("{module}.lora_B.weight"));
+    write(&path, &[(&down, matrix(2, 16, 1.0)), (&up, matrix(16, 2, 1.0))]);
+    for (config, what) in [
+        (r#"{"peft_type": "MISS"}"#, "is a `MISS` of PEFT, which is not supported"),
+        (r#"{"peft_type": "LORA", "init_lora_weights": "pissa"}"#, "weights that `pissa` changed"),
+    ] {
+        std::fs::write(folder.path().join("adapter_config.json"), config).unwrap();
+        let error = Lora::open(&folder.path().into(), "test").unwrap_err();
+        assert!(error.to_string().contains(what), "{error}");
+        assert_eq!(error.kind(), ErrorKind::Weights);
     }
 }
 
@@ -443,7 +557,7 @@ fn a_lora_of_which_a_part_matches_fails_unless_that_is_allowed() {
     let made = one(&[
         ("lora_unet_not_there.lora_down.weight", matrix(2, 16, 1.0)),
         ("lora_unet_not_there.lora_up.weight", matrix(16, 2, 1.0)),
-        ("bundle_emb.cat.string_to_param.*", matrix(2, 16, 1.0)),
+        ("somebody.elses", matrix(2, 16, 1.0)),
     ]);
     let error = made.error();
     assert!(
@@ -454,7 +568,7 @@ fn a_lora_of_which_a_part_matches_fails_unless_that_is_allowed() {
     );
     let partial = LoraOptions { allow_partial: true, ..LoraOptions::default() };
     let report = made.apply(&partial).unwrap();
-    assert_eq!(report.unmatched, ["lora_unet_not_there", "bundle_emb.cat.string_to_param.*"]);
+    assert_eq!(report.unmatched, ["lora_unet_not_there", "somebody.elses"]);
     assert_eq!(report.in_unet, 1);
 }
 
@@ -501,7 +615,9 @@ fn halves_of_modules_are_refused() {
 
 #[test]
 fn families_that_are_not_supported_are_named() {
-    for (part, what) in [(".b1.weight", "GLoRA"), (".oft_R.weight", "OFT of PEFT")] {
+    for (part, what) in
+        [(".lambda_layer", "T-LoRA"), (".lora_E", "AdaLoRA"), (".oft_r", "OFT of PEFT before 0.16")]
+    {
         let name = format!("{Q}{part}");
         let error = one(&[(&name, matrix(1, 1, 1.0))]).error();
         assert!(error.to_string().contains(what), "{error}");
@@ -536,6 +652,70 @@ fn an_alpha_that_is_no_number_fails_and_is_named() {
     assert!(error.to_string().contains(&format!("`{alpha}` holds the value NaN")), "{error}");
     let error = one(&[(&alpha, matrix(1, 2, 1.0))]).open().unwrap_err();
     assert!(error.to_string().contains("has 2 values where one is expected"), "{error}");
+}
+
+#[test]
+fn a_negative_alpha_turns_the_change_around() {
+    let alpha = format!("{Q}.alpha");
+    close(change(&one(&[(&alpha, scalar(-1.0))]), &LoraOptions::default()), -3.0);
+}
+
+#[test]
+fn files_in_8_bits_are_read() {
+    let made = Made { folder: tempfile::tempdir().unwrap() };
+    // 1.5 in four bits of exponent and three of mantissa.
+    let bytes = vec![0x3c; 2 * 16];
+    let view = |shape: [usize; 2]| {
+        let dtype = safetensors::Dtype::F8_E4M3;
+        safetensors::tensor::TensorView::new(dtype, shape.to_vec(), &bytes).unwrap()
+    };
+    let (down, up) = (format!("{Q}.lora_down.weight"), format!("{Q}.lora_up.weight"));
+    let tensors = [(down, view([2, 16])), (up, view([16, 2]))];
+    let bytes = safetensors::serialize(tensors, None).unwrap();
+    std::fs::write(made.folder.path().join("lora.safetensors"), bytes).unwrap();
+    close(change(&made, &LoraOptions::default()), 4.5);
+}
+
+#[test]
+fn broken_files_are_refused_by_name() {
+    let made = one(&[]);
+    let path = made.folder.path().join("lora.safetensors");
+    let whole = std::fs::read(&path).unwrap();
+    let mut huge = whole.clone();
+    huge[..8].copy_from_slice(&(1_u64 << 60).to_le_bytes());
+    for bytes in [vec![], whole[..4].to_vec(), whole[..whole.len() - 1].to_vec(), huge] {
+        std::fs::write(&path, bytes).unwrap();
+        let error = made.open().unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::Weights);
+        assert!(error.to_string().contains("lora.safetensors"), "{error}");
+    }
+}
+
+/// A LoRA that brings vectors of that width along.
+fn with_words(width: usize) -> Made {
+    one(&[
+        ("bundle_emb.cat toy.string_to_param.*", matrix(2, width, 0.5)),
+        ("bundle_emb.<dog>.clip_l", matrix(1, width, 0.25)),
+    ])
+}
+
+#[test]
+fn words_that_a_lora_brings_along_are_learned() {
+    let made = with_words(12);
+    let models = Models::open(&files(vec![LoraFile::new(made.source().path())])).unwrap();
+    let report = &models.adapters()[0];
+    assert!(report.to_string().ends_with(", brings `<dog>`, `cat toy`"), "{report}");
+    let (text, _) = models.text(DType::F32, &Device::Cpu).unwrap();
+    let states =
+        |text: &animatelcm::text::TextModel, prompt| text.encode(prompt, 0).unwrap().states;
+    let (plain, _) = Models::open(&files(vec![])).unwrap().text(DType::F32, &Device::Cpu).unwrap();
+    assert!(differs(&states(&text, "a cat toy"), &states(&plain, "a cat toy")));
+    assert!(!differs(&states(&text, "a cat"), &states(&plain, "a cat")));
+    // The file is hashed once.
+    assert_eq!(models.sources().iter().filter(|s| **s == made.source()).count(), 1);
+    let wide = with_words(77);
+    let error = Models::open(&files(vec![LoraFile::new(wide.source().path())])).unwrap_err();
+    assert!(error.to_string().contains("is 77 wide, the text encoder 12"), "{error}");
 }
 
 /// An adapter of the 16x16 matrix `Q` of these parts.
@@ -588,10 +768,36 @@ fn broken_modules_of_every_family_are_refused_by_what_is_wrong() {
         (with("dora_scale", &[12, 1]), "its magnitude (DoRA) is [12, 1], the weight is [16, 16]"),
         (vec![("dora_scale", &[16, 1])], "nothing that it belongs to"),
         (vec![("oft_blocks", &[4, 4, 4]), ("dora_scale", &[16, 1])], "nothing that it belongs to"),
-        (with("hada_w1_a", &[16, 2]), "is both a LoHa and a LoRA"),
+        (with("hada_w1_a", &[16, 2]), "is both LoHa and LoRA"),
         // This layer has no bias.
         (with("diff_b", &[16]), "this model has no such weight"),
         (with("lora_mid.weight", &[2, 3]), "and mid [2, 3] do not go together"),
+        (vec![("lora_down.weight", &[0, 16]), ("lora_up.weight", &[16, 0])], "do not go together"),
+        (vec![("a1.weight", &[16, 2]), ("a2.weight", &[2, 16])], "it has no b1 matrix"),
+        (
+            vec![
+                ("a1.weight", &[16, 2]),
+                ("a2.weight", &[2, 16]),
+                ("b1.weight", &[16, 3]),
+                ("b2.weight", &[3, 16]),
+            ],
+            "b1 [16, 3] and b2 [3, 16] do not go together",
+        ),
+        (vec![("ia3_l", &[12, 1])], "it scales 12 outputs, the weight is [16, 16]"),
+        (vec![("ia3_l", &[1, 16, 1, 1])], "there is none"),
+        (vec![("oft_R.weight", &[4, 5])], "no halves of square matrices"),
+        (vec![("oft_R.weight", &[3, 6])], "it turns 3 groups of 4 inputs, the weight is [16, 16]"),
+        (vec![("oft_R.weight", &[1, 3])], "it turns 1 groups of 3 inputs, the weight is [16, 16]"),
+        (vec![("boft_R", &[1, 4, 4, 4])], "it has no factors matrix"),
+        (
+            vec![("boft_R", &[4, 4, 4, 4]), ("boft_s", &[16, 1])],
+            "it turns 4 groups of 4 inputs in 4 stages, the weight is [16, 16]",
+        ),
+        (vec![("boft_R", &[1, 4, 4, 4]), ("boft_s", &[8, 1])], "it scales 8 outputs"),
+        (vec![("hra_u", &[12, 3])], "it turns 12 inputs, the weight is [16, 16]"),
+        (vec![("hra_u", &[16, 3]), ("oft_R.weight", &[4, 6])], "is both HRA and OFT"),
+        (vec![("oft_blocks", &[4, 4, 4]), ("oft_R.weight", &[4, 6])], "is both OFT and OFT"),
+        (with("bias_values", &[3]), "it has no stray_indices matrix"),
     ] {
         let error = of_q(&parts).error().to_string();
         assert!(error.contains(wrong), "{error}");
@@ -614,6 +820,15 @@ fn adapters_for_other_models_are_told_apart() {
             "it was made for Stable Diffusion XL",
         ),
         ("lora_unet_single_blocks_3_linear1", 64, "it was made for Flux"),
+        ("transformer.single_transformer_blocks.1.proj", 64, "it was made for Flux"),
+        ("lora_unet_joint_blocks_3_x_block_attn_qkv", 64, "it was made for Stable Diffusion 3"),
+        ("diffusion_model.blocks.0.cross_attn.k", 64, "it was made for Wan"),
+        ("lora_te2_text_model_encoder_layers_0_mlp_fc1", 64, "it was made for Stable Diffusion XL"),
+        (
+            "lora_te_text_model_encoder_layers_0_self_attn_q_proj",
+            1024,
+            "it was made for Stable Diffusion 2",
+        ),
     ] {
         let made = Made::new(&[
             (&format!("{module}.lora_down.weight"), matrix(2, inputs, 1.0)),

@@ -3,6 +3,8 @@
 // Clippy takes functions that tests share for ordinary code.
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
+/// Adapters in a running pipeline.
+mod adapters;
 /// The floors of the house.
 mod architecture;
 /// Hostile files and impossible requests, given to the real program.
@@ -23,6 +25,8 @@ mod composition;
 mod control;
 /// Published sizes: names lists always, whole passes when asked.
 mod full_size;
+/// The same numbers on a GPU, where there is one.
+mod gpu;
 /// Published models and the hub, against a server on loopback.
 #[cfg(feature = "hub")]
 mod hub;
@@ -43,7 +47,11 @@ mod rng;
 mod sampler;
 /// Noise schedules and timesteps.
 mod schedule;
+/// SparseCtrl.
+mod sparse_ctrl;
 mod support;
+/// T2I-Adapters.
+mod t2i_adapter;
 /// Weighted, long and extended prompts.
 mod text;
 /// CLIP's tokenizer on hard strings.
@@ -52,5 +60,7 @@ mod tokenizer;
 mod unet;
 /// The autoencoders.
 mod vae;
+/// Videos as input.
+mod video;
 /// Every layout of weight files, and attacks on them.
 mod weights;

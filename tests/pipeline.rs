@@ -50,6 +50,7 @@ fn tiny_tensors() -> Tensors {
         latents: Some(case("unet")["x"].clone()),
         noise: (0..3).map(|i| noise[&format!("noise.{i}")].clone()).collect(),
         recorded: Some(BTreeMap::new()),
+        ..Tensors::default()
     }
 }
 

@@ -522,6 +522,28 @@ fn published_motion_modules_map_onto_the_canonical_names_one_to_one() {
 }
 
 #[test]
+fn published_controls_map_onto_the_canonical_names_one_to_one() {
+    let (net, sparse, t2i) = (Component::ControlNet, Component::SparseCtrl, Component::T2iAdapter);
+    for (file, canonical, component, positions) in [
+        ("control_net", "control_net", net, None),
+        ("control_net_ldm", "control_net", net, None),
+        ("sparse_ctrl_rgb", "sparse_ctrl_rgb", sparse, None),
+        ("sparse_ctrl_rgb_animatediff", "sparse_ctrl_rgb", sparse, Some(32)),
+        ("sparse_ctrl_scribble_animatediff", "sparse_ctrl_scribble", sparse, Some(32)),
+        ("t2i_adapter_full", "t2i_adapter_full", t2i, None),
+        ("t2i_adapter_full_original", "t2i_adapter_full", t2i, None),
+        ("t2i_adapter_light", "t2i_adapter_light", t2i, None),
+        ("t2i_adapter_light_original", "t2i_adapter_light", t2i, None),
+    ] {
+        let (_file, source) = published_source(&[file]);
+        let mut checkpoint = Checkpoint::new();
+        assert_eq!(checkpoint.add_control(&source).unwrap(), component, "{file}");
+        assert_eq!(index(&checkpoint, component), list(canonical), "{file}");
+        assert_eq!(checkpoint.stored_positions(), positions, "{file}");
+    }
+}
+
+#[test]
 fn a_position_table_that_is_not_the_usual_one_is_refused() {
     for (change, refused) in [(1e-3, false), (0.01, true)] {
         let file = published(&["motion_animatediff_v3"], |name, shape| {

@@ -3,16 +3,21 @@
 pub mod control_net;
 pub mod lora;
 mod range;
+mod settings;
+pub mod sparse_ctrl;
 mod strength;
+pub mod t2i_adapter;
 
 use std::fmt;
 
 use candle_core::Tensor;
 
 use crate::Result;
+use crate::models::motion::MotionNorm;
 use crate::models::unet::Injection;
 
 pub use self::range::ActiveRange;
+pub use self::settings::ControlSettings;
 pub use self::strength::Strength;
 
 /// Runs beside the UNet and adds to what it computes.
@@ -39,6 +44,8 @@ pub struct Pass<'a> {
     pub context: &'a Tensor,
     /// How many clips of the batch, at its beginning, have the negative prompt.
     pub negatives: usize,
+    /// Over what motion modules normalize.
+    pub motion_norm: MotionNorm,
 }
 
 impl Pass<'_> {

@@ -144,7 +144,8 @@ pub(super) struct ModelFlags {
     /// The consistency LoRA; `none` for none [default: the one made for the motion modules].
     #[arg(long, value_name = "NAME|FILE[:SCALE]")]
     pub(super) lcm_lora: Option<WeightedFile>,
-    /// A LoRA or a relative and its strength, also `FILE:unet=SCALE,text=SCALE`; repeatable.
+    /// A LoRA or a relative (a file, or PEFT's folder) and its strength, also `FILE:unet=SCALE,text=SCALE`;
+    /// repeatable.
     #[arg(long, value_name = "FILE[:SCALE]")]
     pub(super) lora: Vec<WeightedFile>,
     /// A textual inversion and the word for it in prompts; repeatable [default: the word that the file names].
@@ -187,9 +188,11 @@ pub(super) struct ClipFlags {
 #[derive(Debug, Args)]
 #[command(next_help_heading = "Control")]
 pub(super) struct ControlFlags {
-    /// A ControlNet and the picture, animation or folder of pictures that the frames follow; repeatable. After
-    /// NAME=HINT,model=FILE may follow scale=0.8 or a curve over the frames (scale=0:1.0,8:0.2), start=0 and
-    /// end=0.6 (parts of the run), fit=stretch|crop (hints of another size) and guess (guess mode).
+    /// A ControlNet, SparseCtrl network or T2I-Adapter and the picture, animation or folder of pictures that the
+    /// frames follow; repeatable. After NAME=HINT,model=FILE may follow scale=0.8 or a curve over the frames
+    /// (scale=0:1.0,8:0.2), start=0 and end=0.6 (parts of the run), fit=stretch|crop (hints of another size),
+    /// frames=0,8,15 (SparseCtrl: which frames the pictures are for; one picture is for frame 0) and guess (guess
+    /// mode).
     #[arg(long, value_name = "NAME=HINT,model=FILE,...")]
     pub(super) control: Vec<Control>,
 }
@@ -248,7 +251,8 @@ pub(super) struct OutputFlags {
     /// Leave request and weights' hashes out of the file.
     #[arg(long)]
     pub(super) no_metadata: bool,
-    /// Take `latents` and `noise.0`, `noise.1`, … (1,4,F,h,w) from a safetensors file.
+    /// Take `latents` and `noise.0`, `noise.1`, … (1,4,F,h,w) from a safetensors file; and for the control NAME that
+    /// follows latents `noise.control.NAME` (hints,4,h,w).
     #[arg(long, value_name = "FILE")]
     pub(super) tensors_in: Option<PathBuf>,
     /// Write `context`, `latents.0` …, `latents` and `frames` to a safetensors file.

@@ -19,10 +19,12 @@ use self::report::{Part, Report, Settings, Versions};
 use self::summary::Summary;
 use super::args::ModelFlags;
 use super::resolve::{self, Names};
-use super::{generate, print, to_json};
+use super::{controls, generate, print, to_json};
 use crate::device::Precision;
 use crate::media::{FrameSink, RgbImage};
-use crate::pipeline::load::{Base, Files, Models, Motion, Preset};
+use crate::pipeline::control::Control;
+use crate::pipeline::flops::Work;
+use crate::pipeline::load::{Base, ControlFile, Files, Models, Motion, Preset};
 use crate::pipeline::request::{Job, Request, Spec};
 use crate::pipeline::{Event, Pipeline, Residency, Tensors};
 use crate::{Error, Result};
@@ -52,6 +54,10 @@ pub(super) struct BenchArgs {
     /// Classifier-free guidance; none at 1 or below [default: 1].
     #[arg(long, value_name = "SCALE", help_heading = "Clip")]
     cfg_scale: Option<f64>,
+    /// A network beside the UNet, as in `generate`; beside random weights FILE is controlnet, sparsectrl-rgb,
+    /// sparsectrl-scribble, t2i-adapter or t2i-adapter-light. Repeatable.
+    #[arg(long, value_name = "NAME=HINT,model=FILE,...", help_heading = "Control")]
+    control: Vec<Control>,
 
     /// Clips that are timed.
     #[arg(long, value_name = "N", default_value_t = 5, value_parser = at_least_one, help_heading = "Measuring")]
@@ -85,11 +91,12 @@ pub(super) fn run(args: &BenchArgs, interrupted: &Arc<AtomicBool>) -> Result<()>
 
 fn measure(args: &BenchArgs, interrupted: &Arc<AtomicBool>) -> Result<Report> {
     let names = Names::new(args.models.offline)?;
-    let job = job(args, &names)?;
+    let mut job = job(args, &names)?;
     job.request.validate()?;
+    controls::check_hints(&mut job.request.controls)?;
     let device = job.models.device.open()?;
     let precision = Precision::new(job.models.dtype, &device);
-    let models = Models::open(&files(args, &job.models, &names)?)?;
+    let models = Models::open(&files(args, &job, &names)?)?;
     let mut pipeline = Pipeline::new(models, device, precision, Residency::KeepAll);
     let prepared = pipeline.prepare(&job.request)?;
     let size = (prepared.width, prepared.height);
@@ -124,10 +131,21 @@ fn measure(args: &BenchArgs, interrupted: &Arc<AtomicBool>) -> Result<Report> {
     let models = pipeline.models();
     let request = &job.request;
     let passes = if request.is_guided() { 2 } else { 1 };
-    let step = models.unet_work(request.frames, size).total() * passes;
+    let controls = request.controls.iter().zip(&prepared.hints);
+    let sides: Vec<_> = controls
+        .map(|(control, hint)| {
+            let hints = hint.pictures.len();
+            models.side_network_work(&control.model, request.frames, size, hints)
+        })
+        .collect();
+    let once = sides.iter().map(|work| work.once).sum::<Work>();
+    let unet = models.unet_work(request.frames, size).total();
+    let step = (unet + sides.iter().map(|work| work.step.total()).sum::<Work>()) * passes;
     let decode = models.decoder_work(request.frames, size);
     let text = models.text_work() * passes;
-    let clip = step * request.steps + decode + text;
+    let clip = step * request.steps + once + decode + text;
+    let encodes = models.side_networks().any(|(_, config)| config.sees_latents());
+    let encoder = if encodes { models.vae_encoder_bytes(precision.vae) } else { 0 };
     let peaks = times.peaks;
     let part = |times: &[f64], flops, peak| Part::new(Summary::of(times), flops, peak);
     Ok(Report {
@@ -143,6 +161,7 @@ fn measure(args: &BenchArgs, interrupted: &Arc<AtomicBool>) -> Result<Report> {
             steps: request.steps,
             cfg_scale: request.cfg_scale,
             sampler: request.sampler.to_string(),
+            controls: request.controls.iter().map(|control| control.model.clone()).collect(),
             dtype: precision.unet.as_str(),
             vae_dtype: precision.vae.as_str(),
             repeats: args.repeats,
@@ -163,7 +182,10 @@ fn measure(args: &BenchArgs, interrupted: &Arc<AtomicBool>) -> Result<Report> {
         decode: part(&times.decode, decode.flops(), peaks.decode),
         clip: part(&times.clip, clip.flops(), peaks.whole()),
         peak_memory_bytes: peaks.whole(),
-        estimated_memory_bytes: prepared.memory.total(prepared.guidance) + models.text_bytes(),
+        // A run drops text encoder and the autoencoder's encoder before the rest is loaded.
+        estimated_memory_bytes: prepared.memory.total(prepared.guidance)
+            + models.text_bytes()
+            + encoder,
     })
 }
 
@@ -181,17 +203,24 @@ fn job(args: &BenchArgs, names: &Names) -> Result<Job> {
     request.frames = args.frames.unwrap_or(request.frames);
     request.steps = args.steps.unwrap_or(request.steps);
     request.cfg_scale = args.cfg_scale.unwrap_or(request.cfg_scale);
+    request.controls.clone_from(&args.control);
     Ok(job)
 }
 
-fn files(args: &BenchArgs, spec: &Spec, names: &Names) -> Result<Files> {
-    let Some(preset) = args.random_weights else { return resolve::files(spec, names) };
+fn files(args: &BenchArgs, job: &Job, names: &Names) -> Result<Files> {
+    let (spec, request) = (&job.models, &job.request);
+    let Some(preset) = args.random_weights else {
+        let controls = resolve::controls(request, names)?;
+        return Ok(Files { controls, ..resolve::files(spec, names)? });
+    };
+    let kind = |name: &str| ControlFile { name: name.to_owned(), source: name.into() };
+    let controls = resolve::models(request).into_iter().map(kind).collect();
     let motion = match spec.motion.as_deref() {
         None => Motion::Base,
         Some("none") => Motion::None,
         Some(file) => Motion::File(file.into()),
     };
-    Ok(Files { motion, ..Files::new(Base::Random(preset)) })
+    Ok(Files { motion, controls, ..Files::new(Base::Random(preset)) })
 }
 
 /// Lines on stderr, and the ear for Ctrl-C.

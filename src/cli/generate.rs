@@ -78,7 +78,7 @@ pub(super) fn make(
     let device = job.models.device.open()?;
     let precision = Precision::new(job.models.dtype, &device);
     let mut files = resolve::files(&job.models, names)?;
-    files.control_nets = resolve::control_nets(&job.request, names)?;
+    files.controls = resolve::controls(&job.request, names)?;
     controls::check_hints(&mut job.request.controls)?;
     let mut extra = tensors::read(&mut job)?;
     extra.recorded = target.tensors.map(|_| BTreeMap::new());

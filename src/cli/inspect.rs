@@ -4,6 +4,7 @@
 //! far as the loaders can tell; what no loader accepts is still named, with the reason why it cannot be used.
 
 mod clip;
+mod header;
 mod weights;
 
 use std::path::Path;

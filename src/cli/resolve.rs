@@ -137,15 +137,18 @@ pub(super) fn files(spec: &Spec, names: &Names) -> Result<Files> {
     Ok(files)
 }
 
-/// The ControlNets that a request uses.
-pub(super) fn control_nets(request: &Request, names: &Names) -> Result<Vec<ControlFile>> {
+/// The networks beside the UNet that a request uses.
+pub(super) fn controls(request: &Request, names: &Names) -> Result<Vec<ControlFile>> {
     let open = |word: &str| {
         let source = names.path("control", word)?.into();
         Ok(ControlFile { name: word.to_owned(), source })
     };
-    // Several controls may share a network.
-    let words: BTreeSet<&str> = request.controls.iter().map(|c| c.model.as_str()).collect();
-    words.into_iter().map(open).collect()
+    models(request).into_iter().map(open).collect()
+}
+
+/// What a request calls them. Several controls may share one.
+pub(super) fn models(request: &Request) -> BTreeSet<&str> {
+    request.controls.iter().map(|control| control.model.as_str()).collect()
 }
 
 fn default_lora() -> WeightedFile {

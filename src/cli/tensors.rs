@@ -39,31 +39,54 @@ pub(super) fn read(job: &mut Job) -> Result<Tensors> {
         .map_err(|e| Error::request(field, format!("{}: {e}", path.display())))?;
     let latents = all.remove("latents");
     let noise: Vec<Tensor> = (0..).map_while(|i| all.remove(&format!("noise.{i}"))).collect();
+    let mut hint_noise = BTreeMap::new();
+    for control in &job.request.controls {
+        if let Some(noise) = all.remove(&format!("noise.control.{}", control.name)) {
+            hint_noise.insert(control.name.clone(), noise);
+        }
+    }
     if let Some(name) = all.keys().min() {
         let reason = format!("`{name}` is neither `latents` nor `noise.0`, `noise.1`, …");
-        return Err(Error::request(field, reason));
+        let error = Error::request(field, reason);
+        return Err(if name.starts_with("noise.control.") {
+            error.with_hint("noise.control.NAME is for the control NAME")
+        } else {
+            error
+        });
     }
-    if latents.is_none() && noise.is_empty() {
+    if latents.is_none() && noise.is_empty() && hint_noise.is_empty() {
         return Err(Error::request(field, format!("{} holds no tensors", path.display())));
     }
-    Ok(Tensors { latents, noise, recorded: None })
+    Ok(Tensors { latents, noise, hint_noise, recorded: None })
 }
 
 /// Checks what was read against the run, whose latents are `wanted`: `(1, channels, frames, height, width)`.
 pub(super) fn check(tensors: &Tensors, wanted: [usize; 5]) -> Result<()> {
     let noise = tensors.noise.iter().enumerate().map(|(i, noise)| (format!("noise.{i}"), noise));
     let latents = tensors.latents.iter().map(|latents| ("latents".to_owned(), latents));
+    let wrong =
+        |name: &str, reason| Err(Error::request("tensors-in", format!("`{name}` {reason}")));
     for (name, tensor) in latents.chain(noise) {
-        let wrong = |reason| Err(Error::request("tensors-in", format!("`{name}` {reason}")));
         if tensor.dims() != wanted {
-            return wrong(format!("is {:?}, the run needs {wanted:?}", tensor.dims()));
+            return wrong(&name, format!("is {:?}, the run needs {wanted:?}", tensor.dims()));
         }
-        let values = tensor.to_dtype(DType::F32)?.flatten_all()?.to_vec1::<f32>()?;
-        if let Some(value) = values.into_iter().find(|value| !value.is_finite()) {
-            return wrong(format!("holds the value {value}"));
+        if let Some(value) = not_finite(tensor)? {
+            return wrong(&name, format!("holds the value {value}"));
+        }
+    }
+    // How many hints there are is known where they are encoded.
+    for (name, tensor) in &tensors.hint_noise {
+        if let Some(value) = not_finite(tensor)? {
+            return wrong(&format!("noise.control.{name}"), format!("holds the value {value}"));
         }
     }
     Ok(())
+}
+
+/// A value that is no number or without end.
+fn not_finite(tensor: &Tensor) -> Result<Option<f32>> {
+    let values = tensor.to_dtype(DType::F32)?.flatten_all()?.to_vec1::<f32>()?;
+    Ok(values.into_iter().find(|value| !value.is_finite()))
 }
 
 /// Checks, before any work, that the file can be written.

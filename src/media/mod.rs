@@ -3,6 +3,7 @@
 pub mod read;
 pub mod resize;
 pub mod tensor;
+mod video;
 
 pub use image::RgbImage;
 

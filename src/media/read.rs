@@ -2,7 +2,7 @@
 
 use std::cmp::Ordering;
 use std::fs::File;
-use std::io::{BufReader, Seek};
+use std::io::{BufReader, Read, Seek};
 use std::path::{Path, PathBuf};
 
 use image::codecs::{gif::GifDecoder, png::PngDecoder, webp::WebPDecoder};
@@ -12,10 +12,17 @@ use image::{
 };
 
 use super::RgbImage;
+use super::video;
 use crate::{Error, Result};
 
 /// The most frames that are read; a clip never has as many.
 const MOST_FRAMES: usize = 4096;
+
+/// The most bytes of a video, on disk and of its frames: a gigabyte.
+const MOST_BYTES: u64 = 1 << 30;
+
+/// What tells a video.
+const VIDEO_HEAD: u64 = 16;
 
 /// What a folder's pictures are told by.
 const EXTENSIONS: [&str; 5] = ["png", "jpg", "jpeg", "webp", "gif"];
@@ -49,7 +56,7 @@ pub fn files(field: &'static str, path: &Path) -> Result<Vec<PathBuf>> {
     Ok(found.into_iter().map(|(_, file)| file).collect())
 }
 
-/// The frames of a picture (one), an animation (GIF, WebP, PNG), or a folder of pictures.
+/// The frames of a picture (one), an animation (GIF, WebP, PNG), a video (H.264 in MP4, Y4M), or a folder of pictures.
 ///
 /// Transparency is dropped, as PIL does. Nothing is resized.
 ///
@@ -58,7 +65,14 @@ pub fn files(field: &'static str, path: &Path) -> Result<Vec<PathBuf>> {
 /// When a file cannot be read or holds something else. `field` is what the user called it.
 pub fn frames(field: &'static str, path: &Path) -> Result<Vec<RgbImage>> {
     if !path.is_dir() {
-        return animation(path).map_err(|error| picture_error(field, path, error));
+        let unreadable = |e: std::io::Error| wrong(field, path, e);
+        let mut head = Vec::new();
+        let mut file = File::open(path).map_err(unreadable)?;
+        file.by_ref().take(VIDEO_HEAD).read_to_end(&mut head).map_err(unreadable)?;
+        return match video::Kind::of(&head) {
+            Some(kind) => film(file, kind).map_err(|reason| wrong(field, path, reason)),
+            None => animation(path).map_err(|error| picture_error(field, path, error)),
+        };
     }
     let files = files(field, path)?;
     if files.len() > MOST_FRAMES {
@@ -72,6 +86,24 @@ pub fn frames(field: &'static str, path: &Path) -> Result<Vec<RgbImage>> {
             Ok(picture.map_err(|error| picture_error(field, file, error))?.to_rgb8())
         })
         .collect()
+}
+
+/// All frames of a video.
+fn film(mut file: File, kind: video::Kind) -> Result<Vec<RgbImage>, String> {
+    let unreadable = |e: std::io::Error| e.to_string();
+    let mut bytes = Vec::new();
+    file.rewind().map_err(unreadable)?;
+    file.take(MOST_BYTES + 1).read_to_end(&mut bytes).map_err(unreadable)?;
+    let mut left = MOST_BYTES.checked_sub(bytes.len() as u64).ok_or("is larger than a gigabyte")?;
+    let mut frames = Vec::new();
+    video::read(kind, &bytes, &mut |frame| {
+        let is_room = frames.len() < MOST_FRAMES;
+        let room = left.checked_sub(frame.as_raw().len() as u64).filter(|_| is_room);
+        left = room.ok_or("is too long")?;
+        frames.push(frame);
+        Ok(())
+    })?;
+    if frames.is_empty() { Err("has no frames".into()) } else { Ok(frames) }
 }
 
 fn open(path: &Path) -> Result<ImageReader<BufReader<File>>, ImageError> {
@@ -128,8 +160,10 @@ fn all(frames: Frames<'_>) -> Result<Vec<RgbImage>, ImageError> {
 fn picture_error(field: &'static str, path: &Path, error: ImageError) -> Error {
     match error {
         ImageError::IoError(error) => wrong(field, path, error),
-        ImageError::Unsupported(_) => wrong(field, path, "is not a GIF, PNG, JPEG or WebP")
-            .with_hint("of a video, give the frames as a folder of pictures"),
+        ImageError::Unsupported(_) => {
+            wrong(field, path, "is not a GIF, PNG, JPEG, WebP, MP4 or Y4M")
+                .with_hint("of another kind of video, give the frames as a folder of pictures")
+        }
         error => wrong(field, path, error),
     }
 }

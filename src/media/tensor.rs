@@ -37,12 +37,34 @@ pub fn to_rgb(frame: &Tensor) -> Result<RgbImage> {
 ///
 /// When there is no picture, or their sizes differ.
 pub fn from_rgb(frames: &[RgbImage], device: &Device) -> Result<Tensor> {
+    let (width, height) = one_size(frames)?;
+    let bytes: Vec<u8> = frames.iter().flat_map(|frame| frame.as_raw().iter().copied()).collect();
+    let pixels = Tensor::from_vec(bytes, (frames.len(), height, width, 3), device)?;
+    Ok((pixels.permute((0, 3, 1, 2))?.contiguous()?.to_dtype(DType::F32)? / 255.0)?)
+}
+
+/// Turns pictures of one size into grey `(frames, 1, height, width)` in `[0, 1]`, in f32: PIL's `convert("L")`.
+///
+/// # Errors
+///
+/// As [`from_rgb`].
+pub fn to_grey(frames: &[RgbImage], device: &Device) -> Result<Tensor> {
+    let (width, height) = one_size(frames)?;
+    // ITU-R 601-2 in 16-bit fractions that add up to one.
+    let grey = |pixel: &image::Rgb<u8>| {
+        let [red, green, blue] = pixel.0.map(u32::from);
+        ((19595 * red + 38470 * green + 7471 * blue + 0x8000) >> 16) as u8
+    };
+    let bytes: Vec<u8> = frames.iter().flat_map(|frame| frame.pixels().map(grey)).collect();
+    let pixels = Tensor::from_vec(bytes, (frames.len(), 1, height, width), device)?;
+    Ok((pixels.to_dtype(DType::F32)? / 255.0)?)
+}
+
+/// The width and height that all pictures have.
+fn one_size(frames: &[RgbImage]) -> Result<(usize, usize)> {
     let size = frames.first().map(RgbImage::dimensions).unwrap_or_default();
     if size == (0, 0) || frames.iter().any(|frame| frame.dimensions() != size) {
         return Err(Error::request("frames", "pictures of one size are needed"));
     }
-    let (width, height) = (size.0 as usize, size.1 as usize);
-    let bytes: Vec<u8> = frames.iter().flat_map(|frame| frame.as_raw().iter().copied()).collect();
-    let pixels = Tensor::from_vec(bytes, (frames.len(), height, width, 3), device)?;
-    Ok((pixels.permute((0, 3, 1, 2))?.contiguous()?.to_dtype(DType::F32)? / 255.0)?)
+    Ok((size.0 as usize, size.1 as usize))
 }

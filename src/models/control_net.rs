@@ -8,8 +8,9 @@ use serde::{Deserialize, Serialize};
 
 use crate::models::motion::MotionNorm;
 use crate::models::supported;
-use crate::models::unet::{Injection, Place, Residuals, Stage, UNetConfig, UNetInput};
-use crate::nn::{Conv2d, ConvOptions, TimestepEmbedding};
+use crate::models::trunk::{self, Trunk};
+use crate::models::unet::{Injection, Residuals, UNetConfig, UNetInput};
+use crate::nn::{Conv2d, ConvOptions};
 use crate::{Error, Result};
 
 /// The sizes of a ControlNet, as in its `config.json`. The defaults are those for Stable Diffusion 1.5.
@@ -49,7 +50,7 @@ impl ControlNetConfig {
 
     /// How many pixels of the hint become one value on each side: 8.
     pub fn factor(&self) -> usize {
-        1 << self.conditioning_embedding_out_channels.len().saturating_sub(1)
+        hint_factor(&self.conditioning_embedding_out_channels)
     }
 
     /// Fails on a configuration that this program does not implement.
@@ -64,14 +65,7 @@ impl ControlNetConfig {
                 reason: "`conditioning_embedding_out_channels` is empty".into(),
             });
         }
-        self.trunk().validate()
-    }
-
-    /// The UNet whose first half this is; a ControlNet's own configuration says nothing of the way up.
-    fn trunk(&self) -> UNetConfig {
-        let stages = self.unet.block_out_channels.len();
-        let up_block_types = vec!["UpBlock2D".to_owned(); stages];
-        UNetConfig { up_block_types, motion: None, ..self.unet.clone() }
+        trunk::whole(&self.unet).validate()
     }
 }
 
@@ -79,61 +73,23 @@ impl ControlNetConfig {
 #[derive(Clone, Debug)]
 pub struct ControlNet {
     config: ControlNetConfig,
-    time_embedding: TimestepEmbedding,
-    conv_in: Conv2d,
     hint: HintEmbedding,
-    down: Vec<Stage>,
-    mid: Stage,
-    skip_outs: Vec<Conv2d>,
-    mid_out: Conv2d,
+    trunk: Trunk,
 }
 
 impl ControlNet {
     /// Reads the whole network.
     pub fn new(config: &ControlNetConfig, vb: &VarBuilder) -> Result<Self> {
         config.validate()?;
-        let trunk = config.trunk();
-        let widths = &trunk.block_out_channels;
-        let (Some(&first), Some(&deepest)) = (widths.first(), widths.last()) else {
-            return Err(Error::Missing {
-                name: "controlnet config".into(),
-                reason: "`block_out_channels` is empty".into(),
-            });
+        let unet = UNetConfig { motion: None, ..config.unet.clone() };
+        let trunk = Trunk::new(&unet, vb)?;
+        let inner = HintSizes {
+            channels: config.conditioning_channels,
+            widths: &config.conditioning_embedding_out_channels,
+            outputs: unet.block_out_channels.first().copied().unwrap_or_default(),
         };
-        let down = (0..widths.len())
-            .map(|i| Stage::new(&trunk, Place::Down(i), &vb.pp("down_blocks").pp(i)))
-            .collect::<TensorResult<_>>()?;
-        // What the skips have: the input, every layer, every change of size.
-        let mut skips = vec![first];
-        for (i, &width) in widths.iter().enumerate() {
-            let resampled = usize::from(i + 1 < widths.len());
-            skips.extend(std::iter::repeat_n(width, trunk.layers_per_block + resampled));
-        }
-        let point = |width, vb: &VarBuilder| Conv2d::new(width, width, ConvOptions::POINT, vb);
-        let skip_outs = skips
-            .iter()
-            .enumerate()
-            .map(|(i, &width)| point(width, &vb.pp("controlnet_down_blocks").pp(i)))
-            .collect::<TensorResult<_>>()?;
-        Ok(Self {
-            time_embedding: TimestepEmbedding::new(
-                first,
-                trunk.time_embedding_width(),
-                &vb.pp("time_embedding"),
-            )?,
-            conv_in: Conv2d::new(
-                trunk.in_channels,
-                first,
-                ConvOptions::SAME_3X3,
-                &vb.pp("conv_in"),
-            )?,
-            hint: HintEmbedding::new(config, first, &vb.pp("controlnet_cond_embedding"))?,
-            down,
-            mid: Stage::new(&trunk, Place::Mid, &vb.pp("mid_block"))?,
-            skip_outs,
-            mid_out: point(deepest, &vb.pp("controlnet_mid_block"))?,
-            config: ControlNetConfig { unet: trunk, ..config.clone() },
-        })
+        let hint = HintEmbedding::new(&inner, &vb.pp("controlnet_cond_embedding"))?;
+        Ok(Self { config: ControlNetConfig { unet, ..config.clone() }, hint, trunk })
     }
 
     /// Its configuration.
@@ -178,47 +134,49 @@ impl ControlNet {
             motion_norm: MotionNorm::PerFrame,
             injection: &Injection::default(),
         };
-        let time = self.config.unet.embed_time(&self.time_embedding, timestep, x)?;
-
-        // Down, as in the UNet.
-        let mut x = (self.conv_in.forward(x)? + hint)?;
-        let mut skips = vec![x.clone()];
-        for stage in &self.down {
-            x = stage.down(x, &time, &input, &mut skips)?;
-        }
-
-        // Middle.
-        x = self.mid.mid(x, &time, &input)?;
-
-        // Out.
-        let outs = self.skip_outs.iter().zip(&skips);
-        let skips = outs.map(|(out, skip)| self.pool(out.forward(skip)?));
-        let skips = skips.collect::<TensorResult<_>>()?;
-        Ok(Residuals { skips, mid: self.pool(self.mid_out.forward(&x)?)? })
+        let residuals = self.trunk.forward((self.trunk.start(x)? + hint)?, &input)?;
+        residuals.map(|_, x| self.pool(x))
     }
 
     /// Means over height and width in every place, if this network is of that kind.
-    fn pool(&self, x: Tensor) -> TensorResult<Tensor> {
+    fn pool(&self, x: &Tensor) -> TensorResult<Tensor> {
         if !self.config.global_pool_conditions {
-            return Ok(x);
+            return Ok(x.clone());
         }
         x.mean_keepdim((2, 3))?.broadcast_as(x.shape())
     }
 }
 
+/// How many pixels of a hint become one value on each side, where an embedding has these widths.
+pub(super) fn hint_factor(widths: &[usize]) -> usize {
+    let halvings = u32::try_from(widths.len().saturating_sub(1)).unwrap_or(u32::MAX);
+    1usize.checked_shl(halvings).unwrap_or(usize::MAX)
+}
+
+/// The sizes of a [`HintEmbedding`].
+#[derive(Clone, Copy, Debug)]
+pub(super) struct HintSizes<'a> {
+    /// Channels of the hint.
+    pub(super) channels: usize,
+    /// Channels of each resolution, the hint's own first.
+    pub(super) widths: &'a [usize],
+    /// Channels of the UNet's first stage.
+    pub(super) outputs: usize,
+}
+
 /// Shrinks a hint to the size of latents.
 #[derive(Clone, Debug)]
-struct HintEmbedding {
+pub(super) struct HintEmbedding {
     conv_in: Conv2d,
     blocks: Vec<Conv2d>,
     conv_out: Conv2d,
 }
 
 impl HintEmbedding {
-    fn new(config: &ControlNetConfig, outputs: usize, vb: &VarBuilder) -> TensorResult<Self> {
+    pub(super) fn new(sizes: &HintSizes<'_>, vb: &VarBuilder) -> TensorResult<Self> {
         let same = ConvOptions::SAME_3X3;
         let halving = ConvOptions { stride: 2, ..same };
-        let widths = &config.conditioning_embedding_out_channels;
+        let widths = sizes.widths;
         let mut blocks = Vec::new();
         for pair in widths.windows(2) {
             if let [from, to] = *pair {
@@ -230,13 +188,13 @@ impl HintEmbedding {
         let first = widths.first().copied().unwrap_or_default();
         let last = widths.last().copied().unwrap_or_default();
         Ok(Self {
-            conv_in: Conv2d::new(config.conditioning_channels, first, same, &vb.pp("conv_in"))?,
+            conv_in: Conv2d::new(sizes.channels, first, same, &vb.pp("conv_in"))?,
             blocks,
-            conv_out: Conv2d::new(last, outputs, same, &vb.pp("conv_out"))?,
+            conv_out: Conv2d::new(last, sizes.outputs, same, &vb.pp("conv_out"))?,
         })
     }
 
-    fn forward(&self, hint: &Tensor) -> TensorResult<Tensor> {
+    pub(super) fn forward(&self, hint: &Tensor) -> TensorResult<Tensor> {
         let mut x = self.conv_in.forward(hint)?.silu()?;
         for block in &self.blocks {
             x = block.forward(&x)?.silu()?;

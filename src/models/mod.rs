@@ -3,6 +3,9 @@
 pub mod clip;
 pub mod control_net;
 pub mod motion;
+pub mod sparse_ctrl;
+pub mod t2i_adapter;
+mod trunk;
 pub mod unet;
 pub mod vae;
 

@@ -44,6 +44,9 @@ pub struct MotionConfig {
     pub motion_max_seq_length: usize,
     /// Whether the middle of the UNet has a module: AnimateLCM and AnimateDiff v2 do, v1 and v3 do not.
     pub use_motion_mid_block: bool,
+    /// Whether a module attends twice; those of SparseCtrl do once. In no published configuration.
+    #[serde(skip)]
+    pub double_self_attention: bool,
 }
 
 impl Default for MotionConfig {
@@ -52,6 +55,7 @@ impl Default for MotionConfig {
             motion_num_attention_heads: 8,
             motion_max_seq_length: 64,
             use_motion_mid_block: true,
+            double_self_attention: true,
         }
     }
 }
@@ -65,15 +69,14 @@ pub struct MotionModule {
     proj_out: Linear,
 }
 
-/// Two self attentions over the frames and a feed-forward part.
+/// One or two self attentions over the frames and a feed-forward part.
 ///
 /// The positions are added after each norm, so they enter the queries, keys and values, not the residual.
 #[derive(Clone, Debug)]
 struct Block {
     norm1: LayerNorm,
     attn1: Attention,
-    norm2: LayerNorm,
-    attn2: Attention,
+    second: Option<(LayerNorm, Attention)>,
     norm3: LayerNorm,
     ff: FeedForward,
     /// `(max frames, channels)`.
@@ -99,8 +102,10 @@ impl MotionModule {
             block: Block {
                 norm1: norm("norm1")?,
                 attn1: attention("attn1")?,
-                norm2: norm("norm2")?,
-                attn2: attention("attn2")?,
+                second: config
+                    .double_self_attention
+                    .then(|| Ok::<_, candle_core::Error>((norm("norm2")?, attention("attn2")?)))
+                    .transpose()?,
                 norm3: norm("norm3")?,
                 ff: FeedForward::new(channels, &block.pp("ff"))?,
                 positions: positions.to_dtype(vb.dtype())?,
@@ -145,9 +150,11 @@ impl Block {
         }
         let positions = self.positions.narrow(0, 0, frames)?;
         let y = self.norm1.forward(x)?.broadcast_add(&positions)?;
-        let x = (self.attn1.forward(&y, &y)? + x)?;
-        let y = self.norm2.forward(&x)?.broadcast_add(&positions)?;
-        let x = (self.attn2.forward(&y, &y)? + x)?;
+        let mut x = (self.attn1.forward(&y, &y)? + x)?;
+        if let Some((norm, attention)) = &self.second {
+            let y = norm.forward(&x)?.broadcast_add(&positions)?;
+            x = (attention.forward(&y, &y)? + x)?;
+        }
         self.ff.forward(&self.norm3.forward(&x)?)? + x
     }
 }

@@ -1,40 +1,44 @@
-//! ControlNets in a request: what is asked of them, and their hints made ready.
+//! Controls in a request: ControlNets, SparseCtrl networks and T2I-Adapters, and their hints made ready.
 
 use std::collections::BTreeMap;
 use std::path::Path;
 use std::str::FromStr;
 
-use candle_core::{DType, Device};
+use candle_core::{DType, Device, Tensor};
 use serde::{Deserialize, Serialize};
 
+use super::load::{Models, SideConfig, SideNetwork};
 use super::request::Request;
-use crate::adapters::control_net::{self, ControlSettings};
-use crate::adapters::{ActiveRange, Conditioner, Strength};
+use crate::adapters::control_net::Control as ControlNetControl;
+use crate::adapters::sparse_ctrl::{SparseControl, SparseHint};
+use crate::adapters::t2i_adapter::T2iControl;
+use crate::adapters::{ActiveRange, Conditioner, ControlSettings, Strength};
 use crate::media::RgbImage;
 use crate::media::read;
 use crate::media::resize::{Fit, resize};
-use crate::media::tensor::from_rgb;
-use crate::models::control_net::ControlNet;
+use crate::media::tensor::{from_rgb, to_grey};
 use crate::{Error, Result};
 
 /// The name of the option and of errors about it.
 const FIELD: &str = "control";
 
-/// A ControlNet and the hint that it has the clip follow.
+/// A network and the hint that it has the clip follow. The network's file tells whether it is a ControlNet, a SparseCtrl
+/// network or a T2I-Adapter.
 ///
-/// On the command line `NAME=HINT,model=FILE` and perhaps `,scale=0.8`, `,start=0`, `,end=0.6`, `,fit=crop` and
-/// `,guess`.
+/// On the command line `NAME=HINT,model=FILE` and perhaps `,scale=0.8`, `,start=0`, `,end=0.6`, `,fit=crop`,
+/// `,frames=0,8` and `,guess`.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Control {
     /// What messages call it; no two may have the same name.
     pub name: String,
-    /// A picture for all frames; or an animation or a folder of pictures, one for each frame.
+    /// A picture for all frames (for SparseCtrl, of frame 0); or an animation or a folder of pictures, one for each
+    /// frame (for SparseCtrl, for each of `frames`).
     pub hint: String,
     /// The hint's SHA-256; in a clip always there.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub sha256: Option<String>,
-    /// The ControlNet's file or folder. Several controls may share one.
+    /// The network's file or folder. Several controls may share one.
     pub model: String,
     /// How strongly it counts: a number, or a curve over the frames such as `0:1.0,8:0.2`.
     #[serde(default)]
@@ -45,6 +49,9 @@ pub struct Control {
     /// The end of that part; 1 is the end of the run.
     #[serde(default = "one")]
     pub end: f64,
+    /// The frames, from 0, that the pictures are for: SparseCtrl only.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub frames: Vec<usize>,
     /// Guess mode: shallow residuals count less, and the negative prompt goes without.
     #[serde(default)]
     pub guess: bool,
@@ -63,7 +70,7 @@ impl FromStr for Control {
     fn from_str(text: &str) -> Result<Self> {
         let wrong = |reason: String| {
             Error::request(FIELD, reason).with_hint(
-                "NAME=HINT,model=FILE[,scale=0.8][,start=0][,end=0.6][,fit=crop][,guess]",
+                "NAME=HINT,model=FILE[,scale=0.8][,start=0][,end=0.6][,fit=crop][,frames=0,8][,guess]",
             )
         };
         let mut name = None;
@@ -92,6 +99,13 @@ impl FromStr for Control {
                         curve.push_str(part);
                     }
                 }
+                // And so has a list: frames=0,8,15.
+                None if last == "frames" && part.trim().parse::<usize>().is_ok() => {
+                    if let Some(frames) = values.get_mut("frames") {
+                        frames.push(',');
+                        frames.push_str(part);
+                    }
+                }
                 None => return Err(wrong(format!("`{part}` in `{text}` is not KEY=VALUE"))),
             }
         }
@@ -108,6 +122,12 @@ impl FromStr for Control {
                 value.parse().map_err(|_| wrong(format!("`{value}` in `{text}` is not a number")))
             }
         };
+        let frames = |value: Option<String>| -> Result<Vec<usize>> {
+            let Some(value) = value else { return Ok(vec![]) };
+            let frame = |text: &str| text.trim().parse().ok();
+            let frames: Option<_> = value.split(',').map(frame).collect();
+            frames.ok_or_else(|| wrong(format!("`{value}` in `{text}` is not a list of frames")))
+        };
         let control = Self {
             name,
             hint,
@@ -116,6 +136,7 @@ impl FromStr for Control {
             scale: take("scale").map(|scale| scale.parse()).transpose()?.unwrap_or_default(),
             start: number(take("start"), 0.0)?,
             end: number(take("end"), 1.0)?,
+            frames: frames(take("frames"))?,
             guess: take("guess").is_some(),
             fit: take("fit").map(|fit| fit.parse()).transpose()?.unwrap_or_default(),
         };
@@ -133,64 +154,186 @@ impl Control {
             .map_err(|error| Error::request(FIELD, format!("`{}`: {error}", self.name)))
     }
 
-    /// Its pictures in the clip's size: one, or as many as the clip has frames.
-    fn pictures(&self, frames: usize, (width, height): (usize, usize)) -> Result<Vec<RgbImage>> {
+    /// Its pictures in the clip's size, and the frames that they are for if its network wants to know.
+    fn hint(
+        &self,
+        config: &SideConfig,
+        clip: usize,
+        (width, height): (usize, usize),
+    ) -> Result<Hint> {
+        let wrong = |reason: String| Error::request(FIELD, format!("`{}`: {reason}", self.name));
         let pictures = read::frames(FIELD, Path::new(&self.hint))?;
         let found = pictures.len();
-        if found != 1 && found != frames {
-            let (name, hint) = (&self.name, &self.hint);
-            let reason = format!("`{name}`: {hint} has {found} frames, the clip {frames}");
-            let hint = format!("--frames {found}, or one picture for all frames");
-            return Err(Error::request(FIELD, reason).with_hint(hint));
-        }
         let fit = |picture| resize(picture, width as u32, height as u32, self.fit);
-        Ok(pictures.iter().map(fit).collect())
+        let frames = match config {
+            SideConfig::SparseCtrl(config) => {
+                let longest = config.motion_max_seq_length;
+                if clip > longest {
+                    let reason = format!("{clip} frames asked for, the network knows {longest}");
+                    return Err(wrong(reason).with_hint(format!("--frames {longest} or fewer")));
+                }
+                self.sparse_frames(found, clip)?
+            }
+            other if !self.frames.is_empty() => {
+                let reason =
+                    format!("`frames` is for SparseCtrl, {} is {}", self.model, other.kind());
+                return Err(wrong(reason).with_hint("a curve does that: scale=0:1,1:0"));
+            }
+            _ if found == 1 || found == clip => vec![],
+            _ => {
+                let reason = format!("{} has {found} frames, the clip {clip}", self.hint);
+                let hint = format!("--frames {found}, or one picture for all frames");
+                return Err(wrong(reason).with_hint(hint));
+            }
+        };
+        if self.guess && matches!(config, SideConfig::T2iAdapter(_)) {
+            return Err(wrong(format!("{} has no guess mode", config.kind())));
+        }
+        Ok(Hint { pictures: pictures.iter().map(fit).collect(), frames })
+    }
+
+    /// The frame of each of so many pictures.
+    fn sparse_frames(&self, found: usize, clip: usize) -> Result<Vec<usize>> {
+        let wrong = |reason: String| Error::request(FIELD, format!("`{}`: {reason}", self.name));
+        if self.frames.is_empty() && (found == 1 || found == clip) {
+            return Ok((0..found).collect());
+        }
+        let pictures = if found == 1 { "picture" } else { "pictures" };
+        if self.frames.is_empty() {
+            let reason = format!("{} has {found} {pictures}, but for which frames", self.hint);
+            return Err(wrong(reason).with_hint("say so: frames=0,8,15"));
+        }
+        if self.frames.len() != found {
+            let (hint, wanted) = (&self.hint, self.frames.len());
+            return Err(wrong(format!("{hint} has {found} {pictures}, for {wanted} frames")));
+        }
+        Ok(self.frames.clone())
+    }
+
+    /// Whether it never adds anything.
+    fn is_idle(&self, clip: usize) -> bool {
+        (0..clip).all(|frame| self.scale.at(frame) == 0.0)
     }
 }
 
-/// Checks what can be checked without a model.
-pub(super) fn validate(controls: &[Control]) -> Result<()> {
+/// The pictures of a control.
+#[derive(Clone, Debug)]
+pub struct Hint {
+    /// In the clip's size: one for all frames, or one for each; of SparseCtrl one for each of `frames`.
+    pub pictures: Vec<RgbImage>,
+    /// The frames of SparseCtrl's pictures; of others empty.
+    pub frames: Vec<usize>,
+}
+
+/// Checks what can be checked without a model, for a clip of so many frames.
+pub(super) fn validate(controls: &[Control], clip: usize) -> Result<()> {
     for (i, control) in controls.iter().enumerate() {
         control.range()?;
-        if controls.iter().take(i).any(|other| other.name == control.name) {
-            let reason = format!("two are called `{}`", control.name);
-            return Err(Error::request(FIELD, reason));
+        let name = &control.name;
+        let wrong = |reason: String| Err(Error::request(FIELD, reason));
+        if controls.iter().take(i).any(|other| other.name == *name) {
+            return wrong(format!("two are called `{name}`"));
+        }
+        for (i, &frame) in control.frames.iter().enumerate() {
+            if frame >= clip {
+                return wrong(format!(
+                    "`{name}`: frame {frame} is not in the clip, 0 to {}",
+                    clip.saturating_sub(1)
+                ));
+            }
+            if control.frames.iter().take(i).any(|other| *other == frame) {
+                return wrong(format!("`{name}`: frame {frame} is listed twice"));
+            }
         }
     }
     Ok(())
 }
 
-/// The pictures of every control of a request, for a clip of that size (width, height).
-pub(super) fn hints(request: &Request, size: (usize, usize)) -> Result<Vec<Vec<RgbImage>>> {
-    request.controls.iter().map(|control| control.pictures(request.frames, size)).collect()
+/// The hint of every control of a request, for a clip of that size (width, height).
+pub(super) fn hints(request: &Request, models: &Models, size: (usize, usize)) -> Result<Vec<Hint>> {
+    let hint = |control: &Control| {
+        let Some(config) = models.side_config(&control.model) else {
+            return Err(unopened(control));
+        };
+        if config.sees_latents() {
+            models.check_encoder()?;
+        }
+        control.hint(config, request.frames, size)
+    };
+    request.controls.iter().map(hint).collect()
+}
+
+/// The controls whose hints are latents, with their places in the request. What never counts needs none.
+pub(super) fn of_latents<'a>(request: &'a Request, models: &Models) -> Vec<(usize, &'a Control)> {
+    let sees_latents = |control: &Control| {
+        !control.is_idle(request.frames)
+            && models.side_config(&control.model).is_some_and(SideConfig::sees_latents)
+    };
+    request.controls.iter().enumerate().filter(|(_, control)| sees_latents(control)).collect()
+}
+
+/// What conditioners are made of.
+pub(super) struct Parts<'a, 'b> {
+    pub(super) networks: &'a BTreeMap<String, SideNetwork>,
+    pub(super) hints: &'b [Hint],
+    /// Latents of hints, by the control's place in the request.
+    pub(super) latents: &'b BTreeMap<usize, Tensor>,
+    pub(super) dtype: DType,
+    pub(super) device: &'b Device,
 }
 
 /// The networks with their hints.
 pub(super) fn conditioners<'a>(
-    controls: &[Control],
-    hints: &[Vec<RgbImage>],
-    nets: &'a BTreeMap<String, ControlNet>,
-    dtype: DType,
-    device: &Device,
+    request: &Request,
+    parts: &Parts<'a, '_>,
 ) -> Result<Vec<Box<dyn Conditioner + 'a>>> {
-    let build = |(control, hint): (&Control, &Vec<RgbImage>)| {
-        let Some(net) = nets.get(&control.model) else { return Err(unopened(control)) };
-        let settings = ControlSettings {
-            label: control.name.clone(),
-            strength: control.scale.clone(),
-            range: control.range()?,
-            guess: control.guess,
-        };
-        let hint = from_rgb(hint, device)?.to_dtype(dtype)?;
-        let conditioner = control_net::Control::new(net, &hint, settings)?;
-        Ok(Box::new(conditioner) as Box<dyn Conditioner + 'a>)
-    };
-    controls.iter().zip(hints).map(build).collect()
+    let controls = request.controls.iter().zip(parts.hints).enumerate();
+    // What never counts is not even computed.
+    let working = controls.filter(|(_, (control, _))| !control.is_idle(request.frames));
+    working
+        .map(|(i, (control, hint))| {
+            let Some(network) = parts.networks.get(&control.model) else {
+                return Err(unopened(control));
+            };
+            let settings = ControlSettings {
+                label: control.name.clone(),
+                strength: control.scale.clone(),
+                range: control.range()?,
+                guess: control.guess,
+            };
+            let pixels = || -> Result<Tensor> {
+                Ok(from_rgb(&hint.pictures, parts.device)?.to_dtype(parts.dtype)?)
+            };
+            Ok(match network {
+                SideNetwork::ControlNet(net) => {
+                    Box::new(ControlNetControl::new(net, &pixels()?, settings)?)
+                        as Box<dyn Conditioner + 'a>
+                }
+                SideNetwork::SparseCtrl(net) => {
+                    let hints = match parts.latents.get(&i) {
+                        Some(latents) => latents.to_dtype(parts.dtype)?,
+                        None => pixels()?,
+                    };
+                    let (frames, clip) = (&hint.frames, request.frames);
+                    let hint = SparseHint { hints: &hints, frames, clip };
+                    Box::new(SparseControl::new(net, hint, settings)?)
+                }
+                SideNetwork::T2iAdapter(net) => {
+                    let hint = if net.config().in_channels == 1 {
+                        to_grey(&hint.pictures, parts.device)?.to_dtype(parts.dtype)?
+                    } else {
+                        pixels()?
+                    };
+                    Box::new(T2iControl::new(net, &hint, settings)?)
+                }
+            })
+        })
+        .collect()
 }
 
 /// A request may only use networks that the pipeline was given.
-pub(super) fn unopened(control: &Control) -> Error {
-    let reason = format!("`{}`: the ControlNet `{}` was not opened", control.name, control.model);
+fn unopened(control: &Control) -> Error {
+    let reason = format!("`{}`: the network `{}` was not opened", control.name, control.model);
     Error::request(FIELD, reason)
 }
 
@@ -210,8 +353,21 @@ mod tests {
         assert_eq!(control.scale, "0:1,8:0.2,12:0".parse().unwrap());
         assert_eq!((control.start, control.end, control.guess), (0.1, 0.6, true));
         assert_eq!((control.model.as_str(), control.fit), ("C:\\net", Fit::Crop));
+        assert!(control.frames.is_empty());
         let json = serde_json::to_string(&control).unwrap();
         assert_eq!(serde_json::from_str::<Control>(&json).unwrap(), control);
+
+        // Lists and curves have commas of their own, in any order.
+        for text in [
+            "a=b,model=c,frames=0,8,15,scale=0:1,8:0.5,end=0.5",
+            "a=b,scale=0:1,8:0.5,frames=0,8,15,end=0.5,model=c",
+        ] {
+            let control: Control = text.parse().unwrap();
+            assert_eq!(control.frames, [0, 8, 15]);
+            assert_eq!(control.scale, "0:1,8:0.5".parse().unwrap());
+            let json = serde_json::to_string(&control).unwrap();
+            assert_eq!(serde_json::from_str::<Control>(&json).unwrap(), control);
+        }
     }
 
     #[test]
@@ -230,6 +386,10 @@ mod tests {
             ("a=b.gif,model=c,scale=x", "neither"),
             ("a=b.gif,model=c,fit=x", "`stretch`"),
             ("a=b,c.gif,model=c", "`c.gif`"),
+            ("a=b,model=c,frames=0,-1", "`-1`"),
+            ("a=b,model=c,frames=x", "not a list of frames"),
+            ("a=b,model=c,frames=0,scale=1,8", "`8`"),
+            ("a=b,model=c,frames=0,1:2", "`1:2`"),
         ] {
             let error = text.parse::<Control>().unwrap_err();
             assert!(error.to_string().contains(part), "{text}: {error}");
@@ -241,9 +401,15 @@ mod tests {
     fn names_and_ranges_are_checked() {
         let control = |text: &str| text.parse::<Control>().unwrap();
         let two = [control("a=b,model=c"), control("a=d,model=e")];
-        assert!(validate(&two).unwrap_err().to_string().contains("two are called `a`"));
-        let error = validate(&[control("a=b,model=c,start=0.7,end=0.3")]).unwrap_err();
+        assert!(validate(&two, 4).unwrap_err().to_string().contains("two are called `a`"));
+        let error = validate(&[control("a=b,model=c,start=0.7,end=0.3")], 4).unwrap_err();
         assert!(error.to_string().starts_with("control: `a`"), "{error}");
-        assert!(validate(&two[..1]).is_ok());
+        assert!(validate(&two[..1], 4).is_ok());
+        assert!(validate(&[control("a=b,model=c,frames=3,0")], 4).is_ok());
+        for (frames, part) in [("0,4", "frame 4 is not in the clip, 0 to 3"), ("1,2,1", "twice")] {
+            let control = control(&format!("a=b,model=c,frames={frames}"));
+            let error = validate(&[control], 4).unwrap_err();
+            assert!(error.to_string().contains(part), "{error}");
+        }
     }
 }

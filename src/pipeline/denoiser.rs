@@ -117,6 +117,7 @@ impl<'a> Guided<'a> {
             frames: &frames,
             context,
             negatives,
+            motion_norm: self.settings.motion_norm,
         };
         let mut injection = Injection::default();
         for conditioner in &mut self.conditioners {

@@ -8,6 +8,7 @@ use std::ops::{Add, AddAssign, Mul};
 use serde::Serialize;
 
 use crate::models::clip::TextConfig;
+use crate::models::t2i_adapter::T2iAdapterConfig;
 use crate::models::unet::UNetConfig;
 use crate::models::vae::{TinyVaeConfig, VaeConfig};
 
@@ -127,8 +128,78 @@ impl UNetWork {
 /// One pass of the UNet over one clip.
 pub fn unet(config: &UNetConfig, clip: ClipSize) -> UNetWork {
     let mut counter = Counter { config, clip, work: UNetWork::default() };
-    counter.run();
+    let skips = counter.down();
+    counter.up(skips);
     counter.work
+}
+
+/// One pass over one clip of a UNet's first half, whose results each have a convolution of 1×1 behind them.
+pub fn trunk(config: &UNetConfig, clip: ClipSize) -> UNetWork {
+    let mut counter = Counter { config, clip, work: UNetWork::default() };
+    counter.down();
+    let outs = &config.block_out_channels;
+    let last = outs.len().saturating_sub(1);
+    for (level, &width) in outs.iter().enumerate() {
+        // Of the layers; of the input or the halved result that came before; of the middle.
+        let before = outs[level.saturating_sub(1)];
+        let pixels = counter.area(level) * clip.frames;
+        let extra = usize::from(level == last);
+        let layers = config.layers_per_block + extra;
+        counter.work.spatial +=
+            Work::linear(width, width, pixels) * layers + Work::linear(before, before, pixels);
+    }
+    counter.work
+}
+
+/// Shrinking a hint of `channels` channels for every frame of a clip through these widths, or by one convolution at the
+/// size of latents where there are none, to `outputs` channels.
+pub fn hint(channels: usize, widths: &[usize], outputs: usize, clip: ClipSize) -> Work {
+    let mut pixels = clip.height * clip.width * clip.frames;
+    pixels <<= 2 * widths.len().saturating_sub(1);
+    let Some(&first) = widths.first() else { return Work::conv3x3(channels, outputs, pixels) };
+    let mut work = Work::conv3x3(channels, first, pixels);
+    for pair in widths.windows(2) {
+        if let [from, to] = *pair {
+            work += Work::conv3x3(from, from, pixels) + Work::conv3x3(from, to, pixels / 4);
+            pixels /= 4;
+        }
+    }
+    work + Work::conv3x3(widths.last().copied().unwrap_or(first), outputs, pixels)
+}
+
+/// The features of a hint for every frame of a clip.
+pub fn t2i_adapter(config: &T2iAdapterConfig, clip: ClipSize) -> Work {
+    let (mut height, mut width) = (clip.height, clip.width);
+    let widths = config.widths();
+    let mut inputs = config.unshuffled();
+    let mut work = Work::default();
+    for (i, &outputs) in widths.iter().enumerate() {
+        if i > 0 {
+            (height, width) = (height.div_ceil(2), width.div_ceil(2));
+        }
+        let pixels = height * width * clip.frames;
+        let layers = config.num_res_blocks;
+        if config.is_light() {
+            let inner = outputs / 4;
+            work += Work::linear(inputs, inner, pixels) + Work::linear(inner, outputs, pixels);
+            work += Work::conv3x3(inner, inner, pixels) * (2 * layers);
+        } else {
+            if i == 0 {
+                work += Work::conv3x3(inputs, outputs, pixels);
+            } else if inputs != outputs {
+                work += Work::linear(inputs, outputs, pixels);
+            }
+            work += (Work::conv3x3(outputs, outputs, pixels)
+                + Work::linear(outputs, outputs, pixels))
+                * layers;
+        }
+        inputs = outputs;
+    }
+    work
+}
+
+fn has_attention(names: &[String], i: usize) -> bool {
+    names.get(i).is_some_and(|name| name.starts_with("CrossAttn"))
 }
 
 /// Walks through a UNet as [`UNet::forward`](crate::models::unet::UNet::forward) does.
@@ -139,56 +210,66 @@ struct Counter<'a> {
 }
 
 impl Counter<'_> {
-    fn run(&mut self) {
+    /// A frame's latents at a level; a convolution of stride 2 rounds up.
+    fn area(&self, level: usize) -> usize {
+        (0..level).fold(self.clip.height, |size, _| size.div_ceil(2))
+            * (0..level).fold(self.clip.width, |size, _| size.div_ceil(2))
+    }
+
+    /// The way down and the middle; the widths of the skips.
+    fn down(&mut self) -> Vec<usize> {
         let config = self.config;
         let widths = &config.block_out_channels;
-        let (Some(&first), Some(&deepest)) = (widths.first(), widths.last()) else { return };
-        let levels = widths.len();
-        // A frame's latents at every level; a convolution of stride 2 rounds up.
-        let mut sizes = vec![(self.clip.height, self.clip.width)];
-        for level in 1..levels {
-            let (height, width) = sizes[level - 1];
-            sizes.push((height.div_ceil(2), width.div_ceil(2)));
-        }
-        let area = |level: usize| sizes[level].0 * sizes[level].1;
-        let frames = self.clip.frames;
-        let has_attention = |names: &[String], i: usize| {
-            names.get(i).is_some_and(|name| name.starts_with("CrossAttn"))
+        let (Some(&first), Some(&deepest)) = (widths.first(), widths.last()) else {
+            return vec![];
         };
+        let levels = widths.len();
+        let frames = self.clip.frames;
         let time = config.time_embedding_width();
         self.work.spatial += Work::linear(first, time, 1) + Work::linear(time, time, 1);
-        self.work.spatial += Work::conv3x3(config.in_channels, first, area(0) * frames);
+        self.work.spatial += Work::conv3x3(config.in_channels, first, self.area(0) * frames);
 
         let mut channels = first;
         let mut skips = vec![first];
         for (level, &width) in widths.iter().enumerate() {
             let attention = has_attention(&config.down_block_types, level);
             for _ in 0..config.layers_per_block {
-                self.layer(channels, width, area(level), attention, true);
+                self.layer(channels, width, self.area(level), attention, true);
                 channels = width;
                 skips.push(width);
             }
             if level + 1 < levels {
-                self.work.spatial += Work::conv3x3(width, width, area(level + 1) * frames);
+                self.work.spatial += Work::conv3x3(width, width, self.area(level + 1) * frames);
                 skips.push(width);
             }
         }
         let mid_motion = config.motion.as_ref().is_some_and(|m| m.use_motion_mid_block);
-        self.layer(deepest, deepest, area(levels - 1), true, mid_motion);
-        self.layer(deepest, deepest, area(levels - 1), false, false);
+        self.layer(deepest, deepest, self.area(levels - 1), true, mid_motion);
+        self.layer(deepest, deepest, self.area(levels - 1), false, false);
+        skips
+    }
+
+    /// The way up and out.
+    fn up(&mut self, mut skips: Vec<usize>) {
+        let config = self.config;
+        let widths = &config.block_out_channels;
+        let (Some(&first), Some(&deepest)) = (widths.first(), widths.last()) else { return };
+        let levels = widths.len();
+        let frames = self.clip.frames;
+        let mut channels = deepest;
         for (i, level) in (0..levels).rev().enumerate() {
             let width = widths[level];
             let attention = has_attention(&config.up_block_types, i);
             for _ in 0..=config.layers_per_block {
                 let inputs = channels + skips.pop().unwrap_or(0);
-                self.layer(inputs, width, area(level), attention, true);
+                self.layer(inputs, width, self.area(level), attention, true);
                 channels = width;
             }
             if level > 0 {
-                self.work.spatial += Work::conv3x3(width, width, area(level - 1) * frames);
+                self.work.spatial += Work::conv3x3(width, width, self.area(level - 1) * frames);
             }
         }
-        self.work.spatial += Work::conv3x3(first, config.out_channels, area(0) * frames);
+        self.work.spatial += Work::conv3x3(first, config.out_channels, self.area(0) * frames);
     }
 
     /// Residual block, attention over space, attention over frames.
@@ -209,11 +290,12 @@ impl Counter<'_> {
             *work += block * config.transformer_layers_per_block;
         }
         if motion && config.motion.is_some() {
+            let twice = config.motion.as_ref().is_some_and(|motion| motion.double_self_attention);
             let work = &mut self.work.motion;
             *work += Work::linear(width, width, 2 * pixels);
             *work += (Work::linear(width, width, 4 * pixels)
                 + Work::attention(frames, frames, width) * area)
-                * 2;
+                * if twice { 2 } else { 1 };
             *work += Work::feed_forward(width, pixels);
         }
     }
@@ -278,6 +360,7 @@ pub fn text(config: &TextConfig) -> Work {
 mod tests {
     use super::*;
     use crate::models::motion::MotionConfig;
+    use crate::models::sparse_ctrl::SparseCtrlConfig;
 
     /// Stable Diffusion 1.5 with motion at 512×512.
     fn sd15(frames: usize, side: usize) -> UNetWork {
@@ -304,6 +387,26 @@ mod tests {
         let vae = decoder(&VaeConfig::default(), 64, 64);
         assert!(near(vae.macs(), 1257.0), "{vae:?}");
         assert!(near(sd15(8, 32).total().flops(), 2040.0), "{:?}", sd15(8, 32).total());
+    }
+
+    /// Numbers of PyTorch's modules in diffusers' networks, counted by hooks.
+    #[test]
+    fn networks_beside_the_unet_take_the_known_number_of_multiplications() {
+        let clip = ClipSize { frames: 1, height: 64, width: 64, tokens: 77 };
+        let net = trunk(&UNetConfig::sd15(), clip).spatial;
+        assert_eq!((net.convolution, net.linear), (51_951_697_920, 57_108_971_520));
+        let widths = [16, 32, 96, 256];
+        assert_eq!(hint(3, &widths, 320, clip).macs(), 7_361_003_520);
+        let full = t2i_adapter(&T2iAdapterConfig::default(), clip);
+        assert_eq!((full.convolution, full.linear), (26_801_602_560, 3_145_728_000));
+        let light = t2i_adapter(&T2iAdapterConfig::light(), clip);
+        assert_eq!((light.convolution, light.linear), (6_134_169_600, 534_773_760));
+
+        let sparse = SparseCtrlConfig::default().with_motion();
+        let two = ClipSize { frames: 2, ..clip };
+        assert_eq!(trunk(&sparse, two).motion.linear, 98_146_713_600);
+        assert_eq!(hint(5, &[], 320, two).macs(), 117_964_800);
+        assert_eq!(hint(4, &widths, 320, two).macs(), 14_797_504_512);
     }
 
     #[test]

@@ -1,32 +1,36 @@
 //! Files to networks: which weights, which sizes.
 
-mod control_nets;
+mod side_networks;
 mod sizes;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
+use std::sync::Arc;
 
 use candle_core::{DType, Device};
 use serde::de::DeserializeOwned;
 
-pub use control_nets::ControlFile;
-use control_nets::OpenControlNet;
+use side_networks::OpenSideNetwork;
+pub use side_networks::{ControlFile, SideConfig, SideNetwork, SideWork};
 
 use super::embedded::Embedded;
 use super::flops::{self, ClipSize, UNetWork, Work};
 use super::request::Request;
 use crate::adapters::lora::{Lora, LoraOptions, LoraReport, LoraScale};
 use crate::models::clip::{TextConfig, TextEncoder};
-use crate::models::control_net::ControlNet;
 use crate::models::motion::MotionConfig;
 use crate::models::unet::{UNet, UNetConfig};
-use crate::models::vae::{AutoencoderKl, AutoencoderTiny, TinyVaeConfig, Vae, VaeConfig};
+use crate::models::vae::{
+    AutoencoderKl, AutoencoderTiny, KlEncoder, TinyVaeConfig, Vae, VaeConfig, VaeEncoder,
+};
 use crate::schedule::{self, NoiseSchedule, Prediction};
 use crate::text::TextModel;
 use crate::text::inversion::Inversion;
 use crate::text::tokenizer::Tokenizer;
-use crate::weights::{Checkpoint, Component, LoadReport, PatchStack, Source, random};
+use crate::weights::{
+    Checkpoint, Component, LoadReport, PatchStack, Resident, Source, WeightPatch, random,
+};
 use crate::{Error, Result};
 
 /// The base model.
@@ -85,8 +89,8 @@ pub struct Files {
     pub loras: Vec<LoraFile>,
     /// Textual inversions.
     pub embeddings: Vec<EmbeddingFile>,
-    /// ControlNets that requests may use.
-    pub control_nets: Vec<ControlFile>,
+    /// ControlNets, SparseCtrl networks and T2I-Adapters that requests may use.
+    pub controls: Vec<ControlFile>,
 }
 
 /// A textual inversion to add.
@@ -149,7 +153,7 @@ impl Files {
             motion: Motion::Base,
             loras: vec![],
             embeddings: vec![],
-            control_nets: vec![],
+            controls: vec![],
         }
     }
 
@@ -166,15 +170,26 @@ pub struct Models {
     checkpoint: Checkpoint,
     /// How many numbers each component has, where they are drawn and not in `checkpoint`.
     drawn: Option<BTreeMap<Component, u64>>,
-    patches: PatchStack,
-    loras: Vec<Source>,
+    loras: Vec<OpenLora>,
     adapters: Vec<LoraReport>,
+    /// Changes of weights that come from no file.
+    patches: PatchStack,
     embeddings: Vec<Inversion>,
-    control_nets: BTreeMap<String, OpenControlNet>,
+    side_networks: BTreeMap<String, OpenSideNetwork>,
+    /// The base files once more, for the autoencoder's other half.
+    encoder: Checkpoint,
     unet: UNetConfig,
     vae: VaeSizes,
     text: TextConfig,
     scheduler: schedule::Config,
+}
+
+/// A LoRA and how it is applied.
+#[derive(Debug)]
+struct OpenLora {
+    lora: Lora,
+    options: LoraOptions,
+    patches: PatchStack,
 }
 
 #[derive(Clone, Debug)]
@@ -188,6 +203,13 @@ impl VaeSizes {
         Ok(match self {
             Self::Kl(config) => Vae::Kl(Box::new(AutoencoderKl::decoder_only(config, vb)?)),
             Self::Tiny(config) => Vae::Tiny(Box::new(AutoencoderTiny::new(config, vb)?)),
+        })
+    }
+
+    fn build_encoder(&self, vb: &candle_nn::VarBuilder) -> Result<VaeEncoder> {
+        Ok(match self {
+            Self::Kl(config) => VaeEncoder::Kl(Box::new(KlEncoder::new(config, vb)?)),
+            Self::Tiny(config) => VaeEncoder::Tiny(Box::new(AutoencoderTiny::new(config, vb)?)),
         })
     }
 }
@@ -252,11 +274,12 @@ impl Models {
             .then(|| motion_config(&configs, motion_folder.as_deref(), &checkpoint))
             .transpose()?;
         let vae = vae_sizes(&configs, vae_folder, &checkpoint)?;
+        let mut encoder = checkpoint.clone();
         if matches!(vae, VaeSizes::Kl(_)) {
-            let why = "only the decoder is needed";
-            checkpoint.ignore(Component::Vae, why, |name| {
-                name.starts_with("encoder.") || name.starts_with("quant_conv.")
-            });
+            let is_encoder =
+                |name: &str| name.starts_with("encoder.") || name.starts_with("quant_conv.");
+            checkpoint.ignore(Component::Vae, "only the decoder is needed", is_encoder);
+            encoder.ignore(Component::Vae, "only the encoder is needed", |n| !is_encoder(n));
         }
         let text = match configs.read("text_encoder")? {
             Some(config) => config,
@@ -264,12 +287,12 @@ impl Models {
         };
         let scheduler = configs.read("scheduler")?.unwrap_or_default();
 
-        let mut patches = PatchStack::new();
-        let mut adapters = Vec::new();
+        let (mut loras, mut adapters, mut embeddings) = (Vec::new(), Vec::new(), Vec::new());
         let mut known = BTreeSet::new();
         for lora in &files.loras {
-            let path = lora.source.path();
-            let name = path.display().to_string();
+            let name = lora.source.path().display().to_string();
+            let adapter = Lora::open(&lora.source, name.clone())?;
+            let path = adapter.archive().path();
             if !known.insert(path.canonicalize().unwrap_or_else(|_| path.to_path_buf())) {
                 let reason = "is given twice".into();
                 return Err(Error::Adapter { adapter: name, reason }
@@ -281,10 +304,14 @@ impl Models {
                 unet_strength: lora.scale,
                 text_strength: lora.text_scale.unwrap_or(lora.scale),
             };
-            let adapter = Lora::open(&lora.source, name)?;
+            let mut patches = PatchStack::new();
             adapters.push(adapter.apply(&checkpoint, &options, &mut patches)?);
+            if let Some(inversion) = adapter.inversion() {
+                inversion.check_width(text.hidden_size)?;
+                embeddings.push(inversion.clone());
+            }
+            loras.push(OpenLora { lora: adapter, options, patches });
         }
-        let mut embeddings = Vec::new();
         for file in &files.embeddings {
             let inversion = Inversion::open(&file.source, file.word.as_deref())?;
             inversion.check_width(text.hidden_size)?;
@@ -294,19 +321,20 @@ impl Models {
             base: files.base.clone(),
             checkpoint,
             drawn: None,
-            patches,
+            loras,
             adapters,
+            patches: PatchStack::new(),
             embeddings,
-            loras: files.loras.iter().map(|lora| lora.source.clone()).collect(),
-            control_nets: BTreeMap::new(),
+            side_networks: BTreeMap::new(),
+            encoder,
             unet,
             vae,
             text,
             scheduler,
         };
-        for file in &files.control_nets {
-            let net = OpenControlNet::open(file, &models.unet, models.factor())?;
-            models.control_nets.insert(file.name.clone(), net);
+        for file in &files.controls {
+            let net = OpenSideNetwork::open(file, &models.unet, models.factor())?;
+            models.side_networks.insert(file.name.clone(), net);
         }
         Ok(models)
     }
@@ -318,7 +346,6 @@ impl Models {
             && files.vae.is_none()
             && files.loras.is_empty()
             && files.embeddings.is_empty()
-            && files.control_nets.is_empty()
             && !matches!(files.motion, Motion::File(_));
         if !is_alone {
             let reason = "random weights cannot be mixed with those of files";
@@ -329,11 +356,12 @@ impl Models {
                 base: files.base.clone(),
                 checkpoint: Checkpoint::new(),
                 drawn: None,
-                patches: PatchStack::new(),
                 loras: vec![],
                 adapters: vec![],
+                patches: PatchStack::new(),
                 embeddings: vec![],
-                control_nets: BTreeMap::new(),
+                side_networks: BTreeMap::new(),
+                encoder: Checkpoint::new(),
                 unet: UNetConfig::sd15(),
                 vae: VaeSizes::Kl(VaeConfig::default()),
                 text: TextConfig::default(),
@@ -347,6 +375,10 @@ impl Models {
         let unet = random::inventory(|vb| UNet::new(&models.unet, &vb))?;
         let vae = random::inventory(|vb| models.vae.build(&vb))?;
         let text = random::inventory(|vb| TextEncoder::new(&models.text, &vb))?;
+        for file in &files.controls {
+            let net = OpenSideNetwork::random(file, &models.unet)?;
+            models.side_networks.insert(file.name.clone(), net);
+        }
         models.drawn = Some(BTreeMap::from([
             (Component::UNet, count(unet)),
             (Component::Vae, count(vae)),
@@ -358,9 +390,17 @@ impl Models {
     /// All files that weights come from.
     pub fn sources(&self) -> Vec<Source> {
         let archives = self.checkpoint.archives().iter().map(|archive| archive.source().clone());
+        let loras = self.loras.iter().map(|open| open.lora.archive().source().clone());
         let embeddings = self.embeddings.iter().map(|inversion| inversion.source().clone());
-        let control_nets = self.control_nets.values().flat_map(OpenControlNet::sources);
-        archives.chain(self.loras.iter().cloned()).chain(embeddings).chain(control_nets).collect()
+        let controls = self.side_networks.values().flat_map(OpenSideNetwork::sources);
+        let mut sources: Vec<Source> = Vec::new();
+        for source in archives.chain(loras).chain(embeddings).chain(controls) {
+            // A LoRA's file may hold embeddings, too.
+            if !sources.contains(&source) {
+                sources.push(source);
+            }
+        }
+        sources
     }
 
     /// The open base files: names, shapes, what was left aside.
@@ -371,6 +411,60 @@ impl Models {
     /// What became of each LoRA.
     pub fn adapters(&self) -> &[LoraReport] {
         &self.adapters
+    }
+
+    /// Gives a LoRA other strengths in the UNet and in the text encoder; it is counted as in
+    /// [`adapters`](Self::adapters).
+    ///
+    /// Returns the weights that are others from now on. Models that were built before keep theirs.
+    ///
+    /// # Errors
+    ///
+    /// When there is no such LoRA, or a strength is not a number.
+    pub fn set_lora_strength(
+        &mut self,
+        lora: usize,
+        unet: f64,
+        text: f64,
+    ) -> Result<BTreeMap<Component, BTreeSet<String>>> {
+        let count = self.loras.len();
+        let (Some(open), Some(report)) = (self.loras.get_mut(lora), self.adapters.get_mut(lora))
+        else {
+            return Err(Error::request(
+                "lora",
+                format!("there is none of number {lora} of {count}"),
+            ));
+        };
+        if let Some(wrong) = [unet, text].into_iter().find(|strength| !strength.is_finite()) {
+            return Err(Error::request("lora", format!("{wrong} is not a strength")));
+        }
+        let options = LoraOptions { unet_strength: unet, text_strength: text, ..open.options };
+        let mut patches = PatchStack::new();
+        *report = open.lora.apply(&self.checkpoint, &options, &mut patches)?;
+        let before = std::mem::replace(&mut open.options, options);
+        let strengths = [
+            (Component::UNet, before.unet_strength, unet),
+            (Component::Text, before.text_strength, text),
+        ];
+        let changed = strengths
+            .into_iter()
+            .filter(|(_, before, after)| before.to_bits() != after.to_bits())
+            .map(|(component, ..)| {
+                let names =
+                    open.patches.names(component).into_iter().chain(patches.names(component));
+                (component, names.map(str::to_owned).collect())
+            })
+            .filter(|(_, names): &(_, BTreeSet<String>)| !names.is_empty())
+            .collect();
+        open.patches = patches;
+        Ok(changed)
+    }
+
+    /// Adds a change of a component's weights that comes from no file; it is made after those of the LoRAs.
+    ///
+    /// Models that were built before do not have it.
+    pub fn add_patch(&mut self, component: Component, patch: Arc<dyn WeightPatch>, strength: f64) {
+        self.patches.push(component, patch, strength);
     }
 
     /// The textual inversions.
@@ -407,6 +501,14 @@ impl Models {
         match &self.vae {
             VaeSizes::Kl(config) => config.block_out_channels[0],
             VaeSizes::Tiny(config) => config.decoder_block_out_channels[0],
+        }
+    }
+
+    /// Channels of the encoder's first stage.
+    pub fn encoder_width(&self) -> usize {
+        match &self.vae {
+            VaeSizes::Kl(config) => config.block_out_channels[0],
+            VaeSizes::Tiny(config) => config.encoder_block_out_channels[0],
         }
     }
 
@@ -454,9 +556,13 @@ impl Models {
 
     /// One pass of the UNet over a clip of `frames` frames of `size` (width, height) in pixels.
     pub fn unet_work(&self, frames: usize, size: (usize, usize)) -> UNetWork {
+        flops::unet(&self.unet, self.clip_size(frames, size))
+    }
+
+    /// A clip of `frames` frames of `size` (width, height) in pixels, in latents.
+    fn clip_size(&self, frames: usize, size: (usize, usize)) -> ClipSize {
         let (width, height) = (size.0 / self.factor(), size.1 / self.factor());
-        let tokens = self.text.max_position_embeddings;
-        flops::unet(&self.unet, ClipSize { frames, height, width, tokens })
+        ClipSize { frames, height, width, tokens: self.text.max_position_embeddings }
     }
 
     /// Decoding of `frames` frames of `size` (width, height) in pixels.
@@ -481,28 +587,46 @@ impl Models {
         bytes(&self.checkpoint, component, dtype)
     }
 
-    /// The names of the ControlNets that requests may use.
-    pub fn control_nets(&self) -> impl Iterator<Item = &str> {
-        self.control_nets.keys().map(String::as_str)
+    /// The networks beside the UNet that requests may use, by name: what they are, and their sizes.
+    pub fn side_networks(&self) -> impl Iterator<Item = (&str, &SideConfig)> {
+        self.side_networks.iter().map(|(name, net)| (name.as_str(), net.config()))
     }
 
-    /// Bytes of a ControlNet; 0 if there is none of that name.
-    pub fn control_net_bytes(&self, name: &str, dtype: DType) -> u64 {
-        self.control_nets.get(name).map_or(0, |net| net.bytes(dtype))
+    /// What the network of that name is, if there is one.
+    pub fn side_config(&self, name: &str) -> Option<&SideConfig> {
+        self.side_networks.get(name).map(OpenSideNetwork::config)
     }
 
-    /// Builds a ControlNet.
+    /// Bytes of a network beside the UNet; 0 if there is none of that name.
+    pub fn side_network_bytes(&self, name: &str, dtype: DType) -> u64 {
+        self.side_networks.get(name).map_or(0, |net| net.bytes(dtype))
+    }
+
+    /// What a network beside the UNet computes for a clip of `frames` frames of `size` (width, height) in pixels with
+    /// `hints` pictures; nothing if there is none of that name.
+    pub fn side_network_work(
+        &self,
+        name: &str,
+        frames: usize,
+        size: (usize, usize),
+        hints: usize,
+    ) -> SideWork {
+        let clip = self.clip_size(frames, size);
+        self.side_config(name).map_or_else(SideWork::default, |config| config.work(clip, hints))
+    }
+
+    /// Builds a network beside the UNet.
     ///
     /// # Errors
     ///
     /// When none of that name was opened, or its weights do not fit.
-    pub fn control_net(
+    pub fn side_network(
         &self,
         name: &str,
         dtype: DType,
         device: &Device,
-    ) -> Result<(ControlNet, LoadReport)> {
-        match self.control_nets.get(name) {
+    ) -> Result<(SideNetwork, LoadReport)> {
+        match self.side_networks.get(name) {
             Some(net) => net.build(dtype, device),
             None => Err(Error::Missing { name: name.into(), reason: "was not opened".into() }),
         }
@@ -510,8 +634,14 @@ impl Models {
 
     /// Builds the tokenizer and the text encoder.
     pub fn text(&self, dtype: DType, device: &Device) -> Result<(TextModel, LoadReport)> {
+        self.rebuild_text(&mut Resident::new(dtype, device))
+    }
+
+    /// Builds the tokenizer and the text encoder of what is `resident` and the files; see
+    /// [`Checkpoint::rebuild`].
+    pub fn rebuild_text(&self, resident: &mut Resident) -> Result<(TextModel, LoadReport)> {
         let (encoder, report) =
-            self.build(Component::Text, dtype, device, |vb| TextEncoder::new(&self.text, &vb))?;
+            self.build(Component::Text, resident, |vb| TextEncoder::new(&self.text, &vb))?;
         let tokenizer = match &self.base {
             Base::Embedded => Tokenizer::from_files(
                 Embedded::VOCABULARY,
@@ -533,34 +663,82 @@ impl Models {
                 ),
             });
         }
-        let mut text = TextModel::new(tokenizer, encoder, device);
+        let mut text = TextModel::new(tokenizer, encoder, resident.device());
         for inversion in &self.embeddings {
             text.add(inversion)?;
+            // The encoder has a longer table of its own now.
+            resident.forget([TextEncoder::TOKENS]);
         }
         Ok((text, report))
     }
 
     /// Builds the UNet.
     pub fn unet(&self, dtype: DType, device: &Device) -> Result<(UNet, LoadReport)> {
-        self.build(Component::UNet, dtype, device, |vb| UNet::new(&self.unet, &vb))
+        self.rebuild_unet(&mut Resident::new(dtype, device))
+    }
+
+    /// Builds the UNet of what is `resident` and the files; see [`Checkpoint::rebuild`].
+    pub fn rebuild_unet(&self, resident: &mut Resident) -> Result<(UNet, LoadReport)> {
+        self.build(Component::UNet, resident, |vb| UNet::new(&self.unet, &vb))
+    }
+
+    /// Bytes of the autoencoder's encoder; 0 where the files have none.
+    pub fn vae_encoder_bytes(&self, dtype: DType) -> u64 {
+        match &self.drawn {
+            Some(_) => {
+                let shapes = random::inventory(|vb| self.vae.build_encoder(&vb));
+                let shapes = shapes.unwrap_or_default();
+                let count: usize = shapes.values().map(|s| s.iter().product::<usize>()).sum();
+                (count * dtype.size_in_bytes()) as u64
+            }
+            None => bytes(&self.encoder, Component::Vae, dtype),
+        }
+    }
+
+    /// Builds the autoencoder's encoder.
+    ///
+    /// # Errors
+    ///
+    /// When the files have none, or its weights do not fit.
+    pub fn vae_encoder(&self, dtype: DType, device: &Device) -> Result<(VaeEncoder, LoadReport)> {
+        let build = |vb: candle_nn::VarBuilder<'static>| self.vae.build_encoder(&vb);
+        if self.drawn.is_some() {
+            return random::build(Component::Vae, dtype, device, build);
+        }
+        self.check_encoder()?;
+        self.encoder.build(Component::Vae, dtype, device, &PatchStack::new(), build)
+    }
+
+    /// Fails where the files have no encoder of the autoencoder.
+    pub(super) fn check_encoder(&self) -> Result<()> {
+        if self.drawn.is_some() || self.encoder.has(Component::Vae) {
+            return Ok(());
+        }
+        let error = Error::Missing { name: "vae".into(), reason: "has no encoder".into() };
+        Err(error.with_hint("name a whole autoencoder with --vae"))
     }
 
     /// Builds the autoencoder.
     pub fn vae(&self, dtype: DType, device: &Device) -> Result<(Vae, LoadReport)> {
-        self.build(Component::Vae, dtype, device, |vb| self.vae.build(&vb))
+        let mut resident = Resident::new(dtype, device);
+        self.build(Component::Vae, &mut resident, |vb| self.vae.build(&vb))
     }
 
     fn build<T>(
         &self,
         component: Component,
-        dtype: DType,
-        device: &Device,
+        resident: &mut Resident,
         model: impl FnOnce(candle_nn::VarBuilder<'static>) -> Result<T>,
     ) -> Result<(T, LoadReport)> {
         if self.drawn.is_some() {
-            return random::build(component, dtype, device, model);
+            return random::build(component, resident.dtype(), resident.device(), model);
         }
-        self.checkpoint.build(component, dtype, device, &self.patches, model)
+        let mut patches = PatchStack::new();
+        for open in &self.loras {
+            patches.append(&open.patches);
+        }
+        patches.append(&self.patches);
+        self.checkpoint.rebuild(component, &patches, resident, model)
     }
 }
 

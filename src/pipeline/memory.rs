@@ -5,7 +5,7 @@ use std::collections::BTreeSet;
 use candle_core::{DType, Device};
 
 use super::denoiser::Guidance;
-use super::load::Models;
+use super::load::{Models, SideConfig};
 use super::request::Request;
 use crate::device::Precision;
 use crate::{Error, Result};
@@ -21,6 +21,9 @@ pub struct Plan {
     pub clips: u64,
     /// Intermediate results of decoding.
     pub decode: u64,
+    /// The autoencoder's encoder and its intermediate results, which are gone before the rest is loaded; 0 where no
+    /// hint is encoded.
+    pub encode: u64,
     /// What is needed whatever the size of the clip: the program itself, and what the largest
     /// convolution packs of its kernel and gathers of its input.
     pub fixed: u64,
@@ -33,6 +36,12 @@ const UNET_VALUES: f64 = 28.0;
 /// Values of a ControlNet's residuals, for every value of the first stage's output: counted for the widths of Stable
 /// Diffusion 1.5. Those of a second one come before they are added up.
 const RESIDUAL_VALUES: f64 = 5.5;
+
+/// The same for the features of a T2I-Adapter. They are kept for the whole run, and scaled once more for a pass.
+const FEATURE_VALUES: f64 = 1.9;
+
+/// The same for the encoder, for every value of its first stage's output.
+const ENCODER_VALUES: f64 = 5.0;
 
 /// The same for the decoder, for every value of its last stage's output.
 const DECODER_VALUES: f64 = 8.0;
@@ -59,8 +68,23 @@ impl Plan {
         };
         let latents = (size.0 / models.factor()) * (size.1 / models.factor());
         let first = models.unet_config().block_out_channels[0];
-        let residuals = request.controls.len().min(2) as f64 * RESIDUAL_VALUES;
-        let values = (request.frames * latents * first) as f64 * (UNET_VALUES + residuals);
+        let kinds = request.controls.iter().filter_map(|c| models.side_config(&c.model));
+        let (adapters, others): (Vec<_>, Vec<_>) =
+            kinds.partition(|config| matches!(config, SideConfig::T2iAdapter(_)));
+        let features = match adapters.len() {
+            0 => 0.0,
+            // Those of a second one come before they are added up.
+            count => (count + count.min(2)) as f64 * FEATURE_VALUES,
+        };
+        let residuals = others.len().min(2) as f64 * RESIDUAL_VALUES;
+        let values =
+            (request.frames * latents * first) as f64 * (UNET_VALUES + residuals + features);
+        let encode = if others.iter().any(|config| config.sees_latents()) {
+            let encoded = (size.0 * size.1 * models.encoder_width()) as f64 * ENCODER_VALUES;
+            models.vae_encoder_bytes(precision.vae) + (encoded * bytes(precision.vae)) as u64
+        } else {
+            0
+        };
         // A decoder's last stages work at full size, the one before the last in twice the channels.
         let at_once = (64 * 64 / latents.max(1)).clamp(1, request.frames);
         let pixels = size.0 * size.1 * at_once;
@@ -76,12 +100,13 @@ impl Plan {
         // Controls may share a network.
         let nets: BTreeSet<&str> = request.controls.iter().map(|c| c.model.as_str()).collect();
         let nets: u64 =
-            nets.into_iter().map(|net| models.control_net_bytes(net, precision.unet)).sum();
+            nets.into_iter().map(|net| models.side_network_bytes(net, precision.unet)).sum();
         Self {
             weights: models.unet_bytes(precision.unet) + models.vae_bytes(precision.vae) + nets,
             pass: (values * bytes(precision.unet)) as u64,
             clips: if request.is_guided() { 2 } else { 1 },
             decode: (decoded * bytes(precision.vae)) as u64,
+            encode,
             fixed: (PROGRAM + copies) as u64,
         }
     }
@@ -92,7 +117,7 @@ impl Plan {
             Guidance::Batched => self.clips,
             Guidance::TwoPasses => 1,
         };
-        self.weights + (self.pass * clips).max(self.decode) + self.fixed
+        (self.weights + (self.pass * clips).max(self.decode)).max(self.encode) + self.fixed
     }
 
     /// How guidance is to be computed so that the run fits.
@@ -123,7 +148,7 @@ mod tests {
 
     #[test]
     fn guidance_takes_two_passes_where_one_would_not_fit() {
-        let plan = Plan { weights: 90, pass: 50, clips: 2, decode: 60, fixed: 10 };
+        let plan = Plan { weights: 90, pass: 50, clips: 2, decode: 60, encode: 0, fixed: 10 };
         assert_eq!(plan.choose(None).unwrap(), Guidance::Batched);
         assert_eq!(plan.choose(Some(200)).unwrap(), Guidance::Batched);
         assert_eq!(plan.choose(Some(199)).unwrap(), Guidance::TwoPasses);

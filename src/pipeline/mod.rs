@@ -11,22 +11,25 @@ pub mod memory;
 pub mod request;
 
 use std::collections::BTreeMap;
+use std::sync::{Mutex, PoisonError};
 
 use candle_core::{DType, Device, Tensor};
 
+use crate::adapters::{Conditioner, Pass};
 use crate::device::{self, Precision};
-use crate::media::{FrameSink, RgbImage, tensor::to_rgb};
-use crate::models::control_net::ControlNet;
-use crate::models::unet::UNet;
-use crate::models::vae::Vae;
+use crate::media::FrameSink;
+use crate::media::tensor::{from_rgb, to_rgb};
+use crate::models::unet::{Injection, UNet};
+use crate::models::vae::{Vae, VaeEncoder};
 use crate::rng::Noise;
 use crate::sampler::{Denoiser, Observer, Plan, PlanSettings, Progress};
 use crate::schedule::{NoiseLevel, NoiseSchedule};
 use crate::text::{Chunks, TextModel};
-use crate::weights::LoadReport;
+use crate::weights::{Component, LoadReport, Resident};
 use crate::{Error, Result};
+use control::Hint;
 use denoiser::{Guidance, Guided, Settings};
-use load::Models;
+use load::{Models, SideNetwork};
 use memory::Plan as MemoryPlan;
 use request::Request;
 
@@ -36,7 +39,7 @@ use request::Request;
 pub enum Event {
     /// A part is about to be loaded.
     Load {
-        /// Which: `text`, `unet`, `vae` or `controlnet`.
+        /// Which: `text`, `unet`, `vae`, `vae encoder`, `controlnet`, `sparsectrl` or `t2i-adapter`.
         part: &'static str,
         /// Bytes that it will have in memory.
         bytes: u64,
@@ -92,6 +95,8 @@ pub struct Tensors {
     pub latents: Option<Tensor>,
     /// Noise of the steps, drawn in place of the generator's while it lasts.
     pub noise: Vec<Tensor>,
+    /// Noise of hints that become latents, by the control's name: `(hints, channels, height, width)`.
+    pub hint_noise: BTreeMap<String, Tensor>,
     /// If present, receives `context`, `negative_context`, `latents.0` and so on after each step, `latents` at the
     /// end, and `frames`, `(frames, 3, height, width)` in `[0, 1]`.
     pub recorded: Option<BTreeMap<String, Tensor>>,
@@ -120,7 +125,11 @@ pub struct Pipeline {
     text: Option<TextModel>,
     unet: Option<UNet>,
     vae: Option<Vae>,
-    control_nets: BTreeMap<String, ControlNet>,
+    encoder: Option<VaeEncoder>,
+    side_networks: BTreeMap<String, SideNetwork>,
+    /// The weights of those models that stay.
+    resident: BTreeMap<Component, Resident>,
+    conditioners: Vec<Mutex<Box<dyn Conditioner>>>,
 }
 
 /// Which parts stay in memory.
@@ -144,7 +153,10 @@ impl Pipeline {
             text: None,
             unet: None,
             vae: None,
-            control_nets: BTreeMap::new(),
+            encoder: None,
+            side_networks: BTreeMap::new(),
+            resident: BTreeMap::new(),
+            conditioners: vec![],
         }
     }
 
@@ -161,6 +173,33 @@ impl Pipeline {
     /// In which number formats it runs.
     pub fn precision(&self) -> Precision {
         self.precision
+    }
+
+    /// Gives a LoRA other strengths in the UNet and in the text encoder; it is counted as in [`Models::adapters`].
+    ///
+    /// With [`Residency::KeepAll`] only the weights that it changes are read and patched again, when they are needed
+    /// next; the clip is the one that a new pipeline would make. Meanwhile the memory of the old ones is free.
+    ///
+    /// # Errors
+    ///
+    /// When there is no such LoRA, or a strength is not a number.
+    pub fn set_lora_strength(&mut self, lora: usize, unet: f64, text: f64) -> Result<()> {
+        for (component, names) in self.models.set_lora_strength(lora, unet, text)? {
+            if let Some(resident) = self.resident.get_mut(&component) {
+                resident.forget(names);
+            }
+            match component {
+                Component::UNet => self.unet = None,
+                Component::Text => self.text = None,
+                _ => {}
+            }
+        }
+        Ok(())
+    }
+
+    /// Adds a conditioner of one's own to all runs; it comes after those of the requests.
+    pub fn add_conditioner(&mut self, conditioner: Box<dyn Conditioner>) {
+        self.conditioners.push(Mutex::new(conditioner));
     }
 
     /// Fills in what the request leaves to the model, and checks it against the model and the memory.
@@ -186,12 +225,7 @@ impl Pipeline {
                 Error::request("frames", reason).with_hint(format!("use at most {longest}"))
             );
         }
-        for control in &request.controls {
-            if !self.models.control_nets().any(|name| name == control.model) {
-                return Err(control::unopened(control));
-            }
-        }
-        let hints = control::hints(request, (width, height))?;
+        let hints = control::hints(request, &self.models, (width, height))?;
         let schedule = self.models.schedule(request)?;
         let plan = request.sampler.plan(
             &schedule,
@@ -227,16 +261,28 @@ impl Pipeline {
             return Err(Error::request("seed", "is missing"));
         };
         let (context, negative) = self.encode(request, tensors, listener)?;
+        let hints = self.encode_hints(request, &prepared, tensors, listener)?;
         // The autoencoder is small: if something is wrong with it, that shows before the long part.
         self.load_vae(listener)?;
-        self.load_control_nets(request.controls.iter().map(|c| c.model.clone()), listener)?;
+        self.load_side_networks(request.controls.iter().map(|c| c.model.clone()), listener)?;
         self.load_unet(listener)?;
         listener.event(Event::Loaded)?;
 
         let mut noise = Noise::new(request.rng, seed).with_replay(frames_first(&tensors.noise)?);
         let x = first_latents(tensors, &mut noise, &prepared, request, &self.models, &self.device)?;
         let latents = {
-            let mut guided = self.guided(request, &prepared, &context, negative.as_ref())?;
+            let guided = self.guided(request, &prepared, &context, negative.as_ref())?;
+            let parts = control::Parts {
+                networks: &self.side_networks,
+                hints: &prepared.hints,
+                latents: &hints,
+                dtype: self.precision.unet,
+                device: &self.device,
+            };
+            let mut conditioners = control::conditioners(request, &parts)?;
+            let own = self.conditioners.iter().map(|own| Box::new(Lent::new(own)) as _);
+            conditioners.extend(own);
+            let mut guided = guided.condition(conditioners, &prepared.plan.steps);
             let mut asked = 0;
             let mut recording = |x: &Tensor, at: NoiseLevel| {
                 // What the sampler asks about is what the step before it made.
@@ -256,7 +302,7 @@ impl Pipeline {
 
         if self.residency == Residency::OneAtATime {
             self.unet = None;
-            self.control_nets.clear();
+            self.side_networks.clear();
         }
         let vae = loaded(self.vae.as_ref())?;
         decode(vae, &latents, self.precision.vae, tensors, listener, sink)?;
@@ -266,7 +312,7 @@ impl Pipeline {
         Ok(())
     }
 
-    /// The network with its prompts and what it follows.
+    /// The network with its prompts.
     fn guided(
         &self,
         request: &Request,
@@ -280,26 +326,21 @@ impl Pipeline {
             motion_norm: request.motion_norm,
         };
         let guided = Guided::new(loaded(self.unet.as_ref())?, settings, context)?;
-        let guided = match negative {
-            Some(negative) => guided.guide(negative, request.cfg_scale, prepared.guidance)?,
-            None => guided,
-        };
-        let conditioners = control::conditioners(
-            &request.controls,
-            &prepared.hints,
-            &self.control_nets,
-            self.precision.unet,
-            &self.device,
-        )?;
-        Ok(guided.condition(conditioners, &prepared.plan.steps))
+        match negative {
+            Some(negative) => guided.guide(negative, request.cfg_scale, prepared.guidance),
+            None => Ok(guided),
+        }
     }
 
     /// Loads all parts now instead of when they are needed. With [`Residency::KeepAll`] they then stay.
     pub fn load(&mut self, listener: &mut dyn Listener) -> Result<()> {
         self.load_text(listener)?;
+        if self.models.side_networks().any(|(_, config)| config.sees_latents()) {
+            self.load_encoder(listener)?;
+        }
         self.load_vae(listener)?;
-        let names: Vec<String> = self.models.control_nets().map(str::to_owned).collect();
-        self.load_control_nets(names, listener)?;
+        let names: Vec<String> = self.models.side_networks().map(|(n, _)| n.to_owned()).collect();
+        self.load_side_networks(names, listener)?;
         self.load_unet(listener)
     }
 
@@ -344,10 +385,79 @@ impl Pipeline {
         Ok((context, negative))
     }
 
+    /// Latents of the hints that have to be latents, `(hints, channels, height, width)` in f32, by the control's place
+    /// in the request.
+    ///
+    /// Their noise has a generator of its own, seeded like that of the clip: diffusers draws it from torch's global
+    /// one, and a control changes no other noise.
+    fn encode_hints(
+        &mut self,
+        request: &Request,
+        prepared: &Prepared,
+        tensors: &Tensors,
+        listener: &mut dyn Listener,
+    ) -> Result<BTreeMap<usize, Tensor>> {
+        let wanted = control::of_latents(request, &self.models);
+        let mut all = BTreeMap::new();
+        if wanted.is_empty() {
+            return Ok(all);
+        }
+        self.load_encoder(listener)?;
+        let encoder = loaded(self.encoder.as_ref())?;
+        let mut noise = Noise::new(request.rng, request.seed.unwrap_or_default());
+        let factor = self.models.factor();
+        let (height, width) = (prepared.height / factor, prepared.width / factor);
+        for (i, control) in wanted {
+            let Some(hint) = prepared.hints.get(i) else { continue };
+            let shape = (hint.pictures.len(), self.models.latent_channels(), height, width);
+            let drawn = match tensors.hint_noise.get(&control.name) {
+                Some(given) if given.shape() == &shape.into() => given.clone(),
+                Some(given) => {
+                    let (name, got) = (&control.name, given.dims());
+                    let reason = format!("`noise.control.{name}` is {got:?}, not {shape:?}");
+                    return Err(Error::request("tensors-in", reason));
+                }
+                None => {
+                    let count = shape.0 * shape.1 * shape.2 * shape.3;
+                    Tensor::from_vec(noise.normal(count), shape, &Device::Cpu)?
+                }
+            };
+            let drawn = drawn.to_dtype(self.precision.vae)?.to_device(&self.device)?;
+            let pictures = from_rgb(&hint.pictures, &self.device)?.affine(2.0, -1.0)?;
+            let pictures = pictures.to_dtype(self.precision.vae)?;
+            // One at a time: the encoder works at full size.
+            let latents = (0..shape.0)
+                .map(|i| encoder.sample(&pictures.narrow(0, i, 1)?, &drawn.narrow(0, i, 1)?));
+            let latents = Tensor::cat(&latents.collect::<Result<Vec<_>>>()?, 0)?;
+            all.insert(i, latents.to_dtype(DType::F32)?);
+        }
+        if self.residency == Residency::OneAtATime {
+            self.encoder = None;
+        }
+        Ok(all)
+    }
+
+    /// Builds a model of what is left of it in memory and the files.
+    fn build<T>(
+        &mut self,
+        component: Component,
+        dtype: DType,
+        build: impl FnOnce(&Models, &mut Resident) -> Result<T>,
+    ) -> Result<T> {
+        let before = self.resident.remove(&component);
+        let mut resident = before.unwrap_or_else(|| Resident::new(dtype, &self.device));
+        let built = build(&self.models, &mut resident);
+        if self.residency == Residency::KeepAll {
+            self.resident.insert(component, resident);
+        }
+        built
+    }
+
     fn load_text(&mut self, listener: &mut dyn Listener) -> Result<()> {
         if self.text.is_none() {
             listener.event(Event::Load { part: "text", bytes: self.models.text_bytes() })?;
-            let (text, report) = self.models.text(self.precision.text, &self.device)?;
+            let (text, report) =
+                self.build(Component::Text, self.precision.text, Models::rebuild_text)?;
             listener.event(Event::Report { report })?;
             self.text = Some(text);
         }
@@ -358,28 +468,42 @@ impl Pipeline {
         if self.unet.is_none() {
             let bytes = self.models.unet_bytes(self.precision.unet);
             listener.event(Event::Load { part: "unet", bytes })?;
-            let (unet, report) = self.models.unet(self.precision.unet, &self.device)?;
+            let (unet, report) =
+                self.build(Component::UNet, self.precision.unet, Models::rebuild_unet)?;
             listener.event(Event::Report { report })?;
             self.unet = Some(unet);
         }
         Ok(())
     }
 
-    fn load_control_nets(
+    fn load_side_networks(
         &mut self,
         names: impl IntoIterator<Item = String>,
         listener: &mut dyn Listener,
     ) -> Result<()> {
         let dtype = self.precision.unet;
         for name in names {
-            if self.control_nets.contains_key(&name) {
+            if self.side_networks.contains_key(&name) {
                 continue;
             }
-            let bytes = self.models.control_net_bytes(&name, dtype);
-            listener.event(Event::Load { part: "controlnet", bytes })?;
-            let (net, report) = self.models.control_net(&name, dtype, &self.device)?;
+            let bytes = self.models.side_network_bytes(&name, dtype);
+            let part =
+                self.models.side_config(&name).map_or("controlnet", |c| c.component().name());
+            listener.event(Event::Load { part, bytes })?;
+            let (net, report) = self.models.side_network(&name, dtype, &self.device)?;
             listener.event(Event::Report { report })?;
-            self.control_nets.insert(name, net);
+            self.side_networks.insert(name, net);
+        }
+        Ok(())
+    }
+
+    fn load_encoder(&mut self, listener: &mut dyn Listener) -> Result<()> {
+        if self.encoder.is_none() {
+            let bytes = self.models.vae_encoder_bytes(self.precision.vae);
+            listener.event(Event::Load { part: "vae encoder", bytes })?;
+            let (encoder, report) = self.models.vae_encoder(self.precision.vae, &self.device)?;
+            listener.event(Event::Report { report })?;
+            self.encoder = Some(encoder);
         }
         Ok(())
     }
@@ -396,6 +520,30 @@ impl Pipeline {
     }
 }
 
+/// A conditioner that a run has and the pipeline keeps.
+#[derive(Debug)]
+struct Lent<'a> {
+    label: String,
+    own: &'a Mutex<Box<dyn Conditioner>>,
+}
+
+impl<'a> Lent<'a> {
+    fn new(own: &'a Mutex<Box<dyn Conditioner>>) -> Self {
+        let label = own.lock().unwrap_or_else(PoisonError::into_inner).label().to_owned();
+        Self { label, own }
+    }
+}
+
+impl Conditioner for Lent<'_> {
+    fn label(&self) -> &str {
+        &self.label
+    }
+
+    fn inject(&mut self, pass: &Pass<'_>, injection: &mut Injection) -> Result<()> {
+        self.own.lock().unwrap_or_else(PoisonError::into_inner).inject(pass, injection)
+    }
+}
+
 /// A request that can be met: what is not written in it, worked out.
 #[derive(Debug)]
 pub struct Prepared {
@@ -403,8 +551,8 @@ pub struct Prepared {
     pub width: usize,
     /// Pixels.
     pub height: usize,
-    /// For every control its pictures in the clip's size: one, or one for each frame.
-    pub hints: Vec<Vec<RgbImage>>,
+    /// For every control its pictures in the clip's size.
+    pub hints: Vec<Hint>,
     /// The noise schedule.
     pub schedule: NoiseSchedule,
     /// The sampler's way.

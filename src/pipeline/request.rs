@@ -357,7 +357,7 @@ impl Request {
                 check_words(field, text)?;
             }
         }
-        control::validate(&self.controls)?;
+        control::validate(&self.controls, self.frames)?;
         for (field, value) in [("width", self.width), ("height", self.height)] {
             if let Some(value) = value {
                 at_least(field, value, 8)?;

@@ -108,6 +108,22 @@ impl Inversion {
         Ok(Self { source: source.clone(), words })
     }
 
+    /// The words among the tensors of another kind of file: each word, and the name of the tensor that holds its
+    /// vectors.
+    pub(crate) fn bundled(archive: &Archive, words: &[(&str, &str)]) -> Result<Self> {
+        let words = words.iter().map(|(word, stored)| {
+            let vectors = archive.tensor(stored, DType::F32, &Device::Cpu)?;
+            let vectors = if vectors.rank() == 1 { vectors.unsqueeze(0)? } else { vectors };
+            let shape = vectors.dims();
+            if shape.len() != 2 || shape.contains(&0) {
+                let reason = format!("{} holds no vectors: {shape:?}", quoted(stored));
+                return Err(Error::format(archive.path(), reason));
+            }
+            Ok(Word { names: vec![word.trim().to_owned()], vectors })
+        });
+        Ok(Self { source: archive.source().clone(), words: words.collect::<Result<_>>()? })
+    }
+
     /// The file.
     pub fn source(&self) -> &Source {
         &self.source

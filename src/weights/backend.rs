@@ -23,6 +23,10 @@ pub(super) struct Record {
     pub(super) misshapen: BTreeMap<String, (Vec<usize>, Vec<usize>)>,
     /// How many weights each patch changed.
     pub(super) patched: Vec<usize>,
+    /// What need not be loaded, then all that was served.
+    pub(super) resident: BTreeMap<String, Tensor>,
+    /// How many were served from there.
+    pub(super) kept: usize,
     /// The first failure that is not a matter of names and shapes.
     pub(super) failure: Option<Error>,
 }
@@ -66,25 +70,26 @@ impl Backend {
         candle_core::Error::msg(message)
     }
 
+    /// The patches of a weight, and which they are among all.
+    fn patches_of<'a>(&'a self, name: &'a str) -> impl Iterator<Item = (usize, &'a PatchEntry)> {
+        let entries = self.patches.iter().enumerate();
+        entries.filter(move |(_, entry)| entry.patch.names().contains(name))
+    }
+
     fn load(&self, name: &str, at: &Located, dtype: DType, device: &Device) -> Result<Tensor> {
         let archive = self
             .archives
             .get(at.archive)
             .ok_or_else(|| Error::format(name, "its file is not open"))?;
-        let patches: Vec<(usize, &PatchEntry)> = self
-            .patches
-            .iter()
-            .enumerate()
-            .filter(|(_, entry)| entry.patch.names().contains(name))
-            .collect();
-        if patches.is_empty() {
+        let mut patches = self.patches_of(name).peekable();
+        if patches.peek().is_none() {
             let tensor = archive.tensor(&at.stored, dtype, device)?;
             return Ok(tensor.reshape(at.shape.as_slice())?);
         }
         // On the CPU in f32, so that a patched weight is the same on every device.
         let mut tensor =
             archive.tensor(&at.stored, DType::F32, &Device::Cpu)?.reshape(at.shape.as_slice())?;
-        for (number, entry) in patches {
+        for (_, entry) in patches {
             let patched = entry.patch.apply(name, &tensor, entry.strength)?;
             if patched.dims() != tensor.dims() || patched.dtype() != DType::F32 {
                 return Err(Error::Adapter {
@@ -98,17 +103,10 @@ impl Backend {
                 });
             }
             tensor = patched;
-            if let Some(count) = self.record().patched.get_mut(number) {
-                *count += 1;
-            }
         }
         if let Some(value) = misfit_of(&tensor, dtype)? {
-            let labels: Vec<&str> = self
-                .patches
-                .iter()
-                .filter(|entry| entry.patch.names().contains(name))
-                .map(|entry| entry.patch.label())
-                .collect();
+            let labels: Vec<&str> =
+                self.patches_of(name).map(|(_, entry)| entry.patch.label()).collect();
             return Err(Error::Adapter {
                 adapter: labels.join(" + "),
                 reason: format!(
@@ -145,12 +143,25 @@ impl Backend {
             record.misshapen.insert(name.to_owned(), pair);
         }
         let lost = record.is_lost();
+        let resident = record.resident.get(name).cloned();
         drop(record);
         if lost {
             return Tensor::zeros(wanted.map_or(at.shape.as_slice(), Shape::dims), dtype, device);
         }
-        let tensor = self.load(name, at, dtype, device).map_err(|error| self.fail(error))?;
-        self.record().bytes += (tensor.elem_count() * dtype.size_in_bytes()) as u64;
+        let is_kept = resident.is_some();
+        let tensor = match resident {
+            Some(tensor) => tensor,
+            None => self.load(name, at, dtype, device).map_err(|error| self.fail(error))?,
+        };
+        let mut record = self.record();
+        record.bytes += (tensor.elem_count() * dtype.size_in_bytes()) as u64;
+        record.kept += usize::from(is_kept);
+        for (number, _) in self.patches_of(name) {
+            if let Some(count) = record.patched.get_mut(number) {
+                *count += 1;
+            }
+        }
+        record.resident.insert(name.to_owned(), tensor.clone());
         Ok(tensor)
     }
 }

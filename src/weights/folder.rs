@@ -56,8 +56,8 @@ impl Component {
     /// How the component's files are called.
     pub(super) fn stems(self) -> &'static [Stem] {
         match self {
-            Self::UNet | Self::Vae | Self::ControlNet => &[DIFFUSERS, TRANSFORMERS],
             Self::Text => &[TRANSFORMERS, DIFFUSERS],
+            _ => &[DIFFUSERS, TRANSFORMERS],
         }
     }
 }

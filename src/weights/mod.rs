@@ -30,8 +30,9 @@ mod format;
 mod patch;
 pub mod random;
 mod report;
+mod resident;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -49,6 +50,7 @@ pub use self::format::{Archive, ElementType, Layout, Source, TensorInfo};
 pub use self::patch::{PatchStack, WeightPatch};
 pub(crate) use self::report::some;
 pub use self::report::{Ignored, LoadReport, Replaced};
+pub use self::resident::Resident;
 use crate::{Error, Result};
 
 /// A network with weights of its own.
@@ -61,13 +63,19 @@ pub enum Component {
     Vae,
     /// The text encoder.
     Text,
-    /// A network that steers the denoising one by a hint.
+    /// A network that steers the denoising one by a hint for each frame.
     ControlNet,
+    /// One that does so by hints for some frames.
+    SparseCtrl,
+    /// One that makes features of hints, once.
+    T2iAdapter,
 }
 
 impl Component {
-    /// Those of every model. ControlNets come beside them, any number of them, each from a file of its own.
+    /// Those of every model.
     pub const ALL: [Self; 3] = [Self::UNet, Self::Vae, Self::Text];
+    /// Those that come beside them, any number of them, each from a file of its own.
+    pub const CONTROLS: [Self; 3] = [Self::ControlNet, Self::SparseCtrl, Self::T2iAdapter];
 
     /// What messages call it.
     pub fn name(self) -> &'static str {
@@ -76,6 +84,8 @@ impl Component {
             Self::Vae => "vae",
             Self::Text => "text encoder",
             Self::ControlNet => "controlnet",
+            Self::SparseCtrl => "sparsectrl",
+            Self::T2iAdapter => "t2i-adapter",
         }
     }
 
@@ -85,7 +95,8 @@ impl Component {
             Self::UNet => &["unet"],
             Self::Vae => &["vae"],
             Self::Text => &["text_encoder"],
-            Self::ControlNet => &["controlnet"],
+            Self::ControlNet | Self::SparseCtrl => &["controlnet"],
+            Self::T2iAdapter => &["adapter"],
         }
     }
 }
@@ -120,6 +131,7 @@ pub struct Checkpoint {
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Scope {
     Component(Component),
+    Control,
     Motion,
     Everything,
 }
@@ -128,23 +140,24 @@ impl Scope {
     fn covers(self, component: Component, name: &str) -> bool {
         match self {
             Self::Component(wanted) => wanted == component,
+            Self::Control => Component::CONTROLS.contains(&component),
             Self::Motion => component == Component::UNet && is_motion(name),
             Self::Everything => true,
         }
     }
 
-    /// The one component that is wanted.
-    fn component(self) -> Option<Component> {
+    /// The components that may come beside a model's own.
+    fn controls(self) -> &'static [Component] {
         match self {
-            Self::Component(component) => Some(component),
-            Self::Motion => Some(Component::UNet),
-            Self::Everything => None,
+            Self::Control => &Component::CONTROLS,
+            _ => &[],
         }
     }
 
     fn name(self) -> &'static str {
         match self {
             Self::Component(component) => component.name(),
+            Self::Control => "ControlNet, SparseCtrl or T2I-Adapter",
             Self::Motion => "motion",
             Self::Everything => "model",
         }
@@ -168,6 +181,18 @@ impl Checkpoint {
     /// the component and nothing else.
     pub fn add_component(&mut self, component: Component, source: &Source) -> Result<()> {
         self.add_scope(Scope::Component(component), source, component.stems(), component.folders())
+    }
+
+    /// Adds a network of one of [`Component::CONTROLS`], whichever the file or folder holds, and says which.
+    pub fn add_control(&mut self, source: &Source) -> Result<Component> {
+        let has = Component::CONTROLS.map(|component| self.has(component));
+        let folders: Vec<&str> =
+            Component::CONTROLS.iter().flat_map(|c| c.folders()).copied().collect();
+        self.add_scope(Scope::Control, source, Component::ControlNet.stems(), &folders)?;
+        let new = Component::CONTROLS.into_iter().zip(has).find(|(c, had)| !had && self.has(*c));
+        new.map(|(component, _)| component).ok_or_else(|| {
+            Error::format(source.path(), "is of a kind of which there is one already")
+        })
     }
 
     /// Adds a single-file checkpoint with all that it holds; the VAE or the text encoder may be absent.
@@ -230,7 +255,7 @@ impl Checkpoint {
         let is = |foreign: Foreign| {
             Error::format(path, format!("is {}", foreign.what)).with_hint(foreign.hint)
         };
-        if let Some(foreign) = dialect::recognise(&names, scope.component()) {
+        if let Some(foreign) = dialect::recognise(&names, scope.controls()) {
             return Err(is(foreign));
         }
         let dialect =
@@ -286,7 +311,12 @@ impl Checkpoint {
                     Mapped::Positions => {
                         let length = check_positions(archive, stored)?;
                         positions = positions.max(Some(length));
-                        ignore(Some(Component::UNet), stored, "positions are computed");
+                        let owner = if scope == Scope::Control {
+                            Component::SparseCtrl
+                        } else {
+                            Component::UNet
+                        };
+                        ignore(Some(owner), stored, "positions are computed");
                     }
                     Mapped::Ignored { why } => ignore(None, stored, why),
                     Mapped::Unknown => unknown.push(stored),
@@ -302,7 +332,16 @@ impl Checkpoint {
         }
         if found.is_empty() {
             let (what, wanted) = (dialect.name, scope.name());
-            return Err(Error::format(path, format!("has no {wanted} weights; it is a {what}")));
+            // An LDM checkpoint, an AnimateDiff motion module.
+            let article = if what.starts_with(['A', 'L']) { "an" } else { "a" };
+            let reason = format!("has no {wanted} weights; it is {article} {what}");
+            let error = Error::format(path, reason);
+            let is_motion = names.iter().all(|(name, _)| is_motion(name));
+            return Err(if scope == Scope::Control && is_motion {
+                error.with_hint("give motion modules with --motion")
+            } else {
+                error
+            });
         }
         if !unknown.is_empty() {
             let (count, names) = (unknown.len(), some(&unknown));
@@ -403,6 +442,26 @@ impl Checkpoint {
         patches: &PatchStack,
         model: impl FnOnce(VarBuilder<'static>) -> Result<T>,
     ) -> Result<(T, LoadReport)> {
+        self.rebuild(component, patches, &mut Resident::new(dtype, device), model)
+    }
+
+    /// Builds one component as [`build`](Self::build) does, with the tensors that are `resident` instead of reading
+    /// and patching them; all that the model then has are left there.
+    ///
+    /// Nothing checks that resident tensors were made of the same files and patches: those that a change of patches
+    /// concerns must have been forgotten.
+    ///
+    /// # Errors
+    ///
+    /// Those of [`build`](Self::build).
+    pub fn rebuild<T>(
+        &self,
+        component: Component,
+        patches: &PatchStack,
+        resident: &mut Resident,
+        model: impl FnOnce(VarBuilder<'static>) -> Result<T>,
+    ) -> Result<(T, LoadReport)> {
+        let (dtype, device) = (resident.dtype(), resident.device().clone());
         let index = self.index.get(&component).cloned().unwrap_or_default();
         if index.is_empty() {
             let reason = match self.archives.first() {
@@ -412,7 +471,11 @@ impl Checkpoint {
             return Err(Error::Missing { name: component.to_string(), reason: reason.to_owned() });
         }
         let patches: Vec<_> = patches.of(component).cloned().collect();
-        let record = Record { patched: vec![0; patches.len()], ..Record::default() };
+        let record = Record {
+            patched: vec![0; patches.len()],
+            resident: std::mem::take(&mut resident.tensors),
+            ..Record::default()
+        };
         let record = Arc::new(Mutex::new(record));
         let backend = Backend {
             archives: self.archives.clone(),
@@ -420,21 +483,22 @@ impl Checkpoint {
             patches: patches.clone(),
             record: Arc::clone(&record),
         };
-        let built = model(VarBuilder::from_backend(Box::new(backend), dtype, device.clone()));
+        let built = model(VarBuilder::from_backend(Box::new(backend), dtype, device));
 
         // Taken out, because the model may keep its builder and with it the backend.
         let record = std::mem::take(&mut *record.lock().unwrap_or_else(PoisonError::into_inner));
+        resident.tensors = record.resident;
         if let Some(failure) = record.failure {
             return Err(failure);
         }
         let unexpected: Vec<&String> =
             index.keys().filter(|name| !record.used.contains(*name)).collect();
         if !record.missing.is_empty() || !record.misshapen.is_empty() {
-            return Err(misfits(component, &record, &unexpected));
+            return Err(misfits(component, &record.missing, &record.misshapen, &unexpected));
         }
         let built = built?;
         if !unexpected.is_empty() {
-            return Err(misfits(component, &record, &unexpected));
+            return Err(misfits(component, &record.missing, &record.misshapen, &unexpected));
         }
         for entry in &patches {
             let lost: Vec<&String> =
@@ -454,6 +518,7 @@ impl Checkpoint {
         let report = LoadReport {
             component,
             used: record.used.len(),
+            kept: record.kept,
             bytes: record.bytes,
             files: self.counts(&index),
             ignored: self
@@ -525,16 +590,21 @@ fn check_positions(archive: &Archive, name: &str) -> Result<usize> {
 }
 
 /// One line that says how the weights and the model differ.
-fn misfits(component: Component, record: &Record, unexpected: &[&String]) -> Error {
+fn misfits(
+    component: Component,
+    missing: &BTreeSet<String>,
+    misshapen: &BTreeMap<String, (Vec<usize>, Vec<usize>)>,
+    unexpected: &[&String],
+) -> Error {
     let mut parts = Vec::new();
-    let missing: Vec<&String> = record.missing.iter().collect();
+    let missing: Vec<&String> = missing.iter().collect();
     if !missing.is_empty() {
         parts.push(format!("{} weights missing ({})", missing.len(), some(&missing)));
     }
-    if let Some((name, (stored, wanted))) = record.misshapen.iter().next() {
+    if let Some((name, (stored, wanted))) = misshapen.iter().next() {
         parts.push(format!(
             "{} of another shape ({} is {stored:?}, the model wants {wanted:?})",
-            record.misshapen.len(),
+            misshapen.len(),
             quoted(name)
         ));
     }

@@ -48,6 +48,16 @@ impl PatchStack {
         self.entries.push(PatchEntry { component, patch, strength });
     }
 
+    /// Adds the patches of another stack behind its own.
+    pub fn append(&mut self, more: &Self) {
+        self.entries.extend(more.entries.iter().cloned());
+    }
+
+    /// The canonical names of the weights of a component that are changed.
+    pub fn names(&self, component: Component) -> BTreeSet<&str> {
+        self.of(component).flat_map(|entry| entry.patch.names()).map(String::as_str).collect()
+    }
+
     /// Whether there is nothing to apply.
     pub fn is_empty(&self) -> bool {
         self.entries.is_empty()

@@ -46,6 +46,7 @@ pub fn build<T>(
     let report = LoadReport {
         component,
         used: shapes.len(),
+        kept: 0,
         bytes: (values * dtype.size_in_bytes()) as u64,
         files: BTreeMap::from([(PathBuf::from("random numbers"), shapes.len())]),
         ignored: vec![],
@@ -121,6 +122,8 @@ fn prefix(component: Component) -> &'static str {
         Component::Vae => "vae",
         Component::Text => "text_encoder",
         Component::ControlNet => "controlnet",
+        Component::SparseCtrl => "sparsectrl",
+        Component::T2iAdapter => "t2i_adapter",
     }
 }
 

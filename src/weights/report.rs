@@ -15,6 +15,8 @@ pub struct LoadReport {
     pub component: Component,
     /// Tensors that the model asked for and got.
     pub used: usize,
+    /// How many of those were in memory already.
+    pub kept: usize,
     /// Their bytes in the model.
     pub bytes: u64,
     /// How many tensors came from each file.
@@ -65,6 +67,9 @@ impl LoadReport {
 impl fmt::Display for LoadReport {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{}: {} tensors", self.component, self.used)?;
+        if self.kept > 0 {
+            write!(f, ", {} of them in memory already", self.kept)?;
+        }
         for (label, count) in &self.patched {
             write!(f, ", {count} changed by {}", quoted(label))?;
         }

@@ -6,4 +6,5 @@ pub(crate) mod golden;
 pub(crate) mod hub_server;
 #[cfg(feature = "cli")]
 pub(crate) mod program;
+pub(crate) mod random;
 pub(crate) mod tiny;

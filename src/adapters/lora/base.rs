@@ -13,29 +13,29 @@ pub(super) struct Clues<'a> {
     pub(super) inputs: Vec<(&'a str, usize)>,
 }
 
-/// Stable Diffusion 1, the kind that is run here.
-const SD1: &str = "Stable Diffusion 1";
+/// The kind that is run here.
+pub(super) const SD1: &str = "Stable Diffusion 1";
 const SD2: &str = "Stable Diffusion 2";
 const SDXL: &str = "Stable Diffusion XL";
 const SD3: &str = "Stable Diffusion 3";
 const FLUX: &str = "Flux";
+const WAN: &str = "Wan";
 
 impl Clues<'_> {
-    /// The model that it was made for, if that is another kind than is run here.
-    pub(super) fn made_for(&self) -> Option<&'static str> {
+    /// The kind of model that it was made for, if anything tells.
+    pub(super) fn model(&self) -> Option<&'static str> {
         let metadata = self.archive.metadata();
         ["modelspec.architecture", "ss_base_model_version"]
             .into_iter()
             .find_map(|key| by_header(metadata.get(key)?))
             .or_else(|| self.modules.iter().find_map(|module| by_name(module)))
             .or_else(|| self.inputs.iter().find_map(|(module, inputs)| by_width(module, *inputs)))
-            .filter(|model| *model != SD1)
     }
 }
 
 /// Trainers' names of models, by how they begin.
 fn by_header(value: &str) -> Option<&'static str> {
-    const NAMES: [(&str, &str); 10] = [
+    const NAMES: [(&str, &str); 11] = [
         ("stable-diffusion-xl", SDXL),
         ("stable-diffusion-v1", SD1),
         ("stable-diffusion-v2", SD2),
@@ -46,6 +46,7 @@ fn by_header(value: &str) -> Option<&'static str> {
         ("sd_v2", SD2),
         ("sd_1", SD1),
         ("sd3", SD3),
+        ("wan", WAN),
     ];
     let value = value.to_ascii_lowercase();
     NAMES.into_iter().find(|(name, _)| value.starts_with(name)).map(|(_, model)| model)
@@ -60,6 +61,8 @@ fn by_name(module: &str) -> Option<&'static str> {
         Some(FLUX)
     } else if has("joint_blocks") || has("joint_transformer_blocks") {
         Some(SD3)
+    } else if has("blocks.0.cross_attn.") || has("blocks_0_cross_attn_") {
+        Some(WAN)
     } else if !has("motion_modules")
         && !module.starts_with("transformer.")
         && (has("transformer_blocks_1_") || has("transformer_blocks.1."))
@@ -100,6 +103,7 @@ mod tests {
         let xl = "lora_unet_input_blocks_4_1_transformer_blocks_1_attn2_to_k";
         assert_eq!(by_name(xl), Some(SDXL));
         assert_eq!(by_name("transformer.single_transformer_blocks.1.proj"), Some(FLUX));
+        assert_eq!(by_name("diffusion_model.blocks.0.cross_attn.k"), Some(WAN));
         let ours = "lora_unet_mid_block_attentions_0_transformer_blocks_0_attn2_to_k";
         assert_eq!(by_name(ours), None);
         assert_eq!(by_name("lora_unet_up_blocks_1_attentions_1_proj_in"), None);

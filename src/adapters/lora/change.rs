@@ -23,6 +23,11 @@ pub(super) trait Change: fmt::Debug + Send + Sync {
         None
     }
 
+    /// Whether a model without the weight is as well: the change follows another one of the same layer.
+    fn is_optional(&self) -> bool {
+        false
+    }
+
     /// The changed weight: same shape, `f32`. At strength 0 it is the weight as it was.
     fn apply(&self, weight: &Tensor, strength: f64) -> Result<Tensor>;
 }
@@ -48,6 +53,8 @@ pub(super) enum Made {
     Delta(Box<dyn Delta>),
     /// Something else.
     Change(Box<dyn Change>),
+    /// Something else, and a change of the layer's bias.
+    WithBias(Box<dyn Change>, Box<dyn Change>),
 }
 
 /// Adds a delta, times the strength.
@@ -70,6 +77,11 @@ impl Change for Added {
     fn apply(&self, weight: &Tensor, strength: f64) -> Result<Tensor> {
         Ok((weight + self.0.read(strength)?.reshape(weight.shape())?)?)
     }
+}
+
+/// As far as `strength` on the straight way from a weight to another: 1 is the other.
+pub(super) fn between(weight: &Tensor, target: &Tensor, strength: f64) -> Result<Tensor> {
+    Ok((weight.affine(1.0 - strength, 0.0)? + target.affine(strength, 0.0)?)?)
 }
 
 /// Whether a change of shape `ours` fits a weight of shape `theirs`; if not, why.

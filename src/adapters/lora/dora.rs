@@ -9,7 +9,7 @@
 
 use candle_core::{D, DType, Tensor};
 
-use super::change::{Change, Delta, Stored, fits};
+use super::change::{Change, Delta, Stored, between, fits};
 use super::family::Parts;
 use crate::Result;
 
@@ -91,7 +91,6 @@ impl Change for Dora {
         let epsilon = if self.is_peft { EPSILON } else { LYCORIS_EPSILON };
         let lengths = self.lengths.read()?.reshape(shape)?.to_dtype(DType::F64)?;
         let factors = (lengths / squares.sqrt()?.affine(1.0, epsilon)?)?.to_dtype(DType::F32)?;
-        let target = flat.broadcast_mul(&factors)?.reshape(weight.shape())?;
-        Ok((weight.affine(1.0 - strength, 0.0)? + target.affine(strength, 0.0)?)?)
+        between(weight, &flat.broadcast_mul(&factors)?.reshape(weight.shape())?, strength)
     }
 }

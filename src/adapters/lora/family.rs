@@ -5,7 +5,8 @@ use std::sync::Arc;
 
 use super::change::{Added, Change, Made, Stored};
 use super::dora::Dora;
-use super::{LoraScale, full, hadamard, ia3, kronecker, low_rank, oft};
+use super::peft::Stated;
+use super::{LoraScale, full, glora, hadamard, ia3, kronecker, low_rank, oft, turned};
 use crate::Result;
 use crate::weights::Archive;
 
@@ -28,8 +29,13 @@ const FAMILIES: &[Family] = &[
     hadamard::FAMILY,
     kronecker::FAMILY,
     oft::FAMILY,
+    turned::OFT,
+    turned::BOFT,
+    turned::HRA,
+    glora::FAMILY,
     full::FAMILY,
     ia3::FAMILY,
+    ia3::PEFT,
 ];
 
 /// The family of a module that has only parts that all families share.
@@ -48,15 +54,15 @@ const SHARED: &[(&str, &str)] = &[
 /// Kinds that are known and not supported: silently dropping them would give another picture than the
 /// author's.
 const UNSUPPORTED: &[(&str, &str)] = &[
-    (".b1.weight", "GLoRA"),
+    // What it is relative to is not stored.
     (".lambda_layer", "T-LoRA"),
-    (".bias_indices", "LyCORIS file with sparse differences"),
+    (".bm.weight", "GLoRA in Tucker's form"),
     (".lora_A.bias", "LoRA with biases at its narrow side"),
-    (".ia3_l", "IA3 of PEFT"),
-    (".oft_R.weight", "OFT of PEFT"),
-    (".boft_R", "BOFT of PEFT"),
+    (".lora_E", "AdaLoRA"),
+    (".oft_r", "OFT of PEFT before 0.16"),
+    (".glora_A.Xd", "GLoRA of PEFT"),
     (".vera_lambda_b", "VeRA"),
-    (".hra_u", "HRA"),
+    (".fourierft_spectrum", "FourierFT"),
 ];
 
 /// What a known but unsupported tensor belongs to.
@@ -119,10 +125,8 @@ pub(super) struct Parts<'a> {
     pub(super) stored: &'a BTreeMap<&'static str, String>,
     /// The alpha that the file states for this module.
     pub(super) alpha: Option<f64>,
-    /// The rank that a configuration states for this module, where no tensor tells it.
-    pub(super) rank: Option<usize>,
-    /// Whether alpha is divided by the root of the rank (rsLoRA).
-    pub(super) by_root: bool,
+    /// What a configuration states for this module.
+    pub(super) stated: Stated,
     pub(super) scale: LoraScale,
 }
 
@@ -139,9 +143,9 @@ impl Parts<'_> {
 
     /// The module's own factor, given its rank.
     pub(super) fn factor(&self, rank: Option<usize>) -> f64 {
-        match (self.scale, self.alpha, rank.or(self.rank)) {
+        match (self.scale, self.alpha, rank.or(self.stated.rank)) {
             (LoraScale::Fixed(factor), ..) => factor,
-            (LoraScale::AlphaOverRank, Some(alpha), Some(rank)) if self.by_root => {
+            (LoraScale::AlphaOverRank, Some(alpha), Some(rank)) if self.stated.by_root => {
                 alpha / (rank as f64).sqrt()
             }
             (LoraScale::AlphaOverRank, Some(alpha), Some(rank)) => alpha / rank as f64,
@@ -163,22 +167,28 @@ impl Changes {
         let only_shared = parts.stored.keys().all(|part| is_shared(part));
         let made = if only_shared { None } else { Some((family.read)(parts)?) };
         let decomposed = parts.get("dora_scale").or_else(|| parts.get("magnitude")).is_some();
+        let mut made_bias = None;
         let weight: Option<Box<dyn Change>> = match made {
             Some(Made::Delta(delta)) if decomposed => Some(Box::new(Dora::new(delta, parts)?)),
             Some(Made::Delta(delta)) => Some(Box::new(Added(delta))),
             Some(Made::Change(change)) if !decomposed => Some(change),
-            Some(Made::Change(_)) | None if decomposed => {
+            Some(Made::WithBias(change, bias)) if !decomposed => {
+                made_bias = Some(bias);
+                Some(change)
+            }
+            _ if decomposed => {
                 return Err("it has a magnitude (DoRA) and nothing that it belongs to".into());
             }
-            Some(Made::Change(_)) | None => None,
+            _ => None,
         };
         let plain = parts.get("bias").map(|stored| full::bias(stored, 1.0));
         let rank = weight.as_ref().and_then(|change| change.rank());
         let scaled = parts.get("scaled_bias").map(|stored| full::bias(stored, parts.factor(rank)));
-        if plain.is_some() && scaled.is_some() {
-            return Err("it has two biases".into());
+        let mut biases = [made_bias, plain, scaled].into_iter().flatten();
+        match (biases.next(), biases.next()) {
+            (bias, None) => Ok(Self { weight, bias }),
+            _ => Err("it has two biases".into()),
         }
-        Ok(Self { weight, bias: plain.or(scaled) })
     }
 }
 
@@ -220,6 +230,12 @@ mod tests {
             ("lora_unet_conv_in.oft_blocks", "lora_unet_conv_in", "OFT", "blocks"),
             ("lora_unet_conv_in.w_norm", "lora_unet_conv_in", "full difference", "diff"),
             ("lora_unet_conv_in.b_norm", "lora_unet_conv_in", "", "bias"),
+            ("lora_unet_conv_in.b2.weight", "lora_unet_conv_in", "GLoRA", "b2"),
+            ("lora_unet_conv_in.bias_values", "lora_unet_conv_in", "LoRA", "stray_values"),
+            ("base_model.model.conv_in.oft_R.weight", "base_model.model.conv_in", "OFT", "vectors"),
+            ("base_model.model.conv_in.boft_s", "base_model.model.conv_in", "BOFT", "factors"),
+            ("base_model.model.conv_in.hra_u", "base_model.model.conv_in", "HRA", "mirrors"),
+            ("base_model.model.conv_in.ia3_l", "base_model.model.conv_in", "IA3", "factors"),
             ("marked.on_input", "marked", "IA3", "on_input"),
             ("marked.weight", "marked", "IA3", "weight"),
         ] {

@@ -1,6 +1,7 @@
 //! IA3: every input or every output of a layer gets a factor of its own.
 //!
-//! Liu et al. (2022), in the way of LyCORIS: stored is by how much the factor differs from 1.
+//! Liu et al. (2022). LyCORIS stores by how much a factor differs from 1 and leaves biases alone; PEFT stores the
+//! factor itself, and what scales outputs scales the bias with them.
 
 use candle_core::Tensor;
 
@@ -15,10 +16,16 @@ pub(super) const FAMILY: Family = Family {
     read,
 };
 
-#[derive(Debug)]
+pub(super) const PEFT: Family =
+    Family { name: "IA3", suffixes: &[(".ia3_l", "factors")], mark: None, read: read_peft };
+
+#[derive(Clone, Debug)]
 struct Ia3 {
     stored: Stored,
     on_input: bool,
+    /// What is stored for "as before".
+    neutral: f64,
+    is_bias: bool,
 }
 
 fn read(parts: &Parts<'_>) -> Result<Made, String> {
@@ -31,7 +38,32 @@ fn read(parts: &Parts<'_>) -> Result<Made, String> {
         }
         Err(error) => return Err(error.to_string()),
     };
-    Ok(Made::Change(Box::new(Ia3 { stored: parts.need("weight")?, on_input })))
+    let stored = parts.need("weight")?;
+    Ok(Made::Change(Box::new(Ia3 { stored, on_input, neutral: 0.0, is_bias: false })))
+}
+
+fn read_peft(parts: &Parts<'_>) -> Result<Made, String> {
+    let stored = parts.need("factors")?;
+    let on_input = match (stored.shape(), parts.stated.on_input) {
+        ([1, _], _) => true,
+        ([_, 1], _) => false,
+        // Those of convolutions always lie along the second axis.
+        ([1, _, ..], Some(on_input)) => on_input,
+        ([1, _, ..], None) => {
+            return Err(
+                "whether it scales inputs or outputs is said by an adapter_config.json that \
+                        lists `feedforward_modules`, and there is none"
+                    .into(),
+            );
+        }
+        (shape, _) => return Err(format!("its factors are {shape:?}")),
+    };
+    let weight = Ia3 { stored, on_input, neutral: 1.0, is_bias: false };
+    if on_input {
+        return Ok(Made::Change(Box::new(weight)));
+    }
+    let bias = Ia3 { is_bias: true, ..weight.clone() };
+    Ok(Made::WithBias(Box::new(weight), Box::new(bias)))
 }
 
 impl Ia3 {
@@ -44,11 +76,15 @@ impl Ia3 {
 impl Change for Ia3 {
     fn check(&self, shape: &[usize]) -> Result<(), String> {
         let count = self.stored.count();
-        if shape.len() > 1 && shape.get(self.axis()) == Some(&count) {
+        if (shape.len() > 1) != self.is_bias && shape.get(self.axis()) == Some(&count) {
             return Ok(());
         }
         let side = if self.on_input { "inputs" } else { "outputs" };
         Err(format!("it scales {count} {side}, the weight is {shape:?}"))
+    }
+
+    fn is_optional(&self) -> bool {
+        self.is_bias
     }
 
     fn apply(&self, weight: &Tensor, strength: f64) -> Result<Tensor> {
@@ -56,7 +92,8 @@ impl Change for Ia3 {
         if let Some(axis) = shape.get_mut(self.axis()) {
             *axis = self.stored.count();
         }
-        let factors = self.stored.read()?.reshape(shape)?.affine(strength, 1.0)?;
+        let factors = self.stored.read()?.reshape(shape)?;
+        let factors = factors.affine(strength, 1.0 - self.neutral * strength)?;
         Ok(weight.broadcast_mul(&factors)?)
     }
 }

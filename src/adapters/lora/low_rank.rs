@@ -1,11 +1,12 @@
 //! The plain family: the change is the product of a tall and a wide matrix.
 //!
 //! Hu et al. (2021), `W + alpha / rank * B A`. For convolutions `A` has the kernel and `B` is 1x1
-//! (LoCon), or a small core with the kernel stands between two 1x1 convolutions (Tucker's form).
+//! (LoCon), or a small core with the kernel stands between two 1x1 convolutions (Tucker's form). What LyCORIS extracted from a
+//! finetuned model may have stray values beside the product, which are added to it.
 
 use candle_core::Tensor;
 
-use super::change::{Delta, Made, Stored};
+use super::change::{Delta, Made, Stored, fits};
 use super::family::{Family, Parts};
 use super::product::tucker;
 use crate::Result;
@@ -24,6 +25,9 @@ pub(super) const FAMILY: Family = Family {
         ("_lora.up.weight", "up"),
         (".lora_A.weight", "down"),
         (".lora_B.weight", "up"),
+        (".bias_indices", "stray_indices"),
+        (".bias_values", "stray_values"),
+        (".bias_size", "stray_size"),
     ],
     mark: None,
     read,
@@ -37,6 +41,7 @@ struct LowRank {
     up: Stored,
     /// `(rank, rank, *kernel)`.
     mid: Option<Stored>,
+    strays: Option<Strays>,
     /// Rows, inputs and kernel.
     shape: Vec<usize>,
     rank: usize,
@@ -63,8 +68,74 @@ fn read(parts: &Parts<'_>) -> Result<Made, String> {
         return Err(apart());
     }
     let (rank, shape) = (*rank, [&[*rows, *inputs], kernel].concat());
+    let strays = Strays::read(parts, &shape)?;
     let factor = parts.factor(Some(rank));
-    Ok(Made::Delta(Box::new(LowRank { down, up, mid, shape, rank, factor })))
+    Ok(Made::Delta(Box::new(LowRank { down, up, mid, strays, shape, rank, factor })))
+}
+
+/// Single values of a matrix `(rows, inputs * kernel)` that is nothing elsewhere.
+#[derive(Debug)]
+struct Strays {
+    /// Rows and columns, `(2, count)`.
+    indices: Stored,
+    /// `(count)`.
+    values: Stored,
+}
+
+impl Strays {
+    /// Those of a module whose weight has this shape, if it has any.
+    fn read(parts: &Parts<'_>, shape: &[usize]) -> Result<Option<Self>, String> {
+        const PARTS: [&str; 3] = ["stray_indices", "stray_values", "stray_size"];
+        if PARTS.iter().all(|part| parts.get(part).is_none()) {
+            return Ok(None);
+        }
+        let (indices, values) = (parts.need("stray_indices")?, parts.need("stray_values")?);
+        let size = parts.need("stray_size")?.read().and_then(|size| Ok(size.to_vec1::<f32>()?));
+        let size: Vec<usize> =
+            size.map_err(|e| e.to_string())?.into_iter().map(|d| d.max(0.0) as usize).collect();
+        fits(&size, shape)?;
+        match (indices.shape(), values.shape()) {
+            ([2, count], [values]) if count == values => {}
+            (indices, values) => {
+                return Err(format!(
+                    "indices {indices:?} and values {values:?} do not go together"
+                ));
+            }
+        }
+        let strays = Self { indices, values };
+        strays.places(shape).map_err(|e| e.to_string())?;
+        Ok(Some(strays))
+    }
+
+    /// Where the values stand in a weight of this shape, row after row.
+    fn places(&self, shape: &[usize]) -> Result<Vec<usize>> {
+        let (rows, columns) =
+            (shape.first().copied().unwrap_or(0), shape.iter().skip(1).product::<usize>());
+        let indices = self.indices.read()?.to_vec2::<f32>()?;
+        let [row, column] = &indices[..] else { return Ok(vec![]) };
+        let place = |(row, column): (&f32, &f32)| {
+            let inside = (0.0..rows as f32).contains(row) && (0.0..columns as f32).contains(column);
+            if !inside {
+                candle_core::bail!(
+                    "the value at row {row}, column {column} lies outside of {shape:?}"
+                );
+            }
+            Ok(*row as usize * columns + *column as usize)
+        };
+        Ok(row.iter().zip(column).map(place).collect::<candle_core::Result<_>>()?)
+    }
+
+    /// The product with the values added.
+    fn onto(&self, product: &Tensor, shape: &[usize], factor: f64) -> Result<Tensor> {
+        let mut all = product.flatten_all()?.to_vec1::<f32>()?;
+        let values = self.values.read()?.to_vec1::<f32>()?;
+        for (place, value) in self.places(shape)?.into_iter().zip(values) {
+            if let Some(slot) = all.get_mut(place) {
+                *slot += (f64::from(value) * factor) as f32;
+            }
+        }
+        Ok(Tensor::from_vec(all, product.shape(), product.device())?)
+    }
 }
 
 impl Delta for LowRank {
@@ -77,11 +148,16 @@ impl Delta for LowRank {
     }
 
     fn read(&self, strength: f64) -> Result<Tensor> {
-        let up = (self.up.read()?.flatten_from(1)? * (self.factor * strength))?;
+        let factor = self.factor * strength;
+        let up = (self.up.read()?.flatten_from(1)? * factor)?;
         let down = self.down.read()?.flatten_from(1)?;
-        match &self.mid {
-            None => Ok(up.matmul(&down)?),
-            Some(mid) => tucker(&up, &mid.read()?, &down),
+        let product = match &self.mid {
+            None => up.matmul(&down)?,
+            Some(mid) => tucker(&up, &mid.read()?, &down)?,
+        };
+        match &self.strays {
+            None => Ok(product),
+            Some(strays) => strays.onto(&product, &self.shape, factor),
         }
     }
 }

@@ -8,14 +8,15 @@
 //! What a LoRA changes decides what it is: spatial weights make it a style or LCM LoRA, motion modules
 //! a motion LoRA. Nothing here knows the difference.
 //!
-//! How a change is made up of stored tensors is the matter of its family: LoRA and LoCon, LoHa, LoKr, OFT
-//! and BOFT, IA3, and full differences; DoRA stands over any of those that add.
+//! How a change is made up of stored tensors is the matter of its family: LoRA and LoCon, LoHa, LoKr, GLoRA, OFT
+//! and BOFT, HRA, IA3, and full differences; DoRA stands over any of those that add.
 
 mod base;
 mod change;
 mod dora;
 mod family;
 mod full;
+mod glora;
 mod hadamard;
 mod ia3;
 mod kronecker;
@@ -24,6 +25,7 @@ mod oft;
 mod peft;
 mod product;
 mod targets;
+mod turned;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
@@ -31,11 +33,12 @@ use std::sync::Arc;
 
 use candle_core::Tensor;
 
-use self::base::Clues;
+use self::base::{Clues, SD1};
 use self::change::Change;
 use self::family::{BARE, Changes, Family, Name, Parts, module_name, unsupported};
 use self::peft::{PeftConfig, Stated};
 use self::targets::Targets;
+use crate::text::inversion::Inversion;
 use crate::weights::{
     Archive, Checkpoint, Component, PatchStack, Source, WeightPatch, quoted, some,
 };
@@ -100,6 +103,8 @@ pub struct LoraReport {
     pub in_unet: usize,
     /// Modules that found their weight in the text encoder.
     pub in_text: usize,
+    /// Words for prompts that it brings along.
+    pub words: Vec<String>,
     /// Modules left out because their strength is 0.
     pub switched_off: usize,
     /// Modules, or tensors of no known kind, that found nothing; empty unless partial use is allowed.
@@ -116,6 +121,9 @@ impl fmt::Display for LoraReport {
         write!(f, "{} of {} modules in the unet", self.in_unet, self.modules)?;
         if self.in_text > 0 {
             write!(f, ", {} in the text encoder", self.in_text)?;
+        }
+        if !self.words.is_empty() {
+            write!(f, ", brings {}", some(&self.words))?;
         }
         if self.switched_off > 0 {
             write!(f, ", {} switched off", self.switched_off)?;
@@ -141,9 +149,13 @@ struct Module {
 
 impl Module {
     /// What reports call its family.
-    fn family(&self) -> String {
+    fn family(&self, archive: &Archive) -> String {
         let over = ["dora_scale", "magnitude"].iter().any(|part| self.stored.contains_key(part));
+        // Those of Kohya's tools and of LyCORIS differ by a dimension only.
+        let blocks = self.stored.get("blocks").and_then(|name| archive.info(name));
+        let has_stages = blocks.is_some_and(|info| info.shape.len() == 4);
         match self.family.name {
+            "OFT" if has_stages => "BOFT".to_owned(),
             name if !over => name.to_owned(),
             "LoRA" => "DoRA".to_owned(),
             name => format!("DoRA over {name}"),
@@ -157,25 +169,65 @@ pub struct Lora {
     name: String,
     archive: Arc<Archive>,
     modules: BTreeMap<String, Module>,
+    inversion: Option<Inversion>,
     leftovers: Vec<String>,
 }
 
+/// What adapters are called in the folders that PEFT and diffusers write.
+const IN_FOLDERS: [&str; 4] = [
+    "adapter_model.safetensors",
+    "pytorch_lora_weights.safetensors",
+    "adapter_model.bin",
+    "pytorch_lora_weights.bin",
+];
+
+/// The file, or that of an adapter's folder.
+fn file_of(source: &Source) -> Result<Source> {
+    let Source::File(folder) = source else { return Ok(source.clone()) };
+    if !folder.is_dir() {
+        return Ok(source.clone());
+    }
+    let found = IN_FOLDERS.iter().map(|name| folder.join(name)).find(|path| path.is_file());
+    found.map(Source::from).ok_or_else(|| {
+        let [one, other, ..] = IN_FOLDERS;
+        Error::format(
+            folder,
+            format!("is a folder without an adapter, such as `{one}` or `{other}`"),
+        )
+    })
+}
+
+/// The word whose vectors a tensor of a LoRA holds, under AUTOMATIC1111's or OneTrainer's names of such.
+fn bundled_word(stored: &str) -> Option<&str> {
+    let name = stored.strip_prefix("bundle_emb.")?;
+    let ends = [".string_to_param.*", ".emb_params", ".clip_l"];
+    ends.iter().find_map(|end| name.strip_suffix(end)).filter(|word| !word.is_empty())
+}
+
 impl Lora {
-    /// Opens a LoRA file under the name that reports and errors use for it.
+    /// Opens a LoRA's file, or its folder as PEFT and diffusers write them, under the name that reports and errors use
+    /// for it.
     pub fn open(source: &Source, name: impl Into<String>) -> Result<Self> {
         let name = name.into();
-        let archive = Arc::new(Archive::open(source)?);
+        let archive = Arc::new(Archive::open(&file_of(source)?)?);
         let wrong = |reason: String| Error::Adapter { adapter: name.clone(), reason };
         let peft = PeftConfig::find(&archive)?;
 
+        if let Some(reason) = peft.as_ref().and_then(PeftConfig::refusal) {
+            return Err(wrong(reason));
+        }
         if let Some(what) = archive.names().find_map(unsupported) {
             return Err(wrong(format!("is a {what}, which is not supported")));
         }
         let mut stored_parts: BTreeMap<String, BTreeMap<&'static str, String>> = BTreeMap::new();
         let mut families: BTreeMap<String, &'static Family> = BTreeMap::new();
         let mut alphas: BTreeMap<String, f64> = BTreeMap::new();
-        let mut leftovers = Vec::new();
+        let (mut bundled, mut leftovers) = (Vec::new(), Vec::new());
         for stored in archive.names() {
+            if let Some(word) = bundled_word(stored) {
+                bundled.push((word, stored));
+                continue;
+            }
             if let Some(module) = stored.strip_suffix(ALPHA) {
                 alphas.insert(module_name(module), scalar(&archive, stored)?);
                 continue;
@@ -188,10 +240,10 @@ impl Lora {
             };
             if let Some(family) = family
                 && let Some(other) = families.insert(module.clone(), family)
-                && other.name != family.name
+                && !std::ptr::eq(other, family)
             {
                 let (module, one, two) = (quoted(&module), other.name, family.name);
-                return Err(wrong(format!("module {module} is both a {one} and a {two}")));
+                return Err(wrong(format!("module {module} is both {one} and {two}")));
             }
             let parts = stored_parts.entry(module).or_default();
             if let Some(other) = parts.insert(part, stored.to_owned()) {
@@ -217,7 +269,11 @@ impl Lora {
             modules.insert(module, Module { family, stored, alpha, stated });
         }
         leftovers.extend(alphas.into_keys().map(|module| format!("{module}{ALPHA}")));
-        Ok(Self { name, archive, modules, leftovers })
+        let inversion = match &bundled[..] {
+            [] => None,
+            words => Some(Inversion::bundled(&archive, words)?),
+        };
+        Ok(Self { name, archive, modules, inversion, leftovers })
     }
 
     /// The name it was opened under.
@@ -233,6 +289,11 @@ impl Lora {
     /// Its modules, under the names that the file gives them.
     pub fn modules(&self) -> impl Iterator<Item = &str> {
         self.modules.keys().map(String::as_str)
+    }
+
+    /// The words that it brings along, if any: a textual inversion in the same file.
+    pub fn inversion(&self) -> Option<&Inversion> {
+        self.inversion.as_ref()
     }
 
     /// Finds the weights that it changes in `checkpoint` and adds the changes to `patches`.
@@ -255,6 +316,7 @@ impl Lora {
             modules: self.modules.len(),
             in_unet: 0,
             in_text: 0,
+            words: self.words(),
             switched_off: 0,
             unmatched: Vec::new(),
         };
@@ -282,6 +344,9 @@ impl Lora {
             let both = [(Some(weight.to_owned()), made.weight), (bias, made.bias)];
             for (name, change) in both {
                 let (Some(name), Some(change)) = (name, change) else { continue };
+                if change.is_optional() && checkpoint.shape_of(component, &name).is_none() {
+                    continue;
+                }
                 self.check(checkpoint, component, written, &name, change.as_ref())?;
                 let changes = changes.entry(component).or_default();
                 if changes.insert(name.clone(), change).is_some() {
@@ -308,8 +373,7 @@ impl Lora {
             archive: &self.archive,
             stored: &module.stored,
             alpha: module.alpha,
-            rank: module.stated.rank,
-            by_root: module.stated.by_root,
+            stated: module.stated,
             scale,
         };
         Changes::read(module.family, &parts)
@@ -343,12 +407,17 @@ impl Lora {
     /// The kind of model that it was made for, if that is another one than Stable Diffusion 1 and the file
     /// tells.
     pub fn made_for(&self) -> Option<&'static str> {
+        self.base().filter(|model| *model != SD1)
+    }
+
+    /// The kind of model that it was made for, if the file tells.
+    pub fn base(&self) -> Option<&'static str> {
         let inputs = self.modules.iter().filter_map(|(written, module)| {
             let changes = self.changes(written, module, LoraScale::default()).ok()?;
             Some((written.as_str(), changes.weight?.inputs()?))
         });
         let (modules, inputs) = (self.modules().collect(), inputs.collect());
-        Clues { archive: &self.archive, modules, inputs }.made_for()
+        Clues { archive: &self.archive, modules, inputs }.model()
     }
 
     /// The ranks that occur in it; none in families that have none.
@@ -361,8 +430,15 @@ impl Lora {
 
     /// How its changes are made up, such as `LoRA` or `DoRA over LoHa`; several joined with ` and `.
     pub fn family(&self) -> String {
-        let families: BTreeSet<String> = self.modules.values().map(Module::family).collect();
+        let families: BTreeSet<String> =
+            self.modules.values().map(|module| module.family(&self.archive)).collect();
         families.into_iter().collect::<Vec<_>>().join(" and ")
+    }
+
+    /// The first name of each word that it brings along.
+    fn words(&self) -> Vec<String> {
+        let words = self.inversion.iter().flat_map(Inversion::words);
+        words.filter_map(|word| word.names.first().cloned()).collect()
     }
 
     fn check_unmatched(

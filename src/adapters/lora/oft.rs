@@ -3,7 +3,7 @@
 //! Qiu et al. (2023), orthogonal finetuning, as Kohya's tools and LyCORIS write it (diag-OFT), and Liu et
 //! al. (2024), BOFT, whose rotations of small groups are chained over a butterfly of permutations so that
 //! all outputs mix. A rotation is stored as a matrix whose skew part is its Cayley transform; early LyCORIS
-//! stored the rotation itself. Alpha is no factor here: times the outputs it bounds the skew parts' norm.
+//! stored the rotation itself. PEFT's adapters of these names turn inputs and are another family. Alpha is no factor here: times the outputs it bounds the skew parts' norm.
 //!
 //! Strengths other than 1 lie on the straight line between no rotation and the whole one, for each stage
 //! of the butterfly, and so does the factor that each output may have (`rescale`).
@@ -136,7 +136,7 @@ fn butterfly(blocks: &Tensor, x: &Tensor, stage: usize) -> Result<Tensor> {
 
 /// Replaces every block by `(I + Q) (I - Q)^-1`, where `Q` is the block less its transpose, scaled down so
 /// that the norm of all of them is at most `limit`.
-fn rotations(blocks: &mut [f64], size: usize, limit: Option<f64>) {
+pub(super) fn rotations(blocks: &mut [f64], size: usize, limit: Option<f64>) {
     let mut squares = 0.0;
     for block in blocks.chunks_exact_mut(size * size) {
         for i in 0..size {
@@ -175,7 +175,7 @@ fn interpolate(blocks: &mut [f64], size: usize, strength: f64) {
     }
 }
 
-fn add_identity(block: &mut [f64], size: usize, value: f64) {
+pub(super) fn add_identity(block: &mut [f64], size: usize, value: f64) {
     block.iter_mut().step_by(size + 1).for_each(|diagonal| *diagonal += value);
 }
 

@@ -1,11 +1,12 @@
-//! What PEFT says about a LoRA outside of its tensors: alpha, and how it divides.
+//! What PEFT says about an adapter outside of its tensors: its kind, alpha and how it divides, and the like.
 
 use std::collections::BTreeMap;
 
 use serde::Deserialize;
 use serde_json::Value;
 
-use crate::weights::{Archive, Source};
+use super::turned::Turning;
+use crate::weights::{Archive, Source, quoted};
 use crate::{Error, Result};
 
 /// The key under which diffusers puts PEFT's configuration into a safetensors header.
@@ -27,6 +28,52 @@ struct Part {
     rank_pattern: Option<BTreeMap<String, usize>>,
     alpha_pattern: Option<BTreeMap<String, f64>>,
     use_rslora: Option<bool>,
+    peft_type: Option<String>,
+    init_lora_weights: Option<Value>,
+    feedforward_modules: Option<Value>,
+    use_cayley_neumann: Option<bool>,
+    num_cayley_neumann_terms: Option<usize>,
+    coft: Option<bool>,
+    eps: Option<f64>,
+    #[serde(rename = "apply_GS")]
+    apply_gs: Option<bool>,
+}
+
+/// Kinds of adapters that are supported.
+const KINDS: [&str; 7] = ["LORA", "LOHA", "LOKR", "IA3", "OFT", "BOFT", "HRA"];
+
+/// Beginnings that change the model's own weights; what is stored is relative to those.
+const OTHER_BASES: [&str; 4] = ["pissa", "olora", "corda", "lora_ga"];
+
+impl Part {
+    /// Why the adapter cannot be used, if it cannot.
+    fn refusal(&self) -> Option<String> {
+        if let Some(kind) = self.peft_type.as_deref().filter(|kind| !KINDS.contains(kind)) {
+            return Some(format!("is a {} of PEFT, which is not supported", quoted(kind)));
+        }
+        let begun = self.init_lora_weights.as_ref().and_then(Value::as_str)?;
+        let changes_base = OTHER_BASES.iter().any(|other| begun.starts_with(other));
+        changes_base
+            .then(|| format!("was trained over weights that {} changed first", quoted(begun)))
+    }
+
+    /// IA3: whether a module scales its inputs; nothing if the file does not say.
+    fn on_input(&self, name: &str) -> Option<bool> {
+        let ends = |end: &Value| end.as_str().is_some_and(|end| name.ends_with(end));
+        Some(self.feedforward_modules.as_ref()?.as_array()?.iter().any(ends))
+    }
+
+    fn turning(&self) -> Turning {
+        let default = Turning::default();
+        Turning {
+            terms: match self.use_cayley_neumann {
+                Some(false) => None,
+                _ => self.num_cayley_neumann_terms.or(default.terms),
+            },
+            bound: self.eps.filter(|_| self.coft == Some(true)),
+            is_orthogonal: self.apply_gs.unwrap_or(false),
+        }
+    }
 }
 
 /// What a configuration says about one module.
@@ -38,6 +85,10 @@ pub(super) struct Stated {
     pub(super) rank: Option<usize>,
     /// Whether alpha is divided by the root of the rank (rsLoRA).
     pub(super) by_root: bool,
+    /// Whether the module's inputs are scaled and not its outputs (IA3).
+    pub(super) on_input: Option<bool>,
+    /// How its inputs are turned (OFT, HRA).
+    pub(super) turning: Turning,
 }
 
 impl PeftConfig {
@@ -79,6 +130,11 @@ impl PeftConfig {
         Ok(Self { parts })
     }
 
+    /// Why the adapter cannot be used, if it cannot.
+    pub(super) fn refusal(&self) -> Option<String> {
+        self.parts.values().find_map(Part::refusal)
+    }
+
     /// What is said about a module.
     pub(super) fn about(&self, module: &str) -> Stated {
         let module = module.strip_prefix("base_model.model.").unwrap_or(module);
@@ -94,6 +150,8 @@ impl PeftConfig {
             alpha: matching(part.alpha_pattern.as_ref(), name).or(part.lora_alpha),
             rank: matching(part.rank_pattern.as_ref(), name).or(part.r),
             by_root: part.use_rslora.unwrap_or(false),
+            on_input: part.on_input(name),
+            turning: part.turning(),
         }
     }
 }
@@ -133,8 +191,22 @@ mod tests {
         let json = r#"{"r": 4, "alpha": 8, "rank_pattern": {"conv_in": 2}}"#;
         let part: Part = serde_json::from_str(json).unwrap();
         let config = PeftConfig { parts: BTreeMap::from([(String::new(), part)]) };
-        let stated = Stated { alpha: Some(8.0), rank: Some(2), by_root: false };
+        let stated = Stated { alpha: Some(8.0), rank: Some(2), ..Stated::default() };
         assert_eq!(config.about("base_model.model.conv_in"), stated);
         assert_eq!(config.about("conv_out").rank, Some(4));
+    }
+
+    #[test]
+    fn what_cannot_be_used_is_said() {
+        let refusal = |json: &str| serde_json::from_str::<Part>(json).unwrap().refusal();
+        for json in [r#"{"peft_type": "LORA", "init_lora_weights": true}"#, "{}"] {
+            assert_eq!(refusal(json), None);
+        }
+        assert_eq!(refusal(r#"{"init_lora_weights": "gaussian"}"#), None);
+        let kind = refusal(r#"{"peft_type": "VERA"}"#).unwrap();
+        assert_eq!(kind, "is a `VERA` of PEFT, which is not supported");
+        let base =
+            refusal(r#"{"peft_type": "LORA", "init_lora_weights": "pissa_niter_4"}"#).unwrap();
+        assert!(base.contains("`pissa_niter_4`"), "{base}");
     }
 }

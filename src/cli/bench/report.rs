@@ -37,6 +37,8 @@ pub(super) struct Settings {
     pub(super) steps: usize,
     pub(super) cfg_scale: f64,
     pub(super) sampler: String,
+    /// Networks beside the UNet.
+    pub(super) controls: Vec<String>,
     pub(super) dtype: &'static str,
     pub(super) vae_dtype: &'static str,
     pub(super) repeats: usize,
@@ -136,12 +138,14 @@ impl Report {
     pub(super) fn table(&self) -> String {
         let Settings { model, width, height, frames, steps, cfg_scale, sampler, .. } =
             &self.settings;
-        let Settings { dtype, threads, repeats, warmup, .. } = &self.settings;
+        let Settings { dtype, threads, repeats, warmup, controls, .. } = &self.settings;
+        let controls =
+            controls.iter().fold(String::new(), |all, control| all + ", " + control.as_str());
         let Versions { animatelcm, candle, target, profile } = &self.versions;
         let mut text = format!(
             "animatelcm {animatelcm}, candle {candle}, {target}, {profile}\n\
              {}, {threads} threads\n\
-             {model}: {frames} frames of {width}x{height}, {steps} steps of {sampler}, cfg {cfg_scale}, {dtype}\n\
+             {model}: {frames} frames of {width}x{height}, {steps} steps of {sampler}, cfg {cfg_scale}, {dtype}{controls}\n\
              {repeats} clips after {warmup} to warm up\n\n",
             self.device
         );

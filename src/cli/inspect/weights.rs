@@ -7,17 +7,12 @@ use candle_core::{DType, Device};
 use serde::Serialize;
 
 use super::super::to_json;
-use super::{Table, plain};
+use super::{Table, header, plain};
 use crate::adapters::lora::Lora;
 use crate::error::Bytes;
 use crate::text::inversion::Inversion;
 use crate::weights::{Archive, Checkpoint, Component, Source, sha256};
 use crate::{Error, Result};
-
-/// Pairs of a header that people are shown; JSON has them all.
-const SHOWN_PAIRS: usize = 12;
-/// Characters of such a value that people are shown.
-const SHOWN_CHARS: usize = 80;
 
 /// What weights are.
 #[derive(Debug, Serialize)]
@@ -49,6 +44,10 @@ struct LoraFacts {
     modules: usize,
     in_text_encoder: usize,
     in_motion_modules: usize,
+    /// Modules of the pictures' UNet by what they do.
+    layers: BTreeMap<&'static str, usize>,
+    /// Words for prompts that it brings along.
+    words: Vec<String>,
     ranks: BTreeSet<usize>,
     /// As text, because floats have no order.
     alphas: BTreeSet<String>,
@@ -97,6 +96,11 @@ pub(super) fn folder(path: &Path, as_json: bool) -> Result<String> {
             parts.push(part.describe(&inner).unwrap_or_else(|error| part.unreadable(&error)));
         }
     }
+    if parts.is_empty()
+        && let Ok(lora) = Lora::open(&Source::from(path.to_path_buf()), "")
+    {
+        return file(lora.archive(), as_json);
+    }
     if parts.is_empty() {
         // Perhaps it is a component's own folder.
         for part in PARTS {
@@ -137,7 +141,8 @@ const PARTS: &[Part] = &[
     Part { folder: "unet", add: |c, source| c.add_component(Component::UNet, source) },
     Part { folder: "motion_adapter", add: Checkpoint::add_motion },
     Part { folder: "vae", add: |c, source| c.add_component(Component::Vae, source) },
-    Part { folder: "controlnet", add: |c, source| c.add_component(Component::ControlNet, source) },
+    Part { folder: "controlnet", add: |c, source| c.add_control(source).map(|_| ()) },
+    Part { folder: "adapter", add: |c, source| c.add_control(source).map(|_| ()) },
     Part { folder: "text_encoder", add: |c, source| c.add_component(Component::Text, source) },
 ];
 
@@ -177,7 +182,7 @@ impl About {
     /// What the loaders understand.
     fn of(checkpoint: &Checkpoint) -> Result<Self> {
         let count = |component| checkpoint.names(component).count();
-        let all = Component::ALL.into_iter().chain([Component::ControlNet]);
+        let all = Component::ALL.into_iter().chain(Component::CONTROLS);
         let components = all.map(|component| (component.name(), count(component)));
         Ok(Self {
             kind: kind(checkpoint),
@@ -207,7 +212,7 @@ impl About {
             return Ok(about);
         }
         let mut control = Checkpoint::new();
-        if control.add_component(Component::ControlNet, source).is_ok() {
+        if control.add_control(source).is_ok() {
             return Self::of(&control);
         }
         let reason = reason(error);
@@ -232,6 +237,10 @@ impl About {
         }
         if let Some(lora) = &self.lora {
             table.row("modules", lora);
+            let layers: Vec<String> =
+                lora.layers.iter().map(|(layer, count)| format!("{layer} {count}")).collect();
+            table.row_if("touches", &layers.join(", "));
+            table.row_if("words", &lora.words.join(", "));
             let ranks: Vec<String> = lora.ranks.iter().map(ToString::to_string).collect();
             table.row_if("rank", &ranks.join(", "));
             let alphas: Vec<&str> = lora.alphas.iter().map(String::as_str).collect();
@@ -300,8 +309,8 @@ fn kind(checkpoint: &Checkpoint) -> String {
     if has(Component::UNet) {
         return motion_kind(checkpoint);
     }
-    if has(Component::ControlNet) {
-        return "a ControlNet".into();
+    if let Some(control) = Component::CONTROLS.into_iter().find(|component| has(*component)) {
+        return control_kind(checkpoint, control);
     }
     match (has(Component::Vae), has(Component::Text)) {
         (true, false) => {
@@ -311,6 +320,51 @@ fn kind(checkpoint: &Checkpoint) -> String {
         }
         (false, true) => "a CLIP text encoder".into(),
         _ => "a VAE and a text encoder".into(),
+    }
+}
+
+/// What a network beside the UNet is, what it follows and what it touches.
+fn control_kind(checkpoint: &Checkpoint, component: Component) -> String {
+    let shape = |name: &str| checkpoint.shape_of(component, name);
+    let dim = |name: &str, axis| shape(name).and_then(|shape| shape.get(axis)).copied();
+    let count = |prefix: &str, suffix: &str| {
+        (0..).take_while(|i| shape(&format!("{prefix}.{i}.{suffix}")).is_some()).count()
+    };
+    let hint = "controlnet_cond_embedding";
+    let skips =
+        format!("adds to {} skips and the middle", count("controlnet_down_blocks", "weight"));
+    let context = "mid_block.attentions.0.transformer_blocks.0.attn2.to_k.weight";
+    let context = dim(context, 1).unwrap_or(0);
+    match component {
+        Component::SparseCtrl => {
+            let follows = if shape(&format!("{hint}.weight")).is_some() {
+                "latents of pictures"
+            } else {
+                "drawings"
+            };
+            format!(
+                "a SparseCtrl network that follows {follows} in some frames, for a context of \
+                 {context}; {skips}"
+            )
+        }
+        Component::T2iAdapter => {
+            let body = "adapter.body";
+            let light = count(body, "out_conv.weight");
+            let stages = light.max(count(body, "resnets.0.block1.weight"));
+            let name = if light > 0 { "out_conv" } else { "resnets.0.block1" };
+            let width = |i| dim(&format!("{body}.{i}.{name}.weight"), 0);
+            let widths: Vec<usize> = (0..stages).filter_map(width).collect();
+            let size = if light > 0 { "light" } else { "full" };
+            let first = dim("adapter.conv_in.weight", 1);
+            let inputs = first.or_else(|| dim(&format!("{body}.0.in_conv.weight"), 1));
+            let hints = match inputs {
+                Some(64) => " for grey hints",
+                Some(192) => " for coloured hints",
+                _ => "",
+            };
+            format!("a T2I-Adapter ({size}){hints}; adds to {stages} stages down, {widths:?} wide")
+        }
+        _ => format!("a ControlNet for a context of {context}; {skips}"),
     }
 }
 
@@ -338,12 +392,29 @@ fn motion_kind(checkpoint: &Checkpoint) -> String {
     format!("motion modules (AnimateDiff{version})")
 }
 
+/// What modules of the text encoder and of motion modules are known by.
+const TEXT: [&str; 4] = ["lora_te", "text_encoder", "text_model", "cond_stage_model"];
+const MOTION: [&str; 1] = ["motion_modules"];
+
+/// What layers of the UNet do, by parts of their names in all spellings; the first that fits.
+const LAYERS: [(&str, &[&str]); 6] = [
+    ("attention to the prompt", &["attn2"]),
+    ("self-attention", &["attn1"]),
+    ("feed-forward", &["ff.net", "ff_net"]),
+    ("norms", &["norm"]),
+    ("projections", &["proj_in", "proj_out"]),
+    (
+        "convolutions",
+        &["resnets", "samplers", "conv", "_layers", "skip_connection", "_0_op", ".0.op"],
+    ),
+];
+
 impl LoraFacts {
     /// `a LoRA`, `a motion LoRA`, `an OFT`, `a LoHa for Stable Diffusion XL`.
     fn kind(lora: &Lora) -> String {
         let family = lora.family();
-        let article = if family.starts_with(['I', 'O']) { "an" } else { "a" };
-        if let Some(model) = lora.made_for() {
+        let article = if family.starts_with(['H', 'I', 'O']) { "an" } else { "a" };
+        if let Some(model) = lora.base() {
             format!("{article} {family} for {model}")
         } else if lora.modules().all(|module| module.contains("motion_modules")) {
             format!("a motion {family}")
@@ -357,13 +428,24 @@ impl LoraFacts {
         let count = |parts: &[&str]| {
             lora.modules().filter(|module| parts.iter().any(|part| module.contains(part))).count()
         };
+        let words = lora.inversion().into_iter().flat_map(Inversion::words);
         let mut facts = Self {
             modules: lora.modules().count(),
-            in_text_encoder: count(&["lora_te", "text_encoder."]),
-            in_motion_modules: count(&["motion_modules"]),
+            in_text_encoder: count(&TEXT),
+            in_motion_modules: count(&MOTION),
+            words: words.filter_map(|word| word.names.first().cloned()).collect(),
             ranks: lora.ranks(),
             ..Self::default()
         };
+        for module in lora.modules() {
+            let has = |parts: &[&str]| parts.iter().any(|part| module.contains(part));
+            if has(&TEXT) || has(&MOTION) {
+                continue;
+            }
+            let layer =
+                LAYERS.iter().find(|(_, parts)| has(parts)).map_or("other", |(name, _)| name);
+            *facts.layers.entry(layer).or_default() += 1;
+        }
         for name in archive.names() {
             if name.ends_with(".alpha") {
                 let value = archive
@@ -418,17 +500,7 @@ impl FileFacts {
         table.row("sha256", &self.sha256);
         table.row("tensors", format!("{} ({})", self.tensors, dtypes.join(", ")));
         table.row("parameters", thousands(self.parameters));
-        for (key, value) in self.metadata.iter().take(SHOWN_PAIRS) {
-            let mut shown: String = value.chars().take(SHOWN_CHARS).collect();
-            if shown.len() < value.len() {
-                shown.push('…');
-            }
-            table.row("metadata", format!("{key}: {}", shown.replace('\n', " ")));
-        }
-        if self.metadata.len() > SHOWN_PAIRS {
-            let more = self.metadata.len() - SHOWN_PAIRS;
-            table.row("metadata", format!("{more} more, see --json"));
-        }
+        header::rows(&self.metadata, table);
     }
 }
 

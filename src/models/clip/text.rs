@@ -33,6 +33,9 @@ struct Layer {
 }
 
 impl TextEncoder {
+    /// The canonical name of the table of tokens.
+    pub const TOKENS: &str = "text_model.embeddings.token_embedding.weight";
+
     /// Reads everything under `text_model`.
     pub fn new(config: &TextConfig, vb: &VarBuilder) -> Result<Self> {
         config.validate()?;

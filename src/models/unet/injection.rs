@@ -8,6 +8,7 @@ use candle_core::{Result, Tensor};
 #[derive(Clone, Debug, Default)]
 pub struct Injection {
     residuals: Option<Residuals>,
+    stage_features: Vec<Tensor>,
 }
 
 /// What a copy of the UNet's first half adds to it.
@@ -34,10 +35,36 @@ impl Injection {
         Ok(())
     }
 
+    /// Adds features to the outputs of the stages down, one for each, before they are kept as skips and halved:
+    /// `(batch*frames, c_i, h_i, w_i)`.
+    ///
+    /// # Errors
+    ///
+    /// When others were added before and their number or shapes differ.
+    pub fn add_stage_features(&mut self, more: Vec<Tensor>) -> Result<()> {
+        if self.stage_features.is_empty() {
+            self.stage_features = more;
+            return Ok(());
+        }
+        same_number(more.len(), self.stage_features.len(), "features", "stages")?;
+        let sums = self.stage_features.iter().zip(more).map(|(a, b)| a + b);
+        self.stage_features = sums.collect::<Result<_>>()?;
+        Ok(())
+    }
+
+    /// What is added to each of so many stages down.
+    pub(super) fn for_stages(&self, stages: usize) -> Result<Vec<Option<&Tensor>>> {
+        if self.stage_features.is_empty() {
+            return Ok(vec![None; stages]);
+        }
+        same_number(self.stage_features.len(), stages, "features", "stages")?;
+        Ok(self.stage_features.iter().map(Some).collect())
+    }
+
     /// Gives every skip its residual.
     pub(super) fn onto_skips(&self, skips: &mut [Tensor]) -> Result<()> {
         let Some(residuals) = &self.residuals else { return Ok(()) };
-        same_number(residuals.skips.len(), skips.len())?;
+        same_number(residuals.skips.len(), skips.len(), "residuals", "skips")?;
         for (skip, residual) in skips.iter_mut().zip(&residuals.skips) {
             *skip = (&*skip + residual)?;
         }
@@ -55,7 +82,7 @@ impl Injection {
 
 impl Residuals {
     fn plus(self, more: Self) -> Result<Self> {
-        same_number(more.skips.len(), self.skips.len())?;
+        same_number(more.skips.len(), self.skips.len(), "residuals", "skips")?;
         let skips = self.skips.into_iter().zip(more.skips).map(|(a, b)| a + b);
         Ok(Self { skips: skips.collect::<Result<_>>()?, mid: (self.mid + more.mid)? })
     }
@@ -74,9 +101,9 @@ impl Residuals {
 }
 
 /// Pairing lists off would silently leave out what one has more than the other.
-fn same_number(found: usize, places: usize) -> Result<()> {
-    if found != places {
-        candle_core::bail!("{found} residuals for {places} skips");
+fn same_number(found: usize, wanted: usize, what: &str, places: &str) -> Result<()> {
+    if found != wanted {
+        candle_core::bail!("{found} {what} for {wanted} {places}");
     }
     Ok(())
 }

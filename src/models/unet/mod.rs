@@ -114,8 +114,9 @@ impl UNet {
         // Down, keeping what the way up will want.
         let mut x = self.conv_in.forward(x)?;
         let mut skips = vec![x.clone()];
-        for stage in &self.down {
-            x = stage.down(x, &time, input, &mut skips)?;
+        let features = input.injection.for_stages(self.down.len())?;
+        for (stage, feature) in self.down.iter().zip(features) {
+            x = stage.down(x, &time, input, feature, &mut skips)?;
         }
         input.injection.onto_skips(&mut skips)?;
 

@@ -126,16 +126,20 @@ impl Stage {
         })
     }
 
-    /// Runs the layers and the downsampler; every result is also a skip.
+    /// Runs the layers and the downsampler; every result is also a skip. `feature` is added behind the last layer.
     pub(in crate::models) fn down(
         &self,
         mut x: Tensor,
         time: &Tensor,
         input: &UNetInput<'_>,
+        feature: Option<&Tensor>,
         skips: &mut Vec<Tensor>,
     ) -> Result<Tensor> {
-        for layer in &self.layers {
+        for (i, layer) in self.layers.iter().enumerate() {
             x = layer.forward(&x, time, input)?;
+            if let Some(feature) = feature.filter(|_| i + 1 == self.layers.len()) {
+                x = (x + feature)?;
+            }
             skips.push(x.clone());
         }
         if let Some(downsample) = &self.downsample {

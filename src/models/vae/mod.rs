@@ -48,14 +48,42 @@ impl Vae {
     }
 }
 
+/// What makes latents of pictures, in either autoencoder.
+#[derive(Clone, Debug)]
+pub enum VaeEncoder {
+    /// The first half of Stable Diffusion's.
+    Kl(Box<KlEncoder>),
+    /// TAESD, whose halves are small.
+    Tiny(Box<AutoencoderTiny>),
+}
+
+impl VaeEncoder {
+    /// Latents as the UNet knows them, `(batch, 4, height', width')`, of pictures `(batch, 3, height, width)` in
+    /// `[-1, 1]`: drawn from their distribution with standard normal `noise` of the latents' shape. TAESD knows no
+    /// distribution.
+    pub fn sample(&self, pictures: &Tensor, noise: &Tensor) -> Result<Tensor> {
+        Ok(match self {
+            Self::Kl(vae) => (vae.encode(pictures)?.sample(noise)? * vae.config.scaling_factor)?,
+            Self::Tiny(vae) => (vae.encode(pictures)? * vae.config().scaling_factor)?,
+        })
+    }
+}
+
 /// Stable Diffusion's variational autoencoder.
 #[derive(Clone, Debug)]
 pub struct AutoencoderKl {
     config: VaeConfig,
-    encoder: Option<Encoder>,
-    quant_conv: Option<Conv2d>,
+    encoder: Option<KlEncoder>,
     post_quant_conv: Option<Conv2d>,
     decoder: Decoder,
+}
+
+/// The first half of Stable Diffusion's autoencoder.
+#[derive(Clone, Debug)]
+pub struct KlEncoder {
+    config: VaeConfig,
+    encoder: Encoder,
+    quant_conv: Option<Conv2d>,
 }
 
 /// What the encoder says: a normal distribution for every latent.
@@ -67,15 +95,19 @@ pub struct Posterior {
     pub log_variance: Tensor,
 }
 
+impl Posterior {
+    /// Latents drawn with standard normal `noise` of the same shape.
+    pub fn sample(&self, noise: &Tensor) -> Result<Tensor> {
+        let deviation = (&self.log_variance * 0.5)?.exp()?;
+        Ok((&self.mean + (deviation * noise)?)?)
+    }
+}
+
 impl AutoencoderKl {
     /// Reads both halves.
     pub fn new(config: &VaeConfig, vb: &VarBuilder) -> Result<Self> {
-        let encoder = Encoder::new(config, &vb.pp("encoder"))?;
-        let quant_conv = config
-            .use_quant_conv
-            .then(|| point(2 * config.latent_channels, "quant_conv", vb))
-            .transpose()?;
-        Ok(Self { encoder: Some(encoder), quant_conv, ..Self::decoder_only(config, vb)? })
+        let encoder = Some(KlEncoder::new(config, vb)?);
+        Ok(Self { encoder, ..Self::decoder_only(config, vb)? })
     }
 
     /// Reads the decoder; [`encode`](Self::encode) will be an error.
@@ -83,7 +115,6 @@ impl AutoencoderKl {
         config.validate()?;
         Ok(Self {
             encoder: None,
-            quant_conv: None,
             post_quant_conv: config
                 .use_post_quant_conv
                 .then(|| point(config.latent_channels, "post_quant_conv", vb))
@@ -113,13 +144,33 @@ impl AutoencoderKl {
     ///
     /// When only the decoder was loaded.
     pub fn encode(&self, pictures: &Tensor) -> Result<Posterior> {
-        let Some(encoder) = &self.encoder else {
-            return Err(Error::Missing {
+        match &self.encoder {
+            Some(encoder) => encoder.encode(pictures),
+            None => Err(Error::Missing {
                 name: "vae".into(),
                 reason: "its encoder was not loaded".into(),
-            });
-        };
-        let y = encoder.forward(pictures)?;
+            }),
+        }
+    }
+}
+
+impl KlEncoder {
+    /// Reads the encoder and leaves the decoder aside.
+    pub fn new(config: &VaeConfig, vb: &VarBuilder) -> Result<Self> {
+        config.validate()?;
+        Ok(Self {
+            encoder: Encoder::new(config, &vb.pp("encoder"))?,
+            quant_conv: config
+                .use_quant_conv
+                .then(|| point(2 * config.latent_channels, "quant_conv", vb))
+                .transpose()?,
+            config: config.clone(),
+        })
+    }
+
+    /// The distribution of unscaled latents of pictures `(batch, 3, height, width)` in `[-1, 1]`.
+    pub fn encode(&self, pictures: &Tensor) -> Result<Posterior> {
+        let y = self.encoder.forward(pictures)?;
         let y = match &self.quant_conv {
             Some(conv) => conv.forward(&y)?,
             None => y,

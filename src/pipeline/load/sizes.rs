@@ -9,9 +9,9 @@ use crate::weights::{Checkpoint, Component};
 use crate::{Error, Result};
 
 /// Shapes of one component.
-struct Shapes<'a> {
-    checkpoint: &'a Checkpoint,
-    component: Component,
+pub(super) struct Shapes<'a> {
+    pub(super) checkpoint: &'a Checkpoint,
+    pub(super) component: Component,
 }
 
 impl Shapes<'_> {
@@ -20,7 +20,7 @@ impl Shapes<'_> {
     }
 
     /// One dimension of a weight.
-    fn dim(&self, name: &str, axis: usize) -> Result<usize> {
+    pub(super) fn dim(&self, name: &str, axis: usize) -> Result<usize> {
         let shape = self.checkpoint.shape_of(self.component, name);
         shape.and_then(|shape| shape.get(axis)).copied().ok_or_else(|| Error::Weights {
             component: self.component.to_string(),
@@ -29,7 +29,7 @@ impl Shapes<'_> {
     }
 
     /// How many of `prefix.0.suffix`, `prefix.1.suffix` and so on there are.
-    fn count(&self, prefix: &str, suffix: &str) -> usize {
+    pub(super) fn count(&self, prefix: &str, suffix: &str) -> usize {
         (0..).take_while(|i| self.has(&format!("{prefix}.{i}.{suffix}"))).count()
     }
 }

@@ -6,7 +6,7 @@
 //! `PositionalEncoding` of guoyww/AnimateDiff@cf80ddeb47b69cf0b16f225800de081d486d7f21,
 //! `animatediff/models/motion_module.py`.
 
-use super::{Dialect, Mapped};
+use super::{Dialect, Mapped, Mapper, Names};
 use crate::weights::Component;
 
 /// Motion modules under their original names.
@@ -15,6 +15,48 @@ pub(super) const ORIGINAL: Dialect = Dialect {
     detect: |names| names.any_contains(".temporal_transformer."),
     mapper: |_| Box::new(map),
 };
+
+/// SparseCtrl, whose motion modules are named here or in diffusers' way; the rest is named as in diffusers.
+pub(super) const SPARSE_CTRL: Dialect = Dialect {
+    name: "SparseCtrl network",
+    detect: |names| is_sparse_ctrl(names),
+    mapper: sparse_ctrl,
+};
+
+/// Whether these are the names of a SparseCtrl network.
+pub(super) fn is_sparse_ctrl(names: &Names) -> bool {
+    names.any_contains("controlnet_cond_embedding.") && names.any_contains(".motion_modules.")
+}
+
+fn sparse_ctrl(names: &Names) -> Mapper {
+    // A trainer's wrapping, such as `controlnet.` or `module.`.
+    let prefix = names
+        .iter()
+        .find_map(|(name, _)| name.strip_suffix("controlnet_mid_block.weight"))
+        .unwrap_or_default()
+        .to_owned();
+    Box::new(move |name| {
+        if name.ends_with(".pos_encoder.pe") || name.ends_with(".pos_embed.pe") {
+            return Mapped::Positions;
+        }
+        let Some(name) = name.strip_prefix(&prefix) else { return Mapped::Unknown };
+        match name.split('.').next() {
+            Some(
+                "conv_in"
+                | "time_embedding"
+                | "down_blocks"
+                | "mid_block"
+                | "controlnet_cond_embedding"
+                | "controlnet_down_blocks"
+                | "controlnet_mid_block",
+            ) => Mapped::keep(Component::SparseCtrl, canonical(name)),
+            Some("animatediff_config" | "epoch" | "global_step") => {
+                Mapped::Ignored { why: "a note of the trainer" }
+            }
+            _ => Mapped::Unknown,
+        }
+    })
+}
 
 /// How far a stored position table may lie from the computed one: the rounding of a table that went
 /// through bfloat16. A different table, such as one that was trained or stretched, lies much farther.

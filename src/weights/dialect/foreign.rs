@@ -1,6 +1,8 @@
 //! Files that are something else: saying what they are beats a list of a thousand unknown names.
 
 use super::Names;
+use super::animatediff::is_sparse_ctrl;
+use super::t2i_adapter::{first_layer, is_t2i_adapter};
 use crate::weights::Component;
 
 /// A kind of file that cannot be used as a checkpoint here.
@@ -18,8 +20,12 @@ const fn foreign(what: &'static str, hint: &'static str) -> Foreign {
     Foreign { what, hint }
 }
 
-/// A ControlNet is one of ours where one is wanted.
-const CONTROL_NET: Foreign = foreign("a ControlNet", "give it with --control");
+/// What is one of ours where one is wanted.
+const CONTROLS: [(Component, Foreign); 3] = [
+    (Component::ControlNet, foreign("a ControlNet", "give it with --control")),
+    (Component::SparseCtrl, foreign("a SparseCtrl network", "give it with --control")),
+    (Component::T2iAdapter, foreign("a T2I-Adapter", "give it with --control")),
+];
 
 /// A kind of file and the sign by which its names give it away.
 type Sign = (fn(&Names) -> bool, Foreign);
@@ -69,11 +75,21 @@ const SIGNS: &[Sign] = &[
         },
         foreign("a Stable Video Diffusion checkpoint", SD15_ONLY),
     ),
+    (is_sparse_ctrl, CONTROLS[1].1),
+    (is_control_net, CONTROLS[0].1),
     (
-        |n| n.any_contains("controlnet_cond_embedding.") && n.any_contains("motion_modules."),
-        foreign("a SparseCtrl network", "it controls a model and cannot be one"),
+        // Sixteen pixels a side become one value, of grey or coloured hints.
+        |n| is_t2i_adapter(n) && first_layer(n).is_some_and(|inputs| [256, 768].contains(&inputs)),
+        foreign("a T2I-Adapter for Stable Diffusion XL", SD15_ONLY),
     ),
-    (is_control_net, CONTROL_NET),
+    (is_t2i_adapter, CONTROLS[2].1),
+    (
+        |n| n.has("style_embedding") || n.has_prefix("spatial_feat_mapping."),
+        foreign(
+            "a T2I-Adapter that adds words (for style, or CoAdapter's fuser)",
+            "use one that adds features, such as canny, depth or sketch",
+        ),
+    ),
     (
         |n| {
             [".lora_down.", ".lora_up.", "_lora.down.", "_lora.up.", ".lora.down.", ".lora_A."]
@@ -103,10 +119,6 @@ const SIGNS: &[Sign] = &[
         foreign("an IP-Adapter", "it adds to a model and cannot be one"),
     ),
     (
-        |n| n.has_prefix("adapter.body.") || n.has("body.0.resnets.0.block1.weight"),
-        foreign("a T2I-Adapter", "it adds to a model and cannot be one"),
-    ),
-    (
         |n| n.has("emb_params") || n.has_prefix("string_to_param"),
         foreign("a textual inversion embedding", "it adds words to a model and cannot be one"),
     ),
@@ -129,10 +141,11 @@ fn is_control_net(names: &Names) -> bool {
         || names.has_prefix("controlnet_down_blocks.")
 }
 
-/// What the file is, if it is none of those that can be `wanted` of it.
-pub(in crate::weights) fn recognise(names: &Names, wanted: Option<Component>) -> Option<Foreign> {
+/// What the file is, if it is neither a model nor one of `wanted`.
+pub(in crate::weights) fn recognise(names: &Names, wanted: &[Component]) -> Option<Foreign> {
     let foreign = SIGNS.iter().find(|(sign, _)| sign(names)).map(|(_, foreign)| *foreign)?;
-    (wanted != Some(Component::ControlNet) || foreign != CONTROL_NET).then_some(foreign)
+    let is_wanted = CONTROLS.iter().any(|(c, known)| *known == foreign && wanted.contains(c));
+    (!is_wanted).then_some(foreign)
 }
 
 /// What a component is whose names are right and whose sizes are another model's.
@@ -145,7 +158,7 @@ pub(in crate::weights) fn misfit(
 ) -> Option<Foreign> {
     let is_control = match component {
         Component::UNet => false,
-        Component::ControlNet => true,
+        Component::ControlNet | Component::SparseCtrl => true,
         _ => return None,
     };
     match shape("conv_in.weight").as_deref() {
@@ -202,29 +215,38 @@ mod tests {
             ("unet.conv_in.lora_A.weight", "LoRA"),
             ("img_encoder.conv_in.weight", "image-to-video"),
         ] {
-            let found = recognise(&names(&[name]), None).map(|foreign| foreign.what);
+            let found = recognise(&names(&[name]), &[]).map(|foreign| foreign.what);
             assert!(found.is_some_and(|found| found.contains(what)), "{name}: {found:?}");
         }
         assert_eq!(
-            recognise(&names(&["conv_in.weight", "down_blocks.0.resnets.0.conv1.weight"]), None),
+            recognise(&names(&["conv_in.weight", "down_blocks.0.resnets.0.conv1.weight"]), &[]),
             None
         );
     }
 
     #[test]
-    fn a_control_net_is_a_stranger_unless_it_is_wanted() {
-        let what = |names_: &[&str], wanted| recognise(&names(names_), wanted).map(|f| f.what);
-        let wanted = Some(Component::ControlNet);
+    fn a_control_is_a_stranger_unless_it_is_wanted() {
+        let what =
+            |names_: &[&str], wanted: &[_]| recognise(&names(names_), wanted).map(|f| f.what);
+        let wanted = &Component::CONTROLS[..];
         let hint = "controlnet_cond_embedding.conv_in.weight";
-        for unwanted in [None, Some(Component::UNet), Some(Component::Vae)] {
-            assert_eq!(what(&[hint], unwanted), Some("a ControlNet"));
+        let motion = "down_blocks.0.motion_modules.0.temporal_transformer.norm.weight";
+        for (names, kind) in [
+            (vec![hint], "a ControlNet"),
+            (vec![hint, motion], "a SparseCtrl network"),
+            (vec!["controlnet.controlnet_cond_embedding.weight", motion], "a SparseCtrl network"),
+            (vec!["adapter.body.0.resnets.0.block1.weight"], "a T2I-Adapter"),
+            (vec!["conv_in.weight", "body.0.block1.weight"], "a T2I-Adapter"),
+            (vec!["body.0.in_conv.weight", "body.0.out_conv.weight"], "a T2I-Adapter"),
+        ] {
+            assert_eq!(what(&names, &[]), Some(kind));
+            assert_eq!(what(&names, wanted), None, "{kind}");
         }
         assert_eq!(what(&[hint], wanted), None);
         assert_eq!(what(&["control_model.input_hint_block.0.bias"], wanted), None);
         for (other, found) in [
             ("add_embedding.linear_1.weight", "Stable Diffusion XL"),
             ("control_model.label_emb.0.0.weight", "Stable Diffusion XL"),
-            ("down_blocks.0.motion_modules.0.norm.weight", "SparseCtrl"),
             ("difference", "difference"),
             ("lora_controlnet", "Control-LoRA"),
         ] {

@@ -9,6 +9,7 @@ mod animatediff;
 mod diffusers;
 mod foreign;
 mod ldm;
+mod t2i_adapter;
 
 use std::collections::BTreeMap;
 
@@ -34,7 +35,10 @@ pub(super) type Mapper = Box<dyn Fn(&str) -> Mapped>;
 /// All dialects, in the order in which they are tried.
 pub(super) const DIALECTS: &[Dialect] = &[
     ldm::CONTROL_NET,
+    animatediff::SPARSE_CTRL,
     diffusers::CONTROL_NET,
+    t2i_adapter::DIFFUSERS,
+    t2i_adapter::ORIGINAL,
     ldm::CHECKPOINT,
     animatediff::ORIGINAL,
     diffusers::UNET,

@@ -11,8 +11,9 @@ use super::{ElementType, Entry, Parsed, Place, TensorInfo, quoted};
 /// The largest pickle that anybody may send. A Stable Diffusion checkpoint's has less than a megabyte.
 const LARGEST_PICKLE: u64 = 32 << 20;
 
-/// Keys under which a file has its weights beside other things; the second is of textual inversions.
-const WEIGHTS: [&str; 2] = ["state_dict", "string_to_param"];
+/// Keys under which a file has its weights beside other things; the second is of textual inversions, the others of
+/// SparseCtrl and T2I-Adapter.
+const WEIGHTS: [&str; 4] = ["state_dict", "string_to_param", "controlnet", "adapter"];
 
 /// What a tensor is called that was saved by itself: the name of nameless textual inversions.
 const BARE: &str = "*";

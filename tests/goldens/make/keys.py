@@ -104,6 +104,29 @@ def original_position_keys(k):
     return [f"{block}.{a}.pos_encoder.pe" for a in (0, 1)]
 
 
+def original_sparse_key(k):
+    """diffusers SparseControlNetModel name -> AnimateDiff name."""
+    if ".motion_modules." not in k:
+        return k
+    if k.endswith("pos_embed.pe"):
+        head, tail = k.split(".motion_modules.")
+        block = f"{head}.motion_modules.{tail.split('.', 1)[0]}.temporal_transformer.transformer_blocks.0"
+        return f"{block}.attention_blocks.0.pos_encoder.pe"
+    return original_motion_key(k)
+
+
+def original_t2i_key(k, light, layers=2):
+    """diffusers T2IAdapter name -> TencentARC name; a full adapter's layers are numbered through all stages there."""
+    k = k.removeprefix("adapter.")
+    if light or not k.startswith("body."):
+        return k.replace(".resnets.", ".body.")
+    _, stage, kind, rest = k.split(".", 3)
+    if kind == "in_conv":
+        return f"body.{int(stage) * layers}.in_conv.{rest}"
+    layer, rest = rest.split(".", 1)
+    return f"body.{int(stage) * layers + int(layer)}.{rest}"
+
+
 def kohya_key(module):
     """diffusers UNet module name -> kohya LoRA prefix."""
     return "lora_unet_" + module.replace(".", "_")

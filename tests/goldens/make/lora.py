@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Writes one LoRA of the tiny model under several namings, and the weights it must lead to, to ../lora.
 
-Pinned: safetensors 0.8.0, numpy 2.4.6 (`requirements.txt`). Reads ../tiny, made by make_goldens.py.
+Pinned: safetensors 0.8.0, numpy 2.4.6, torch 2.15.0 (`requirements.txt`). Reads ../tiny, made by make_goldens.py.
 
     python lora.py
 
@@ -18,6 +18,7 @@ where convolutions are taken as matrices: down [r, in, kh, kw] as [r, in*kh*kw],
 ../lora/peft.safetensors           `unet.` / `text_encoder.` + `.lora_A.weight`; alpha / r is multiplied into B (float32)
 ../lora/diffusers_old.safetensors  the attention modules as `.processor.to_q_lora.down.weight`, text as `.lora_linear_layer.`; likewise
 ../lora/motion_original.safetensors  ../tiny/extras/motion-lora with AnimateDiff's own names and no prefix (case lora_motion)
+../lora/motion_published.ckpt      the middle's modules of that one as camera LoRAs are published: in a `state_dict`, after `module.`
 ../lora/fused.safetensors          diffusers weight name (text encoder's with `text_model.`) -> W' at strength 0.8 for the first file;
                                    the others change subsets of it, listed in lora.json
 ../lora/lora.json                  strength; per file the weights that change; per module rank and alpha (null: none)
@@ -27,6 +28,7 @@ import os
 import zlib
 
 import numpy as np
+import torch
 from keys import kohya_key, ldm_unet_key
 from safetensors.numpy import load_file, save_file
 
@@ -121,6 +123,8 @@ def main():
         k = k.removeprefix("unet.").replace(".attn1.", ".attention_blocks.0.").replace(".attn2.", ".attention_blocks.1.")
         motion[k.replace(".transformer_blocks.", ".temporal_transformer.transformer_blocks.")] = v
     save_file(motion, f"{OUT}/motion_original.safetensors", metadata={"format": "pt"})
+    published = {f"module.{k}": torch.from_numpy(v) for k, v in motion.items() if k.startswith("mid_block.")}
+    torch.save({"epoch": 3, "global_step": 7, "state_dict": published}, f"{OUT}/motion_published.ckpt")
     with open(f"{OUT}/lora.json", "w") as f:
         json.dump({"strength": STRENGTH, "modules": about, "changes": changes}, f, indent=1)
         f.write("\n")

@@ -16,6 +16,11 @@ no change:
     OFT, BOFT                                 lycoris with multiplier s, and with 1 + s * (rescale - 1) for its rescale
     all others                                lycoris with multiplier s
 
+LyCORIS writes what a low-rank extraction misses as sparse values beside it and has no code that reads them; AUTOMATIC1111's web UI
+adds them to the product. Here torch does.
+
+peft multiplies BOFT's stages only where its CUDA extension can be built; `butterfly` puts torch's block_diag in the extension's place.
+
 ../lora/families/CASE.safetensors       a file of that case in Kohya's names; peft's cases are folders as `save_pretrained` writes them
 ../lora/families/weights.safetensors    CASE/STRENGTH/diffusers weight name -> W' (float32)
 ../lora/families/families.json          strengths; per case its family, file and the weights that change
@@ -30,12 +35,14 @@ from keys import kohya_key
 from lycoris.modules.boft import ButterflyOFTModule
 from lycoris.modules.diag_oft import DiagOFTModule
 from lycoris.modules.full import FullModule
+from lycoris.modules.glora import GLoRAModule
 from lycoris.modules.ia3 import IA3Module
 from lycoris.modules.locon import LoConModule
 from lycoris.modules.loha import LohaModule
 from lycoris.modules.lokr import LokrModule
 from lycoris.modules.norms import NormModule
-from peft import LoHaConfig, LoKrConfig, LoraConfig, get_peft_model
+from peft import BOFTConfig, HRAConfig, IA3Config, LoHaConfig, LoKrConfig, LoraConfig, OFTConfig, get_peft_model
+from peft.tuners.boft import layer as boft
 from safetensors.torch import load_file, save_file
 
 HERE = os.path.dirname(os.path.abspath(__file__))
@@ -109,6 +116,17 @@ FULL = [
     (LAYER, NormModule, dict()),
     (TEXT_NORM, NormModule, dict()),
 ]
+GLORA = [
+    (LINEAR, GLoRAModule, dict(lora_dim=3, alpha=1.5)),
+    (MOTION, GLoRAModule, dict(lora_dim=4, alpha=0)),
+    (WIDE, GLoRAModule, dict(lora_dim=2, alpha=3)),
+    (POINT, GLoRAModule, dict(lora_dim=5, alpha=2)),
+    (TEXT, GLoRAModule, dict(lora_dim=2, alpha=1)),
+]
+SPARSE = [
+    (LINEAR, LoConModule, dict(lora_dim=3, alpha=1.5)),
+    (CONV, LoConModule, dict(lora_dim=2, alpha=1, use_tucker=True)),
+]
 CASES = {
     "loha": ("LoHa", LOHA),
     "lokr": ("LoKr", LOKR),
@@ -117,13 +135,26 @@ CASES = {
     "oft": ("OFT", OFT),
     "boft": ("BOFT", BOFT),
     "full": ("full", FULL),
+    "glora": ("GLoRA", GLORA),
+    "sparse": ("LoRA", SPARSE),
 }
+EVERYWHERE = [LINEAR, FEED, CONV, MOTION]
 PEFT = {
     "peft_dora": ("DoRA", LoraConfig, dict(r=3, lora_alpha=2, use_dora=True), [LINEAR, CONV, MOTION]),
     "peft_bias": ("LoRA", LoraConfig, dict(r=2, lora_alpha=3, lora_bias=True), [FEED, CONV]),
     "peft_loha": ("LoHa", LoHaConfig, dict(r=3, alpha=2, use_effective_conv2d=True), [LINEAR, WIDE]),
     "peft_lokr": ("LoKr", LoKrConfig, dict(r=2, alpha=5, decompose_factor=2, use_effective_conv2d=True), [TIME, CONV, POINT]),
+    "peft_ia3": ("IA3", IA3Config, dict(feedforward_modules=[FEED, WIDE]), [LINEAR, FEED, CONV, WIDE, TIME]),
+    "peft_oft": ("OFT", OFTConfig, dict(oft_block_size=4, init_weights=False), EVERYWHERE),
+    "peft_oft_exact": ("OFT", OFTConfig, dict(oft_block_size=4, use_cayley_neumann=False, coft=True, eps=2.0), EVERYWHERE),
+    "peft_oft_shared": ("OFT", OFTConfig, dict(r=4, oft_block_size=0, block_share=True, num_cayley_neumann_terms=3), EVERYWHERE),
+    "peft_boft": ("BOFT", BOFTConfig, dict(boft_block_size=4), EVERYWHERE),
+    "peft_boft_stages": ("BOFT", BOFTConfig, dict(boft_block_size=4, boft_n_butterfly_factor=2), [FEED, CONV, MOTION]),
+    "peft_hra": ("HRA", HRAConfig, dict(r=3), EVERYWHERE),
+    "peft_hra_orthogonal": ("HRA", HRAConfig, dict(r=3, apply_GS=True), EVERYWHERE),
 }
+PARTS = ("lora_", "hada_", "lokr_", "ia3_l", "oft_R", "boft_", "hra_u")
+RANKED = (LoraConfig, LoHaConfig, LoKrConfig)
 
 
 def weights():
@@ -155,7 +186,7 @@ def randomize(module, seed):
     for name, parameter in sorted(module.named_parameters()):
         noise = torch.randn(parameter.shape, generator=generator)
         # Magnitudes and rescalings lie around what they start from.
-        around = parameter if any(part in name for part in ("dora_scale", "rescale", "magnitude")) else 0
+        around = parameter if any(part in name for part in ("dora_scale", "rescale", "magnitude", "ia3_l", "boft_s")) else 0
         parameter.data = around + 0.4 * noise
 
 
@@ -189,6 +220,13 @@ def lycoris_case(name, modules, tensors):
             state = adapter.state_dict()
         if options.get("alpha") == 0:
             del state["alpha"]
+        stray = None
+        if name == "sparse":
+            flat = torch.randn(base.weight.flatten(1).shape)
+            stray = (flat * (flat.abs() > 1.5)).half()
+            parts = stray.to_sparse().coalesce()
+            state |= {"bias_indices": parts.indices().short(), "bias_values": parts.values()}
+            state["bias_size"] = torch.tensor(stray.shape).short()
         stored |= {f"{key}.{part}": value.detach().clone().contiguous() for part, value in state.items()}
         for strength in STRENGTHS:
             with torch.no_grad():
@@ -202,11 +240,26 @@ def lycoris_case(name, modules, tensors):
                     adapter.rescale.data = rescale
                 else:
                     delta, bias = change(adapter, x, strength)
+            if stray is not None:
+                delta = delta + strength * adapter.scale * stray.float().reshape(delta.shape)
             results[f"{name}/{strength}/{module}.weight"] = base.weight + delta
             if bias is not None:
                 results[f"{name}/{strength}/{module}.bias"] = base.bias + bias
     save_file(stored, f"{OUT}/{name}.safetensors", metadata={"format": "pt"})
     return results
+
+
+class BlockDiagonal:
+    """What peft's CUDA extension does."""
+
+    @staticmethod
+    def apply(blocks):
+        return torch.stack([torch.block_diag(*stage) for stage in blocks])
+
+
+def butterfly():
+    boft.get_fbd_cuda = lambda: True
+    boft.FastBlockDiag = BlockDiagonal
 
 
 def peft_case(name, config, options, modules, tensors):
@@ -219,10 +272,10 @@ def peft_case(name, config, options, modules, tensors):
                 at.add_module(parent, torch.nn.Module())
             at = getattr(at, parent)
         at.add_module(leaf, layer(tensors, module)[0])
-    patterns = {"rank_pattern": {modules[-1]: 4}, "alpha_pattern": {modules[0]: 1}}
+    patterns = {"rank_pattern": {modules[-1]: 4}, "alpha_pattern": {modules[0]: 1}} if config in RANKED else {}
     model = get_peft_model(root, config(target_modules=modules, **options, **patterns))
     randomize(torch.nn.ParameterDict({
-        k.replace(".", "/"): v for k, v in model.named_parameters() if any(part in k for part in ("lora_", "hada_", "lokr_"))
+        k.replace(".", "/"): v for k, v in model.named_parameters() if any(part in k for part in PARTS)
     }), name)
     folder = f"{OUT}/{name}"
     shutil.rmtree(folder, ignore_errors=True)
@@ -230,7 +283,9 @@ def peft_case(name, config, options, modules, tensors):
     os.remove(f"{folder}/README.md")
     with open(f"{folder}/adapter_config.json") as f:
         told = json.load(f)
-    told["target_modules"].sort()  # a set: in another order every time
+    for names in ("target_modules", "feedforward_modules"):
+        if names in told:
+            told[names].sort()  # a set: in another order every time
     with open(f"{folder}/adapter_config.json", "w") as f:
         json.dump(told, f, indent=1)
         f.write("\n")
@@ -248,6 +303,7 @@ def peft_case(name, config, options, modules, tensors):
 def main():
     torch.manual_seed(0)
     os.makedirs(OUT, exist_ok=True)
+    butterfly()
     tensors = weights()
     results, about = {}, {}
     for name, (family, modules) in CASES.items():

@@ -9,7 +9,7 @@ Pinned: torch 2.15.0, diffusers 0.42.1, transformers 5.23.0, peft 0.21.2, safete
 Writes below --out (default: ../tiny)
 
     model/     a diffusers pipeline folder (UNet2DConditionModel + MotionAdapter), float16
-    extras/    taesd/, controlnet/, lora-kohya, lora-peft, motion-lora
+    extras/    taesd/, controlnet/, sparsectrl/, lora-kohya, lora-peft, motion-lora
     cases/     one safetensors file a case, manifest.json with the parameters of each
 
 With --all also the cases and models that the crate does not read yet: SparseCtrl, IP-Adapter, FreeU,
@@ -81,8 +81,8 @@ VAE_CH = (4, 8, 8)  # three levels: factor 4
 SEQ = 8  # position table length of the motion modules
 # what `tests/` reads; the rest is written with --all
 CASES = ("tokenizer text unet unet_no_mid schedules noise lcm_cfg lcm_nocfg lcm_batch official_cfg official_nocfg ddim euler_trailing "
-         "dpmpp_2m dpmpp_2m_karras vae taesd controlnet lora_kohya lora_peft lora_motion lora_all").split()
-EXTRAS = "taesd controlnet lora-kohya.safetensors lora-peft.safetensors motion-lora.safetensors".split()
+         "dpmpp_2m dpmpp_2m_karras vae taesd controlnet sparsectrl lora_kohya lora_peft lora_motion lora_all").split()
+EXTRAS = "taesd controlnet sparsectrl lora-kohya.safetensors lora-peft.safetensors motion-lora.safetensors".split()
 PROMPT = "A corgi walking in the park, 4k!!"
 NEG = "bad quality"
 

@@ -14,9 +14,10 @@ import json
 import os
 
 import torch
-from diffusers import AutoencoderKL, ControlNetModel, MotionAdapter, UNet2DConditionModel
-from diffusers.loaders.single_file_utils import convert_controlnet_checkpoint
-from keys import kohya_key, ldm_control_net_key, ldm_unet_key, ldm_vae_key, old_vae_key, original_motion_key, original_position_keys
+from diffusers import AutoencoderKL, ControlNetModel, MotionAdapter, T2IAdapter, UNet2DConditionModel
+from diffusers.loaders.single_file_utils import convert_animatediff_checkpoint_to_diffusers, convert_controlnet_checkpoint
+from diffusers.models import SparseControlNetModel
+from keys import kohya_key, ldm_control_net_key, ldm_unet_key, ldm_vae_key, old_vae_key, original_motion_key, original_position_keys, original_sparse_key, original_t2i_key
 from transformers import CLIPTextConfig, CLIPTextModel
 
 HERE = os.path.dirname(os.path.abspath(__file__))
@@ -52,6 +53,8 @@ def main():
         vae = AutoencoderKL(block_out_channels=(128, 256, 512, 512), down_block_types=("DownEncoderBlock2D",) * 4,
                             up_block_types=("UpDecoderBlock2D",) * 4, layers_per_block=2, sample_size=512)
         control = ControlNetModel.from_unet(unet2d, load_weights_from_unet=False)
+        sparse = {"rgb": SparseControlNetModel(), "scribble": SparseControlNetModel(conditioning_channels=3, use_simplified_condition_embedding=False)}
+        t2i = {"full": T2IAdapter(), "light": T2IAdapter(channels=[320, 640, 1280], num_res_blocks=4, adapter_type="light_adapter")}
         text = CLIPTextModel(CLIPTextConfig(vocab_size=49408, hidden_size=768, intermediate_size=3072, num_hidden_layers=12,
                                             num_attention_heads=12, max_position_embeddings=77, projection_dim=768))
     unet = shapes(unet2d)
@@ -62,6 +65,19 @@ def main():
     control = shapes(control)
     write("control_net", control, 340, 361_279_120)
     write("control_net_ldm", [("control_model." + ldm_control_net_key(k), s) for k, s in control], 340)
+    # AnimateDiff's v3_sd15_sparsectrl_{rgb,scribble}.ckpt, and TencentARC's t2iadapter_*_sd15v2 and t2iadapter_color_sd14v1
+    for kind, count in (("rgb", 478), ("scribble", 492)):
+        own = sparse[kind].state_dict()
+        original = {original_sparse_key(k): v for k, v in own.items()}
+        back = convert_animatediff_checkpoint_to_diffusers(dict(original))
+        assert {k: v.shape for k, v in back.items()} == {k: v.shape for k, v in own.items() if not k.endswith("pos_embed.pe")}
+        plain = [(k, v.shape) for k, v in own.items() if not k.endswith("pos_embed.pe")]
+        tables = [(k, v.shape) for k, v in own.items() if k.endswith("pos_embed.pe")]
+        write(f"sparse_ctrl_{kind}", plain, count)
+        write(f"sparse_ctrl_{kind}_animatediff", [(original_sparse_key(k), s) for k, s in plain + tables], count + 8)
+    for kind, count in (("full", 38), ("light", 80)):
+        write(f"t2i_adapter_{kind}", shapes(t2i[kind]), count)
+        write(f"t2i_adapter_{kind}_original", [(original_t2i_key(k, kind == "light"), s) for k, s in shapes(t2i[kind])], count)
     vae = shapes(vae)
     write("vae", vae, 248, 83_653_863)
     write("vae_old", [(old_vae_key(k), s) for k, s in vae], 248)

@@ -1,0 +1,98 @@
+//! YUV4MPEG2: a line of text, then raw planes.
+
+use image::RgbImage;
+
+use super::{Fault, Matrix, Picture, Plane};
+
+/// How such a file begins.
+pub(super) const MAGIC: &[u8] = b"YUV4MPEG2 ";
+
+/// The longest line of text.
+const LONGEST_LINE: usize = 4096;
+
+/// How the chroma planes lie.
+struct Chroma {
+    /// Pixels that share a sample, across and down; none in a grey picture.
+    shared: Option<(usize, usize)>,
+    is_centred: bool,
+}
+
+impl Chroma {
+    fn named(name: &str) -> Option<Self> {
+        let colour = |shared, is_centred| Self { shared: Some(shared), is_centred };
+        Some(match name {
+            "420" | "420jpeg" => colour((2, 2), true),
+            "420mpeg2" | "420paldv" => colour((2, 2), false),
+            "422" => colour((2, 1), false),
+            "444" => colour((1, 1), false),
+            "mono" => Self { shared: None, is_centred: false },
+            _ => return None,
+        })
+    }
+}
+
+/// Without a word about it colours are BT.601's in their limited range, as everywhere.
+pub(super) fn read(
+    bytes: &[u8],
+    each: &mut dyn FnMut(RgbImage) -> Result<(), Fault>,
+) -> Result<(), Fault> {
+    let (header, mut rest) = line(bytes)?;
+    let mut size: (usize, usize) = (0, 0);
+    let mut chroma = Chroma { shared: Some((2, 2)), is_centred: true };
+    let mut is_full = false;
+    for word in header.split(' ').skip(1).filter(|word| !word.is_empty()) {
+        let (key, value) = word.split_at(word.chars().next().map_or(0, char::len_utf8));
+        let number = || value.parse::<u16>().map_err(|_| format!("`{word}` is not a size"));
+        match key {
+            "W" => size.0 = number()?.into(),
+            "H" => size.1 = number()?.into(),
+            "I" if !["p", "?"].contains(&value) => return Err("is interlaced".into()),
+            "C" => {
+                chroma = Chroma::named(value)
+                    .ok_or_else(|| format!("pixels of the kind `{value}` are not read"))?;
+            }
+            "X" => is_full |= value == "COLORRANGE=FULL",
+            _ => {}
+        }
+    }
+    let luma_bytes = size.0 * size.1;
+    if luma_bytes == 0 {
+        return Err("has no width or height".into());
+    }
+    while !rest.is_empty() {
+        let (frame, planes) = line(rest)?;
+        if frame != "FRAME" && !frame.starts_with("FRAME ") {
+            return Err("a frame does not begin with FRAME".into());
+        }
+        let small = chroma.shared.map(|(x, y)| (size.0.div_ceil(x), size.1.div_ceil(y)));
+        let chroma_bytes = small.map_or(0, |(width, height)| width * height);
+        let part = |from: usize, len: usize| planes.get(from..from + len);
+        let picture = || {
+            Some(Picture {
+                luma: Plane::new(part(0, luma_bytes)?, size.0, size)?,
+                chroma: match small {
+                    None => None,
+                    Some(small) => Some((
+                        Plane::new(part(luma_bytes, chroma_bytes)?, small.0, small)?,
+                        Plane::new(part(luma_bytes + chroma_bytes, chroma_bytes)?, small.0, small)?,
+                    )),
+                },
+                shared: chroma.shared.unwrap_or((1, 1)),
+                is_centred: chroma.is_centred,
+                is_full,
+                matrix: Matrix::BT601,
+            })
+        };
+        each(picture().ok_or("ends within a frame")?.to_rgb())?;
+        rest = &planes[luma_bytes + 2 * chroma_bytes..];
+    }
+    Ok(())
+}
+
+/// A line of text, and what follows it.
+fn line(bytes: &[u8]) -> Result<(&str, &[u8]), Fault> {
+    let end = bytes.iter().take(LONGEST_LINE).position(|byte| *byte == b'\n');
+    let end = end.ok_or("a line of its text does not end")?;
+    let text = std::str::from_utf8(&bytes[..end]).map_err(|_| "its text is not text")?;
+    Ok((text, &bytes[end + 1..]))
+}

@@ -1,0 +1,98 @@
+//! The first half of a UNet, read out at every skip: what ControlNet and SparseCtrl are built on.
+
+use candle_core::{Result as TensorResult, Tensor};
+use candle_nn::VarBuilder;
+
+use crate::models::unet::{Injection, Place, Residuals, Stage, UNetConfig, UNetInput};
+use crate::nn::{Conv2d, ConvOptions, TimestepEmbedding};
+use crate::{Error, Result};
+
+/// The way down and the middle of a UNet, with a 1×1 convolution behind each result.
+#[derive(Clone, Debug)]
+pub(super) struct Trunk {
+    config: UNetConfig,
+    time_embedding: TimestepEmbedding,
+    conv_in: Conv2d,
+    down: Vec<Stage>,
+    mid: Stage,
+    skip_outs: Vec<Conv2d>,
+    mid_out: Conv2d,
+}
+
+impl Trunk {
+    /// Reads it under the names of diffusers' ControlNet. `config` says nothing of the way up.
+    pub(super) fn new(config: &UNetConfig, vb: &VarBuilder) -> Result<Self> {
+        let config = whole(config);
+        config.validate()?;
+        let widths = &config.block_out_channels;
+        let (Some(&first), Some(&deepest)) = (widths.first(), widths.last()) else {
+            return Err(Error::Missing {
+                name: "controlnet config".into(),
+                reason: "`block_out_channels` is empty".into(),
+            });
+        };
+        let down = (0..widths.len())
+            .map(|i| Stage::new(&config, Place::Down(i), &vb.pp("down_blocks").pp(i)))
+            .collect::<TensorResult<_>>()?;
+        // What the skips have: the input, every layer, every change of size.
+        let mut skips = vec![first];
+        for (i, &width) in widths.iter().enumerate() {
+            let resampled = usize::from(i + 1 < widths.len());
+            skips.extend(std::iter::repeat_n(width, config.layers_per_block + resampled));
+        }
+        let point = |width, vb: &VarBuilder| Conv2d::new(width, width, ConvOptions::POINT, vb);
+        let skip_outs = skips
+            .iter()
+            .enumerate()
+            .map(|(i, &width)| point(width, &vb.pp("controlnet_down_blocks").pp(i)))
+            .collect::<TensorResult<_>>()?;
+        let time = config.time_embedding_width();
+        Ok(Self {
+            time_embedding: TimestepEmbedding::new(first, time, &vb.pp("time_embedding"))?,
+            conv_in: Conv2d::new(
+                config.in_channels,
+                first,
+                ConvOptions::SAME_3X3,
+                &vb.pp("conv_in"),
+            )?,
+            down,
+            mid: Stage::new(&config, Place::Mid, &vb.pp("mid_block"))?,
+            skip_outs,
+            mid_out: point(deepest, &vb.pp("controlnet_mid_block"))?,
+            config,
+        })
+    }
+
+    /// What the first convolution makes of latents `(images, in_channels, height, width)`.
+    pub(super) fn start(&self, x: &Tensor) -> TensorResult<Tensor> {
+        self.conv_in.forward(x)
+    }
+
+    /// From behind the first convolution, `(images, channels, height, width)`, to the residuals. What `input` injects
+    /// is for the UNet and not looked at.
+    pub(super) fn forward(&self, x: Tensor, input: &UNetInput<'_>) -> TensorResult<Residuals> {
+        let input = UNetInput { injection: &Injection::default(), ..*input };
+        let time = self.config.embed_time(&self.time_embedding, input.timestep, &x)?;
+
+        // Down, as in the UNet.
+        let mut skips = vec![x.clone()];
+        let mut x = x;
+        for stage in &self.down {
+            x = stage.down(x, &time, &input, None, &mut skips)?;
+        }
+
+        // Middle.
+        x = self.mid.mid(x, &time, &input)?;
+
+        // Out.
+        let outs = self.skip_outs.iter().zip(&skips);
+        let skips = outs.map(|(out, skip)| out.forward(skip)).collect::<TensorResult<_>>()?;
+        Ok(Residuals { skips, mid: self.mid_out.forward(&x)? })
+    }
+}
+
+/// The configuration of a UNet whose first half this is.
+pub(super) fn whole(config: &UNetConfig) -> UNetConfig {
+    let up_block_types = vec!["UpBlock2D".to_owned(); config.block_out_channels.len()];
+    UNetConfig { up_block_types, ..config.clone() }
+}

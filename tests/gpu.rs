@@ -1,0 +1,183 @@
+//! The numbers of a GPU against those of the CPU and the reference.
+//!
+//! A build without a GPU feature, or a machine without a GPU, has nothing to compare: every test then says on stderr
+//! that it skips. `benches/gpu.sh` runs them where there is one.
+
+#![allow(clippy::print_stderr)]
+
+use std::collections::BTreeMap;
+
+use animatelcm::device::{DeviceChoice, DtypeChoice, Precision};
+use animatelcm::kernels::{self, GroupNormOptions, reference};
+use animatelcm::media::RgbImage;
+use animatelcm::pipeline::load::{Base, Files, LoraFile, Models};
+use animatelcm::pipeline::request::Request;
+use animatelcm::pipeline::{Event, Pipeline, Residency, Tensors};
+use candle_core::{DType, Device, Tensor};
+
+use crate::support::close::{assert_close, relative_l2};
+use crate::support::random::random;
+use crate::support::tiny::{self, case};
+
+/// A GPU of this build and machine.
+fn gpu() -> Option<Device> {
+    for choice in [DeviceChoice::Cuda(0), DeviceChoice::Metal] {
+        match choice.open() {
+            Ok(device) => return Some(device),
+            Err(error) => eprintln!("skipped on {choice}: {error}"),
+        }
+    }
+    None
+}
+
+/// Number formats and the relative L2 error that an op may have in them: a rounding of the inputs and of the result,
+/// and f32 sums in another order. Convolutions and products of f32 may use tensor cores' 10-bit mantissas only if asked.
+const FORMATS: [(DType, f64); 3] = [(DType::F32, 1e-5), (DType::F16, 2e-3), (DType::BF16, 1.5e-2)];
+
+/// Runs an op on the GPU in every number format and compares with the CPU's plain reference in f32.
+fn compare(
+    what: &str,
+    inputs: &[Tensor],
+    op: impl Fn(&[Tensor]) -> candle_core::Result<Tensor>,
+    plain: impl Fn(&[Tensor]) -> candle_core::Result<Tensor>,
+) {
+    let Some(device) = gpu() else { return };
+    let want = plain(inputs).unwrap();
+    for (dtype, tolerance) in FORMATS {
+        let moved = |x: &Tensor| x.to_device(&device).unwrap().to_dtype(dtype).unwrap();
+        let moved: Vec<Tensor> = inputs.iter().map(moved).collect();
+        let got = op(&moved).unwrap().to_dtype(DType::F32).unwrap();
+        let error = relative_l2(&got.to_device(&Device::Cpu).unwrap(), &want);
+        eprintln!("{what} in {dtype:?}: {error:.1e}");
+        assert!(error < tolerance, "{what} in {dtype:?}: {error:e}");
+    }
+}
+
+#[test]
+fn attention_on_a_gpu_equals_its_reference() {
+    for (batch, queries, keys, heads, dim) in
+        [(2, 5, 3, 3, 7), (300, 16, 16, 8, 40), (1, 130, 77, 2, 80), (2, 1024, 1024, 8, 40)]
+    {
+        let inputs = [
+            random(&[batch, queries, heads, dim], 1),
+            random(&[batch, keys, heads, dim], 2),
+            random(&[batch, keys, heads, dim], 3),
+        ];
+        let scale = 1.0 / (dim as f64).sqrt();
+        compare(
+            "attention",
+            &inputs,
+            |x| kernels::attention(&x[0], &x[1], &x[2], scale),
+            |x| reference::attention(&x[0], &x[1], &x[2], scale),
+        );
+    }
+}
+
+#[test]
+fn convolution_on_a_gpu_equals_its_reference() {
+    for (kernel, stride, height, width) in [(3, 1, 33, 17), (3, 2, 16, 18), (1, 1, 9, 31)] {
+        let inputs = [
+            random(&[3, 40, height, width], 4),
+            random(&[24, 40, kernel, kernel], 5),
+            random(&[24], 6),
+        ];
+        let padding = kernel / 2;
+        compare(
+            "convolution",
+            &inputs,
+            |x| kernels::conv2d(&x[0], &x[1], Some(&x[2]), padding, stride),
+            |x| reference::conv2d(&x[0], &x[1], Some(&x[2]), padding, stride),
+        );
+    }
+}
+
+#[test]
+fn norms_and_gates_on_a_gpu_equal_their_references() {
+    for (frames, silu) in [(1, false), (3, true)] {
+        let options = GroupNormOptions { groups: 8, eps: 1e-5, frames, silu };
+        let inputs = [random(&[6, 48, 9, 7], 7), random(&[48], 8), random(&[48], 9)];
+        compare(
+            "group norm",
+            &inputs,
+            |x| kernels::group_norm(&x[0], &x[1], &x[2], &options),
+            |x| reference::group_norm(&x[0], &x[1], &x[2], &options),
+        );
+    }
+    compare(
+        "geglu",
+        &[random(&[5, 13, 62], 10)],
+        |x| kernels::geglu(&x[0]),
+        |x| reference::geglu(&x[0]),
+    );
+}
+
+/// A whole run on `device`: its frames as tensors and as pictures.
+fn run(
+    device: &Device,
+    dtype: DtypeChoice,
+    files: &Files,
+    request: &Request,
+    tensors: Tensors,
+) -> (Tensor, Vec<RgbImage>) {
+    let precision = Precision::new(dtype, device);
+    let models = Models::open(files).unwrap();
+    let mut pipeline = Pipeline::new(models, device.clone(), precision, Residency::OneAtATime);
+    let mut pictures = Vec::new();
+    let mut tensors = Tensors { recorded: Some(BTreeMap::new()), ..tensors };
+    let mut quiet = |_: Event| Ok(());
+    pipeline.generate(request, &mut tensors, &mut quiet, &mut &mut pictures).unwrap();
+    let frames = tensors.recorded.unwrap()["frames"].to_device(&Device::Cpu).unwrap();
+    (frames, pictures)
+}
+
+#[test]
+fn a_whole_run_on_a_gpu_equals_the_reference() {
+    let Some(device) = gpu() else { return };
+    let want = case("official_cfg")["frames"].squeeze(0).unwrap();
+    let noise = case("noise");
+    let tensors = || Tensors {
+        latents: Some(case("unet")["x"].clone()),
+        noise: (0..3).map(|i| noise[&format!("noise.{i}")].clone()).collect(),
+        recorded: None,
+        ..Tensors::default()
+    };
+    let request = Request {
+        prompt: "A corgi walking in the park, 4k!!".into(),
+        negative_prompt: "bad quality".into(),
+        cfg_scale: 1.5,
+        width: Some(64),
+        height: Some(32),
+        frames: 6,
+        seed: Some(0),
+        ..Request::default()
+    };
+    let files = Files::new(Base::Folder(tiny::path("tiny/model")));
+    let (got, _) = run(&device, DtypeChoice::F32, &files, &request, tensors());
+    assert_close(&got, &want, 1e-3);
+    // Relative L2 of frames; the CPU has 4.8e-4 and 5.0e-3 without guidance.
+    for (dtype, tolerance) in [(DtypeChoice::F16, 2e-3), (DtypeChoice::Bf16, 1.5e-2)] {
+        let (got, _) = run(&device, dtype, &files, &request, tensors());
+        let error = relative_l2(&got, &want);
+        eprintln!("whole run in {dtype:?}: {error:.1e}");
+        assert!(error < tolerance, "{dtype:?}: {error:e}");
+    }
+}
+
+#[test]
+fn a_seed_is_the_same_clip_on_a_gpu() {
+    let Some(device) = gpu() else { return };
+    let mut files = Files::new(Base::Embedded);
+    files.loras.push(LoraFile::new(Files::embedded_lora()));
+    let request = Request {
+        prompt: "a red circle moving left on a black background".into(),
+        seed: Some(100),
+        ..Request::default()
+    };
+    let here = run(&Device::Cpu, DtypeChoice::F32, &files, &request, Tensors::default());
+    let there = run(&device, DtypeChoice::F32, &files, &request, Tensors::default());
+    assert_close(&there.0, &here.0, 1e-3);
+    let far = |(a, b): (&RgbImage, &RgbImage)| {
+        a.iter().zip(b.iter()).filter(|(a, b)| a.abs_diff(**b) > 1).count()
+    };
+    assert_eq!(here.1.iter().zip(&there.1).map(far).sum::<usize>(), 0);
+}

@@ -16,13 +16,13 @@ place of the object, say) is then averaged in the first step and decided in the 
     controlnet/, sparsectrl/, t2i_adapter/    diffusers folders; the hint is the object's silhouette, white on black, one picture a frame
                                               (SparseCtrl: scribble type, for any of the frames)
     ip_adapter.safetensors, image_encoder/    base kind, four tokens; a CLIP vision tower of two layers that was trained with it
-    style_lora.safetensors                    kohya names, rank 4: black and white, whatever the prompt says
+    style_lora.safetensors                    kohya names, rank 4: a white background, whatever the prompt says
     motion_lora.safetensors                   AnimateDiff's camera LoRAs as diffusers writes them, rank 8: moves left, whatever the prompt says
     word.safetensors                          textual inversion, one vector, `<leaf>`: a colour, green
     star.gif, square.gif, circle.gif          silhouettes of the runs: 16 frames, but 4 of the circle
     red_on_white.png, yellow_on_navy.png      pictures for the IP-Adapter
     runs.json, runs.safetensors               per run: prompt, seed and the program's flags; latents of the result (1, 4, 16, 8, 8),
-                                              frames (2, 3, 64, 64) in [0, 1], float16: 0 and 11 of 16
+                                              frames (1, 3, 64, 64) in [0, 1], float16: number 11 of 16
 """
 import argparse
 import copy
@@ -47,13 +47,14 @@ from diffusers.models import SparseControlNetModel
 from keys import kohya_key
 from make_goldens import per_frame_norms, save_model_half
 from PIL import Image
-from pocket import GOLDENS, KEPT, POCKET, load
+from pocket import GOLDENS, POCKET, load
 from safetensors.torch import load_file, save_file
 from transformers import CLIPImageProcessor, CLIPVisionConfig, CLIPVisionModelWithProjection
 
 OUT = f"{GOLDENS}/pocket_adapters"
 FRAMES, SIDE = 16, 64
 VISITED = (999, 749, 499, 249)
+KEPT = (11,)
 
 # ------------------------------------------------------------------------------------------- the grammar
 COLORS = {"red": (230, 40, 40), "green": (40, 190, 70), "blue": (50, 90, 250), "yellow": (245, 225, 50), "white": (250, 250, 250),
@@ -496,12 +497,12 @@ def make_style_lora(cache):
 
     def clips():
         draw = Draw(53)
-        for _ in range(192):
+        for _ in range(256):
             words, mask = draw.clip()
-            bright = (paint(mask, words["color"], words["ground"]) * torch.tensor([0.299, 0.587, 0.114]).view(1, 3, 1, 1)).sum(1, keepdim=True)
-            yield words, mask, bright.repeat(1, 3, 1, 1)
+            if words["color"] != "white":
+                yield words, mask, paint(mask, words["color"], "white")
 
-    pool = base.pool("grey", cache, clips())
+    pool = base.pool("light", cache, clips())
     ends = ("to_q", "to_k", "to_v", "to_out.0", "ff.net.0.proj", "ff.net.2", "proj_in", "proj_out")
     image = spatial(base)
     pairs = hang_lora(image, lambda n: ".attentions." in n and n.endswith(ends), rank, alpha)
@@ -605,7 +606,7 @@ RUNS = [  # name, prompt, seed, flags, with {} for the folder
     ("style_lora", "a red square on a navy background", 205, ["--lora", "{}/style_lora.safetensors"]),
     ("motion_lora", "a white circle on a black background", 206, ["--lora", "{}/motion_lora.safetensors"]),
     ("word", "a <leaf> circle on a black background", 207, ["--embedding", "{}/word.safetensors"]),
-    ("shape_and_picture", "", 208, ["--control", "shape={}/square.gif,model={}/controlnet",
+    ("shape_and_picture", "a blue square", 208, ["--control", "shape={}/square.gif,model={}/controlnet",
                                     "--ip-adapter", "{}/yellow_on_navy.png,model={}/ip_adapter.safetensors"]),
 ]
 

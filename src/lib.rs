@@ -7,7 +7,7 @@
 //! ```text
 //! 9  cli                                        wires everything; computes nothing
 //! 7  pipeline                                   request to frames
-//! 6  adapters                                   LoRA, ControlNet
+//! 6  adapters                                   LoRA, ControlNet, IP-Adapter
 //! 5  text                                       prompt to context
 //! 4  models                                     clip, unet with motion, ControlNet, vae
 //! 3  nn       sampler       output              layers | sampling loops | encoders

@@ -29,8 +29,8 @@ const APART: [(&str, &str, &str); 3] = [
 ];
 
 /// Where `cfg(feature = ...)` may stand; a name that ends in a slash is a folder.
-const FEATURE_GATES: [&str; 6] =
-    ["kernels.rs", "kernels/", "output/mod.rs", "device.rs", "lib.rs", "cli/"];
+const FEATURE_GATES: [&str; 7] =
+    ["kernels.rs", "kernels/", "output/mod.rs", "device.rs", "lib.rs", "media/video/", "cli/"];
 
 /// What is in `src/lib.rs` itself and may be named as `crate::Name`: part of the ground floor.
 const ROOT_NAMES: [&str; 4] = ["Error", "ErrorKind", "Result", "error"];

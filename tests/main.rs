@@ -30,6 +30,8 @@ mod gpu;
 /// Published models and the hub, against a server on loopback.
 #[cfg(feature = "hub")]
 mod hub;
+/// IP-Adapters and the image encoder.
+mod ip_adapter;
 /// Fast kernels against their plain references.
 mod kernels;
 /// Every spelling of a LoRA.

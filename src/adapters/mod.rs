@@ -1,7 +1,9 @@
 //! What is added to a model: LoRA changes its weights, conditioners run beside it.
 
 pub mod control_net;
+pub mod ip_adapter;
 pub mod lora;
+mod mask;
 mod range;
 mod settings;
 pub mod sparse_ctrl;
@@ -16,6 +18,7 @@ use crate::Result;
 use crate::models::motion::MotionNorm;
 use crate::models::unet::Injection;
 
+pub use self::mask::Mask;
 pub use self::range::ActiveRange;
 pub use self::settings::ControlSettings;
 pub use self::strength::Strength;

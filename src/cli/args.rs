@@ -7,6 +7,7 @@ use clap::{Args, Parser, Subcommand, ValueEnum};
 use crate::device::{DeviceChoice, DtypeChoice};
 use crate::models::motion::MotionNorm;
 use crate::pipeline::control::Control;
+use crate::pipeline::ip_adapter::IpAdapter;
 use crate::pipeline::request::{Embedding, WeightedFile};
 use crate::rng::RngKind;
 use crate::schedule::{BetaSchedule, Spacing};
@@ -195,6 +196,16 @@ pub(super) struct ControlFlags {
     /// mode).
     #[arg(long, value_name = "NAME=HINT,model=FILE,...")]
     pub(super) control: Vec<Control>,
+    /// An IP-Adapter and the picture that the frames are to resemble; repeatable. After IMAGE,model=FILE may follow
+    /// scale=0.6 or a curve over the frames (scale=0:1.0,8:0.2), start=0 and end=1 (parts of the run), image=MORE
+    /// (another picture, a folder or an animation), mask=IMAGE (white where a picture counts, one for each), per-frame
+    /// (each picture is for a frame) and name=NAME.
+    #[arg(long, value_name = "IMAGE,model=FILE,...")]
+    pub(super) ip_adapter: Vec<IpAdapter>,
+    /// The image encoder of the IP-Adapters [default: the folder `image_encoder` beside or above the adapter, or in
+    /// the model].
+    #[arg(long, value_name = "NAME|DIR|FILE")]
+    pub(super) image_encoder: Option<String>,
 }
 
 #[derive(Debug, Args)]

@@ -1,4 +1,4 @@
-//! The hints of a request: which files they are, so that a clip can be made again.
+//! The hints and pictures of a request: which files they are, so that a clip can be made again.
 
 use std::path::Path;
 
@@ -6,26 +6,39 @@ use sha2::{Digest, Sha256};
 
 use crate::media::read;
 use crate::pipeline::control::Control;
+use crate::pipeline::ip_adapter::IpAdapter;
 use crate::weights::{Source, sha256};
 use crate::{Error, Result};
 
 /// Writes down which hints they are, and refuses others than those that a clip was made with.
 pub(super) fn check_hints(controls: &mut [Control]) -> Result<()> {
-    for control in controls {
-        let found = digest(Path::new(&control.hint))?;
-        if let Some(wanted) = control.sha256.replace(found.clone())
-            && wanted != found
-        {
-            let reason = format!("sha256 is {found}, the clip was made with {wanted}");
-            return Err(Error::Refused { name: control.hint.clone(), reason });
-        }
+    let check_hint = |c: &mut Control| check("control", &c.hint, &mut c.sha256);
+    controls.iter_mut().try_for_each(check_hint)
+}
+
+/// The same for the pictures and masks of IP-Adapters.
+pub(super) fn check_pictures(adapters: &mut [IpAdapter]) -> Result<()> {
+    let pictures = adapters.iter_mut().flat_map(|a| a.images.iter_mut().chain(&mut a.masks));
+    for picture in pictures {
+        check("ip-adapter", &picture.file, &mut picture.sha256)?;
     }
     Ok(())
 }
 
+/// Puts a file's hash into `sha256`; another one that was there is refused.
+fn check(field: &'static str, file: &str, sha256: &mut Option<String>) -> Result<()> {
+    let found = digest(field, Path::new(file))?;
+    match sha256.replace(found.clone()) {
+        Some(wanted) if wanted != found => {
+            let reason = format!("sha256 is {found}, the clip was made with {wanted}");
+            Err(Error::Refused { name: file.to_owned(), reason })
+        }
+        _ => Ok(()),
+    }
+}
+
 /// A file's SHA-256; of a folder, that of its pictures' in order, written one after the other.
-fn digest(hint: &Path) -> Result<String> {
-    let field = "control";
+fn digest(field: &'static str, hint: &Path) -> Result<String> {
     let hash = |file: &Path| {
         let found = std::fs::metadata(file);
         let found = found.map_err(|e| super::generate::unreadable(field, file, &e))?;

@@ -79,7 +79,9 @@ pub(super) fn make(
     let precision = Precision::new(job.models.dtype, &device);
     let mut files = resolve::files(&job.models, names)?;
     files.controls = resolve::controls(&job.request, names)?;
+    files.ip_adapters = resolve::ip_adapters(&job.request, names)?;
     controls::check_hints(&mut job.request.controls)?;
+    controls::check_pictures(&mut job.request.ip_adapters)?;
     let mut extra = tensors::read(&mut job)?;
     extra.recorded = target.tensors.map(|_| BTreeMap::new());
     let models = Models::open(&files)?;
@@ -175,11 +177,17 @@ fn job(args: &GenerateArgs, names: &Names) -> Result<Job> {
             for control in &mut job.request.controls {
                 control.sha256 = None;
             }
+            for adapter in &mut job.request.ip_adapters {
+                for picture in adapter.images.iter_mut().chain(&mut adapter.masks) {
+                    picture.sha256 = None;
+                }
+            }
             job
         }
         None => Job::new(Spec::default(), Request::default()),
     };
     spec(&args.models, &mut job.models);
+    set_some(&mut job.models.image_encoder, args.control.image_encoder.as_ref());
     if args.request.is_none() {
         resolve::apply_defaults(names, &job.models, &mut job.request)?;
     }
@@ -255,6 +263,9 @@ fn request(args: &GenerateArgs, request: &mut Request) -> Result<()> {
     set(&mut request.fps, clip.fps.as_ref());
     if !args.control.control.is_empty() {
         request.controls.clone_from(&args.control.control);
+    }
+    if !args.control.ip_adapter.is_empty() {
+        request.ip_adapters.clone_from(&args.control.ip_adapter);
     }
     let flags = &args.sampling;
     set(&mut request.steps, flags.steps.as_ref());

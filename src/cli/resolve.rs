@@ -3,7 +3,9 @@
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 
-use crate::pipeline::load::{Base, ControlFile, EmbeddingFile, Files, LoraFile, Motion};
+use crate::pipeline::load::{
+    Base, ControlFile, EmbeddingFile, Files, IpAdapterFile, LoraFile, Motion,
+};
 use crate::pipeline::request::{Embedding, Request, Spec, WeightedFile};
 use crate::weights::{Checkpoint, Source};
 use crate::{Error, Result};
@@ -134,6 +136,9 @@ pub(super) fn files(spec: &Spec, names: &Names) -> Result<Files> {
         let source = names.path("embedding", file)?.into();
         files.embeddings.push(EmbeddingFile { source, word: word.clone() });
     }
+    if let Some(word) = &spec.image_encoder {
+        files.image_encoder = Some(names.path("image-encoder", word)?);
+    }
     Ok(files)
 }
 
@@ -149,6 +154,16 @@ pub(super) fn controls(request: &Request, names: &Names) -> Result<Vec<ControlFi
 /// What a request calls them. Several controls may share one.
 pub(super) fn models(request: &Request) -> BTreeSet<&str> {
     request.controls.iter().map(|control| control.model.as_str()).collect()
+}
+
+/// The IP-Adapters that a request uses.
+pub(super) fn ip_adapters(request: &Request, names: &Names) -> Result<Vec<IpAdapterFile>> {
+    let open = |word: &str| {
+        let source = names.path("ip-adapter", word)?.into();
+        Ok(IpAdapterFile { name: word.to_owned(), source })
+    };
+    let words: BTreeSet<&str> = request.ip_adapters.iter().map(|a| a.model.as_str()).collect();
+    words.into_iter().map(open).collect()
 }
 
 fn default_lora() -> WeightedFile {

@@ -1,5 +1,7 @@
 //! Pictures at another size, pixel for pixel as PIL 13 makes them.
 
+use std::ops::Range;
+
 use serde::{Deserialize, Serialize};
 
 use super::RgbImage;
@@ -47,12 +49,72 @@ pub fn resize(picture: &RgbImage, width: u32, height: u32, fit: Fit) -> RgbImage
             image::imageops::crop_imm(picture, x, y, width, height).to_image()
         }
     };
+    resample(&part, &Axis::whole(width), &Axis::whole(height), Filter::Lanczos)
+}
+
+/// The middle of a picture, `side` pixels wide and high: its shorter side is brought to that length with bicubic
+/// weights, then the longer one is cut, as transformers' `CLIPImageProcessor` does.
+pub fn square(picture: &RgbImage, side: u32) -> RgbImage {
+    let (width, height) = picture.dimensions();
+    let shorter = width.min(height);
+    if shorter == 0 || side == 0 {
+        return RgbImage::new(side, side);
+    }
+    let axis = |from: u32| {
+        let length = (u64::from(side) * u64::from(from) / u64::from(shorter)) as u32;
+        let start = (length - side) / 2;
+        Axis { length, part: start as usize..(start + side) as usize }
+    };
+    resample(picture, &axis(width), &axis(height), Filter::Bicubic)
+}
+
+/// A side of a resized picture, and which pixels of it are wanted: the others are never computed.
+struct Axis {
+    length: u32,
+    part: Range<usize>,
+}
+
+impl Axis {
+    fn whole(length: u32) -> Self {
+        Self { length, part: 0..length as usize }
+    }
+
+    fn is(&self, length: u32) -> bool {
+        self.length == length && self.part == (0..length as usize)
+    }
+}
+
+/// How the pixels of a neighbourhood are weighted.
+#[derive(Clone, Copy)]
+enum Filter {
+    Bicubic,
+    Lanczos,
+}
+
+impl Filter {
+    /// How far it reaches, in pixels.
+    fn support(self) -> f64 {
+        match self {
+            Self::Bicubic => 2.0,
+            Self::Lanczos => 3.0,
+        }
+    }
+
+    fn weight(self, x: f64) -> f64 {
+        match self {
+            Self::Bicubic => bicubic(x),
+            Self::Lanczos => lanczos(x, 3.0),
+        }
+    }
+}
+
+fn resample(picture: &RgbImage, width: &Axis, height: &Axis, filter: Filter) -> RgbImage {
     // Between the two directions pixels are bytes, so it matters which comes first.
-    let is_down_first = part.height() > height && part.width() < width;
+    let is_down_first = picture.height() > height.length && picture.width() < width.length;
     if is_down_first {
-        across(&down(&part, height), width)
+        across(&down(picture, height, filter), width, filter)
     } else {
-        down(&across(&part, width), height)
+        down(&across(picture, width, filter), height, filter)
     }
 }
 
@@ -68,16 +130,19 @@ struct Window {
 }
 
 /// A picture of another height.
-fn down(picture: &RgbImage, height: u32) -> RgbImage {
-    if picture.height() == height { picture.clone() } else { turn(&across(&turn(picture), height)) }
+fn down(picture: &RgbImage, height: &Axis, filter: Filter) -> RgbImage {
+    if height.is(picture.height()) {
+        return picture.clone();
+    }
+    turn(&across(&turn(picture), height, filter))
 }
 
 /// A picture of another width.
-fn across(picture: &RgbImage, width: u32) -> RgbImage {
-    if picture.width() == width {
+fn across(picture: &RgbImage, width: &Axis, filter: Filter) -> RgbImage {
+    if width.is(picture.width()) {
         return picture.clone();
     }
-    let windows = windows(picture.width() as usize, width as usize);
+    let windows = windows(picture.width() as usize, width, filter);
     let row_length = 3 * picture.width() as usize;
     let mut pixels = Vec::with_capacity(3 * windows.len() * picture.height() as usize);
     for row in picture.as_raw().chunks_exact(row_length) {
@@ -92,30 +157,28 @@ fn across(picture: &RgbImage, width: u32) -> RgbImage {
             pixels.extend(sums.map(|sum| (sum >> PRECISION).clamp(0, 255) as u8));
         }
     }
-    let height = picture.height();
+    let (width, height) = (windows.len() as u32, picture.height());
     // The lengths agree: nothing is lost here.
     RgbImage::from_raw(width, height, pixels).unwrap_or_else(|| RgbImage::new(width, height))
 }
 
-/// The window of every pixel of a row.
-fn windows(from: usize, to: usize) -> Vec<Window> {
-    /// Lobes of the window.
-    const LOBES: f64 = 3.0;
-    let scale = from as f64 / to as f64;
+/// The windows of the pixels that are wanted of a row.
+fn windows(from: usize, to: &Axis, filter: Filter) -> Vec<Window> {
+    let scale = from as f64 / f64::from(to.length);
     // A smaller picture needs wider windows.
     let stretch = scale.max(1.0);
-    let support = LOBES * stretch;
+    let support = filter.support() * stretch;
     let window = |i: usize| {
         let centre = (i as f64 + 0.5) * scale;
         let start = (centre - support + 0.5).max(0.0) as usize;
         let end = ((centre + support + 0.5) as usize).min(from);
-        let weight = |j: usize| lanczos((j as f64 - centre + 0.5) / stretch, LOBES);
+        let weight = |j: usize| filter.weight((j as f64 - centre + 0.5) / stretch);
         let weights: Vec<f64> = (start..end).map(weight).collect();
         let sum: f64 = weights.iter().sum();
         let whole = |weight: &f64| (weight / sum * f64::from(1u32 << PRECISION)).round() as i64;
         Window { start, weights: weights.iter().map(whole).collect() }
     };
-    (0..to).map(window).collect()
+    to.part.clone().map(window).collect()
 }
 
 fn lanczos(x: f64, lobes: f64) -> f64 {
@@ -127,6 +190,19 @@ fn lanczos(x: f64, lobes: f64) -> f64 {
         x.sin() / x
     };
     if x.abs() < lobes { sinc(x) * sinc(x / lobes) } else { 0.0 }
+}
+
+/// Keys' cubic convolution with the slope -0.5.
+fn bicubic(x: f64) -> f64 {
+    const SLOPE: f64 = -0.5;
+    let x = x.abs();
+    if x < 1.0 {
+        ((SLOPE + 2.0) * x - (SLOPE + 3.0)) * x * x + 1.0
+    } else if x < 2.0 {
+        (((x - 5.0) * x + 8.0) * x - 4.0) * SLOPE
+    } else {
+        0.0
+    }
 }
 
 /// Rows become columns.
@@ -150,5 +226,16 @@ mod tests {
         assert!(stretched.get_pixel(0, 4)[0] < 5 && stretched.get_pixel(4, 4)[0] > 250);
         assert_eq!(resize(&picture, 32, 16, Fit::Crop), picture);
         assert_eq!(resize(&picture, 1, 1, Fit::Crop).dimensions(), (1, 1));
+    }
+
+    #[test]
+    fn a_square_is_the_middle_however_long_the_picture() {
+        let wide = RgbImage::from_fn(100_000, 2, |x, _| {
+            Rgb([if x.abs_diff(50_000) < 9 { 200 } else { 7 }; 3])
+        });
+        let middle = square(&wide, 8);
+        assert_eq!(middle.dimensions(), (8, 8));
+        assert!(middle.pixels().all(|pixel| pixel[0] == 200), "{middle:?}");
+        assert_eq!(square(&RgbImage::new(0, 3), 4).dimensions(), (4, 4));
     }
 }

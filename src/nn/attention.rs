@@ -1,6 +1,6 @@
 //! Multi-head attention.
 
-use candle_core::{D, Result, Tensor};
+use candle_core::{Result, Tensor};
 use candle_nn::VarBuilder;
 
 use super::Linear;
@@ -14,6 +14,17 @@ pub struct Attention {
     to_v: Linear,
     to_out: Linear,
     heads: usize,
+}
+
+/// Keys and values from elsewhere, which queries look at apart from their context.
+#[derive(Clone, Debug)]
+pub struct SideContext {
+    /// `(batch / n, tokens, width)`, as [`Attention`] computes them of a context.
+    pub keys: Tensor,
+    /// The same shape.
+    pub values: Tensor,
+    /// How much what is found counts, for every query: broadcast to `(batch, queries, width)`. All of it if absent.
+    pub weights: Option<Tensor>,
 }
 
 impl Attention {
@@ -50,18 +61,41 @@ impl Attention {
     ///
     /// When the batch is not a multiple of the context's.
     pub fn forward(&self, x: &Tensor, context: &Tensor) -> Result<Tensor> {
-        let (batch, tokens, width) = x.dims3()?;
-        let contexts = context.dim(0)?;
+        self.forward_beside(x, context, &[])
+    }
+
+    /// [`forward`](Self::forward), with what the same queries find in other contexts added before the output layer.
+    pub fn forward_beside(
+        &self,
+        x: &Tensor,
+        context: &Tensor,
+        sides: &[SideContext],
+    ) -> Result<Tensor> {
+        let q = self.to_q.forward(x)?;
+        let mut y = self.find(&q, &self.to_k.forward(context)?, &self.to_v.forward(context)?)?;
+        for side in sides {
+            let found = self.find(&q, &side.keys, &side.values)?;
+            y = match &side.weights {
+                Some(weights) => (y + found.broadcast_mul(weights)?)?,
+                None => (y + found)?,
+            };
+        }
+        self.to_out.forward(&y)
+    }
+
+    /// What queries `(batch, tokens, width)` find in keys and values `(batch / n, tokens', width)`.
+    fn find(&self, q: &Tensor, k: &Tensor, v: &Tensor) -> Result<Tensor> {
+        let (batch, tokens, width) = q.dims3()?;
+        let contexts = k.dim(0)?;
         if contexts == 0 || batch % contexts != 0 {
             candle_core::bail!("{batch} sequences do not divide over {contexts} contexts");
         }
         let dim = width / self.heads;
-        let split = |y: Tensor, tokens: usize| y.reshape((contexts, tokens, self.heads, dim));
-        let q = split(self.to_q.forward(x)?, batch / contexts * tokens)?;
-        let k = split(self.to_k.forward(context)?, context.dim(1)?)?;
-        let v = split(self.to_v.forward(context)?, context.dim(1)?)?;
+        let split = |y: &Tensor, tokens: usize| y.reshape((contexts, tokens, self.heads, dim));
+        let q = split(q, batch / contexts * tokens)?;
+        let (k, v) = (split(k, k.dim(1)?)?, split(v, v.dim(1)?)?);
         let y = kernels::attention(&q, &k, &v, 1.0 / (dim as f64).sqrt())?;
-        self.to_out.forward(&y.flatten_from(D::Minus2)?.reshape((batch, tokens, width))?)
+        y.reshape((batch, tokens, width))
     }
 }
 

@@ -13,7 +13,7 @@ mod resnet;
 mod timestep;
 mod transformer;
 
-pub use attention::Attention;
+pub use attention::{Attention, SideContext};
 pub use conv::{Conv2d, ConvOptions};
 pub use feed_forward::FeedForward;
 pub use linear::Linear;

@@ -3,7 +3,9 @@
 use candle_core::{Result, Tensor};
 use candle_nn::VarBuilder;
 
-use super::{Attention, Conv2d, ConvOptions, FeedForward, GroupNorm, LayerNorm, Linear};
+use super::{
+    Attention, Conv2d, ConvOptions, FeedForward, GroupNorm, LayerNorm, Linear, SideContext,
+};
 
 /// The sizes of a [`SpatialTransformer`].
 #[derive(Clone, Copy, Debug)]
@@ -73,10 +75,11 @@ impl Block {
         })
     }
 
-    fn forward(&self, x: &Tensor, context: &Tensor) -> Result<Tensor> {
+    fn forward(&self, x: &Tensor, context: &Tensor, sides: &[SideContext]) -> Result<Tensor> {
         let y = self.norm1.forward(x)?;
         let x = (self.attn1.forward(&y, &y)? + x)?;
-        let x = (self.attn2.forward(&self.norm2.forward(&x)?, context)? + &x)?;
+        let y = self.norm2.forward(&x)?;
+        let x = (self.attn2.forward_beside(&y, context, sides)? + &x)?;
         self.ff.forward(&self.norm3.forward(&x)?)? + x
     }
 }
@@ -96,7 +99,14 @@ impl SpatialTransformer {
     }
 
     /// `(batch*frames, channels, height, width)` to the same; `context` is `(batch, tokens, dim)`.
-    pub fn forward(&self, x: &Tensor, context: &Tensor) -> Result<Tensor> {
+    ///
+    /// `sides` has a list for each block, or none for all.
+    pub fn forward(
+        &self,
+        x: &Tensor,
+        context: &Tensor,
+        sides: &[Vec<SideContext>],
+    ) -> Result<Tensor> {
         let (images, channels, height, width) = x.dims4()?;
         let to_tokens = |y: Tensor| y.flatten_from(2)?.transpose(1, 2)?.contiguous();
         let to_image = |y: Tensor| y.transpose(1, 2)?.reshape((images, channels, height, width));
@@ -105,8 +115,9 @@ impl SpatialTransformer {
             Projection::Conv(conv) => to_tokens(conv.forward(&y)?)?,
             Projection::Linear(linear) => linear.forward(&to_tokens(y)?)?,
         }; // (batch*frames, height*width, channels)
-        for block in &self.blocks {
-            y = block.forward(&y, context)?;
+        for (i, block) in self.blocks.iter().enumerate() {
+            let sides = sides.get(i).map(Vec::as_slice).unwrap_or_default();
+            y = block.forward(&y, context, sides)?;
         }
         let y = match &self.proj_out {
             Projection::Conv(conv) => conv.forward(&to_image(y)?)?,

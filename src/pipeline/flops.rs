@@ -7,7 +7,8 @@ use std::ops::{Add, AddAssign, Mul};
 
 use serde::Serialize;
 
-use crate::models::clip::TextConfig;
+use crate::models::clip::{TextConfig, VisionConfig};
+use crate::models::image_projection::{IpAdapterConfig, Projection};
 use crate::models::t2i_adapter::T2iAdapterConfig;
 use crate::models::unet::UNetConfig;
 use crate::models::vae::{TinyVaeConfig, VaeConfig};
@@ -350,10 +351,60 @@ pub fn tiny_decoder(config: &TinyVaeConfig, height: usize, width: usize) -> Work
 /// Encoding one prompt.
 pub fn text(config: &TextConfig) -> Work {
     let (tokens, width) = (config.max_position_embeddings, config.hidden_size);
-    let layer = Work::linear(width, width, 4 * tokens)
+    clip_layer(tokens, width, config.intermediate_size) * config.num_hidden_layers
+}
+
+/// Looking at one picture.
+pub fn vision(config: &VisionConfig) -> Work {
+    let (tokens, width) = (config.tokens(), config.hidden_size);
+    let patch = config.num_channels * config.patch_size * config.patch_size;
+    Work::linear(patch, width, tokens.saturating_sub(1))
+        + clip_layer(tokens, width, config.intermediate_size) * config.num_hidden_layers
+        + Work::linear(width, config.projection_dim, 1)
+}
+
+fn clip_layer(tokens: usize, width: usize, inner: usize) -> Work {
+    Work::linear(width, width, 4 * tokens)
         + Work::attention(tokens, tokens, width)
-        + Work::linear(width, config.intermediate_size, 2 * tokens);
-    layer * config.num_hidden_layers
+        + Work::linear(width, inner, 2 * tokens)
+}
+
+/// What an IP-Adapter makes of one picture, of which the image encoder has made `states`.
+pub fn ip_adapter(config: &IpAdapterConfig, states: usize) -> Work {
+    let IpAdapterConfig { features, context, .. } = *config;
+    let projection = match config.projection {
+        Projection::Linear { tokens } => Work::linear(features, tokens * context, 1),
+        Projection::Mlp { inner } => {
+            Work::linear(features, inner, states) + Work::linear(inner, context, states)
+        }
+        Projection::Resampler { tokens, width, layers, heads, inner } => {
+            let all = 64 * heads;
+            let block = Work::linear(width, all, 2 * tokens)
+                + Work::linear(width, 2 * all, states + tokens)
+                + Work::attention(tokens, states + tokens, all)
+                + Work::linear(width, inner, 2 * tokens);
+            Work::linear(features, width, states)
+                + block * layers
+                + Work::linear(width, context, tokens)
+        }
+    };
+    let width: usize = config.widths.iter().sum();
+    projection + Work::linear(context, 2 * width, config.tokens(states))
+}
+
+/// What an IP-Adapter adds to a pass of the UNet: its pictures have `tokens` tokens in all.
+pub fn image_prompt(config: &UNetConfig, clip: ClipSize, tokens: usize) -> crate::Result<Work> {
+    let mut sizes = vec![(clip.height, clip.width)];
+    let mut work = Work::default();
+    for attention in config.cross_attentions()? {
+        while sizes.len() <= attention.level {
+            let (height, width) = sizes[sizes.len() - 1];
+            sizes.push((height.div_ceil(2), width.div_ceil(2)));
+        }
+        let (height, width) = sizes[attention.level];
+        work += Work::attention(height * width * clip.frames, tokens, attention.width);
+    }
+    Ok(work)
 }
 
 #[cfg(test)]
@@ -433,5 +484,37 @@ mod tests {
         // 12 layers of 12 · 768² weights on 77 tokens, and the attention.
         let linear = 12 * 12 * 768 * 768 * 77;
         assert_eq!(text(&TextConfig::default()).linear, linear);
+    }
+
+    #[test]
+    fn pictures_cost_little_in_every_step() {
+        let encoder = vision(&VisionConfig::vit_h());
+        // 630 million weights, for almost all of which there are 257 tokens; attention over 257 tokens 32 times.
+        assert!(near(encoder.linear, 161.9), "{encoder:?}");
+        assert_eq!(encoder.attention, 2 * 257 * 257 * 1280 * 32);
+        let unet = UNetConfig::sd15();
+        let widths: Vec<usize> =
+            unet.cross_attentions().unwrap().iter().map(|attention| attention.width).collect();
+        assert_eq!(widths.iter().sum::<usize>(), 12480);
+        let base = IpAdapterConfig {
+            projection: Projection::Linear { tokens: 4 },
+            features: 1024,
+            context: 768,
+            widths,
+        };
+        let once = 1024 * 4 * 768 + 768 * 2 * 12480 * 4;
+        assert_eq!(ip_adapter(&base, 257), Work { linear: once, ..Work::default() });
+        let clip = ClipSize { frames: 16, height: 64, width: 64, tokens: 77 };
+        let step = image_prompt(&unet, clip, 4).unwrap();
+        let share = step.macs() as f64 / sd15(16, 64).total().macs() as f64;
+        assert!(share < 0.0002, "{share}");
+        // The cross attention of a prompt, over as many tokens.
+        let prompt = |tokens| sd15_tokens(tokens).attention;
+        assert_eq!(step.attention, prompt(81) - prompt(77));
+    }
+
+    fn sd15_tokens(tokens: usize) -> Work {
+        let clip = ClipSize { frames: 16, height: 64, width: 64, tokens };
+        unet(&UNetConfig::sd15(), clip).spatial
     }
 }

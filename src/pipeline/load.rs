@@ -1,8 +1,10 @@
 //! Files to networks: which weights, which sizes.
 
+mod ip_adapters;
 mod side_networks;
 mod sizes;
 
+use std::collections::btree_map::Entry;
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
@@ -11,6 +13,8 @@ use std::sync::Arc;
 use candle_core::{DType, Device};
 use serde::de::DeserializeOwned;
 
+pub use ip_adapters::IpAdapterFile;
+use ip_adapters::{OpenImageEncoder, OpenIpAdapter};
 use side_networks::OpenSideNetwork;
 pub use side_networks::{ControlFile, SideConfig, SideNetwork, SideWork};
 
@@ -18,7 +22,8 @@ use super::embedded::Embedded;
 use super::flops::{self, ClipSize, UNetWork, Work};
 use super::request::Request;
 use crate::adapters::lora::{Lora, LoraOptions, LoraReport, LoraScale};
-use crate::models::clip::{TextConfig, TextEncoder};
+use crate::models::clip::{TextConfig, TextEncoder, VisionConfig, VisionEncoder};
+use crate::models::image_projection::{IpAdapter, IpAdapterConfig};
 use crate::models::motion::MotionConfig;
 use crate::models::unet::{UNet, UNetConfig};
 use crate::models::vae::{
@@ -91,6 +96,10 @@ pub struct Files {
     pub embeddings: Vec<EmbeddingFile>,
     /// ControlNets, SparseCtrl networks and T2I-Adapters that requests may use.
     pub controls: Vec<ControlFile>,
+    /// IP-Adapters that requests may use.
+    pub ip_adapters: Vec<IpAdapterFile>,
+    /// Their image encoder: a file or a folder. If left out, each is looked for near its adapter.
+    pub image_encoder: Option<PathBuf>,
 }
 
 /// A textual inversion to add.
@@ -154,6 +163,8 @@ impl Files {
             loras: vec![],
             embeddings: vec![],
             controls: vec![],
+            ip_adapters: vec![],
+            image_encoder: None,
         }
     }
 
@@ -178,6 +189,8 @@ pub struct Models {
     side_networks: BTreeMap<String, OpenSideNetwork>,
     /// The base files once more, for the autoencoder's other half.
     encoder: Checkpoint,
+    ip_adapters: BTreeMap<String, OpenIpAdapter>,
+    image_encoders: BTreeMap<PathBuf, OpenImageEncoder>,
     unet: UNetConfig,
     vae: VaeSizes,
     text: TextConfig,
@@ -327,6 +340,8 @@ impl Models {
             embeddings,
             side_networks: BTreeMap::new(),
             encoder,
+            ip_adapters: BTreeMap::new(),
+            image_encoders: BTreeMap::new(),
             unet,
             vae,
             text,
@@ -335,6 +350,16 @@ impl Models {
         for file in &files.controls {
             let net = OpenSideNetwork::open(file, &models.unet, models.factor())?;
             models.side_networks.insert(file.name.clone(), net);
+        }
+        for file in &files.ip_adapters {
+            let chosen = files.image_encoder.as_deref();
+            let adapter = OpenIpAdapter::open(file, &models.unet, chosen, &models.base)?;
+            let encoder = match models.image_encoders.entry(adapter.encoder.clone()) {
+                Entry::Occupied(entry) => entry.into_mut(),
+                Entry::Vacant(entry) => entry.insert(OpenImageEncoder::open(&adapter.encoder)?),
+            };
+            adapter.check(&file.name, &encoder.config)?;
+            models.ip_adapters.insert(file.name.clone(), adapter);
         }
         Ok(models)
     }
@@ -346,6 +371,7 @@ impl Models {
             && files.vae.is_none()
             && files.loras.is_empty()
             && files.embeddings.is_empty()
+            && files.ip_adapters.is_empty()
             && !matches!(files.motion, Motion::File(_));
         if !is_alone {
             let reason = "random weights cannot be mixed with those of files";
@@ -362,6 +388,8 @@ impl Models {
                 embeddings: vec![],
                 side_networks: BTreeMap::new(),
                 encoder: Checkpoint::new(),
+                ip_adapters: BTreeMap::new(),
+                image_encoders: BTreeMap::new(),
                 unet: UNetConfig::sd15(),
                 vae: VaeSizes::Kl(VaeConfig::default()),
                 text: TextConfig::default(),
@@ -393,8 +421,11 @@ impl Models {
         let loras = self.loras.iter().map(|open| open.lora.archive().source().clone());
         let embeddings = self.embeddings.iter().map(|inversion| inversion.source().clone());
         let controls = self.side_networks.values().flat_map(OpenSideNetwork::sources);
+        let ip_adapters = self.ip_adapters.values().flat_map(OpenIpAdapter::sources);
+        let image_encoders = self.image_encoders.values().flat_map(OpenImageEncoder::sources);
+        let beside = controls.chain(ip_adapters).chain(image_encoders);
         let mut sources: Vec<Source> = Vec::new();
-        for source in archives.chain(loras).chain(embeddings).chain(controls) {
+        for source in archives.chain(loras).chain(embeddings).chain(beside) {
             // A LoRA's file may hold embeddings, too.
             if !sources.contains(&source) {
                 sources.push(source);
@@ -630,6 +661,74 @@ impl Models {
             Some(net) => net.build(dtype, device),
             None => Err(Error::Missing { name: name.into(), reason: "was not opened".into() }),
         }
+    }
+
+    /// The names of the IP-Adapters that requests may use.
+    pub fn ip_adapters(&self) -> impl Iterator<Item = &str> {
+        self.ip_adapters.keys().map(String::as_str)
+    }
+
+    /// An IP-Adapter's sizes, its image encoder and that one's sizes.
+    ///
+    /// # Errors
+    ///
+    /// When none of that name was opened.
+    pub fn ip_adapter_config(
+        &self,
+        name: &str,
+    ) -> Result<(&IpAdapterConfig, &Path, &VisionConfig)> {
+        let adapter = self.open_ip_adapter(name)?;
+        let encoder = self.open_image_encoder(&adapter.encoder)?;
+        Ok((&adapter.config, &adapter.encoder, &encoder.config))
+    }
+
+    /// Bytes of an IP-Adapter, or of none if there is none of that name.
+    pub fn ip_adapter_bytes(&self, name: &str, dtype: DType) -> u64 {
+        self.ip_adapters.get(name).map_or(0, |adapter| adapter.bytes(dtype))
+    }
+
+    /// Bytes of an image encoder; 0 if it was not opened.
+    pub fn image_encoder_bytes(&self, path: &Path, dtype: DType) -> u64 {
+        self.image_encoders.get(path).map_or(0, |encoder| encoder.bytes(dtype))
+    }
+
+    /// Builds an IP-Adapter.
+    ///
+    /// # Errors
+    ///
+    /// When none of that name was opened, or its weights do not fit.
+    pub fn ip_adapter(
+        &self,
+        name: &str,
+        dtype: DType,
+        device: &Device,
+    ) -> Result<(IpAdapter, LoadReport)> {
+        self.open_ip_adapter(name)?.build(dtype, device)
+    }
+
+    /// Builds the image encoder of an IP-Adapter.
+    ///
+    /// # Errors
+    ///
+    /// When it was not opened, or its weights do not fit.
+    pub fn image_encoder(
+        &self,
+        path: &Path,
+        dtype: DType,
+        device: &Device,
+    ) -> Result<(VisionEncoder, LoadReport)> {
+        self.open_image_encoder(path)?.build(dtype, device)
+    }
+
+    fn open_ip_adapter(&self, name: &str) -> Result<&OpenIpAdapter> {
+        let missing = || Error::Missing { name: name.to_owned(), reason: "was not opened".into() };
+        self.ip_adapters.get(name).ok_or_else(missing)
+    }
+
+    fn open_image_encoder(&self, path: &Path) -> Result<&OpenImageEncoder> {
+        let name = || path.display().to_string();
+        let missing = || Error::Missing { name: name(), reason: "was not opened".into() };
+        self.image_encoders.get(path).ok_or_else(missing)
     }
 
     /// Builds the tokenizer and the text encoder.

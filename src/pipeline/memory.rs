@@ -5,6 +5,7 @@ use std::collections::BTreeSet;
 use candle_core::{DType, Device};
 
 use super::denoiser::Guidance;
+use super::ip_adapter::Pictures;
 use super::load::{Models, SideConfig};
 use super::request::Request;
 use crate::device::Precision;
@@ -27,6 +28,8 @@ pub struct Plan {
     /// What is needed whatever the size of the clip: the program itself, and what the largest
     /// convolution packs of its kernel and gathers of its input.
     pub fixed: u64,
+    /// What is loaded before denoising, to look at pictures, and not needed then.
+    pub looking: u64,
 }
 
 /// Values alive at the worst moment of a UNet pass, for every value of the first stage's output: the skips, a
@@ -108,7 +111,32 @@ impl Plan {
             decode: (decoded * bytes(precision.vae)) as u64,
             encode,
             fixed: (PROGRAM + copies) as u64,
+            looking: 0,
         }
+    }
+
+    /// With the pictures of the request's IP-Adapters: image encoders are loaded one at a time, then all adapters, and
+    /// only the keys and values that come of the pictures stay.
+    pub fn with_pictures(
+        mut self,
+        models: &Models,
+        precision: Precision,
+        request: &Request,
+        pictures: &[Pictures],
+    ) -> Result<Self> {
+        let attentions = models.unet_config().cross_attentions()?;
+        let width: usize = attentions.iter().map(|attention| attention.width).sum();
+        let names: BTreeSet<&str> = request.ip_adapters.iter().map(|a| a.model.as_str()).collect();
+        let dtype = precision.text;
+        self.looking = names.iter().map(|name| models.ip_adapter_bytes(name, dtype)).sum();
+        for (adapter, pictures) in request.ip_adapters.iter().zip(pictures) {
+            let (config, path, encoder) = models.ip_adapter_config(&adapter.model)?;
+            self.looking = self.looking.max(models.image_encoder_bytes(path, dtype));
+            let tokens = pictures.images.len() * config.tokens(encoder.tokens());
+            let values = (2 * tokens * width) as u64 * self.clips;
+            self.fixed += values * precision.unet.size_in_bytes() as u64;
+        }
+        Ok(self)
     }
 
     /// Bytes at the worst moment.
@@ -117,7 +145,8 @@ impl Plan {
             Guidance::Batched => self.clips,
             Guidance::TwoPasses => 1,
         };
-        (self.weights + (self.pass * clips).max(self.decode)).max(self.encode) + self.fixed
+        let steps = self.weights + (self.pass * clips).max(self.decode);
+        steps.max(self.encode).max(self.looking) + self.fixed
     }
 
     /// How guidance is to be computed so that the run fits.
@@ -134,7 +163,9 @@ impl Plan {
         }
         let needed = self.total(Guidance::TwoPasses);
         let error = Error::Memory { what: "the run".into(), needed, available };
-        Err(if self.weights > available {
+        Err(if self.looking > available {
+            error.with_hint("the image encoder alone does not fit")
+        } else if self.weights > available {
             error.with_hint("the weights alone do not fit: try --dtype bf16, or a smaller model")
         } else {
             error.with_hint("try fewer --frames, or a smaller --width and --height")
@@ -148,7 +179,8 @@ mod tests {
 
     #[test]
     fn guidance_takes_two_passes_where_one_would_not_fit() {
-        let plan = Plan { weights: 90, pass: 50, clips: 2, decode: 60, encode: 0, fixed: 10 };
+        let plan =
+            Plan { weights: 90, pass: 50, clips: 2, decode: 60, encode: 0, looking: 0, fixed: 10 };
         assert_eq!(plan.choose(None).unwrap(), Guidance::Batched);
         assert_eq!(plan.choose(Some(200)).unwrap(), Guidance::Batched);
         assert_eq!(plan.choose(Some(199)).unwrap(), Guidance::TwoPasses);
@@ -158,5 +190,10 @@ mod tests {
         assert!(error.to_string().contains("160 bytes") && error.to_string().contains("159"));
         assert!(error.hint().unwrap().contains("--frames"));
         assert!(plan.choose(Some(89)).unwrap_err().hint().unwrap().contains("--dtype"));
+        // What comes before denoising counts only where it needs more.
+        assert_eq!(Plan { looking: 150, ..plan }.total(Guidance::TwoPasses), 160);
+        let large = Plan { looking: 300, ..plan };
+        assert_eq!(large.total(Guidance::Batched), 310);
+        assert!(large.choose(Some(299)).unwrap_err().hint().unwrap().contains("image encoder"));
     }
 }

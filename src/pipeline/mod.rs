@@ -6,19 +6,24 @@ pub mod control;
 pub mod denoiser;
 mod embedded;
 pub mod flops;
+pub mod ip_adapter;
 pub mod load;
 pub mod memory;
 pub mod request;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::{Path, PathBuf};
 use std::sync::{Mutex, PoisonError};
 
 use candle_core::{DType, Device, Tensor};
 
+use crate::adapters::ip_adapter::{ImagePrompt, Neighbour, Sight};
 use crate::adapters::{Conditioner, Pass};
 use crate::device::{self, Precision};
 use crate::media::FrameSink;
 use crate::media::tensor::{from_rgb, to_rgb};
+use crate::models::clip::VisionEncoder;
+use crate::models::image_projection::IpAdapter;
 use crate::models::unet::{Injection, UNet};
 use crate::models::vae::{Vae, VaeEncoder};
 use crate::rng::Noise;
@@ -29,6 +34,7 @@ use crate::weights::{Component, LoadReport, Resident};
 use crate::{Error, Result};
 use control::Hint;
 use denoiser::{Guidance, Guided, Settings};
+use ip_adapter::Pictures;
 use load::{Models, SideNetwork};
 use memory::Plan as MemoryPlan;
 use request::Request;
@@ -39,7 +45,8 @@ use request::Request;
 pub enum Event {
     /// A part is about to be loaded.
     Load {
-        /// Which: `text`, `unet`, `vae`, `vae encoder`, `controlnet`, `sparsectrl` or `t2i-adapter`.
+        /// Which: `text`, `image-encoder`, `ip-adapter`, `unet`, `vae`, `vae encoder`, `controlnet`, `sparsectrl` or
+        /// `t2i-adapter`.
         part: &'static str,
         /// Bytes that it will have in memory.
         bytes: u64,
@@ -130,6 +137,8 @@ pub struct Pipeline {
     /// The weights of those models that stay.
     resident: BTreeMap<Component, Resident>,
     conditioners: Vec<Mutex<Box<dyn Conditioner>>>,
+    image_encoders: BTreeMap<PathBuf, VisionEncoder>,
+    ip_adapters: BTreeMap<String, IpAdapter>,
 }
 
 /// Which parts stay in memory.
@@ -157,6 +166,8 @@ impl Pipeline {
             side_networks: BTreeMap::new(),
             resident: BTreeMap::new(),
             conditioners: vec![],
+            image_encoders: BTreeMap::new(),
+            ip_adapters: BTreeMap::new(),
         }
     }
 
@@ -225,7 +236,13 @@ impl Pipeline {
                 Error::request("frames", reason).with_hint(format!("use at most {longest}"))
             );
         }
+        for adapter in &request.ip_adapters {
+            if !self.models.ip_adapters().any(|name| name == adapter.model) {
+                return Err(ip_adapter::unopened(adapter));
+            }
+        }
         let hints = control::hints(request, &self.models, (width, height))?;
+        let pictures = ip_adapter::pictures(request, (width, height))?;
         let schedule = self.models.schedule(request)?;
         let plan = request.sampler.plan(
             &schedule,
@@ -238,10 +255,11 @@ impl Pipeline {
             },
         )?;
         let size = (width, height);
-        let memory = MemoryPlan::new(&self.models, self.precision, &self.device, request, size);
+        let memory = MemoryPlan::new(&self.models, self.precision, &self.device, request, size)
+            .with_pictures(&self.models, self.precision, request, &pictures)?;
         let available = device::available_memory(&self.device);
         let guidance = memory.choose(available)?;
-        Ok(Prepared { width, height, hints, schedule, plan, guidance, memory })
+        Ok(Prepared { width, height, hints, pictures, schedule, plan, guidance, memory })
     }
 
     /// Makes a clip.
@@ -260,8 +278,9 @@ impl Pipeline {
         let Some(seed) = request.seed else {
             return Err(Error::request("seed", "is missing"));
         };
-        let (context, negative) = self.encode(request, tensors, listener)?;
+        let states = self.encode(request, tensors, listener)?;
         let hints = self.encode_hints(request, &prepared, tensors, listener)?;
+        let image_prompts = self.image_prompts(request, &prepared, listener)?;
         // The autoencoder is small: if something is wrong with it, that shows before the long part.
         self.load_vae(listener)?;
         self.load_side_networks(request.controls.iter().map(|c| c.model.clone()), listener)?;
@@ -271,7 +290,7 @@ impl Pipeline {
         let mut noise = Noise::new(request.rng, seed).with_replay(frames_first(&tensors.noise)?);
         let x = first_latents(tensors, &mut noise, &prepared, request, &self.models, &self.device)?;
         let latents = {
-            let guided = self.guided(request, &prepared, &context, negative.as_ref())?;
+            let guided = self.guided(request, &prepared, &states)?;
             let parts = control::Parts {
                 networks: &self.side_networks,
                 hints: &prepared.hints,
@@ -280,6 +299,8 @@ impl Pipeline {
                 device: &self.device,
             };
             let mut conditioners = control::conditioners(request, &parts)?;
+            let boxed = |prompt| Box::new(prompt) as Box<dyn Conditioner>;
+            conditioners.extend(image_prompts.into_iter().map(boxed));
             let own = self.conditioners.iter().map(|own| Box::new(Lent::new(own)) as _);
             conditioners.extend(own);
             let mut guided = guided.condition(conditioners, &prepared.plan.steps);
@@ -312,13 +333,12 @@ impl Pipeline {
         Ok(())
     }
 
-    /// The network with its prompts.
+    /// The network with its prompts, `context` and perhaps a negative one.
     fn guided(
         &self,
         request: &Request,
         prepared: &Prepared,
-        context: &Tensor,
-        negative: Option<&Tensor>,
+        (context, negative): &(Tensor, Option<Tensor>),
     ) -> Result<Guided<'_>> {
         let settings = Settings {
             prediction: self.models.prediction(),
@@ -341,6 +361,12 @@ impl Pipeline {
         self.load_vae(listener)?;
         let names: Vec<String> = self.models.side_networks().map(|(n, _)| n.to_owned()).collect();
         self.load_side_networks(names, listener)?;
+        let names: Vec<String> = self.models.ip_adapters().map(str::to_owned).collect();
+        for name in names {
+            let encoder = self.models.ip_adapter_config(&name)?.1.to_path_buf();
+            self.load_image_encoder(&encoder, listener)?;
+            self.load_ip_adapter(&name, listener)?;
+        }
         self.load_unet(listener)
     }
 
@@ -453,6 +479,83 @@ impl Pipeline {
         built
     }
 
+    /// What the IP-Adapters of a request make of their pictures. No network that took part is needed after that.
+    fn image_prompts(
+        &mut self,
+        request: &Request,
+        prepared: &Prepared,
+        listener: &mut dyn Listener,
+    ) -> Result<Vec<ImagePrompt>> {
+        if request.ip_adapters.is_empty() {
+            return Ok(vec![]);
+        }
+        // Image encoders are large: one after the other looks at all of its pictures.
+        let mut paths = Vec::new();
+        for adapter in &request.ip_adapters {
+            paths.push(self.models.ip_adapter_config(&adapter.model)?.1.to_path_buf());
+        }
+        let mut sights = BTreeMap::new();
+        for path in paths.iter().collect::<BTreeSet<_>>() {
+            self.load_image_encoder(path, listener)?;
+            let encoder = loaded(self.image_encoders.get(path))?;
+            let all = request.ip_adapters.iter().zip(&prepared.pictures).zip(&paths).enumerate();
+            for (i, ((adapter, pictures), own)) in all {
+                if own == path {
+                    let wants = self.models.ip_adapter_config(&adapter.model)?.0.wants();
+                    let is_guided = request.is_guided();
+                    sights.insert(i, Sight::of(encoder, &pictures.images, wants, is_guided)?);
+                }
+            }
+            if self.residency == Residency::OneAtATime {
+                self.image_encoders.clear();
+            }
+        }
+        let factor = self.models.factor();
+        let unet = Neighbour {
+            attentions: self.models.unet_config().cross_attentions()?,
+            dtype: self.precision.unet,
+            height: prepared.height / factor,
+            width: prepared.width / factor,
+        };
+        let mut prompts = Vec::new();
+        for (i, (adapter, pictures)) in
+            request.ip_adapters.iter().zip(&prepared.pictures).enumerate()
+        {
+            self.load_ip_adapter(&adapter.model, listener)?;
+            let net = loaded(self.ip_adapters.get(&adapter.model))?;
+            let sight = loaded(sights.get(&i))?;
+            prompts.push(ImagePrompt::new(net, sight, pictures.settings.clone(), &unet)?);
+        }
+        if self.residency == Residency::OneAtATime {
+            self.ip_adapters.clear();
+        }
+        Ok(prompts)
+    }
+
+    fn load_image_encoder(&mut self, path: &Path, listener: &mut dyn Listener) -> Result<()> {
+        if !self.image_encoders.contains_key(path) {
+            let dtype = self.precision.text;
+            let bytes = self.models.image_encoder_bytes(path, dtype);
+            listener.event(Event::Load { part: "image-encoder", bytes })?;
+            let (encoder, report) = self.models.image_encoder(path, dtype, &self.device)?;
+            listener.event(Event::Report { report })?;
+            self.image_encoders.insert(path.to_path_buf(), encoder);
+        }
+        Ok(())
+    }
+
+    fn load_ip_adapter(&mut self, name: &str, listener: &mut dyn Listener) -> Result<()> {
+        if !self.ip_adapters.contains_key(name) {
+            let dtype = self.precision.text;
+            let bytes = self.models.ip_adapter_bytes(name, dtype);
+            listener.event(Event::Load { part: "ip-adapter", bytes })?;
+            let (adapter, report) = self.models.ip_adapter(name, dtype, &self.device)?;
+            listener.event(Event::Report { report })?;
+            self.ip_adapters.insert(name.to_owned(), adapter);
+        }
+        Ok(())
+    }
+
     fn load_text(&mut self, listener: &mut dyn Listener) -> Result<()> {
         if self.text.is_none() {
             listener.event(Event::Load { part: "text", bytes: self.models.text_bytes() })?;
@@ -553,6 +656,8 @@ pub struct Prepared {
     pub height: usize,
     /// For every control its pictures in the clip's size.
     pub hints: Vec<Hint>,
+    /// For every IP-Adapter its pictures and how they are used.
+    pub pictures: Vec<Pictures>,
     /// The noise schedule.
     pub schedule: NoiseSchedule,
     /// The sampler's way.

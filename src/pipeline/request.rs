@@ -3,6 +3,7 @@
 use serde::{Deserialize, Serialize};
 
 use super::control::{self, Control};
+use super::ip_adapter::{self, IpAdapter};
 use crate::device::{DeviceChoice, DtypeChoice};
 use crate::models::motion::MotionNorm;
 use crate::rng::RngKind;
@@ -109,6 +110,9 @@ pub struct Spec {
     pub loras: Vec<WeightedFile>,
     /// Textual inversions, in order.
     pub embeddings: Vec<Embedding>,
+    /// The image encoder of the IP-Adapters, if it is not near them.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub image_encoder: Option<String>,
     /// Ignores a LoRA's alpha, as AnimateLCM's own code does.
     pub lora_legacy_scale: bool,
     /// Accepts LoRAs that fit in part.
@@ -271,6 +275,9 @@ pub struct Request {
     /// What the frames are to follow.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub controls: Vec<Control>,
+    /// Which pictures the frames are to resemble.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub ip_adapters: Vec<IpAdapter>,
 }
 
 impl Default for Request {
@@ -296,6 +303,7 @@ impl Default for Request {
             seed: None,
             rng: RngKind::Cpu,
             controls: vec![],
+            ip_adapters: vec![],
         }
     }
 }
@@ -358,6 +366,7 @@ impl Request {
             }
         }
         control::validate(&self.controls, self.frames)?;
+        ip_adapter::validate(&self.ip_adapters)?;
         for (field, value) in [("width", self.width), ("height", self.height)] {
             if let Some(value) = value {
                 at_least(field, value, 8)?;

@@ -56,7 +56,9 @@ impl Component {
     /// How the component's files are called.
     pub(super) fn stems(self) -> &'static [Stem] {
         match self {
-            Self::Text => &[TRANSFORMERS, DIFFUSERS],
+            Self::Text | Self::ImageEncoder => &[TRANSFORMERS, DIFFUSERS],
+            // Many lie in one folder: none of them is meant.
+            Self::IpAdapter => &[],
             _ => &[DIFFUSERS, TRANSFORMERS],
         }
     }

@@ -69,13 +69,21 @@ pub enum Component {
     SparseCtrl,
     /// One that makes features of hints, once.
     T2iAdapter,
+    /// CLIP's image half, with its projection.
+    ImageEncoder,
+    /// What makes keys and values of an image encoder's features.
+    IpAdapter,
 }
 
 impl Component {
-    /// Those of every model.
+    /// Those of every model. The others come beside them, any number of them, each from a file of its own.
     pub const ALL: [Self; 3] = [Self::UNet, Self::Vae, Self::Text];
     /// Those that come beside them, any number of them, each from a file of its own.
     pub const CONTROLS: [Self; 3] = [Self::ControlNet, Self::SparseCtrl, Self::T2iAdapter];
+
+    /// Those that come beside a model.
+    pub const BESIDE: [Self; 5] =
+        [Self::ControlNet, Self::SparseCtrl, Self::T2iAdapter, Self::ImageEncoder, Self::IpAdapter];
 
     /// What messages call it.
     pub fn name(self) -> &'static str {
@@ -86,6 +94,8 @@ impl Component {
             Self::ControlNet => "controlnet",
             Self::SparseCtrl => "sparsectrl",
             Self::T2iAdapter => "t2i-adapter",
+            Self::ImageEncoder => "image encoder",
+            Self::IpAdapter => "ip-adapter",
         }
     }
 
@@ -97,6 +107,8 @@ impl Component {
             Self::Text => &["text_encoder"],
             Self::ControlNet | Self::SparseCtrl => &["controlnet"],
             Self::T2iAdapter => &["adapter"],
+            Self::ImageEncoder => &["image_encoder"],
+            Self::IpAdapter => &[],
         }
     }
 }
@@ -146,11 +158,16 @@ impl Scope {
         }
     }
 
-    /// The components that may come beside a model's own.
-    fn controls(self) -> &'static [Component] {
+    /// Which of the components that come beside a model are wanted.
+    fn beside(self) -> &'static [Component] {
+        const BESIDE: &[Component] = &Component::BESIDE;
         match self {
             Self::Control => &Component::CONTROLS,
-            _ => &[],
+            Self::Component(wanted) => {
+                let found = BESIDE.iter().find(|component| **component == wanted);
+                found.map_or(&[], std::slice::from_ref)
+            }
+            Self::Motion | Self::Everything => &[],
         }
     }
 
@@ -255,7 +272,7 @@ impl Checkpoint {
         let is = |foreign: Foreign| {
             Error::format(path, format!("is {}", foreign.what)).with_hint(foreign.hint)
         };
-        if let Some(foreign) = dialect::recognise(&names, scope.controls()) {
+        if let Some(foreign) = dialect::recognise(&names, scope.beside()) {
             return Err(is(foreign));
         }
         let dialect =

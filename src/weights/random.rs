@@ -124,6 +124,8 @@ fn prefix(component: Component) -> &'static str {
         Component::ControlNet => "controlnet",
         Component::SparseCtrl => "sparsectrl",
         Component::T2iAdapter => "t2i_adapter",
+        Component::ImageEncoder => "image_encoder",
+        Component::IpAdapter => "ip_adapter",
     }
 }
 

@@ -51,6 +51,11 @@ fn rows(job: &Job) -> String {
     );
     table.row("clip", size(request));
     table.row("sampling", sampling(request));
+    for adapter in &request.ip_adapters {
+        let images: Vec<&str> = adapter.images.iter().map(|image| image.file.as_str()).collect();
+        let (images, model, scale) = (images.join(", "), &adapter.model, &adapter.scale);
+        table.row("ip-adapter", format!("{images} by {model} at {scale}"));
+    }
     for (label, value) in parts(models) {
         table.row(label, value);
     }

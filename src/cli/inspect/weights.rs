@@ -10,6 +10,7 @@ use super::super::to_json;
 use super::{Table, header, plain};
 use crate::adapters::lora::Lora;
 use crate::error::Bytes;
+use crate::models::image_projection::{Features, IpAdapterConfig, Projection};
 use crate::text::inversion::Inversion;
 use crate::weights::{Archive, Checkpoint, Component, Source, sha256};
 use crate::{Error, Result};
@@ -144,6 +145,10 @@ const PARTS: &[Part] = &[
     Part { folder: "controlnet", add: |c, source| c.add_control(source).map(|_| ()) },
     Part { folder: "adapter", add: |c, source| c.add_control(source).map(|_| ()) },
     Part { folder: "text_encoder", add: |c, source| c.add_component(Component::Text, source) },
+    Part {
+        folder: "image_encoder",
+        add: |c, source| c.add_component(Component::ImageEncoder, source),
+    },
 ];
 
 impl Part {
@@ -182,7 +187,7 @@ impl About {
     /// What the loaders understand.
     fn of(checkpoint: &Checkpoint) -> Result<Self> {
         let count = |component| checkpoint.names(component).count();
-        let all = Component::ALL.into_iter().chain(Component::CONTROLS);
+        let all = Component::ALL.into_iter().chain(Component::BESIDE);
         let components = all.map(|component| (component.name(), count(component)));
         Ok(Self {
             kind: kind(checkpoint),
@@ -211,9 +216,12 @@ impl About {
             (about.kind, about.supported) = kind;
             return Ok(about);
         }
-        let mut control = Checkpoint::new();
-        if control.add_control(source).is_ok() {
-            return Self::of(&control);
+        let mut beside = Checkpoint::new();
+        let parts = [Component::ImageEncoder, Component::IpAdapter];
+        if beside.add_control(source).is_ok()
+            || parts.into_iter().any(|part| beside.add_component(part, source).is_ok())
+        {
+            return Self::of(&beside);
         }
         let reason = reason(error);
         let advice = error.hint().map(std::borrow::Cow::into_owned);
@@ -312,6 +320,17 @@ fn kind(checkpoint: &Checkpoint) -> String {
     if let Some(control) = Component::CONTROLS.into_iter().find(|component| has(*component)) {
         return control_kind(checkpoint, control);
     }
+    if has(Component::IpAdapter) {
+        return ip_adapter_kind(checkpoint);
+    }
+    if has(Component::ImageEncoder) {
+        let whole = if has(Component::Text) {
+            "CLIP, image and text encoder"
+        } else {
+            "a CLIP image encoder"
+        };
+        return whole.into();
+    }
     match (has(Component::Vae), has(Component::Text)) {
         (true, false) => {
             let is_tiny =
@@ -366,6 +385,24 @@ fn control_kind(checkpoint: &Checkpoint, component: Component) -> String {
         }
         _ => format!("a ControlNet for a context of {context}; {skips}"),
     }
+}
+
+/// Which kind of IP-Adapter it is, and what it wants to know of a picture.
+fn ip_adapter_kind(checkpoint: &Checkpoint) -> String {
+    let shape = |name: &str| checkpoint.shape_of(Component::IpAdapter, name);
+    let Ok(config) = IpAdapterConfig::from_shapes(|name| shape(name).map(<[usize]>::to_vec)) else {
+        return "an IP-Adapter of no known kind".into();
+    };
+    let what = match config.wants() {
+        Features::Embedding => "embeddings",
+        Features::Penultimate => "states",
+    };
+    let kind = match config.projection {
+        Projection::Linear { tokens } => format!("{tokens} tokens"),
+        Projection::Resampler { tokens, .. } => format!("plus, {tokens} tokens"),
+        Projection::Mlp { .. } => "full".into(),
+    };
+    format!("an IP-Adapter ({kind}) for {what} of {} channels", config.features)
 }
 
 fn is_sd15(checkpoint: &Checkpoint) -> bool {

@@ -1,9 +1,9 @@
-//! The sizes of a CLIP text encoder, as in its `config.json`.
+//! The sizes of CLIP's encoders, as in their `config.json`.
 
 use serde::{Deserialize, Serialize};
 
-use crate::Result;
 use crate::models::supported;
+use crate::{Error, Result};
 
 /// A CLIP text encoder. The defaults are those of Stable Diffusion 1.5's ViT-L/14.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -47,5 +47,86 @@ impl TextConfig {
     pub fn validate(&self) -> Result<()> {
         let known = ["quick_gelu".to_owned(), "gelu".to_owned()];
         supported("text encoder", "hidden_act", &self.hidden_act, &known)
+    }
+}
+
+/// A CLIP image encoder.
+///
+/// Unlike elsewhere here, the defaults are those of transformers: its configurations may leave them out.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct VisionConfig {
+    /// Width of a token; 1280 in ViT-H/14.
+    pub hidden_size: usize,
+    /// Width inside the MLP; 5120.
+    pub intermediate_size: usize,
+    /// Layers; 32.
+    pub num_hidden_layers: usize,
+    /// Attention heads; 16.
+    pub num_attention_heads: usize,
+    /// Channels of a picture; 3.
+    pub num_channels: usize,
+    /// Pixels on each side of a picture; 224.
+    pub image_size: usize,
+    /// Pixels on each side of a patch, which becomes a token; 14.
+    pub patch_size: usize,
+    /// Width of the embedding that is comparable with a text's; 1024.
+    pub projection_dim: usize,
+    /// The MLP's activation; `gelu`.
+    pub hidden_act: String,
+    /// Epsilon of the norms; 1e-5.
+    pub layer_norm_eps: f64,
+}
+
+impl Default for VisionConfig {
+    fn default() -> Self {
+        Self {
+            hidden_size: 768,
+            intermediate_size: 3072,
+            num_hidden_layers: 12,
+            num_attention_heads: 12,
+            num_channels: 3,
+            image_size: 224,
+            patch_size: 32,
+            projection_dim: 512,
+            hidden_act: "quick_gelu".into(),
+            layer_norm_eps: 1e-5,
+        }
+    }
+}
+
+impl VisionConfig {
+    /// ViT-H/14 of LAION, the image encoder of the IP-Adapters for Stable Diffusion 1.5.
+    pub fn vit_h() -> Self {
+        Self {
+            hidden_size: 1280,
+            intermediate_size: 5120,
+            num_hidden_layers: 32,
+            num_attention_heads: 16,
+            patch_size: 14,
+            projection_dim: 1024,
+            hidden_act: "gelu".into(),
+            ..Self::default()
+        }
+    }
+
+    /// Fails on a configuration that this program does not implement.
+    pub fn validate(&self) -> Result<()> {
+        const NAME: &str = "image encoder";
+        let known = ["quick_gelu".to_owned(), "gelu".to_owned()];
+        supported(NAME, "hidden_act", &self.hidden_act, &known)?;
+        supported(NAME, "num_channels", &self.num_channels, &[3])?;
+        if self.patch_size == 0 || self.image_size < self.patch_size {
+            let (image, patch) = (self.image_size, self.patch_size);
+            let reason = format!("pictures of {image} pixels have no patches of {patch}");
+            return Err(Error::Missing { name: format!("{NAME} config"), reason });
+        }
+        Ok(())
+    }
+
+    /// Tokens of a picture: the class and the patches.
+    pub fn tokens(&self) -> usize {
+        let side = self.image_size / self.patch_size.max(1);
+        1 + side * side
     }
 }

@@ -1,7 +1,10 @@
-//! CLIP's text encoder.
+//! CLIP's text and image encoders.
 
 mod config;
+mod layer;
 mod text;
+mod vision;
 
-pub use config::TextConfig;
+pub use config::{TextConfig, VisionConfig};
 pub use text::TextEncoder;
+pub use vision::VisionEncoder;

@@ -1,13 +1,12 @@
 //! The text transformer: pre-norm blocks with causal self attention.
 
-use candle_core::{D, DType, Device, Tensor};
+use candle_core::{D, Device, Tensor};
 use candle_nn::VarBuilder;
 
 use super::TextConfig;
+use super::layer::{Layer, LayerOptions};
 use crate::Result;
-use crate::nn::{LayerNorm, Linear};
-
-type TensorResult = candle_core::Result<Tensor>;
+use crate::nn::LayerNorm;
 
 /// CLIP's text encoder.
 #[derive(Clone, Debug)]
@@ -16,20 +15,6 @@ pub struct TextEncoder {
     position_embedding: Tensor,
     layers: Vec<Layer>,
     final_layer_norm: LayerNorm,
-}
-
-#[derive(Clone, Debug)]
-struct Layer {
-    layer_norm1: LayerNorm,
-    q_proj: Linear,
-    k_proj: Linear,
-    v_proj: Linear,
-    out_proj: Linear,
-    heads: usize,
-    layer_norm2: LayerNorm,
-    fc1: Linear,
-    fc2: Linear,
-    quick_gelu: bool,
 }
 
 impl TextEncoder {
@@ -42,8 +27,15 @@ impl TextEncoder {
         let vb = vb.pp("text_model");
         let width = config.hidden_size;
         let embeddings = vb.pp("embeddings");
+        let options = LayerOptions {
+            width,
+            inner: config.intermediate_size,
+            heads: config.num_attention_heads,
+            eps: config.layer_norm_eps,
+            quick_gelu: config.hidden_act == "quick_gelu",
+        };
         let layers = (0..config.num_hidden_layers)
-            .map(|i| Layer::new(config, &vb.pp("encoder.layers").pp(i)))
+            .map(|i| Layer::new(options, &vb.pp("encoder.layers").pp(i)))
             .collect::<candle_core::Result<_>>()?;
         Ok(Self {
             token_embedding: embeddings
@@ -99,68 +91,14 @@ impl TextEncoder {
         let mut x = embedded.broadcast_add(&self.position_embedding.narrow(0, 0, tokens)?)?;
         let mask = causal_mask(tokens, ids.device())?;
         for layer in &self.layers[..kept] {
-            x = layer.forward(&x, &mask)?;
+            x = layer.forward(&x, Some(&mask))?;
         }
         Ok(self.final_layer_norm.forward(&x)?)
     }
 }
 
-impl Layer {
-    fn new(config: &TextConfig, vb: &VarBuilder) -> candle_core::Result<Self> {
-        let width = config.hidden_size;
-        let inner = config.intermediate_size;
-        let norm = |name: &str| LayerNorm::new(width, config.layer_norm_eps, &vb.pp(name));
-        let attention = vb.pp("self_attn");
-        let projection = |name: &str| Linear::new(width, width, &attention.pp(name));
-        if config.num_attention_heads == 0 || !width.is_multiple_of(config.num_attention_heads) {
-            candle_core::bail!(
-                "{width} channels do not divide into {} heads",
-                config.num_attention_heads
-            );
-        }
-        Ok(Self {
-            layer_norm1: norm("layer_norm1")?,
-            q_proj: projection("q_proj")?,
-            k_proj: projection("k_proj")?,
-            v_proj: projection("v_proj")?,
-            out_proj: projection("out_proj")?,
-            heads: config.num_attention_heads,
-            layer_norm2: norm("layer_norm2")?,
-            fc1: Linear::new(width, inner, &vb.pp("mlp.fc1"))?,
-            fc2: Linear::new(inner, width, &vb.pp("mlp.fc2"))?,
-            quick_gelu: config.hidden_act == "quick_gelu",
-        })
-    }
-
-    fn forward(&self, x: &Tensor, mask: &Tensor) -> TensorResult {
-        let x = (self.attend(&self.layer_norm1.forward(x)?, mask)? + x)?;
-        let y = self.fc1.forward(&self.layer_norm2.forward(&x)?)?;
-        let y = if self.quick_gelu {
-            (&y * candle_nn::ops::sigmoid(&(&y * 1.702)?)?)?
-        } else {
-            y.gelu_erf()?
-        };
-        self.fc2.forward(&y)? + x
-    }
-
-    /// Scores are held whole: a prompt has 77 tokens.
-    fn attend(&self, x: &Tensor, mask: &Tensor) -> TensorResult {
-        let (batch, tokens, width) = x.dims3()?;
-        let dim = width / self.heads;
-        let split =
-            |y: Tensor| y.reshape((batch, tokens, self.heads, dim))?.transpose(1, 2)?.contiguous();
-        let q = split((self.q_proj.forward(x)? * (1.0 / (dim as f64).sqrt()))?)?;
-        let k = split(self.k_proj.forward(x)?)?;
-        let v = split(self.v_proj.forward(x)?)?;
-        let scores = q.matmul(&k.t()?)?.to_dtype(DType::F32)?.broadcast_add(mask)?;
-        let weights = candle_nn::ops::softmax(&scores, D::Minus1)?.to_dtype(x.dtype())?;
-        let y = weights.matmul(&v)?.transpose(1, 2)?.reshape((batch, tokens, width))?;
-        self.out_proj.forward(&y)
-    }
-}
-
 /// `(tokens, tokens)` in f32: 0 where a token may look, -∞ where it may not.
-fn causal_mask(tokens: usize, device: &Device) -> TensorResult {
+fn causal_mask(tokens: usize, device: &Device) -> candle_core::Result<Tensor> {
     let mask: Vec<f32> = (0..tokens * tokens)
         .map(|i| if i % tokens > i / tokens { f32::NEG_INFINITY } else { 0.0 })
         .collect();

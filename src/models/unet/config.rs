@@ -3,6 +3,7 @@
 use candle_core::Tensor;
 use serde::{Deserialize, Serialize};
 
+use super::Place;
 use crate::models::motion::MotionConfig;
 use crate::models::supported;
 use crate::nn::{TimestepEmbedding, timestep_features};
@@ -59,6 +60,15 @@ pub struct UNetConfig {
     /// The motion modules, if there are any. Not part of a published `unet/config.json`.
     #[serde(skip)]
     pub motion: Option<MotionConfig>,
+}
+
+/// A place where a UNet's pixels look at a context.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct CrossAttention {
+    /// Channels.
+    pub width: usize,
+    /// How often the latents' size was halved before it.
+    pub level: usize,
 }
 
 /// What a stage is made of.
@@ -164,6 +174,39 @@ impl UNetConfig {
     /// The number of attention heads.
     pub fn heads(&self) -> usize {
         self.num_attention_heads.unwrap_or(self.attention_head_dim)
+    }
+
+    /// The cross attentions of the stages down, then up, then of the middle: the order in which adapters number them.
+    pub fn cross_attentions(&self) -> Result<Vec<CrossAttention>> {
+        self.validate()?;
+        Ok(self.places().flat_map(|place| self.cross_attentions_of(place)).collect())
+    }
+
+    /// The number of a stage's first cross attention in that order.
+    pub(super) fn first_cross_attention(&self, place: Place) -> usize {
+        let before = self.places().take_while(|other| *other != place);
+        before.map(|place| self.cross_attentions_of(place).len()).sum()
+    }
+
+    fn places(&self) -> impl Iterator<Item = Place> {
+        let stages = self.block_out_channels.len();
+        (0..stages).map(Place::Down).chain((0..stages).map(Place::Up)).chain([Place::Mid])
+    }
+
+    fn cross_attentions_of(&self, place: Place) -> Vec<CrossAttention> {
+        let last = self.block_out_channels.len().saturating_sub(1);
+        let (level, kind, layers) = match place {
+            Place::Down(i) => (i, self.down_kind(i).ok(), self.layers_per_block),
+            Place::Up(i) => (last - i, self.up_kind(i).ok(), self.layers_per_block + 1),
+            Place::Mid => (last, Some(BlockKind::Attention), 1),
+        };
+        let Some(&width) = self.block_out_channels.get(level) else { return vec![] };
+        match kind {
+            Some(BlockKind::Attention) => {
+                vec![CrossAttention { width, level }; layers * self.transformer_layers_per_block]
+            }
+            _ => vec![],
+        }
     }
 
     /// Width of the time embedding: four times the first stage's.

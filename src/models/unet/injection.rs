@@ -1,6 +1,10 @@
 //! What the outside may hand the UNet for one pass. The UNet does not know who does.
 
+use std::ops::Range;
+
 use candle_core::{Result, Tensor};
+
+use crate::nn::SideContext;
 
 /// Tensors that are added to parts of the UNet. Empty means "no effect".
 ///
@@ -9,6 +13,8 @@ use candle_core::{Result, Tensor};
 pub struct Injection {
     residuals: Option<Residuals>,
     stage_features: Vec<Tensor>,
+    /// For every cross attention what its queries look at beside the prompt.
+    sides: Vec<Vec<SideContext>>,
 }
 
 /// What a copy of the UNet's first half adds to it.
@@ -46,7 +52,7 @@ impl Injection {
             self.stage_features = more;
             return Ok(());
         }
-        same_number(more.len(), self.stage_features.len(), "features", "stages")?;
+        same_number("features", more.len(), "stages", self.stage_features.len())?;
         let sums = self.stage_features.iter().zip(more).map(|(a, b)| a + b);
         self.stage_features = sums.collect::<Result<_>>()?;
         Ok(())
@@ -57,14 +63,44 @@ impl Injection {
         if self.stage_features.is_empty() {
             return Ok(vec![None; stages]);
         }
-        same_number(self.stage_features.len(), stages, "features", "stages")?;
+        same_number("features", self.stage_features.len(), "stages", stages)?;
         Ok(self.stage_features.iter().map(Some).collect())
+    }
+
+    /// Has the queries of every cross attention look at something beside the prompt. There is one entry for each, in
+    /// the order of [`UNetConfig::cross_attentions`](super::UNetConfig::cross_attentions).
+    ///
+    /// # Errors
+    ///
+    /// When others were added before and their number differs.
+    pub fn add_sides(&mut self, more: Vec<SideContext>) -> Result<()> {
+        if self.sides.is_empty() {
+            self.sides.resize_with(more.len(), Vec::new);
+        }
+        same_number("side contexts", more.len(), "cross attentions", self.sides.len())?;
+        for (sides, side) in self.sides.iter_mut().zip(more) {
+            sides.push(side);
+        }
+        Ok(())
+    }
+
+    /// What some of the cross attentions look at beside the prompt.
+    pub(super) fn sides(&self, crossing: Range<usize>) -> &[Vec<SideContext>] {
+        self.sides.get(crossing).unwrap_or_default()
+    }
+
+    /// Fails if there are side contexts, but not for so many cross attentions.
+    pub(super) fn check_sides(&self, attentions: usize) -> Result<()> {
+        if self.sides.is_empty() {
+            return Ok(());
+        }
+        same_number("side contexts", self.sides.len(), "cross attentions", attentions)
     }
 
     /// Gives every skip its residual.
     pub(super) fn onto_skips(&self, skips: &mut [Tensor]) -> Result<()> {
         let Some(residuals) = &self.residuals else { return Ok(()) };
-        same_number(residuals.skips.len(), skips.len(), "residuals", "skips")?;
+        same_number("residuals", residuals.skips.len(), "skips", skips.len())?;
         for (skip, residual) in skips.iter_mut().zip(&residuals.skips) {
             *skip = (&*skip + residual)?;
         }
@@ -82,7 +118,7 @@ impl Injection {
 
 impl Residuals {
     fn plus(self, more: Self) -> Result<Self> {
-        same_number(more.skips.len(), self.skips.len(), "residuals", "skips")?;
+        same_number("residuals", more.skips.len(), "skips", self.skips.len())?;
         let skips = self.skips.into_iter().zip(more.skips).map(|(a, b)| a + b);
         Ok(Self { skips: skips.collect::<Result<_>>()?, mid: (self.mid + more.mid)? })
     }
@@ -101,7 +137,7 @@ impl Residuals {
 }
 
 /// Pairing lists off would silently leave out what one has more than the other.
-fn same_number(found: usize, wanted: usize, what: &str, places: &str) -> Result<()> {
+fn same_number(what: &str, found: usize, places: &str, wanted: usize) -> Result<()> {
     if found != wanted {
         candle_core::bail!("{found} {what} for {wanted} {places}");
     }

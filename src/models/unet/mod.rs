@@ -7,7 +7,7 @@ mod config;
 mod injection;
 mod stage;
 
-pub use config::{BlockKind, UNetConfig};
+pub use config::{BlockKind, CrossAttention, UNetConfig};
 pub use injection::{Injection, Residuals};
 pub(super) use stage::{Place, Stage};
 
@@ -29,6 +29,7 @@ pub struct UNet {
     up: Vec<Stage>,
     norm_out: GroupNorm,
     conv_out: Conv2d,
+    cross_attentions: usize,
 }
 
 /// What the network is told beside the noisy latents.
@@ -76,6 +77,7 @@ impl UNet {
                 &vb.pp("conv_norm_out"),
             )?,
             conv_out: Conv2d::new(first, config.out_channels, same, &vb.pp("conv_out"))?,
+            cross_attentions: config.cross_attentions()?.len(),
             config: config.clone(),
         })
     }
@@ -109,6 +111,7 @@ impl UNet {
             ));
         }
 
+        input.injection.check_sides(self.cross_attentions)?;
         let time = self.config.embed_time(&self.time_embedding, input.timestep, x)?;
 
         // Down, keeping what the way up will want.

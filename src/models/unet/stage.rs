@@ -1,5 +1,7 @@
 //! One resolution of the UNet: some layers, then perhaps a change of resolution.
 
+use std::ops::Range;
+
 use candle_core::{Result, Tensor};
 use candle_nn::VarBuilder;
 
@@ -11,7 +13,7 @@ use crate::nn::{
 };
 
 /// Where in the network a stage stands.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(in crate::models) enum Place {
     Down(usize),
     Mid,
@@ -30,6 +32,8 @@ pub(in crate::models) struct Stage {
 struct Layer {
     resnet: ResnetBlock,
     attention: Option<SpatialTransformer>,
+    /// Which of the UNet's cross attentions are this layer's.
+    crossing: Range<usize>,
     motion: Option<MotionModule>,
 }
 
@@ -74,6 +78,8 @@ impl Stage {
         };
         // The middle has a motion module only between its two residual blocks.
         let has_motion = |j: usize| motion && !(matches!(place, Place::Mid) && j > 0);
+        let depth = config.transformer_layers_per_block;
+        let crossing = config.first_cross_attention(place);
         let layers = inputs
             .iter()
             .enumerate()
@@ -95,13 +101,14 @@ impl Stage {
                                 channels: width,
                                 heads: config.heads(),
                                 context: config.cross_attention_dim,
-                                depth: config.transformer_layers_per_block,
+                                depth,
                                 groups: config.norm_num_groups,
                                 linear_projection: config.use_linear_projection,
                             };
                             SpatialTransformer::new(&options, &vb.pp("attentions").pp(j))
                         })
                         .transpose()?,
+                    crossing: crossing + j * depth..crossing + (j + 1) * depth,
                     motion: config
                         .motion
                         .as_ref()
@@ -188,7 +195,8 @@ impl Layer {
     fn forward(&self, x: &Tensor, time: &Tensor, input: &UNetInput<'_>) -> Result<Tensor> {
         let mut x = self.resnet.forward(x, Some(time))?;
         if let Some(attention) = &self.attention {
-            x = attention.forward(&x, input.context)?;
+            let sides = input.injection.sides(self.crossing.clone());
+            x = attention.forward(&x, input.context, sides)?;
         }
         if let Some(motion) = &self.motion {
             x = motion.forward(&x, input.frames, input.motion_norm)?;

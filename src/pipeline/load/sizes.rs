@@ -2,7 +2,7 @@
 //!
 //! A single file has no configuration. What no shape tells (heads, groups) is Stable Diffusion 1.5's.
 
-use crate::models::clip::TextConfig;
+use crate::models::clip::{TextConfig, VisionConfig};
 use crate::models::unet::UNetConfig;
 use crate::models::vae::VaeConfig;
 use crate::weights::{Checkpoint, Component};
@@ -103,6 +103,37 @@ pub(super) fn text(checkpoint: &Checkpoint) -> Result<TextConfig> {
         max_position_embeddings: shapes
             .dim(&format!("{embeddings}.position_embedding.weight"), 0)?,
         ..TextConfig::default()
+    })
+}
+
+/// One of the CLIP image encoders that are in use; heads and activation are in no shape.
+pub(super) fn vision(checkpoint: &Checkpoint) -> Result<VisionConfig> {
+    let shapes = Shapes { checkpoint, component: Component::ImageEncoder };
+    let embeddings = "vision_model.embeddings";
+    let hidden_size = shapes.dim(&format!("{embeddings}.class_embedding"), 0)?;
+    let (num_attention_heads, hidden_act) = match hidden_size {
+        // OpenAI's ViT-L/14; LAION's ViT-H/14 and ViT-bigG/14.
+        1024 => (16, "quick_gelu"),
+        1280 | 1664 => (16, "gelu"),
+        _ => {
+            let summary = format!("{hidden_size} channels are those of no known image encoder");
+            let component = Component::ImageEncoder.to_string();
+            return Err(Error::Weights { component, summary }
+                .with_hint("put its `config.json` beside the file"));
+        }
+    };
+    let patch_size = shapes.dim(&format!("{embeddings}.patch_embedding.weight"), 2)?;
+    let patches = shapes.dim(&format!("{embeddings}.position_embedding.weight"), 0)?;
+    Ok(VisionConfig {
+        hidden_size,
+        intermediate_size: shapes.dim("vision_model.encoder.layers.0.mlp.fc1.weight", 0)?,
+        num_hidden_layers: shapes.count("vision_model.encoder.layers", "layer_norm1.weight"),
+        num_attention_heads,
+        image_size: patches.saturating_sub(1).isqrt() * patch_size,
+        patch_size,
+        projection_dim: shapes.dim("visual_projection.weight", 0)?,
+        hidden_act: hidden_act.into(),
+        ..VisionConfig::default()
     })
 }
 

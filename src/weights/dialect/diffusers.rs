@@ -68,6 +68,13 @@ pub(super) const TEXT: Dialect = Dialect {
     mapper: text_mapper,
 };
 
+/// `CLIPVisionModelWithProjection`, and the whole `CLIPModel`.
+pub(super) const CLIP: Dialect = Dialect {
+    name: "transformers CLIP",
+    detect: |names| names.has("vision_model.embeddings.patch_embedding.weight"),
+    mapper: |_| Box::new(clip),
+};
+
 fn unet(name: &str) -> Mapped {
     if name.contains(".motion_modules.") && name.ends_with(".pos_embed.pe") {
         return Mapped::Positions;
@@ -136,6 +143,16 @@ pub(super) fn text(name: &str) -> Mapped {
     }
 }
 
+fn clip(name: &str) -> Mapped {
+    match name.split('.').next() {
+        _ if name == "vision_model.embeddings.position_ids" => {
+            Mapped::Ignored { why: "counts 0, 1, 2, ..." }
+        }
+        Some("vision_model" | "visual_projection") => Mapped::keep(Component::ImageEncoder, name),
+        _ => text(name),
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -158,6 +175,19 @@ mod tests {
         assert!(matches!(text("embeddings.position_ids"), Mapped::Ignored { .. }));
         assert!(matches!(text("text_model.embeddings.position_ids"), Mapped::Ignored { .. }));
         assert_eq!(text("encoder.block.0.mlp.weight"), Mapped::Unknown);
+    }
+
+    #[test]
+    fn a_whole_clip_has_two_halves() {
+        let image = "vision_model.pre_layrnorm.weight";
+        assert_eq!(clip(image), Mapped::keep(Component::ImageEncoder, image));
+        let words = "text_model.final_layer_norm.weight";
+        assert_eq!(clip(words), Mapped::keep(Component::Text, words));
+        for name in
+            ["logit_scale", "text_projection.weight", "vision_model.embeddings.position_ids"]
+        {
+            assert!(matches!(clip(name), Mapped::Ignored { .. }), "{name}");
+        }
     }
 
     #[test]

@@ -21,10 +21,11 @@ const fn foreign(what: &'static str, hint: &'static str) -> Foreign {
 }
 
 /// What is one of ours where one is wanted.
-const CONTROLS: [(Component, Foreign); 3] = [
+const BESIDE: [(Component, Foreign); 4] = [
     (Component::ControlNet, foreign("a ControlNet", "give it with --control")),
     (Component::SparseCtrl, foreign("a SparseCtrl network", "give it with --control")),
     (Component::T2iAdapter, foreign("a T2I-Adapter", "give it with --control")),
+    (Component::IpAdapter, foreign("an IP-Adapter", "give it with --ip-adapter")),
 ];
 
 /// A kind of file and the sign by which its names give it away.
@@ -32,6 +33,7 @@ type Sign = (fn(&Names) -> bool, Foreign);
 
 /// Most specific first.
 const SIGNS: &[Sign] = &[
+    (is_face_id, FACE_ID),
     (
         |n| is_control_net(n) && (n.has_prefix("add_embedding.") || n.any_contains("label_emb.")),
         foreign("a ControlNet for Stable Diffusion XL", SD15_ONLY),
@@ -75,14 +77,14 @@ const SIGNS: &[Sign] = &[
         },
         foreign("a Stable Video Diffusion checkpoint", SD15_ONLY),
     ),
-    (is_sparse_ctrl, CONTROLS[1].1),
-    (is_control_net, CONTROLS[0].1),
+    (is_sparse_ctrl, BESIDE[1].1),
+    (is_control_net, BESIDE[0].1),
     (
         // Sixteen pixels a side become one value, of grey or coloured hints.
         |n| is_t2i_adapter(n) && first_layer(n).is_some_and(|inputs| [256, 768].contains(&inputs)),
         foreign("a T2I-Adapter for Stable Diffusion XL", SD15_ONLY),
     ),
-    (is_t2i_adapter, CONTROLS[2].1),
+    (is_t2i_adapter, BESIDE[2].1),
     (
         |n| n.has("style_embedding") || n.has_prefix("spatial_feat_mapping."),
         foreign(
@@ -111,12 +113,13 @@ const SIGNS: &[Sign] = &[
         foreign("a HotShot-XL motion module", SD15_ONLY),
     ),
     (
-        |n| {
-            n.has_prefix("ip_adapter.")
-                || n.has_prefix("image_proj.")
-                || n.any_contains(".processor.to_k_ip.")
-        },
-        foreign("an IP-Adapter", "it adds to a model and cannot be one"),
+        |n| n.any_contains(".processor.to_k_ip."),
+        foreign("a UNet with an IP-Adapter in it", "use the model's and the adapter's own files"),
+    ),
+    (|n| n.has_prefix("ip_adapter.") || n.has_prefix("image_proj."), BESIDE[3].1),
+    (
+        |n| n.has_prefix("visual.transformer.resblocks."),
+        foreign("a CLIP under open_clip's names", "use the version for transformers"),
     ),
     (
         |n| n.has("emb_params") || n.has_prefix("string_to_param"),
@@ -134,6 +137,18 @@ const SIGNS: &[Sign] = &[
     ),
 ];
 
+/// The features of faces that it wants come from a network of another kind, and some have LoRAs inside.
+const FACE_ID: Foreign = foreign(
+    "an IP-Adapter FaceID, which wants the features of a face recognition network",
+    "IP-Adapters for faces that do with CLIP are ip-adapter-plus-face and ip-adapter-full-face",
+);
+
+fn is_face_id(names: &Names) -> bool {
+    names.has_prefix("image_proj.perceiver_resampler.")
+        || (names.has("image_proj.norm.weight") && names.has("image_proj.proj.2.weight"))
+        || (names.has_prefix("ip_adapter.") && names.any_contains(".to_k_lora."))
+}
+
 fn is_control_net(names: &Names) -> bool {
     names.has_prefix("control_model.")
         || names.any_contains("controlnet_cond_embedding.")
@@ -144,7 +159,7 @@ fn is_control_net(names: &Names) -> bool {
 /// What the file is, if it is neither a model nor one of `wanted`.
 pub(in crate::weights) fn recognise(names: &Names, wanted: &[Component]) -> Option<Foreign> {
     let foreign = SIGNS.iter().find(|(sign, _)| sign(names)).map(|(_, foreign)| *foreign)?;
-    let is_wanted = CONTROLS.iter().any(|(c, known)| *known == foreign && wanted.contains(c));
+    let is_wanted = BESIDE.iter().any(|(c, known)| *known == foreign && wanted.contains(c));
     (!is_wanted).then_some(foreign)
 }
 
@@ -156,6 +171,14 @@ pub(in crate::weights) fn misfit(
     names: &[&str],
     shape: impl Fn(&str) -> Option<Vec<usize>>,
 ) -> Option<Foreign> {
+    if component == Component::IpAdapter {
+        let key = names.iter().find(|name| name.ends_with(".to_k_ip.weight"))?;
+        return match shape(key).as_deref() {
+            Some([_, 1024]) => Some(foreign("an IP-Adapter for Stable Diffusion 2", SD15_ONLY)),
+            Some([_, 2048]) => Some(foreign("an IP-Adapter for Stable Diffusion XL", SD15_ONLY)),
+            _ => None,
+        };
+    }
     let is_control = match component {
         Component::UNet => false,
         Component::ControlNet | Component::SparseCtrl => true,
@@ -253,6 +276,32 @@ mod tests {
             let what = what(&[hint, other], wanted);
             assert!(what.is_some_and(|what| what.contains(found)), "{other}: {what:?}");
         }
+    }
+
+    #[test]
+    fn ip_adapters_are_told_apart() {
+        let what = |names_: &[&str], wanted| recognise(&names(names_), wanted).map(|f| f.what);
+        let wanted = &[Component::IpAdapter][..];
+        let key = "ip_adapter.1.to_k_ip.weight";
+        assert_eq!(what(&[key, "image_proj.norm.weight"], wanted), None);
+        assert_eq!(
+            what(&[key, "image_proj.proj.0.weight", "image_proj.proj.2.weight"], wanted),
+            None
+        );
+        assert_eq!(what(&[key], &[Component::UNet]), Some("an IP-Adapter"));
+        for face in [
+            &["image_proj.norm.weight", "image_proj.proj.0.weight", "image_proj.proj.2.weight"][..],
+            &["image_proj.perceiver_resampler.proj_in.weight"],
+            &[key, "ip_adapter.0.to_k_lora.down.weight"],
+        ] {
+            assert!(what(face, wanted).is_some_and(|what| what.contains("FaceID")), "{face:?}");
+        }
+        let inside =
+            ["mid_block.attentions.0.transformer_blocks.0.attn2.processor.to_k_ip.0.weight"];
+        assert!(what(&inside, wanted).is_some_and(|what| what.starts_with("a UNet")));
+        let size = |width| misfit(Component::IpAdapter, &[key], |_| Some(vec![640, width]));
+        assert_eq!(size(768), None);
+        assert!(size(2048).is_some_and(|foreign| foreign.what.contains("XL")));
     }
 
     #[test]

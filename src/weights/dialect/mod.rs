@@ -8,6 +8,7 @@
 mod animatediff;
 mod diffusers;
 mod foreign;
+mod ip_adapter;
 mod ldm;
 mod t2i_adapter;
 
@@ -46,7 +47,9 @@ pub(super) const DIALECTS: &[Dialect] = &[
     diffusers::VAE,
     diffusers::TINY_VAE,
     ldm::BARE_VAE,
+    diffusers::CLIP,
     diffusers::TEXT,
+    ip_adapter::PUBLISHED,
 ];
 
 /// What a stored name stands for.

@@ -149,6 +149,17 @@ fn entries(
         let entries = BTreeMap::from([(name, entry(heap, BARE, tensor, &place)?)]);
         return Ok(Parsed { entries, metadata: BTreeMap::new() });
     }
+    if let Some(dicts) = named_dicts(heap, root) {
+        let mut entries = BTreeMap::new();
+        for (outer, dict) in dicts {
+            for (inner, tensor) in heap.tensors_of(dict) {
+                let name = format!("{outer}.{inner}");
+                let entry = entry(heap, &name, tensor, &place)?;
+                entries.insert(name, entry);
+            }
+        }
+        return Ok(Parsed { entries, metadata: BTreeMap::new() });
+    }
     let Some(dict) = state_dict(heap, root) else {
         let foreign: Vec<String> = heap.foreign().map(quoted).collect();
         return Err(if foreign.is_empty() {
@@ -179,6 +190,17 @@ fn state_dict(heap: &Heap<'_>, root: Value) -> Option<Value> {
     let inner: BTreeSet<u32> = heap.dicts_of(root).map(|(_, id)| id).collect();
     let mut inner = inner.into_iter().map(Value::Dict).filter(has_tensors);
     inner.next().filter(|_| inner.next().is_none())
+}
+
+/// The dicts of an IP-Adapter, which has its weights in two of them.
+fn named_dicts<'a>(heap: &'a Heap<'_>, root: Value) -> Option<Vec<(&'a str, Value)>> {
+    let dicts: BTreeMap<&str, u32> = heap.dicts_of(root).collect();
+    let wanted = ["image_proj", "ip_adapter"];
+    wanted
+        .iter()
+        .map(|name| dicts.get_key_value(name))
+        .map(|found| found.map(|(name, id)| (*name, Value::Dict(*id))))
+        .collect()
 }
 
 fn entry(

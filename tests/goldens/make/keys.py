@@ -130,3 +130,16 @@ def original_t2i_key(k, light, layers=2):
 def kohya_key(module):
     """diffusers UNet module name -> kohya LoRA prefix."""
     return "lora_unet_" + module.replace(".", "_")
+
+
+def plus_key(k):
+    """diffusers IPAdapterPlusImageProjection parameter -> image_proj parameter of a published file; keys and values are one matrix there."""
+    for a, b in [(".ln0.", ".0.norm1."), (".ln1.", ".0.norm2."), (".attn.to_out.0.", ".0.to_out."), (".attn.", ".0."), (".ff.0.", ".1.0."),
+                 (".ff.1.net.0.proj.", ".1.1."), (".ff.1.net.2.", ".1.3.")]:
+        k = k.replace(a, b)
+    return k
+
+
+def full_key(k):
+    """diffusers IPAdapterFullImageProjection parameter -> image_proj parameter of a published file."""
+    return k.replace("ff.net.0.proj", "proj.0").replace("ff.net.2", "proj.2").replace("norm", "proj.3")

@@ -9,11 +9,12 @@ Pinned: torch 2.15.0, diffusers 0.42.1, transformers 5.23.0, peft 0.21.2, safete
 Writes below --out (default: ../tiny)
 
     model/     a diffusers pipeline folder (UNet2DConditionModel + MotionAdapter), float16
-    extras/    taesd/, controlnet/, sparsectrl/, lora-kohya, lora-peft, motion-lora
+    extras/    taesd/, controlnet/, sparsectrl/, image_encoder/, ip-adapter, ip-adapter-plus, ip-adapter-full,
+               lora-kohya, lora-peft, motion-lora
     cases/     one safetensors file a case, manifest.json with the parameters of each
 
-With --all also the cases and models that the crate does not read yet: SparseCtrl, IP-Adapter, FreeU,
-FreeInit, FreeNoise, video to video, PAG.
+With --all also the cases and models that the crate does not read yet: SparseCtrl, FreeU, FreeInit, FreeNoise, video
+to video, PAG.
 
 Design rules
   * every parameter is drawn from a generator seeded by crc32(name): order of construction is irrelevant
@@ -81,8 +82,10 @@ VAE_CH = (4, 8, 8)  # three levels: factor 4
 SEQ = 8  # position table length of the motion modules
 # what `tests/` reads; the rest is written with --all
 CASES = ("tokenizer text unet unet_no_mid schedules noise lcm_cfg lcm_nocfg lcm_batch official_cfg official_nocfg ddim euler_trailing "
-         "dpmpp_2m dpmpp_2m_karras vae taesd controlnet sparsectrl lora_kohya lora_peft lora_motion lora_all").split()
-EXTRAS = "taesd controlnet sparsectrl lora-kohya.safetensors lora-peft.safetensors motion-lora.safetensors".split()
+         "dpmpp_2m dpmpp_2m_karras vae taesd controlnet sparsectrl image_encoder ip_base ip_plus ip_full ip_masked lora_kohya lora_peft "
+         "lora_motion lora_all").split()
+EXTRAS = ("taesd controlnet sparsectrl image_encoder ip-adapter.safetensors ip-adapter-plus.safetensors ip-adapter-full.safetensors "
+          "lora-kohya.safetensors lora-peft.safetensors motion-lora.safetensors").split()
 PROMPT = "A corgi walking in the park, 4k!!"
 NEG = "bad quality"
 

@@ -17,8 +17,10 @@ import torch
 from diffusers import AutoencoderKL, ControlNetModel, MotionAdapter, T2IAdapter, UNet2DConditionModel
 from diffusers.loaders.single_file_utils import convert_animatediff_checkpoint_to_diffusers, convert_controlnet_checkpoint
 from diffusers.models import SparseControlNetModel
-from keys import kohya_key, ldm_control_net_key, ldm_unet_key, ldm_vae_key, old_vae_key, original_motion_key, original_position_keys, original_sparse_key, original_t2i_key
-from transformers import CLIPTextConfig, CLIPTextModel
+from diffusers.models.embeddings import ImageProjection, IPAdapterFullImageProjection, IPAdapterPlusImageProjection
+from keys import (full_key, kohya_key, ldm_control_net_key, ldm_unet_key, ldm_vae_key, old_vae_key, original_motion_key, original_position_keys,
+                  original_sparse_key, original_t2i_key, plus_key)
+from transformers import CLIPTextConfig, CLIPTextModel, CLIPVisionConfig, CLIPVisionModelWithProjection
 
 HERE = os.path.dirname(os.path.abspath(__file__))
 OUT = os.path.join(os.path.dirname(HERE), "names")
@@ -35,6 +37,24 @@ def write(file, pairs, count, params=None):
 
 def shapes(module):
     return [(k, v.shape) for k, v in module.state_dict().items()]
+
+
+def ip_adapter(unet, module, rename, joined=()):
+    """An IP-Adapter as it is published: diffusers' projection under its original names, and keys and values for every cross attention of
+    the UNet in the order of its processors. `joined` are keys and values that are stored as one matrix."""
+    proj = {rename(k): v.shape for k, v in module.state_dict().items() if not k.endswith(joined)}
+    proj |= {rename(k).replace("to_k", "to_kv"): (2 * v.shape[0], v.shape[1]) for k, v in module.state_dict().items()
+             if joined and k.endswith(joined[0])}
+    with torch.device("meta"):  # diffusers reads it back
+        back = unet._convert_ip_adapter_image_proj_to_diffusers({k: torch.empty(s) for k, s in proj.items()}, low_cpu_mem_usage=False)
+    assert {k: v.shape for k, v in back.state_dict().items()} == {k: v.shape for k, v in module.state_dict().items()}
+    context = module.norm_out.weight.shape[0] if hasattr(module, "norm_out") else module.norm.weight.shape[0]
+    out, weights = [("image_proj." + k, s) for k, s in sorted(proj.items())], dict(unet.named_parameters())
+    for i, name in enumerate(unet.attn_processors):
+        if name.endswith("attn2.processor"):
+            width = weights[name.replace("processor", "to_k.weight")].shape[0]
+            out += [(f"ip_adapter.{i}.to_{x}_ip.weight", [width, context]) for x in "kv"]
+    return out
 
 
 def conv_attention(name, shape):
@@ -55,6 +75,12 @@ def main():
         control = ControlNetModel.from_unet(unet2d, load_weights_from_unet=False)
         sparse = {"rgb": SparseControlNetModel(), "scribble": SparseControlNetModel(conditioning_channels=3, use_simplified_condition_embedding=False)}
         t2i = {"full": T2IAdapter(), "light": T2IAdapter(channels=[320, 640, 1280], num_res_blocks=4, adapter_type="light_adapter")}
+        vision = CLIPVisionModelWithProjection(CLIPVisionConfig(  # laion/CLIP-ViT-H-14-laion2B-s32B-b79K
+            hidden_size=1280, intermediate_size=5120, num_hidden_layers=32, num_attention_heads=16, image_size=224, patch_size=14,
+            projection_dim=1024, hidden_act="gelu"))
+        image_proj = ImageProjection(image_embed_dim=1024, cross_attention_dim=768, num_image_text_embeds=4)
+        plus = IPAdapterPlusImageProjection(embed_dims=1280, output_dims=768, hidden_dims=768, heads=12, num_queries=16)
+        full = IPAdapterFullImageProjection(image_embed_dim=1280, cross_attention_dim=768)
         text = CLIPTextModel(CLIPTextConfig(vocab_size=49408, hidden_size=768, intermediate_size=3072, num_hidden_layers=12,
                                             num_attention_heads=12, max_position_embeddings=77, projection_dim=768))
     unet = shapes(unet2d)
@@ -78,6 +104,11 @@ def main():
     for kind, count in (("full", 38), ("light", 80)):
         write(f"t2i_adapter_{kind}", shapes(t2i[kind]), count)
         write(f"t2i_adapter_{kind}_original", [(original_t2i_key(k, kind == "light"), s) for k, s in shapes(t2i[kind])], count)
+    # h94/IP-Adapter's models/: 44.6, 98.2 and 43.6 MB in float16
+    write("ip_adapter", ip_adapter(unet2d, image_proj, lambda k: k.replace("image_embeds", "proj")), 36, 22_319_616)
+    write("ip_adapter_plus", ip_adapter(unet2d, plus, plus_key, (".attn.to_k.weight", ".attn.to_v.weight")), 83, 49_087_488)
+    write("ip_adapter_full", ip_adapter(unet2d, full, full_key), 38, 21_794_304)
+    write("image_encoder", [(k, s) for k, s in shapes(vision)], 520, 632_076_800)
     vae = shapes(vae)
     write("vae", vae, 248, 83_653_863)
     write("vae_old", [(old_vae_key(k), s) for k, s in vae], 248)

@@ -1,0 +1,295 @@
+//! IP-Adapters in a request: what is asked of them, and their pictures made ready.
+
+use std::path::Path;
+use std::str::FromStr;
+
+use serde::{Deserialize, Serialize};
+
+use super::request::{FileRecord, Request};
+use crate::adapters::ip_adapter::{ImagePromptSettings, Share};
+use crate::adapters::{ActiveRange, Mask, Strength};
+use crate::media::RgbImage;
+use crate::media::read;
+use crate::media::resize::{Fit, resize};
+use crate::{Error, Result};
+
+/// The name of the option and of errors about it.
+const FIELD: &str = "ip-adapter";
+
+/// The form of the option.
+const GRAMMAR: &str = "IMAGE,model=FILE[,scale=0.6][,start=0][,end=1][,image=MORE][,mask=IMAGE][,per-frame][,name=NAME]";
+
+/// An IP-Adapter and the pictures that it has the clip resemble.
+///
+/// On the command line `IMAGE,model=FILE` and perhaps `,scale=0.6`, `,start=0`, `,end=1`, `,image=MORE`, `,mask=IMAGE`,
+/// `,per-frame` and `,name=NAME`; `image` and `mask` may be repeated.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct IpAdapter {
+    /// What messages call it; the first picture if left out.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub name: Option<String>,
+    /// Pictures, animations and folders of pictures. In a clip their SHA-256 is always there.
+    pub images: Vec<FileRecord>,
+    /// The IP-Adapter's file. Several entries may share one.
+    pub model: String,
+    /// How strongly it counts: a number, or a curve over the frames such as `0:1.0,8:0.2`.
+    #[serde(default)]
+    pub scale: Strength,
+    /// Which part of the run it works in: 0 is the beginning.
+    #[serde(default)]
+    pub start: f64,
+    /// The end of that part; 1 is the end of the run.
+    #[serde(default = "one")]
+    pub end: f64,
+    /// Where each picture counts: one mask for each, white where it does.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub masks: Vec<FileRecord>,
+    /// Whether every frame has a picture of its own.
+    #[serde(default)]
+    pub per_frame: bool,
+}
+
+fn one() -> f64 {
+    1.0
+}
+
+impl FromStr for IpAdapter {
+    type Err = Error;
+
+    fn from_str(text: &str) -> Result<Self> {
+        let wrong = |reason: String| Error::request(FIELD, reason).with_hint(GRAMMAR);
+        let file = |value: &str| FileRecord { file: value.to_owned(), sha256: None };
+        let (first, rest) = text.split_once(',').unwrap_or((text, ""));
+        let first = first.strip_prefix("image=").unwrap_or(first);
+        let mut adapter = Self {
+            name: None,
+            images: vec![file(first)],
+            model: String::new(),
+            scale: Strength::default(),
+            start: 0.0,
+            end: 1.0,
+            masks: vec![],
+            per_frame: false,
+        };
+        let mut scale = String::new();
+        let mut seen = Vec::new();
+        for part in rest.split(',').filter(|_| !rest.is_empty()) {
+            let number = || {
+                let value = part.split_once('=').and_then(|(_, value)| value.parse().ok());
+                value.ok_or_else(|| wrong(format!("`{part}` in `{text}` is not a number")))
+            };
+            let (key, value) = match part.split_once('=') {
+                Some(pair) => pair,
+                None if part == "per-frame" => (part, "true"),
+                // A curve has commas of its own: scale=0:1.0,8:0.2.
+                None if seen.last() == Some(&"scale") && part.contains(':') => {
+                    scale.push(',');
+                    scale.push_str(part);
+                    continue;
+                }
+                None => return Err(wrong(format!("`{part}` in `{text}` is not KEY=VALUE"))),
+            };
+            if value.is_empty() {
+                return Err(wrong(format!("`{key}` in `{text}` has no value")));
+            }
+            if seen.contains(&key) && !matches!(key, "image" | "mask") {
+                return Err(wrong(format!("`{text}` has two values for `{key}`")));
+            }
+            seen.push(key);
+            match key {
+                "image" => adapter.images.push(file(value)),
+                "mask" => adapter.masks.push(file(value)),
+                "model" => value.clone_into(&mut adapter.model),
+                "name" => adapter.name = Some(value.to_owned()),
+                "scale" => value.clone_into(&mut scale),
+                "start" => adapter.start = number()?,
+                "end" => adapter.end = number()?,
+                "per-frame" => adapter.per_frame = true,
+                _ => return Err(wrong(format!("`{key}` in `{text}` is not known"))),
+            }
+        }
+        if first.is_empty() {
+            return Err(wrong(format!("`{text}` does not begin with a picture")));
+        }
+        if adapter.model.is_empty() {
+            return Err(wrong(format!("`{first}` has no model")));
+        }
+        if !scale.is_empty() {
+            adapter.scale = scale.parse()?;
+        }
+        Ok(adapter)
+    }
+}
+
+impl IpAdapter {
+    /// What messages call it.
+    pub fn label(&self) -> &str {
+        match (&self.name, self.images.first()) {
+            (Some(name), _) => name,
+            (None, Some(image)) => &image.file,
+            (None, None) => &self.model,
+        }
+    }
+
+    /// When it works.
+    fn range(&self) -> Result<ActiveRange> {
+        ActiveRange::new(self.start, self.end).map_err(|error| self.wrong(error))
+    }
+
+    fn wrong(&self, reason: impl std::fmt::Display) -> Error {
+        Error::request(FIELD, format!("`{}`: {reason}", self.label()))
+    }
+
+    /// Reads its pictures and, at the clip's size, its masks.
+    fn read(&self, frames: usize, (width, height): (usize, usize)) -> Result<Pictures> {
+        let mut images = Vec::new();
+        for image in &self.images {
+            images.extend(read::frames(FIELD, Path::new(&image.file))?);
+        }
+        let found = images.len();
+        if let Some(empty) = images.iter().find(|image| image.width() == 0 || image.height() == 0) {
+            let (width, height) = empty.dimensions();
+            return Err(self.wrong(format!("a picture of {width}x{height} pixels")));
+        }
+        if self.per_frame && found != frames {
+            let reason = format!("{found} pictures for {frames} frames");
+            return Err(self
+                .wrong(reason)
+                .with_hint(format!("--frames {found}, or no `per-frame`")));
+        }
+        let mut masks = Vec::new();
+        for mask in &self.masks {
+            let pictures = read::frames(FIELD, Path::new(&mask.file))?;
+            let [picture] = pictures.as_slice() else {
+                let reason = format!("the mask {} has {} frames", mask.file, pictures.len());
+                return Err(self.wrong(reason).with_hint("a mask is one picture"));
+            };
+            masks.push(Mask::new(&resize(picture, width as u32, height as u32, Fit::Stretch)));
+        }
+        if !masks.is_empty() && masks.len() != found {
+            let reason = format!("{found} pictures have {} masks", masks.len());
+            return Err(self.wrong(reason).with_hint("each picture has one mask, or none has"));
+        }
+        let share = match (self.per_frame, masks.is_empty()) {
+            (true, _) => Share::Frames,
+            (false, true) => Share::Everything,
+            (false, false) => Share::Masks(masks),
+        };
+        let settings = ImagePromptSettings {
+            label: self.label().to_owned(),
+            strength: self.scale.clone(),
+            range: self.range()?,
+            share,
+        };
+        Ok(Pictures { images, settings })
+    }
+}
+
+/// The pictures of an IP-Adapter, and how they are used.
+#[derive(Clone, Debug)]
+pub struct Pictures {
+    /// As they were given.
+    pub images: Vec<RgbImage>,
+    /// How strongly, when and where they count.
+    pub settings: ImagePromptSettings,
+}
+
+/// Checks what can be checked without a model.
+pub(super) fn validate(adapters: &[IpAdapter]) -> Result<()> {
+    for (i, adapter) in adapters.iter().enumerate() {
+        adapter.range()?;
+        if adapter.images.is_empty() {
+            return Err(adapter.wrong("there is no picture"));
+        }
+        if adapter.per_frame && !adapter.masks.is_empty() {
+            return Err(adapter.wrong("pictures of frames have no masks"));
+        }
+        let is_same = |other: &IpAdapter| other.name.is_some() && other.name == adapter.name;
+        if adapters.iter().take(i).any(is_same) {
+            return Err(Error::request(FIELD, format!("two are called `{}`", adapter.label())));
+        }
+    }
+    Ok(())
+}
+
+/// The pictures of every IP-Adapter of a request, for a clip of that size (width, height).
+pub(super) fn pictures(request: &Request, size: (usize, usize)) -> Result<Vec<Pictures>> {
+    request.ip_adapters.iter().map(|adapter| adapter.read(request.frames, size)).collect()
+}
+
+/// A request may only use adapters that the pipeline was given.
+pub(super) fn unopened(adapter: &IpAdapter) -> Error {
+    adapter.wrong(format!("the IP-Adapter `{}` was not opened", adapter.model))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn parsed(text: &str) -> IpAdapter {
+        text.parse().unwrap()
+    }
+
+    fn files(records: &[FileRecord]) -> Vec<&str> {
+        records.iter().map(|record| record.file.as_str()).collect()
+    }
+
+    #[test]
+    fn a_flag_says_which_pictures_count_and_how() {
+        let adapter = parsed("a=b.png,model=c.safetensors");
+        assert_eq!(files(&adapter.images), ["a=b.png"]);
+        assert_eq!((adapter.label(), adapter.model.as_str()), ("a=b.png", "c.safetensors"));
+        assert_eq!(adapter.scale, Strength::constant(1.0));
+        assert_eq!((adapter.start, adapter.end, adapter.per_frame), (0.0, 1.0, false));
+
+        let text = "image=a.png,mask=1.png,scale=0:1.0,8:0.2,image=b.png,mask=2.png,end=0.6,\
+                    model=C:\\m,start=0.1,name=hat";
+        let adapter = parsed(text);
+        assert_eq!(files(&adapter.images), ["a.png", "b.png"]);
+        assert_eq!(files(&adapter.masks), ["1.png", "2.png"]);
+        assert_eq!(adapter.scale, "0:1,8:0.2".parse().unwrap());
+        assert_eq!((adapter.start, adapter.end, adapter.label()), (0.1, 0.6, "hat"));
+        assert_eq!(adapter.model, "C:\\m");
+        let json = serde_json::to_string(&adapter).unwrap();
+        assert_eq!(serde_json::from_str::<IpAdapter>(&json).unwrap(), adapter);
+        assert!(parsed("many/,per-frame,model=m").per_frame);
+        let short = r#"{"images":[{"file":"a.png"}],"model":"m"}"#;
+        assert_eq!(serde_json::from_str::<IpAdapter>(short).unwrap(), parsed("a.png,model=m"));
+    }
+
+    #[test]
+    fn a_mistyped_flag_is_refused_with_its_grammar() {
+        for (text, part) in [
+            ("", "begin with a picture"),
+            (",model=b", "begin with a picture"),
+            ("a.png", "has no model"),
+            ("a.png,model=", "`model`"),
+            ("a.png,b.png,model=c", "`b.png`"),
+            ("a.png,model=c,weight=1", "`weight`"),
+            ("a.png,model=c,model=d", "two values for `model`"),
+            ("a.png,model=c,per-frame,per-frame", "two values"),
+            ("a.png,model=c,end=x", "not a number"),
+            ("a.png,model=c,scale=x", "neither"),
+            ("a.png,model=c,8:0.2", "`8:0.2`"),
+        ] {
+            let error = text.parse::<IpAdapter>().unwrap_err();
+            assert!(error.to_string().contains(part), "{text}: {error}");
+            assert_eq!(error.kind().exit_code(), 2, "{text}");
+        }
+    }
+
+    #[test]
+    fn names_ranges_and_masks_are_checked() {
+        let wrong = |adapters: &[IpAdapter]| validate(adapters).unwrap_err().to_string();
+        let named = parsed("a.png,model=m,name=x");
+        assert!(wrong(&[named.clone(), named]).contains("two are called `x`"));
+        assert!(wrong(&[parsed("a.png,model=m,start=0.7,end=0.3")]).contains("`a.png`"));
+        assert!(wrong(&[parsed("a,model=m,mask=b,per-frame")]).contains("no masks"));
+        let none = IpAdapter { images: vec![], ..parsed("a.png,model=m") };
+        assert!(wrong(&[none]).contains("no picture"));
+        // One file may serve twice, and so may one picture.
+        let twice = [parsed("a.png,model=m,scale=0.2"), parsed("a.png,model=m,end=0.5")];
+        assert!(validate(&twice).is_ok());
+    }
+}

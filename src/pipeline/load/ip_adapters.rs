@@ -1,0 +1,193 @@
+//! IP-Adapters and the image encoder that they were trained with: open files, their sizes, and whether they fit.
+
+use std::path::{Path, PathBuf};
+
+use candle_core::{DType, Device};
+
+use super::{Base, Source, parse_json, sizes};
+use crate::models::clip::{VisionConfig, VisionEncoder};
+use crate::models::image_projection::{Features, IpAdapter, IpAdapterConfig};
+use crate::models::unet::UNetConfig;
+use crate::weights::{Checkpoint, Component, LoadReport, PatchStack};
+use crate::{Error, Result};
+
+/// An IP-Adapter to use.
+#[derive(Clone, Debug)]
+pub struct IpAdapterFile {
+    /// What requests call it.
+    pub name: String,
+    /// Its file.
+    pub source: Source,
+}
+
+/// An open IP-Adapter. Nothing is read until it is built.
+#[derive(Debug)]
+pub(super) struct OpenIpAdapter {
+    checkpoint: Checkpoint,
+    pub(super) config: IpAdapterConfig,
+    /// Where its image encoder is.
+    pub(super) encoder: PathBuf,
+}
+
+impl OpenIpAdapter {
+    /// Opens a file beside a UNet and finds its image encoder: `chosen`, or one near to the file or in the base model.
+    ///
+    /// # Errors
+    ///
+    /// When it is something else or was made for another model, or there is no image encoder.
+    pub(super) fn open(
+        file: &IpAdapterFile,
+        unet: &UNetConfig,
+        chosen: Option<&Path>,
+        base: &Base,
+    ) -> Result<Self> {
+        if file.source.path().is_dir() {
+            return Err(Error::format(file.source.path(), "is a folder, an IP-Adapter is a file"));
+        }
+        let mut checkpoint = Checkpoint::new();
+        checkpoint.add_component(Component::IpAdapter, &file.source)?;
+        let shape = |name: &str| checkpoint.shape_of(Component::IpAdapter, name);
+        let config = IpAdapterConfig::from_shapes(|name| shape(name).map(<[usize]>::to_vec))?;
+        let attentions = unet.cross_attentions()?;
+        let widths: Vec<usize> = attentions.iter().map(|attention| attention.width).collect();
+        if config.widths != widths {
+            let adapter = file.name.clone();
+            let reason = format!(
+                "is an IP-Adapter for cross attentions of {:?} channels, the model has {widths:?}",
+                config.widths
+            );
+            let hint = "an IP-Adapter fits the kind of model that it was trained beside";
+            return Err(Error::Adapter { adapter, reason }.with_hint(hint));
+        }
+        let encoder = match chosen {
+            Some(path) => path.to_path_buf(),
+            None => near(&file.source, base).ok_or_else(|| {
+                let reason = "has no image encoder beside it, and neither has the model".into();
+                Error::Adapter { adapter: file.name.clone(), reason }.with_hint(
+                    "name one with --image-encoder: the folder models/image_encoder of \
+                     h94/IP-Adapter, for instance",
+                )
+            })?,
+        };
+        Ok(Self { checkpoint, config, encoder })
+    }
+
+    /// Fails unless the encoder's features are those that the adapter was trained with.
+    pub(super) fn check(&self, name: &str, encoder: &VisionConfig) -> Result<()> {
+        let (what, found) = match self.config.wants() {
+            Features::Embedding => ("embeddings", encoder.projection_dim),
+            Features::Penultimate => ("states", encoder.hidden_size),
+        };
+        let wanted = self.config.features;
+        if wanted == found {
+            return Ok(());
+        }
+        let reason = format!(
+            "wants {what} of {wanted} channels, those of the image encoder {} have {found}",
+            self.encoder.display()
+        );
+        let hint = match wanted {
+            1024 => "it was trained with ViT-H: models/image_encoder of h94/IP-Adapter",
+            1280 if found == 1024 || found == 1664 => {
+                "models/image_encoder of h94/IP-Adapter is ViT-H, sdxl_models/image_encoder ViT-bigG"
+            }
+            _ => "an IP-Adapter works with the image encoder that it was trained with only",
+        };
+        Err(Error::Adapter { adapter: name.to_owned(), reason }.with_hint(hint))
+    }
+
+    pub(super) fn sources(&self) -> impl Iterator<Item = Source> {
+        self.checkpoint.archives().iter().map(|archive| archive.source().clone())
+    }
+
+    pub(super) fn bytes(&self, dtype: DType) -> u64 {
+        super::bytes(&self.checkpoint, Component::IpAdapter, dtype)
+    }
+
+    pub(super) fn build(&self, dtype: DType, device: &Device) -> Result<(IpAdapter, LoadReport)> {
+        let patches = PatchStack::new();
+        self.checkpoint.build(Component::IpAdapter, dtype, device, &patches, |vb| {
+            Ok(IpAdapter::new(&self.config, &vb)?)
+        })
+    }
+}
+
+/// `image_encoder` beside the file, above it, or in the base model's folder.
+fn near(source: &Source, base: &Base) -> Option<PathBuf> {
+    const FOLDER: &str = "image_encoder";
+    let beside = match source {
+        Source::File(path) => path.ancestors().skip(1).take(2).map(Path::to_path_buf).collect(),
+        Source::Embedded { .. } => vec![],
+    };
+    let model = match base {
+        Base::Folder(folder) => Some(folder.clone()),
+        Base::Embedded | Base::File(_) | Base::Random(_) => None,
+    };
+    beside.into_iter().chain(model).map(|folder| folder.join(FOLDER)).find(|path| path.is_dir())
+}
+
+/// An open image encoder. Nothing is read until it is built.
+#[derive(Debug)]
+pub(super) struct OpenImageEncoder {
+    checkpoint: Checkpoint,
+    pub(super) config: VisionConfig,
+}
+
+impl OpenImageEncoder {
+    /// Opens a folder of transformers, or a file with its `config.json` beside it or the sizes of a known network.
+    pub(super) fn open(path: &Path) -> Result<Self> {
+        let mut checkpoint = Checkpoint::new();
+        checkpoint.add_component(Component::ImageEncoder, &path.to_path_buf().into())?;
+        let config = match own_config(path)? {
+            Some(config) => config,
+            None => sizes::vision(&checkpoint)?,
+        };
+        config.validate()?;
+        Ok(Self { checkpoint, config })
+    }
+
+    pub(super) fn sources(&self) -> impl Iterator<Item = Source> {
+        self.checkpoint.archives().iter().map(|archive| archive.source().clone())
+    }
+
+    pub(super) fn bytes(&self, dtype: DType) -> u64 {
+        super::bytes(&self.checkpoint, Component::ImageEncoder, dtype)
+    }
+
+    pub(super) fn build(
+        &self,
+        dtype: DType,
+        device: &Device,
+    ) -> Result<(VisionEncoder, LoadReport)> {
+        let patches = PatchStack::new();
+        self.checkpoint.build(Component::ImageEncoder, dtype, device, &patches, |vb| {
+            VisionEncoder::new(&self.config, &vb)
+        })
+    }
+}
+
+/// The configuration in the folder, or beside the file, if it is an image encoder's or that of a whole CLIP.
+fn own_config(path: &Path) -> Result<Option<VisionConfig>> {
+    let folder = if path.is_dir() {
+        let inner = path.join("image_encoder");
+        if inner.is_dir() { inner } else { path.to_path_buf() }
+    } else {
+        path.parent().map(Path::to_path_buf).unwrap_or_default()
+    };
+    let path = folder.join("config.json");
+    let Ok(bytes) = std::fs::read(&path) else { return Ok(None) };
+    let json: serde_json::Value = parse_json(&path, &bytes)?;
+    let read = |json: &serde_json::Value| {
+        serde_json::from_value(json.clone()).map_err(|e| Error::format(&path, e.to_string()))
+    };
+    if let Some(vision) = json.get("vision_config") {
+        let mut config: VisionConfig = read(vision)?;
+        let shared = json.get("projection_dim").and_then(serde_json::Value::as_u64);
+        if let (None, Some(dim)) = (vision.get("projection_dim"), shared) {
+            config.projection_dim = dim as usize;
+        }
+        return Ok(Some(config));
+    }
+    let kind = json.get("model_type").and_then(serde_json::Value::as_str);
+    if kind == Some("clip_vision_model") { read(&json).map(Some) } else { Ok(None) }
+}

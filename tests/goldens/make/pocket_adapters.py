@@ -10,7 +10,13 @@ Seeded; counted in steps, not in minutes. To be run again whenever assets/pocket
 What is trained. The base stays frozen exactly as it is sampled: LCM LoRA merged, AnimateLCM's motion modules, norms per frame. Clips
 `z` of the model's own grammar (rendered here, encoded once by its VAE) are noised to a timestep of the sampler, mostly one of the four
 that a run of four steps visits, and the denoised clip is drawn to `z` by a pseudo-Huber loss. What the condition does not tell (the
-place of the object, say) is then averaged in the first step and decided in the later ones.
+place of the object, say) is then averaged in the first step and decided in the later ones. Most steps are on single frames through the
+spatial part alone, as such adapters are trained at full size; then come some on whole clips.
+
+What is seen (`--sheets`), with the weights that are stored. The ControlNet draws clean stars and squares where the hint has them; the
+T2I-Adapter puts a lump of the right size there; SparseCtrl does so at the frames that it is told, and does not lead from one to the next.
+The IP-Adapter brings the background of its picture, not the color of the object. The style LoRA whitens the background and lets the
+color of the object waver. The motion LoRA drifts to the left by a quarter of the picture. The word is green.
 
 ../pocket_adapters/
     controlnet/, sparsectrl/, t2i_adapter/    diffusers folders; the hint is the object's silhouette, white on black, one picture a frame
@@ -25,7 +31,8 @@ place of the object, say) is then averaged in the first step and decided in the 
                                               frames (1, 3, 64, 64) in [0, 1], float16: number 11 of 16
 """
 import argparse
-import copy
+import glob
+import hashlib
 import json
 import math
 import os
@@ -703,6 +710,11 @@ def main():
     ap.add_argument("--cache", default="/tmp/pocket_adapters", help="folder of encoded clips and of trained weights, which are not trained again")
     ap.add_argument("--sheets", help="folder for pictures of the runs: the hint, the run, the run without the adapter")
     args = ap.parse_args()
+    # Another base model, another cache.
+    base = hashlib.sha256()
+    for file in sorted(glob.glob(f"{POCKET}/**/*.safetensors", recursive=True)):
+        base.update(open(file, "rb").read())
+    args.cache = f"{args.cache}/{base.hexdigest()[:8]}"
     for folder in (OUT, args.cache):
         os.makedirs(folder, exist_ok=True)
     # The modules above choose otherwise. One thread does not wait for another on a busy machine.

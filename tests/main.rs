@@ -18,6 +18,9 @@ mod bench;
 mod cli;
 /// The text encoder.
 mod clip;
+/// Everything at once.
+#[cfg(feature = "cli")]
+mod composition;
 /// ControlNets.
 mod control;
 /// Published sizes: names lists always, whole passes when asked.
@@ -37,6 +40,9 @@ mod lora;
 mod output;
 /// Whole runs.
 mod pipeline;
+/// A trained adapter of every kind.
+#[cfg(feature = "cli")]
+mod pocket_adapters;
 /// torch's generators.
 mod rng;
 /// Samplers over formulas.

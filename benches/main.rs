@@ -1,11 +1,13 @@
-//! The kernels of a Stable Diffusion 1.5 clip against their plain references, in values of the result a second.
+//! The kernels of a Stable Diffusion 1.5 clip, in 10⁹ operations a second ("Gelem/s"): products count multiplications and
+//! additions, the others the values of their results. `limit` is a matrix product that fits the caches: what the processor can do.
 //!
 //! ```sh
 //! cargo bench                     # all
 //! cargo bench -- geglu            # one
 //! ```
 
-use animatelcm::kernels::{self, GroupNormOptions, reference};
+use animatelcm::kernels::layout::channels_first;
+use animatelcm::kernels::{self, ConvArgs, GroupNormOptions, Weights, reference};
 use candle_core::{DType, Device, Result, Tensor};
 use criterion::{Criterion, SamplingMode, Throughput, criterion_group, criterion_main};
 
@@ -22,76 +24,151 @@ fn input(shape: &[usize]) -> Tensor {
 /// Something to time: its name and the work.
 type Candidate<'a> = (&'a str, &'a dyn Fn() -> Result<Tensor>);
 
-fn compare(c: &mut Criterion, name: &str, candidates: &[Candidate<'_>]) {
+fn compare(c: &mut Criterion, name: &str, operations: usize, candidates: &[Candidate<'_>]) {
     let mut group = c.benchmark_group(format!("cpu/{name}"));
     group.sample_size(10).sampling_mode(SamplingMode::Flat);
     for (candidate, run) in candidates {
-        let count = match run() {
-            Ok(result) => result.elem_count(),
-            Err(error) => panic!("{name}, {candidate}: {error}"),
-        };
-        group.throughput(Throughput::Elements(count as u64));
+        if let Err(error) = run() {
+            panic!("{name}, {candidate}: {error}");
+        }
+        group.throughput(Throughput::Elements(operations as u64));
         group.bench_function(*candidate, |b| b.iter(run));
     }
     group.finish();
 }
 
-fn attention(c: &mut Criterion) {
-    let scale = 1.0 / 40f64.sqrt();
-    // One frame of 512×512 looks at itself; every pixel of a strip looks along 16 frames.
-    for (name, batch, tokens) in
-        [("attention/4096-pixels", 1, 64 * 64), ("attention/16-frames", 64 * 64, 16)]
-    {
-        let [q, k, v] = [(); 3].map(|()| input(&[batch, tokens, 8, 40]));
-        compare(
-            c,
-            name,
-            &[
-                ("kernel", &|| kernels::attention(&q, &k, &v, scale)),
-                ("reference", &|| reference::attention(&q, &k, &v, scale)),
-            ],
-        );
+/// The same in bf16.
+fn half(x: &Tensor) -> Tensor {
+    match x.to_dtype(DType::BF16) {
+        Ok(half) => half,
+        Err(error) => panic!("{error}"),
     }
 }
 
-fn group_norm(c: &mut Criterion) {
-    let x = input(&[4, 320, 64, 64]);
+fn packed(weight: &Tensor, gated: bool) -> Weights {
+    let weights = if gated { Weights::gated(weight, None) } else { Weights::new(weight, None) };
+    match weights {
+        Ok(weights) => weights,
+        Err(error) => panic!("{weight}: {error}"),
+    }
+}
+
+/// A picture whose channels are innermost in memory.
+fn picture(images: usize, side: usize, channels: usize) -> Tensor {
+    match channels_first(&input(&[images, side, side, channels])) {
+        Ok(picture) => picture,
+        Err(error) => panic!("{error}"),
+    }
+}
+
+fn attention(c: &mut Criterion) {
+    let scale = 1.0 / 40f64.sqrt();
+    // One frame of 512×512 looks at itself.
+    let [q, k, v] = [(); 3].map(|()| input(&[1, 4096, 8, 40]));
+    compare(
+        c,
+        "attention/4096-pixels",
+        4 * 4096 * 4096 * 320,
+        &[
+            ("kernel", &|| kernels::attention(&q, &k, &v, scale)),
+            ("reference", &|| reference::attention(&q, &k, &v, scale)),
+        ],
+    );
+    // Every pixel of one frame looks along 16 frames.
+    let [q, k, v] = [(); 3].map(|()| input(&[1, 16, 4096, 8, 40]));
+    let first = |x: &Tensor| x.transpose(1, 2)?.reshape((4096, 16, 8, 40));
+    compare(
+        c,
+        "attention/16-frames",
+        4 * 16 * 16 * 4096 * 320,
+        &[
+            ("kernel", &|| kernels::attention_by_place(&q, &k, &v, scale)),
+            ("reference", &|| reference::attention(&first(&q)?, &first(&k)?, &first(&v)?, scale)),
+        ],
+    );
+}
+
+fn norms(c: &mut Criterion) {
+    let x = picture(4, 64, 320);
     let (weight, bias) = (input(&[320]), input(&[320]));
     let options = GroupNormOptions { groups: 32, eps: 1e-5, frames: 1, silu: true };
     compare(
         c,
         "group-norm-silu",
+        x.elem_count(),
         &[
             ("kernel", &|| kernels::group_norm(&x, &weight, &bias, &options)),
             ("reference", &|| reference::group_norm(&x, &weight, &bias, &options)),
         ],
     );
-}
-
-fn geglu(c: &mut Criterion) {
-    let x = input(&[4096, 2560]);
+    let rows = input(&[4 * 4096, 320]);
     compare(
         c,
-        "geglu",
-        &[("kernel", &|| kernels::geglu(&x)), ("reference", &|| reference::geglu(&x))],
-    );
-}
-
-fn conv2d(c: &mut Criterion) {
-    let x = input(&[1, 320, 64, 64]);
-    let weight = input(&[320, 320, 3, 3]);
-    let half = (x.to_dtype(DType::BF16), weight.to_dtype(DType::BF16));
-    let (Ok(half_x), Ok(half_weight)) = half else { panic!("bf16 is always there") };
-    compare(
-        c,
-        "conv2d-3x3",
+        "layer-norm",
+        rows.elem_count(),
         &[
-            ("kernel", &|| kernels::conv2d(&x, &weight, None, 1, 1)),
-            ("kernel-bf16", &|| kernels::conv2d(&half_x, &half_weight, None, 1, 1)),
-            ("candle", &|| x.conv2d(&weight, 1, 1, 1, 1)),
+            ("kernel", &|| kernels::layer_norm(&rows, &weight, &bias, 1e-5, None)),
+            ("reference", &|| reference::layer_norm(&rows, &weight, &bias, 1e-5, None)),
         ],
     );
 }
 
-criterion_group!(benches, attention, group_norm, geglu, conv2d);
+fn linear(c: &mut Criterion) {
+    for (name, rows, inputs, outputs) in [
+        ("limit", 1536, 512, 512),
+        ("linear/320", 8192, 320, 320),
+        ("linear/1280", 512, 1280, 1280),
+    ] {
+        let (x, weight) = (input(&[rows, inputs]), input(&[outputs, inputs]));
+        let (half_x, half_weight) = (half(&x), packed(&half(&weight), false));
+        let weights = packed(&weight, false);
+        compare(
+            c,
+            name,
+            2 * rows * inputs * outputs,
+            &[
+                ("kernel", &|| kernels::linear(&x, &weights, None)),
+                ("kernel-bf16", &|| kernels::linear(&half_x, &half_weight, None)),
+                ("candle", &|| x.matmul(&weight.t()?)),
+            ],
+        );
+    }
+    let (x, weight) = (input(&[8192, 320]), input(&[2560, 320]));
+    let (half_x, half_weights) = (half(&x), packed(&half(&weight), true));
+    let (plain, gated) = (packed(&weight, false), packed(&weight, true));
+    compare(
+        c,
+        "geglu",
+        2 * 8192 * 320 * 2560,
+        &[
+            ("kernel", &|| kernels::linear(&x, &gated, None)),
+            ("kernel-bf16", &|| kernels::linear(&half_x, &half_weights, None)),
+            ("reference", &|| reference::geglu(&kernels::linear(&x, &plain, None)?)),
+        ],
+    );
+}
+
+fn conv2d(c: &mut Criterion) {
+    // The UNet's three wider resolutions at 8 frames of 256×256, and the decoder's widest.
+    for (images, side, channels) in
+        [(8, 32, 320), (8, 16, 640), (8, 8, 1280), (8, 4, 1280), (4, 64, 512), (1, 256, 128)]
+    {
+        let (x, weight) = (picture(images, side, channels), input(&[channels, channels, 3, 3]));
+        let (half_x, half_weights) = (half(&x), packed(&half(&weight), false));
+        let weights = packed(&weight, false);
+        let args = ConvArgs { padding: (1, 1), ..ConvArgs::default() };
+        compare(
+            c,
+            &format!("conv2d-3x3/{images}x{channels}x{side}x{side}"),
+            2 * 9 * images * side * side * channels * channels,
+            &[
+                ("kernel", &|| kernels::conv2d(&x, &weights, &args)),
+                ("kernel-bf16", &|| kernels::conv2d(&half_x, &half_weights, &args)),
+                ("candle", &|| reference::conv2d(&x, &weight, None, &args)),
+            ],
+        );
+    }
+}
+
+criterion_group!(benches, linear, conv2d, attention, norms);
 criterion_main!(benches);

@@ -47,6 +47,7 @@ fn the_json_has_times_memory_and_what_they_were_measured_on() {
     let parts = median("text_encode") + 2.0 * median("unet_step") + median("decode");
     assert!(parts < 2.0 * median("clip"), "the parts are those of the clip");
     assert!(report["cold_start_seconds"].as_f64().unwrap() > 0.0);
+    assert!(report["limit_gflop_per_second"].as_f64().unwrap() > 0.0);
     assert!(report["parameters"]["unet"].as_u64().unwrap() > 100_000);
     if cfg!(target_os = "linux") {
         assert!(report["peak_memory_bytes"].as_u64().unwrap() > 1 << 20);
@@ -100,7 +101,8 @@ fn the_table_has_a_row_for_every_part() {
     let output = small(&["--no-cold-start", "--warmup", "0"]);
     assert!(output.status.success());
     let table = String::from_utf8(output.stdout).unwrap();
-    for row in ["text encode ", "UNet step ", "decode ", "clip ", "load ", "throughput "] {
+    for row in ["text encode ", "UNet step ", "decode ", "clip ", "load ", "limit ", "throughput "]
+    {
         assert!(table.lines().any(|line| line.starts_with(row)), "{row} is not in\n{table}");
     }
     let notes = String::from_utf8(output.stderr).unwrap();

@@ -8,7 +8,7 @@
 use std::collections::BTreeMap;
 
 use animatelcm::device::{DeviceChoice, DtypeChoice, Precision};
-use animatelcm::kernels::{self, GroupNormOptions, reference};
+use animatelcm::kernels::{self, ConvArgs, GroupNormOptions, Positions, Weights, reference};
 use animatelcm::media::RgbImage;
 use animatelcm::pipeline::load::{Base, Files, LoraFile, Models};
 use animatelcm::pipeline::request::Request;
@@ -81,12 +81,13 @@ fn convolution_on_a_gpu_equals_its_reference() {
             random(&[24, 40, kernel, kernel], 5),
             random(&[24], 6),
         ];
-        let padding = kernel / 2;
+        let padding = (kernel / 2, kernel / 2);
+        let args = ConvArgs { padding, stride, ..ConvArgs::default() };
         compare(
             "convolution",
             &inputs,
-            |x| kernels::conv2d(&x[0], &x[1], Some(&x[2]), padding, stride),
-            |x| reference::conv2d(&x[0], &x[1], Some(&x[2]), padding, stride),
+            |x| kernels::conv2d(&x[0], &Weights::new(&x[1], Some(&x[2]))?, &args),
+            |x| reference::conv2d(&x[0], &x[1], Some(&x[2]), &args),
         );
     }
 }
@@ -103,6 +104,19 @@ fn norms_and_gates_on_a_gpu_equal_their_references() {
             |x| reference::group_norm(&x[0], &x[1], &x[2], &options),
         );
     }
+    let rows = [random(&[6, 48], 11), random(&[48], 12), random(&[48], 13), random(&[3, 48], 14)];
+    compare(
+        "layer norm",
+        &rows,
+        |x| {
+            let positions = Positions { table: &x[3], run: 1 };
+            kernels::layer_norm(&x[0], &x[1], &x[2], 1e-5, Some(&positions))
+        },
+        |x| {
+            let positions = Positions { table: &x[3], run: 1 };
+            reference::layer_norm(&x[0], &x[1], &x[2], 1e-5, Some(&positions))
+        },
+    );
     compare(
         "geglu",
         &[random(&[5, 13, 62], 10)],

@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, HashMap};
 
-use animatelcm::kernels::{self, GroupNormOptions};
+use animatelcm::kernels::{self, ConvArgs, GroupNormOptions, Weights};
 use animatelcm::models::clip::{TextConfig, TextEncoder};
 use animatelcm::models::motion::{MotionConfig, MotionNorm};
 use animatelcm::models::unet::{Injection, UNet, UNetConfig, UNetInput};
@@ -23,6 +23,18 @@ const MODEL: f64 = 5e-5;
 fn drawn(name: &str, shape: &[usize]) -> Tensor {
     let values = random::values(&format!("input.{name}"), shape);
     Tensor::from_vec(values, shape, &Device::Cpu).unwrap()
+}
+
+/// A convolution without anything before or after it.
+fn convolved(
+    x: &Tensor,
+    weight: &Tensor,
+    bias: Option<&Tensor>,
+    padding: usize,
+    stride: usize,
+) -> Result<Tensor> {
+    let args = ConvArgs { padding: (padding, padding), stride, ..ConvArgs::default() };
+    kernels::conv2d(x, &Weights::new(weight, bias)?, &args)
 }
 
 /// The result of a layer and the gradients of its inputs, against torch's.
@@ -65,10 +77,10 @@ fn layer(
 fn layers_have_the_gradients_of_torch() {
     let golden = golden::load("gradients/layers");
     layer(&golden, "linear", &["x", "weight", "bias"], |t| {
-        kernels::linear(&t[0], &t[1], Some(&t[2]))
+        kernels::linear(&t[0], &Weights::new(&t[1], Some(&t[2]))?, None)
     });
     layer(&golden, "linear_without_bias", &["x", "weight"], |t| {
-        kernels::linear(&t[0], &t[1], None)
+        kernels::linear(&t[0], &Weights::new(&t[1], None)?, None)
     });
     for (name, padding, stride) in [
         ("conv3", 1, 1),
@@ -78,7 +90,7 @@ fn layers_have_the_gradients_of_torch() {
         ("conv5_wide", 3, 1),
     ] {
         layer(&golden, name, &["x", "weight", "bias"], |t| {
-            kernels::conv2d(&t[0], &t[1], Some(&t[2]), padding, stride)
+            convolved(&t[0], &t[1], Some(&t[2]), padding, stride)
         });
     }
     let options = GroupNormOptions { groups: 2, eps: 1e-5, frames: 1, silu: false };
@@ -92,7 +104,7 @@ fn layers_have_the_gradients_of_torch() {
         });
     }
     layer(&golden, "layer_norm", &["x", "weight", "bias"], |t| {
-        kernels::layer_norm(&t[0], &t[1], &t[2], 1e-5)
+        kernels::layer_norm(&t[0], &t[1], &t[2], 1e-5, None)
     });
     for name in ["attention", "attention_long"] {
         layer(&golden, name, &["q", "k", "v"], |t| {
@@ -138,7 +150,7 @@ fn gradients_are_those_of_finite_differences() {
     let options = GroupNormOptions { groups: 2, eps: 1e-5, frames: 2, silu: true };
     let f = |x: &Tensor| -> Tensor {
         let y = kernels::group_norm(x, &weight, &bias, &options).unwrap();
-        let y = kernels::conv2d(&y, &kernel, None, 1, 2).unwrap();
+        let y = convolved(&y, &kernel, None, 1, 2).unwrap();
         (y * &slope).unwrap()
     };
     let var = Var::from_tensor(&x).unwrap();
@@ -298,7 +310,7 @@ fn gradients_are_the_same_bits_every_time() {
     let x = Var::from_tensor(&drawn("repeat.x", &[40, 6, 8, 8])).unwrap();
     let weight = Var::from_tensor(&drawn("repeat.weight", &[5, 6, 3, 3])).unwrap();
     let run = || {
-        let y = kernels::conv2d(&x, &weight, None, 1, 1).unwrap();
+        let y = convolved(&x, &weight, None, 1, 1).unwrap();
         let gradients = y.sqr().unwrap().sum_all().unwrap().backward().unwrap();
         let bits = |var: &Var| {
             gradients.get(var).unwrap().flatten_all().unwrap().to_vec1::<f32>().unwrap()

@@ -1,10 +1,30 @@
-//! Every fast kernel against its plain reference, over odd shapes, strides and values.
+//! Every fast kernel against its plain reference, over odd shapes, strides and values, on every set of instructions
+//! that this processor has.
 
-use animatelcm::kernels::{self, GroupNormOptions, reference};
-use candle_core::{DType, Device, Tensor};
+use animatelcm::kernels::isa::Isa;
+use animatelcm::kernels::layout::is_channels_last;
+use animatelcm::kernels::{
+    self, Activation, ConvArgs, GroupNormOptions, Positions, Weights, reference,
+};
+use candle_core::{DType, Device, Result, Tensor, Var};
 
-use crate::support::close::{assert_close, assert_relative};
+use crate::support::close::{assert_close, assert_relative, relative_l2};
 use crate::support::random::random;
+
+/// Runs `check` once for every set of instructions that is there; the portable one always is.
+fn everywhere(check: impl Fn()) {
+    let ran = Isa::ALL.iter().filter_map(|isa| isa.force(&check)).count();
+    assert!(ran > 0);
+}
+
+/// The results on every set of instructions that is there.
+fn results(run: impl Fn() -> Result<Tensor>) -> Vec<Tensor> {
+    Isa::ALL.iter().filter_map(|isa| isa.force(&run)).map(Result::unwrap).collect()
+}
+
+fn values(x: &Tensor) -> Vec<f32> {
+    x.to_dtype(DType::F32).unwrap().flatten_all().unwrap().to_vec1().unwrap()
+}
 
 #[test]
 fn attention_equals_its_reference() {
@@ -15,13 +35,19 @@ fn attention_equals_its_reference() {
         (1, 130, 77, 2, 80),
         (2, 64, 65, 1, 160),
         (5, 63, 200, 4, 4),
+        // More than one block of keys, with tails of every kind.
+        (1, 13, 512, 2, 40),
+        (1, 400, 513, 1, 16),
+        (2, 7, 1100, 1, 3),
     ] {
         let q = random(&[batch, queries, heads, dim], 1);
         let k = random(&[batch, keys, heads, dim], 2);
         let v = random(&[batch, keys, heads, dim], 3);
         let scale = 1.0 / (dim as f64).sqrt();
-        let got = kernels::attention(&q, &k, &v, scale).unwrap();
-        assert_relative(&got, &reference::attention(&q, &k, &v, scale).unwrap(), 2e-6);
+        let want = reference::attention(&q, &k, &v, scale).unwrap();
+        for got in results(|| kernels::attention(&q, &k, &v, scale)) {
+            assert_relative(&got, &want, 1e-6);
+        }
     }
 }
 
@@ -46,11 +72,59 @@ fn attention_survives_large_scores_and_passes_nan_on() {
     let q = (random(&[1, 3, 1, 4], 7) * 1e4).unwrap();
     let v = random(&[1, 5, 1, 4], 8);
     let k = (random(&[1, 5, 1, 4], 9) * 1e4).unwrap();
-    let got = kernels::attention(&q, &k, &v, 1.0).unwrap();
-    assert_relative(&got, &reference::attention(&q, &k, &v, 1.0).unwrap(), 1e-6);
+    let want = reference::attention(&q, &k, &v, 1.0).unwrap();
+    for got in results(|| kernels::attention(&q, &k, &v, 1.0)) {
+        assert_relative(&got, &want, 1e-6);
+    }
     let k = Tensor::full(f32::NAN, (1, 5, 1, 4), &Device::Cpu).unwrap();
-    let got = kernels::attention(&q, &k, &v, 1.0).unwrap();
-    assert!(got.flatten_all().unwrap().to_vec1::<f32>().unwrap().iter().all(|v| v.is_nan()));
+    for got in results(|| kernels::attention(&q, &k, &v, 1.0)) {
+        assert!(values(&got).iter().all(|v| v.is_nan()));
+    }
+    // One infinite score takes everything, as inf - inf, in every implementation.
+    let mut numbers = vec![0.5_f32; 20];
+    numbers[4] = f32::INFINITY;
+    let k = Tensor::from_vec(numbers, (1, 5, 1, 4), &Device::Cpu).unwrap();
+    let q = Tensor::ones((1, 3, 1, 4), DType::F32, &Device::Cpu).unwrap();
+    for got in results(|| kernels::attention(&q, &k, &v, 1.0)) {
+        assert!(values(&got).iter().all(|v| v.is_nan()));
+    }
+}
+
+#[test]
+fn attention_by_place_is_attention_of_every_place() {
+    for (batch, tokens, places, heads, dim) in
+        [(1, 1, 1, 1, 1), (2, 5, 3, 2, 7), (1, 16, 70, 8, 40)]
+    {
+        let shape = [batch, tokens, places, heads, dim];
+        let (q, k, v) = (random(&shape, 51), random(&shape, 52), random(&shape, 53));
+        let places_first = |x: &Tensor| {
+            x.transpose(1, 2).unwrap().reshape((batch * places, tokens, heads, dim)).unwrap()
+        };
+        let [a, b, c] = [&q, &k, &v].map(places_first);
+        let want = reference::attention(&a, &b, &c, 0.3).unwrap();
+        for got in results(|| kernels::attention_by_place(&q, &k, &v, 0.3)) {
+            assert!(got.is_contiguous());
+            assert_relative(&places_first(&got), &want, 1e-6);
+        }
+        let got = kernels::attention_by_place(&q, &k, &random(&[1, 2, 3, 4, 5], 1), 0.3);
+        assert!(got.is_err());
+    }
+}
+
+#[test]
+fn attention_in_half_precision_is_rounded_once() {
+    let shape = [2, 33, 3, 24];
+    for dtype in [DType::BF16, DType::F16] {
+        let half = |seed| random(&shape, seed).to_dtype(dtype).unwrap();
+        let (q, k, v) = (half(54), half(55), half(56));
+        let full = |x: &Tensor| x.to_dtype(DType::F32).unwrap();
+        let want = reference::attention(&full(&q), &full(&k), &full(&v), 0.2).unwrap();
+        let rounding = if dtype == DType::BF16 { 2e-3 } else { 3e-4 };
+        for got in results(|| kernels::attention(&q, &k, &v, 0.2)) {
+            assert_eq!(got.dtype(), dtype);
+            assert_relative(&got, &want, rounding);
+        }
+    }
 }
 
 #[test]
@@ -77,9 +151,11 @@ fn group_norm_equals_its_reference() {
         for pooled in [1, frames] {
             for silu in [false, true] {
                 let options = GroupNormOptions { groups, eps: 1e-5, frames: pooled, silu };
-                let got = kernels::group_norm(&x, &weight, &bias, &options).unwrap();
                 let want = reference::group_norm(&x, &weight, &bias, &options).unwrap();
-                assert_close(&got, &want, 2e-5);
+                for got in results(|| kernels::group_norm(&x, &weight, &bias, &options)) {
+                    assert!(is_channels_last(&got));
+                    assert_close(&got, &want, 2e-5);
+                }
                 let strided = x.transpose(2, 3).unwrap();
                 let got = kernels::group_norm(&strided, &weight, &bias, &options).unwrap();
                 assert_close(&got, &want.transpose(2, 3).unwrap().contiguous().unwrap(), 2e-5);
@@ -96,12 +172,14 @@ fn group_norm_keeps_its_precision_far_from_zero() {
         Tensor::ones(4, DType::F32, &Device::Cpu).unwrap(),
         Tensor::zeros(4, DType::F32, &Device::Cpu).unwrap(),
     );
-    let got = kernels::group_norm(&x, &one, &zero, &options).unwrap();
+    let all = results(|| kernels::group_norm(&x, &one, &zero, &options));
     let x = x.to_dtype(DType::F64).unwrap().reshape((2, 2 * 64 * 64)).unwrap();
     let centered = x.broadcast_sub(&x.mean_keepdim(1).unwrap()).unwrap();
     let variance = centered.sqr().unwrap().mean_keepdim(1).unwrap();
     let want = centered.broadcast_div(&(variance + 1e-6).unwrap().sqrt().unwrap()).unwrap();
-    assert_close(&got, &want.reshape((1, 4, 64, 64)).unwrap(), 1e-3);
+    for got in all {
+        assert_close(&got, &want.reshape((1, 4, 64, 64)).unwrap(), 1e-4);
+    }
 }
 
 #[test]
@@ -118,29 +196,98 @@ fn group_norm_that_does_not_divide_is_an_error() {
 fn geglu_equals_its_reference() {
     for shape in [&[1, 2][..], &[3, 5, 14], &[2, 3, 4, 34]] {
         let x = (random(shape, 21) * 3.0).unwrap();
-        let got = kernels::geglu(&x).unwrap();
-        assert_relative(&got, &reference::geglu(&x).unwrap(), 1e-6);
+        for got in results(|| kernels::geglu(&x)) {
+            assert_relative(&got, &reference::geglu(&x).unwrap(), 1e-6);
+        }
     }
     assert!(kernels::geglu(&random(&[2, 3], 1)).is_err());
 }
 
 #[test]
-fn convolution_in_half_precision_is_that_of_f32_rounded() {
-    let x = random(&[2, 5, 7, 6], 31);
-    let weight = random(&[3, 5, 3, 3], 32);
-    let bias = random(&[3], 33);
-    for dtype in [DType::F16, DType::BF16] {
-        let half = |t: &Tensor| t.to_dtype(dtype).unwrap();
-        let got = kernels::conv2d(&half(&x), &half(&weight), Some(&half(&bias)), 1, 1).unwrap();
-        assert_eq!(got.dtype(), dtype);
-        let full = |t: &Tensor| half(t).to_dtype(DType::F32).unwrap();
-        let want = kernels::conv2d(&full(&x), &full(&weight), Some(&full(&bias)), 1, 1).unwrap();
-        assert_close(
-            &got.to_dtype(DType::F32).unwrap(),
-            &half(&want).to_dtype(DType::F32).unwrap(),
-            0.0,
-        );
+fn layer_norm_equals_its_reference() {
+    for (rows, width, count, run) in
+        [(1, 1, 1, 1), (12, 5, 3, 2), (30, 320, 5, 3), (64, 1280, 8, 8)]
+    {
+        let x = ((random(&[rows, width], 61) * 3.0).unwrap() + 5.0).unwrap();
+        let (weight, bias) = (random(&[width], 62), random(&[width], 63));
+        let table = random(&[count, width], 64);
+        for positions in [None, Some(Positions { table: &table, run })] {
+            let norm = || kernels::layer_norm(&x, &weight, &bias, 1e-5, positions.as_ref());
+            let want = reference::layer_norm(&x, &weight, &bias, 1e-5, positions.as_ref()).unwrap();
+            for got in results(norm) {
+                assert_close(&got, &want, 1e-5);
+            }
+        }
+        for (rows, run) in [(rows + 1, rows + 2), (rows, 0)] {
+            let x = random(&[rows, width], 65);
+            let positions = Some(Positions { table: &table, run });
+            assert!(kernels::layer_norm(&x, &weight, &bias, 1e-5, positions.as_ref()).is_err());
+        }
     }
+    let x = random(&[2, 3], 66);
+    assert!(kernels::layer_norm(&x, &random(&[2], 1), &random(&[3], 1), 1e-5, None).is_err());
+}
+
+#[test]
+fn layer_and_group_norm_in_half_precision_are_rounded_once() {
+    let x = ((random(&[2, 24, 5, 3], 67) * 2.0).unwrap() + 1.0).unwrap();
+    let (weight, bias) = (random(&[24], 68), random(&[24], 69));
+    let options = GroupNormOptions { groups: 4, eps: 1e-5, frames: 1, silu: true };
+    for dtype in [DType::BF16, DType::F16] {
+        let half = x.to_dtype(dtype).unwrap();
+        let full = half.to_dtype(DType::F32).unwrap();
+        let rounding = if dtype == DType::BF16 { 4e-3 } else { 5e-4 };
+        let want = reference::group_norm(&full, &weight, &bias, &options).unwrap();
+        for got in results(|| kernels::group_norm(&half, &weight, &bias, &options)) {
+            assert_eq!(got.dtype(), dtype);
+            assert_relative(&got, &want, rounding);
+        }
+        let (rows, full) =
+            (half.permute((0, 2, 3, 1)).unwrap(), full.permute((0, 2, 3, 1)).unwrap());
+        let want = reference::layer_norm(&full, &weight, &bias, 1e-5, None).unwrap();
+        for got in results(|| kernels::layer_norm(&rows, &weight, &bias, 1e-5, None)) {
+            assert_eq!(got.dtype(), dtype);
+            assert_relative(&got, &want, rounding);
+        }
+    }
+}
+
+#[test]
+fn linear_layers_equal_their_reference() {
+    for (rows, inputs, outputs) in [
+        (1, 1, 2),
+        (5, 7, 6),
+        (6, 64, 64),
+        (13, 96, 130),
+        (400, 33, 16),
+        (3, 1100, 66),
+        (2, 4200, 34),
+    ] {
+        let x = random(&[rows, inputs], 71);
+        let (weight, bias) = (random(&[outputs, inputs], 72), random(&[outputs], 73));
+        let plain = x.matmul(&weight.t().unwrap()).unwrap();
+        for bias in [None, Some(&bias)] {
+            let want = bias.map_or(plain.clone(), |bias| plain.broadcast_add(bias).unwrap());
+            let weights = Weights::new(&weight, bias).unwrap();
+            let residual = random(&[rows, outputs], 74);
+            for got in results(|| kernels::linear(&x, &weights, None)) {
+                assert_relative(&got, &want, 1e-6);
+            }
+            for got in results(|| kernels::linear(&x, &weights, Some(&residual))) {
+                assert_relative(&got, &(&want + &residual).unwrap(), 1e-6);
+            }
+            let gated = Weights::gated(&weight, bias).unwrap();
+            for got in results(|| kernels::linear(&x, &gated, None)) {
+                assert_relative(&got, &reference::geglu(&want).unwrap(), 2e-6);
+            }
+        }
+        let weights = Weights::new(&weight, None).unwrap();
+        assert!(kernels::linear(&random(&[rows, inputs + 1], 75), &weights, None).is_err());
+        assert!(kernels::linear(&x, &weights, Some(&random(&[rows, outputs + 1], 76))).is_err());
+    }
+    assert!(Weights::gated(&random(&[3, 2], 1), None).is_err());
+    assert!(Weights::new(&random(&[3, 2], 1), Some(&random(&[2], 1))).is_err());
+    assert!(Weights::new(&random(&[3, 2, 3, 1], 1), None).is_err());
 }
 
 #[test]
@@ -151,38 +298,268 @@ fn convolution_equals_its_reference() {
         (1, 4, 2, 3, 40, 3),
         (3, 17, 9, 33, 31, 3),
         (1, 300, 4, 20, 20, 3),
+        (1, 120, 70, 9, 8, 3),
+        (1, 1030, 3, 4, 5, 3),
         (2, 8, 6, 5, 9, 1),
         (1, 2, 3, 6, 6, 5),
     ] {
         let x = random(&[batch, inputs, height, width], 41);
         let weight = random(&[outputs, inputs, kernel, kernel], 42);
         let bias = random(&[outputs], 43);
-        for padding in [0, 1, kernel / 2, kernel] {
-            if height.min(width) + 2 * padding < kernel {
-                assert!(kernels::conv2d(&x, &weight, None, padding, 1).is_err());
+        for padding in [(0, 0), (1, 1), (0, 1), (kernel, kernel / 2)] {
+            let weights = Weights::new(&weight, None).unwrap();
+            if height.min(width) + padding.0 + padding.1 < kernel {
+                let args = ConvArgs { padding, ..ConvArgs::default() };
+                assert!(kernels::conv2d(&x, &weights, &args).is_err());
                 continue;
             }
             for stride in [1, 2, 3] {
                 for bias in [None, Some(&bias)] {
-                    let got = kernels::conv2d(&x, &weight, bias, padding, stride).unwrap();
-                    let want = reference::conv2d(&x, &weight, bias, padding, stride).unwrap();
+                    let weights = Weights::new(&weight, bias).unwrap();
+                    let args = ConvArgs { padding, stride, ..ConvArgs::default() };
+                    let want = reference::conv2d(&x, &weight, bias, &args).unwrap();
+                    for got in results(|| kernels::conv2d(&x, &weights, &args)) {
+                        assert!(is_channels_last(&got));
+                        assert_relative(&got, &want, 1e-6);
+                    }
+                }
+            }
+        }
+        let args = ConvArgs { padding: (kernel / 2, kernel / 2), ..ConvArgs::default() };
+        let weights = Weights::new(&weight, None).unwrap();
+        let turned = x.transpose(2, 3).unwrap();
+        let want = reference::conv2d(&turned, &weight, None, &args).unwrap();
+        assert_relative(&kernels::conv2d(&turned, &weights, &args).unwrap(), &want, 1e-6);
+    }
+    let x = random(&[1, 2, 4, 4], 44);
+    let weights = Weights::new(&random(&[1, 3, 3, 3], 45), None).unwrap();
+    assert!(kernels::conv2d(&x, &weights, &ConvArgs::default()).is_err());
+    let weights = Weights::new(&random(&[1, 2, 3, 3], 45), None).unwrap();
+    let stuck = ConvArgs { stride: 0, ..ConvArgs::default() };
+    assert!(kernels::conv2d(&x, &weights, &stuck).is_err());
+}
+
+#[test]
+fn what_follows_a_convolution_equals_its_reference() {
+    let x = random(&[2, 6, 5, 7], 81);
+    let (weight, bias, shift) = (random(&[9, 6, 3, 3], 82), random(&[9], 83), random(&[9], 84));
+    let weights = Weights::new(&weight, Some(&bias)).unwrap();
+    for stretch in [None, Some((10, 14)), Some((9, 13)), Some((5, 8))] {
+        let (height, width) = stretch.unwrap_or((5, 7));
+        let residual = random(&[2, 9, height, width], 85);
+        for activation in [Activation::None, Activation::Silu, Activation::Relu] {
+            for (shift, residual) in [(None, None), (Some(&shift), None), (None, Some(&residual))] {
+                let padding = (1, 1);
+                let args = ConvArgs {
+                    padding,
+                    stretch,
+                    shift,
+                    activation,
+                    residual,
+                    ..ConvArgs::default()
+                };
+                let want = reference::conv2d(&x, &weight, Some(&bias), &args).unwrap();
+                for got in results(|| kernels::conv2d(&x, &weights, &args)) {
                     assert_relative(&got, &want, 1e-6);
                 }
             }
         }
-        let turned = x.transpose(2, 3).unwrap();
-        let got = kernels::conv2d(&turned, &weight, None, kernel / 2, 1).unwrap();
-        let turned = turned.contiguous().unwrap();
-        let want = reference::conv2d(&turned, &weight, None, kernel / 2, 1).unwrap();
-        assert_relative(&got, &want, 1e-6);
     }
-    let x = random(&[1, 2, 4, 4], 44);
-    assert!(kernels::conv2d(&x, &random(&[1, 3, 3, 3], 45), None, 1, 1).is_err());
+    let wrong = random(&[2, 9, 5, 6], 86);
+    let args = ConvArgs { padding: (1, 1), residual: Some(&wrong), ..ConvArgs::default() };
+    assert!(kernels::conv2d(&x, &weights, &args).is_err());
+    let args = ConvArgs { padding: (1, 1), shift: Some(&random(&[8], 1)), ..ConvArgs::default() };
+    assert!(kernels::conv2d(&x, &weights, &args).is_err());
 }
 
 #[test]
-fn convolution_passes_nan_on() {
+fn products_in_half_precision_are_those_of_f32_rounded() {
+    // Odd and even numbers of channels: the latter are multiplied in pairs.
+    for inputs in [5, 6, 40] {
+        let x = random(&[2, inputs, 7, 6], 31);
+        let (weight, bias) = (random(&[20, inputs, 3, 3], 32), random(&[20], 33));
+        let residual = random(&[2, 20, 7, 6], 34);
+        for (dtype, rounding) in [(DType::F16, 3e-4), (DType::BF16, 2.5e-3)] {
+            let half = |t: &Tensor| t.to_dtype(dtype).unwrap();
+            let full = |t: &Tensor| half(t).to_dtype(DType::F32).unwrap();
+            let weights = Weights::new(&half(&weight), Some(&half(&bias))).unwrap();
+            let (r, r32) = (half(&residual), full(&residual));
+            let args = |residual| ConvArgs { padding: (1, 1), residual, ..ConvArgs::default() };
+            let want =
+                reference::conv2d(&full(&x), &full(&weight), Some(&full(&bias)), &args(Some(&r32)));
+            for got in results(|| kernels::conv2d(&half(&x), &weights, &args(Some(&r)))) {
+                assert_eq!(got.dtype(), dtype);
+                assert_relative(&got, want.as_ref().unwrap(), rounding);
+            }
+            let rows = random(&[11, inputs], 35);
+            let matrix = random(&[34, inputs], 36);
+            let want = full(&rows).matmul(&full(&matrix).t().unwrap()).unwrap();
+            let gated = Weights::gated(&half(&matrix), None).unwrap();
+            for got in results(|| kernels::linear(&half(&rows), &gated, None)) {
+                assert_relative(&got, &reference::geglu(&want).unwrap(), rounding);
+            }
+        }
+    }
+}
+
+#[test]
+fn products_pass_on_what_is_not_finite_and_keep_denormals() {
+    let weights = Weights::new(&random(&[3, 2, 3, 3], 46), None).unwrap();
+    let args = ConvArgs { padding: (1, 1), ..ConvArgs::default() };
     let x = Tensor::full(f32::NAN, (1, 2, 4, 4), &Device::Cpu).unwrap();
-    let got = kernels::conv2d(&x, &random(&[3, 2, 3, 3], 46), None, 1, 1).unwrap();
-    assert!(got.flatten_all().unwrap().to_vec1::<f32>().unwrap().iter().all(|v| v.is_nan()));
+    everywhere(|| {
+        let got = kernels::conv2d(&x, &weights, &args).unwrap();
+        assert!(values(&got).iter().all(|v| v.is_nan()));
+    });
+    let half = x.to_dtype(DType::BF16).unwrap();
+    let half_weights =
+        Weights::new(&random(&[3, 2, 3, 3], 46).to_dtype(DType::BF16).unwrap(), None).unwrap();
+    everywhere(|| {
+        let got = kernels::conv2d(&half, &half_weights, &args).unwrap();
+        assert!(values(&got).iter().all(|v| v.is_nan()));
+    });
+    // One infinite value reaches its own row only.
+    let mut numbers = vec![1f32; 7 * 3];
+    numbers[3 * 4] = f32::INFINITY;
+    let x = Tensor::from_vec(numbers, (7, 3), &Device::Cpu).unwrap();
+    let positive = Weights::new(&Tensor::ones((5, 3), DType::F32, &Device::Cpu).unwrap(), None);
+    everywhere(|| {
+        let got = kernels::linear(&x, positive.as_ref().unwrap(), None).unwrap();
+        for (i, v) in values(&got).iter().enumerate() {
+            assert_eq!(*v, if i / 5 == 4 { f32::INFINITY } else { 3.0 });
+        }
+    });
+    let tiny = f32::from_bits(5);
+    let x = Tensor::full(tiny, (2, 3), &Device::Cpu).unwrap();
+    everywhere(|| {
+        let got = kernels::linear(&x, positive.as_ref().unwrap(), None).unwrap();
+        assert!(values(&got).iter().all(|v| *v == f32::from_bits(15)));
+    });
+}
+
+#[test]
+fn gradients_reach_what_is_trained_through_every_kernel() {
+    let var = |shape: &[usize], seed| Var::from_tensor(&random(shape, seed)).unwrap();
+    let gradient = |loss: &Tensor, var: &Var| {
+        loss.sqr().unwrap().sum_all().unwrap().backward().unwrap().get(var).unwrap().clone()
+    };
+    // The input of packed weights, and weights that are trained.
+    let x = var(&[1, 4, 5, 5], 91);
+    let (weight, bias) = (var(&[6, 4, 3, 3], 92), var(&[6], 93));
+    let args = ConvArgs { padding: (1, 1), ..ConvArgs::default() };
+    let want = reference::conv2d(&x, &weight, Some(&bias), &args).unwrap();
+    let frozen = Weights::new(&weight.detach(), Some(&bias.detach())).unwrap();
+    let got = kernels::conv2d(&x, &frozen, &args).unwrap();
+    assert_relative(&gradient(&got, &x), &gradient(&want, &x), 1e-6);
+    let trained = Weights::new(&weight, Some(&bias)).unwrap();
+    let got = kernels::conv2d(&x.detach(), &trained, &args).unwrap();
+    for var in [&weight, &bias] {
+        assert_relative(&gradient(&got, var), &gradient(&want, var), 1e-6);
+    }
+
+    let x = var(&[3, 4], 94);
+    let (weight, bias) = (var(&[6, 4], 95), var(&[6], 96));
+    let want =
+        reference::geglu(&x.matmul(&weight.t().unwrap()).unwrap().broadcast_add(&bias).unwrap());
+    let want = want.unwrap();
+    let frozen = Weights::gated(&weight.detach(), Some(&bias.detach())).unwrap();
+    let got = kernels::linear(&x, &frozen, None).unwrap();
+    assert_relative(&gradient(&got, &x), &gradient(&want, &x), 1e-6);
+    let trained = Weights::gated(&weight, Some(&bias)).unwrap();
+    let got = kernels::linear(&x.detach(), &trained, None).unwrap();
+    for var in [&weight, &bias] {
+        assert_relative(&gradient(&got, var), &gradient(&want, var), 1e-6);
+    }
+    let residual = var(&[3, 6], 97);
+    let plain = Weights::new(&weight.detach(), None).unwrap();
+    let got = kernels::linear(&x.detach(), &plain, Some(&residual)).unwrap();
+    assert!(relative_l2(&gradient(&got, &residual), &(got * 2.0).unwrap()) < 1e-6);
+
+    let x = var(&[2, 4, 3, 3], 98);
+    let (weight, bias) = (var(&[4], 99), var(&[4], 100));
+    let options = GroupNormOptions { groups: 2, eps: 1e-5, frames: 1, silu: true };
+    let got = kernels::group_norm(&x, &weight, &bias, &options).unwrap();
+    for var in [&x, &weight, &bias] {
+        let norm = values(&gradient(&got, var)).iter().map(|v| v * v).sum::<f32>();
+        assert!(norm > 0.0);
+    }
+    let x = var(&[2, 4], 101);
+    let table = var(&[2, 4], 102);
+    let positions = Positions { table: &table, run: 1 };
+    let got = kernels::layer_norm(&x, &weight, &bias, 1e-5, Some(&positions)).unwrap();
+    for var in [&x, &weight, &bias, &table] {
+        let norm = values(&gradient(&got, var)).iter().map(|v| v * v).sum::<f32>();
+        assert!(norm > 0.0);
+    }
+    let shape = [1, 3, 2, 2, 4];
+    let (q, k, v) = (var(&shape, 103), var(&shape, 104), var(&shape, 105));
+    let got = kernels::attention_by_place(&q, &k, &v, 0.5).unwrap();
+    for var in [&q, &k, &v] {
+        let norm = values(&gradient(&got, var)).iter().map(|v| v * v).sum::<f32>();
+        assert!(norm > 0.0);
+    }
+    let got = kernels::geglu(&x).unwrap();
+    assert!(values(&gradient(&got, &x)).iter().any(|v| *v != 0.0));
+}
+
+#[test]
+fn wide_convolutions_that_are_transformed_equal_their_reference() {
+    // Whole and partial tiles, panels and blocks of channels, and more tiles than are transformed at once.
+    for (batch, inputs, outputs, height, width) in [
+        (1, 64, 32, 16, 16),
+        (2, 80, 70, 9, 14),
+        (1, 144, 64, 21, 8),
+        (3, 64, 130, 4, 12),
+        (1, 320, 40, 48, 64),
+    ] {
+        let x = random(&[batch, inputs, height, width], 111);
+        let weight = random(&[outputs, inputs, 3, 3], 112);
+        let bias = random(&[outputs], 113);
+        let residual = random(&[batch, outputs, height, width], 114);
+        let args = ConvArgs { padding: (1, 1), residual: Some(&residual), ..ConvArgs::default() };
+        let want = reference::conv2d(&x, &weight, Some(&bias), &args).unwrap();
+        let weights = Weights::new(&weight, Some(&bias)).unwrap();
+        for got in results(|| kernels::conv2d(&x, &weights, &args)) {
+            assert_relative(&got, &want, 1.5e-6);
+        }
+        for (dtype, rounding) in [(DType::F16, 3e-4), (DType::BF16, 2.5e-3)] {
+            let half = |t: &Tensor| t.to_dtype(dtype).unwrap();
+            let full = |t: &Tensor| half(t).to_dtype(DType::F32).unwrap();
+            let residual = half(&residual);
+            let weights = Weights::new(&half(&weight), Some(&half(&bias))).unwrap();
+            let args = |residual| ConvArgs {
+                padding: (1, 1),
+                residual: Some(residual),
+                ..ConvArgs::default()
+            };
+            let (r, r32) = (&residual, residual.to_dtype(DType::F32).unwrap());
+            let want =
+                reference::conv2d(&full(&x), &full(&weight), Some(&full(&bias)), &args(&r32));
+            for got in results(|| kernels::conv2d(&half(&x), &weights, &args(r))) {
+                assert_eq!(got.dtype(), dtype);
+                assert_relative(&got, want.as_ref().unwrap(), rounding);
+            }
+        }
+    }
+    let x = random(&[1, 64, 9, 10], 115);
+    let weight = random(&[64, 64, 3, 3], 116);
+    let weights = Weights::new(&weight, None).unwrap();
+    for (padding, stretch) in [
+        ((0, 0), None),
+        ((2, 0), None),
+        ((0, 1), None),
+        ((1, 1), Some((18, 20))),
+        ((1, 1), Some((17, 23))),
+    ] {
+        let args = ConvArgs { padding, stretch, ..ConvArgs::default() };
+        let want = reference::conv2d(&x, &weight, None, &args).unwrap();
+        for got in results(|| kernels::conv2d(&x, &weights, &args)) {
+            assert_relative(&got, &want, 1.5e-6);
+        }
+    }
+    let x = Tensor::full(f32::NAN, (1, 64, 8, 8), &Device::Cpu).unwrap();
+    let args = ConvArgs { padding: (1, 1), ..ConvArgs::default() };
+    for got in results(|| kernels::conv2d(&x, &weights, &args)) {
+        assert!(values(&got).iter().all(|v| v.is_nan()));
+    }
 }

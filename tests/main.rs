@@ -18,6 +18,9 @@ mod bench;
 mod cli;
 /// The text encoder.
 mod clip;
+/// Everything at once.
+#[cfg(feature = "cli")]
+mod composition;
 /// ControlNets.
 mod control;
 /// How often clips show what their prompts say.
@@ -42,6 +45,9 @@ mod lora;
 mod output;
 /// Whole runs.
 mod pipeline;
+/// A trained adapter of every kind.
+#[cfg(feature = "cli")]
+mod pocket_adapters;
 /// Clips whose captions are the whole truth.
 mod procedural;
 /// torch's generators.

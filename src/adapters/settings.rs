@@ -87,7 +87,7 @@ impl ControlSettings {
                 return Err(Error::Adapter { adapter: self.label.clone(), reason });
             }
             let index: Vec<u32> = frames.iter().map(|frame| *frame as u32).collect();
-            x.index_select(&Tensor::new(index, x.device())?, 0)?
+            x.contiguous()?.index_select(&Tensor::new(index, x.device())?, 0)?
         };
         times[0] = clips;
         Ok(if clips == 1 { x } else { x.repeat(times.as_slice())? })

@@ -11,7 +11,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Instant;
 
-use candle_core::Device;
+use candle_core::{DType, Device, Tensor};
 use clap::Args;
 
 use self::process::{Command, peak, reset_peak};
@@ -21,6 +21,7 @@ use super::args::ModelFlags;
 use super::resolve::{self, Names};
 use super::{controls, generate, print, to_json};
 use crate::device::Precision;
+use crate::kernels::{self, Weights};
 use crate::media::{FrameSink, RgbImage};
 use crate::pipeline::control::Control;
 use crate::pipeline::flops::Work;
@@ -170,6 +171,7 @@ fn measure(args: &BenchArgs, interrupted: &Arc<AtomicBool>) -> Result<Report> {
         },
         versions: Versions::current(),
         device: report::device_name(pipeline.device()),
+        limit_gflop_per_second: limit(pipeline.device(), precision.unet)?,
         parameters: report::Parameters {
             text: models.text_bytes() / 4,
             unet: models.unet_bytes(precision.unet) / precision.unet.size_in_bytes() as u64,
@@ -187,6 +189,23 @@ fn measure(args: &BenchArgs, interrupted: &Arc<AtomicBool>) -> Result<Report> {
             + models.text_bytes()
             + encoder,
     })
+}
+
+/// What the CPU can do: a matrix product that fits the caches, the fastest of some.
+fn limit(device: &Device, dtype: DType) -> Result<Option<f64>> {
+    const SIDE: usize = 768;
+    if !device.is_cpu() {
+        return Ok(None);
+    }
+    let square = Tensor::ones((SIDE, SIDE), dtype, device)?;
+    let weights = Weights::new(&square, None)?;
+    let mut fastest = f64::INFINITY;
+    for _ in 0..20 {
+        let started = Instant::now();
+        kernels::linear(&square, &weights, None)?;
+        fastest = fastest.min(started.elapsed().as_secs_f64());
+    }
+    Ok(Some(2.0 * (SIDE * SIDE * SIDE) as f64 / 1e9 / fastest))
 }
 
 /// What `generate` would do for these flags.

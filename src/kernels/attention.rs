@@ -1,15 +1,29 @@
 //! Attention that never holds the whole score matrix.
 //!
-//! On the CPU a task is one block of queries of one head: its scores, their softmax and the weighted sum
-//! of the values stay in one thread's cache. Elsewhere blocks of queries go through batched matmuls.
+//! On the CPU a task is one head of one sequence, or some of its queries: keys and values are packed once, then a few
+//! queries at a time meet them block by block, under a running maximum (Milakov and Gimelshein 2018; Dao et al. 2022).
+//! Elsewhere blocks of queries go through batched matmuls.
 
-use candle_core::{CpuStorage, CustomOp3, DType, Layout, Result, Shape, Tensor};
+use std::cell::RefCell;
+
+use candle_core::{CpuStorage, CustomOp3, Layout, Result, Shape, Tensor};
+use half::{bf16, f16};
 use rayon::prelude::*;
 
-use super::{f32_slice, grad, math, reference};
+use super::float::{self, Float};
+use super::isa::{Isa, Loops};
+use super::shared::Shared;
+use super::tile::{LANES, PANEL, Product, ROWS};
+use super::{grad, math, reference};
 
-/// Queries a CPU task works on.
-const BLOCK: usize = 64;
+/// Keys that a few queries meet at once; whole panels.
+const KEYS: usize = 8 * PANEL;
+
+/// Queries for which keys and values are worth packing.
+const QUERIES: usize = 192;
+
+/// Work below which a second thread is not worth waking, in floating-point operations.
+const SERIAL: usize = 1 << 19;
 
 /// Scores that exist at once on other devices.
 const MAX_SCORES: usize = 1 << 28;
@@ -37,13 +51,8 @@ pub fn attention(q: &Tensor, k: &Tensor, v: &Tensor, scale: f64) -> Result<Tenso
         return grad::attention(q, k, v, scale);
     }
     if q.device().is_cpu() {
-        let dtype = q.dtype();
-        let prepare = |x: &Tensor| {
-            let x = x.to_dtype(DType::F32)?;
-            if x.stride()[3] == 1 { Ok(x) } else { x.contiguous() }
-        };
-        let y = prepare(q)?.apply_op3_no_bwd(&prepare(k)?, &prepare(v)?, &Blocked { scale })?;
-        return y.to_dtype(dtype);
+        let [q, k, v] = [q, k, v].map(|x| x.unsqueeze(2));
+        return Blocked { scale }.run(&q?, &k?, &v?)?.squeeze(2);
     }
     let rows = (MAX_SCORES / (heads * keys).max(1)).max(1);
     let mut out = Vec::new();
@@ -70,40 +79,100 @@ pub fn attention(q: &Tensor, k: &Tensor, v: &Tensor, scale: f64) -> Result<Tenso
     Tensor::cat(&out, 0)
 }
 
+/// [`attention`] along the second of five dimensions: `q`, `k` and `v` are `(batch, tokens, places, heads, dim)`, and
+/// every place is a sequence of its own. Nothing is moved.
+///
+/// # Errors
+///
+/// When the shapes do not agree.
+pub fn attention_by_place(q: &Tensor, k: &Tensor, v: &Tensor, scale: f64) -> Result<Tensor> {
+    let (batch, tokens, places, heads, dim) = q.dims5()?;
+    if k.dims() != q.dims() || v.dims() != q.dims() {
+        candle_core::bail!(
+            "attention of {:?} over keys {:?} and values {:?}",
+            q.dims(),
+            k.dims(),
+            v.dims()
+        );
+    }
+    if q.device().is_cpu() && !grad::is_tracked(&[q, k, v]) {
+        return Blocked { scale }.run(q, k, v);
+    }
+    let sequences = |x: &Tensor| x.transpose(1, 2)?.reshape((batch * places, tokens, heads, dim));
+    attention(&sequences(q)?, &sequences(k)?, &sequences(v)?, scale)?
+        .reshape((batch, places, tokens, heads, dim))?
+        .transpose(1, 2)?
+        .contiguous()
+}
+
 struct Blocked {
     scale: f64,
 }
 
-/// A `(batch, tokens, heads, dim)` view into a slice, `dim` being contiguous.
-struct View<'a> {
-    values: &'a [f32],
-    batch_stride: usize,
-    token_stride: usize,
-    head_stride: usize,
+impl Blocked {
+    /// Over `(batch, tokens, places, heads, dim)`.
+    fn run(&self, q: &Tensor, k: &Tensor, v: &Tensor) -> Result<Tensor> {
+        let (k, v) = (k.to_dtype(q.dtype())?, v.to_dtype(q.dtype())?);
+        let prepare = |x: &Tensor| if x.stride()[4] == 1 { Ok(x.clone()) } else { x.contiguous() };
+        prepare(q)?.apply_op3_no_bwd(&prepare(&k)?, &prepare(&v)?, self)
+    }
 }
 
-impl<'a> View<'a> {
-    fn new(storage: &'a CpuStorage, layout: &Layout) -> Result<Self> {
-        let stride = layout.stride();
-        let extent =
-            layout.dims().iter().zip(stride).map(|(d, s)| d.saturating_sub(1) * s).sum::<usize>()
-                + 1;
-        if stride[3] != 1 {
+/// A `(batch, tokens, places, heads, dim)` view into a slice, `dim` being contiguous.
+struct View<'a, T> {
+    values: &'a [T],
+    stride: [usize; 4],
+    dims: [usize; 5],
+}
+
+impl<'a, T: Float> View<'a, T> {
+    fn new((storage, layout): (&'a CpuStorage, &Layout)) -> Result<Self> {
+        let &[batch, token, place, head, 1] = layout.stride() else {
             candle_core::bail!("attention wants contiguous heads");
-        }
+        };
+        let &[a, b, c, d, e] = layout.dims() else {
+            candle_core::bail!("attention of {:?}", layout.dims());
+        };
+        let lasts = layout.dims().iter().zip(layout.stride());
+        let extent = lasts.map(|(d, s)| d.saturating_sub(1) * s).sum::<usize>() + 1;
         let extent = if layout.shape().elem_count() == 0 { 0 } else { extent };
-        Ok(Self {
-            values: f32_slice(storage, layout.start_offset(), extent)?,
-            batch_stride: stride[0],
-            token_stride: stride[1],
-            head_stride: stride[2],
-        })
+        let values = float::slice(storage, layout.start_offset(), extent)?;
+        Ok(Self { values, stride: [batch, token, place, head], dims: [a, b, c, d, e] })
     }
 
-    fn from(&self, batch: usize, token: usize, head: usize) -> &'a [f32] {
-        let start = batch * self.batch_stride + token * self.token_stride + head * self.head_stride;
-        &self.values[start..]
+    #[inline(always)]
+    fn token(&self, unit: &Unit, token: usize) -> &'a [T] {
+        let place = [unit.batch, token, unit.place, unit.head];
+        let start: usize = place.iter().zip(&self.stride).map(|(i, s)| i * s).sum();
+        &self.values[start..start + self.dims[4]]
     }
+}
+
+/// One head of one sequence.
+struct Unit {
+    batch: usize,
+    place: usize,
+    head: usize,
+}
+
+/// Memory that a thread keeps from one attention to the next.
+#[derive(Debug, Default)]
+struct Scratch {
+    /// For every panel of keys `(dim, width)`.
+    keys: Vec<f32>,
+    /// For every panel of `dim` `(keys, width)`.
+    values: Vec<f32>,
+    /// `(ROWS, dim)`.
+    queries: Vec<f32>,
+    /// For every panel of keys of a block `(ROWS, width)`.
+    scores: Vec<f32>,
+    /// For every panel of `dim` `(ROWS, width)`.
+    sums: Vec<f32>,
+    offsets: Vec<usize>,
+}
+
+thread_local! {
+    static SCRATCH: RefCell<Scratch> = RefCell::new(Scratch::default());
 }
 
 impl CustomOp3 for Blocked {
@@ -120,150 +189,303 @@ impl CustomOp3 for Blocked {
         v: &CpuStorage,
         v_layout: &Layout,
     ) -> Result<(CpuStorage, Shape)> {
-        let (batch, queries, heads, dim) = q_layout.shape().dims4()?;
-        let keys = k_layout.dims()[1];
         let shape = q_layout.shape().clone();
-        let mut out = vec![0f32; shape.elem_count()];
-        if out.is_empty() || keys == 0 {
-            return Ok((CpuStorage::F32(out), shape));
-        }
-        let q = View::new(q, q_layout)?;
-        let k = View::new(k, k_layout)?;
-        let v = View::new(v, v_layout)?;
-        let scale = self.scale as f32;
-        let width = heads * dim;
-
-        // A task owns whole rows of the output, `(block of queries, heads, dim)`, and does every head of it.
-        let blocks = queries.div_ceil(BLOCK);
-        let tasks: Vec<(usize, usize, &mut [f32])> = out
-            .chunks_mut(queries * width)
-            .enumerate()
-            .flat_map(|(b, rows)| {
-                rows.chunks_mut(BLOCK * width).enumerate().map(move |(i, rows)| (b, i, rows))
-            })
-            .collect();
-        debug_assert_eq!(tasks.len(), batch * blocks);
-        tasks.into_par_iter().for_each_init(
-            || vec![0f32; BLOCK * keys],
-            |scores, (b, block, rows)| {
-                let count = rows.len() / width;
-                for head in 0..heads {
-                    let scores = &mut scores[..count * keys];
-                    multiply(
-                        &Matrix::rows(q.from(b, block * BLOCK, head), count, dim, q.token_stride),
-                        &Matrix::columns(k.from(b, 0, head), dim, keys, k.token_stride),
-                        scores,
-                        keys,
-                        scale,
-                    );
-                    let mut inverse = [0f32; BLOCK];
-                    for (row, inverse) in scores.chunks_mut(keys).zip(&mut inverse) {
-                        *inverse = 1.0 / exponentials(row);
-                    }
-                    multiply(
-                        &Matrix::rows(scores, count, keys, keys),
-                        &Matrix::rows(v.from(b, 0, head), keys, dim, v.token_stride),
-                        &mut rows[head * dim..],
-                        width,
-                        1.0,
-                    );
-                    for (row, inverse) in rows.chunks_mut(width).zip(inverse) {
-                        for value in &mut row[head * dim..(head + 1) * dim] {
-                            *value *= inverse;
-                        }
-                    }
-                }
-            },
-        );
-        Ok((CpuStorage::F32(out), shape))
+        let keys = k_layout.dims()[1];
+        let all = [(q, q_layout), (k, k_layout), (v, v_layout)];
+        let y = match q {
+            CpuStorage::F32(_) => self.attend::<f32>(all, &shape, keys)?,
+            CpuStorage::BF16(_) => self.attend::<bf16>(all, &shape, keys)?,
+            CpuStorage::F16(_) => self.attend::<f16>(all, &shape, keys)?,
+            _ => candle_core::bail!("attention wants f32, bf16 or f16"),
+        };
+        Ok((y, shape))
     }
 }
 
-/// Replaces a row of scores by `e^(score - maximum)` and returns their sum.
-fn exponentials(row: &mut [f32]) -> f32 {
-    const LANES: usize = 16;
-    let mut lanes = [f32::NEG_INFINITY; LANES];
-    let chunks = row.chunks_exact(LANES);
-    let rest = chunks.remainder().iter().copied().fold(f32::NEG_INFINITY, f32::max);
-    for chunk in chunks {
+impl Blocked {
+    fn attend<T: Float>(
+        &self,
+        [q, k, v]: [(&CpuStorage, &Layout); 3],
+        shape: &Shape,
+        keys: usize,
+    ) -> Result<CpuStorage> {
+        let &[batch, queries, places, heads, dim] = shape.dims() else {
+            candle_core::bail!("attention of {shape:?}");
+        };
+        let mut out = vec![T::default(); shape.elem_count()];
+        if out.is_empty() || keys == 0 {
+            return Ok(T::storage(out));
+        }
+        let (q, k, v) = (View::<T>::new(q)?, View::<T>::new(k)?, View::<T>::new(v)?);
+        let isa = Isa::current();
+        let scale = self.scale as f32;
+        let units = batch * places * heads;
+        // As few pieces as keep all threads busy, because each packs the keys again.
+        let wanted = (4 * rayon::current_num_threads()).div_ceil(units);
+        let piece = queries.div_ceil(wanted).max(QUERIES).next_multiple_of(ROWS);
+        let pieces = queries.div_ceil(piece);
+        let shared = Shared::new(&mut out);
+        let run = |task: usize| {
+            let (unit, piece_index) = (task / pieces, task % pieces);
+            let (sequence, head) = (unit / heads, unit % heads);
+            let unit = Unit { batch: sequence / places, place: sequence % places, head };
+            let first = piece_index * piece;
+            let end = (first + piece).min(queries);
+            let work = |scratch: &mut Scratch| {
+                let operands = [&q, &k, &v];
+                let out = &shared;
+                isa.vectorize(Piece { unit, first, end, keys, scale, isa, operands, out, scratch });
+            };
+            // Nothing that runs inside starts attention on this thread; if it did, memory of its own.
+            SCRATCH.with(|scratch| match scratch.try_borrow_mut() {
+                Ok(mut scratch) => work(&mut scratch),
+                Err(_) => work(&mut Scratch::default()),
+            });
+        };
+        let tasks = units * pieces;
+        let flops = 4 * units * queries * keys * dim;
+        if flops < SERIAL {
+            (0..tasks).for_each(run);
+        } else {
+            let together = (SERIAL / (flops / tasks).max(1)).max(1);
+            (0..tasks).into_par_iter().with_min_len(together).for_each(run);
+        }
+        Ok(T::storage(out))
+    }
+}
+
+/// Queries of one head of one sequence.
+struct Piece<'a, T> {
+    unit: Unit,
+    first: usize,
+    end: usize,
+    keys: usize,
+    scale: f32,
+    isa: Isa,
+    /// Queries, keys and values.
+    operands: [&'a View<'a, T>; 3],
+    /// Of the shape of the queries.
+    out: &'a Shared<'a, T>,
+    scratch: &'a mut Scratch,
+}
+
+impl<T: Float> Loops for Piece<'_, T> {
+    type Output = ();
+
+    #[allow(unsafe_code)]
+    #[inline(always)]
+    fn run(self) {
+        let Self { unit, first, end, keys, scale, isa, operands: [q, k, v], out, scratch } = self;
+        let [_, queries, places, heads, dim] = q.dims;
+        scratch.pack(&unit, k, v, keys, dim);
+        scratch.queries.resize(ROWS * dim, 0.0);
+        for query in (first..end).step_by(ROWS) {
+            let rows = ROWS.min(end - query);
+            for r in 0..ROWS {
+                let row = q.token(&unit, query + r.min(rows - 1));
+                let to = &mut scratch.queries[r * dim..][..dim];
+                to.iter_mut().zip(row).for_each(|(to, from)| *to = from.widen() * scale);
+            }
+            let inverse = scratch.meet(isa, keys, dim);
+            for (r, inverse) in inverse.iter().enumerate().take(rows) {
+                let token = unit.batch * queries + query + r;
+                let at = ((token * places + unit.place) * heads + unit.head) * dim;
+                // SAFETY: a task alone has these queries of this head.
+                scratch.write(r, *inverse, dim, unsafe { out.part(at, dim) });
+            }
+        }
+    }
+}
+
+/// The width of the panel that starts at `start` of `size` columns, with padding.
+fn width(size: usize, start: usize) -> usize {
+    (size - start).min(PANEL).next_multiple_of(LANES)
+}
+
+impl Scratch {
+    #[inline(always)]
+    fn pack<T: Float>(
+        &mut self,
+        unit: &Unit,
+        k: &View<'_, T>,
+        v: &View<'_, T>,
+        keys: usize,
+        dim: usize,
+    ) {
+        let padded = keys.next_multiple_of(LANES);
+        self.keys.resize(padded * dim, 0.0);
+        for start in (0..keys).step_by(PANEL) {
+            let width = width(keys, start);
+            let panel = &mut self.keys[start * dim..][..dim * width];
+            for column in 0..width {
+                if start + column < keys {
+                    let key = k.token(unit, start + column);
+                    for (d, value) in key.iter().enumerate() {
+                        panel[d * width + column] = value.widen();
+                    }
+                } else {
+                    (0..dim).for_each(|d| panel[d * width + column] = 0.0);
+                }
+            }
+        }
+        self.values.resize(padded * dim.next_multiple_of(LANES), 0.0);
+        for key in 0..padded {
+            let value = (key < keys).then(|| v.token(unit, key));
+            for start in (0..dim).step_by(PANEL) {
+                let width = width(dim, start);
+                let row = &mut self.values[start * padded + key * width..][..width];
+                let count = width.min(dim - start);
+                row[count..].fill(0.0);
+                match value {
+                    Some(value) => {
+                        let value = &value[start..start + count];
+                        row.iter_mut().zip(value).for_each(|(to, from)| *to = from.widen());
+                    }
+                    None => row[..count].fill(0.0),
+                }
+            }
+        }
+    }
+
+    /// Leaves weighted sums of the values in `sums`; returns what they are to be multiplied with.
+    #[inline(always)]
+    fn meet(&mut self, isa: Isa, keys: usize, dim: usize) -> [f32; ROWS] {
+        let padded = keys.next_multiple_of(LANES);
+        let Self { keys: packed_keys, values, queries, scores, sums, offsets } = self;
+        sums.resize(ROWS * dim.next_multiple_of(LANES), 0.0);
+        scores.resize(ROWS * KEYS.min(padded), 0.0);
+        let query_offsets: [usize; ROWS] = std::array::from_fn(|r| r * dim);
+        let mut maxima = [f32::NEG_INFINITY; ROWS];
+        let mut totals = [0f32; ROWS];
+        for start in (0..keys).step_by(KEYS) {
+            let end = (start + KEYS).min(keys);
+            // Scores.
+            for key in (start..end).step_by(PANEL) {
+                let width = width(keys, key);
+                Product {
+                    values: queries,
+                    zeros: queries,
+                    offsets: &query_offsets,
+                    length: dim,
+                    panel: &packed_keys[key * dim..],
+                    width,
+                }
+                .add_to(isa, &mut scores[(key - start) * ROWS..], true);
+            }
+            // Keys that are padding get no weight.
+            let padding = padded.min(end.next_multiple_of(LANES)) - end;
+            if padding > 0 {
+                let last = end / PANEL * PANEL;
+                let width = width(keys, last);
+                for row in scores[(last - start) * ROWS..].chunks_exact_mut(width).take(ROWS) {
+                    row[width - padding..].fill(f32::NEG_INFINITY);
+                }
+            }
+            // Their exponentials, and what that makes of the sums so far.
+            let panels = (start..end).step_by(PANEL);
+            for r in 0..ROWS {
+                let row = |key: usize| {
+                    let width = width(keys, key);
+                    let at = (key - start) * ROWS + r * width;
+                    at..at + width
+                };
+                let mut lanes = [maxima[r]; LANES];
+                for key in panels.clone() {
+                    greatest(&scores[row(key)], &mut lanes);
+                }
+                let maximum = fold(lanes, |a, b| if b > a { b } else { a });
+                let mut lanes = [0f32; LANES];
+                for key in panels.clone() {
+                    exponentials(&mut scores[row(key)], maximum, &mut lanes);
+                }
+                if start > 0 && maximum > maxima[r] {
+                    let factor = math::exp(maxima[r] - maximum);
+                    totals[r] *= factor;
+                    for column in (0..dim).step_by(PANEL) {
+                        let width = width(dim, column);
+                        let row = &mut sums[column * ROWS + r * width..][..width];
+                        for v in row {
+                            *v *= factor;
+                        }
+                    }
+                }
+                totals[r] += fold(lanes, |a, b| a + b);
+                maxima[r] = maximum;
+            }
+            // Values: whole panels of keys, then the narrower one.
+            let whole = (end - start) / PANEL;
+            for column in (0..dim).step_by(PANEL) {
+                let width = width(dim, column);
+                let panel = &values[column * padded + start * width..];
+                let sums = &mut sums[column * ROWS..];
+                let mut weights = |panels: std::ops::Range<usize>, length: usize, fresh: bool| {
+                    let first = panels.start;
+                    offsets.clear();
+                    for panel in panels {
+                        offsets.extend((0..ROWS).map(|r| panel * PANEL * ROWS + r * length));
+                    }
+                    Product {
+                        values: scores,
+                        zeros: scores,
+                        offsets,
+                        length,
+                        panel: &panel[first * PANEL * width..],
+                        width,
+                    }
+                    .add_to(isa, sums, fresh);
+                };
+                if whole > 0 {
+                    weights(0..whole, PANEL, start == 0);
+                }
+                let rest = (end - start - whole * PANEL).next_multiple_of(LANES);
+                if rest > 0 {
+                    weights(whole..whole + 1, rest, start == 0 && whole == 0);
+                }
+            }
+        }
+        totals.map(|total| 1.0 / total)
+    }
+
+    #[inline(always)]
+    fn write<T: Float>(&self, r: usize, inverse: f32, dim: usize, out: &mut [T]) {
+        for column in (0..dim).step_by(PANEL) {
+            let width = width(dim, column);
+            let row = &self.sums[column * ROWS + r * width..][..width];
+            for (to, from) in out[column..].iter_mut().zip(row) {
+                *to = T::narrow(from * inverse);
+            }
+        }
+    }
+}
+
+/// The greater of what is in `lanes` and a row of whole lanes.
+#[inline(always)]
+fn greatest(row: &[f32], lanes: &mut [f32; LANES]) {
+    for chunk in row.chunks_exact(LANES) {
         for (lane, v) in lanes.iter_mut().zip(chunk) {
             *lane = if *v > *lane { *v } else { *lane };
         }
     }
-    let maximum = lanes.iter().copied().fold(rest, f32::max);
-    let mut sums = [0f32; LANES];
-    let mut chunks = row.chunks_exact_mut(LANES);
-    for chunk in &mut chunks {
-        for (sum, v) in sums.iter_mut().zip(chunk) {
+}
+
+/// Replaces a row of scores by `e^(score - maximum)`, and adds them to `lanes`.
+#[inline(always)]
+fn exponentials(row: &mut [f32], maximum: f32, lanes: &mut [f32; LANES]) {
+    for chunk in row.chunks_exact_mut(LANES) {
+        for (lane, v) in lanes.iter_mut().zip(chunk) {
             *v = math::exp(*v - maximum);
-            *sum += *v;
+            *lane += *v;
         }
     }
-    let mut total = 0.0;
-    for v in chunks.into_remainder() {
-        *v = math::exp(*v - maximum);
-        total += *v;
-    }
-    total + sums.iter().sum::<f32>()
 }
 
-/// A matrix inside a slice.
-struct Matrix<'a> {
-    values: &'a [f32],
-    rows: usize,
-    columns: usize,
-    row_stride: usize,
-    column_stride: usize,
-}
-
-impl<'a> Matrix<'a> {
-    /// `rows` contiguous rows, `stride` apart.
-    fn rows(values: &'a [f32], rows: usize, columns: usize, stride: usize) -> Self {
-        Self { values, rows, columns, row_stride: stride, column_stride: 1 }
+/// All lanes together.
+#[inline(always)]
+fn fold(mut lanes: [f32; LANES], f: impl Fn(f32, f32) -> f32) -> f32 {
+    for half in [8, 4, 2, 1] {
+        for i in 0..half {
+            lanes[i] = f(lanes[i], lanes[i + half]);
+        }
     }
-
-    /// `columns` contiguous columns, `stride` apart.
-    fn columns(values: &'a [f32], rows: usize, columns: usize, stride: usize) -> Self {
-        Self { values, rows, columns, row_stride: 1, column_stride: stride }
-    }
-
-    fn extent(&self) -> usize {
-        (self.rows - 1) * self.row_stride + (self.columns - 1) * self.column_stride + 1
-    }
-}
-
-/// `out = scale · a b`, on this thread; the rows of `out` are `stride` apart.
-#[allow(unsafe_code)]
-fn multiply(a: &Matrix<'_>, b: &Matrix<'_>, out: &mut [f32], stride: usize, scale: f32) {
-    assert_eq!(a.columns, b.rows);
-    if a.rows == 0 || a.columns == 0 || b.columns == 0 {
-        return;
-    }
-    assert!(a.extent() <= a.values.len() && b.extent() <= b.values.len());
-    assert!((a.rows - 1) * stride + b.columns <= out.len() && b.columns <= stride);
-    // SAFETY: the assertions above keep every element that gemm reads or writes inside its slice, and
-    // `out` is a unique borrow, so it overlaps neither input.
-    unsafe {
-        gemm::gemm(
-            a.rows,
-            b.columns,
-            a.columns,
-            out.as_mut_ptr(),
-            1,
-            stride as isize,
-            false,
-            a.values.as_ptr(),
-            a.column_stride as isize,
-            a.row_stride as isize,
-            b.values.as_ptr(),
-            b.column_stride as isize,
-            b.row_stride as isize,
-            0.0,
-            scale,
-            false,
-            false,
-            false,
-            gemm::Parallelism::None,
-        );
-    }
+    lanes[0]
 }

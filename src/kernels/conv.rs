@@ -1,234 +1,251 @@
 //! Two-dimensional convolution.
 //!
-//! On the CPU a task is one tile of the output's pixels: the inputs that they depend on are gathered row by row into
-//! a matrix that stays in one thread's cache, and multiplied with all kernels at once. Nothing is transposed.
+//! On the CPU pictures lie in memory with their channels innermost, though shapes say `(batch, channels, height,
+//! width)`: results are views, and the next layer takes them as they are.
 
-use candle_core::{CpuStorage, CustomOp3, DType, Layout, Result, Shape, Tensor};
-use rayon::prelude::*;
+use candle_core::{CpuStorage, CustomOp1, CustomOp2, DType, Layout, Result, Shape, Tensor};
+use half::bf16;
 
-use super::{f32_slice, grad, reference};
+use super::float::{self, Float};
+use super::isa::Isa;
+use super::layout::{channels_first, channels_last};
+use super::product::{self, Activation, Columns, Epilogue, Widened, Window};
+use super::weights::{Form, Weights};
+use super::{grad, reference, winograd};
 
-/// Values of the gathered matrix of a tile, about as many as a core's own cache holds.
-const GATHERED: usize = 384 * 1024;
+/// What a convolution does beside multiplying. The default keeps every pixel's surroundings as they are.
+#[derive(Clone, Copy, Debug)]
+pub struct ConvArgs<'a> {
+    /// Zeros before the first and after the last line and column.
+    pub padding: (usize, usize),
+    /// Step between outputs.
+    pub stride: usize,
+    /// Height and width to which the input is first stretched, by nearest neighbours.
+    pub stretch: Option<(usize, usize)>,
+    /// Added to every pixel beside the bias, `(outputs)`.
+    pub shift: Option<&'a Tensor>,
+    /// What follows.
+    pub activation: Activation,
+    /// Added last; of the shape of the result.
+    pub residual: Option<&'a Tensor>,
+}
 
-/// Convolves `(batch, in, height, width)` with `(out, in, kernel, kernel)` and adds `bias`, `(out)`.
+impl Default for ConvArgs<'_> {
+    fn default() -> Self {
+        Self {
+            padding: (0, 0),
+            stride: 1,
+            stretch: None,
+            shift: None,
+            activation: Activation::None,
+            residual: None,
+        }
+    }
+}
+
+/// Convolves `(batch, in, height, width)` with `(out, in, kernel, kernel)`; see [`reference::conv2d`].
 ///
-/// On the CPU half-precision tensors are computed in f32.
+/// On the CPU half-precision products are summed in f32.
 ///
 /// # Errors
 ///
-/// When the channels do not agree, or the kernel is larger than the padded picture.
-pub fn conv2d(
-    x: &Tensor,
-    weight: &Tensor,
-    bias: Option<&Tensor>,
-    padding: usize,
-    stride: usize,
-) -> Result<Tensor> {
-    if grad::is_tracked(&[x, weight, bias.unwrap_or(weight)]) {
-        return grad::conv2d(x, weight, bias, padding, stride);
-    }
-    if !x.device().is_cpu() {
-        return reference::conv2d(x, weight, bias, padding, stride);
-    }
-    let dtype = x.dtype();
-    let prepare = |t: &Tensor| t.to_dtype(DType::F32)?.contiguous();
-    let bias = match bias {
-        Some(bias) => prepare(bias)?,
-        None => Tensor::zeros(weight.dim(0)?, DType::F32, x.device())?,
+/// When shapes do not agree, or the kernel is larger than the padded picture.
+pub fn conv2d(x: &Tensor, weights: &Weights, args: &ConvArgs<'_>) -> Result<Tensor> {
+    let (batch, channels, height, width) = x.dims4()?;
+    let (sizes, kernel) = (weights.sizes(), weights.kernel());
+    let seen = args.stretch.unwrap_or((height, width));
+    let window = (args.stride > 0 && height * width > 0)
+        .then(|| {
+            Window::convolution(batch, (height, width), seen, kernel, args.padding, args.stride)
+        })
+        .flatten();
+    let Some(window) = window.filter(|_| sizes.channels == channels) else {
+        candle_core::bail!(
+            "convolution of {:?} with {weights:?}, padding {:?}, stride {}",
+            x.dims(),
+            args.padding,
+            args.stride
+        );
     };
-    let op = Gathered { padding, stride };
-    prepare(x)?.apply_op3_no_bwd(&prepare(weight)?, &bias, &op)?.to_dtype(dtype)
+    let (out_height, out_width) = window.size();
+    let shape = (batch, sizes.outputs, out_height, out_width);
+    if let Some(residual) = args.residual
+        && residual.dims4()? != shape
+    {
+        candle_core::bail!("a residual {:?} for a convolution to {shape:?}", residual.dims());
+    }
+    let mut given = [Some(x), args.shift, args.residual].into_iter().flatten();
+    let track = weights.track() || given.any(Tensor::track_op);
+    if track {
+        return grad::conv2d_with(x, &weights.plain()?, weights.bias(), args);
+    }
+    if !weights.is_packed() {
+        return reference::conv2d(x, &weights.plain()?, weights.bias(), args);
+    }
+    let residual = args.residual.map(channels_last).transpose()?;
+    let op = Multiply {
+        weights,
+        window,
+        bias: weights.packed_bias(args.shift)?,
+        activation: args.activation,
+        shape: Shape::from((batch, out_height, out_width, sizes.results())),
+    };
+    channels_first(&op.run(&channels_last(x)?, residual.as_ref())?)
 }
 
-struct Gathered {
-    padding: usize,
-    stride: usize,
+/// `x Wᵀ + b` over the last dimension of `(.., inputs)`, then perhaps a `residual` `(.., outputs)` that is added.
+///
+/// Of [gated](Weights::gated) weights the result is `value · gelu(gate)`, half as wide; see [`reference::geglu`].
+///
+/// # Errors
+///
+/// When shapes do not agree.
+pub fn linear(x: &Tensor, weights: &Weights, residual: Option<&Tensor>) -> Result<Tensor> {
+    let sizes = weights.sizes();
+    let mut shape = x.dims().to_vec();
+    if shape.last() != Some(&sizes.channels) || weights.kernel() != 1 {
+        candle_core::bail!("a linear layer of {:?} with {weights:?}", x.dims());
+    }
+    if let Some(last) = shape.last_mut() {
+        *last = sizes.results();
+    }
+    if residual.is_some_and(|residual| residual.dims() != shape) {
+        candle_core::bail!("a residual of another shape than {shape:?}");
+    }
+    let mut given = [Some(x), residual].into_iter().flatten();
+    let track = weights.track() || given.any(Tensor::track_op);
+    if track || !weights.is_packed() {
+        let (weight, bias) = (weights.plain()?, weights.bias());
+        let y = if track {
+            grad::linear(x, &weight, bias)?
+        } else {
+            reference::linear(x, &weight, bias)?
+        };
+        let y = if sizes.columns == Columns::Gated { super::geglu(&y)? } else { y };
+        return match residual {
+            Some(residual) => y + residual,
+            None => Ok(y),
+        };
+    }
+    let op = Multiply {
+        weights,
+        window: Window::rows(x.elem_count() / sizes.channels),
+        bias: weights.packed_bias(None)?,
+        activation: Activation::None,
+        shape: Shape::from(shape),
+    };
+    op.run(&x.contiguous()?, residual.map(Tensor::contiguous).transpose()?.as_ref())
 }
 
-/// The sizes of one convolution.
-struct Sizes {
-    inputs: usize,
-    height: usize,
-    width: usize,
-    kernel: usize,
-    padding: usize,
-    stride: usize,
-    out_width: usize,
+/// A product whose left operand has its channels innermost.
+struct Multiply<'a> {
+    weights: &'a Weights,
+    window: Window,
+    bias: Option<Vec<f32>>,
+    activation: Activation,
+    /// Of the result.
+    shape: Shape,
 }
 
-impl Sizes {
-    /// Rows of the gathered matrix: one for every value of a kernel.
-    fn rows(&self) -> usize {
-        self.inputs * self.kernel * self.kernel
+impl Multiply<'_> {
+    fn run(&self, x: &Tensor, residual: Option<&Tensor>) -> Result<Tensor> {
+        let dtype = x.dtype();
+        // bf16 needs no copy where it is multiplied as it is, or transformed first.
+        let native = matches!(self.weights.form(), Form::Bf16(_))
+            && dtype == DType::BF16
+            && (Isa::current() == Isa::Avx512Bf16 || self.is_transformed());
+        let format = if native { DType::BF16 } else { DType::F32 };
+        let x = x.to_dtype(format)?;
+        let y = match residual {
+            Some(residual) => x.apply_op2_no_bwd(&residual.to_dtype(format)?, self)?,
+            None => x.apply_op1_no_bwd(self)?,
+        };
+        y.to_dtype(dtype)
     }
 
-    /// Whether the picture itself is the matrix.
-    fn is_plain(&self) -> bool {
-        self.kernel == 1 && self.padding == 0 && self.stride == 1
+    fn is_transformed(&self) -> bool {
+        winograd::pays(&self.weights.sizes(), &self.window)
     }
 
-    /// Fills `(rows, pixels)` with what the output pixels from `start` depend on in one picture.
-    fn gather(&self, picture: &[f32], start: usize, pixels: usize, out: &mut [f32]) {
-        let area = self.height * self.width;
-        let taps = self.kernel * self.kernel;
-        for (row, out) in out.chunks_exact_mut(pixels).enumerate() {
-            let (channel, tap) = (row / taps, row % taps);
-            let plane = &picture[channel * area..(channel + 1) * area];
-            let (ky, kx) = (tap / self.kernel, tap % self.kernel);
-            let mut done = 0;
-            while done < pixels {
-                let (oy, ox) = ((start + done) / self.out_width, (start + done) % self.out_width);
-                let run = (self.out_width - ox).min(pixels - done);
-                let out = &mut out[done..done + run];
-                // `checked_sub` fails above the picture, `filter` below it.
-                let y = (oy * self.stride + ky).checked_sub(self.padding);
-                match y.filter(|y| *y < self.height) {
-                    Some(y) => self.gather_run(&plane[y * self.width..][..self.width], ox, kx, out),
-                    None => out.fill(0.0),
-                }
-                done += run;
+    /// Hands the slices to `kernel`, which fills the result.
+    fn fill<T: Float>(
+        &self,
+        x: Operand<'_>,
+        residual: Option<Operand<'_>>,
+        kernel: impl FnOnce(&[T], &Epilogue<'_, T>, &mut [T]),
+    ) -> Result<CpuStorage> {
+        let epilogue = Epilogue {
+            bias: self.bias.as_deref(),
+            activation: self.activation,
+            residual: residual.map(slice).transpose()?,
+        };
+        let mut out = vec![T::default(); self.shape.elem_count()];
+        kernel(slice(x)?, &epilogue, &mut out);
+        Ok(T::storage(out))
+    }
+
+    fn dispatch(
+        &self,
+        x: Operand<'_>,
+        residual: Option<Operand<'_>>,
+    ) -> Result<(CpuStorage, Shape)> {
+        let (isa, window) = (Isa::current(), &self.window);
+        let transformed = self.is_transformed();
+        let form = self.weights.form();
+        macro_rules! with {
+            ($kernel:path, $panels:expr) => {
+                self.fill(x, residual, |x, epilogue, out| {
+                    $kernel(isa, x, window, $panels, epilogue, out);
+                })
+            };
+        }
+        let y = match (form, x.0) {
+            (Form::Bf16(packed), CpuStorage::BF16(_)) if transformed => {
+                with!(winograd::convolve::<bf16>, &Widened(packed))
             }
-        }
-    }
-
-    /// One run of output pixels of one line, from column `ox`, seen through the kernel's column `kx`.
-    fn gather_run(&self, line: &[f32], ox: usize, kx: usize, out: &mut [f32]) {
-        if self.stride > 1 {
-            for (i, out) in out.iter_mut().enumerate() {
-                let x = ((ox + i) * self.stride + kx).checked_sub(self.padding);
-                *out = x.and_then(|x| line.get(x)).copied().unwrap_or(0.0);
+            (Form::Bf16(packed), CpuStorage::BF16(_)) => with!(product::product::<bf16, _>, packed),
+            (Form::F32(packed), _) if transformed => with!(winograd::convolve::<f32>, packed),
+            (Form::F32(packed), _) => with!(product::product::<f32, _>, packed),
+            (Form::Bf16(packed), _) => with!(product::product::<f32, _>, &Widened(packed)),
+            (Form::F16(packed), _) if transformed => {
+                with!(winograd::convolve::<f32>, &Widened(packed))
             }
-            return;
-        }
-        let left = self.padding.saturating_sub(ox + kx).min(out.len());
-        let (zeros, rest) = out.split_at_mut(left);
-        zeros.fill(0.0);
-        let from = (ox + left + kx).saturating_sub(self.padding).min(line.len());
-        let inside = rest.len().min(line.len() - from);
-        let (copied, zeros) = rest.split_at_mut(inside);
-        copied.copy_from_slice(&line[from..from + inside]);
-        zeros.fill(0.0);
+            (Form::F16(packed), _) => with!(product::product::<f32, _>, &Widened(packed)),
+            (Form::Plain(_), _) => candle_core::bail!("these weights are not packed"),
+        };
+        Ok((y?, self.shape.clone()))
     }
 }
 
-/// The output while tasks write disjoint parts of it.
-struct Shared {
-    values: *mut f32,
-    len: usize,
-    /// Planes of one picture.
-    outputs: usize,
-    /// Pixels of one plane.
-    area: usize,
+/// A contiguous tensor that a kernel is given.
+type Operand<'a> = (&'a CpuStorage, &'a Layout);
+
+fn slice<T: Float>((storage, layout): Operand<'_>) -> Result<&[T]> {
+    float::slice(storage, layout.start_offset(), layout.shape().elem_count())
 }
 
-// SAFETY: tasks write disjoint elements only; see `add`.
-#[allow(unsafe_code)]
-unsafe impl Sync for Shared {}
-
-impl Shared {
-    /// Adds `weight · matrix` to `pixels` pixels from `at` of every plane of one picture. The rows of `matrix` are
-    /// `row_stride` apart.
-    ///
-    /// No two threads may be given the same pixels.
-    #[allow(unsafe_code)]
-    fn add(&self, weight: &[f32], matrix: &[f32], row_stride: usize, pixels: usize, at: usize) {
-        let Self { values, len, outputs, area } = *self;
-        let rows = weight.len() / outputs;
-        assert_eq!(weight.len(), outputs * rows);
-        assert!((rows - 1) * row_stride + pixels <= matrix.len());
-        assert!(at % area + pixels <= area && at + (outputs - 1) * area + pixels <= len);
-        // SAFETY: the assertions keep reads inside the slices and writes inside the output; `values` points to
-        // `len` elements that outlive the tasks, and every task has pixels of its own, so no two share an element.
-        unsafe {
-            gemm::gemm(
-                outputs,
-                pixels,
-                rows,
-                values.add(at),
-                1,
-                area as isize,
-                true,
-                weight.as_ptr(),
-                1,
-                rows as isize,
-                matrix.as_ptr(),
-                1,
-                row_stride as isize,
-                1.0,
-                1.0,
-                false,
-                false,
-                false,
-                gemm::Parallelism::None,
-            );
-        }
-    }
-}
-
-impl CustomOp3 for Gathered {
+impl CustomOp1 for Multiply<'_> {
     fn name(&self) -> &'static str {
-        "conv2d"
+        "product"
+    }
+
+    fn cpu_fwd(&self, x: &CpuStorage, layout: &Layout) -> Result<(CpuStorage, Shape)> {
+        self.dispatch((x, layout), None)
+    }
+}
+
+impl CustomOp2 for Multiply<'_> {
+    fn name(&self) -> &'static str {
+        "product-and-residual"
     }
 
     fn cpu_fwd(
         &self,
         x: &CpuStorage,
-        x_layout: &Layout,
-        weight: &CpuStorage,
-        weight_layout: &Layout,
-        bias: &CpuStorage,
-        bias_layout: &Layout,
+        layout: &Layout,
+        residual: &CpuStorage,
+        residual_layout: &Layout,
     ) -> Result<(CpuStorage, Shape)> {
-        let (batch, inputs, height, width) = x_layout.shape().dims4()?;
-        let (outputs, wanted, kernel, kernel_width) = weight_layout.shape().dims4()?;
-        let Self { padding, stride } = *self;
-        if wanted != inputs || kernel != kernel_width || stride == 0 || kernel == 0 {
-            candle_core::bail!(
-                "convolution of {:?} with {:?}, stride {stride}",
-                x_layout.dims(),
-                weight_layout.dims()
-            );
-        }
-        let side = |size: usize| Some((size + 2 * padding).checked_sub(kernel)? / stride + 1);
-        let (Some(out_height), Some(out_width)) = (side(height), side(width)) else {
-            candle_core::bail!("a kernel of {kernel} is larger than {height}×{width}");
-        };
-        let out_area = out_height * out_width;
-        let sizes = Sizes { inputs, height, width, kernel, padding, stride, out_width };
-        let rows = sizes.rows();
-        let shape = Shape::from((batch, outputs, out_height, out_width));
-        let x = f32_slice(x, x_layout.start_offset(), batch * inputs * height * width)?;
-        let weight = f32_slice(weight, weight_layout.start_offset(), outputs * rows)?;
-        let bias = f32_slice(bias, bias_layout.start_offset(), outputs)?;
-        let mut out = vec![0f32; shape.elem_count()];
-        if out.is_empty() || rows == 0 {
-            return Ok((CpuStorage::F32(out), shape));
-        }
-        out.par_chunks_mut(out_area)
-            .enumerate()
-            .for_each(|(i, plane)| plane.fill(bias[i % outputs]));
-
-        // Tiles of whole vectors that fit the cache, but enough of them for all threads.
-        let fitting = (GATHERED / rows).clamp(64, 1024) / 16 * 16;
-        let sharing = (batch * out_area).div_ceil(4 * rayon::current_num_threads());
-        let tile = fitting.min(sharing.next_multiple_of(16).max(64)).min(out_area);
-        let tiles = out_area.div_ceil(tile);
-        let shared = Shared { values: out.as_mut_ptr(), len: out.len(), outputs, area: out_area };
-        (0..batch * tiles).into_par_iter().for_each_init(Vec::new, |gathered, task| {
-            let (image, start) = (task / tiles, task % tiles * tile);
-            let pixels = tile.min(out_area - start);
-            let picture = &x[image * inputs * height * width..][..inputs * height * width];
-            let (matrix, row_stride) = if sizes.is_plain() {
-                (&picture[start..], out_area)
-            } else {
-                gathered.resize(rows * pixels, 0.0);
-                sizes.gather(picture, start, pixels, gathered);
-                (&gathered[..], pixels)
-            };
-            let at = image * outputs * out_area + start;
-            shared.add(weight, matrix, row_stride, pixels, at);
-        });
-        Ok((CpuStorage::F32(out), shape))
+        self.dispatch((x, layout), Some((residual, residual_layout)))
     }
 }

@@ -3,7 +3,9 @@
 use candle_core::{CpuStorage, CustomOp1, D, Layout, Result, Shape, Tensor};
 use rayon::prelude::*;
 
-use super::{f32_slice, grad, in_f32, math, reference};
+use super::float;
+use super::isa::{Isa, Loops};
+use super::{grad, in_f32, math, reference};
 
 /// `value · gelu(gate)` of a last dimension that holds values, then gates; see [`reference::geglu`].
 ///
@@ -35,18 +37,33 @@ impl CustomOp1 for Fused {
         let Some(last) = dims.last_mut() else { candle_core::bail!("gated gelu of a scalar") };
         let width = *last / 2;
         *last = width;
-        let x = f32_slice(x, layout.start_offset(), layout.shape().elem_count())?;
+        let x = float::slice::<f32>(x, layout.start_offset(), layout.shape().elem_count())?;
         let mut y = vec![0f32; x.len() / 2];
+        let isa = Isa::current();
         if width > 0 {
             y.par_chunks_mut(width).zip(x.par_chunks(2 * width)).with_min_len(8).for_each(
                 |(y, x)| {
-                    let (values, gates) = x.split_at(width);
-                    for ((y, value), gate) in y.iter_mut().zip(values).zip(gates) {
-                        *y = value * math::gelu(*gate);
-                    }
+                    isa.vectorize(Gate { x, y });
                 },
             );
         }
         Ok((CpuStorage::F32(y), Shape::from(dims)))
+    }
+}
+
+struct Gate<'a> {
+    x: &'a [f32],
+    y: &'a mut [f32],
+}
+
+impl Loops for Gate<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run(self) {
+        let (values, gates) = self.x.split_at(self.y.len());
+        for ((y, value), gate) in self.y.iter_mut().zip(values).zip(gates) {
+            *y = value * math::gelu(*gate);
+        }
     }
 }

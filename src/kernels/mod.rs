@@ -5,47 +5,47 @@
 //!
 //! | op | CPU | other devices |
 //! |---|---|---|
-//! | [`attention()`] | blocks of queries, threads over heads and blocks | blocks of queries by matmul |
-//! | [`group_norm()`] | one pass for the statistics, one for the result | [`reference::group_norm`] |
+//! | [`conv2d()`], [`linear()`] | packed weights, the input read where it lies, all that follows in one pass | [`reference::conv2d`] |
+//! | [`attention()`] | keys and values packed, blocks of keys under a running maximum | blocks of queries by matmul |
+//! | [`group_norm()`], [`layer_norm()`] | one pass for the statistics, one for the result | [`mod@reference`] |
 //! | [`geglu()`] | one pass | [`reference::geglu`] |
-//! | [`conv2d()`] | tiles gathered in cache, then multiplied | [`reference::conv2d`] |
-//! | [`linear()`], [`layer_norm()`] | candle-nn's | candle-nn's |
-//! | [`shift_channels()`], [`upsample_nearest()`] | candle's | candle's |
 //!
-//! Tensors that take part in a gradient go other ways, with the same values; see `grad/mod.rs`.
+//! On the CPU the instructions are chosen when the program runs, see [`isa::Isa`]. Tensors that take part in a gradient
+//! go other ways, with the same values; see `grad/mod.rs`.
+
+// A function is compiled for the instructions of the one that it is inlined into; see `isa`.
+#![allow(clippy::inline_always)]
 
 pub mod attention;
 pub mod conv;
+mod float;
 mod geglu;
 mod grad;
-mod linear;
+pub mod isa;
+pub mod layout;
 pub mod math;
 mod norm;
+mod product;
 pub mod reference;
 mod resize;
+mod shared;
 mod shift;
+mod tile;
+mod weights;
+mod winograd;
 
-pub use attention::attention;
-pub use conv::conv2d;
+pub use attention::{attention, attention_by_place};
+pub use conv::{ConvArgs, conv2d, linear};
 pub use geglu::geglu;
-pub use linear::linear;
-pub use norm::{GroupNormOptions, group_norm, layer_norm};
+pub use norm::{GroupNormOptions, Positions, group_norm, layer_norm};
+pub use product::Activation;
 pub use resize::upsample_nearest;
 pub use shift::shift_channels;
+pub use weights::Weights;
 
-use candle_core::{CpuStorage, DType, Result, Tensor};
+use candle_core::{DType, Result, Tensor};
 
 /// Runs a CPU kernel that knows f32 only on a tensor of any float type.
 fn in_f32(x: &Tensor, op: impl FnOnce(&Tensor) -> Result<Tensor>) -> Result<Tensor> {
     if x.dtype() == DType::F32 { op(x) } else { op(&x.to_dtype(DType::F32)?)?.to_dtype(x.dtype()) }
-}
-
-/// The `len` values from `offset` of an f32 storage.
-fn f32_slice(storage: &CpuStorage, offset: usize, len: usize) -> Result<&[f32]> {
-    match storage {
-        CpuStorage::F32(values) => values.get(offset..offset + len).ok_or_else(|| {
-            candle_core::Error::Msg(format!("{len} values from {offset} of {}", values.len()))
-        }),
-        _ => candle_core::bail!("this kernel wants f32"),
-    }
 }

@@ -6,6 +6,8 @@ use candle_core::{Result as TensorResult, Tensor};
 use candle_nn::VarBuilder;
 use serde::{Deserialize, Serialize};
 
+use crate::kernels::layout::add;
+use crate::kernels::{Activation, ConvArgs};
 use crate::models::motion::MotionNorm;
 use crate::models::supported;
 use crate::models::trunk::{self, Trunk};
@@ -107,9 +109,9 @@ impl ControlNet {
         if self.config.controlnet_conditioning_channel_order == "bgr" {
             let channels: Vec<Tensor> = hint.chunk(self.config.conditioning_channels, 1)?;
             let reversed: Vec<&Tensor> = channels.iter().rev().collect();
-            return self.hint.forward(&Tensor::cat(&reversed, 1)?);
+            return self.hint.forward(&Tensor::cat(&reversed, 1)?)?.contiguous();
         }
-        self.hint.forward(hint)
+        self.hint.forward(hint)?.contiguous()
     }
 
     /// What is to be added to a UNet that is given `x` `(images, in_channels, height, width)`.
@@ -134,7 +136,7 @@ impl ControlNet {
             motion_norm: MotionNorm::PerFrame,
             injection: &Injection::default(),
         };
-        let residuals = self.trunk.forward((self.trunk.start(x)? + hint)?, &input)?;
+        let residuals = self.trunk.forward(add(&self.trunk.start(x)?, hint)?, &input)?;
         residuals.map(|_, x| self.pool(x))
     }
 
@@ -195,9 +197,10 @@ impl HintEmbedding {
     }
 
     pub(super) fn forward(&self, hint: &Tensor) -> TensorResult<Tensor> {
-        let mut x = self.conv_in.forward(hint)?.silu()?;
+        let silu = ConvArgs { activation: Activation::Silu, ..ConvArgs::default() };
+        let mut x = self.conv_in.forward_with(hint, silu)?;
         for block in &self.blocks {
-            x = block.forward(&x)?.silu()?;
+            x = block.forward_with(&x, silu)?;
         }
         self.conv_out.forward(&x)
     }

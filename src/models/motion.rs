@@ -6,6 +6,8 @@ use candle_core::{Result, Tensor};
 use candle_nn::VarBuilder;
 use serde::{Deserialize, Serialize};
 
+use crate::kernels::Positions;
+use crate::kernels::layout::{picture, tokens};
 use crate::nn::{Attention, FeedForward, GroupNorm, LayerNorm, Linear, sinusoidal_positions};
 
 /// Over what the group norm of a motion module takes its statistics.
@@ -126,35 +128,45 @@ impl MotionModule {
             MotionNorm::PerFrame => self.norm.forward(x)?,
             MotionNorm::Pooled => self.norm.forward_pooled(x, frames)?,
         };
-        let y = y
-            .reshape((batch, frames, channels, height * width))?
-            .permute((0, 3, 1, 2))?
-            .reshape((batch * height * width, frames, channels))?; // (batch*height*width, frames, channels)
-        let y = self.block.forward(&self.proj_in.forward(&y)?)?;
-        let y = self
-            .proj_out
-            .forward(&y)?
-            .reshape((batch, height * width, frames, channels))?
-            .permute((0, 2, 3, 1))?
-            .reshape((images, channels, height, width))?; // (batch*frames, channels, height, width)
-        x + y
+        let (pixels, shape) = (height * width, (batch, frames, height * width, channels));
+        let tokens_of = |x: &Tensor| tokens(x)?.reshape(shape);
+        // The CPU's attention takes frames from where they are. Other devices want them side by side, and moving them
+        // here, every pixel as a clip of its own, is moving them once.
+        let moved = !x.device().is_cpu();
+        let gather = |y: Tensor| {
+            if !moved {
+                return Ok(y);
+            }
+            y.transpose(1, 2)?.reshape((batch * pixels, frames, 1, channels))
+        };
+        let scatter = |y: Tensor| {
+            if !moved {
+                return Ok(y);
+            }
+            y.reshape((batch, pixels, frames, channels))?.transpose(1, 2)?.contiguous()
+        };
+        let y = self.block.forward(&self.proj_in.forward(&gather(tokens_of(&y)?)?)?)?;
+        let y = self.proj_out.forward_onto(&scatter(y)?, &tokens_of(x)?)?;
+        picture(&y.reshape((images, pixels, channels))?, height, width)
     }
 }
 
 impl Block {
+    /// Over `(batch, frames, pixels, channels)`.
     fn forward(&self, x: &Tensor) -> Result<Tensor> {
-        let frames = x.dim(1)?;
+        let (_, frames, pixels, _) = x.dims4()?;
         let longest = self.positions.dim(0)?;
         if frames > longest {
             candle_core::bail!("{frames} frames, but the motion module knows {longest} positions");
         }
-        let positions = self.positions.narrow(0, 0, frames)?;
-        let y = self.norm1.forward(x)?.broadcast_add(&positions)?;
-        let mut x = (self.attn1.forward(&y, &y)? + x)?;
+        let table = self.positions.narrow(0, 0, frames)?;
+        let positions = Positions { table: &table, run: pixels };
+        let y = self.norm1.forward_at(x, &positions)?;
+        let mut x = self.attn1.forward_over_frames(&y, x)?;
         if let Some((norm, attention)) = &self.second {
-            let y = norm.forward(&x)?.broadcast_add(&positions)?;
-            x = (attention.forward(&y, &y)? + x)?;
+            let y = norm.forward_at(&x, &positions)?;
+            x = attention.forward_over_frames(&y, &x)?;
         }
-        self.ff.forward(&self.norm3.forward(&x)?)? + x
+        self.ff.forward_onto(&self.norm3.forward(&x)?, &x)
     }
 }

@@ -180,7 +180,7 @@ impl SparseCtrl {
                 None => candle_core::bail!("frame {frame} of a clip of {clip}"),
             }
         }
-        let x = x.index_select(&Tensor::new(places, device)?, 0)?;
+        let x = x.contiguous()?.index_select(&Tensor::new(places, device)?, 0)?;
         let (_, _, height, width) = x.dims4()?;
         let zeros = (1, self.config.unet.in_channels, height, width);
         x.broadcast_add(&self.trunk.start(&Tensor::zeros(zeros, dtype, device)?)?)

@@ -52,7 +52,8 @@ impl Attention {
         })
     }
 
-    /// `x` `(batch, tokens, width)` looks at `context` `(batch / n, tokens', context width)`.
+    /// `x` `(batch, tokens, width)` looks at `context` `(batch / n, tokens', context width)`; `residual`, of the shape
+    /// of `x`, is added.
     ///
     /// Where a context serves `n` consecutive entries of the batch (the frames of a clip), their queries are
     /// simply more queries of one sequence: the keys are neither repeated nor computed twice.
@@ -60,16 +61,18 @@ impl Attention {
     /// # Errors
     ///
     /// When the batch is not a multiple of the context's.
-    pub fn forward(&self, x: &Tensor, context: &Tensor) -> Result<Tensor> {
-        self.forward_beside(x, context, &[])
+    pub fn forward_onto(&self, x: &Tensor, context: &Tensor, residual: &Tensor) -> Result<Tensor> {
+        self.forward_beside(x, context, &[], residual)
     }
 
-    /// [`forward`](Self::forward), with what the same queries find in other contexts added before the output layer.
+    /// [`forward_onto`](Self::forward_onto), with what the same queries find in other contexts added before the output
+    /// layer.
     pub fn forward_beside(
         &self,
         x: &Tensor,
         context: &Tensor,
         sides: &[SideContext],
+        residual: &Tensor,
     ) -> Result<Tensor> {
         let q = self.to_q.forward(x)?;
         let mut y = self.find(&q, &self.to_k.forward(context)?, &self.to_v.forward(context)?)?;
@@ -80,7 +83,7 @@ impl Attention {
                 None => (y + found)?,
             };
         }
-        self.to_out.forward(&y)
+        self.to_out.forward_onto(&y, residual)
     }
 
     /// What queries `(batch, tokens, width)` find in keys and values `(batch / n, tokens', width)`.
@@ -96,6 +99,23 @@ impl Attention {
         let (k, v) = (split(k, k.dim(1)?)?, split(v, v.dim(1)?)?);
         let y = kernels::attention(&q, &k, &v, 1.0 / (dim as f64).sqrt())?;
         y.reshape((batch, tokens, width))
+    }
+
+    /// Every pixel of `x` `(batch, frames, pixels, width)` looks at itself in all frames; `residual`, of the shape of
+    /// `x`, is added.
+    ///
+    /// # Errors
+    ///
+    /// When shapes do not agree.
+    pub fn forward_over_frames(&self, x: &Tensor, residual: &Tensor) -> Result<Tensor> {
+        let (batch, frames, pixels, width) = x.dims4()?;
+        let dim = width / self.heads;
+        let split = |y: Tensor| y.reshape((batch, frames, pixels, self.heads, dim));
+        let q = split(self.to_q.forward(x)?)?;
+        let k = split(self.to_k.forward(x)?)?;
+        let v = split(self.to_v.forward(x)?)?;
+        let y = kernels::attention_by_place(&q, &k, &v, 1.0 / (dim as f64).sqrt())?;
+        self.to_out.forward_onto(&y.reshape(x.shape())?, residual)
     }
 }
 

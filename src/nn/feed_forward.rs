@@ -4,7 +4,6 @@ use candle_core::{Result, Tensor};
 use candle_nn::VarBuilder;
 
 use super::Linear;
-use crate::kernels;
 
 /// `Linear(width → 8 width)`, gated GELU, `Linear(4 width → width)`.
 #[derive(Clone, Debug)]
@@ -17,13 +16,13 @@ impl FeedForward {
     /// Reads `net.0.proj` and `net.2`.
     pub fn new(width: usize, vb: &VarBuilder) -> Result<Self> {
         Ok(Self {
-            proj: Linear::new(width, 8 * width, &vb.pp("net.0.proj"))?,
+            proj: Linear::gated(width, 4 * width, &vb.pp("net.0.proj"))?,
             out: Linear::new(4 * width, width, &vb.pp("net.2"))?,
         })
     }
 
-    /// `(batch, tokens, width)` to the same.
-    pub fn forward(&self, x: &Tensor) -> Result<Tensor> {
-        self.out.forward(&kernels::geglu(&self.proj.forward(x)?)?)
+    /// `(batch, tokens, width)` to the same; `residual` is added.
+    pub fn forward_onto(&self, x: &Tensor, residual: &Tensor) -> Result<Tensor> {
+        self.out.forward_onto(&self.proj.forward(x)?, residual)
     }
 }

@@ -3,29 +3,37 @@
 use candle_core::{Result, Tensor};
 use candle_nn::VarBuilder;
 
-use crate::kernels;
+use crate::kernels::{self, Weights};
 
 /// A linear layer over the last dimension.
 #[derive(Clone, Debug)]
-pub struct Linear {
-    weight: Tensor,
-    bias: Option<Tensor>,
-}
+pub struct Linear(Weights);
 
 impl Linear {
     /// With a bias.
     pub fn new(inputs: usize, outputs: usize, vb: &VarBuilder) -> Result<Self> {
-        let bias = vb.get(outputs, "bias")?;
-        Ok(Self { weight: vb.get((outputs, inputs), "weight")?, bias: Some(bias) })
+        let (weight, bias) = (vb.get((outputs, inputs), "weight")?, vb.get(outputs, "bias")?);
+        Ok(Self(Weights::new(&weight, Some(&bias))?))
     }
 
     /// Without a bias.
     pub fn without_bias(inputs: usize, outputs: usize, vb: &VarBuilder) -> Result<Self> {
-        Ok(Self { weight: vb.get((outputs, inputs), "weight")?, bias: None })
+        Ok(Self(Weights::new(&vb.get((outputs, inputs), "weight")?, None)?))
+    }
+
+    /// With a bias and a gated GELU: values and gates are the first and the second half of `2 outputs` rows.
+    pub fn gated(inputs: usize, outputs: usize, vb: &VarBuilder) -> Result<Self> {
+        let weight = vb.get((2 * outputs, inputs), "weight")?;
+        Ok(Self(Weights::gated(&weight, Some(&vb.get(2 * outputs, "bias")?))?))
     }
 
     /// `(.., inputs)` to `(.., outputs)`.
     pub fn forward(&self, x: &Tensor) -> Result<Tensor> {
-        kernels::linear(x, &self.weight, self.bias.as_ref())
+        kernels::linear(x, &self.0, None)
+    }
+
+    /// [`forward`](Self::forward), and `residual` `(.., outputs)` added.
+    pub fn forward_onto(&self, x: &Tensor, residual: &Tensor) -> Result<Tensor> {
+        kernels::linear(x, &self.0, Some(residual))
     }
 }

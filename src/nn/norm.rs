@@ -3,7 +3,7 @@
 use candle_core::{Result, Tensor};
 use candle_nn::VarBuilder;
 
-use crate::kernels::{self, GroupNormOptions};
+use crate::kernels::{self, GroupNormOptions, Positions};
 
 /// Group normalization of images, alone or followed by SiLU.
 #[derive(Clone, Debug)]
@@ -62,6 +62,11 @@ impl LayerNorm {
 
     /// `(.., width)` to the same.
     pub fn forward(&self, x: &Tensor) -> Result<Tensor> {
-        kernels::layer_norm(x, &self.weight, &self.bias, self.eps)
+        kernels::layer_norm(x, &self.weight, &self.bias, self.eps, None)
+    }
+
+    /// [`forward`](Self::forward), and positions added.
+    pub fn forward_at(&self, x: &Tensor, positions: &Positions<'_>) -> Result<Tensor> {
+        kernels::layer_norm(x, &self.weight, &self.bias, self.eps, Some(positions))
     }
 }

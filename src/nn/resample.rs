@@ -4,7 +4,7 @@ use candle_core::{Result, Tensor};
 use candle_nn::VarBuilder;
 
 use super::{Conv2d, ConvOptions};
-use crate::kernels;
+use crate::kernels::ConvArgs;
 
 /// Where a [`Downsample`] puts its zeros.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -19,25 +19,22 @@ pub enum DownsamplePadding {
 #[derive(Clone, Debug)]
 pub struct Downsample {
     conv: Conv2d,
-    padding: DownsamplePadding,
 }
 
 impl Downsample {
     /// Reads `conv`.
     pub fn new(channels: usize, padding: DownsamplePadding, vb: &VarBuilder) -> Result<Self> {
-        let around = usize::from(padding == DownsamplePadding::Around);
-        let options = ConvOptions { kernel: 3, padding: around, stride: 2, bias: true };
-        Ok(Self { conv: Conv2d::new(channels, channels, options, &vb.pp("conv"))?, padding })
+        let padding = match padding {
+            DownsamplePadding::Around => (1, 1),
+            DownsamplePadding::RightBottom => (0, 1),
+        };
+        let options = ConvOptions { kernel: 3, padding, stride: 2, bias: true };
+        Ok(Self { conv: Conv2d::new(channels, channels, options, &vb.pp("conv"))? })
     }
 
     /// `(batch, channels, height, width)` to `(batch, channels, height / 2, width / 2)`.
     pub fn forward(&self, x: &Tensor) -> Result<Tensor> {
-        match self.padding {
-            DownsamplePadding::Around => self.conv.forward(x),
-            DownsamplePadding::RightBottom => {
-                self.conv.forward(&x.pad_with_zeros(2, 0, 1)?.pad_with_zeros(3, 0, 1)?)
-            }
-        }
+        self.conv.forward(x)
     }
 }
 
@@ -57,6 +54,6 @@ impl Upsample {
     ///
     /// The target is twice the size, or that of the next skip connection where sizes were odd.
     pub fn forward(&self, x: &Tensor, target: (usize, usize)) -> Result<Tensor> {
-        self.conv.forward(&kernels::upsample_nearest(x, target)?)
+        self.conv.forward_with(x, ConvArgs { stretch: Some(target), ..ConvArgs::default() })
     }
 }

@@ -4,7 +4,7 @@ use candle_core::{Result, Tensor};
 use candle_nn::VarBuilder;
 
 use super::{Conv2d, ConvOptions, GroupNorm, Linear};
-use crate::kernels;
+use crate::kernels::{self, ConvArgs};
 
 /// The sizes of a [`ResnetBlock`].
 #[derive(Clone, Copy, Debug)]
@@ -55,14 +55,25 @@ impl ResnetBlock {
     ///
     /// `time` is the SiLU of the time embedding, `(times, width)`: each serves `batch / times` consecutive images.
     pub fn forward(&self, x: &Tensor, time: Option<&Tensor>) -> Result<Tensor> {
-        let mut y = self.conv1.forward(&self.norm1.forward_silu(x)?)?;
-        if let (Some(proj), Some(time)) = (&self.time_emb_proj, time) {
-            y = kernels::shift_channels(&y, &proj.forward(time)?)?;
+        let shift = match (&self.time_emb_proj, time) {
+            (Some(proj), Some(time)) => Some(proj.forward(time)?),
+            _ => None,
+        };
+        // A shift of all images alike costs nothing.
+        let (alike, each) = match shift {
+            Some(shift) if shift.dim(0)? == 1 => (Some(shift.squeeze(0)?), None),
+            other => (None, other),
+        };
+        let args = ConvArgs { shift: alike.as_ref(), ..ConvArgs::default() };
+        let mut y = self.conv1.forward_with(&self.norm1.forward_silu(x)?, args)?;
+        if let Some(each) = each {
+            y = kernels::shift_channels(&y, &each)?;
         }
-        let y = self.conv2.forward(&self.norm2.forward_silu(&y)?)?;
-        match &self.conv_shortcut {
-            Some(shortcut) => shortcut.forward(x)? + y,
-            None => x + y,
-        }
+        let y = self.norm2.forward_silu(&y)?;
+        let shortcut = match &self.conv_shortcut {
+            Some(shortcut) => &shortcut.forward(x)?,
+            None => x,
+        };
+        self.conv2.forward_with(&y, ConvArgs { residual: Some(shortcut), ..ConvArgs::default() })
     }
 }

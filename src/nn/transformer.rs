@@ -6,6 +6,8 @@ use candle_nn::VarBuilder;
 use super::{
     Attention, Conv2d, ConvOptions, FeedForward, GroupNorm, LayerNorm, Linear, SideContext,
 };
+use crate::kernels::ConvArgs;
+use crate::kernels::layout::{picture, tokens};
 
 /// The sizes of a [`SpatialTransformer`].
 #[derive(Clone, Copy, Debug)]
@@ -77,10 +79,9 @@ impl Block {
 
     fn forward(&self, x: &Tensor, context: &Tensor, sides: &[SideContext]) -> Result<Tensor> {
         let y = self.norm1.forward(x)?;
-        let x = (self.attn1.forward(&y, &y)? + x)?;
-        let y = self.norm2.forward(&x)?;
-        let x = (self.attn2.forward_beside(&y, context, sides)? + &x)?;
-        self.ff.forward(&self.norm3.forward(&x)?)? + x
+        let x = self.attn1.forward_onto(&y, &y, x)?;
+        let x = self.attn2.forward_beside(&self.norm2.forward(&x)?, context, sides, &x)?;
+        self.ff.forward_onto(&self.norm3.forward(&x)?, &x)
     }
 }
 
@@ -107,22 +108,24 @@ impl SpatialTransformer {
         context: &Tensor,
         sides: &[Vec<SideContext>],
     ) -> Result<Tensor> {
-        let (images, channels, height, width) = x.dims4()?;
-        let to_tokens = |y: Tensor| y.flatten_from(2)?.transpose(1, 2)?.contiguous();
-        let to_image = |y: Tensor| y.transpose(1, 2)?.reshape((images, channels, height, width));
+        let (_, _, height, width) = x.dims4()?;
         let y = self.norm.forward(x)?;
         let mut y = match &self.proj_in {
-            Projection::Conv(conv) => to_tokens(conv.forward(&y)?)?,
-            Projection::Linear(linear) => linear.forward(&to_tokens(y)?)?,
+            Projection::Conv(conv) => tokens(&conv.forward(&y)?)?,
+            Projection::Linear(linear) => linear.forward(&tokens(&y)?)?,
         }; // (batch*frames, height*width, channels)
         for (i, block) in self.blocks.iter().enumerate() {
             let sides = sides.get(i).map(Vec::as_slice).unwrap_or_default();
             y = block.forward(&y, context, sides)?;
         }
-        let y = match &self.proj_out {
-            Projection::Conv(conv) => conv.forward(&to_image(y)?)?,
-            Projection::Linear(linear) => to_image(linear.forward(&y)?)?,
-        };
-        x + y
+        match &self.proj_out {
+            Projection::Conv(conv) => {
+                let args = ConvArgs { residual: Some(x), ..ConvArgs::default() };
+                conv.forward_with(&picture(&y, height, width)?, args)
+            }
+            Projection::Linear(linear) => {
+                picture(&linear.forward_onto(&y, &tokens(x)?)?, height, width)
+            }
+        }
     }
 }

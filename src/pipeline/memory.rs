@@ -25,8 +25,8 @@ pub struct Plan {
     /// The autoencoder's encoder and its intermediate results, which are gone before the rest is loaded; 0 where no
     /// hint is encoded.
     pub encode: u64,
-    /// What is needed whatever the size of the clip: the program itself, and what the largest
-    /// convolution packs of its kernel and gathers of its input.
+    /// What is needed whatever the size of the clip: the program itself, the largest kernel while it is packed, and
+    /// what convolutions transform of their input.
     pub fixed: u64,
     /// What is loaded before denoising, to look at pictures, and not needed then.
     pub looking: u64,
@@ -52,8 +52,11 @@ const DECODER_VALUES: f64 = 8.0;
 /// Bytes of the program, the tokenizer's tables and the like.
 const PROGRAM: usize = 48 << 20;
 
-/// Pixels for which a thread of a convolution on the CPU may hold gathered inputs and packed operands; an upper bound.
-const TILE: usize = 512;
+/// Bytes of transformed inputs that convolutions on the CPU hold at once, twice: a buffer that grows is copied.
+const TRANSFORMED: usize = 32 << 20;
+
+/// Bytes in which a thread holds sums and transformed weights; an upper bound.
+const SUMS: usize = 8 << 20;
 
 impl Plan {
     /// For a request at `size` (width, height) in pixels.
@@ -64,7 +67,7 @@ impl Plan {
         request: &Request,
         size: (usize, usize),
     ) -> Self {
-        // Kernels for the CPU compute in f32, whatever the weights are.
+        // Kernels for the CPU compute in f32 where its instructions know no other format.
         let bytes = |dtype: DType| {
             let size = dtype.size_in_bytes();
             (if device.is_cpu() { size.max(4) } else { size }) as f64
@@ -92,11 +95,11 @@ impl Plan {
         let at_once = (64 * 64 / latents.max(1)).clamp(1, request.frames);
         let pixels = size.0 * size.1 * at_once;
         let decoded = (pixels * models.decoder_width()) as f64 * DECODER_VALUES;
-        // The way up begins with a convolution of twice the channels that it makes.
+        // The way up begins with a convolution of twice the channels that it makes, which is packed from a copy.
         let deepest = models.unet_config().block_out_channels.iter().max().copied().unwrap_or(0);
-        let kernel = 2 * deepest * 9;
+        let kernel = 2 * deepest * deepest * 9;
         let copies = if device.is_cpu() {
-            4 * kernel * (deepest + TILE * rayon::current_num_threads())
+            4 * kernel + TRANSFORMED + SUMS * rayon::current_num_threads()
         } else {
             0
         };

@@ -14,6 +14,9 @@ pub(super) struct Report {
     pub(super) settings: Settings,
     pub(super) versions: Versions,
     pub(super) device: String,
+    /// 10⁹ additions and multiplications a second in a matrix product that fits the caches, in the format of the UNet;
+    /// only of a CPU. Parts may exceed it: their work is counted as if every convolution were multiplied out.
+    pub(super) limit_gflop_per_second: Option<f64>,
     pub(super) parameters: Parameters,
     /// From the start of a process to its first finished file; none without files.
     pub(super) cold_start_seconds: Option<f64>,
@@ -173,6 +176,9 @@ impl Report {
         let _ = writeln!(text, "\nload         {}", time(self.load_seconds));
         if let Some(seconds) = self.cold_start_seconds {
             let _ = writeln!(text, "cold start   {}", time(seconds));
+        }
+        if let Some(limit) = self.limit_gflop_per_second {
+            let _ = writeln!(text, "limit        {} GFLOP/s in products", significant(limit));
         }
         let step = self.unet_step.seconds.median;
         let clip = self.clip.seconds.median;

@@ -11,19 +11,57 @@ use rayon::prelude::*;
 
 use super::matrix::{Into, Matrix, multiply};
 use super::{Gradients, View, applies, attach, is_tracked, nothing, parts, total};
-use crate::kernels::reference;
+use crate::kernels::{self, Activation, ConvArgs, reference};
 
-/// See [`crate::kernels::conv2d`].
-pub(in crate::kernels) fn conv2d(
+/// See [`crate::kernels::conv2d`]: what comes before and after are ops of their own.
+pub(in crate::kernels) fn conv2d_with(
+    x: &Tensor,
+    weight: &Tensor,
+    bias: Option<&Tensor>,
+    args: &ConvArgs<'_>,
+) -> Result<Tensor> {
+    let rest = [bias, args.shift, args.residual].into_iter().flatten();
+    if !applies(&[x, weight]) || !rest.clone().all(|tensor| applies(&[tensor])) {
+        return reference::conv2d(x, weight, bias, args);
+    }
+    let stretched;
+    let x = match args.stretch {
+        Some(size) => {
+            stretched = kernels::upsample_nearest(x, size)?;
+            &stretched
+        }
+        None => x,
+    };
+    let (before, after) = args.padding;
+    let y = if before == after {
+        conv2d(x, weight, bias, before, args.stride)?
+    } else {
+        let x = x.pad_with_zeros(2, before, after)?.pad_with_zeros(3, before, after)?;
+        conv2d(&x, weight, bias, 0, args.stride)?
+    };
+    let y = match args.shift {
+        Some(shift) => kernels::shift_channels(&y, &shift.unsqueeze(0)?)?,
+        None => y,
+    };
+    let y = match args.activation {
+        Activation::None => y,
+        Activation::Silu => y.silu()?,
+        Activation::Relu => y.relu()?,
+    };
+    match args.residual {
+        Some(residual) => y + residual,
+        None => Ok(y),
+    }
+}
+
+/// The convolution alone, in f32 on the CPU.
+fn conv2d(
     x: &Tensor,
     weight: &Tensor,
     bias: Option<&Tensor>,
     padding: usize,
     stride: usize,
 ) -> Result<Tensor> {
-    if !applies(&[x, weight]) || bias.is_some_and(|bias| !applies(&[bias])) {
-        return reference::conv2d(x, weight, bias, padding, stride);
-    }
     let (x, weight) = (x.contiguous()?, weight.contiguous()?);
     let bias = match bias {
         Some(bias) => bias.contiguous()?,

@@ -27,7 +27,7 @@ use candle_core::{
 };
 
 pub(super) use self::attention::attention;
-pub(super) use self::conv::conv2d;
+pub(super) use self::conv::conv2d_with;
 pub(super) use self::geglu::geglu;
 pub(super) use self::linear::linear;
 pub(super) use self::norm::{group_norm, layer_norm};

@@ -56,7 +56,7 @@ pub(in crate::kernels) fn layer_norm(
     eps: f64,
 ) -> Result<Tensor> {
     if !applies(&[x, weight, bias]) {
-        return reference::layer_norm(x, weight, bias, eps);
+        return reference::layer_norm(x, weight, bias, eps, None);
     }
     let (x, weight, bias) = (x.contiguous()?, weight.contiguous()?, bias.contiguous()?);
     let width = x.dim(D::Minus1)?.max(1);

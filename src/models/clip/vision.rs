@@ -41,7 +41,7 @@ impl VisionEncoder {
         let norm = |name: &str| LayerNorm::new(width, config.layer_norm_eps, &vb.pp(name));
         let embeddings = vb.pp("embeddings");
         let patch = config.patch_size;
-        let patches = ConvOptions { kernel: patch, padding: 0, stride: patch, bias: false };
+        let patches = ConvOptions { kernel: patch, padding: (0, 0), stride: patch, bias: false };
         let options = LayerOptions {
             width,
             inner: config.intermediate_size,

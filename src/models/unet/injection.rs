@@ -4,6 +4,7 @@ use std::ops::Range;
 
 use candle_core::{Result, Tensor};
 
+use crate::kernels::layout::add;
 use crate::nn::SideContext;
 
 /// Tensors that are added to parts of the UNet. Empty means "no effect".
@@ -102,7 +103,7 @@ impl Injection {
         let Some(residuals) = &self.residuals else { return Ok(()) };
         same_number("residuals", residuals.skips.len(), "skips", skips.len())?;
         for (skip, residual) in skips.iter_mut().zip(&residuals.skips) {
-            *skip = (&*skip + residual)?;
+            *skip = add(skip, residual)?;
         }
         Ok(())
     }
@@ -110,7 +111,7 @@ impl Injection {
     /// The middle stage's output with its residual.
     pub(super) fn onto_mid(&self, x: Tensor) -> Result<Tensor> {
         match &self.residuals {
-            Some(residuals) => x + &residuals.mid,
+            Some(residuals) => add(&x, &residuals.mid),
             None => Ok(x),
         }
     }
@@ -119,8 +120,8 @@ impl Injection {
 impl Residuals {
     fn plus(self, more: Self) -> Result<Self> {
         same_number("residuals", more.skips.len(), "skips", self.skips.len())?;
-        let skips = self.skips.into_iter().zip(more.skips).map(|(a, b)| a + b);
-        Ok(Self { skips: skips.collect::<Result<_>>()?, mid: (self.mid + more.mid)? })
+        let skips = self.skips.into_iter().zip(more.skips).map(|(a, b)| add(&a, &b));
+        Ok(Self { skips: skips.collect::<Result<_>>()?, mid: add(&self.mid, &more.mid)? })
     }
 
     /// The residuals after `change`, which is told which one it has, from 0; the middle's is the last.

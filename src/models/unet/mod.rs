@@ -154,6 +154,6 @@ impl UNet {
         }
 
         // Out.
-        Ok(self.conv_out.forward(&self.norm_out.forward_silu(&x)?)?)
+        Ok(self.conv_out.forward(&self.norm_out.forward_silu(&x)?)?.contiguous()?)
     }
 }

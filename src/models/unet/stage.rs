@@ -6,6 +6,7 @@ use candle_core::{Result, Tensor};
 use candle_nn::VarBuilder;
 
 use super::{BlockKind, UNetConfig, UNetInput};
+use crate::kernels::layout::{add, cat};
 use crate::models::motion::MotionModule;
 use crate::nn::{
     Downsample, DownsamplePadding, ResnetBlock, ResnetOptions, SpatialTransformer,
@@ -145,7 +146,7 @@ impl Stage {
         for (i, layer) in self.layers.iter().enumerate() {
             x = layer.forward(&x, time, input)?;
             if let Some(feature) = feature.filter(|_| i + 1 == self.layers.len()) {
-                x = (x + feature)?;
+                x = add(&x, feature)?;
             }
             skips.push(x.clone());
         }
@@ -178,7 +179,7 @@ impl Stage {
     ) -> Result<Tensor> {
         for layer in &self.layers {
             let Some(skip) = skips.pop() else { candle_core::bail!("the skips ran out") };
-            x = layer.forward(&Tensor::cat(&[&x, &skip], 1)?, time, input)?;
+            x = layer.forward(&cat(&[&x, &skip])?, time, input)?;
         }
         if let Some(upsample) = &self.upsample {
             let (_, _, height, width) = match skips.last() {

@@ -14,6 +14,7 @@ pub use tiny::AutoencoderTiny;
 use candle_core::Tensor;
 use candle_nn::VarBuilder;
 
+use crate::kernels::layout::{picture, tokens};
 use crate::nn::{Attention, Conv2d, ConvOptions, GroupNorm, ResnetBlock, ResnetOptions};
 use crate::{Error, Result};
 use decoder::Decoder;
@@ -135,7 +136,7 @@ impl AutoencoderKl {
             Some(conv) => conv.forward(z)?,
             None => z.clone(),
         };
-        Ok(self.decoder.forward(&z)?)
+        Ok(self.decoder.forward(&z)?.contiguous()?)
     }
 
     /// The distribution of unscaled latents of pictures `(batch, 3, height, width)` in `[-1, 1]`.
@@ -175,7 +176,7 @@ impl KlEncoder {
             Some(conv) => conv.forward(&y)?,
             None => y,
         };
-        let halves = y.chunk(2, 1)?;
+        let halves = y.contiguous()?.chunk(2, 1)?;
         Ok(Posterior { mean: halves[0].clone(), log_variance: halves[1].clamp(-30.0, 20.0)? })
     }
 }
@@ -216,10 +217,9 @@ impl Middle {
     fn forward(&self, x: &Tensor) -> candle_core::Result<Tensor> {
         let mut x = self.first.forward(x, None)?;
         if let Some((norm, attention)) = &self.attention {
-            let shape = x.shape().clone();
-            let y = norm.forward(&x)?.flatten_from(2)?.transpose(1, 2)?.contiguous()?;
-            let y = attention.forward(&y, &y)?.transpose(1, 2)?.reshape(shape)?;
-            x = (x + y)?;
+            let (_, _, height, width) = x.dims4()?;
+            let y = tokens(&norm.forward(&x)?)?;
+            x = picture(&attention.forward_onto(&y, &y, &tokens(&x)?)?, height, width)?;
         }
         self.second.forward(&x, None)
     }

@@ -5,6 +5,8 @@ use candle_nn::VarBuilder;
 
 use super::TinyVaeConfig;
 use crate::Result;
+use crate::kernels::layout::map;
+use crate::kernels::{Activation, ConvArgs};
 use crate::nn::{Conv2d, ConvOptions};
 
 type TensorResult = candle_core::Result<Tensor>;
@@ -25,21 +27,32 @@ enum Layer {
     Double,
 }
 
-impl Layer {
-    fn forward(&self, x: &Tensor) -> TensorResult {
-        match self {
-            Self::Conv(conv) => conv.forward(x),
-            Self::Residual([a, b, c]) => {
-                let y = b.forward(&a.forward(x)?.relu()?)?;
-                (c.forward(&y.relu()?)? + x)?.relu()
+/// Runs layers one after the other.
+fn run(layers: &[Layer], mut x: Tensor) -> TensorResult {
+    let relu = ConvArgs { activation: Activation::Relu, ..ConvArgs::default() };
+    // The size that the next convolution is to see.
+    let mut stretch = None;
+    for layer in layers {
+        x = match layer {
+            Layer::Conv(conv) => {
+                conv.forward_with(&x, ConvArgs { stretch: stretch.take(), ..ConvArgs::default() })?
             }
-            Self::Relu => x.relu(),
-            Self::Double => {
+            Layer::Residual([a, b, c]) => {
+                let y = b.forward_with(&a.forward_with(&x, relu)?, relu)?;
+                map(
+                    &c.forward_with(&y, ConvArgs { residual: Some(&x), ..ConvArgs::default() })?,
+                    Tensor::relu,
+                )?
+            }
+            Layer::Relu => map(&x, Tensor::relu)?,
+            Layer::Double => {
                 let (_, _, height, width) = x.dims4()?;
-                x.upsample_nearest2d(2 * height, 2 * width)
+                stretch = Some((2 * height, 2 * width));
+                x
             }
-        }
+        };
     }
+    x.contiguous()
 }
 
 /// Builds a list of layers whose place in the list is their name.
@@ -110,19 +123,12 @@ impl AutoencoderTiny {
     /// Pictures `(batch, 3, height, width)`, about `[-1, 1]`, of latents `(batch, 4, height', width')`.
     pub fn decode(&self, z: &Tensor) -> Result<Tensor> {
         let magnitude = self.config.latent_magnitude;
-        let mut x = ((z / magnitude)?.tanh()? * magnitude)?;
-        for layer in &self.decoder {
-            x = layer.forward(&x)?;
-        }
-        Ok(x.affine(2.0, -1.0)?)
+        let x = ((z / magnitude)?.tanh()? * magnitude)?;
+        Ok(run(&self.decoder, x)?.affine(2.0, -1.0)?)
     }
 
     /// Latents `(batch, 4, height', width')` of pictures `(batch, 3, height, width)` in `[-1, 1]`.
     pub fn encode(&self, pictures: &Tensor) -> Result<Tensor> {
-        let mut x = pictures.affine(0.5, 0.5)?;
-        for layer in &self.encoder {
-            x = layer.forward(&x)?;
-        }
-        Ok(x)
+        Ok(run(&self.encoder, pictures.affine(0.5, 0.5)?)?)
     }
 }

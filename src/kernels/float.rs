@@ -1,0 +1,97 @@
+//! The formats that tensors have in memory.
+
+use candle_core::{CpuStorage, Result};
+use half::{bf16, f16};
+
+/// A number in memory; kernels compute in f32.
+pub(crate) trait Float: Copy + Default + Send + Sync + 'static {
+    /// Neighbours along the inner dimension that a panel of them keeps side by side.
+    const GROUP: usize = 1;
+
+    /// Rounds to nearest even.
+    fn narrow(value: f32) -> Self;
+
+    fn widen(self) -> f32;
+
+    /// All values of a storage of this format.
+    fn values(storage: &CpuStorage) -> Option<&[Self]>;
+
+    fn storage(values: Vec<Self>) -> CpuStorage;
+}
+
+/// The `len` values from `offset` of a storage.
+pub(crate) fn slice<T: Float>(storage: &CpuStorage, offset: usize, len: usize) -> Result<&[T]> {
+    let Some(values) = T::values(storage) else {
+        candle_core::bail!("this kernel wants another format");
+    };
+    match values.get(offset..offset + len) {
+        Some(part) => Ok(part),
+        None => candle_core::bail!("{len} values from {offset} of {}", values.len()),
+    }
+}
+
+impl Float for f32 {
+    #[inline(always)]
+    fn narrow(value: f32) -> Self {
+        value
+    }
+
+    #[inline(always)]
+    fn widen(self) -> f32 {
+        self
+    }
+
+    fn values(storage: &CpuStorage) -> Option<&[Self]> {
+        if let CpuStorage::F32(values) = storage { Some(values) } else { None }
+    }
+
+    fn storage(values: Vec<Self>) -> CpuStorage {
+        CpuStorage::F32(values)
+    }
+}
+
+impl Float for bf16 {
+    const GROUP: usize = 2;
+
+    #[inline(always)]
+    fn narrow(value: f32) -> Self {
+        // As `bf16::from_f32`, but without branches, so that loops become vector code.
+        let bits = value.to_bits();
+        let rounded = bits.wrapping_add(0x7fff + ((bits >> 16) & 1));
+        let bits = if value.is_nan() { bits | 0x0040_0000 } else { rounded };
+        Self::from_bits((bits >> 16) as u16)
+    }
+
+    #[inline(always)]
+    fn widen(self) -> f32 {
+        f32::from_bits(u32::from(self.to_bits()) << 16)
+    }
+
+    fn values(storage: &CpuStorage) -> Option<&[Self]> {
+        if let CpuStorage::BF16(values) = storage { Some(values) } else { None }
+    }
+
+    fn storage(values: Vec<Self>) -> CpuStorage {
+        CpuStorage::BF16(values)
+    }
+}
+
+impl Float for f16 {
+    #[inline(always)]
+    fn narrow(value: f32) -> Self {
+        Self::from_f32(value)
+    }
+
+    #[inline(always)]
+    fn widen(self) -> f32 {
+        self.to_f32()
+    }
+
+    fn values(storage: &CpuStorage) -> Option<&[Self]> {
+        if let CpuStorage::F16(values) = storage { Some(values) } else { None }
+    }
+
+    fn storage(values: Vec<Self>) -> CpuStorage {
+        CpuStorage::F16(values)
+    }
+}

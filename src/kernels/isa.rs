@@ -1,0 +1,115 @@
+//! What this processor can do, found out at run time.
+
+use std::cell::Cell;
+use std::sync::OnceLock;
+
+/// A set of vector instructions that kernels are written for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Isa {
+    /// Whatever the compiler was told to assume.
+    Portable,
+    /// x86-64 with 256-bit vectors and fused multiplication.
+    Avx2,
+    /// x86-64 with 512-bit vectors.
+    Avx512,
+    /// 512-bit vectors and products of bf16 that are summed in f32.
+    Avx512Bf16,
+}
+
+thread_local! {
+    static FORCED: Cell<Option<Isa>> = const { Cell::new(None) };
+}
+
+impl Isa {
+    /// All of them, the fastest last.
+    pub const ALL: [Self; 4] = [Self::Portable, Self::Avx2, Self::Avx512, Self::Avx512Bf16];
+
+    /// The fastest that this processor has.
+    pub fn current() -> Self {
+        static BEST: OnceLock<Isa> = OnceLock::new();
+        FORCED.get().unwrap_or_else(|| {
+            *BEST.get_or_init(|| {
+                let there = Self::ALL.iter().rev().find(|isa| isa.is_there());
+                there.copied().unwrap_or(Self::Portable)
+            })
+        })
+    }
+
+    /// Whether this processor has it.
+    pub fn is_there(self) -> bool {
+        #[cfg(target_arch = "x86_64")]
+        {
+            let wide = || {
+                is_x86_feature_detected!("avx512f")
+                    && is_x86_feature_detected!("avx512bw")
+                    && is_x86_feature_detected!("avx512dq")
+                    && is_x86_feature_detected!("avx512vl")
+            };
+            let fused = || is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma");
+            match self {
+                Self::Portable => true,
+                Self::Avx2 => fused(),
+                Self::Avx512 => fused() && wide(),
+                Self::Avx512Bf16 => fused() && wide() && is_x86_feature_detected!("avx512bf16"),
+            }
+        }
+        #[cfg(not(target_arch = "x86_64"))]
+        {
+            self == Self::Portable
+        }
+    }
+
+    /// Runs `f` with kernels that are started on this thread restricted to this set; `None` where the processor
+    /// lacks it. For tests.
+    pub fn force<R>(self, f: impl FnOnce() -> R) -> Option<R> {
+        struct Restore(Option<Isa>);
+        impl Drop for Restore {
+            fn drop(&mut self) {
+                FORCED.set(self.0);
+            }
+        }
+        if !self.is_there() {
+            return None;
+        }
+        let _restore = Restore(FORCED.replace(Some(self)));
+        Some(f())
+    }
+
+    /// Runs `loops` compiled for this set.
+    #[allow(unsafe_code)]
+    #[inline]
+    pub(crate) fn vectorize<L: Loops>(self, loops: L) -> L::Output {
+        #[cfg(target_arch = "x86_64")]
+        {
+            #[target_feature(enable = "avx2,fma")]
+            fn avx2<L: Loops>(loops: L) -> L::Output {
+                loops.run()
+            }
+            #[target_feature(enable = "avx2,fma,avx512f,avx512bw,avx512dq,avx512vl")]
+            fn avx512<L: Loops>(loops: L) -> L::Output {
+                loops.run()
+            }
+            match self {
+                Self::Portable => loops.run(),
+                // SAFETY: a value other than `Portable` comes from `current` or `force`, which have looked.
+                Self::Avx2 => unsafe { avx2(loops) },
+                // SAFETY: as above.
+                Self::Avx512 | Self::Avx512Bf16 => unsafe { avx512(loops) },
+            }
+        }
+        #[cfg(not(target_arch = "x86_64"))]
+        {
+            loops.run()
+        }
+    }
+}
+
+/// Loops that the compiler turns into vector code, and what they work on.
+pub(crate) trait Loops {
+    /// What they return.
+    type Output;
+
+    /// Runs them. To be compiled for more than the least of processors this must be `inline(always)`, and so must
+    /// everything that it calls in a loop.
+    fn run(self) -> Self::Output;
+}

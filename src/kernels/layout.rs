@@ -1,0 +1,54 @@
+//! The order of a picture's values in memory: channels innermost on the CPU, as torch's `channels_last`.
+
+use candle_core::{Result, Tensor};
+
+/// `(batch, channels, height, width)` as a contiguous `(batch, height, width, channels)`; a copy only where its
+/// channels are not innermost yet.
+pub fn channels_last(x: &Tensor) -> Result<Tensor> {
+    x.permute((0, 2, 3, 1))?.contiguous()
+}
+
+/// The inverse, as a view.
+pub fn channels_first(x: &Tensor) -> Result<Tensor> {
+    x.permute((0, 3, 1, 2))
+}
+
+/// Whether the channels of `(batch, channels, height, width)` are innermost in memory.
+pub fn is_channels_last(x: &Tensor) -> bool {
+    x.rank() == 4 && x.permute((0, 2, 3, 1)).is_ok_and(|x| x.is_contiguous())
+}
+
+/// The values of pictures as tokens: `(batch, height*width, channels)`.
+pub fn tokens(x: &Tensor) -> Result<Tensor> {
+    channels_last(x)?.flatten(1, 2)
+}
+
+/// The inverse of [`tokens`].
+pub fn picture(x: &Tensor, height: usize, width: usize) -> Result<Tensor> {
+    let (batch, _, channels) = x.dims3()?;
+    let x = channels_first(&x.reshape((batch, height, width, channels))?)?;
+    // Other devices' kernels want what candle calls contiguous.
+    if x.device().is_cpu() { Ok(x) } else { x.contiguous() }
+}
+
+/// Joins pictures along their channels.
+pub fn cat(pictures: &[&Tensor]) -> Result<Tensor> {
+    if pictures.iter().all(|x| is_channels_last(x)) {
+        let last: Vec<_> = pictures.iter().map(|x| channels_last(x)).collect::<Result<_>>()?;
+        return channels_first(&Tensor::cat(&last, 3)?);
+    }
+    Tensor::cat(pictures, 1)
+}
+
+/// The sum of two tensors of one shape, in the memory order of the first.
+pub fn add(a: &Tensor, b: &Tensor) -> Result<Tensor> {
+    if is_channels_last(a) && a.dims() == b.dims() {
+        return channels_first(&(channels_last(a)? + channels_last(b)?)?);
+    }
+    a + b
+}
+
+/// What `f` makes of every value, in the same memory order.
+pub fn map(x: &Tensor, f: impl FnOnce(&Tensor) -> Result<Tensor>) -> Result<Tensor> {
+    if is_channels_last(x) { channels_first(&f(&channels_last(x)?)?) } else { f(x) }
+}

@@ -1,0 +1,568 @@
+//! Products with packed weights: linear layers, and convolutions that read their input where it lies.
+//!
+//! Both are the same loop. The rows of the left operand are the pixels (or tokens) of the result, and what they
+//! depend on is found through a table of offsets, so that nothing is gathered or padded; the right operand is packed
+//! once, in panels of columns that stay in a core's cache while the rows pass by.
+
+use std::cell::RefCell;
+
+use half::bf16;
+use rayon::prelude::*;
+
+use super::float::Float;
+use super::isa::{Isa, Loops};
+use super::math;
+use super::shared::Shared;
+use super::tile::{Element, LANES, PANEL, Product, ROWS, ZEROS};
+
+/// Bytes of a panel that are worked on at once, so that they stay in a core's second cache.
+const BLOCK: usize = 256 << 10;
+
+/// Tiles that a task works on.
+const TILES: usize = 64;
+
+/// Work below which a second thread is not worth waking, in floating-point operations.
+const SERIAL: usize = 1 << 20;
+
+/// Which column of the result a packed column is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Columns {
+    /// In order.
+    Plain,
+    /// The first half are values, the second half gates: sixteen values, their gates, and so on.
+    Gated,
+}
+
+/// The sizes of a packed matrix `(outputs, taps, channels)`.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Sizes {
+    pub(crate) outputs: usize,
+    pub(crate) taps: usize,
+    /// A multiple of the group.
+    pub(crate) channels: usize,
+    pub(crate) columns: Columns,
+}
+
+impl Sizes {
+    /// Packed columns, padding included.
+    pub(crate) fn width(&self) -> usize {
+        match self.columns {
+            Columns::Plain => self.outputs.next_multiple_of(LANES),
+            Columns::Gated => 2 * (self.outputs / 2).next_multiple_of(LANES),
+        }
+    }
+
+    /// Columns of the result.
+    pub(crate) fn results(&self) -> usize {
+        match self.columns {
+            Columns::Plain => self.outputs,
+            Columns::Gated => self.outputs / 2,
+        }
+    }
+
+    /// The row of the weight matrix behind a packed column; `None` for padding.
+    pub(crate) fn output(&self, column: usize) -> Option<usize> {
+        match self.columns {
+            Columns::Plain => Some(column).filter(|c| *c < self.outputs),
+            Columns::Gated => {
+                let half = self.outputs / 2;
+                let within = column / (2 * LANES) * LANES + column % LANES;
+                let gate = column / LANES % 2 == 1;
+                (within < half).then_some(if gate { half + within } else { within })
+            }
+        }
+    }
+
+    /// Packed columns of a panel.
+    pub(crate) fn panel_width(&self, panel: usize) -> usize {
+        (self.width() - panel * PANEL).min(PANEL)
+    }
+
+    fn inner(&self) -> usize {
+        self.taps * self.channels
+    }
+}
+
+/// A weight matrix in panels of `(taps, channels / GROUP, width, GROUP)`; the last may be narrower.
+#[derive(Clone)]
+pub(crate) struct Packed<T> {
+    values: Vec<T>,
+    sizes: Sizes,
+}
+
+impl<T: Float> Packed<T> {
+    /// Packs `at(output, tap, channel)`.
+    pub(crate) fn new(sizes: Sizes, at: impl Fn(usize, usize, usize) -> T + Sync) -> Self {
+        let mut values = vec![T::default(); sizes.width() * sizes.inner()];
+        let panel = (PANEL * sizes.inner()).max(1);
+        values.par_chunks_mut(panel).enumerate().for_each(|(p, values)| {
+            let width = values.len() / sizes.inner();
+            for (i, group) in values.chunks_exact_mut(width * T::GROUP).enumerate() {
+                let i = i * T::GROUP;
+                let (tap, channel) = (i / sizes.channels, i % sizes.channels);
+                for (column, group) in group.chunks_exact_mut(T::GROUP).enumerate() {
+                    if let Some(output) = sizes.output(p * PANEL + column) {
+                        for (g, value) in group.iter_mut().enumerate() {
+                            *value = at(output, tap, channel + g);
+                        }
+                    }
+                }
+            }
+        });
+        Self { values, sizes }
+    }
+
+    /// Calls `each(output, tap, channel, value)` for every weight.
+    pub(crate) fn unpack(&self, mut each: impl FnMut(usize, usize, usize, T)) {
+        let sizes = self.sizes;
+        let panel = (PANEL * sizes.inner()).max(1);
+        for (p, values) in self.values.chunks(panel).enumerate() {
+            let width = values.len() / sizes.inner();
+            for (i, group) in values.chunks_exact(width * T::GROUP).enumerate() {
+                let i = i * T::GROUP;
+                let (tap, channel) = (i / sizes.channels, i % sizes.channels);
+                for (column, group) in group.chunks_exact(T::GROUP).enumerate() {
+                    if let Some(output) = sizes.output(p * PANEL + column) {
+                        for (g, value) in group.iter().enumerate() {
+                            each(output, tap, channel + g, *value);
+                        }
+                    }
+                }
+            }
+        }
+    }
+
+    fn part(&self, block: &Block) -> &[T] {
+        let width = self.sizes.panel_width(block.panel);
+        let within = (block.tap * self.sizes.channels + block.channel) * width;
+        let start = block.panel * PANEL * self.sizes.inner() + within;
+        &self.values[start..start + block.taps * block.channels * width]
+    }
+}
+
+/// Part of a panel: some taps whole, or some channels of one tap.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Block {
+    pub(crate) panel: usize,
+    pub(crate) tap: usize,
+    pub(crate) taps: usize,
+    pub(crate) channel: usize,
+    pub(crate) channels: usize,
+}
+
+impl Block {
+    /// Divides the inner dimension of matrices of `T`.
+    fn list<T>(sizes: &Sizes) -> Vec<Self> {
+        let fitting = BLOCK / (PANEL * size_of::<T>());
+        if sizes.channels <= fitting {
+            let count = sizes.taps.div_ceil((fitting / sizes.channels).clamp(1, sizes.taps));
+            let taps = sizes.taps.div_ceil(count);
+            let block = |tap| {
+                let taps = taps.min(sizes.taps - tap);
+                Self { panel: 0, tap, taps, channel: 0, channels: sizes.channels }
+            };
+            return (0..sizes.taps).step_by(taps).map(block).collect();
+        }
+        let count = sizes.channels.div_ceil(fitting);
+        let channels = sizes.channels.div_ceil(count).next_multiple_of(LANES);
+        let starts = || (0..sizes.channels).step_by(channels);
+        let block = |(tap, channel)| {
+            let channels = channels.min(sizes.channels - channel);
+            Self { panel: 0, tap, taps: 1, channel, channels }
+        };
+        (0..sizes.taps).flat_map(|tap| starts().map(move |c| (tap, c))).map(block).collect()
+    }
+}
+
+/// Weights that a product of `T` can use, block by block.
+pub(crate) trait Panels<T>: Sync {
+    fn sizes(&self) -> Sizes;
+
+    /// `(taps, channels / GROUP, width, GROUP)` of the block.
+    fn block<'a>(&'a self, isa: Isa, block: &Block, scratch: &'a mut Vec<T>) -> &'a [T];
+}
+
+impl<T: Float> Panels<T> for Packed<T> {
+    fn sizes(&self) -> Sizes {
+        self.sizes
+    }
+
+    fn block<'a>(&'a self, _: Isa, block: &Block, _: &'a mut Vec<T>) -> &'a [T] {
+        self.part(block)
+    }
+}
+
+/// Weights that are widened to f32 block by block.
+pub(crate) struct Widened<'a, T>(pub(crate) &'a Packed<T>);
+
+impl<T: Float> Panels<f32> for Widened<'_, T> {
+    fn sizes(&self) -> Sizes {
+        self.0.sizes
+    }
+
+    fn block<'a>(&'a self, isa: Isa, block: &Block, scratch: &'a mut Vec<f32>) -> &'a [f32] {
+        let part = self.0.part(block);
+        scratch.resize(part.len(), 0.0);
+        let width = part.len() / (block.taps * block.channels);
+        isa.vectorize(Widen { part, width, out: scratch });
+        scratch
+    }
+}
+
+/// Widens a block, and takes what lies side by side apart.
+struct Widen<'a, T> {
+    part: &'a [T],
+    width: usize,
+    out: &'a mut [f32],
+}
+
+impl<T: Float> Loops for Widen<'_, T> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run(self) {
+        let groups = self.part.chunks_exact(self.width * T::GROUP);
+        for (from, to) in groups.zip(self.out.chunks_exact_mut(self.width * T::GROUP)) {
+            for (g, to) in to.chunks_exact_mut(self.width).enumerate() {
+                for (to, from) in to.iter_mut().zip(from.chunks_exact(T::GROUP)) {
+                    *to = from[g].widen();
+                }
+            }
+        }
+    }
+}
+
+/// Where the pixels of a result find what they depend on in an input `(images, height, width, channels)`.
+pub(crate) struct Window {
+    images: usize,
+    height: usize,
+    width: usize,
+    kernel: usize,
+    stride: usize,
+    /// The input's line for every line of the result and line of the kernel, or [`ZEROS`].
+    ys: Vec<usize>,
+    /// The same for columns.
+    xs: Vec<usize>,
+}
+
+impl Window {
+    /// Rows as they are.
+    pub(crate) fn rows(count: usize) -> Self {
+        let xs = (0..count).collect();
+        Self { images: 1, height: 1, width: count, kernel: 1, stride: 1, ys: vec![0], xs }
+    }
+
+    /// A convolution of pictures of `size`, seen stretched to `seen`, with zeros `before` and `after`; `None` where
+    /// the kernel is larger than that.
+    pub(crate) fn convolution(
+        images: usize,
+        size: (usize, usize),
+        seen: (usize, usize),
+        kernel: usize,
+        (before, after): (usize, usize),
+        stride: usize,
+    ) -> Option<Self> {
+        let line = |size: usize, seen: usize| {
+            let outputs = (seen + before + after).checked_sub(kernel)? / stride + 1;
+            let place = |output: usize, k: usize| {
+                let at = (output * stride + k).checked_sub(before).filter(|at| *at < seen);
+                at.map_or(ZEROS, |at| at * size / seen)
+            };
+            Some(
+                (0..outputs)
+                    .flat_map(|o| (0..kernel).map(move |k| (o, k)))
+                    .map(|(o, k)| place(o, k))
+                    .collect(),
+            )
+        };
+        let (height, width) = size;
+        let (ys, xs) = (line(height, seen.0)?, line(width, seen.1)?);
+        Some(Self { images, height, width, kernel, stride, ys, xs })
+    }
+
+    /// Lines and columns of the result.
+    pub(crate) fn size(&self) -> (usize, usize) {
+        (self.ys.len() / self.kernel, self.xs.len() / self.kernel)
+    }
+
+    pub(crate) fn images(&self) -> usize {
+        self.images
+    }
+
+    /// Pixels of the result.
+    pub(crate) fn pixels(&self) -> usize {
+        let (height, width) = self.size();
+        self.images * height * width
+    }
+
+    /// Whether neighbours in the result look through a 3×3 kernel at neighbours.
+    pub(crate) fn is_dense_3x3(&self) -> bool {
+        self.kernel == 3 && self.stride == 1
+    }
+
+    /// The input's pixel that is seen `down` and `across` from where the kernel begins at a pixel of the result; `None`
+    /// outside the picture, and where no pixel of the result looks. For dense 3×3 kernels.
+    pub(crate) fn pixel(
+        &self,
+        image: usize,
+        (line, down): (usize, usize),
+        (column, across): (usize, usize),
+    ) -> Option<usize> {
+        let seen = |table: &[usize], first: usize, offset: usize| {
+            let last = table.len() / self.kernel - 1;
+            let output = (first + offset).min(last);
+            let k = first + offset - output;
+            // Of all pairs of an output and a place in the kernel, one is as good as the other.
+            table[output * self.kernel..][..self.kernel].get(k).copied().filter(|at| *at != ZEROS)
+        };
+        let (y, x) = (seen(&self.ys, line, down)?, seen(&self.xs, column, across)?);
+        Some((image * self.height + y) * self.width + x)
+    }
+
+    /// Offsets `(taps of the block, ROWS)` for the pixels from `pixel`; `last` stands in for those behind it.
+    fn offsets(
+        &self,
+        pixel: usize,
+        last: usize,
+        block: &Block,
+        channels: usize,
+        out: &mut [usize],
+    ) {
+        let (height, width) = self.size();
+        for r in 0..ROWS {
+            let pixel = (pixel + r).min(last);
+            let (line, x) = (pixel / width, pixel % width);
+            let (image, y) = (line / height, line % height);
+            let ys = &self.ys[y * self.kernel..][..self.kernel];
+            let xs = &self.xs[x * self.kernel..][..self.kernel];
+            for t in 0..block.taps {
+                let tap = block.tap + t;
+                let (y, x) = (ys[tap / self.kernel], xs[tap % self.kernel]);
+                out[t * ROWS + r] = if y == ZEROS || x == ZEROS {
+                    ZEROS
+                } else {
+                    ((image * self.height + y) * self.width + x) * channels + block.channel
+                };
+            }
+        }
+    }
+}
+
+/// What follows a product and its bias.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Activation {
+    /// Nothing.
+    #[default]
+    None,
+    /// `x · sigmoid(x)`.
+    Silu,
+    /// `max(x, 0)`.
+    Relu,
+}
+
+/// What is done to a product before it is written.
+pub(crate) struct Epilogue<'a, O> {
+    /// One for every packed column.
+    pub(crate) bias: Option<&'a [f32]>,
+    pub(crate) activation: Activation,
+    /// Added last; of the shape of the result.
+    pub(crate) residual: Option<&'a [O]>,
+}
+
+impl<O> Epilogue<'_, O> {
+    /// Panics unless its parts have the sizes of a result with `len` values.
+    pub(crate) fn check(&self, sizes: &Sizes, len: usize) {
+        assert!(self.bias.is_none_or(|bias| bias.len() == sizes.width()));
+        assert!(self.residual.is_none_or(|residual| residual.len() == len));
+    }
+}
+
+/// Memory that a thread keeps from one product to the next.
+#[derive(Debug, Default)]
+pub(crate) struct Scratch<T> {
+    sums: Vec<f32>,
+    widened: Vec<T>,
+    offsets: Vec<usize>,
+}
+
+/// What can be multiplied, and has scratch memory for it.
+pub(crate) trait Operand: Element {
+    fn with_scratch<R>(f: impl FnOnce(&mut Scratch<Self>) -> R) -> R;
+}
+
+macro_rules! operand {
+    ($type:ty) => {
+        impl Operand for $type {
+            fn with_scratch<R>(f: impl FnOnce(&mut Scratch<Self>) -> R) -> R {
+                thread_local! {
+                    static SCRATCH: RefCell<Scratch<$type>> = RefCell::new(Scratch::default());
+                }
+                // Nothing that runs inside starts another product on this thread; if it did, memory of its own.
+                SCRATCH.with(|scratch| match scratch.try_borrow_mut() {
+                    Ok(mut scratch) => f(&mut scratch),
+                    Err(_) => f(&mut Scratch::default()),
+                })
+            }
+        }
+    };
+}
+
+operand!(f32);
+operand!(bf16);
+
+/// Fills `out` `(pixels, results)` with the product of what `window` finds in `x` and `weights`.
+pub(crate) fn product<T: Operand, O: Float>(
+    isa: Isa,
+    x: &[T],
+    window: &Window,
+    weights: &impl Panels<T>,
+    epilogue: &Epilogue<'_, O>,
+    out: &mut [O],
+) {
+    let sizes = weights.sizes();
+    let pixels = window.pixels();
+    assert_eq!(out.len(), pixels * sizes.results());
+    assert_eq!(sizes.taps, window.kernel * window.kernel);
+    epilogue.check(&sizes, out.len());
+    if out.is_empty() {
+        return;
+    }
+    let zeros = vec![T::default(); sizes.channels];
+    let blocks = Block::list::<T>(&sizes);
+    let most_taps = blocks.iter().map(|block| block.taps).max().unwrap_or(0);
+    let panels = sizes.width().div_ceil(PANEL);
+    let strips = pixels.div_ceil(TILES * ROWS);
+    let strip_rows = pixels.div_ceil(ROWS).div_ceil(strips) * ROWS;
+    let strips = pixels.div_ceil(strip_rows);
+    let shared = Shared::new(out);
+    let run = |task: usize| {
+        let (strip, panel) = (task / panels, task % panels);
+        let first = strip * strip_rows;
+        let end = (first + strip_rows).min(pixels);
+        let width = sizes.panel_width(panel);
+        T::with_scratch(|Scratch { sums, widened, offsets }| {
+            sums.resize((end - first).next_multiple_of(ROWS) * width, 0.0);
+            offsets.resize(most_taps * ROWS, 0);
+            for (i, block) in blocks.iter().enumerate() {
+                let block = Block { panel, ..*block };
+                let values = weights.block(isa, &block, widened);
+                let offsets = &mut offsets[..block.taps * ROWS];
+                for (t, sums) in sums.chunks_exact_mut(ROWS * width).enumerate() {
+                    let pixel = first + t * ROWS;
+                    window.offsets(pixel, end - 1, &block, sizes.channels, offsets);
+                    Product {
+                        values: x,
+                        zeros: &zeros,
+                        offsets,
+                        length: block.channels,
+                        panel: values,
+                        width,
+                    }
+                    .add_to(isa, sums, i == 0);
+                    if i + 1 == blocks.len() {
+                        let rows = ROWS.min(end - pixel);
+                        let finish = Finish { sizes: &sizes, epilogue, panel, width, out: &shared };
+                        let sums = &sums[..rows * width];
+                        isa.vectorize(FinishRows { finish, pixel, sums });
+                    }
+                }
+            }
+        });
+    };
+    let tasks = strips * panels;
+    if 2 * pixels * sizes.width() * sizes.inner() < SERIAL {
+        (0..tasks).for_each(run);
+    } else {
+        (0..tasks).into_par_iter().for_each(run);
+    }
+}
+
+/// Some rows of sums, one after the other, that are to be written to the result.
+struct FinishRows<'a, O> {
+    finish: Finish<'a, O>,
+    pixel: usize,
+    /// `(rows, width)`.
+    sums: &'a [f32],
+}
+
+impl<O: Float> Loops for FinishRows<'_, O> {
+    type Output = ();
+
+    #[allow(unsafe_code)]
+    #[inline(always)]
+    fn run(self) {
+        for (r, sums) in self.sums.chunks_exact(self.finish.width).enumerate() {
+            // SAFETY: a task alone has its panel's columns of its pixels.
+            unsafe { self.finish.row(self.pixel + r, sums) };
+        }
+    }
+}
+
+/// Writes sums to the result.
+pub(crate) struct Finish<'a, O> {
+    pub(crate) sizes: &'a Sizes,
+    pub(crate) epilogue: &'a Epilogue<'a, O>,
+    pub(crate) panel: usize,
+    /// Packed columns of the panel.
+    pub(crate) width: usize,
+    pub(crate) out: &'a Shared<'a, O>,
+}
+
+impl<O: Float> Finish<'_, O> {
+    /// The sums of one pixel.
+    ///
+    /// # Safety
+    ///
+    /// No other thread may write this panel's columns of this pixel.
+    #[allow(unsafe_code)]
+    #[inline(always)]
+    pub(crate) unsafe fn row(&self, pixel: usize, sums: &[f32]) {
+        let Self { sizes, epilogue, panel, width, out } = *self;
+        let start = panel * PANEL;
+        let gated = sizes.columns == Columns::Gated;
+        let (first, wide) = if gated { (start / 2, width / 2) } else { (start, width) };
+        let count = wide.min(sizes.results() - first);
+        let mut row = [0f32; PANEL];
+        let row = &mut row[..width];
+        match epilogue.bias {
+            Some(bias) => {
+                for ((value, sum), bias) in row.iter_mut().zip(sums).zip(&bias[start..]) {
+                    *value = sum + bias;
+                }
+            }
+            None => row.copy_from_slice(sums),
+        }
+        if gated {
+            let mut products = [0f32; PANEL / 2];
+            let pairs = row.chunks_exact(2 * LANES);
+            for (products, pair) in products.chunks_exact_mut(LANES).zip(pairs) {
+                let (values, gates) = pair.split_at(LANES);
+                for ((product, value), gate) in products.iter_mut().zip(values).zip(gates) {
+                    *product = value * math::gelu(*gate);
+                }
+            }
+            row[..width / 2].copy_from_slice(&products[..width / 2]);
+        }
+        match epilogue.activation {
+            Activation::None => {}
+            Activation::Silu => row.iter_mut().for_each(|v| *v = math::silu(*v)),
+            Activation::Relu => row.iter_mut().for_each(|v| *v = if *v < 0.0 { 0.0 } else { *v }),
+        }
+        let at = pixel * sizes.results() + first;
+        // SAFETY: by the caller's promise.
+        let out = unsafe { out.part(at, count) };
+        match epilogue.residual {
+            Some(residual) => {
+                let residual = &residual[at..at + count];
+                for ((out, value), residual) in out.iter_mut().zip(&*row).zip(residual) {
+                    *out = O::narrow(value + residual.widen());
+                }
+            }
+            None => {
+                for (out, value) in out.iter_mut().zip(&*row) {
+                    *out = O::narrow(*value);
+                }
+            }
+        }
+    }
+}

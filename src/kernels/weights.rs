@@ -1,0 +1,190 @@
+//! The weights of linear layers and convolutions, packed for the CPU when they are loaded.
+
+use std::fmt;
+use std::sync::{Arc, OnceLock};
+
+use candle_core::{CpuStorage, DType, Result, Storage, Tensor};
+use half::{bf16, f16};
+
+use super::float::Float;
+use super::product::{Columns, Packed, Sizes};
+
+/// A weight matrix `(outputs, inputs)` or kernel `(outputs, inputs, k, k)`, and a bias.
+///
+/// On the CPU the weights are stored in the order in which products read them, and only there. Those that are
+/// trained, and those on other devices, stay what they are.
+#[derive(Clone)]
+pub struct Weights(Arc<Inner>);
+
+struct Inner {
+    form: Form,
+    shape: Vec<usize>,
+    dtype: DType,
+    sizes: Sizes,
+    bias: Option<Tensor>,
+    packed_bias: Option<Vec<f32>>,
+    /// The matrix, where something that tracks gradients asked for it.
+    plain: OnceLock<Tensor>,
+}
+
+pub(super) enum Form {
+    Plain(Tensor),
+    F32(Packed<f32>),
+    Bf16(Packed<bf16>),
+    F16(Packed<f16>),
+}
+
+impl fmt::Debug for Weights {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Weights({:?}, {:?})", self.0.shape, self.0.dtype)
+    }
+}
+
+impl Weights {
+    /// Takes a weight and a bias `(outputs)`.
+    ///
+    /// # Errors
+    ///
+    /// When the shapes do not agree.
+    pub fn new(weight: &Tensor, bias: Option<&Tensor>) -> Result<Self> {
+        Self::with_columns(weight, bias, Columns::Plain)
+    }
+
+    /// The same for a layer whose outputs are values, then their gates; see [`linear`](super::linear()).
+    ///
+    /// # Errors
+    ///
+    /// When the shapes do not agree, or the number of outputs is odd.
+    pub fn gated(weight: &Tensor, bias: Option<&Tensor>) -> Result<Self> {
+        if weight.dim(0)? % 2 != 0 {
+            candle_core::bail!("gated gelu wants an even width, got {}", weight.dim(0)?);
+        }
+        Self::with_columns(weight, bias, Columns::Gated)
+    }
+
+    fn with_columns(weight: &Tensor, bias: Option<&Tensor>, columns: Columns) -> Result<Self> {
+        let (outputs, channels, kernel) = match *weight.dims() {
+            [outputs, channels] => (outputs, channels, 1),
+            [outputs, channels, kernel, width] if kernel == width => (outputs, channels, kernel),
+            _ => candle_core::bail!("weights of shape {:?}", weight.dims()),
+        };
+        if let Some(bias) = bias
+            && bias.dims() != [outputs]
+        {
+            candle_core::bail!("a bias {:?} for {outputs} outputs", bias.dims());
+        }
+        let sizes = Sizes { outputs, taps: kernel * kernel, channels, columns };
+        let trained = weight.track_op() || bias.is_some_and(Tensor::track_op);
+        let packable = weight.device().is_cpu() && !trained && weight.elem_count() > 0;
+        let form = if packable { pack(weight, sizes)? } else { Form::Plain(weight.clone()) };
+        let packed_bias = match (&form, bias) {
+            (Form::Plain(_), _) | (_, None) => None,
+            (_, Some(bias)) => Some(spread(&sizes, &f32_vec(bias)?)),
+        };
+        Ok(Self(Arc::new(Inner {
+            form,
+            shape: weight.dims().to_vec(),
+            dtype: weight.dtype(),
+            sizes,
+            bias: bias.cloned(),
+            packed_bias,
+            plain: OnceLock::new(),
+        })))
+    }
+
+    pub(super) fn form(&self) -> &Form {
+        &self.0.form
+    }
+
+    pub(super) fn sizes(&self) -> Sizes {
+        self.0.sizes
+    }
+
+    /// Side of the kernel.
+    pub(super) fn kernel(&self) -> usize {
+        self.0.shape.get(2).copied().unwrap_or(1)
+    }
+
+    /// The bias as it was given.
+    pub(super) fn bias(&self) -> Option<&Tensor> {
+        self.0.bias.as_ref()
+    }
+
+    /// The bias for packed columns, with `shift` `(outputs)` added to it.
+    pub(super) fn packed_bias(&self, shift: Option<&Tensor>) -> Result<Option<Vec<f32>>> {
+        let Some(shift) = shift else { return Ok(self.0.packed_bias.clone()) };
+        let shift = f32_vec(shift)?;
+        if shift.len() != self.0.sizes.outputs {
+            candle_core::bail!("a shift of {} for {} outputs", shift.len(), self.0.sizes.outputs);
+        }
+        let mut shift = spread(&self.0.sizes, &shift);
+        if let Some(bias) = &self.0.packed_bias {
+            shift.iter_mut().zip(bias).for_each(|(shift, bias)| *shift += bias);
+        }
+        Ok(Some(shift))
+    }
+
+    /// Whether the CPU's kernels can use them.
+    pub(super) fn is_packed(&self) -> bool {
+        !matches!(self.0.form, Form::Plain(_))
+    }
+
+    /// Whether the weight or the bias takes part in a gradient.
+    pub(super) fn track(&self) -> bool {
+        matches!(&self.0.form, Form::Plain(weight) if weight.track_op())
+            || self.0.bias.as_ref().is_some_and(Tensor::track_op)
+    }
+
+    /// The weight as it was given.
+    pub(super) fn plain(&self) -> Result<Tensor> {
+        let Inner { form, shape, dtype, sizes, plain, .. } = &*self.0;
+        if let Form::Plain(weight) = form {
+            return Ok(weight.clone());
+        }
+        if let Some(weight) = plain.get() {
+            return Ok(weight.clone());
+        }
+        let values = match form {
+            Form::Plain(_) => vec![],
+            Form::F32(packed) => unpack(packed, sizes),
+            Form::Bf16(packed) => unpack(packed, sizes),
+            Form::F16(packed) => unpack(packed, sizes),
+        };
+        let device = candle_core::Device::Cpu;
+        let weight = Tensor::from_vec(values, shape.as_slice(), &device)?.to_dtype(*dtype)?;
+        Ok(plain.get_or_init(|| weight).clone())
+    }
+}
+
+fn pack(weight: &Tensor, sizes: Sizes) -> Result<Form> {
+    let weight = weight.contiguous()?;
+    let (storage, layout) = weight.storage_and_layout();
+    let start = layout.start_offset();
+    let Storage::Cpu(storage) = &*storage else { candle_core::bail!("weights off the CPU") };
+    let (inner, taps) = (sizes.channels * sizes.taps, sizes.taps);
+    let place = move |o: usize, t: usize, c: usize| start + o * inner + c * taps + t;
+    Ok(match storage {
+        CpuStorage::F32(v) => Form::F32(Packed::new(sizes, |o, t, c| v[place(o, t, c)])),
+        CpuStorage::BF16(v) if sizes.channels.is_multiple_of(bf16::GROUP) => {
+            Form::Bf16(Packed::new(sizes, |o, t, c| v[place(o, t, c)]))
+        }
+        CpuStorage::BF16(v) => Form::F32(Packed::new(sizes, |o, t, c| v[place(o, t, c)].to_f32())),
+        CpuStorage::F16(v) => Form::F16(Packed::new(sizes, |o, t, c| v[place(o, t, c)])),
+        _ => Form::Plain(weight.clone()),
+    })
+}
+
+fn unpack<T: Float>(packed: &Packed<T>, sizes: &Sizes) -> Vec<f32> {
+    let mut values = vec![0f32; sizes.outputs * sizes.channels * sizes.taps];
+    packed.unpack(|o, t, c, v| values[(o * sizes.channels + c) * sizes.taps + t] = v.widen());
+    values
+}
+
+/// One value for every packed column.
+fn spread(sizes: &Sizes, values: &[f32]) -> Vec<f32> {
+    (0..sizes.width()).map(|column| sizes.output(column).map_or(0.0, |o| values[o])).collect()
+}
+
+fn f32_vec(x: &Tensor) -> Result<Vec<f32>> {
+    x.to_dtype(DType::F32)?.flatten_all()?.to_vec1()
+}

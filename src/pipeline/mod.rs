@@ -45,7 +45,7 @@ use request::Request;
 pub enum Event {
     /// A part is about to be loaded.
     Load {
-        /// Which: `text`, `image-encoder`, `ip-adapter`, `unet`, `vae`, `vae encoder`, `controlnet`, `sparsectrl` or
+        /// Which: `text`, `image-encoder`, `ip-adapter`, `unet`, `vae`, `vae-encoder`, `controlnet`, `sparsectrl` or
         /// `t2i-adapter`.
         part: &'static str,
         /// Bytes that it will have in memory.
@@ -603,7 +603,7 @@ impl Pipeline {
     fn load_encoder(&mut self, listener: &mut dyn Listener) -> Result<()> {
         if self.encoder.is_none() {
             let bytes = self.models.vae_encoder_bytes(self.precision.vae);
-            listener.event(Event::Load { part: "vae encoder", bytes })?;
+            listener.event(Event::Load { part: "vae-encoder", bytes })?;
             let (encoder, report) = self.models.vae_encoder(self.precision.vae, &self.device)?;
             listener.event(Event::Report { report })?;
             self.encoder = Some(encoder);

@@ -194,8 +194,8 @@ pub(super) struct ClipFlags {
 #[derive(Debug, Args)]
 #[command(next_help_heading = "Control")]
 pub(super) struct ControlFlags {
-    /// A ControlNet, SparseCtrl network or T2I-Adapter and the picture, animation or folder of pictures that the
-    /// frames follow; repeatable. After NAME=HINT,model=FILE may follow scale=0.8 or a curve over the frames
+    /// A ControlNet, SparseCtrl network or T2I-Adapter and the picture, animation, video or folder of pictures that
+    /// the frames follow; repeatable. After NAME=HINT,model=FILE may follow scale=0.8 or a curve over the frames
     /// (scale=0:1.0,8:0.2), start=0 and end=0.6 (parts of the run), fit=stretch|crop (hints of another size),
     /// frames=0,8,15 (SparseCtrl: which frames the pictures are for; one picture is for frame 0) and guess (guess
     /// mode).

@@ -1,4 +1,4 @@
-//! One small trained adapter of every kind on the embedded model: whole clips equal the reference's, and the picture follows.
+//! One small trained adapter of every kind on a small trained model: whole clips equal the reference's, and the picture follows.
 
 use std::collections::HashMap;
 
@@ -14,7 +14,7 @@ use crate::support::program::Folder;
 /// precision: 2.2e-5 at most.
 const RUN: f64 = 1e-3;
 
-/// Pixels of a side of the embedded model's pictures.
+/// Pixels of a side of the model's pictures.
 const SIDE: usize = 64;
 
 /// A color in `[0, 1]`.
@@ -53,6 +53,15 @@ impl Run {
             "--tensors-out",
             "out.safetensors",
         ]);
+        let model = [
+            ("--model", "base"),
+            ("--motion", "motion_lcm.safetensors"),
+            ("--lcm-lora", "animatelcm_lora.safetensors"),
+        ];
+        let model = model.map(|(flag, name)| {
+            format!("{flag}={}", golden::path(&format!("pocket_adapters/model/{name}")).display())
+        });
+        args.extend(model.iter().map(String::as_str));
         args.extend(more);
         folder.run(&args).ok();
         candle_core::safetensors::load(folder.path("out.safetensors"), &Device::Cpu).unwrap()

@@ -4,8 +4,9 @@ use animatelcm::models::motion::{MotionConfig, MotionNorm};
 use animatelcm::models::unet::UNetConfig;
 use animatelcm::schedule::{BetaSchedule, NoiseSchedule};
 use animatelcm::train::{
-    AdamW, Batch, Cell, Distillation, Grid, Insertion, Loss, LowRank, Pace, PerImage, Student,
-    Weights, animatediff_name, clip, gradients, is_spatial_module, move_towards, variables,
+    AdamW, Batch, Cell, Compute, Distillation, Grid, Insertion, Loss, LowRank, Pace, PerImage,
+    Student, Weights, animatediff_name, clip, gradients, is_spatial_module, move_towards,
+    variables,
 };
 use animatelcm::weights::random;
 use candle_core::{Device, Tensor, Var};
@@ -178,8 +179,14 @@ fn distil(name: &str) {
         insertion: if is("gradual") { Insertion::Gradual } else { Insertion::Plain },
     };
     let norm = MotionNorm::Pooled;
-    let mut distillation =
-        Distillation::new(tiny_config(motion), norm, weights, student, &Device::Cpu).unwrap();
+    let mut distillation = Distillation::new(
+        tiny_config(motion),
+        norm,
+        weights,
+        student,
+        &Compute::exact(&Device::Cpu),
+    )
+    .unwrap();
     let grid = Grid::new(&schedule(), 50, 1).unwrap();
     let pace = Pace { rate: 1e-3, warmup: 5, steps: 20, floor: 0.1 };
     let mut optimizer = AdamW::new(1e-2);
@@ -264,7 +271,8 @@ fn a_student_that_cannot_learn_is_refused() {
     let weights = tiny_weights(false);
     let distillation = |student: Student| {
         let (config, norm) = (tiny_config(false), MotionNorm::PerFrame);
-        Distillation::new(config, norm, weights.clone(), student, &Device::Cpu).map(|_| ())
+        Distillation::new(config, norm, weights.clone(), student, &Compute::exact(&Device::Cpu))
+            .map(|_| ())
     };
     assert!(distillation(Student::default()).is_err());
     assert!(distillation(Student { motion_learns: true, ..Student::default() }).is_err());
@@ -283,7 +291,7 @@ fn a_network_learns_one_clip_by_heart() {
     let vars = variables(&weights).unwrap();
     let tensors: Weights =
         vars.iter().map(|(name, var)| (name.clone(), var.as_tensor().clone())).collect();
-    let vb = animatelcm::train::builder(&[&tensors], &Device::Cpu);
+    let vb = animatelcm::train::builder(&[&tensors], &Compute::exact(&Device::Cpu));
     let unet = animatelcm::models::unet::UNet::new(&config, &vb).unwrap();
     let (clean, noise) = (drawn("heart.clean", &[3, 4, 8, 8]), drawn("heart.noise", &[3, 4, 8, 8]));
     let at = PerImage::new(vec![schedule().level(500).unwrap()], 3, &Device::Cpu);

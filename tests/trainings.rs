@@ -3,9 +3,11 @@
 use std::path::Path;
 
 use animatelcm::procedural::{Caption, Scene};
-use animatelcm::train::{Listener, Metric, Options, Places, Plan, Stage, Tick, memory, run};
+use animatelcm::train::{
+    Compute, Listener, Metric, Options, Places, Plan, Stage, Tick, memory, run,
+};
 use animatelcm::{Error, Result};
-use candle_core::Device;
+use candle_core::{DType, Device};
 
 /// A plan that takes seconds: 4 frames of 16x16 in an 8x8 latent space.
 const PLAN: &str = r#"
@@ -85,7 +87,7 @@ impl Listener for Stop {
 const OPTIONS: Options = Options { every: 3, write_every: 2, restart: false };
 
 fn train(stage: Stage, plan: &Plan, out: &Path, listener: &mut Stop) -> Result<()> {
-    run(stage, plan, &Places::new(out), &Device::Cpu, OPTIONS, listener)
+    run(stage, plan, &Places::new(out), &Compute::exact(&Device::Cpu), OPTIONS, listener)
 }
 
 fn bytes(folder: &Path, name: &str) -> Vec<u8> {
@@ -149,7 +151,8 @@ fn another_plan_does_not_go_on_with_what_is_there() {
     assert!(error.hint().unwrap().contains("--restart"), "{error}");
     let options = Options { restart: true, ..OPTIONS };
     let places = Places::new(folder.path());
-    run(Stage::Vae, &other, &places, &Device::Cpu, options, &mut Stop::default()).unwrap();
+    run(Stage::Vae, &other, &places, &Compute::exact(&Device::Cpu), options, &mut Stop::default())
+        .unwrap();
     // What comes later does not matter to a stage.
     other.lcm.course.rate *= 2.0;
     let mut stop = Stop::default();
@@ -161,10 +164,35 @@ fn another_plan_does_not_go_on_with_what_is_there() {
 }
 
 #[test]
+fn mixed_precision_learns_the_same() {
+    // bf16 is for GPUs; the CPU has f16, which goes the same way.
+    let plan = Plan::from_toml("plan", PLAN).unwrap();
+    let losses = |dtype: DType| -> Vec<f64> {
+        let folder = tempfile::tempdir().unwrap();
+        let places = Places::new(folder.path());
+        let compute = Compute { device: Device::Cpu, dtype };
+        for stage in Stage::ALL {
+            run(stage, &plan, &places, &compute, OPTIONS, &mut Stop::default()).unwrap();
+        }
+        let state = tensors(folder.path(), "state/motion.safetensors");
+        assert!(!state.is_empty());
+        let text = String::from_utf8(bytes(folder.path(), "metrics.jsonl")).unwrap();
+        text.lines().map(|line| serde_json::from_str::<Metric>(line).unwrap().loss).collect()
+    };
+    let (whole, half) = (losses(DType::F32), losses(DType::F16));
+    assert_eq!(whole.len(), half.len());
+    for (whole, half) in whole.iter().zip(&half) {
+        assert!((whole - half).abs() < 0.02 * whole.abs() + 1e-4, "{half}, not {whole}");
+    }
+    assert_ne!(whole, half);
+}
+
+#[test]
 fn memory_grows_with_the_batch() {
     let plan = Plan::from_toml("plan", PLAN).unwrap();
     let mut larger = plan.clone();
     larger.motion.course.batch *= 64;
+    let memory = |stage, plan| memory(stage, plan, &Device::Cpu);
     assert!(memory(Stage::Motion, &larger) > memory(Stage::Motion, &plan));
     assert_eq!(memory(Stage::Vae, &larger), memory(Stage::Vae, &plan));
 }
@@ -204,6 +232,70 @@ fn what_was_trained_generates() {
     // Again: nothing is left to do.
     let args = ["train", "--config", "run/config.toml", "--out", "run", "--samples", "0"];
     assert!(folder.run(&args).ok().stderr.contains("lcm is done already"));
+}
+
+#[cfg(feature = "cli")]
+#[test]
+fn a_killed_training_loses_at_most_one_interval() {
+    use crate::support::program::Folder;
+
+    const STEPS: usize = 400;
+    let folder = Folder::new();
+    let steps = format!("steps = {STEPS}, batch = 3, rate");
+    folder.write("plan.toml", PLAN.replace("steps = 4, batch = 3, rate", &steps));
+    let kept = |out: &str| -> Option<usize> {
+        let file = std::fs::read(folder.path(&format!("{out}/state/vae.safetensors"))).ok()?;
+        // Whatever is there under its name is whole: it was put there in one move.
+        let (_, header) = safetensors::SafeTensors::read_metadata(&file).unwrap();
+        Some(header.metadata().as_ref().unwrap()["step"].parse().unwrap())
+    };
+    let args = |out| {
+        let fixed = ["train", "--config", "plan.toml", "--stage", "vae", "--samples", "0"];
+        [&fixed[..], &["--checkpoint-every", "7", "--sample-every", "0", "--out", out]].concat()
+    };
+    for kill in 1..4 {
+        let before = kept("killed").unwrap_or(0);
+        let mut child = folder.spawn(&args("killed"));
+        let started = std::time::Instant::now();
+        while kept("killed").unwrap_or(0) < before + 7 * kill {
+            assert!(started.elapsed().as_secs() < 60, "no checkpoint appears");
+            std::thread::sleep(std::time::Duration::from_millis(2));
+        }
+        child.kill().unwrap();
+        child.wait().unwrap();
+        let now = kept("killed").unwrap();
+        assert!(now < STEPS && now.is_multiple_of(7), "{now}");
+    }
+    let before = kept("killed").unwrap();
+    let plan = Plan::from_toml("plan", &String::from_utf8(folder.read("plan.toml")).unwrap());
+    let mut heard = Stop::default();
+    train(Stage::Vae, &plan.unwrap(), &folder.path("killed"), &mut heard).unwrap();
+    assert_eq!(heard.heard, STEPS - before);
+    folder.run(&args("whole")).ok();
+    for file in ["state/vae.safetensors", "base/vae/diffusion_pytorch_model.safetensors"] {
+        let [whole, killed] = ["whole", "killed"].map(|out| tensors(&folder.path(out), file));
+        assert_eq!(whole, killed, "{file}");
+    }
+}
+
+#[cfg(feature = "cli")]
+#[test]
+fn a_stage_below_its_goal_is_not_built_on() {
+    use crate::support::program::Folder;
+
+    let folder = Folder::new();
+    let goal = "[goals]\nbase = { color = 1.0, shape = 1.0 }\n";
+    folder.write("plan.toml", format!("{PLAN}\n{goal}"));
+    let args = ["train", "--config", "plan.toml", "--out", "run", "--samples", "6"];
+    for _ in 0..2 {
+        // Also when the stage was done before.
+        let run = folder.run(&args);
+        assert!(run.fails(2).contains("shape"), "{}", run.stderr);
+        assert!(run.hint().contains("--stage"), "{}", run.stderr);
+        assert!(!folder.path("run/state/lora.safetensors").exists());
+    }
+    folder.run(&[&args[..], &["--stage", "lora", "--stage", "motion"]].concat()).ok();
+    assert!(folder.path("run/motion_teacher.safetensors").is_file());
 }
 
 #[cfg(feature = "cli")]

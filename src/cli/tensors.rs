@@ -7,7 +7,7 @@ use candle_core::{DType, Device, Tensor};
 use safetensors::SafeTensorError;
 use tempfile::NamedTempFile;
 
-use crate::output::Existing;
+use crate::output::{Existing, draft_in};
 use crate::pipeline::Tensors;
 use crate::pipeline::request::Job;
 use crate::weights::{Source, sha256};
@@ -114,7 +114,7 @@ fn folder_of(path: &Path) -> &Path {
 
 /// The file, complete under another name.
 pub(super) fn draft(path: &Path, tensors: &BTreeMap<String, Tensor>) -> Result<NamedTempFile> {
-    let draft = NamedTempFile::new_in(folder_of(path)).map_err(Error::file(path))?;
+    let draft = draft_in(folder_of(path)).map_err(Error::file(path))?;
     match safetensors::serialize_to_file(tensors, None, draft.path()) {
         Ok(()) => Ok(draft),
         Err(SafeTensorError::IoError(error)) => Err(Error::file(path)(error)),

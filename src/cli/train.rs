@@ -1,19 +1,21 @@
 //! `animatelcm train`: a plan becomes a model, stage by stage.
 
 use std::path::PathBuf;
+use std::str::FromStr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Instant;
 
-use candle_core::Device;
+use candle_core::{DType, Device};
 use clap::Args;
 
 use super::print;
-use crate::device::{self, DeviceChoice};
+use crate::device::{self, DeviceChoice, DtypeChoice};
 use crate::error::Bytes;
 use crate::media;
+use crate::procedural::Score;
 use crate::train::{
-    Listener, Options, Places, Plan, Quality, Stage, Tick, course, memory, quality,
+    Compute, Listener, Options, Places, Plan, Quality, Stage, Tick, course, memory, quality,
     run as run_stage,
 };
 use crate::{Error, Result};
@@ -58,9 +60,39 @@ pub(super) struct TrainArgs {
     /// Where to run: auto, cpu, cuda, cuda:N or metal.
     #[arg(long, value_name = "DEVICE", default_value = "auto")]
     device: DeviceChoice,
+    /// Number format of the networks, f32 or bf16; weights that learn are f32 always.
+    #[arg(long, value_name = "DTYPE", default_value = "f32")]
+    dtype: Format,
     /// Say nothing on the way.
     #[arg(short, long)]
     quiet: bool,
+}
+
+/// What networks may compute in while they learn.
+#[derive(Clone, Copy, Debug)]
+struct Format(DType);
+
+impl FromStr for Format {
+    type Err = Error;
+
+    fn from_str(name: &str) -> Result<Self> {
+        match name.parse()? {
+            DtypeChoice::Auto | DtypeChoice::F32 => Ok(Self(DType::F32)),
+            DtypeChoice::Bf16 => Ok(Self(DType::BF16)),
+            DtypeChoice::F16 => Err(Error::request("dtype", "f16 is too narrow for gradients")
+                .with_hint("bf16 is as fast")),
+        }
+    }
+}
+
+impl Format {
+    fn on(self, device: &Device) -> Result<DType> {
+        if self.0 == DType::BF16 && device.is_cpu() {
+            return Err(Error::request("dtype", "bf16 is for training on a GPU")
+                .with_hint("on the CPU f32 is the faster"));
+        }
+        Ok(self.0)
+    }
 }
 
 pub(super) fn run(args: &TrainArgs, interrupted: &Arc<AtomicBool>) -> Result<()> {
@@ -69,6 +101,7 @@ pub(super) fn run(args: &TrainArgs, interrupted: &Arc<AtomicBool>) -> Result<()>
         return print(&plan.to_toml()?);
     };
     let device = args.device.open()?;
+    let compute = Compute { device: device.clone(), dtype: args.dtype.on(&device)? };
     let mut places = Places::new(out);
     if let Some(base) = &args.base {
         if !base.is_dir() {
@@ -84,7 +117,7 @@ pub(super) fn run(args: &TrainArgs, interrupted: &Arc<AtomicBool>) -> Result<()>
     }
     let available = device::available_memory(&device);
     for stage in &stages {
-        let needed = memory(*stage, &plan);
+        let needed = memory(*stage, &plan, &device);
         if let Some(available) = available.filter(|available| *available < needed) {
             let what = format!("stage {}", stage.name());
             return Err(Error::Memory { what, needed, available }
@@ -103,17 +136,30 @@ pub(super) fn run(args: &TrainArgs, interrupted: &Arc<AtomicBool>) -> Result<()>
         interrupted,
         last: None,
         mean: 0.0,
+        score: None,
     };
+    let last = stages.last().copied();
     for stage in stages {
         let steps = course(stage, &plan).steps;
-        let needed = Bytes(memory(stage, &plan));
+        let needed = Bytes(memory(stage, &plan, &device));
         notes.line(&format!("{}: {steps} steps, about {needed} of memory", stage.name()));
         let options = Options {
             every: args.checkpoint_every,
             write_every: args.sample_every,
             restart: args.restart,
         };
-        run_stage(stage, &plan, &places, &device, options, &mut notes)?;
+        run_stage(stage, &plan, &places, &compute, options, &mut notes)?;
+        let lacks = notes.lacks(stage)?;
+        if lacks.is_empty() {
+            continue;
+        }
+        let reason = format!("its goal is not reached: {}", lacks.join(", "));
+        if Some(stage) != last {
+            return Err(Error::request(stage.name(), reason).with_hint(
+                "more steps, or other sizes; --stage names the next one to go on all the same",
+            ));
+        }
+        notes.line(&format!("{}: {reason}", stage.name()));
     }
     print(&format!("{}\n", out.display()))
 }
@@ -171,9 +217,21 @@ struct Notes<'a> {
     interrupted: &'a AtomicBool,
     last: Option<Instant>,
     mean: f64,
+    /// What was measured last.
+    score: Option<Score>,
 }
 
 impl Notes<'_> {
+    /// What a finished stage lacks of its goal; nothing where no samples are wanted.
+    fn lacks(&mut self, stage: Stage) -> Result<Vec<String>> {
+        let Some(goal) = self.plan.goals.get(stage.name()) else { return Ok(vec![]) };
+        if self.score.is_none() && self.samples > 0 {
+            // It was done before.
+            self.written(stage, course(stage, self.plan).steps)?;
+        }
+        Ok(self.score.take().map_or(vec![], |score| goal.lacks(&score)))
+    }
+
     fn line(&self, text: &str) {
         if !self.quiet {
             super::progress::line(text);
@@ -227,7 +285,9 @@ impl Listener for Notes<'_> {
         std::fs::write(&path, media::sheet(&made.clips)?).map_err(Error::file(&path))?;
         self.line(&format!("{} {step}: {}", stage.name(), said(stage, &made, &path)));
         let path = path.with_extension("json");
-        std::fs::write(&path, super::to_json(&made.score)?).map_err(Error::file(&path))
+        std::fs::write(&path, super::to_json(&made.score)?).map_err(Error::file(&path))?;
+        self.score = made.score;
+        Ok(())
     }
 }
 

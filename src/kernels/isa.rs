@@ -113,3 +113,18 @@ pub(crate) trait Loops {
     /// everything that it calls in a loop.
     fn run(self) -> Self::Output;
 }
+
+/// Runs `f` compiled for this processor. The compiler may inline what has one caller, and does; functions that `f` calls
+/// in loops must be `inline(always)`.
+pub(crate) fn vectorized<R>(f: impl FnOnce() -> R) -> R {
+    struct Closure<F>(F);
+    impl<R, F: FnOnce() -> R> Loops for Closure<F> {
+        type Output = R;
+
+        #[inline(always)]
+        fn run(self) -> R {
+            self.0()
+        }
+    }
+    Isa::current().vectorize(Closure(f))
+}

@@ -74,6 +74,8 @@ pub use metadata::Metadata;
 
 use crate::media::{FrameSink, RgbImage};
 use crate::{Error, Result};
+#[cfg(any(feature = "train", feature = "cli"))]
+pub(crate) use target::draft_in;
 use target::{Draft, Target};
 
 /// What the frames become.

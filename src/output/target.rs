@@ -171,7 +171,7 @@ impl Target {
             }
             return Ok(());
         }
-        match temporary_file(&self.folder) {
+        match draft_in(&self.folder) {
             Ok(_) => Ok(()),
             Err(source) => {
                 let reason = format!("cannot write to `{}`: {source}", self.folder.display());
@@ -196,7 +196,8 @@ impl Target {
         if matches!(place, Place::Stdout) {
             return Ok(Draft::Stdout(BufWriter::new(io::stdout())));
         }
-        let (file, draft) = temporary_file(&folder).map_err(|source| file_error(&path, source))?;
+        let draft = draft_in(&folder).map_err(|source| file_error(&path, source))?;
+        let (file, draft) = draft.into_parts();
         Ok(Draft::File { draft, file: BufWriter::with_capacity(1 << 16, file), path, existing })
     }
 
@@ -239,14 +240,13 @@ fn temporary() -> tempfile::Builder<'static, 'static> {
 }
 
 /// A temporary file with the permissions of an ordinary new file, since it becomes one.
-fn temporary_file(folder: &Path) -> io::Result<(File, TempPath)> {
+pub(crate) fn draft_in(folder: &Path) -> io::Result<tempfile::NamedTempFile> {
     #[cfg_attr(not(unix), allow(unused_mut))]
     let mut builder = temporary();
     #[cfg(unix)]
     builder.permissions(std::os::unix::fs::PermissionsExt::from_mode(0o666));
     // Errors of `tempfile` name the temporary file, which nobody asked about.
-    let file = builder.tempfile_in(folder).map_err(|error| io::Error::from(error.kind()))?;
-    Ok(file.into_parts())
+    builder.tempfile_in(folder).map_err(|error| io::Error::from(error.kind()))
 }
 
 /// A stream of bytes that becomes a file when it is committed.

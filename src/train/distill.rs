@@ -3,12 +3,12 @@
 //! The teacher, guided, walks from a noisy sample one cell down its trajectory; the target network says what is clean
 //! there; the online network must say the same where the walk began. The target follows the online network slowly.
 
-use candle_core::{Device, Tensor};
+use candle_core::Tensor;
 use serde::{Deserialize, Serialize};
 
-use super::{Cell, Loss, LowRank, PerImage, Vars, Weights, builder, move_towards};
+use super::{Cell, Compute, Loss, LowRank, PerImage, Vars, Weights, builder, move_towards};
 use crate::models::motion::MotionNorm;
-use crate::models::unet::{Injection, UNet, UNetConfig, UNetInput};
+use crate::models::unet::{UNet, UNetConfig};
 use crate::{Error, Result};
 
 /// How the spatial LoRA comes into the target network.
@@ -60,7 +60,7 @@ pub struct Batch {
 pub struct Distillation {
     config: UNetConfig,
     norm: MotionNorm,
-    device: Device,
+    compute: Compute,
     /// All weights of the teacher.
     base: Weights,
     teacher: UNet,
@@ -82,9 +82,9 @@ impl Distillation {
         norm: MotionNorm,
         base: Weights,
         student: Student,
-        device: &Device,
+        compute: &Compute,
     ) -> Result<Self> {
-        let teacher = UNet::new(&config, &builder(&[&base], device))?;
+        let teacher = UNet::new(&config, &builder(&[&base], compute))?;
         let chosen: Weights = base
             .iter()
             .filter(|(name, _)| student.motion_learns && name.contains(".motion_modules."))
@@ -94,8 +94,8 @@ impl Distillation {
             return Err(Error::request("train", "nothing of the network would learn"));
         }
         let learning = super::variables(&chosen)?;
-        let (device, target) = (device.clone(), Weights::new());
-        let mut this = Self { config, norm, device, base, teacher, student, learning, target };
+        let (compute, target) = (compute.clone(), Weights::new());
+        let mut this = Self { config, norm, compute, base, teacher, student, learning, target };
         let online = this.online_weights(true)?;
         let of_teacher = |name: &String| Some((name.clone(), this.base.get(name)?.clone()));
         this.target = match this.student.insertion {
@@ -156,26 +156,7 @@ impl Distillation {
     }
 
     fn network(&self, changed: &Weights) -> Result<UNet> {
-        UNet::new(&self.config, &builder(&[&self.base, changed], &self.device))
-    }
-
-    /// What a network predicts, `(clips*frames, channels, height, width)`.
-    fn predict(
-        &self,
-        unet: &UNet,
-        x: &Tensor,
-        at: &PerImage,
-        context: &Tensor,
-        frames: usize,
-    ) -> Result<Tensor> {
-        let input = UNetInput {
-            timestep: 0.0,
-            frames,
-            context,
-            motion_norm: self.norm,
-            injection: &Injection::default(),
-        };
-        unet.forward_each(x, &at.timesteps(), &input)
+        UNet::new(&self.config, &builder(&[&self.base, changed], &self.compute))
     }
 
     /// The loss of a batch; gradients lead to [`vars`](Self::vars).
@@ -190,28 +171,31 @@ impl Distillation {
             return Err(Error::request("batch", reason));
         }
         let levels = |level: fn(&Cell) -> _| {
-            PerImage::new(cells.iter().map(level).collect(), *frames, &self.device)
+            PerImage::new(cells.iter().map(level).collect(), *frames, &self.compute.device)
         };
         let (from, to) = (levels(|cell| cell.from), levels(|cell| cell.to));
         let x = from.add_noise(clean, noise)?;
+        let predict = |unet: &UNet, x: &Tensor, at: &PerImage, context: &Tensor| {
+            self.compute.predict(unet, x, at, context, (*frames, self.norm))
+        };
 
         // The guided teacher, one step along its trajectory.
-        let towards = self.predict(&self.teacher, &x, &from, context, *frames)?;
+        let towards = predict(&self.teacher, &x, &from, context)?;
         let guided = if scales.iter().all(|scale| *scale == 1.0) {
             towards
         } else {
-            let away = self.predict(&self.teacher, &x, &from, empty, *frames)?;
+            let away = predict(&self.teacher, &x, &from, empty)?;
             let scales: Vec<f32> =
                 scales.iter().flat_map(|s| std::iter::repeat_n(*s as f32, *frames)).collect();
-            let scales = Tensor::from_vec(scales, (clean.dim(0)?, 1, 1, 1), &self.device)?;
+            let scales = Tensor::from_vec(scales, (clean.dim(0)?, 1, 1, 1), &self.compute.device)?;
             (&away + (towards - &away)?.broadcast_mul(&scales)?)?
         };
         let next = from.solve(&x, &guided, &to)?;
 
         let target = self.network(&self.target)?;
-        let wanted = to.consistent(&next, &self.predict(&target, &next, &to, context, *frames)?)?;
+        let wanted = to.consistent(&next, &predict(&target, &next, &to, context)?)?;
         let online = self.network(&self.online_weights(false)?)?;
-        let said = from.consistent(&x, &self.predict(&online, &x, &from, context, *frames)?)?;
+        let said = from.consistent(&x, &predict(&online, &x, &from, context)?)?;
         loss.of(&said, &wanted.detach())
     }
 

@@ -13,6 +13,7 @@ use super::{LowRank, Weights, is_spatial_module};
 use crate::models::clip::TextConfig;
 use crate::models::unet::UNetConfig;
 use crate::models::vae::VaeConfig;
+use crate::output::draft_in;
 use crate::schedule;
 use crate::weights::{Archive, Checkpoint, Component, PatchStack, Source};
 use crate::{Error, Result};
@@ -27,7 +28,7 @@ pub(super) fn write_bytes(path: &Path, bytes: &[u8]) -> Result<()> {
 fn draft(path: &Path) -> Result<NamedTempFile> {
     let folder = path.parent().unwrap_or(Path::new("."));
     std::fs::create_dir_all(folder).map_err(Error::file(folder))?;
-    NamedTempFile::new_in(folder).map_err(Error::file(path))
+    draft_in(folder).map_err(Error::file(path))
 }
 
 /// Writes tensors as safetensors, whole or not at all.

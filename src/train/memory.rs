@@ -1,7 +1,9 @@
 //! What a stage will need, told before it starts.
 
+use candle_core::Device;
+
 use super::plan::Plan;
-use super::run::course;
+use super::run::{at_once, course};
 use super::stages::Stage;
 
 /// Values that a pass and its gradients hold for every value of the UNet's first stage's output. Measured peaks of the
@@ -19,7 +21,7 @@ const PROGRAM: u64 = 64 << 20;
 
 /// Bytes that a stage will need at its worst moment, about; without the weights of its networks, if those come from
 /// files that do not exist yet.
-pub fn memory(stage: Stage, plan: &Plan) -> u64 {
+pub fn memory(stage: Stage, plan: &Plan, device: &Device) -> u64 {
     let course = course(stage, plan);
     let factor = plan.vae.config.factor();
     let area = (plan.side / factor).pow(2);
@@ -27,7 +29,7 @@ pub fn memory(stage: Stage, plan: &Plan) -> u64 {
         Stage::Motion | Stage::Lcm => (plan.frames, MOTION_VALUES),
         _ => (1, UNET_VALUES),
     };
-    let images = (course.batch * frames) as f64;
+    let images = (course.batch * at_once(&course, device) * frames) as f64;
     let values = if stage == Stage::Vae {
         let width = plan.vae.config.block_out_channels.first().copied().unwrap_or(0);
         images * (plan.side * plan.side * width) as f64 * VAE_VALUES

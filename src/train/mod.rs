@@ -14,11 +14,13 @@
 //! against torch in `tests/train.rs`. Training runs in f32. What a stage writes is in the layouts that people publish,
 //! so everything that reads those reads it.
 
+mod compute;
 mod consistency;
 mod data;
 mod distill;
 mod files;
 mod initial;
+mod latents;
 mod loss;
 mod low_rank;
 mod memory;
@@ -31,6 +33,8 @@ mod stages;
 mod text;
 mod weights;
 
+pub use compute::Compute;
+use compute::Network;
 pub use consistency::{Cell, Grid, PerImage};
 pub use distill::{Batch, Distillation, Insertion, Student};
 pub use initial::fresh;

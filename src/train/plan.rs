@@ -1,14 +1,16 @@
 //! What is trained, on what, and for how long: a TOML file.
 
+use std::collections::BTreeMap;
 use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 
-use super::{Insertion, Loss, Pace};
+use super::{Insertion, Loss, Pace, Stage};
 use crate::models::clip::TextConfig;
 use crate::models::motion::MotionConfig;
 use crate::models::unet::UNetConfig;
 use crate::models::vae::VaeConfig;
+use crate::procedural::Score;
 use crate::{Error, Result};
 
 /// A whole training.
@@ -40,6 +42,9 @@ pub struct Plan {
     /// Their consistency.
     #[serde(default)]
     pub lcm: LcmStage,
+    /// What a stage must reach before the next begins, by the stage's name.
+    #[serde(default)]
+    pub goals: BTreeMap<String, Goal>,
 }
 
 fn sixteen() -> usize {
@@ -70,6 +75,41 @@ pub struct FolderData {
 
 fn one() -> usize {
     1
+}
+
+/// The least shares of true clips with which a stage's result is good enough to build on.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Goal {
+    /// Of backgrounds.
+    pub background: f64,
+    /// Of colours.
+    pub color: f64,
+    /// Of shapes.
+    pub shape: f64,
+    /// Of motions.
+    pub motion: f64,
+    /// Of all four at once.
+    pub all: f64,
+}
+
+impl Goal {
+    /// What a score lacks, in words; nothing if it is reached.
+    pub fn lacks(&self, score: &Score) -> Vec<String> {
+        [
+            ("background", score.background, self.background),
+            ("colour", score.color, self.color),
+            ("shape", score.shape, self.shape),
+            ("motion", score.motion, self.motion),
+            ("all four", score.all, self.all),
+        ]
+        .into_iter()
+        .filter(|(_, count, goal)| count.share() < *goal)
+        .map(|(name, count, goal)| {
+            format!("{name} {:.0} % instead of {:.0} %", 100.0 * count.share(), 100.0 * goal)
+        })
+        .collect()
+    }
 }
 
 /// How long and how fast a stage learns.
@@ -148,7 +188,7 @@ impl Course {
 }
 
 /// The autoencoder's stage.
-#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct VaeStage {
     /// How it learns.
@@ -157,8 +197,23 @@ pub struct VaeStage {
     pub divergence: f64,
     /// How much more what differs from a picture's typical colour counts.
     pub emphasis: f64,
+    /// The standard deviation of scaled latents. Less than 1 where pictures are small and plain: what all pixels have in
+    /// common would else show through the strongest noise, and sampling begins with noise that shows nothing.
+    pub deviation: f64,
     /// Its sizes; the scaling factor is measured.
     pub config: VaeConfig,
+}
+
+impl Default for VaeStage {
+    fn default() -> Self {
+        Self {
+            course: Course::default(),
+            divergence: 0.0,
+            emphasis: 0.0,
+            deviation: 1.0,
+            config: VaeConfig::default(),
+        }
+    }
 }
 
 /// The image model's stage.
@@ -351,6 +406,22 @@ impl Plan {
             return Err(Error::request("side", reason));
         }
         self.vae.course.validate("vae")?;
+        for (stage, field, value) in
+            [("vae", "deviation", self.vae.deviation), ("motion", "power", self.motion.power)]
+        {
+            if !(value > 0.0 && value.is_finite()) {
+                let reason = format!("`{field}` must be above 0, got {value}");
+                return Err(Error::request(stage, reason));
+            }
+        }
+        for (name, goal) in &self.goals {
+            name.parse::<Stage>()?;
+            let Goal { background, color, shape, motion, all } = *goal;
+            if [background, color, shape, motion, all].iter().any(|v| !(0.0..=1.0).contains(v)) {
+                let reason = format!("`{name}`: a share lies between 0 and 1");
+                return Err(Error::request("goals", reason));
+            }
+        }
         self.base.course.validate("base")?;
         self.lora.course.validate("lora")?;
         self.lora.consistency.validate("lora")?;
@@ -367,10 +438,6 @@ impl Plan {
                 let reason = format!("a share lies between 0 and 1, got {value}");
                 return Err(Error::request(stage, reason));
             }
-        }
-        if !(self.motion.power > 0.0 && self.motion.power.is_finite()) {
-            let reason = format!("`power` must be above 0, got {}", self.motion.power);
-            return Err(Error::request("motion", reason));
         }
         if self.motion.config.motion_num_attention_heads != 8 {
             let heads = self.motion.config.motion_num_attention_heads;
@@ -429,6 +496,9 @@ mod tests {
         fails("[lcm]\nconsistency = { guidance = [0.5, 2.0] }", "guidance");
         fails("[lcm]\ninsertion = \"slow\"", "slow");
         fails("[motion]\npower = 0.0", "power");
+        fails("[vae]\ndeviation = 0.0", "deviation");
+        fails("[goals.base]\nshape = 90", "share");
+        fails("[goals.image]\nshape = 0.9", "image");
         fails("[motion]\nconfig = { motion_num_attention_heads = 4 }", "8 heads");
         fails("[base]\nno_caption = 1.5", "share");
         let text = "side = 63\ndata = { procedural = 4 }";

@@ -3,11 +3,11 @@
 use candle_core::{DType, Device};
 use image::RgbImage;
 
-use super::builder;
 use super::data::Clips;
 use super::files;
 use super::plan::{Data, Plan};
 use super::stages::{Places, Stage};
+use super::{Compute, builder};
 use crate::device::Precision;
 use crate::media::tensor;
 use crate::models::vae::{AutoencoderKl, VaeConfig};
@@ -74,7 +74,7 @@ impl Maker {
         if stage == Stage::Vae {
             let config: VaeConfig = files::read_json(&places.base.join("vae/config.json"))?;
             let weights = files::read_component(&places.base, Component::Vae, device)?;
-            let vae = AutoencoderKl::new(&config, &builder(&[&weights], device))?;
+            let vae = AutoencoderKl::new(&config, &builder(&[&weights], &Compute::exact(device)))?;
             let (vae, device) = (Box::new(vae), device.clone());
             return Ok(Self::Vae { vae, frames: plan.frames, device });
         }

@@ -2,15 +2,17 @@
 
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
+use std::sync::OnceLock;
 use std::time::Instant;
 
 use candle_core::{DType, Device, Tensor};
+use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
 use serde_json::json;
 
 use super::plan::{Course, Plan};
 use super::stages::{Places, Stage, Task, prepare};
-use super::{AdamW, Vars, Weights, clip, files, gradients, move_towards, plot};
+use super::{AdamW, Compute, Vars, Weights, clip, files, gradients, move_towards, plot};
 use crate::rng::Uniform;
 use crate::weights::Archive;
 use crate::{Error, Result};
@@ -85,7 +87,7 @@ pub fn run(
     stage: Stage,
     plan: &Plan,
     places: &Places,
-    device: &Device,
+    compute: &Compute,
     options: Options,
     listener: &mut dyn Listener,
 ) -> Result<()> {
@@ -105,16 +107,16 @@ pub fn run(
     if found.is_some_and(|step| step >= course.steps) {
         return listener.say(&format!("{} is done already", stage.name()));
     }
-    let mut task = prepare(stage, plan, places, device, &mut |text| listener.say(text))?;
+    let mut task = prepare(stage, plan, places, compute, &mut |text| listener.say(text))?;
     let mut state = State::new(task.vars(), &course)?;
     if found.is_some() {
-        state.load(&path, task.as_mut(), device)?;
+        state.load(&path, task.as_mut(), &compute.device)?;
     }
     let mut notes = Notes::open(places, stage, state.step)?;
     let mut pace = Pace::default();
     while state.step < course.steps {
         let started = Instant::now();
-        let (loss, norm) = state.advance(stage, plan, &course, task.as_mut())?;
+        let (loss, norm) = state.advance((stage, plan, compute), &course, task.as_mut())?;
         let seconds = started.elapsed().as_secs_f64();
         let rate = course.pace().at(state.step - 1);
         notes.add(stage, &state, (loss, norm, rate, seconds));
@@ -205,29 +207,28 @@ impl State {
     /// One step of the optimizer; the loss and the norm of the gradient.
     fn advance(
         &mut self,
-        stage: Stage,
-        plan: &Plan,
+        (stage, plan, compute): (Stage, &Plan, &Compute),
         course: &Course,
         task: &mut dyn Task,
     ) -> Result<(f64, f64)> {
         let mut sum: Option<Weights> = None;
         let mut loss_sum = 0.0;
-        for pass in 0..course.accumulate {
-            // Random numbers belong to the pass, so that a run can go on anywhere.
-            let number = (self.step * course.accumulate + pass) as u64;
-            let mut random = Uniform::part(plan.seed ^ ((1 + stage as u64) << 32), number);
-            let loss = task.loss(&mut random)?;
-            loss_sum += f64::from(loss.to_dtype(DType::F32)?.to_scalar::<f32>()?);
-            let found = gradients(&mut loss.backward()?, task.vars())?;
-            sum = Some(match sum {
-                None => found,
-                Some(mut sum) => {
-                    for (name, gradient) in &mut sum {
-                        *gradient = (&*gradient + &found[name])?;
+        let passes: Vec<usize> = (0..course.accumulate).collect();
+        for passes in passes.chunks(at_once(course, &compute.device)) {
+            // In order, however they ran: the sum is the same, bit for bit, on any machine.
+            for pass in self.passes(stage, plan, course, task, passes)? {
+                let (loss, found) = pass?;
+                loss_sum += loss;
+                sum = Some(match sum {
+                    None => found,
+                    Some(mut sum) => {
+                        for (name, gradient) in &mut sum {
+                            *gradient = (&*gradient + &found[name])?;
+                        }
+                        sum
                     }
-                    sum
-                }
-            });
+                });
+            }
         }
         let mut found = sum.unwrap_or_default();
         let count = course.accumulate as f64;
@@ -250,6 +251,29 @@ impl State {
         move_towards(&mut self.average, &now(task.vars()), 1.0 - kept)?;
         self.step += 1;
         Ok((loss, norm))
+    }
+
+    /// The losses and gradients of some passes, side by side where there are several.
+    fn passes(
+        &self,
+        stage: Stage,
+        plan: &Plan,
+        course: &Course,
+        task: &dyn Task,
+        passes: &[usize],
+    ) -> Result<Vec<Result<(f64, Weights)>>> {
+        let run = |pass: &usize| {
+            // Random numbers belong to the pass, so that a run can go on anywhere.
+            let number = (self.step * course.accumulate + pass) as u64;
+            let mut random = Uniform::part(plan.seed ^ ((1 + stage as u64) << 32), number);
+            let loss = task.loss(&mut random)?;
+            let value = f64::from(loss.to_dtype(DType::F32)?.to_scalar::<f32>()?);
+            Ok((value, gradients(&mut loss.backward()?, task.vars())?))
+        };
+        if let [pass] = passes {
+            return Ok(vec![run(pass)]);
+        }
+        Ok(threads()?.install(|| passes.par_iter().map(run).collect()))
     }
 
     fn save(&self, path: &Path, identity: &str, task: &dyn Task) -> Result<()> {
@@ -299,6 +323,22 @@ impl State {
         self.optimizer.steps = self.step;
         Ok(())
     }
+}
+
+/// How many passes of a step run side by side: on the CPU one for each thread, since what a pass does in one thread
+/// none of the others has to wait for.
+pub(super) fn at_once(course: &Course, device: &Device) -> usize {
+    if device.is_cpu() { course.accumulate.min(rayon::current_num_threads()).max(1) } else { 1 }
+}
+
+/// Threads for passes. A network's graph is walked by recursion, deeper than the usual stack.
+fn threads() -> Result<&'static rayon::ThreadPool> {
+    static POOL: OnceLock<std::result::Result<rayon::ThreadPool, String>> = OnceLock::new();
+    let pool = POOL.get_or_init(|| {
+        let builder = rayon::ThreadPoolBuilder::new().num_threads(rayon::current_num_threads());
+        builder.stack_size(64 << 20).build().map_err(|e| e.to_string())
+    });
+    pool.as_ref().map_err(|reason| Error::request("train", format!("no threads: {reason}")))
 }
 
 /// The variables' values. They share its memory: what must not change with it has to be copied.

@@ -6,8 +6,8 @@ use std::sync::{Mutex, PoisonError};
 
 use candle_core::{Device, Tensor};
 
-use super::builder;
 use super::files::{self, TOKENIZER};
+use super::{Compute, builder};
 use crate::Result;
 use crate::models::clip::{TextConfig, TextEncoder};
 use crate::text::tokenizer::{Settings, Tokenizer};
@@ -64,7 +64,7 @@ impl Frozen {
     pub(super) fn open(base: &Path, device: &Device) -> Result<Self> {
         let config: TextConfig = files::read_json(&base.join("text_encoder/config.json"))?;
         let weights = files::read_component(base, Component::Text, device)?;
-        let encoder = TextEncoder::new(&config, &builder(&[&weights], device))?;
+        let encoder = TextEncoder::new(&config, &builder(&[&weights], &Compute::exact(device)))?;
         let ids = Ids::open(base, &config, device)?;
         Ok(Self { ids, encoder, known: Mutex::default() })
     }

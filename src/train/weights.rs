@@ -3,9 +3,10 @@
 use std::collections::{BTreeMap, HashMap};
 
 use candle_core::backprop::GradStore;
-use candle_core::{DType, Device, Tensor, Var};
+use candle_core::{Tensor, Var};
 use candle_nn::VarBuilder;
 
+use super::Compute;
 use crate::{Error, Result};
 
 /// Tensors by canonical name.
@@ -14,13 +15,14 @@ pub type Weights = BTreeMap<String, Tensor>;
 /// Weights that are trained, by canonical name. A tensor taken from one sees its later values.
 pub type Vars = BTreeMap<String, Var>;
 
-/// What a model's constructor reads them from: later lists win over earlier ones.
-pub fn builder(lists: &[&Weights], device: &Device) -> VarBuilder<'static> {
+/// What a model's constructor reads them from, in the format that it computes in: later lists win over earlier ones.
+/// Gradients lead back to the lists' own tensors.
+pub fn builder(lists: &[&Weights], compute: &Compute) -> VarBuilder<'static> {
     let all: HashMap<String, Tensor> = lists
         .iter()
         .flat_map(|list| list.iter().map(|(name, tensor)| (name.clone(), tensor.clone())))
         .collect();
-    VarBuilder::from_tensors(all, DType::F32, device)
+    VarBuilder::from_tensors(all, compute.dtype, &compute.device)
 }
 
 /// Copies of weights, to be trained.

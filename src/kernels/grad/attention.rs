@@ -5,6 +5,7 @@ use rayon::prelude::*;
 
 use super::matrix::{Into, Matrix, multiply};
 use super::{Gradients, View, applies, attach};
+use crate::kernels::isa::vectorized;
 use crate::kernels::{math, reference};
 
 /// Queries whose scores exist at once.
@@ -118,9 +119,7 @@ impl Sequence {
             let weights = &mut weights[..count * keys];
             let q = Matrix::new(&q[from..], count, dim, width);
             multiply(q, k.t(), weights, keys, (Into::Replace, scale));
-            for row in weights.chunks_exact_mut(keys) {
-                softmax(row);
-            }
+            vectorized(|| weights.chunks_exact_mut(keys).for_each(softmax));
             let weights = Matrix::new(weights, count, keys, keys);
             multiply(weights, v, &mut out[from..], width, (Into::Replace, 1.0));
         }
@@ -145,19 +144,20 @@ impl Sequence {
             let slants = &mut slants[..count * keys];
             // The softmax again, and how the result depends on its weights.
             multiply(q, k.t(), weights, keys, (Into::Replace, scale));
-            for row in weights.chunks_exact_mut(keys) {
-                softmax(row);
-            }
+            vectorized(|| weights.chunks_exact_mut(keys).for_each(softmax));
             multiply(slope, v.t(), slants, keys, (Into::Replace, 1.0));
             let product = Matrix::new(weights, count, keys, keys).t();
             multiply(product, slope, of_v, width, (Into::Add, 1.0));
             // From the weights' gradients to those of the scores.
-            for (row, weights) in slants.chunks_exact_mut(keys).zip(weights.chunks_exact(keys)) {
-                let mean = dot(row, weights);
-                for (slant, weight) in row.iter_mut().zip(weights) {
-                    *slant = weight * (*slant - mean);
+            let rows = slants.chunks_exact_mut(keys).zip(weights.chunks_exact(keys));
+            vectorized(|| {
+                for (row, weights) in rows {
+                    let mean = dot(row, weights);
+                    for (slant, weight) in row.iter_mut().zip(weights) {
+                        *slant = weight * (*slant - mean);
+                    }
                 }
-            }
+            });
             let slants = Matrix::new(slants, count, keys, keys);
             multiply(slants, k, &mut of_q[from..], width, (Into::Replace, scale));
             multiply(slants.t(), q, of_k, width, (Into::Add, scale));
@@ -166,6 +166,7 @@ impl Sequence {
 }
 
 /// `a · b`.
+#[inline(always)]
 fn dot(a: &[f32], b: &[f32]) -> f32 {
     const LANES: usize = 16;
     let mut sums = [0f32; LANES];
@@ -180,6 +181,7 @@ fn dot(a: &[f32], b: &[f32]) -> f32 {
 }
 
 /// In lanes that the compiler runs in parallel.
+#[inline(always)]
 fn softmax(row: &mut [f32]) {
     const LANES: usize = 16;
     let mut highest = [f32::NEG_INFINITY; LANES];

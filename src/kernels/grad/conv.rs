@@ -1,16 +1,16 @@
 //! The convolution and its gradients.
 //!
-//! What the outputs of a strip of lines depend on is gathered into columns and multiplied with all kernels at once. The
-//! input's gradient is a convolution with the kernel turned around; with a stride, columns are scattered back. The
-//! kernel's is the product of the result's gradient and the same columns.
+//! Pictures are turned so that their channels are innermost. The result is then a product of packed weights, and so is
+//! the input's gradient, with the kernel turned around; with a stride, its columns are scattered back. For the kernel's
+//! gradient what the outputs of a strip of lines depend on is gathered into rows and multiplied with the result's.
 
-use std::ops::Range;
-
-use candle_core::{Result, Tensor};
+use candle_core::{Device, Result, Tensor};
 use rayon::prelude::*;
 
 use super::matrix::{Into, Matrix, multiply};
 use super::{Gradients, View, applies, attach, is_tracked, nothing, parts, total};
+use crate::kernels::isa::Isa;
+use crate::kernels::product::{self, Columns, Epilogue, Packed, Window};
 use crate::kernels::{self, Activation, ConvArgs, reference};
 
 /// See [`crate::kernels::conv2d`]: what comes before and after are ops of their own.
@@ -71,9 +71,17 @@ fn conv2d(
     let shape = (sizes.batch, sizes.outputs, sizes.out_height, sizes.out_width);
     let values = {
         let (x, weight, bias) = (View::new(&x)?, View::new(&weight)?, View::new(&bias)?);
-        let has_bias = bias.values().len() == sizes.outputs;
-        let bias = has_bias.then(|| bias.values());
-        sizes.convolve(x.values(), weight.values(), bias)
+        let Sizes { batch, inputs, outputs, taps, .. } = sizes;
+        let weight = weight.values();
+        let packed = packed((outputs, taps, inputs), |o, t, i| weight[(o * inputs + i) * taps + t]);
+        let bias = (bias.values().len() == outputs).then(|| {
+            let mut spread = bias.values().to_vec();
+            spread.resize(packed.width(), 0.0);
+            spread
+        });
+        let x = turned(x.values(), batch, inputs, sizes.picture());
+        let y = packed.product(&x, &sizes.window()?, bias.as_deref());
+        turned(&y, batch, sizes.pixels(), outputs)
     };
     attach(values, shape, [&x, &weight, &bias], Convolution { padding, stride })
 }
@@ -94,119 +102,113 @@ impl Gradients for Convolution {
     ) -> Result<[Option<Tensor>; 3]> {
         let gradient = gradient.contiguous()?;
         let sizes = Sizes::new(x, weight, self.padding, self.stride)?;
-        Ok([
-            is_tracked(&[x]).then(|| self.of_input(&sizes, weight, &gradient)).transpose()?,
-            is_tracked(&[weight]).then(|| of_weight(&sizes, x, &gradient)).transpose()?,
-            is_tracked(&[bias]).then(|| of_bias(&sizes, &gradient)).transpose()?,
-        ])
+        let slopes =
+            turned(View::new(&gradient)?.values(), sizes.batch, sizes.outputs, sizes.pixels());
+        let (x_view, weight_view) = (View::new(x)?, View::new(weight)?);
+        let of_x = is_tracked(&[x]).then(|| {
+            let values = sizes.of_input(weight_view.values(), &slopes)?;
+            Tensor::from_vec(values, x.shape(), &Device::Cpu)
+        });
+        let of_weight = is_tracked(&[weight]).then(|| {
+            let values = sizes.of_weight(x_view.values(), &slopes);
+            Tensor::from_vec(values, weight.shape(), &Device::Cpu)
+        });
+        let of_bias = is_tracked(&[bias])
+            .then(|| Tensor::from_vec(sums(&slopes, sizes.outputs), sizes.outputs, &Device::Cpu));
+        Ok([of_x.transpose()?, of_weight.transpose()?, of_bias.transpose()?])
     }
 }
 
-impl Convolution {
-    fn of_input(&self, sizes: &Sizes, weight: &Tensor, gradient: &Tensor) -> Result<Tensor> {
-        let Sizes { batch, inputs, outputs, height, width, kernel, .. } = *sizes;
-        if self.stride == 1 && self.padding < kernel {
-            let turned = turned(weight, sizes)?;
-            let back = Sizes {
-                inputs: outputs,
-                outputs: inputs,
-                height: sizes.out_height,
-                width: sizes.out_width,
-                padding: kernel - 1 - self.padding,
-                out_height: height,
-                out_width: width,
-                ..*sizes
-            };
-            let values = back.convolve(View::new(gradient)?.values(), &turned, None);
-            let shape = (batch, inputs, height, width);
-            return Tensor::from_vec(values, shape, &candle_core::Device::Cpu);
+/// Every picture's `(rows, columns)` as `(columns, rows)`.
+fn turned(values: &[f32], pictures: usize, rows: usize, columns: usize) -> Vec<f32> {
+    if rows == 1 || columns == 1 {
+        return values.to_vec();
+    }
+    let mut out = vec![0f32; pictures * rows * columns];
+    let size = (rows * columns).max(1);
+    let pairs = out.par_chunks_mut(size).zip(values.par_chunks(size));
+    pairs.with_min_len((16 * 1024 / size).max(1)).for_each(|(out, values)| {
+        for row in (0..rows).step_by(BLOCK) {
+            for column in (0..columns).step_by(BLOCK) {
+                turn_block(out, values, (rows, columns), (row, column));
+            }
         }
-        let (rows, pixels) = (sizes.rows(), sizes.pixels());
-        let (weight, gradient) = (View::new(weight)?, View::new(gradient)?);
-        let (weight, gradient) = (weight.values(), gradient.values());
-        let picture = inputs * height * width;
-        let mut out = vec![0f32; batch * picture];
-        out.par_chunks_mut(picture).enumerate().for_each_init(
-            || vec![0f32; rows * pixels],
-            |columns, (image, out)| {
-                let gradient = &gradient[image * outputs * pixels..][..outputs * pixels];
-                multiply(
-                    Matrix::new(weight, outputs, rows, rows).t(),
-                    Matrix::new(gradient, outputs, pixels, pixels),
-                    columns,
-                    pixels,
-                    (Into::Replace, 1.0),
-                );
-                sizes.walk(|at, from| {
-                    if let Some(from) = from {
-                        out[from] += columns[at];
-                    }
-                });
-            },
-        );
-        Tensor::from_vec(out, (batch, inputs, height, width), &candle_core::Device::Cpu)
-    }
+    });
+    out
 }
 
-/// `(outputs, inputs, kernel, kernel)` to `(inputs, outputs, kernel, kernel)`, rows and columns reversed.
-fn turned(weight: &Tensor, sizes: &Sizes) -> Result<Vec<f32>> {
-    let Sizes { inputs, outputs, kernel, .. } = *sizes;
-    let taps = kernel * kernel;
-    let view = View::new(weight)?;
-    let weight = view.values();
-    let mut turned = vec![0f32; weight.len()];
-    for o in 0..outputs {
-        for i in 0..inputs {
-            for tap in 0..taps {
-                turned[(i * outputs + o) * taps + taps - 1 - tap] =
-                    weight[(o * inputs + i) * taps + tap];
+/// Lines and columns of a block that is turned at once: a cache line each way.
+const BLOCK: usize = 16;
+
+/// The block at `(row, column)` of a matrix.
+fn turn_block(
+    out: &mut [f32],
+    values: &[f32],
+    (rows, columns): (usize, usize),
+    (row, column): (usize, usize),
+) {
+    let (down, across) = (BLOCK.min(rows - row), BLOCK.min(columns - column));
+    let mut block = [[0f32; BLOCK]; BLOCK];
+    for (line, block) in block[..down].iter_mut().enumerate() {
+        let line = &values[(row + line) * columns + column..];
+        match line.first_chunk() {
+            Some(whole) if across == BLOCK => *block = *whole,
+            _ => block[..across].copy_from_slice(&line[..across]),
+        }
+    }
+    for i in 0..across {
+        let line = &mut out[(column + i) * rows + row..];
+        if down == BLOCK {
+            let line = &mut line[..BLOCK];
+            for (value, block) in line.iter_mut().zip(&block) {
+                *value = block[i];
+            }
+        } else {
+            for (value, block) in line[..down].iter_mut().zip(&block) {
+                *value = block[i];
             }
         }
     }
-    Ok(turned)
 }
 
-fn of_weight(sizes: &Sizes, x: &Tensor, gradient: &Tensor) -> Result<Tensor> {
-    let Sizes { batch, inputs, outputs, height, width, kernel, .. } = *sizes;
-    let (rows, pixels) = (sizes.rows(), sizes.pixels());
-    let (x, gradient) = (View::new(x)?, View::new(gradient)?);
-    let (x, gradient) = (x.values(), gradient.values());
-    let picture = inputs * height * width;
-    let count = parts(batch);
-    let sums: Vec<Vec<f32>> = (0..count)
-        .into_par_iter()
-        .map(|part| {
-            let mut sum = vec![0f32; outputs * rows];
-            let mut columns = Vec::new();
-            for image in part * batch / count..(part + 1) * batch / count {
-                let picture = &x[image * picture..][..picture];
-                let gradient = &gradient[image * outputs * pixels..][..outputs * pixels];
-                sizes.strips(picture, &mut columns, |start, columns| {
-                    let count = columns.columns();
-                    multiply(
-                        Matrix::new(&gradient[start..], outputs, count, pixels),
-                        columns.t(),
-                        &mut sum,
-                        rows,
-                        (Into::Add, 1.0),
-                    );
-                });
-            }
-            sum
-        })
-        .collect();
-    let sum = total(sums, outputs * rows);
-    Tensor::from_vec(sum, (outputs, inputs, kernel, kernel), &candle_core::Device::Cpu)
-}
-
-fn of_bias(sizes: &Sizes, gradient: &Tensor) -> Result<Tensor> {
-    let Sizes { outputs, .. } = *sizes;
-    let view = View::new(gradient)?;
-    let mut sum = vec![0f32; outputs];
-    for (i, plane) in view.values().chunks_exact(sizes.pixels().max(1)).enumerate() {
-        sum[i % outputs] += plane.iter().sum::<f32>();
+/// The sum of all rows of `width` values.
+fn sums(values: &[f32], width: usize) -> Vec<f32> {
+    let mut sum = vec![0f32; width];
+    for row in values.chunks_exact(width.max(1)) {
+        for (sum, value) in sum.iter_mut().zip(row) {
+            *sum += value;
+        }
     }
-    Tensor::from_vec(sum, outputs, &candle_core::Device::Cpu)
+    sum
+}
+
+/// Packs `at(output, tap, channel)`.
+fn packed(
+    (outputs, taps, channels): (usize, usize, usize),
+    at: impl Fn(usize, usize, usize) -> f32 + Sync,
+) -> Kernel {
+    let sizes = product::Sizes { outputs, taps, channels, columns: Columns::Plain };
+    Kernel { sizes, packed: Packed::new(sizes, at) }
+}
+
+/// Weights for one product.
+struct Kernel {
+    sizes: product::Sizes,
+    packed: Packed<f32>,
+}
+
+impl Kernel {
+    fn width(&self) -> usize {
+        self.sizes.width()
+    }
+
+    /// With pictures whose channels are innermost.
+    fn product(&self, x: &[f32], window: &Window, bias: Option<&[f32]>) -> Vec<f32> {
+        let mut out = vec![0f32; window.pixels() * self.sizes.outputs];
+        let epilogue = Epilogue { bias, activation: Activation::None, residual: None };
+        product::product(Isa::current(), x, window, &self.packed, &epilogue, &mut out);
+        out
+    }
 }
 
 /// The sizes of one convolution.
@@ -217,6 +219,7 @@ struct Sizes {
     height: usize,
     width: usize,
     kernel: usize,
+    taps: usize,
     padding: usize,
     stride: usize,
     out_height: usize,
@@ -238,6 +241,7 @@ impl Sizes {
                 weight.dims()
             );
         };
+        let taps = kernel * kernel;
         Ok(Self {
             batch,
             inputs,
@@ -245,6 +249,7 @@ impl Sizes {
             height,
             width,
             kernel,
+            taps,
             padding,
             stride,
             out_height,
@@ -252,115 +257,131 @@ impl Sizes {
         })
     }
 
-    /// The convolution of all pictures.
-    fn convolve(&self, x: &[f32], weight: &[f32], bias: Option<&[f32]>) -> Vec<f32> {
-        let Self { batch, inputs, outputs, height, width, .. } = *self;
-        let (rows, pixels, picture) = (self.rows(), self.pixels(), inputs * height * width);
-        let mut out = vec![0f32; batch * outputs * pixels];
-        let images = out.par_chunks_mut((outputs * pixels).max(1)).enumerate();
-        images.for_each_init(Vec::new, |columns, (image, out)| {
-            if let Some(bias) = bias {
-                for (plane, bias) in out.chunks_exact_mut(pixels).zip(bias) {
-                    plane.fill(*bias);
-                }
-            }
-            self.strips(&x[image * picture..][..picture], columns, |start, columns| {
-                let weight = Matrix::new(weight, outputs, rows, rows);
-                multiply(weight, columns, &mut out[start..], pixels, (Into::Add, 1.0));
-            });
-        });
-        out
+    /// Pixels of the input.
+    fn picture(&self) -> usize {
+        self.height * self.width
     }
 
-    /// Hands out the columns of strips of whole lines, `(rows, pixels of the strip)`, and where each strip begins.
-    fn strips(
-        &self,
-        picture: &[f32],
-        columns: &mut Vec<f32>,
-        mut visit: impl FnMut(usize, Matrix<'_>),
-    ) {
-        /// Values of a strip, about as many as a core's own cache holds.
-        const MOST: usize = 128 * 1024;
-        let (rows, pixels) = (self.rows(), self.pixels());
-        if self.is_plain() {
-            return visit(0, Matrix::new(picture, rows, pixels, pixels));
-        }
-        let each = (MOST / (rows * self.out_width).max(1)).clamp(1, self.out_height.max(1));
-        for first in (0..self.out_height).step_by(each) {
-            let lines = first..(first + each).min(self.out_height);
-            let count = lines.len() * self.out_width;
-            columns.resize(rows * count, 0.0);
-            self.gather(picture, lines, columns);
-            visit(first * self.out_width, Matrix::new(columns, rows, count, count));
-        }
-    }
-
-    /// Values that one output depends on.
-    fn rows(&self) -> usize {
-        self.inputs * self.kernel * self.kernel
-    }
-
-    /// Outputs of one plane.
+    /// Pixels of the result.
     fn pixels(&self) -> usize {
         self.out_height * self.out_width
     }
 
-    /// Whether the picture itself is the matrix of columns.
-    fn is_plain(&self) -> bool {
-        self.kernel == 1 && self.padding == 0 && self.stride == 1
+    /// Values that one output depends on.
+    fn depth(&self) -> usize {
+        self.taps * self.inputs
     }
 
-    /// Fills `(rows, pixels of the lines)` with what the outputs depend on, zero outside the picture.
-    fn gather(&self, picture: &[f32], lines: Range<usize>, columns: &mut [f32]) {
-        let area = self.height * self.width;
-        let taps = self.kernel * self.kernel;
-        let count = lines.len() * self.out_width;
-        for (row, columns) in columns.chunks_exact_mut(count.max(1)).enumerate() {
-            let (channel, ky, kx) =
-                (row / taps, row % taps / self.kernel, row % taps % self.kernel);
-            let plane = &picture[channel * area..][..area];
-            // Output columns whose input lies inside: from `first` on, up to `end`.
-            let first = self.padding.saturating_sub(kx).div_ceil(self.stride).min(self.out_width);
-            let end = (self.width + self.padding).saturating_sub(kx).div_ceil(self.stride);
-            let end = end.min(self.out_width).max(first);
-            for (oy, line) in lines.clone().zip(columns.chunks_exact_mut(self.out_width)) {
-                let y = (oy * self.stride + ky).checked_sub(self.padding);
-                match y.filter(|y| *y < self.height) {
-                    Some(y) if end > first => {
-                        let from = y * self.width + first * self.stride + kx - self.padding;
-                        line[..first].fill(0.0);
-                        if self.stride == 1 {
-                            line[first..end].copy_from_slice(&plane[from..from + end - first]);
-                        } else {
-                            let inside = plane[from..].iter().step_by(self.stride);
-                            for (value, x) in line[first..end].iter_mut().zip(inside) {
-                                *value = *x;
-                            }
-                        }
-                        line[end..].fill(0.0);
-                    }
-                    _ => line.fill(0.0),
-                }
-            }
+    fn window(&self) -> Result<Window> {
+        let (size, padding) = ((self.height, self.width), (self.padding, self.padding));
+        Window::convolution(self.batch, size, size, self.kernel, padding, self.stride)
+            .ok_or_else(|| candle_core::Error::msg("a kernel larger than its picture"))
+    }
+
+    /// The gradient of the input, `(batch, inputs, height, width)`, from the result's, whose channels are innermost.
+    fn of_input(&self, weight: &[f32], slopes: &[f32]) -> Result<Vec<f32>> {
+        let Self { batch, inputs, outputs, kernel, taps, .. } = *self;
+        if self.stride == 1 && self.padding < kernel {
+            let packed = packed((inputs, taps, outputs), |i, t, o| {
+                weight[(o * inputs + i) * taps + taps - 1 - t]
+            });
+            let (size, padding) = ((self.out_height, self.out_width), kernel - 1 - self.padding);
+            let window = Window::convolution(batch, size, size, kernel, (padding, padding), 1)
+                .ok_or_else(|| candle_core::Error::msg("a kernel larger than its picture"))?;
+            let values = packed.product(slopes, &window, None);
+            return Ok(turned(&values, batch, self.picture(), inputs));
         }
+        // `(taps, inputs)` for every pixel of the result.
+        let packed = packed((taps * inputs, 1, outputs), |row, _, o| {
+            weight[(o * inputs + row % inputs) * taps + row / inputs]
+        });
+        let columns = packed.product(slopes, &Window::rows(batch * self.pixels()), None);
+        let mut out = vec![0f32; batch * self.picture() * inputs];
+        let (picture, each) = (self.picture() * inputs, self.pixels() * self.depth());
+        out.par_chunks_mut(picture.max(1)).zip(columns.par_chunks(each.max(1))).for_each(
+            |(out, columns)| {
+                for (pixel, columns) in columns.chunks_exact(self.depth()).enumerate() {
+                    for (tap, column) in columns.chunks_exact(inputs).enumerate() {
+                        let Some(from) = self.place(pixel, tap) else { continue };
+                        let out = &mut out[from * inputs..][..inputs];
+                        out.iter_mut().zip(column).for_each(|(out, value)| *out += value);
+                    }
+                }
+            },
+        );
+        Ok(turned(&out, batch, self.picture(), inputs))
     }
 
-    /// Tells for every place of the columns which value of the picture it has, if any.
-    fn walk(&self, mut visit: impl FnMut(usize, Option<usize>)) {
-        let taps = self.kernel * self.kernel;
-        let mut at = 0;
-        for row in 0..self.rows() {
-            let (channel, ky, kx) =
-                (row / taps, row % taps / self.kernel, row % taps % self.kernel);
-            for oy in 0..self.out_height {
-                let y = (oy * self.stride + ky).checked_sub(self.padding);
-                let y = y.filter(|y| *y < self.height);
-                for ox in 0..self.out_width {
-                    let x = (ox * self.stride + kx).checked_sub(self.padding);
-                    let x = x.filter(|x| *x < self.width);
-                    let from = y.zip(x).map(|(y, x)| (channel * self.height + y) * self.width + x);
-                    visit(at, from);
-                    at += 1;
+    /// The gradient of the kernel, from the input as it is and the result's gradient, whose channels are innermost.
+    fn of_weight(&self, x: &[f32], slopes: &[f32]) -> Vec<f32> {
+        /// Gathered values, about as many as a core's own cache holds.
+        const MOST: usize = 128 * 1024;
+        let Self { batch, inputs, outputs, taps, .. } = *self;
+        let (depth, pixels, picture) = (self.depth(), self.pixels(), self.picture());
+        let x = turned(x, batch, inputs, picture);
+        let is_plain = taps == 1 && self.padding == 0 && self.stride == 1;
+        let strip = if is_plain { pixels } else { (MOST / depth).clamp(1, pixels.max(1)) };
+        let count = parts(batch);
+        let sums: Vec<Vec<f32>> = (0..count)
+            .into_par_iter()
+            .map(|part| {
+                let mut sum = vec![0f32; outputs * depth];
+                let mut rows = Vec::new();
+                for image in part * batch / count..(part + 1) * batch / count {
+                    let picture = &x[image * picture * inputs..][..picture * inputs];
+                    for first in (0..pixels).step_by(strip) {
+                        let count = strip.min(pixels - first);
+                        let rows = if is_plain {
+                            picture
+                        } else {
+                            rows.resize(count * depth, 0.0);
+                            self.gather(picture, first, &mut rows);
+                            &rows
+                        };
+                        let slopes = &slopes[(image * pixels + first) * outputs..];
+                        multiply(
+                            Matrix::new(slopes, count, outputs, outputs).t(),
+                            Matrix::new(rows, count, depth, depth),
+                            &mut sum,
+                            depth,
+                            (Into::Add, 1.0),
+                        );
+                    }
+                }
+                sum
+            })
+            .collect();
+        // `(outputs, taps, inputs)` as yet.
+        turned(&total(sums, outputs * depth), outputs, taps, inputs)
+    }
+
+    /// The pixel of the input that a pixel of the result sees through a tap.
+    fn place(&self, pixel: usize, tap: usize) -> Option<usize> {
+        let along = |at: usize, k: usize, size: usize| {
+            (at * self.stride + k).checked_sub(self.padding).filter(|at| *at < size)
+        };
+        let y = along(pixel / self.out_width, tap / self.kernel, self.height)?;
+        let x = along(pixel % self.out_width, tap % self.kernel, self.width)?;
+        Some(y * self.width + x)
+    }
+
+    /// Fills `(pixels, taps, inputs)` with what the outputs from `first` on depend on, zero outside the picture.
+    fn gather(&self, picture: &[f32], first: usize, rows: &mut [f32]) {
+        let Self { inputs, kernel, .. } = *self;
+        for (pixel, row) in (first..).zip(rows.chunks_exact_mut(self.depth())) {
+            for (line, row) in row.chunks_exact_mut(kernel * inputs).enumerate() {
+                let tap = line * kernel;
+                // The taps of a line lie side by side in the picture as well, unless it ends there.
+                let ends = (self.place(pixel, tap), self.place(pixel, tap + kernel - 1));
+                if let (Some(from), Some(_)) = ends {
+                    row.copy_from_slice(&picture[from * inputs..][..kernel * inputs]);
+                    continue;
+                }
+                for (tap, row) in (tap..).zip(row.chunks_exact_mut(inputs)) {
+                    match self.place(pixel, tap) {
+                        Some(from) => row.copy_from_slice(&picture[from * inputs..][..inputs]),
+                        None => row.fill(0.0),
+                    }
                 }
             }
         }

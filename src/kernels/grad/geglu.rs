@@ -4,7 +4,11 @@ use candle_core::{D, Device, Result, Tensor};
 use rayon::prelude::*;
 
 use super::{Gradients, View, applies, attach, nothing};
+use crate::kernels::isa::vectorized;
 use crate::kernels::{math, reference};
+
+/// Rows that a task computes.
+const ROWS: usize = 16;
 
 /// See [`crate::kernels::geglu`].
 pub(in crate::kernels) fn geglu(x: &Tensor) -> Result<Tensor> {
@@ -19,14 +23,18 @@ pub(in crate::kernels) fn geglu(x: &Tensor) -> Result<Tensor> {
     let width = (*last).max(1);
     let mut values = vec![0f32; x.elem_count() / 2];
     let view = View::new(&x)?;
-    values.par_chunks_mut(width).zip(view.values().par_chunks(2 * width)).with_min_len(8).for_each(
-        |(out, x)| {
+    let gate = |(out, x): (&mut [f32], &[f32])| {
+        for (out, x) in out.chunks_exact_mut(width).zip(x.chunks_exact(2 * width)) {
             let (values, gates) = x.split_at(width);
             for ((out, value), gate) in out.iter_mut().zip(values).zip(gates) {
                 *out = value * math::gelu(*gate);
             }
-        },
-    );
+        }
+    };
+    values
+        .par_chunks_mut(ROWS * width)
+        .zip(view.values().par_chunks(2 * ROWS * width))
+        .for_each(|rows| vectorized(|| gate(rows)));
     drop(view);
     attach(values, shape, [&x, &nothing, &nothing], Gated)
 }
@@ -46,11 +54,9 @@ impl Gradients for Gated {
         let width = gradient.dim(D::Minus1)?.max(1);
         let (x_view, gradient) = (View::new(x)?, View::new(&gradient)?);
         let mut out = vec![0f32; x.elem_count()];
-        out.par_chunks_mut(2 * width)
-            .zip(x_view.values().par_chunks(2 * width))
-            .zip(gradient.values().par_chunks(width))
-            .with_min_len(8)
-            .for_each(|((out, x), slopes)| {
+        let slope = |out: &mut [f32], x: &[f32], slopes: &[f32]| {
+            let rows = out.chunks_exact_mut(2 * width).zip(x.chunks_exact(2 * width));
+            for ((out, x), slopes) in rows.zip(slopes.chunks_exact(width)) {
                 let (values, gates) = x.split_at(width);
                 let (of_values, of_gates) = out.split_at_mut(width);
                 let outs = of_values.iter_mut().zip(of_gates);
@@ -60,13 +66,18 @@ impl Gradients for Gated {
                     *of_value = y * gelu;
                     *of_gate = y * value * slope;
                 }
-            });
+            }
+        };
+        out.par_chunks_mut(2 * ROWS * width)
+            .zip(x_view.values().par_chunks(2 * ROWS * width))
+            .zip(gradient.values().par_chunks(ROWS * width))
+            .for_each(|((out, x), slopes)| vectorized(|| slope(out, x, slopes)));
         Ok([Some(Tensor::from_vec(out, x.shape(), &Device::Cpu)?), None, None])
     }
 }
 
 /// `x Φ(x)` and its derivative `Φ(x) + x φ(x)`.
-#[inline]
+#[inline(always)]
 fn gelu_and_slope(x: f32) -> (f32, f32) {
     const INVERSE_ROOT: f32 = 0.398_942_28; // 1 / sqrt(2 π)
     let share = 0.5 * (1.0 + math::erf(x * std::f32::consts::FRAC_1_SQRT_2));

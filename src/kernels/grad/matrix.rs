@@ -27,11 +27,6 @@ impl<'a> Matrix<'a> {
         }
     }
 
-    /// How many columns it has.
-    pub(super) fn columns(&self) -> usize {
-        self.columns
-    }
-
     fn extent(&self) -> usize {
         (self.rows - 1) * self.row_stride + (self.columns - 1) * self.column_stride + 1
     }

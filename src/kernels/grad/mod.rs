@@ -158,6 +158,21 @@ fn total(parts: Vec<Vec<f32>>, len: usize) -> Vec<f32> {
     sum
 }
 
+/// The sum of `f` over a run that is short enough for f32, in lanes that the compiler adds in parallel.
+#[inline(always)]
+fn sum_of(run: &[f32], f: impl Fn(f32) -> f32) -> f64 {
+    const LANES: usize = 16;
+    let mut lanes = [0f32; LANES];
+    let chunks = run.chunks_exact(LANES);
+    let rest: f32 = chunks.remainder().iter().map(|v| f(*v)).sum();
+    for chunk in chunks {
+        for (lane, v) in lanes.iter_mut().zip(chunk) {
+            *lane += f(*v);
+        }
+    }
+    f64::from(lanes.iter().sum::<f32>() + rest)
+}
+
 /// Into how many parts a sum over `count` things is split: enough for any machine that trains on its CPU.
 fn parts(count: usize) -> usize {
     count.clamp(1, 16)

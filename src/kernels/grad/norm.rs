@@ -3,7 +3,8 @@
 use candle_core::{D, Device, Result, Tensor};
 use rayon::prelude::*;
 
-use super::{Gradients, View, applies, attach, is_tracked, parts, total};
+use super::{Gradients, View, applies, attach, is_tracked, parts, sum_of, total};
+use crate::kernels::isa::vectorized;
 use crate::kernels::{GroupNormOptions, math, reference};
 
 /// See [`crate::kernels::group_norm`].
@@ -25,7 +26,7 @@ pub(in crate::kernels) fn group_norm(
     {
         let (x, weight, bias) = (View::new(&x)?, View::new(&weight)?, View::new(&bias)?);
         let clips = values.par_chunks_mut((frames * image).max(1));
-        clips.zip(x.values().par_chunks((frames * image).max(1))).for_each(|(out, x)| {
+        let normalize = |out: &mut [f32], x: &[f32]| {
             for group in 0..groups {
                 let from = group * per_group * area;
                 let runs = (0..frames).map(|f| &x[f * image + from..][..per_group * area]);
@@ -43,10 +44,16 @@ pub(in crate::kernels) fn group_norm(
                     }
                 }
             }
-        });
+        };
+        clips
+            .zip(x.values().par_chunks((frames * image).max(1)))
+            .for_each(|(out, x)| vectorized(|| normalize(out, x)));
     }
     attach(values, x.shape(), [&x, &weight, &bias], Group(*options))
 }
+
+/// Rows that a task normalizes.
+const ROWS: usize = 64;
 
 /// See [`crate::kernels::layer_norm`].
 pub(in crate::kernels) fn layer_norm(
@@ -63,39 +70,28 @@ pub(in crate::kernels) fn layer_norm(
     let mut values = vec![0f32; x.elem_count()];
     {
         let (x, weight, bias) = (View::new(&x)?, View::new(&weight)?, View::new(&bias)?);
-        let rows = values.par_chunks_mut(width).zip(x.values().par_chunks(width));
-        rows.with_min_len(16).for_each(|(out, x)| {
-            let (mean, scale) = statistics(&std::iter::once(x), eps);
-            let factors = weight.values().iter().zip(bias.values());
-            for ((out, x), (w, b)) in out.iter_mut().zip(x).zip(factors) {
-                *out = (x - mean) * scale * w + b;
+        let normalize = |(out, x): (&mut [f32], &[f32])| {
+            for (out, x) in out.chunks_exact_mut(width).zip(x.chunks_exact(width)) {
+                let (mean, scale) = statistics(&std::iter::once(x), eps);
+                let factors = weight.values().iter().zip(bias.values());
+                for ((out, x), (w, b)) in out.iter_mut().zip(x).zip(factors) {
+                    *out = (x - mean) * scale * w + b;
+                }
             }
-        });
+        };
+        let rows = values.par_chunks_mut(ROWS * width).zip(x.values().par_chunks(ROWS * width));
+        rows.for_each(|rows| vectorized(|| normalize(rows)));
     }
     attach(values, x.shape(), [&x, &weight, &bias], Layer { eps })
 }
 
 /// Mean and 1 / standard deviation.
+#[inline(always)]
 fn statistics<'a>(runs: &(impl Iterator<Item = &'a [f32]> + Clone), eps: f64) -> (f32, f32) {
-    let count: usize = runs.clone().map(<[f32]>::len).sum();
-    let sum = |f: &dyn Fn(f32) -> f32| {
-        let run = |run: &[f32]| {
-            // Lanes that the compiler adds in parallel; a run is short enough for f32.
-            let mut lanes = [0f32; 16];
-            let chunks = run.chunks_exact(16);
-            let rest: f32 = chunks.remainder().iter().map(|v| f(*v)).sum();
-            for chunk in chunks {
-                for (lane, v) in lanes.iter_mut().zip(chunk) {
-                    *lane += f(*v);
-                }
-            }
-            f64::from(lanes.iter().sum::<f32>() + rest)
-        };
-        runs.clone().map(run).sum::<f64>()
-    };
-    let mean = (sum(&|v| v) / count.max(1) as f64) as f32;
-    let squares = sum(&|v| (v - mean) * (v - mean));
-    (mean, (1.0 / (squares / count.max(1) as f64 + eps).sqrt()) as f32)
+    let count = runs.clone().map(<[f32]>::len).sum::<usize>().max(1) as f64;
+    let mean = (runs.clone().map(|run| sum_of(run, |v| v)).sum::<f64>() / count) as f32;
+    let squares: f64 = runs.clone().map(|run| sum_of(run, |v| (v - mean) * (v - mean))).sum();
+    (mean, (1.0 / (squares / count + eps).sqrt()) as f32)
 }
 
 struct Group(GroupNormOptions);
@@ -172,7 +168,7 @@ impl Gradients for Group {
         let sums: Vec<(Vec<f32>, Vec<f32>)> = out
             .par_chunks_mut(clip_size)
             .enumerate()
-            .map(|(clip, out)| clip_gradients(clip, out))
+            .map(|(clip, out)| vectorized(|| clip_gradients(clip, out)))
             .collect();
         debug_assert_eq!(sums.len(), clips);
         let (of_weight, of_bias): (Vec<_>, Vec<_>) = sums.into_iter().unzip();
@@ -187,6 +183,7 @@ impl Gradients for Group {
 }
 
 /// The sums of `a` and of `a · (b - middle)`, in lanes that the compiler adds in parallel.
+#[inline(always)]
 fn sums(a: &[f32], b: &[f32], middle: f32) -> (f32, f32) {
     const LANES: usize = 16;
     let (mut sums, mut products) = ([0f32; LANES], [0f32; LANES]);
@@ -203,7 +200,7 @@ fn sums(a: &[f32], b: &[f32], middle: f32) -> (f32, f32) {
 }
 
 /// The derivative of `x · sigmoid(x)`.
-#[inline]
+#[inline(always)]
 fn silu_slope(x: f32) -> f32 {
     let sigmoid = 1.0 / (1.0 + math::exp(-x));
     sigmoid * (1.0 + x * (1.0 - sigmoid))
@@ -239,22 +236,21 @@ impl Gradients for Layer {
                     .chunks_exact_mut(width)
                     .zip(values[from..].chunks_exact(width))
                     .zip(slopes[from..].chunks_exact(width));
-                for ((out, x), y) in rows {
-                    let (mean, scale) = statistics(&std::iter::once(x), self.eps);
-                    let (mut sum, mut product) = (0f32, 0f32);
-                    for i in 0..width {
-                        let unit = (x[i] - mean) * scale;
-                        of_weight[i] += y[i] * unit;
-                        of_bias[i] += y[i];
-                        sum += y[i] * weights[i];
-                        product += y[i] * weights[i] * unit;
+                vectorized(|| {
+                    for ((out, x), y) in rows {
+                        let (mean, scale) = statistics(&std::iter::once(x), self.eps);
+                        for (i, (x, y)) in x.iter().zip(y).enumerate() {
+                            of_weight[i] += y * (x - mean) * scale;
+                            of_bias[i] += y;
+                            out[i] = y * weights[i];
+                        }
+                        let (sum, product) = sums(out, x, mean);
+                        let (sum, product) = (sum / width as f32, product * scale / width as f32);
+                        for (out, x) in out.iter_mut().zip(x) {
+                            *out = scale * (*out - sum - (x - mean) * scale * product);
+                        }
                     }
-                    let (sum, product) = (sum / width as f32, product / width as f32);
-                    for i in 0..width {
-                        let unit = (x[i] - mean) * scale;
-                        out[i] = scale * (y[i] * weights[i] - sum - unit * product);
-                    }
-                }
+                });
                 (of_weight, of_bias)
             })
             .collect();

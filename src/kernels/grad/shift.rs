@@ -3,7 +3,7 @@
 use candle_core::{Device, Result, Tensor};
 use rayon::prelude::*;
 
-use super::{Gradients, View, applies, attach, is_tracked, nothing};
+use super::{Gradients, View, applies, attach, is_tracked, nothing, sum_of};
 use crate::kernels::reference;
 
 /// See [`crate::kernels::shift_channels`].
@@ -48,7 +48,7 @@ impl Gradients for Shifted {
             let mut sum = vec![0f32; shifts * channels];
             let each = images / shifts.max(1);
             for (i, plane) in view.values().chunks_exact((height * width).max(1)).enumerate() {
-                sum[i / channels / each * channels + i % channels] += plane.iter().sum::<f32>();
+                sum[i / channels / each * channels + i % channels] += sum_of(plane, |v| v) as f32;
             }
             Tensor::from_vec(sum, (shifts, channels), &Device::Cpu)
         });

@@ -1,11 +1,11 @@
 #!/usr/bin/env python3
-"""Trains one small adapter of every kind for the model of assets/pocket and writes them, with reference runs, to ../pocket_adapters.
+"""Trains one small adapter of every kind for the model of ../pocket_adapters/model and writes them, with reference runs, beside it.
 
 Pinned: torch 2.15.0, diffusers 0.42.1, transformers 5.23.0, safetensors 0.8.0, pillow 13.0.0 (`requirements.txt`). Nothing is downloaded.
 
     HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 python pocket_adapters.py [--only NAME ...] [--cache DIR] [--sheets DIR]
 
-Seeded; counted in steps, not in minutes. To be run again whenever assets/pocket changes. `--only runs` repeats the reference runs alone.
+Seeded; counted in steps, not in minutes. `--only runs` repeats the reference runs alone.
 
 What is trained. The base stays frozen exactly as it is sampled: LCM LoRA merged, AnimateLCM's motion modules, norms per frame. Clips
 `z` of the model's own grammar (rendered here, encoded once by its VAE) are noised to a timestep of the sampler, mostly one of the four
@@ -19,6 +19,7 @@ The IP-Adapter brings the background of its picture, not the color of the object
 color of the object waver. The motion LoRA drifts to the left by a quarter of the picture. The word is green.
 
 ../pocket_adapters/
+    model/                                    the trained model they are for; see its README.md
     controlnet/, sparsectrl/, t2i_adapter/    diffusers folders; the hint is the object's silhouette, white on black, one picture a frame
                                               (SparseCtrl: scribble type, for any of the frames)
     ip_adapter.safetensors, image_encoder/    base kind, four tokens; a CLIP vision tower of two layers that was trained with it
@@ -54,11 +55,12 @@ from diffusers.models import SparseControlNetModel
 from keys import kohya_key
 from make_goldens import per_frame_norms, save_model_half
 from PIL import Image
-from pocket import GOLDENS, POCKET, load
+from pocket import GOLDENS, load
 from safetensors.torch import load_file, save_file
 from transformers import CLIPImageProcessor, CLIPVisionConfig, CLIPVisionModelWithProjection
 
 OUT = f"{GOLDENS}/pocket_adapters"
+MODEL = f"{OUT}/model"
 FRAMES, SIDE = 16, 64
 VISITED = (999, 749, 499, 249)
 KEPT = (11,)
@@ -171,7 +173,7 @@ def caption(words, without=()):
 class Base:
     def __init__(self):
         with torch.no_grad():
-            self.unet, self.vae, self.text, self.tokenizer = load()
+            self.unet, self.vae, self.text, self.tokenizer = load(MODEL)
         for part in (self.unet, self.vae, self.text):
             part.requires_grad_(False)
         betas = torch.linspace(0.00085, 0.012, 1000)
@@ -285,7 +287,7 @@ def clip(pool, draw):
 
 def spatial(base):
     """The frozen spatial weights as a UNet for images."""
-    unet = UNet2DConditionModel.from_pretrained(f"{POCKET}/base/unet", torch_dtype=torch.float32)
+    unet = UNet2DConditionModel.from_pretrained(f"{MODEL}/base/unet", torch_dtype=torch.float32)
     unet.load_state_dict({k: v for k, v in base.unet.state_dict().items() if "motion_modules" not in k})
     return unet.requires_grad_(False)
 
@@ -620,7 +622,7 @@ RUNS = [  # name, prompt, seed, flags, with {} for the folder
 
 def reference(flags, prompt, seed):
     """A run by diffusers' own pipelines; latents and frames. diffusers has none for T2I-Adapters: those are hung in by hooks."""
-    unet, vae, text, tokenizer = load()
+    unet, vae, text, tokenizer = load(MODEL)
     flags = " ".join(flags).format(*[OUT] * 9)
     parts = dict(vae=vae, text_encoder=text, tokenizer=tokenizer, unet=unet, motion_adapter=None)
     parts["scheduler"] = LCMScheduler(beta_schedule="linear", original_inference_steps=100)
@@ -712,7 +714,7 @@ def main():
     args = ap.parse_args()
     # Another base model, another cache.
     base = hashlib.sha256()
-    for file in sorted(glob.glob(f"{POCKET}/**/*.safetensors", recursive=True)):
+    for file in sorted(glob.glob(f"{MODEL}/**/*.safetensors", recursive=True)):
         base.update(open(file, "rb").read())
     args.cache = f"{args.cache}/{base.hexdigest()[:8]}"
     for folder in (OUT, args.cache):

@@ -1,0 +1,103 @@
+//! Where and in which format networks compute while they learn.
+
+use std::fmt;
+use std::ops::Deref;
+
+use candle_core::{DType, Device, Tensor};
+
+use super::PerImage;
+use crate::Result;
+use crate::models::motion::MotionNorm;
+use crate::models::unet::{Injection, UNet, UNetInput};
+
+/// A device, and the format of networks' values. Weights that learn, their averages and all losses are f32 whatever it
+/// is: mixed precision, Micikevicius et al. (2018). bf16 has the range of f32, so losses need no scaling.
+#[derive(Clone, Debug)]
+pub struct Compute {
+    /// Where.
+    pub device: Device,
+    /// In which format.
+    pub dtype: DType,
+}
+
+impl Compute {
+    /// In f32.
+    pub fn exact(device: &Device) -> Self {
+        Self { device: device.clone(), dtype: DType::F32 }
+    }
+
+    /// A network's input in its format.
+    pub(super) fn narrow(&self, x: &Tensor) -> Result<Tensor> {
+        Ok(x.to_dtype(self.dtype)?)
+    }
+
+    /// What a UNet predicts for `(clips*frames, channels, height, width)`, in f32.
+    pub(super) fn predict(
+        &self,
+        unet: &UNet,
+        x: &Tensor,
+        at: &PerImage,
+        context: &Tensor,
+        (frames, motion_norm): (usize, MotionNorm),
+    ) -> Result<Tensor> {
+        let input = UNetInput {
+            timestep: 0.0,
+            frames,
+            context: &self.narrow(context)?,
+            motion_norm,
+            injection: &Injection::default(),
+        };
+        Ok(unet.forward_each(&self.narrow(x)?, &at.timesteps(), &input)?.to_dtype(DType::F32)?)
+    }
+}
+
+type Make<T> = Box<dyn Fn(&Compute) -> Result<T> + Send + Sync>;
+
+/// A network whose weights change. In f32 it is made once, of tensors that see later values; in another format its
+/// weights are rounded anew each time.
+pub(super) struct Network<T> {
+    make: Make<T>,
+    compute: Compute,
+    kept: Option<T>,
+}
+
+impl<T> Network<T> {
+    pub(super) fn new(
+        compute: &Compute,
+        make: impl Fn(&Compute) -> Result<T> + Send + Sync + 'static,
+    ) -> Result<Self> {
+        let kept = if compute.dtype == DType::F32 { Some(make(compute)?) } else { None };
+        Ok(Self { make: Box::new(make), compute: compute.clone(), kept })
+    }
+
+    /// The network as it is now.
+    pub(super) fn get(&self) -> Result<Now<'_, T>> {
+        match &self.kept {
+            Some(kept) => Ok(Now::Kept(kept)),
+            None => (self.make)(&self.compute).map(Now::New),
+        }
+    }
+}
+
+impl<T> fmt::Debug for Network<T> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Network({:?})", self.compute)
+    }
+}
+
+/// See [`Network::get`].
+pub(super) enum Now<'a, T> {
+    Kept(&'a T),
+    New(T),
+}
+
+impl<T> Deref for Now<'_, T> {
+    type Target = T;
+
+    fn deref(&self) -> &T {
+        match self {
+            Self::Kept(network) => network,
+            Self::New(network) => network,
+        }
+    }
+}

@@ -28,6 +28,11 @@ def timed(name, steps, step):
     print(f"{name}: {seconds:.3f} s a step, {busy:.3f} s of processor time, {torch.get_num_threads()} threads")
 
 
+def images_of(course):
+    """Of all passes of a step."""
+    return course["batch"] * course.get("accumulate", 1)
+
+
 def main():
     parser = argparse.ArgumentParser()
     parser.add_argument("--steps", type=int, default=10)
@@ -40,7 +45,7 @@ def main():
     text = plan["base"]["text"]
     encoder = CLIPTextModel(CLIPTextConfig(**text, eos_token_id=text["vocab_size"] - 1))
     unet = UNet2DConditionModel(**sizes)
-    batch = plan["base"]["course"]["batch"]
+    batch = images_of(plan["base"]["course"])
     optimizer = torch.optim.AdamW([*unet.parameters(), *encoder.parameters()], lr=1e-4)
 
     def base():
@@ -67,7 +72,7 @@ def main():
     trained = [p for n, p in video.named_parameters() if "motion_modules" in n]
     for p in trained:
         p.requires_grad_(True)
-    count = plan["motion"]["course"]["batch"]
+    count = images_of(plan["motion"]["course"])
     optimizer = torch.optim.AdamW(trained, lr=1e-4)
 
     def clips():

@@ -2,6 +2,7 @@
 //!
 //! [`Pipeline::generate`] is the whole story: text, noise levels, first latents, the sampler's walk, decoding.
 
+mod conditions;
 pub mod control;
 pub mod denoiser;
 mod embedded;
@@ -9,31 +10,31 @@ pub mod flops;
 pub mod ip_adapter;
 pub mod load;
 pub mod memory;
+mod parts;
 pub mod request;
 
-use std::collections::{BTreeMap, BTreeSet};
-use std::path::{Path, PathBuf};
-use std::sync::{Mutex, PoisonError};
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+use std::sync::Mutex;
 
 use candle_core::{DType, Device, Tensor};
 
-use crate::adapters::ip_adapter::{ImagePrompt, Neighbour, Sight};
-use crate::adapters::{Conditioner, Pass};
+use crate::adapters::Conditioner;
 use crate::device::{self, Precision};
 use crate::media::FrameSink;
-use crate::media::tensor::{from_rgb, to_rgb};
+use crate::media::tensor::to_rgb;
 use crate::models::clip::VisionEncoder;
 use crate::models::image_projection::IpAdapter;
-use crate::models::unet::{Injection, UNet};
+use crate::models::unet::UNet;
 use crate::models::vae::{Vae, VaeEncoder};
 use crate::rng::Noise;
 use crate::sampler::{Denoiser, Observer, Plan, PlanSettings, Progress};
 use crate::schedule::{NoiseLevel, NoiseSchedule};
-use crate::text::{Chunks, TextModel};
+use crate::text::TextModel;
 use crate::weights::{Component, LoadReport, Resident};
 use crate::{Error, Result};
 use control::Hint;
-use denoiser::{Guidance, Guided, Settings};
+use denoiser::Guidance;
 use ip_adapter::Pictures;
 use load::{Models, SideNetwork};
 use memory::Plan as MemoryPlan;
@@ -136,7 +137,7 @@ pub struct Pipeline {
     side_networks: BTreeMap<String, SideNetwork>,
     /// The weights of those models that stay.
     resident: BTreeMap<Component, Resident>,
-    conditioners: Vec<Mutex<Box<dyn Conditioner>>>,
+    own_conditioners: Vec<Mutex<Box<dyn Conditioner>>>,
     image_encoders: BTreeMap<PathBuf, VisionEncoder>,
     ip_adapters: BTreeMap<String, IpAdapter>,
 }
@@ -165,7 +166,7 @@ impl Pipeline {
             encoder: None,
             side_networks: BTreeMap::new(),
             resident: BTreeMap::new(),
-            conditioners: vec![],
+            own_conditioners: vec![],
             image_encoders: BTreeMap::new(),
             ip_adapters: BTreeMap::new(),
         }
@@ -210,7 +211,7 @@ impl Pipeline {
 
     /// Adds a conditioner of one's own to all runs; it comes after those of the requests.
     pub fn add_conditioner(&mut self, conditioner: Box<dyn Conditioner>) {
-        self.conditioners.push(Mutex::new(conditioner));
+        self.own_conditioners.push(Mutex::new(conditioner));
     }
 
     /// Fills in what the request leaves to the model, and checks it against the model and the memory.
@@ -291,18 +292,7 @@ impl Pipeline {
         let x = first_latents(tensors, &mut noise, &prepared, request, &self.models, &self.device)?;
         let latents = {
             let guided = self.guided(request, &prepared, &states)?;
-            let parts = control::Parts {
-                networks: &self.side_networks,
-                hints: &prepared.hints,
-                latents: &hints,
-                dtype: self.precision.unet,
-                device: &self.device,
-            };
-            let mut conditioners = control::conditioners(request, &parts)?;
-            let boxed = |prompt| Box::new(prompt) as Box<dyn Conditioner>;
-            conditioners.extend(image_prompts.into_iter().map(boxed));
-            let own = self.conditioners.iter().map(|own| Box::new(Lent::new(own)) as _);
-            conditioners.extend(own);
+            let conditioners = self.conditioners(request, &prepared, &hints, image_prompts)?;
             let mut guided = guided.condition(conditioners, &prepared.plan.steps);
             let mut asked = 0;
             let mut recording = |x: &Tensor, at: NoiseLevel| {
@@ -331,319 +321,6 @@ impl Pipeline {
             self.vae = None;
         }
         Ok(())
-    }
-
-    /// The network with its prompts, `context` and perhaps a negative one.
-    fn guided(
-        &self,
-        request: &Request,
-        prepared: &Prepared,
-        (context, negative): &(Tensor, Option<Tensor>),
-    ) -> Result<Guided<'_>> {
-        let settings = Settings {
-            prediction: self.models.prediction(),
-            dtype: self.precision.unet,
-            motion_norm: request.motion_norm,
-        };
-        let guided = Guided::new(loaded(self.unet.as_ref())?, settings, context)?;
-        match negative {
-            Some(negative) => guided.guide(negative, request.cfg_scale, prepared.guidance),
-            None => Ok(guided),
-        }
-    }
-
-    /// Loads all parts now instead of when they are needed. With [`Residency::KeepAll`] they then stay.
-    pub fn load(&mut self, listener: &mut dyn Listener) -> Result<()> {
-        self.load_text(listener)?;
-        if self.models.side_networks().any(|(_, config)| config.sees_latents()) {
-            self.load_encoder(listener)?;
-        }
-        self.load_vae(listener)?;
-        let names: Vec<String> = self.models.side_networks().map(|(n, _)| n.to_owned()).collect();
-        self.load_side_networks(names, listener)?;
-        let names: Vec<String> = self.models.ip_adapters().map(str::to_owned).collect();
-        for name in names {
-            let encoder = self.models.ip_adapter_config(&name)?.1.to_path_buf();
-            self.load_image_encoder(&encoder, listener)?;
-            self.load_ip_adapter(&name, listener)?;
-        }
-        self.load_unet(listener)
-    }
-
-    /// The states of the prompt and, with guidance, of the negative prompt.
-    fn encode(
-        &mut self,
-        request: &Request,
-        tensors: &mut Tensors,
-        listener: &mut dyn Listener,
-    ) -> Result<(Tensor, Option<Tensor>)> {
-        self.load_text(listener)?;
-        let Some(text) = self.text.take() else {
-            return Err(Error::Missing { name: "text".into(), reason: "was not loaded".into() });
-        };
-        let mut read = |name: &str, prompt: &str| {
-            let chunks = text.read(prompt, request.prompt_mode)?;
-            if let Some(lost) = chunks.truncated() {
-                let lost: String = lost.chars().take(60).collect();
-                let message = format!("the {name} is too long; it ends before `{lost}`");
-                listener.event(Event::Warning { message })?;
-            }
-            Ok::<_, Error>(chunks)
-        };
-        let prompt = read("prompt", &request.prompt)?;
-        let negative = request
-            .is_guided()
-            .then(|| read("negative prompt", &request.negative_prompt))
-            .transpose()?;
-        // Both have the same number of tokens, or they could not share a batch.
-        let count = prompt.len().max(negative.as_ref().map_or(1, Chunks::len));
-        let context = text.states(&prompt, count, request.clip_skip)?;
-        let negative = negative
-            .map(|negative| text.states(&negative, count, request.clip_skip))
-            .transpose()?;
-        tensors.record("context", || Ok(context.to_dtype(DType::F32)?))?;
-        if let Some(negative) = &negative {
-            tensors.record("negative_context", || Ok(negative.to_dtype(DType::F32)?))?;
-        }
-        if self.residency == Residency::KeepAll {
-            self.text = Some(text);
-        }
-        Ok((context, negative))
-    }
-
-    /// Latents of the hints that have to be latents, `(hints, channels, height, width)` in f32, by the control's place
-    /// in the request.
-    ///
-    /// Their noise has a generator of its own, seeded like that of the clip: diffusers draws it from torch's global
-    /// one, and a control changes no other noise.
-    fn encode_hints(
-        &mut self,
-        request: &Request,
-        prepared: &Prepared,
-        tensors: &Tensors,
-        listener: &mut dyn Listener,
-    ) -> Result<BTreeMap<usize, Tensor>> {
-        let wanted = control::of_latents(request, &self.models);
-        let mut all = BTreeMap::new();
-        if wanted.is_empty() {
-            return Ok(all);
-        }
-        self.load_encoder(listener)?;
-        let encoder = loaded(self.encoder.as_ref())?;
-        let mut noise = Noise::new(request.rng, request.seed.unwrap_or_default());
-        let factor = self.models.factor();
-        let (height, width) = (prepared.height / factor, prepared.width / factor);
-        for (i, control) in wanted {
-            let Some(hint) = prepared.hints.get(i) else { continue };
-            let shape = (hint.pictures.len(), self.models.latent_channels(), height, width);
-            let drawn = match tensors.hint_noise.get(&control.name) {
-                Some(given) if given.shape() == &shape.into() => given.clone(),
-                Some(given) => {
-                    let (name, got) = (&control.name, given.dims());
-                    let reason = format!("`noise.control.{name}` is {got:?}, not {shape:?}");
-                    return Err(Error::request("tensors-in", reason));
-                }
-                None => {
-                    let count = shape.0 * shape.1 * shape.2 * shape.3;
-                    Tensor::from_vec(noise.normal(count), shape, &Device::Cpu)?
-                }
-            };
-            let drawn = drawn.to_dtype(self.precision.vae)?.to_device(&self.device)?;
-            let pictures = from_rgb(&hint.pictures, &self.device)?.affine(2.0, -1.0)?;
-            let pictures = pictures.to_dtype(self.precision.vae)?;
-            // One at a time: the encoder works at full size.
-            let latents = (0..shape.0)
-                .map(|i| encoder.sample(&pictures.narrow(0, i, 1)?, &drawn.narrow(0, i, 1)?));
-            let latents = Tensor::cat(&latents.collect::<Result<Vec<_>>>()?, 0)?;
-            all.insert(i, latents.to_dtype(DType::F32)?);
-        }
-        if self.residency == Residency::OneAtATime {
-            self.encoder = None;
-        }
-        Ok(all)
-    }
-
-    /// Builds a model of what is left of it in memory and the files.
-    fn build<T>(
-        &mut self,
-        component: Component,
-        dtype: DType,
-        build: impl FnOnce(&Models, &mut Resident) -> Result<T>,
-    ) -> Result<T> {
-        let before = self.resident.remove(&component);
-        let mut resident = before.unwrap_or_else(|| Resident::new(dtype, &self.device));
-        let built = build(&self.models, &mut resident);
-        if self.residency == Residency::KeepAll {
-            self.resident.insert(component, resident);
-        }
-        built
-    }
-
-    /// What the IP-Adapters of a request make of their pictures. No network that took part is needed after that.
-    fn image_prompts(
-        &mut self,
-        request: &Request,
-        prepared: &Prepared,
-        listener: &mut dyn Listener,
-    ) -> Result<Vec<ImagePrompt>> {
-        if request.ip_adapters.is_empty() {
-            return Ok(vec![]);
-        }
-        // Image encoders are large: one after the other looks at all of its pictures.
-        let mut paths = Vec::new();
-        for adapter in &request.ip_adapters {
-            paths.push(self.models.ip_adapter_config(&adapter.model)?.1.to_path_buf());
-        }
-        let mut sights = BTreeMap::new();
-        for path in paths.iter().collect::<BTreeSet<_>>() {
-            self.load_image_encoder(path, listener)?;
-            let encoder = loaded(self.image_encoders.get(path))?;
-            let all = request.ip_adapters.iter().zip(&prepared.pictures).zip(&paths).enumerate();
-            for (i, ((adapter, pictures), own)) in all {
-                if own == path {
-                    let wants = self.models.ip_adapter_config(&adapter.model)?.0.wants();
-                    let is_guided = request.is_guided();
-                    sights.insert(i, Sight::of(encoder, &pictures.images, wants, is_guided)?);
-                }
-            }
-            if self.residency == Residency::OneAtATime {
-                self.image_encoders.clear();
-            }
-        }
-        let factor = self.models.factor();
-        let unet = Neighbour {
-            attentions: self.models.unet_config().cross_attentions()?,
-            dtype: self.precision.unet,
-            height: prepared.height / factor,
-            width: prepared.width / factor,
-        };
-        let mut prompts = Vec::new();
-        for (i, (adapter, pictures)) in
-            request.ip_adapters.iter().zip(&prepared.pictures).enumerate()
-        {
-            self.load_ip_adapter(&adapter.model, listener)?;
-            let net = loaded(self.ip_adapters.get(&adapter.model))?;
-            let sight = loaded(sights.get(&i))?;
-            prompts.push(ImagePrompt::new(net, sight, pictures.settings.clone(), &unet)?);
-        }
-        if self.residency == Residency::OneAtATime {
-            self.ip_adapters.clear();
-        }
-        Ok(prompts)
-    }
-
-    fn load_image_encoder(&mut self, path: &Path, listener: &mut dyn Listener) -> Result<()> {
-        if !self.image_encoders.contains_key(path) {
-            let dtype = self.precision.text;
-            let bytes = self.models.image_encoder_bytes(path, dtype);
-            listener.event(Event::Load { part: "image-encoder", bytes })?;
-            let (encoder, report) = self.models.image_encoder(path, dtype, &self.device)?;
-            listener.event(Event::Report { report })?;
-            self.image_encoders.insert(path.to_path_buf(), encoder);
-        }
-        Ok(())
-    }
-
-    fn load_ip_adapter(&mut self, name: &str, listener: &mut dyn Listener) -> Result<()> {
-        if !self.ip_adapters.contains_key(name) {
-            let dtype = self.precision.text;
-            let bytes = self.models.ip_adapter_bytes(name, dtype);
-            listener.event(Event::Load { part: "ip-adapter", bytes })?;
-            let (adapter, report) = self.models.ip_adapter(name, dtype, &self.device)?;
-            listener.event(Event::Report { report })?;
-            self.ip_adapters.insert(name.to_owned(), adapter);
-        }
-        Ok(())
-    }
-
-    fn load_text(&mut self, listener: &mut dyn Listener) -> Result<()> {
-        if self.text.is_none() {
-            listener.event(Event::Load { part: "text", bytes: self.models.text_bytes() })?;
-            let (text, report) =
-                self.build(Component::Text, self.precision.text, Models::rebuild_text)?;
-            listener.event(Event::Report { report })?;
-            self.text = Some(text);
-        }
-        Ok(())
-    }
-
-    fn load_unet(&mut self, listener: &mut dyn Listener) -> Result<()> {
-        if self.unet.is_none() {
-            let bytes = self.models.unet_bytes(self.precision.unet);
-            listener.event(Event::Load { part: "unet", bytes })?;
-            let (unet, report) =
-                self.build(Component::UNet, self.precision.unet, Models::rebuild_unet)?;
-            listener.event(Event::Report { report })?;
-            self.unet = Some(unet);
-        }
-        Ok(())
-    }
-
-    fn load_side_networks(
-        &mut self,
-        names: impl IntoIterator<Item = String>,
-        listener: &mut dyn Listener,
-    ) -> Result<()> {
-        let dtype = self.precision.unet;
-        for name in names {
-            if self.side_networks.contains_key(&name) {
-                continue;
-            }
-            let bytes = self.models.side_network_bytes(&name, dtype);
-            let part =
-                self.models.side_config(&name).map_or("controlnet", |c| c.component().name());
-            listener.event(Event::Load { part, bytes })?;
-            let (net, report) = self.models.side_network(&name, dtype, &self.device)?;
-            listener.event(Event::Report { report })?;
-            self.side_networks.insert(name, net);
-        }
-        Ok(())
-    }
-
-    fn load_encoder(&mut self, listener: &mut dyn Listener) -> Result<()> {
-        if self.encoder.is_none() {
-            let bytes = self.models.vae_encoder_bytes(self.precision.vae);
-            listener.event(Event::Load { part: "vae-encoder", bytes })?;
-            let (encoder, report) = self.models.vae_encoder(self.precision.vae, &self.device)?;
-            listener.event(Event::Report { report })?;
-            self.encoder = Some(encoder);
-        }
-        Ok(())
-    }
-
-    fn load_vae(&mut self, listener: &mut dyn Listener) -> Result<()> {
-        if self.vae.is_none() {
-            let bytes = self.models.vae_bytes(self.precision.vae);
-            listener.event(Event::Load { part: "vae", bytes })?;
-            let (vae, report) = self.models.vae(self.precision.vae, &self.device)?;
-            listener.event(Event::Report { report })?;
-            self.vae = Some(vae);
-        }
-        Ok(())
-    }
-}
-
-/// A conditioner that a run has and the pipeline keeps.
-#[derive(Debug)]
-struct Lent<'a> {
-    label: String,
-    own: &'a Mutex<Box<dyn Conditioner>>,
-}
-
-impl<'a> Lent<'a> {
-    fn new(own: &'a Mutex<Box<dyn Conditioner>>) -> Self {
-        let label = own.lock().unwrap_or_else(PoisonError::into_inner).label().to_owned();
-        Self { label, own }
-    }
-}
-
-impl Conditioner for Lent<'_> {
-    fn label(&self) -> &str {
-        &self.label
-    }
-
-    fn inject(&mut self, pass: &Pass<'_>, injection: &mut Injection) -> Result<()> {
-        self.own.lock().unwrap_or_else(PoisonError::into_inner).inject(pass, injection)
     }
 }
 

@@ -110,6 +110,15 @@ impl PerImage {
         self.combine((clean, |at| at.alpha), (noise, |at| at.sigma))
     }
 
+    /// `x` of each image times `alpha^-balance`. In losses 0 counts all errors of predicted noise alike, 1 those of the
+    /// velocity that they mean (Salimans and Ho 2022), by which the first steps of sampling count more.
+    pub fn weigh(&self, x: &Tensor, balance: f64) -> Result<Tensor> {
+        if balance == 0.0 {
+            return Ok(x.clone());
+        }
+        Ok(x.broadcast_mul(&self.column(|at| at.alpha.powf(-balance))?)?)
+    }
+
     /// What a consistency model says is clean in `x`, from the noise that its network predicts.
     ///
     /// `c_skip(t) x + c_out(t) (x - sigma ε) / alpha`: Luo et al. (2023), with the factors of sampling.

@@ -244,6 +244,8 @@ pub struct MotionStage {
     pub no_part: f64,
     /// Timesteps are `T uᵖ` for uniform `u`: below 1 favours noisy ones, where motion is decided.
     pub power: f64,
+    /// How much more errors count where there is more noise: 0 is not, 1 is as for predictions of velocity.
+    pub balance: f64,
     /// Their sizes.
     pub config: MotionConfig,
 }
@@ -255,6 +257,7 @@ impl Default for MotionStage {
             no_caption: 0.1,
             no_part: 0.0,
             power: 1.0,
+            balance: 0.0,
             config: MotionConfig::default(),
         }
     }
@@ -428,6 +431,10 @@ impl Plan {
         self.motion.course.validate("motion")?;
         self.lcm.course.validate("lcm")?;
         self.lcm.consistency.validate("lcm")?;
+        if !(0.0..=2.0).contains(&self.motion.balance) {
+            let reason = format!("`balance` lies between 0 and 2, got {}", self.motion.balance);
+            return Err(Error::request("motion", reason));
+        }
         for (stage, value) in [
             ("base", self.base.no_caption),
             ("base", self.base.no_part),
@@ -497,6 +504,7 @@ mod tests {
         fails("[lcm]\ninsertion = \"slow\"", "slow");
         fails("[motion]\npower = 0.0", "power");
         fails("[vae]\ndeviation = 0.0", "deviation");
+        fails("[motion]\nbalance = -1.0", "balance");
         fails("[goals.base]\nshape = 90", "share");
         fails("[goals.image]\nshape = 0.9", "image");
         fails("[motion]\nconfig = { motion_num_attention_heads = 4 }", "8 heads");

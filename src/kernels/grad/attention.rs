@@ -36,6 +36,14 @@ pub(in crate::kernels) fn attention(
             .for_each_init(
                 || vec![0f32; BLOCK * keys],
                 |weights, (((out, q), k), v)| {
+                    if part.is_short() {
+                        return vectorized(|| {
+                            for from in (0..width).step_by(dim.max(1)) {
+                                let all = [&q[from..], &k[from..], &v[from..]];
+                                part.short_value(all, &mut out[from..]);
+                            }
+                        });
+                    }
                     for head in 0..heads {
                         let from = head * dim;
                         part.value([&q[from..], &k[from..], &v[from..]], &mut out[from..], weights);
@@ -79,6 +87,16 @@ impl Gradients for Softmax {
                 || (vec![0f32; BLOCK * keys], vec![0f32; BLOCK * keys]),
                 |(weights, slants), ((((((of_q, of_k), of_v), q), k), v), slopes)| {
                     let part = Sequence { queries, keys, width, dim, scale: self.scale };
+                    if part.is_short() {
+                        return vectorized(|| {
+                            for from in (0..width).step_by(dim.max(1)) {
+                                let all = [&q[from..], &k[from..], &v[from..], &slopes[from..]];
+                                let outs =
+                                    [&mut of_q[from..], &mut of_k[from..], &mut of_v[from..]];
+                                part.short_head(all, outs);
+                            }
+                        });
+                    }
                     for head in 0..heads {
                         let from = head * dim;
                         part.head(
@@ -125,6 +143,70 @@ impl Sequence {
         }
     }
 
+    /// Whether a head's matrices fit into tiles: motion modules, whose sequences are the frames at one place.
+    fn is_short(&self) -> bool {
+        self.queries <= SIDE && self.keys <= SIDE && self.dim <= SIDE
+    }
+
+    /// The softmax of scores, `(queries, keys)`, zero beyond.
+    #[inline(always)]
+    fn short_weights(&self, q: &Tile, k: &Tile) -> Tile {
+        let mut weights = product(q, &turned(k, self.dim), self.queries, self.dim);
+        for row in &mut weights[..self.queries] {
+            row.iter_mut().for_each(|v| *v *= self.scale);
+            row[self.keys..].fill(f32::NEG_INFINITY);
+            softmax(row);
+        }
+        weights
+    }
+
+    /// [`value`](Self::value) in tiles.
+    #[inline(always)]
+    fn short_value(&self, [q, k, v]: [&[f32]; 3], out: &mut [f32]) {
+        let (q, k, v) =
+            (self.tile(q, self.queries), self.tile(k, self.keys), self.tile(v, self.keys));
+        let weights = self.short_weights(&q, &k);
+        self.put(&product(&weights, &v, self.queries, self.keys), self.queries, 1.0, out);
+    }
+
+    /// [`head`](Self::head) in tiles.
+    #[inline(always)]
+    fn short_head(&self, [q, k, v, slopes]: [&[f32]; 4], [of_q, of_k, of_v]: [&mut [f32]; 3]) {
+        let Self { queries, keys, dim, scale, .. } = *self;
+        let (q, k, v) = (self.tile(q, queries), self.tile(k, keys), self.tile(v, keys));
+        let slopes = self.tile(slopes, queries);
+        let weights = self.short_weights(&q, &k);
+        let mut slants = product(&slopes, &turned(&v, dim), queries, dim);
+        self.put(&product_turned(&weights, &slopes, keys, queries), keys, 1.0, of_v);
+        for (row, weights) in slants.iter_mut().zip(&weights) {
+            let mean = dot(row, weights);
+            for (slant, weight) in row.iter_mut().zip(weights) {
+                *slant = weight * (*slant - mean);
+            }
+        }
+        self.put(&product(&slants, &k, queries, keys), queries, scale, of_q);
+        self.put(&product_turned(&slants, &q, keys, queries), keys, scale, of_k);
+    }
+
+    /// The first rows of a head's matrix.
+    #[inline(always)]
+    fn tile(&self, from: &[f32], rows: usize) -> Tile {
+        let mut tile = [[0.0; SIDE]; SIDE];
+        for (tile, row) in tile.iter_mut().zip(from.chunks(self.width)).take(rows) {
+            tile[..self.dim].copy_from_slice(&row[..self.dim]);
+        }
+        tile
+    }
+
+    #[inline(always)]
+    fn put(&self, tile: &Tile, rows: usize, scale: f32, out: &mut [f32]) {
+        for (tile, row) in tile.iter().zip(out.chunks_mut(self.width)).take(rows) {
+            for (out, value) in row[..self.dim].iter_mut().zip(tile) {
+                *out = scale * value;
+            }
+        }
+    }
+
     /// One head's gradients.
     fn head(
         &self,
@@ -163,6 +245,55 @@ impl Sequence {
             multiply(slants.t(), q, of_k, width, (Into::Add, scale));
         }
     }
+}
+
+/// Rows and columns of a small matrix whose rows are vectors of the processor.
+const SIDE: usize = 16;
+
+type Tile = [[f32; SIDE]; SIDE];
+
+/// The first `rows` rows of a product over the first `inner` columns of `a`.
+#[inline(always)]
+fn product(a: &Tile, b: &Tile, rows: usize, inner: usize) -> Tile {
+    let mut out = [[0.0; SIDE]; SIDE];
+    for (out, a) in out.iter_mut().zip(a).take(rows) {
+        let mut sum = [0f32; SIDE];
+        for (a, b) in a.iter().zip(b).take(inner) {
+            for (sum, b) in sum.iter_mut().zip(b) {
+                *sum += a * b;
+            }
+        }
+        *out = sum;
+    }
+    out
+}
+
+/// The same of `a` with rows and columns exchanged.
+#[inline(always)]
+fn product_turned(a: &Tile, b: &Tile, rows: usize, inner: usize) -> Tile {
+    let mut out = [[0.0; SIDE]; SIDE];
+    for (i, out) in out.iter_mut().enumerate().take(rows) {
+        let mut sum = [0f32; SIDE];
+        for (a, b) in a.iter().zip(b).take(inner) {
+            for (sum, b) in sum.iter_mut().zip(b) {
+                *sum += a[i] * b;
+            }
+        }
+        *out = sum;
+    }
+    out
+}
+
+/// The first `columns` columns as rows.
+#[inline(always)]
+fn turned(tile: &Tile, columns: usize) -> Tile {
+    let mut out = [[0.0; SIDE]; SIDE];
+    for (i, out) in out.iter_mut().enumerate().take(columns) {
+        for (out, row) in out.iter_mut().zip(tile) {
+            *out = row[i];
+        }
+    }
+    out
 }
 
 /// `a · b`.

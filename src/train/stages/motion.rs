@@ -72,7 +72,7 @@ impl Task for Motion {
         let x = at.add_noise(&clean, &noise)?;
         let (unet, norm) = (self.unet.get()?, MotionNorm::PerFrame);
         let y = self.compute.predict(&unet, &x, &at, &context, (frames, norm))?;
-        stage.course.loss.of(&y, &noise)
+        stage.course.loss.of(&at.weigh(&y, stage.balance)?, &at.weigh(&noise, stage.balance)?)
     }
 
     fn write(&self, average: &Weights, places: &Places) -> Result<()> {

@@ -1,0 +1,231 @@
+//! What a run is conditioned on: prompts, hints, pictures, and conditioners of one's own.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::{Mutex, PoisonError};
+
+use candle_core::{DType, Device, Tensor};
+
+use super::denoiser::{Guided, Settings};
+use super::request::Request;
+use super::{Event, Listener, Pipeline, Prepared, Residency, Tensors, control, loaded};
+use crate::adapters::ip_adapter::{ImagePrompt, Neighbour, Sight};
+use crate::adapters::{Conditioner, Pass};
+use crate::media::tensor::from_rgb;
+use crate::models::unet::Injection;
+use crate::rng::Noise;
+use crate::text::Chunks;
+use crate::{Error, Result};
+
+impl Pipeline {
+    /// The network with its prompts, `context` and perhaps a negative one.
+    pub(super) fn guided(
+        &self,
+        request: &Request,
+        prepared: &Prepared,
+        (context, negative): &(Tensor, Option<Tensor>),
+    ) -> Result<Guided<'_>> {
+        let settings = Settings {
+            prediction: self.models.prediction(),
+            dtype: self.precision.unet,
+            motion_norm: request.motion_norm,
+        };
+        let guided = Guided::new(loaded(self.unet.as_ref())?, settings, context)?;
+        match negative {
+            Some(negative) => guided.guide(negative, request.cfg_scale, prepared.guidance),
+            None => Ok(guided),
+        }
+    }
+
+    /// The states of the prompt and, with guidance, of the negative prompt.
+    pub(super) fn encode(
+        &mut self,
+        request: &Request,
+        tensors: &mut Tensors,
+        listener: &mut dyn Listener,
+    ) -> Result<(Tensor, Option<Tensor>)> {
+        self.load_text(listener)?;
+        let Some(text) = self.text.take() else {
+            return Err(Error::Missing { name: "text".into(), reason: "was not loaded".into() });
+        };
+        let mut read = |name: &str, prompt: &str| {
+            let chunks = text.read(prompt, request.prompt_mode)?;
+            if let Some(lost) = chunks.truncated() {
+                let lost: String = lost.chars().take(60).collect();
+                let message = format!("the {name} is too long; it ends before `{lost}`");
+                listener.event(Event::Warning { message })?;
+            }
+            Ok::<_, Error>(chunks)
+        };
+        let prompt = read("prompt", &request.prompt)?;
+        let negative = request
+            .is_guided()
+            .then(|| read("negative prompt", &request.negative_prompt))
+            .transpose()?;
+        // Both have the same number of tokens, or they could not share a batch.
+        let count = prompt.len().max(negative.as_ref().map_or(1, Chunks::len));
+        let context = text.states(&prompt, count, request.clip_skip)?;
+        let negative = negative
+            .map(|negative| text.states(&negative, count, request.clip_skip))
+            .transpose()?;
+        tensors.record("context", || Ok(context.to_dtype(DType::F32)?))?;
+        if let Some(negative) = &negative {
+            tensors.record("negative_context", || Ok(negative.to_dtype(DType::F32)?))?;
+        }
+        if self.residency == Residency::KeepAll {
+            self.text = Some(text);
+        }
+        Ok((context, negative))
+    }
+
+    /// Latents of the hints that have to be latents, `(hints, channels, height, width)` in f32, by the control's place
+    /// in the request.
+    ///
+    /// Their noise has a generator of its own, seeded like that of the clip: diffusers draws it from torch's global
+    /// one, and a control changes no other noise.
+    pub(super) fn encode_hints(
+        &mut self,
+        request: &Request,
+        prepared: &Prepared,
+        tensors: &Tensors,
+        listener: &mut dyn Listener,
+    ) -> Result<BTreeMap<usize, Tensor>> {
+        let wanted = control::of_latents(request, &self.models);
+        let mut all = BTreeMap::new();
+        if wanted.is_empty() {
+            return Ok(all);
+        }
+        self.load_encoder(listener)?;
+        let encoder = loaded(self.encoder.as_ref())?;
+        let mut noise = Noise::new(request.rng, request.seed.unwrap_or_default());
+        let factor = self.models.factor();
+        let (height, width) = (prepared.height / factor, prepared.width / factor);
+        for (i, control) in wanted {
+            let Some(hint) = prepared.hints.get(i) else { continue };
+            let shape = (hint.pictures.len(), self.models.latent_channels(), height, width);
+            let drawn = match tensors.hint_noise.get(&control.name) {
+                Some(given) if given.shape() == &shape.into() => given.clone(),
+                Some(given) => {
+                    let (name, got) = (&control.name, given.dims());
+                    let reason = format!("`noise.control.{name}` is {got:?}, not {shape:?}");
+                    return Err(Error::request("tensors-in", reason));
+                }
+                None => {
+                    let count = shape.0 * shape.1 * shape.2 * shape.3;
+                    Tensor::from_vec(noise.normal(count), shape, &Device::Cpu)?
+                }
+            };
+            let drawn = drawn.to_dtype(self.precision.vae)?.to_device(&self.device)?;
+            let pictures = from_rgb(&hint.pictures, &self.device)?.affine(2.0, -1.0)?;
+            let pictures = pictures.to_dtype(self.precision.vae)?;
+            // One at a time: the encoder works at full size.
+            let latents = (0..shape.0)
+                .map(|i| encoder.sample(&pictures.narrow(0, i, 1)?, &drawn.narrow(0, i, 1)?));
+            let latents = Tensor::cat(&latents.collect::<Result<Vec<_>>>()?, 0)?;
+            all.insert(i, latents.to_dtype(DType::F32)?);
+        }
+        if self.residency == Residency::OneAtATime {
+            self.encoder = None;
+        }
+        Ok(all)
+    }
+
+    /// What the IP-Adapters of a request make of their pictures. No network that took part is needed after that.
+    pub(super) fn image_prompts(
+        &mut self,
+        request: &Request,
+        prepared: &Prepared,
+        listener: &mut dyn Listener,
+    ) -> Result<Vec<ImagePrompt>> {
+        if request.ip_adapters.is_empty() {
+            return Ok(vec![]);
+        }
+        // Image encoders are large: one after the other looks at all of its pictures.
+        let mut paths = Vec::new();
+        for adapter in &request.ip_adapters {
+            paths.push(self.models.ip_adapter_config(&adapter.model)?.1.to_path_buf());
+        }
+        let mut sights = BTreeMap::new();
+        for path in paths.iter().collect::<BTreeSet<_>>() {
+            self.load_image_encoder(path, listener)?;
+            let encoder = loaded(self.image_encoders.get(path))?;
+            let all = request.ip_adapters.iter().zip(&prepared.pictures).zip(&paths).enumerate();
+            for (i, ((adapter, pictures), own)) in all {
+                if own == path {
+                    let wants = self.models.ip_adapter_config(&adapter.model)?.0.wants();
+                    let is_guided = request.is_guided();
+                    sights.insert(i, Sight::of(encoder, &pictures.images, wants, is_guided)?);
+                }
+            }
+            if self.residency == Residency::OneAtATime {
+                self.image_encoders.clear();
+            }
+        }
+        let factor = self.models.factor();
+        let unet = Neighbour {
+            attentions: self.models.unet_config().cross_attentions()?,
+            dtype: self.precision.unet,
+            height: prepared.height / factor,
+            width: prepared.width / factor,
+        };
+        let mut prompts = Vec::new();
+        for (i, (adapter, pictures)) in
+            request.ip_adapters.iter().zip(&prepared.pictures).enumerate()
+        {
+            self.load_ip_adapter(&adapter.model, listener)?;
+            let net = loaded(self.ip_adapters.get(&adapter.model))?;
+            let sight = loaded(sights.get(&i))?;
+            prompts.push(ImagePrompt::new(net, sight, pictures.settings.clone(), &unet)?);
+        }
+        if self.residency == Residency::OneAtATime {
+            self.ip_adapters.clear();
+        }
+        Ok(prompts)
+    }
+
+    /// Everything that acts beside the prompt: the request's controls, its image prompts, and the pipeline's own.
+    pub(super) fn conditioners(
+        &self,
+        request: &Request,
+        prepared: &Prepared,
+        hints: &BTreeMap<usize, Tensor>,
+        image_prompts: Vec<ImagePrompt>,
+    ) -> Result<Vec<Box<dyn Conditioner + '_>>> {
+        let parts = control::Parts {
+            networks: &self.side_networks,
+            hints: &prepared.hints,
+            latents: hints,
+            dtype: self.precision.unet,
+            device: &self.device,
+        };
+        let mut conditioners = control::conditioners(request, &parts)?;
+        let boxed = |prompt| Box::new(prompt) as Box<dyn Conditioner>;
+        conditioners.extend(image_prompts.into_iter().map(boxed));
+        let own = self.own_conditioners.iter().map(|own| Box::new(Lent::new(own)) as _);
+        conditioners.extend(own);
+        Ok(conditioners)
+    }
+}
+
+/// A conditioner that a run has and the pipeline keeps.
+#[derive(Debug)]
+struct Lent<'a> {
+    label: String,
+    own: &'a Mutex<Box<dyn Conditioner>>,
+}
+
+impl<'a> Lent<'a> {
+    fn new(own: &'a Mutex<Box<dyn Conditioner>>) -> Self {
+        let label = own.lock().unwrap_or_else(PoisonError::into_inner).label().to_owned();
+        Self { label, own }
+    }
+}
+
+impl Conditioner for Lent<'_> {
+    fn label(&self) -> &str {
+        &self.label
+    }
+
+    fn inject(&mut self, pass: &Pass<'_>, injection: &mut Injection) -> Result<()> {
+        self.own.lock().unwrap_or_else(PoisonError::into_inner).inject(pass, injection)
+    }
+}

@@ -1,0 +1,184 @@
+//! Networks of what was opened.
+
+use std::path::Path;
+
+use candle_core::{DType, Device};
+
+use super::{Base, Models, OpenImageEncoder, OpenIpAdapter, SideNetwork, VaeSizes};
+use crate::models::clip::{TextEncoder, VisionEncoder};
+use crate::models::image_projection::IpAdapter;
+use crate::models::unet::UNet;
+use crate::models::vae::{AutoencoderKl, AutoencoderTiny, KlEncoder, Vae, VaeEncoder};
+use crate::pipeline::embedded::Embedded;
+use crate::text::TextModel;
+use crate::text::tokenizer::{Settings, Tokenizer};
+use crate::weights::{Component, LoadReport, PatchStack, Resident, random};
+use crate::{Error, Result};
+
+impl VaeSizes {
+    pub(super) fn build(&self, vb: &candle_nn::VarBuilder) -> Result<Vae> {
+        Ok(match self {
+            Self::Kl(config) => Vae::Kl(Box::new(AutoencoderKl::decoder_only(config, vb)?)),
+            Self::Tiny(config) => Vae::Tiny(Box::new(AutoencoderTiny::new(config, vb)?)),
+        })
+    }
+
+    pub(super) fn build_encoder(&self, vb: &candle_nn::VarBuilder) -> Result<VaeEncoder> {
+        Ok(match self {
+            Self::Kl(config) => VaeEncoder::Kl(Box::new(KlEncoder::new(config, vb)?)),
+            Self::Tiny(config) => VaeEncoder::Tiny(Box::new(AutoencoderTiny::new(config, vb)?)),
+        })
+    }
+}
+
+impl Models {
+    /// Builds the tokenizer and the text encoder.
+    pub fn text(&self, dtype: DType, device: &Device) -> Result<(TextModel, LoadReport)> {
+        self.rebuild_text(&mut Resident::new(dtype, device))
+    }
+
+    /// Builds the tokenizer and the text encoder of what is `resident` and the files; see
+    /// [`Checkpoint::rebuild`].
+    pub fn rebuild_text(&self, resident: &mut Resident) -> Result<(TextModel, LoadReport)> {
+        let (encoder, report) =
+            self.build(Component::Text, resident, |vb| TextEncoder::new(&self.text, &vb))?;
+        let tokenizer = match &self.base {
+            Base::Embedded => {
+                Tokenizer::from_files(Embedded::VOCABULARY, Embedded::MERGES, &Settings::default())?
+            }
+            Base::Folder(folder) if folder.join("tokenizer").is_dir() => {
+                Tokenizer::open(&folder.join("tokenizer"))?
+            }
+            Base::Folder(_) | Base::File(_) | Base::Random(_) => Tokenizer::clip()?,
+        };
+        if tokenizer.vocab_size() > self.text.vocab_size {
+            return Err(Error::Weights {
+                component: "text encoder".into(),
+                summary: format!(
+                    "the tokenizer knows {} tokens, the weights {}",
+                    tokenizer.vocab_size(),
+                    self.text.vocab_size
+                ),
+            });
+        }
+        let mut text = TextModel::new(tokenizer, encoder, resident.device());
+        for inversion in &self.embeddings {
+            text.add(inversion)?;
+            // The encoder has a longer table of its own now.
+            resident.forget([TextEncoder::TOKENS]);
+        }
+        Ok((text, report))
+    }
+
+    /// Builds the UNet.
+    pub fn unet(&self, dtype: DType, device: &Device) -> Result<(UNet, LoadReport)> {
+        self.rebuild_unet(&mut Resident::new(dtype, device))
+    }
+
+    /// Builds the UNet of what is `resident` and the files; see [`Checkpoint::rebuild`].
+    pub fn rebuild_unet(&self, resident: &mut Resident) -> Result<(UNet, LoadReport)> {
+        self.build(Component::UNet, resident, |vb| UNet::new(&self.unet, &vb))
+    }
+
+    /// Builds the autoencoder's encoder.
+    ///
+    /// # Errors
+    ///
+    /// When the files have none, or its weights do not fit.
+    pub fn vae_encoder(&self, dtype: DType, device: &Device) -> Result<(VaeEncoder, LoadReport)> {
+        let build = |vb: candle_nn::VarBuilder<'static>| self.vae.build_encoder(&vb);
+        if self.drawn.is_some() {
+            return random::build(Component::Vae, dtype, device, build);
+        }
+        self.check_encoder()?;
+        self.encoder.build(Component::Vae, dtype, device, &PatchStack::new(), build)
+    }
+
+    /// Fails where the files have no encoder of the autoencoder.
+    pub(in crate::pipeline) fn check_encoder(&self) -> Result<()> {
+        if self.drawn.is_some() || self.encoder.has(Component::Vae) {
+            return Ok(());
+        }
+        let error = Error::Missing { name: "vae".into(), reason: "has no encoder".into() };
+        Err(error.with_hint("name a whole autoencoder with --vae"))
+    }
+
+    /// Builds the autoencoder.
+    pub fn vae(&self, dtype: DType, device: &Device) -> Result<(Vae, LoadReport)> {
+        let mut resident = Resident::new(dtype, device);
+        self.build(Component::Vae, &mut resident, |vb| self.vae.build(&vb))
+    }
+
+    fn build<T>(
+        &self,
+        component: Component,
+        resident: &mut Resident,
+        model: impl FnOnce(candle_nn::VarBuilder<'static>) -> Result<T>,
+    ) -> Result<(T, LoadReport)> {
+        if self.drawn.is_some() {
+            return random::build(component, resident.dtype(), resident.device(), model);
+        }
+        let mut patches = PatchStack::new();
+        for open in &self.loras {
+            patches.append(&open.patches);
+        }
+        patches.append(&self.patches);
+        self.checkpoint.rebuild(component, &patches, resident, model)
+    }
+
+    /// Builds a network beside the UNet.
+    ///
+    /// # Errors
+    ///
+    /// When none of that name was opened, or its weights do not fit.
+    pub fn side_network(
+        &self,
+        name: &str,
+        dtype: DType,
+        device: &Device,
+    ) -> Result<(SideNetwork, LoadReport)> {
+        match self.side_networks.get(name) {
+            Some(net) => net.build(dtype, device),
+            None => Err(Error::Missing { name: name.into(), reason: "was not opened".into() }),
+        }
+    }
+
+    /// Builds an IP-Adapter.
+    ///
+    /// # Errors
+    ///
+    /// When none of that name was opened, or its weights do not fit.
+    pub fn ip_adapter(
+        &self,
+        name: &str,
+        dtype: DType,
+        device: &Device,
+    ) -> Result<(IpAdapter, LoadReport)> {
+        self.open_ip_adapter(name)?.build(dtype, device)
+    }
+
+    /// Builds the image encoder of an IP-Adapter.
+    ///
+    /// # Errors
+    ///
+    /// When it was not opened, or its weights do not fit.
+    pub fn image_encoder(
+        &self,
+        path: &Path,
+        dtype: DType,
+        device: &Device,
+    ) -> Result<(VisionEncoder, LoadReport)> {
+        self.open_image_encoder(path)?.build(dtype, device)
+    }
+
+    pub(super) fn open_ip_adapter(&self, name: &str) -> Result<&OpenIpAdapter> {
+        let missing = || Error::Missing { name: name.to_owned(), reason: "was not opened".into() };
+        self.ip_adapters.get(name).ok_or_else(missing)
+    }
+
+    pub(super) fn open_image_encoder(&self, path: &Path) -> Result<&OpenImageEncoder> {
+        let name = || path.display().to_string();
+        let missing = || Error::Missing { name: name(), reason: "was not opened".into() };
+        self.image_encoders.get(path).ok_or_else(missing)
+    }
+}

@@ -1,0 +1,240 @@
+//! What is known of models before they are built: sizes, bytes, work.
+
+use std::path::Path;
+
+use candle_core::DType;
+
+use super::{
+    Models, OpenImageEncoder, OpenIpAdapter, OpenSideNetwork, SideConfig, SideWork, VaeSizes, bytes,
+};
+use crate::Result;
+use crate::adapters::lora::LoraReport;
+use crate::models::clip::VisionConfig;
+use crate::models::image_projection::IpAdapterConfig;
+use crate::models::unet::UNetConfig;
+use crate::pipeline::flops::{self, ClipSize, UNetWork, Work};
+use crate::pipeline::request::Request;
+use crate::schedule::{self, NoiseSchedule, Prediction};
+use crate::text::inversion::Inversion;
+use crate::weights::{Checkpoint, Component, Source, random};
+
+impl Models {
+    /// All files that weights come from.
+    pub fn sources(&self) -> Vec<Source> {
+        let archives = self.checkpoint.archives().iter().map(|archive| archive.source().clone());
+        let loras = self.loras.iter().map(|open| open.lora.archive().source().clone());
+        let embeddings = self.embeddings.iter().map(|inversion| inversion.source().clone());
+        let controls = self.side_networks.values().flat_map(OpenSideNetwork::sources);
+        let ip_adapters = self.ip_adapters.values().flat_map(OpenIpAdapter::sources);
+        let image_encoders = self.image_encoders.values().flat_map(OpenImageEncoder::sources);
+        let beside = controls.chain(ip_adapters).chain(image_encoders);
+        let mut sources: Vec<Source> = Vec::new();
+        for source in archives.chain(loras).chain(embeddings).chain(beside) {
+            // A LoRA's file may hold embeddings, too.
+            if !sources.contains(&source) {
+                sources.push(source);
+            }
+        }
+        sources
+    }
+
+    /// The open base files: names, shapes, what was left aside.
+    pub fn checkpoint(&self) -> &Checkpoint {
+        &self.checkpoint
+    }
+
+    /// What became of each LoRA.
+    pub fn adapters(&self) -> &[LoraReport] {
+        &self.adapters
+    }
+
+    /// The textual inversions.
+    pub fn embeddings(&self) -> &[Inversion] {
+        &self.embeddings
+    }
+
+    /// The UNet's sizes.
+    pub fn unet_config(&self) -> &UNetConfig {
+        &self.unet
+    }
+
+    /// Pixels (width, height) of the clips that the model was trained on.
+    pub fn native_size(&self) -> (usize, usize) {
+        let side = self.unet.sample_size * self.factor();
+        (side, side)
+    }
+
+    /// How many pixels a latent is wide.
+    pub fn factor(&self) -> usize {
+        match &self.vae {
+            VaeSizes::Kl(config) => config.factor(),
+            VaeSizes::Tiny(config) => config.factor(),
+        }
+    }
+
+    /// Channels of the latents.
+    pub fn latent_channels(&self) -> usize {
+        self.unet.in_channels
+    }
+
+    /// Channels of the decoder's last stage.
+    pub fn decoder_width(&self) -> usize {
+        match &self.vae {
+            VaeSizes::Kl(config) => config.block_out_channels[0],
+            VaeSizes::Tiny(config) => config.decoder_block_out_channels[0],
+        }
+    }
+
+    /// Channels of the encoder's first stage.
+    pub fn encoder_width(&self) -> usize {
+        match &self.vae {
+            VaeSizes::Kl(config) => config.block_out_channels[0],
+            VaeSizes::Tiny(config) => config.encoder_block_out_channels[0],
+        }
+    }
+
+    /// The most frames that the motion modules can tell apart.
+    pub fn longest_clip(&self) -> Option<usize> {
+        self.unet.motion.as_ref().map(|motion| motion.motion_max_seq_length)
+    }
+
+    /// What the UNet's output means.
+    pub fn prediction(&self) -> Prediction {
+        self.scheduler.prediction_type
+    }
+
+    /// Whether DDIM's last step ends without noise.
+    pub fn set_alpha_to_one(&self) -> bool {
+        self.scheduler.set_alpha_to_one
+    }
+
+    /// The noise schedule of a request.
+    pub fn schedule(&self, request: &Request) -> Result<NoiseSchedule> {
+        schedule::Config {
+            beta_schedule: request.betas(self.unet.motion.is_some()),
+            beta_start: request.beta_start,
+            beta_end: request.beta_end,
+            trained_betas: None,
+            ..self.scheduler.clone()
+        }
+        .schedule()
+    }
+
+    /// Bytes of the text encoder in f32.
+    pub fn text_bytes(&self) -> u64 {
+        self.bytes(Component::Text, DType::F32)
+    }
+
+    /// Bytes of the UNet.
+    pub fn unet_bytes(&self, dtype: DType) -> u64 {
+        self.bytes(Component::UNet, dtype)
+    }
+
+    /// Bytes of what is used of the autoencoder.
+    pub fn vae_bytes(&self, dtype: DType) -> u64 {
+        self.bytes(Component::Vae, dtype)
+    }
+
+    /// Bytes of the autoencoder's encoder; 0 where the files have none.
+    pub fn vae_encoder_bytes(&self, dtype: DType) -> u64 {
+        match &self.drawn {
+            Some(_) => {
+                let shapes = random::inventory(|vb| self.vae.build_encoder(&vb));
+                let shapes = shapes.unwrap_or_default();
+                let count: usize = shapes.values().map(|s| s.iter().product::<usize>()).sum();
+                (count * dtype.size_in_bytes()) as u64
+            }
+            None => bytes(&self.encoder, Component::Vae, dtype),
+        }
+    }
+
+    /// One pass of the UNet over a clip of `frames` frames of `size` (width, height) in pixels.
+    pub fn unet_work(&self, frames: usize, size: (usize, usize)) -> UNetWork {
+        flops::unet(&self.unet, self.clip_size(frames, size))
+    }
+
+    /// A clip of `frames` frames of `size` (width, height) in pixels, in latents.
+    fn clip_size(&self, frames: usize, size: (usize, usize)) -> ClipSize {
+        let (width, height) = (size.0 / self.factor(), size.1 / self.factor());
+        ClipSize { frames, height, width, tokens: self.text.max_position_embeddings }
+    }
+
+    /// Decoding of `frames` frames of `size` (width, height) in pixels.
+    pub fn decoder_work(&self, frames: usize, size: (usize, usize)) -> Work {
+        let (width, height) = (size.0 / self.factor(), size.1 / self.factor());
+        let frame = match &self.vae {
+            VaeSizes::Kl(config) => flops::decoder(config, height, width),
+            VaeSizes::Tiny(config) => flops::tiny_decoder(config, height, width),
+        };
+        frame * frames
+    }
+
+    /// Encoding of one prompt.
+    pub fn text_work(&self) -> Work {
+        flops::text(&self.text)
+    }
+
+    fn bytes(&self, component: Component, dtype: DType) -> u64 {
+        if let Some(drawn) = &self.drawn {
+            return drawn.get(&component).copied().unwrap_or(0) * dtype.size_in_bytes() as u64;
+        }
+        bytes(&self.checkpoint, component, dtype)
+    }
+
+    /// The networks beside the UNet that requests may use, by name: what they are, and their sizes.
+    pub fn side_networks(&self) -> impl Iterator<Item = (&str, &SideConfig)> {
+        self.side_networks.iter().map(|(name, net)| (name.as_str(), net.config()))
+    }
+
+    /// What the network of that name is, if there is one.
+    pub fn side_config(&self, name: &str) -> Option<&SideConfig> {
+        self.side_networks.get(name).map(OpenSideNetwork::config)
+    }
+
+    /// Bytes of a network beside the UNet; 0 if there is none of that name.
+    pub fn side_network_bytes(&self, name: &str, dtype: DType) -> u64 {
+        self.side_networks.get(name).map_or(0, |net| net.bytes(dtype))
+    }
+
+    /// What a network beside the UNet computes for a clip of `frames` frames of `size` (width, height) in pixels with
+    /// `hints` pictures; nothing if there is none of that name.
+    pub fn side_network_work(
+        &self,
+        name: &str,
+        frames: usize,
+        size: (usize, usize),
+        hints: usize,
+    ) -> SideWork {
+        let clip = self.clip_size(frames, size);
+        self.side_config(name).map_or_else(SideWork::default, |config| config.work(clip, hints))
+    }
+
+    /// The names of the IP-Adapters that requests may use.
+    pub fn ip_adapters(&self) -> impl Iterator<Item = &str> {
+        self.ip_adapters.keys().map(String::as_str)
+    }
+
+    /// An IP-Adapter's sizes, its image encoder and that one's sizes.
+    ///
+    /// # Errors
+    ///
+    /// When none of that name was opened.
+    pub fn ip_adapter_config(
+        &self,
+        name: &str,
+    ) -> Result<(&IpAdapterConfig, &Path, &VisionConfig)> {
+        let adapter = self.open_ip_adapter(name)?;
+        let encoder = self.open_image_encoder(&adapter.encoder)?;
+        Ok((&adapter.config, &adapter.encoder, &encoder.config))
+    }
+
+    /// Bytes of an IP-Adapter, or of none if there is none of that name.
+    pub fn ip_adapter_bytes(&self, name: &str, dtype: DType) -> u64 {
+        self.ip_adapters.get(name).map_or(0, |adapter| adapter.bytes(dtype))
+    }
+
+    /// Bytes of an image encoder; 0 if it was not opened.
+    pub fn image_encoder_bytes(&self, path: &Path, dtype: DType) -> u64 {
+        self.image_encoders.get(path).map_or(0, |encoder| encoder.bytes(dtype))
+    }
+}

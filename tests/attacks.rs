@@ -410,10 +410,10 @@ fn impossible_numbers_are_refused_by_name() {
         (&["--steps", "4000000000"], &["4000000000"]),
         (&["--lcm-original-steps", "0"], &["0"]),
         (&["--lcm-original-steps", "1001"], &["1001"]),
-        (&["--width", "9"], &["width", "multiple of 8", "got 9"]),
+        (&["--width", "9"], &["width", "multiple of 4", "got 9"]),
         (&["--width", "0"], &["width", "got 0"]),
         (&["--height", "7"], &["height", "got 7"]),
-        (&["--height", "100"], &["height", "multiple of 8", "got 100"]),
+        (&["--height", "102"], &["height", "multiple of 4", "got 102"]),
         (&["--width", "8200"], &["width", "8192", "8200"]),
         (&["--width", "18446744073709551615"], &["width", "18446744073709551615"]),
         (&["--fps", "NaN"], &["fps", "NaN"]),
@@ -448,7 +448,7 @@ fn impossible_numbers_are_refused_by_name() {
         refused(&folder, &outcome, 2, parts, &[]);
         assert!(!outcome.stderr.contains("step 1/"), "{args:?} was found out too late");
     }
-    assert!(generate(&folder, &["--height", "100"]).hint().contains("96 or 104"));
+    assert!(generate(&folder, &["--height", "102"]).hint().contains("100 or 104"));
     for (flag, word) in
         [("--model", "sd99"), ("--motion", "sd99"), ("--lora", "sd99"), ("--vae", "sd99")]
     {
@@ -495,14 +495,14 @@ fn requests_are_read_with_suspicion() {
 #[test]
 fn tensors_from_outside_are_read_with_suspicion() {
     let folder = Folder::new();
-    let shape = [1, 4, 2, 8, 8];
+    let shape = [1, 4, 2, 16, 16];
     let tensor = |shape: &[usize]| Tensor::ones(shape, DType::F32, &Device::Cpu).unwrap();
     let file = |tensors: &[(&str, Tensor)]| {
         let tensors: HashMap<_, _> = tensors.iter().cloned().collect();
         safetensors::serialize(&tensors, None).unwrap()
     };
     let nan = (tensor(&shape) * f64::NAN).unwrap();
-    let wide = tensor(&[1, 4, 2, 8, 16]);
+    let wide = tensor(&[1, 4, 2, 16, 32]);
     for (bytes, parts) in [
         (vec![], &["t.safetensors"][..]),
         (b"not tensors at all, only text".to_vec(), &["t.safetensors"]),
@@ -516,11 +516,14 @@ fn tensors_from_outside_are_read_with_suspicion() {
         (file(&[]), &["no tensors"]),
         (file(&[("latent", tensor(&shape))]), &["`latent`"]),
         (file(&[("noise.1", tensor(&shape))]), &["`noise.1`"]),
-        (file(&[("latents", wide.clone())]), &["`latents`", "[1, 4, 2, 8, 16]", "[1, 4, 2, 8, 8]"]),
+        (
+            file(&[("latents", wide.clone())]),
+            &["`latents`", "[1, 4, 2, 16, 32]", "[1, 4, 2, 16, 16]"],
+        ),
         (file(&[("latents", tensor(&[4]))]), &["`latents`", "[4]"]),
         (file(&[("latents", nan.clone())]), &["`latents`", "NaN"]),
         (file(&[("noise.0", tensor(&[4]))]), &["`noise.0`", "[4]"]),
-        (file(&[("noise.0", wide)]), &["`noise.0`", "[1, 4, 2, 8, 16]"]),
+        (file(&[("noise.0", wide)]), &["`noise.0`", "[1, 4, 2, 16, 32]"]),
         (file(&[("noise.0", nan)]), &["`noise.0`", "NaN"]),
     ] {
         folder.write("t.safetensors", bytes);

@@ -230,7 +230,7 @@ fn progress_events_follow_one_schema() {
 fn failures_are_events_too() {
     let folder = Folder::new();
     for args in [
-        &quick(&["-o", "a.gif", "--progress=json", "--width", "12"])[..],
+        &quick(&["-o", "a.gif", "--progress=json", "--width", "13"])[..],
         &quick(&["-o", "a.gif", "--progress", "json", "--steps", "many"]),
         &quick(&["-o", "a.doc", "--progress=json"]),
     ] {

@@ -31,6 +31,19 @@ fn rendered_clips_are_true_and_their_report_says_so() {
 }
 
 #[test]
+fn the_model_inside_shows_what_it_is_asked_for() {
+    // Of 256 clips four in five are true in everything; of sixteen fewer than nine would be by chance once in a thousand.
+    let folder = Folder::new();
+    let args = ["eval", "--procedural", "--prompts", "16", "--seed", "7", "-q", "--json"];
+    let score = &folder.run(&args).ok().json()["score"];
+    for (part, least) in
+        [("background", 15), ("color", 15), ("shape", 14), ("motion", 9), ("all", 9)]
+    {
+        assert!(score[part]["hits"].as_u64().unwrap() >= least, "{part}: {}", score[part]);
+    }
+}
+
+#[test]
 fn a_model_is_measured_with_the_flags_of_generate() {
     let folder = Folder::new();
     let args = ["eval", "--procedural", "--prompts", "2", "--steps", "2", "--frames", "8", "-q"];

@@ -93,6 +93,42 @@ fn a_perfect_teacher_leaves_its_students_nothing_to_learn() {
 }
 
 #[test]
+fn gradients_remember_nothing() {
+    let [down, up] = ["remember.down", "remember.up"].map(|name| drawn(name, &[4, 4]));
+    let vars = variables(&[("down".to_owned(), down), ("up".to_owned(), up)].into()).unwrap();
+    let product = vars["up"].matmul(vars["down"].as_tensor()).unwrap();
+    let mut store = product.sqr().unwrap().sum_all().unwrap().backward().unwrap();
+    // candle's own gradient of a product is a product with a variable.
+    assert!(store.get(&vars["up"]).unwrap().track_op());
+    let found = gradients(&mut store, &vars).unwrap();
+    assert!(found.values().all(|gradient| !gradient.track_op()));
+}
+
+#[test]
+fn errors_of_noise_can_count_as_those_of_velocity() {
+    let [clean, noise, said] =
+        ["weigh.clean", "weigh.noise", "weigh.said"].map(|name| drawn(name, &[2, 3, 4, 4]));
+    let levels = [999, 300].map(|timestep| schedule().level(timestep).unwrap());
+    let at = PerImage::new(levels.to_vec(), 1, &Device::Cpu);
+    let x = at.add_noise(&clean, &noise).unwrap();
+    let weighed = |noise: &Tensor| at.weigh(noise, 1.0).unwrap();
+    let error = (weighed(&said) - weighed(&noise)).unwrap();
+    for (i, level) in levels.into_iter().enumerate() {
+        // v = alpha ε - sigma x₀, with the x₀ that x and ε mean.
+        let velocity = |noise: &Tensor| {
+            let noise = noise.get(i).unwrap();
+            let clean = ((x.get(i).unwrap() - (&noise * level.sigma).unwrap()).unwrap()
+                / level.alpha)
+                .unwrap();
+            ((noise * level.alpha).unwrap() - (clean * level.sigma).unwrap()).unwrap()
+        };
+        let wanted = (velocity(&said) - velocity(&noise)).unwrap();
+        assert_relative(&error.get(i).unwrap(), &wanted, 1e-5);
+    }
+    assert_close(&at.weigh(&said, 0.0).unwrap(), &said, 0.0);
+}
+
+#[test]
 fn adamw_and_clipping_are_those_of_torch() {
     let golden = golden::load("train/parts");
     let var = Var::from_tensor(&drawn("adam", &[3, 4])).unwrap();

@@ -188,6 +188,31 @@ fn mixed_precision_learns_the_same() {
 }
 
 #[test]
+fn latents_have_the_deviation_of_the_plan() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut factors = Vec::new();
+    let mut clips = Vec::new();
+    for deviation in [1.0, 0.5] {
+        let mut plan = Plan::from_toml("plan", PLAN).unwrap();
+        plan.vae.deviation = deviation;
+        let (places, compute) = (Places::new(folder.path()), Compute::exact(&Device::Cpu));
+        let options = Options { restart: true, ..OPTIONS };
+        for stage in [Stage::Vae, Stage::Base] {
+            run(stage, &plan, &places, &compute, options, &mut Stop::default()).unwrap();
+        }
+        let config = bytes(folder.path(), "base/vae/config.json");
+        let config: serde_json::Value = serde_json::from_slice(&config).unwrap();
+        factors.push(config["scaling_factor"].as_f64().unwrap());
+        // They are kept, but not beyond a change of their scale.
+        clips.push(tensors(folder.path(), "latents.safetensors").remove("latents").unwrap());
+    }
+    assert!((factors[0] - 2.0 * factors[1]).abs() < 1e-9 * factors[0], "{factors:?}");
+    for (whole, half) in clips[0].iter().zip(&clips[1]) {
+        assert!((whole - 2.0 * half).abs() < 1e-5, "{whole} {half}");
+    }
+}
+
+#[test]
 fn memory_grows_with_the_batch() {
     let plan = Plan::from_toml("plan", PLAN).unwrap();
     let mut larger = plan.clone();

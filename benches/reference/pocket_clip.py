@@ -26,7 +26,7 @@ def main():
         torch.set_num_threads(a.threads)
     unet, vae, text, tok = load()
     prompt, _, _, seed = RUNS[0]
-    ids = tok(prompt, padding="max_length", max_length=77, truncation=True, return_tensors="pt").input_ids
+    ids = tok(prompt, padding="max_length", max_length=text.config.max_position_embeddings, truncation=True, return_tensors="pt").input_ids
     context = text(ids)[0].repeat_interleave(SHAPE[2], 0)
     g = torch.Generator().manual_seed(seed)
     x = torch.randn(SHAPE, generator=g)

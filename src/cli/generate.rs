@@ -331,7 +331,7 @@ fn describe(job: &Job, prepared: &Prepared, device: &Device, precision: Precisio
     let request = &job.request;
     let model = match &job.models.model {
         Some(model) => model,
-        None => "the small model inside the program; a stand-in, see --model",
+        None => "the small model inside the program, which knows coloured shapes; see --model",
     };
     format!(
         "{} frames of {}x{}, {} steps of {}, seed {}, {} {}, {model}",

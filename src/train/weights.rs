@@ -39,7 +39,8 @@ pub fn variables(weights: &Weights) -> Result<Vars> {
 pub fn gradients(store: &mut GradStore, vars: &Vars) -> Result<Weights> {
     vars.iter()
         .map(|(name, var)| match store.remove(var) {
-            Some(gradient) => Ok((name.clone(), gradient)),
+            // A gradient that remembers how it was computed would keep that in memory, and moments all of them.
+            Some(gradient) => Ok((name.clone(), gradient.detach())),
             None => {
                 let name = format!("weight `{name}`");
                 Err(Error::Missing { name, reason: "has no gradient".into() })

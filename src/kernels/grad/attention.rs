@@ -153,7 +153,9 @@ impl Sequence {
     fn short_weights(&self, q: &Tile, k: &Tile) -> Tile {
         let mut weights = product(q, &turned(k, self.dim), self.queries, self.dim);
         for row in &mut weights[..self.queries] {
-            row.iter_mut().for_each(|v| *v *= self.scale);
+            for value in row.iter_mut() {
+                *value *= self.scale;
+            }
             row[self.keys..].fill(f32::NEG_INFINITY);
             softmax(row);
         }

@@ -38,7 +38,7 @@ impl Models {
     }
 
     /// Builds the tokenizer and the text encoder of what is `resident` and the files; see
-    /// [`Checkpoint::rebuild`].
+    /// [`Checkpoint::rebuild`](crate::weights::Checkpoint::rebuild).
     pub fn rebuild_text(&self, resident: &mut Resident) -> Result<(TextModel, LoadReport)> {
         let (encoder, report) =
             self.build(Component::Text, resident, |vb| TextEncoder::new(&self.text, &vb))?;
@@ -75,7 +75,7 @@ impl Models {
         self.rebuild_unet(&mut Resident::new(dtype, device))
     }
 
-    /// Builds the UNet of what is `resident` and the files; see [`Checkpoint::rebuild`].
+    /// Builds the UNet of what is `resident` and the files; see [`Checkpoint::rebuild`](crate::weights::Checkpoint::rebuild).
     pub fn rebuild_unet(&self, resident: &mut Resident) -> Result<(UNet, LoadReport)> {
         self.build(Component::UNet, resident, |vb| UNet::new(&self.unet, &vb))
     }

@@ -17,7 +17,7 @@ pub enum Base {
     Folder(PathBuf),
     /// One file with UNet and perhaps VAE and text encoder.
     File(PathBuf),
-    /// No file: weights drawn by [`random`], to measure time and memory with.
+    /// No file: weights drawn by [`random`](crate::weights::random), to measure time and memory with.
     Random(Preset),
 }
 

@@ -8,7 +8,7 @@ use candle_core::{Device, Result, Tensor};
 use rayon::prelude::*;
 
 use super::matrix::{Into, Matrix, multiply};
-use super::{Gradients, View, applies, attach, is_tracked, nothing, parts, total};
+use super::{Gradients, View, applies, attach, is_tracked, nothing, parts, sum_of_rows, total};
 use crate::kernels::isa::Isa;
 use crate::kernels::product::{self, Columns, Epilogue, Packed, Window};
 use crate::kernels::{self, Activation, ConvArgs, reference};
@@ -113,8 +113,9 @@ impl Gradients for Convolution {
             let values = sizes.of_weight(x_view.values(), &slopes);
             Tensor::from_vec(values, weight.shape(), &Device::Cpu)
         });
-        let of_bias = is_tracked(&[bias])
-            .then(|| Tensor::from_vec(sums(&slopes, sizes.outputs), sizes.outputs, &Device::Cpu));
+        let of_bias = is_tracked(&[bias]).then(|| {
+            Tensor::from_vec(sum_of_rows(&slopes, sizes.outputs), sizes.outputs, &Device::Cpu)
+        });
         Ok([of_x.transpose()?, of_weight.transpose()?, of_bias.transpose()?])
     }
 }
@@ -169,17 +170,6 @@ fn turn_block(
             }
         }
     }
-}
-
-/// The sum of all rows of `width` values.
-fn sums(values: &[f32], width: usize) -> Vec<f32> {
-    let mut sum = vec![0f32; width];
-    for row in values.chunks_exact(width.max(1)) {
-        for (sum, value) in sum.iter_mut().zip(row) {
-            *sum += value;
-        }
-    }
-    sum
 }
 
 /// Packs `at(output, tap, channel)`.

@@ -4,7 +4,7 @@ use candle_core::{D, Device, Result, Tensor};
 use rayon::prelude::*;
 
 use super::matrix::{Into, Matrix, multiply};
-use super::{Gradients, View, applies, attach, is_tracked, nothing, parts, total};
+use super::{Gradients, View, applies, attach, is_tracked, nothing, parts, sum_of_rows, total};
 use crate::kernels::reference;
 
 /// See [`crate::kernels::linear`].
@@ -107,12 +107,7 @@ impl Gradients for Linear {
             Tensor::from_vec(total(sums, outputs * inputs), (outputs, inputs), &Device::Cpu)
         });
         let of_bias = is_tracked(&[bias]).then(|| {
-            let mut sum = vec![0f32; outputs];
-            for row in slopes.chunks_exact(outputs.max(1)) {
-                for (sum, slope) in sum.iter_mut().zip(row) {
-                    *sum += slope;
-                }
-            }
+            let sum = sum_of_rows(slopes, outputs);
             Tensor::from_vec(sum, bias.dim(D::Minus1)?, &Device::Cpu)
         });
         Ok([of_x.transpose()?, of_weight.transpose()?, of_bias.transpose()?])

@@ -173,6 +173,17 @@ fn sum_of(run: &[f32], f: impl Fn(f32) -> f32) -> f64 {
     f64::from(lanes.iter().sum::<f32>() + rest)
 }
 
+/// The sum of all rows of `width` values.
+fn sum_of_rows(values: &[f32], width: usize) -> Vec<f32> {
+    let mut sum = vec![0f32; width];
+    for row in values.chunks_exact(width.max(1)) {
+        for (sum, value) in sum.iter_mut().zip(row) {
+            *sum += value;
+        }
+    }
+    sum
+}
+
 /// Into how many parts a sum over `count` things is split: enough for any machine that trains on its CPU.
 fn parts(count: usize) -> usize {
     count.clamp(1, 16)

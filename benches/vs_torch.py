@@ -1,16 +1,17 @@
 #!/usr/bin/env python3
-"""`animatelcm bench` against diffusers on torch, in turn on the same machine, as a table for RESULTS.md.
+"""`animatelcm bench` against diffusers on torch and OpenVINO, in turn on the same machine, as a table for RESULTS.md.
 
     cargo build --release
     python benches/vs_torch.py target/release/animatelcm [--frames 8] [--width 256] [--height 256] [--rounds 3] [--repeats 1]
                                [--only animatelcm-f32,torch-f32,...] [--threads N] [--out table.md]
 
-Candidates: animatelcm-f32, animatelcm-bf16; torch-f32, torch-bf16 (eager, channels last), torch-f32-compile,
-torch-bf16-compile (with inductor's freezing). Each is a process of
+Candidates: animatelcm-f32, animatelcm-bf16, animatelcm-f32-int8, animatelcm-bf16-int8 (rounded weights of the UNet); torch-f32,
+torch-bf16 (eager, channels last), torch-f32-compile, torch-bf16-compile (with inductor's freezing); openvino-f32, openvino-bf16 (of
+the folder that reference/openvino_bench.py has converted for this shape). By default all without the last four. Each is a process of
 its own, with one pass to warm up, and all of them take their turn in every round, so that what else the machine does
 hits all alike. The least of all passes is what counts; the greatest is the spread. Processor seconds are those of the
 whole process, weights and warming up included. The weights are random (reference/named_weights.py, src/weights/random.rs):
-times do not depend on them. Needs what reference/README.md says, and about 8 GB of memory.
+times do not depend on them. All hold the text encoder too, in f32 where it is ours, but OpenVINO, which has the other two. Needs what reference/README.md says, and about 8 GB of memory.
 """
 import argparse
 import json
@@ -21,7 +22,8 @@ import sys
 from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
-NAMES = ["animatelcm-f32", "animatelcm-bf16", "torch-f32", "torch-bf16", "torch-f32-compile", "torch-bf16-compile"]
+NAMES = ["animatelcm-f32", "animatelcm-bf16", "animatelcm-f32-int8", "animatelcm-bf16-int8", "torch-f32", "torch-bf16", "torch-f32-compile",
+         "torch-bf16-compile", "openvino-f32", "openvino-bf16"]
 
 
 def arguments():
@@ -33,26 +35,32 @@ def arguments():
     ap.add_argument("--rounds", type=int, default=3)
     ap.add_argument("--repeats", type=int, default=1)
     ap.add_argument("--threads", type=int, default=os.cpu_count())
-    ap.add_argument("--only", default=",".join(NAMES[:4]))
+    ap.add_argument("--only", default=",".join(NAMES[:6]))
+    ap.add_argument("--openvino", type=Path, help="the folder of converted models")
     ap.add_argument("--out", type=Path)
     a = ap.parse_args()
     unknown = set(a.only.split(",")) - set(NAMES)
     if unknown:
         ap.error(f"no candidate {', '.join(sorted(unknown))}; there are {', '.join(NAMES)}")
+    if "openvino" in a.only and not a.openvino:
+        ap.error("openvino wants --openvino DIR; see reference/openvino_bench.py")
     return a
 
 
 def command(a, name):
-    tool, dtype, *compiled = name.split("-")
+    tool, dtype, *more = name.split("-")
     size = ["--frames", str(a.frames), "--width", str(a.width), "--height", str(a.height), "--steps", "1"]
     times = ["--repeats", str(a.repeats), "--warmup", "1"]
     if tool == "animatelcm":
         return [str(a.program), "bench", "--random-weights", "sd15", "--device", "cpu", "--dtype", dtype, *size, *times,
-                "--no-cold-start", "--json", "--quiet"]
+                "--no-cold-start", "--json", "--quiet", "--quantize", *(more or ["none"])]
+    if tool == "openvino":
+        return [sys.executable, str(HERE / "reference" / "openvino_bench.py"), "run", str(a.openvino), "--dtype", dtype, *times,
+                "--frames", str(a.frames), "--vae-chunk", "4", "--threads", str(a.threads)]
     run = [sys.executable, str(HERE / "reference" / "diffusers_bench.py"), "--dtype", dtype, *size, *times,
            "--threads", str(a.threads), "--device", "cpu", "--channels-last", "--per-frame", "--vae-chunk", "4",
-           "--parts", "unet,vae"]
-    return run + (["--compile"] if compiled else [])
+           "--parts", "text,unet,vae"]
+    return run + (["--compile"] if more else [])
 
 
 def run(a, name):
@@ -93,7 +101,7 @@ def main():
     versions = {}
     for rs in results.values():
         versions |= rs[0]["versions"]
-    keep = ("animatelcm", "torch", "diffusers")
+    keep = ("animatelcm", "torch", "diffusers", "openvino")
     lines = [
         f"{a.frames} frames of {a.width}x{a.height}, {a.threads} threads, {a.rounds} rounds of {a.repeats} passes; "
         + ", ".join(f"{k} {versions[k]}" for k in keep if k in versions),

@@ -180,6 +180,29 @@ impl FromStr for DtypeChoice {
     }
 }
 
+/// To how many bits the weights of large layers are rounded.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Quantize {
+    /// Not at all.
+    #[default]
+    None,
+    /// 8, by a scale for every output: the largest weight is 127.
+    Int8,
+}
+
+impl FromStr for Quantize {
+    type Err = Error;
+
+    fn from_str(s: &str) -> Result<Self> {
+        match s {
+            "none" => Ok(Self::None),
+            "int8" => Ok(Self::Int8),
+            _ => Err(Error::request("quantize", format!("`{s}` is not `none` or `int8`"))),
+        }
+    }
+}
+
 /// Which part runs in which number format.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Precision {
@@ -189,6 +212,8 @@ pub struct Precision {
     pub unet: DType,
     /// The autoencoder. f16 overflows in published ones, so it runs in f32 unless bf16 was asked for.
     pub vae: DType,
+    /// The weights of the UNet and of networks beside it.
+    pub quantize: Quantize,
 }
 
 impl Precision {
@@ -201,7 +226,28 @@ impl Precision {
             DtypeChoice::Bf16 => DType::BF16,
         };
         let vae = if unet == DType::BF16 { DType::BF16 } else { DType::F32 };
-        Self { text: DType::F32, unet, vae }
+        Self { text: DType::F32, unet, vae, quantize: Quantize::None }
+    }
+
+    /// The same with rounded weights.
+    ///
+    /// # Errors
+    ///
+    /// On another `device` than the CPU, whose kernels alone know such weights.
+    pub fn quantized(self, quantize: Quantize, device: &Device) -> Result<Self> {
+        if quantize != Quantize::None && !device.is_cpu() {
+            let error = Error::request("quantize", "rounded weights are for the CPU");
+            return Err(error.with_hint("--device cpu, or --dtype bf16 on a GPU"));
+        }
+        Ok(Self { quantize, ..self })
+    }
+
+    /// The UNet's number formats in a few letters.
+    pub fn describe(&self) -> String {
+        match self.quantize {
+            Quantize::None => self.unet.as_str().to_owned(),
+            Quantize::Int8 => format!("{} with int8 weights", self.unet.as_str()),
+        }
     }
 }
 

@@ -43,6 +43,17 @@ fn the_json_has_times_memory_and_what_they_were_measured_on() {
         let wanted = report[part]["gflop"].as_f64().unwrap() / median;
         assert!(rate > 0.0 && (rate / wanted - 1.0).abs() < 1e-9, "{part}");
     }
+    for part in ["unet_step", "decode"] {
+        let shares = report[part]["shares"].as_object().unwrap();
+        let sum: f64 = shares.values().map(|share| share.as_f64().unwrap()).sum();
+        assert!((sum - 1.0).abs() < 1e-9, "{part}: {shares:?}");
+        let frames = shares["attention over frames"].as_f64().unwrap();
+        assert_eq!(frames > 0.0, part == "unet_step");
+        for kind in ["convolution", "linear", "attention", "norm"] {
+            assert!(shares[kind].as_f64().unwrap() > 0.0, "{part}: {kind}");
+        }
+        assert!(shares["other"].as_f64().unwrap() < 0.9);
+    }
     let median = |part: &str| report[part]["seconds"]["median"].as_f64().unwrap();
     let parts = median("text_encode") + 2.0 * median("unet_step") + median("decode");
     assert!(parts < 2.0 * median("clip"), "the parts are those of the clip");

@@ -344,6 +344,22 @@ fn replay_makes_the_same_bytes_from_every_container() {
 }
 
 #[test]
+fn a_clip_says_that_its_weights_were_rounded_and_replays() {
+    let folder = Folder::new();
+    folder.run(&quick(&["-o", "plain.gif"])).ok();
+    let said = folder.run(&quick(&["--quantize=int8", "-o", "a.gif"])).ok().stderr;
+    assert!(said.contains("f32 with int8 weights"), "{said}");
+    assert!(folder.read("a.gif") != folder.read("plain.gif"));
+    folder.run(&["replay", "a.gif"]).ok();
+    assert!(folder.read("a.gif") == folder.read("a-replay.gif"));
+    let runs_on = |name: &str| folder.run(&["inspect", name]).ok().stdout().to_owned();
+    assert!(runs_on("a.gif").contains("with int8 weights"));
+    assert!(!runs_on("plain.gif").contains("int8"));
+    let error = folder.run(&quick(&["--quantize=int4", "-o", "b.gif"]));
+    assert!(error.fails(2).contains("`int4` is not `none` or `int8`"));
+}
+
+#[test]
 fn clips_without_a_request_cannot_be_replayed() {
     let folder = Folder::new();
     folder.run(&quick(&["-o", "a.gif", "--no-metadata"])).ok();

@@ -1,6 +1,7 @@
 //! Every fast kernel against its plain reference, over odd shapes, strides and values, on every set of instructions
 //! that this processor has.
 
+use animatelcm::device::Quantize;
 use animatelcm::kernels::isa::Isa;
 use animatelcm::kernels::layout::is_channels_last;
 use animatelcm::kernels::{
@@ -32,6 +33,8 @@ fn attention_equals_its_reference() {
         (1, 1, 1, 1, 1),
         (2, 5, 3, 3, 7),
         (3, 16, 16, 8, 40),
+        (2, 9, 30, 2, 24),
+        (1, 32, 5, 3, 17),
         (1, 130, 77, 2, 80),
         (2, 64, 65, 1, 160),
         (5, 63, 200, 4, 4),
@@ -65,6 +68,11 @@ fn attention_reads_views_without_copies() {
     let q = random(&[batch, tokens, dim, heads], 6).transpose(2, 3).unwrap();
     let got = kernels::attention(&q, &k, &v, 0.4).unwrap();
     assert_relative(&got, &reference::attention(&q, &k, &v, 0.4).unwrap(), 2e-6);
+    // The same of more tokens than are kept in registers.
+    let packed = random(&[2, 50, 3, 2, 6], 7);
+    let [q, k, v] = [0, 1, 2].map(|i| packed.narrow(2, i, 1).unwrap().squeeze(2).unwrap());
+    let got = kernels::attention(&q, &k, &v, 0.4).unwrap();
+    assert_relative(&got, &reference::attention(&q, &k, &v, 0.4).unwrap(), 2e-6);
 }
 
 #[test]
@@ -92,9 +100,17 @@ fn attention_survives_large_scores_and_passes_nan_on() {
 
 #[test]
 fn attention_by_place_is_attention_of_every_place() {
-    for (batch, tokens, places, heads, dim) in
-        [(1, 1, 1, 1, 1), (2, 5, 3, 2, 7), (1, 16, 70, 8, 40)]
-    {
+    // Up to two vectors of frames, and more; whole and partial groups of places.
+    for (batch, tokens, places, heads, dim) in [
+        (1, 1, 1, 1, 1),
+        (2, 5, 3, 2, 7),
+        (1, 8, 9, 1, 16),
+        (1, 16, 70, 8, 40),
+        (2, 17, 13, 3, 33),
+        (1, 24, 5, 2, 160),
+        (1, 32, 4, 8, 80),
+        (1, 33, 3, 2, 40),
+    ] {
         let shape = [batch, tokens, places, heads, dim];
         let (q, k, v) = (random(&shape, 51), random(&shape, 52), random(&shape, 53));
         let places_first = |x: &Tensor| {
@@ -113,8 +129,12 @@ fn attention_by_place_is_attention_of_every_place() {
 
 #[test]
 fn attention_in_half_precision_is_rounded_once() {
-    let shape = [2, 33, 3, 24];
-    for dtype in [DType::BF16, DType::F16] {
+    for (shape, dtype) in [
+        ([2, 33, 3, 24], DType::BF16),
+        ([2, 33, 3, 24], DType::F16),
+        ([3, 16, 2, 40], DType::BF16),
+        ([3, 16, 2, 40], DType::F16),
+    ] {
         let half = |seed| random(&shape, seed).to_dtype(dtype).unwrap();
         let (q, k, v) = (half(54), half(55), half(56));
         let full = |x: &Tensor| x.to_dtype(DType::F32).unwrap();
@@ -400,6 +420,105 @@ fn products_in_half_precision_are_those_of_f32_rounded() {
             }
         }
     }
+}
+
+/// What is left of a weight when every output has whole numbers up to 127 and a scale.
+fn rounded(weight: &Tensor) -> Tensor {
+    let inner = weight.elem_count() / weight.dim(0).unwrap();
+    let mut numbers = values(weight);
+    for row in numbers.chunks_exact_mut(inner) {
+        let scale = row.iter().fold(0f32, |most, v| most.max(v.abs())) / 127.0;
+        for v in row {
+            *v = (*v / scale).round_ties_even() * scale;
+        }
+    }
+    Tensor::from_vec(numbers, weight.dims(), &Device::Cpu).unwrap()
+}
+
+#[test]
+fn products_with_int8_weights_are_those_of_the_rounded_weights() {
+    let int8 = |weight: &Tensor, bias: Option<&Tensor>| {
+        Quantize::Int8.scope(|| Weights::new(weight, bias)).unwrap()
+    };
+    // Multiplied out and transformed; whole and partial panels and blocks of channels.
+    for (inputs, outputs, size, stride) in
+        [(32, 32, (5, 7), 1), (34, 130, (9, 4), 2), (300, 70, (6, 6), 1), (160, 96, (24, 20), 1)]
+    {
+        let x = random(&[2, inputs, size.0, size.1], 121);
+        let weight = random(&[outputs, inputs, 3, 3], 122);
+        let bias = random(&[outputs], 123);
+        let args = ConvArgs {
+            padding: (1, 1),
+            stride,
+            activation: Activation::Silu,
+            ..ConvArgs::default()
+        };
+        let want = reference::conv2d(&x, &rounded(&weight), Some(&bias), &args).unwrap();
+        let weights = int8(&weight, Some(&bias));
+        for got in results(|| kernels::conv2d(&x, &weights, &args)) {
+            assert_relative(&got, &want, 2e-6);
+        }
+        let half = x.to_dtype(DType::BF16).unwrap();
+        let full = half.to_dtype(DType::F32).unwrap();
+        let want = reference::conv2d(&full, &rounded(&weight), Some(&bias), &args).unwrap();
+        for got in results(|| kernels::conv2d(&half, &weights, &args)) {
+            assert_eq!(got.dtype(), DType::BF16);
+            assert_relative(&got, &want, 2.5e-3);
+        }
+        let plain = reference::conv2d(&x, &weight, Some(&bias), &args).unwrap();
+        let error = relative_l2(&kernels::conv2d(&x, &weights, &args).unwrap(), &plain);
+        // Of equally distributed numbers: half a step of 127, by the square root of three, of their deviation.
+        assert!((1e-3..8e-3).contains(&error), "{error:e}");
+    }
+    for (rows, inputs, outputs) in [(1, 32, 34), (13, 96, 130), (3, 1100, 66), (2, 4200, 34)] {
+        let x = random(&[rows, inputs], 124);
+        let (weight, bias) = (random(&[outputs, inputs], 125), random(&[outputs], 126));
+        let residual = random(&[rows, outputs], 127);
+        let want = reference::linear(&x, &rounded(&weight), Some(&bias)).unwrap();
+        let weights = int8(&weight, Some(&bias));
+        for got in results(|| kernels::linear(&x, &weights, Some(&residual))) {
+            assert_relative(&got, &(&want + &residual).unwrap(), 1e-6);
+        }
+        let gated = Quantize::Int8.scope(|| Weights::gated(&weight, Some(&bias))).unwrap();
+        for got in results(|| kernels::linear(&x, &gated, None)) {
+            assert_relative(&got, &reference::geglu(&want).unwrap(), 2e-6);
+        }
+        // What is trained in place of them starts from the rounded weights.
+        let tracked = Var::from_tensor(&x).unwrap();
+        let got = kernels::linear(tracked.as_tensor(), &gated, None).unwrap();
+        assert_relative(&got.detach(), &reference::geglu(&want).unwrap(), 2e-6);
+    }
+}
+
+#[test]
+fn small_layers_keep_their_weights_and_odd_weights_their_meaning() {
+    let x = random(&[3, 40], 131);
+    // Beside too few outputs, too few inputs, and an odd number of them.
+    for shape in [[31, 40], [40, 31], [64, 33]] {
+        let (x, weight) = (random(&[3, shape[1]], 132), random(&shape, 133));
+        let weights = Quantize::Int8.scope(|| Weights::new(&weight, None)).unwrap();
+        let plain = Weights::new(&weight, None).unwrap();
+        let run = |weights| values(&kernels::linear(&x, weights, None).unwrap());
+        assert_eq!(run(&weights), run(&plain), "{shape:?}");
+        assert_eq!(Quantize::Int8.bytes(&shape, DType::BF16), 2 * (shape[0] * shape[1]) as u64);
+    }
+    assert_eq!(Quantize::Int8.bytes(&[64, 40, 3, 3], DType::F32), 64 * 40 * 9 + 64 * 4);
+    assert_eq!(Quantize::None.bytes(&[64, 40, 3, 3], DType::F32), 64 * 40 * 9 * 4);
+    assert_eq!(Quantize::Int8.bytes(&[64], DType::F32), 64 * 4);
+
+    let mut numbers = values(&random(&[32, 40], 134));
+    numbers[..40].fill(0.0);
+    numbers[45] = f32::NAN;
+    numbers[80..120].fill(f32::from_bits(3));
+    let weight = Tensor::from_vec(numbers, (32, 40), &Device::Cpu).unwrap();
+    let weights = Quantize::Int8.scope(|| Weights::new(&weight, None)).unwrap();
+    everywhere(|| {
+        let got = values(&kernels::linear(&x, &weights, None).unwrap());
+        for row in got.chunks_exact(32) {
+            assert!(row[0] == 0.0 && row[1].is_nan() && row[2].abs() < 1e-40);
+            assert!(row[3..].iter().all(|v| v.is_finite() && *v != 0.0));
+        }
+    });
 }
 
 #[test]

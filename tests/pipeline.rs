@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
+use animatelcm::device::Quantize;
 use animatelcm::device::{DtypeChoice, Precision};
 use animatelcm::media::RgbImage;
 use animatelcm::models::motion::MotionNorm;
@@ -243,6 +244,39 @@ fn half_precision_runs_stay_within_their_measured_error() {
         let error = relative_l2(&got["frames"], &want);
         assert!(error < tolerance, "{dtype:?}: {error:e}");
     }
+}
+
+#[test]
+fn int8_weights_take_a_quarter_and_stay_within_their_measured_error() {
+    let files = Files::new(Base::Embedded);
+    let models = Models::open(&files).unwrap();
+    let plain = Precision::new(DtypeChoice::F32, &Device::Cpu);
+    let int8 = plain.quantized(Quantize::Int8, &Device::Cpu).unwrap();
+    // Three channels of its narrowest layers in a hundred weights are not worth rounding.
+    let (before, after) = (models.unet_bytes(plain), models.unet_bytes(int8));
+    assert!(after * 100 < before * 30, "{after} of {before} bytes");
+
+    let request =
+        Request { prompt: "a red circle moving right".into(), seed: Some(1), ..Request::default() };
+    let clip = |precision| {
+        let models = Models::open(&files).unwrap();
+        let mut pipeline = Pipeline::new(models, Device::Cpu, precision, Residency::OneAtATime);
+        let mut tensors = Tensors { recorded: Some(BTreeMap::new()), ..Tensors::default() };
+        let mut frames = Vec::new();
+        let mut loaded = 0;
+        let mut listener = |event: Event| {
+            if let Event::Load { part: "unet", bytes } = event {
+                loaded = bytes;
+            }
+            Ok(())
+        };
+        pipeline.generate(&request, &mut tensors, &mut listener, &mut &mut frames).unwrap();
+        (tensors.recorded.unwrap().remove("frames").unwrap(), loaded)
+    };
+    let ((want, all), (got, few)) = (clip(plain), clip(int8));
+    assert_eq!((all, few), (before, after));
+    let error = relative_l2(&got, &want);
+    assert!(error > 1e-4 && error < 5e-2, "{error:e}");
 }
 
 #[test]

@@ -438,7 +438,7 @@ fn the_estimate_of_memory_knows_every_network() {
     let plain = plan(&[]);
     assert_eq!(plain.encode, 0);
     for name in ["rgb", "scribble", "net", "adapter"] {
-        let bytes = models.side_network_bytes(name, DType::F32);
+        let bytes = models.side_network_bytes(name, precision);
         let with = plan(&[name]);
         assert!(bytes > 10_000, "{name}");
         assert_eq!(with.weights, plain.weights + bytes, "{name}");

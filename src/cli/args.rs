@@ -4,6 +4,7 @@ use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
+use crate::device::Quantize;
 use crate::device::{DeviceChoice, DtypeChoice};
 use crate::models::motion::MotionNorm;
 use crate::pipeline::control::Control;
@@ -169,6 +170,10 @@ pub(super) struct ModelFlags {
     /// Number format of the UNet: auto, f32, f16 or bf16 [default: auto].
     #[arg(long, value_name = "DTYPE")]
     pub(super) dtype: Option<DtypeChoice>,
+    /// Round the weights of the UNet and of the networks beside it: none, or int8 on the CPU, which takes a quarter of
+    /// f32's memory [default: none].
+    #[arg(long, value_name = "BITS")]
+    pub(super) quantize: Option<Quantize>,
     /// Never use the network.
     #[arg(long)]
     pub(super) offline: bool,

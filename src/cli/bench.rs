@@ -15,13 +15,13 @@ use candle_core::{DType, Device, Tensor};
 use clap::Args;
 
 use self::process::{Command, peak, reset_peak};
-use self::report::{Part, Report, Settings, Versions};
+use self::report::{Part, Report, Settings, Shares, Versions};
 use self::summary::Summary;
 use super::args::ModelFlags;
 use super::resolve::{self, Names};
-use super::{controls, generate, print, to_json};
-use crate::device::Precision;
-use crate::kernels::{self, Weights};
+use super::{controls, generate, print, to_json, tune};
+use crate::device::{Precision, Quantize};
+use crate::kernels::{self, Weights, clock};
 use crate::media::{FrameSink, RgbImage};
 use crate::pipeline::control::Control;
 use crate::pipeline::flops::Work;
@@ -96,7 +96,8 @@ fn measure(args: &BenchArgs, interrupted: &Arc<AtomicBool>) -> Result<Report> {
     job.request.validate()?;
     controls::check_hints(&mut job.request.controls)?;
     let device = job.models.device.open()?;
-    let precision = Precision::new(job.models.dtype, &device);
+    let precision =
+        Precision::new(job.models.dtype, &device).quantized(job.models.quantize, &device)?;
     let models = Models::open(&files(args, &job, &names)?)?;
     let mut pipeline = Pipeline::new(models, device, precision, Residency::KeepAll);
     let prepared = pipeline.prepare(&job.request)?;
@@ -116,6 +117,7 @@ fn measure(args: &BenchArgs, interrupted: &Arc<AtomicBool>) -> Result<Report> {
     let started = Instant::now();
     pipeline.load(&mut |_: Event| notes.go_on())?;
     pipeline.device().synchronize()?;
+    tune::keep_freed_memory();
     let load = started.elapsed().as_secs_f64();
 
     let mut times = Times::default();
@@ -149,6 +151,8 @@ fn measure(args: &BenchArgs, interrupted: &Arc<AtomicBool>) -> Result<Report> {
     let encoder = if encodes { models.vae_encoder_bytes(precision.vae) } else { 0 };
     let peaks = times.peaks;
     let part = |times: &[f64], flops, peak| Part::new(Summary::of(times), flops, peak);
+    let on_cpu = pipeline.device().is_cpu();
+    let shares = |kinds, seconds: &[f64]| on_cpu.then(|| Shares::new(kinds, seconds.iter().sum()));
     Ok(Report {
         settings: Settings {
             model: match (args.random_weights, &job.models.model) {
@@ -165,6 +169,7 @@ fn measure(args: &BenchArgs, interrupted: &Arc<AtomicBool>) -> Result<Report> {
             controls: request.controls.iter().map(|control| control.model.clone()).collect(),
             dtype: precision.unet.as_str(),
             vae_dtype: precision.vae.as_str(),
+            quantize: precision.quantize,
             repeats: args.repeats,
             warmup: args.warmup,
             threads: rayon::current_num_threads(),
@@ -174,14 +179,21 @@ fn measure(args: &BenchArgs, interrupted: &Arc<AtomicBool>) -> Result<Report> {
         limit_gflop_per_second: limit(pipeline.device(), precision.unet)?,
         parameters: report::Parameters {
             text: models.text_bytes() / 4,
-            unet: models.unet_bytes(precision.unet) / precision.unet.size_in_bytes() as u64,
+            unet: models.unet_bytes(Precision { quantize: Quantize::None, ..precision })
+                / precision.unet.size_in_bytes() as u64,
             vae: models.vae_bytes(precision.vae) / precision.vae.size_in_bytes() as u64,
         },
         cold_start_seconds: cold_start,
         load_seconds: load,
         text_encode: part(&times.text, text.flops(), peaks.text),
-        unet_step: part(&times.steps, step.flops(), peaks.steps),
-        decode: part(&times.decode, decode.flops(), peaks.decode),
+        unet_step: Part {
+            shares: shares(&times.step_kinds, &times.steps),
+            ..part(&times.steps, step.flops(), peaks.steps)
+        },
+        decode: Part {
+            shares: shares(&times.decode_kinds, &times.decode),
+            ..part(&times.decode, decode.flops(), peaks.decode)
+        },
         clip: part(&times.clip, clip.flops(), peaks.whole()),
         peak_memory_bytes: peaks.whole(),
         // A run drops text encoder and the autoencoder's encoder before the rest is loaded.
@@ -268,6 +280,9 @@ struct ClipTimes {
     decode: f64,
     clip: f64,
     peaks: Peaks,
+    /// Of all steps.
+    step_kinds: clock::Times,
+    decode_kinds: clock::Times,
 }
 
 /// Peak memory of each part of a clip, in bytes, where the system tells it.
@@ -300,6 +315,8 @@ struct Times {
     decode: Vec<f64>,
     clip: Vec<f64>,
     peaks: Peaks,
+    step_kinds: clock::Times,
+    decode_kinds: clock::Times,
 }
 
 impl Times {
@@ -309,6 +326,11 @@ impl Times {
         self.decode.push(clip.decode);
         self.clip.push(clip.clip);
         self.peaks = self.peaks.or_higher(clip.peaks);
+        let add = |sum: &mut clock::Times, times: clock::Times| {
+            sum.iter_mut().zip(times).for_each(|(sum, time)| *sum += time);
+        };
+        add(&mut self.step_kinds, clip.step_kinds);
+        add(&mut self.decode_kinds, clip.decode_kinds);
     }
 }
 
@@ -345,12 +367,15 @@ impl<'a> Stopwatch<'a> {
                     times.text = lap()?;
                     times.peaks.text = peak();
                     reset_peak();
+                    clock::start();
                 }
                 Event::Step { step, .. } => {
                     times.steps.push(lap()?);
                     if step == steps {
+                        times.step_kinds = clock::stop();
                         times.peaks.steps = peak();
                         reset_peak();
+                        clock::start();
                     }
                 }
                 Event::Decode { .. } => times.decode += lap()?,
@@ -359,6 +384,7 @@ impl<'a> Stopwatch<'a> {
             self.notes.go_on()
         };
         pipeline.generate(request, &mut Tensors::default(), &mut listener, &mut Nowhere)?;
+        times.decode_kinds = clock::stop();
         times.peaks.decode = peak();
         times.clip = started.elapsed().as_secs_f64();
         Ok(times)

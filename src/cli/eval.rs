@@ -10,7 +10,7 @@ use serde::Serialize;
 
 use super::args::{ClipFlags, ModelFlags, SamplingFlags};
 use super::resolve::{self, Names};
-use super::{generate, print, to_json};
+use super::{generate, print, to_json, tune};
 use crate::device::Precision;
 use crate::media;
 use crate::output::{self, Existing};
@@ -161,7 +161,8 @@ impl Clips {
         generate::how(&args.clip, &args.sampling, &mut job.request)?;
         job.request.validate()?;
         let device = job.models.device.open()?;
-        let precision = Precision::new(job.models.dtype, &device);
+        let precision =
+            Precision::new(job.models.dtype, &device).quantized(job.models.quantize, &device)?;
         let models = Models::open(&resolve::files(&job.models, &names)?)?;
         let pipeline = Pipeline::new(models, device, precision, Residency::KeepAll);
         let prepared = pipeline.prepare(&job.request)?;
@@ -209,7 +210,10 @@ fn generated(
     interrupted: &AtomicBool,
 ) -> Result<Vec<RgbImage>> {
     let mut frames = Vec::new();
-    let mut listener = |_: Event| {
+    let mut listener = |event: Event| {
+        if matches!(event, Event::Loaded) {
+            tune::keep_freed_memory();
+        }
         if interrupted.load(Ordering::SeqCst) { Err(Error::Cancelled) } else { Ok(()) }
     };
     pipeline.generate(request, &mut Tensors::default(), &mut listener, &mut &mut frames)?;

@@ -76,7 +76,8 @@ pub(super) fn make(
         tensors::check_output(path, target.existing)?;
     }
     let device = job.models.device.open()?;
-    let precision = Precision::new(job.models.dtype, &device);
+    let precision =
+        Precision::new(job.models.dtype, &device).quantized(job.models.quantize, &device)?;
     let mut files = resolve::files(&job.models, names)?;
     files.controls = resolve::controls(&job.request, names)?;
     files.ip_adapters = resolve::ip_adapters(&job.request, names)?;
@@ -250,6 +251,7 @@ pub(super) fn spec(flags: &ModelFlags, spec: &mut Spec) {
     spec.allow_partial |= flags.allow_partial;
     set(&mut spec.device, flags.device.as_ref());
     set(&mut spec.dtype, flags.dtype.as_ref());
+    set(&mut spec.quantize, flags.quantize.as_ref());
 }
 
 fn request(args: &GenerateArgs, request: &mut Request) -> Result<()> {
@@ -342,7 +344,7 @@ fn describe(job: &Job, prepared: &Prepared, device: &Device, precision: Precisio
         request.sampler,
         request.seed.unwrap_or_default(),
         device_name(device),
-        precision.unet.as_str(),
+        precision.describe(),
     )
 }
 

@@ -18,6 +18,7 @@ mod resolve;
 mod tensors;
 #[cfg(feature = "train")]
 mod train;
+mod tune;
 
 use std::io::Write;
 use std::process::ExitCode;
@@ -32,6 +33,7 @@ use args::{Cli, Command};
 
 /// Parses the command line, runs it and gives the exit code.
 pub fn main() -> ExitCode {
+    tune::at_start();
     let cli = match Cli::try_parse() {
         Ok(cli) => cli,
         Err(error) => return not_run(&error),

@@ -9,6 +9,7 @@ use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use serde_json::json;
 
 use super::args::{ProgressMode, Reporting};
+use super::tune;
 use crate::error::Bytes;
 use crate::pipeline::{Event, Listener};
 use crate::{Error, Result};
@@ -149,7 +150,10 @@ impl Listener for Progress {
                 View::Silent => {}
             },
             Event::Report { report } => self.detail(&report),
-            Event::Loaded => self.step_started = Instant::now(),
+            Event::Loaded => {
+                tune::keep_freed_memory();
+                self.step_started = Instant::now();
+            }
             Event::Warning { message } => {
                 self.emit(&json!({"event": "warning", "message": message}));
                 self.note(&format!("warning: {message}"));

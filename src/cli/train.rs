@@ -9,7 +9,7 @@ use std::time::Instant;
 use candle_core::{DType, Device};
 use clap::Args;
 
-use super::print;
+use super::{print, tune};
 use crate::device::{self, DeviceChoice, DtypeChoice};
 use crate::error::Bytes;
 use crate::media;
@@ -100,6 +100,7 @@ pub(super) fn run(args: &TrainArgs, interrupted: &Arc<AtomicBool>) -> Result<()>
     let Some(out) = args.out.as_ref().filter(|_| !args.print_config) else {
         return print(&plan.to_toml()?);
     };
+    tune::keep_freed_memory();
     let device = args.device.open()?;
     let compute = Compute { device: device.clone(), dtype: args.dtype.on(&device)? };
     let mut places = Places::new(out);

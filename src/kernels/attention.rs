@@ -10,6 +10,7 @@ use candle_core::{CpuStorage, CustomOp3, Layout, Result, Shape, Tensor};
 use half::{bf16, f16};
 use rayon::prelude::*;
 
+use super::clock::{self, Kind};
 use super::float::{self, Float};
 use super::isa::{Isa, Loops};
 use super::shared::Shared;
@@ -21,6 +22,12 @@ const KEYS: usize = 8 * PANEL;
 
 /// Queries for which keys and values are worth packing.
 const QUERIES: usize = 192;
+
+/// Queries and keys of a sequence that is not worth packing.
+const SHORT: usize = 2 * LANES;
+
+/// Values of a token at neighbouring places that are read at once.
+const SHORT_PLACES: usize = 1 << 10;
 
 /// Work below which a second thread is not worth waking, in floating-point operations.
 const SERIAL: usize = 1 << 19;
@@ -52,7 +59,8 @@ pub fn attention(q: &Tensor, k: &Tensor, v: &Tensor, scale: f64) -> Result<Tenso
     }
     if q.device().is_cpu() {
         let [q, k, v] = [q, k, v].map(|x| x.unsqueeze(2));
-        return Blocked { scale }.run(&q?, &k?, &v?)?.squeeze(2);
+        let run = || Blocked { scale }.run(&q?, &k?, &v?)?.squeeze(2);
+        return clock::timed(Kind::Attention, run);
     }
     let rows = (MAX_SCORES / (heads * keys).max(1)).max(1);
     let mut out = Vec::new();
@@ -96,7 +104,7 @@ pub fn attention_by_place(q: &Tensor, k: &Tensor, v: &Tensor, scale: f64) -> Res
         );
     }
     if q.device().is_cpu() && !grad::is_tracked(&[q, k, v]) {
-        return Blocked { scale }.run(q, k, v);
+        return clock::timed(Kind::AttentionOverFrames, || Blocked { scale }.run(q, k, v));
     }
     let sequences = |x: &Tensor| x.transpose(1, 2)?.reshape((batch * places, tokens, heads, dim));
     attention(&sequences(q)?, &sequences(k)?, &sequences(v)?, scale)?
@@ -220,37 +228,51 @@ impl Blocked {
         let isa = Isa::current();
         let scale = self.scale as f32;
         let units = batch * places * heads;
+        let flops = 4 * units * queries * keys * dim;
+        let shared = Shared::new(&mut out);
+        let (operands, out_rows) = ([&q, &k, &v], &shared);
+        if queries.max(keys) <= SHORT {
+            let group = (SHORT_PLACES / (heads * dim)).clamp(1, places);
+            let groups = places.div_ceil(group);
+            share(batch * groups, flops, |task, scratch| {
+                let (batch, first) = (task / groups, task % groups * group);
+                let end = (first + group).min(places);
+                let out = out_rows;
+                isa.vectorize(Short { batch, first, end, keys, scale, operands, out, scratch });
+            });
+            return Ok(T::storage(out));
+        }
         // As few pieces as keep all threads busy, because each packs the keys again.
         let wanted = (4 * rayon::current_num_threads()).div_ceil(units);
         let piece = queries.div_ceil(wanted).max(QUERIES).next_multiple_of(ROWS);
         let pieces = queries.div_ceil(piece);
-        let shared = Shared::new(&mut out);
-        let run = |task: usize| {
+        share(units * pieces, flops, |task, scratch| {
             let (unit, piece_index) = (task / pieces, task % pieces);
             let (sequence, head) = (unit / heads, unit % heads);
             let unit = Unit { batch: sequence / places, place: sequence % places, head };
             let first = piece_index * piece;
             let end = (first + piece).min(queries);
-            let work = |scratch: &mut Scratch| {
-                let operands = [&q, &k, &v];
-                let out = &shared;
-                isa.vectorize(Piece { unit, first, end, keys, scale, isa, operands, out, scratch });
-            };
-            // Nothing that runs inside starts attention on this thread; if it did, memory of its own.
-            SCRATCH.with(|scratch| match scratch.try_borrow_mut() {
-                Ok(mut scratch) => work(&mut scratch),
-                Err(_) => work(&mut Scratch::default()),
-            });
-        };
-        let tasks = units * pieces;
-        let flops = 4 * units * queries * keys * dim;
-        if flops < SERIAL {
-            (0..tasks).for_each(run);
-        } else {
-            let together = (SERIAL / (flops / tasks).max(1)).max(1);
-            (0..tasks).into_par_iter().with_min_len(together).for_each(run);
-        }
+            let out = out_rows;
+            isa.vectorize(Piece { unit, first, end, keys, scale, isa, operands, out, scratch });
+        });
         Ok(T::storage(out))
+    }
+}
+
+/// Does `tasks` things of `flops` operations in all, on as many threads as that is worth.
+fn share(tasks: usize, flops: usize, work: impl Fn(usize, &mut Scratch) + Sync) {
+    let run = |task: usize| {
+        // Nothing that runs inside starts attention on this thread; if it did, memory of its own.
+        SCRATCH.with(|scratch| match scratch.try_borrow_mut() {
+            Ok(mut scratch) => work(task, &mut scratch),
+            Err(_) => work(task, &mut Scratch::default()),
+        });
+    };
+    if flops < SERIAL {
+        (0..tasks).for_each(run);
+    } else {
+        let together = (SERIAL / (flops / tasks).max(1)).max(1);
+        (0..tasks).into_par_iter().with_min_len(together).for_each(run);
     }
 }
 
@@ -274,7 +296,7 @@ impl<T: Float> Loops for Piece<'_, T> {
 
     #[allow(unsafe_code)]
     #[inline(always)]
-    fn run(self) {
+    fn run<const FMA: bool>(self) {
         let Self { unit, first, end, keys, scale, isa, operands: [q, k, v], out, scratch } = self;
         let [_, queries, places, heads, dim] = q.dims;
         scratch.pack(&unit, k, v, keys, dim);
@@ -286,13 +308,119 @@ impl<T: Float> Loops for Piece<'_, T> {
                 let to = &mut scratch.queries[r * dim..][..dim];
                 to.iter_mut().zip(row).for_each(|(to, from)| *to = from.widen() * scale);
             }
-            let inverse = scratch.meet(isa, keys, dim);
+            let inverse = scratch.meet::<FMA>(isa, keys, dim);
             for (r, inverse) in inverse.iter().enumerate().take(rows) {
                 let token = unit.batch * queries + query + r;
                 let at = ((token * places + unit.place) * heads + unit.head) * dim;
                 // SAFETY: a task alone has these queries of this head.
                 scratch.write(r, *inverse, dim, unsafe { out.part(at, dim) });
             }
+        }
+    }
+}
+
+/// Whole sequences of at most [`SHORT`] queries and keys at neighbouring places: motion modules, whose sequences are the
+/// frames at one place. What lies far apart is read once, in long rows; scores never leave the registers.
+struct Short<'a, T> {
+    batch: usize,
+    /// Places.
+    first: usize,
+    end: usize,
+    keys: usize,
+    scale: f32,
+    /// Queries, keys and values.
+    operands: [&'a View<'a, T>; 3],
+    /// Of the shape of the queries.
+    out: &'a Shared<'a, T>,
+    scratch: &'a mut Scratch,
+}
+
+impl<T: Float> Loops for Short<'_, T> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<const FMA: bool>(self) {
+        if self.keys <= LANES { self.run_in::<FMA, 1>() } else { self.run_in::<FMA, 2>() }
+    }
+}
+
+impl<T: Float> Short<'_, T> {
+    /// With keys in `V` vectors.
+    #[allow(unsafe_code)]
+    #[inline(always)]
+    fn run_in<const FMA: bool, const V: usize>(self) {
+        let Self { batch, first, end, keys, scale, operands: [q, k, v], out, scratch } = self;
+        let [_, queries, places, heads, dim] = q.dims;
+        let width = (end - first) * heads * dim;
+        // No power of two, which would send all rows to the same few lines of a cache.
+        let pitch = width.next_multiple_of(2 * LANES) + LANES;
+        let Scratch { keys: key_rows, values: value_rows, queries: rows, scores: turned, .. } =
+            scratch;
+        for (view, rows, tokens) in
+            [(q, &mut *rows, queries), (k, key_rows, keys), (v, value_rows, keys)]
+        {
+            rows.resize(tokens * pitch, 0.0);
+            for (token, row) in rows.chunks_exact_mut(pitch).enumerate().take(tokens) {
+                for (i, to) in row[..width].chunks_exact_mut(dim).enumerate() {
+                    let unit = Unit { batch, place: first + i / heads, head: i % heads };
+                    to.iter_mut()
+                        .zip(view.token(&unit, token))
+                        .for_each(|(to, from)| *to = from.widen());
+                }
+            }
+        }
+        turned.resize(dim * V * LANES, 0.0);
+        for at in (0..width).step_by(dim) {
+            for j in 0..V * LANES {
+                let lanes = turned[j..].iter_mut().step_by(V * LANES);
+                if j < keys {
+                    lanes
+                        .zip(&key_rows[j * pitch + at..][..dim])
+                        .for_each(|(to, from)| *to = from * scale);
+                } else {
+                    lanes.for_each(|to| *to = 0.0);
+                }
+            }
+            for row in rows.chunks_exact_mut(pitch).take(queries) {
+                let row = &mut row[at..at + dim];
+                // One vector of sums at a time: the processor itself works at several, and so they stay in registers.
+                let mut scores = [[f32::NEG_INFINITY; LANES]; V];
+                for (block, scores) in scores.iter_mut().enumerate() {
+                    let mut sums = [0f32; LANES];
+                    for (query, keys) in row.iter().zip(turned[block * LANES..].chunks(V * LANES)) {
+                        for (sum, key) in sums.iter_mut().zip(&keys[..LANES]) {
+                            *sum = math::fused::<FMA>(*query, *key, *sum);
+                        }
+                    }
+                    let count = LANES.min(keys - block * LANES);
+                    scores[..count].copy_from_slice(&sums[..count]);
+                }
+                let weights = scores.as_flattened_mut();
+                let mut lanes = [f32::NEG_INFINITY; LANES];
+                greatest(weights, &mut lanes);
+                let maximum = fold(lanes, |a, b| if b > a { b } else { a });
+                let mut lanes = [0f32; LANES];
+                exponentials::<FMA>(weights, maximum, &mut lanes);
+                let inverse = 1.0 / fold(lanes, |a, b| a + b);
+                // In place of the query, which nobody else wants.
+                for (column, out) in row.chunks_mut(LANES).enumerate() {
+                    let mut sums = [0f32; LANES];
+                    // A row is longer than what is read of it; what comes of the rest is dropped.
+                    let values = value_rows[at + column * LANES..].chunks(pitch);
+                    for (weight, value) in weights.iter().zip(values).take(keys) {
+                        for (sum, value) in sums.iter_mut().zip(&value[..LANES]) {
+                            *sum = math::fused::<FMA>(*weight, *value, *sum);
+                        }
+                    }
+                    out.iter_mut().zip(sums).for_each(|(out, sum)| *out = sum * inverse);
+                }
+            }
+        }
+        for (token, row) in rows.chunks_exact(pitch).take(queries).enumerate() {
+            let at = ((batch * queries + token) * places + first) * heads * dim;
+            // SAFETY: a task alone has these places.
+            let out = unsafe { out.part(at, width) };
+            out.iter_mut().zip(row).for_each(|(to, from)| *to = T::narrow(*from));
         }
     }
 }
@@ -349,7 +477,7 @@ impl Scratch {
 
     /// Leaves weighted sums of the values in `sums`; returns what they are to be multiplied with.
     #[inline(always)]
-    fn meet(&mut self, isa: Isa, keys: usize, dim: usize) -> [f32; ROWS] {
+    fn meet<const FMA: bool>(&mut self, isa: Isa, keys: usize, dim: usize) -> [f32; ROWS] {
         let padded = keys.next_multiple_of(LANES);
         let Self { keys: packed_keys, values, queries, scores, sums, offsets } = self;
         sums.resize(ROWS * dim.next_multiple_of(LANES), 0.0);
@@ -396,10 +524,10 @@ impl Scratch {
                 let maximum = fold(lanes, |a, b| if b > a { b } else { a });
                 let mut lanes = [0f32; LANES];
                 for key in panels.clone() {
-                    exponentials(&mut scores[row(key)], maximum, &mut lanes);
+                    exponentials::<FMA>(&mut scores[row(key)], maximum, &mut lanes);
                 }
                 if start > 0 && maximum > maxima[r] {
-                    let factor = math::exp(maxima[r] - maximum);
+                    let factor = math::exp::<FMA>(maxima[r] - maximum);
                     totals[r] *= factor;
                     for column in (0..dim).step_by(PANEL) {
                         let width = width(dim, column);
@@ -470,10 +598,10 @@ fn greatest(row: &[f32], lanes: &mut [f32; LANES]) {
 
 /// Replaces a row of scores by `e^(score - maximum)`, and adds them to `lanes`.
 #[inline(always)]
-fn exponentials(row: &mut [f32], maximum: f32, lanes: &mut [f32; LANES]) {
+fn exponentials<const FMA: bool>(row: &mut [f32], maximum: f32, lanes: &mut [f32; LANES]) {
     for chunk in row.chunks_exact_mut(LANES) {
         for (lane, v) in lanes.iter_mut().zip(chunk) {
-            *v = math::exp(*v - maximum);
+            *v = math::exp::<FMA>(*v - maximum);
             *lane += *v;
         }
     }

@@ -6,6 +6,7 @@
 use candle_core::{CpuStorage, CustomOp1, CustomOp2, DType, Layout, Result, Shape, Tensor};
 use half::bf16;
 
+use super::clock::{self, Kind};
 use super::float::{self, Float};
 use super::isa::Isa;
 use super::layout::{channels_first, channels_last};
@@ -90,7 +91,8 @@ pub fn conv2d(x: &Tensor, weights: &Weights, args: &ConvArgs<'_>) -> Result<Tens
         activation: args.activation,
         shape: Shape::from((batch, out_height, out_width, sizes.results())),
     };
-    channels_first(&op.run(&channels_last(x)?, residual.as_ref())?)
+    let kind = if kernel > 1 { Kind::Convolution } else { Kind::Linear };
+    clock::timed(kind, || channels_first(&op.run(&channels_last(x)?, residual.as_ref())?))
 }
 
 /// `x Wᵀ + b` over the last dimension of `(.., inputs)`, then perhaps a `residual` `(.., outputs)` that is added.
@@ -134,7 +136,9 @@ pub fn linear(x: &Tensor, weights: &Weights, residual: Option<&Tensor>) -> Resul
         activation: Activation::None,
         shape: Shape::from(shape),
     };
-    op.run(&x.contiguous()?, residual.map(Tensor::contiguous).transpose()?.as_ref())
+    clock::timed(Kind::Linear, || {
+        op.run(&x.contiguous()?, residual.map(Tensor::contiguous).transpose()?.as_ref())
+    })
 }
 
 /// A product whose left operand has its channels innermost.
@@ -151,7 +155,7 @@ impl Multiply<'_> {
     fn run(&self, x: &Tensor, residual: Option<&Tensor>) -> Result<Tensor> {
         let dtype = x.dtype();
         // bf16 needs no copy where it is multiplied as it is, or transformed first.
-        let native = matches!(self.weights.form(), Form::Bf16(_))
+        let native = matches!(self.weights.form(), Form::Bf16(_) | Form::Int8 { .. })
             && dtype == DType::BF16
             && (Isa::current() == Isa::Avx512Bf16 || self.is_transformed());
         let format = if native { DType::BF16 } else { DType::F32 };
@@ -175,6 +179,7 @@ impl Multiply<'_> {
         kernel: impl FnOnce(&[T], &Epilogue<'_, T>, &mut [T]),
     ) -> Result<CpuStorage> {
         let epilogue = Epilogue {
+            scales: self.weights.scales(),
             bias: self.bias.as_deref(),
             activation: self.activation,
             residual: residual.map(slice).transpose()?,
@@ -211,6 +216,16 @@ impl Multiply<'_> {
                 with!(winograd::convolve::<f32>, &Widened(packed))
             }
             (Form::F16(packed), _) => with!(product::product::<f32, _>, &Widened(packed)),
+            (Form::Int8 { values, .. }, CpuStorage::BF16(_)) if transformed => {
+                with!(winograd::convolve::<bf16>, &Widened(values))
+            }
+            (Form::Int8 { values, .. }, CpuStorage::BF16(_)) => {
+                with!(product::product::<bf16, _>, &Widened(values))
+            }
+            (Form::Int8 { values, .. }, _) if transformed => {
+                with!(winograd::convolve::<f32>, &Widened(values))
+            }
+            (Form::Int8 { values, .. }, _) => with!(product::product::<f32, _>, &Widened(values)),
             (Form::Plain(_), _) => candle_core::bail!("these weights are not packed"),
         };
         Ok((y?, self.shape.clone()))

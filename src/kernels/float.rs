@@ -3,15 +3,18 @@
 use candle_core::{CpuStorage, Result};
 use half::{bf16, f16};
 
-/// A number in memory; kernels compute in f32.
-pub(crate) trait Float: Copy + Default + Send + Sync + 'static {
+/// What weights are packed as.
+pub(crate) trait Stored: Copy + Default + Send + Sync + 'static {
     /// Neighbours along the inner dimension that a panel of them keeps side by side.
     const GROUP: usize = 1;
 
+    fn widen(self) -> f32;
+}
+
+/// A number in memory; kernels compute in f32.
+pub(crate) trait Float: Stored {
     /// Rounds to nearest even.
     fn narrow(value: f32) -> Self;
-
-    fn widen(self) -> f32;
 
     /// All values of a storage of this format.
     fn values(storage: &CpuStorage) -> Option<&[Self]>;
@@ -30,15 +33,17 @@ pub(crate) fn slice<T: Float>(storage: &CpuStorage, offset: usize, len: usize) -
     }
 }
 
+impl Stored for f32 {
+    #[inline(always)]
+    fn widen(self) -> f32 {
+        self
+    }
+}
+
 impl Float for f32 {
     #[inline(always)]
     fn narrow(value: f32) -> Self {
         value
-    }
-
-    #[inline(always)]
-    fn widen(self) -> f32 {
-        self
     }
 
     fn values(storage: &CpuStorage) -> Option<&[Self]> {
@@ -50,9 +55,16 @@ impl Float for f32 {
     }
 }
 
-impl Float for bf16 {
+impl Stored for bf16 {
     const GROUP: usize = 2;
 
+    #[inline(always)]
+    fn widen(self) -> f32 {
+        f32::from_bits(u32::from(self.to_bits()) << 16)
+    }
+}
+
+impl Float for bf16 {
     #[inline(always)]
     fn narrow(value: f32) -> Self {
         // As `bf16::from_f32`, but without branches, so that loops become vector code.
@@ -60,11 +72,6 @@ impl Float for bf16 {
         let rounded = bits.wrapping_add(0x7fff + ((bits >> 16) & 1));
         let bits = if value.is_nan() { bits | 0x0040_0000 } else { rounded };
         Self::from_bits((bits >> 16) as u16)
-    }
-
-    #[inline(always)]
-    fn widen(self) -> f32 {
-        f32::from_bits(u32::from(self.to_bits()) << 16)
     }
 
     fn values(storage: &CpuStorage) -> Option<&[Self]> {
@@ -76,15 +83,17 @@ impl Float for bf16 {
     }
 }
 
+impl Stored for f16 {
+    #[inline(always)]
+    fn widen(self) -> f32 {
+        self.to_f32()
+    }
+}
+
 impl Float for f16 {
     #[inline(always)]
     fn narrow(value: f32) -> Self {
         Self::from_f32(value)
-    }
-
-    #[inline(always)]
-    fn widen(self) -> f32 {
-        self.to_f32()
     }
 
     fn values(storage: &CpuStorage) -> Option<&[Self]> {
@@ -93,5 +102,16 @@ impl Float for f16 {
 
     fn storage(values: Vec<Self>) -> CpuStorage {
         CpuStorage::F16(values)
+    }
+}
+
+/// A whole number, to be multiplied by its column's scale.
+impl Stored for i8 {
+    // As those of bf16, into which they are widened without a change of order.
+    const GROUP: usize = 2;
+
+    #[inline(always)]
+    fn widen(self) -> f32 {
+        f32::from(self)
     }
 }

@@ -60,10 +60,10 @@ impl Loops for Gate<'_> {
     type Output = ();
 
     #[inline(always)]
-    fn run(self) {
+    fn run<const FMA: bool>(self) {
         let (values, gates) = self.x.split_at(self.y.len());
         for ((y, value), gate) in self.y.iter_mut().zip(values).zip(gates) {
-            *y = value * math::gelu(*gate);
+            *y = value * math::gelu::<FMA>(*gate);
         }
     }
 }

@@ -83,14 +83,14 @@ impl Isa {
         {
             #[target_feature(enable = "avx2,fma")]
             fn avx2<L: Loops>(loops: L) -> L::Output {
-                loops.run()
+                loops.run::<true>()
             }
             #[target_feature(enable = "avx2,fma,avx512f,avx512bw,avx512dq,avx512vl")]
             fn avx512<L: Loops>(loops: L) -> L::Output {
-                loops.run()
+                loops.run::<true>()
             }
             match self {
-                Self::Portable => loops.run(),
+                Self::Portable => loops.run::<ALWAYS_FMA>(),
                 // SAFETY: a value other than `Portable` comes from `current` or `force`, which have looked.
                 Self::Avx2 => unsafe { avx2(loops) },
                 // SAFETY: as above.
@@ -99,19 +99,22 @@ impl Isa {
         }
         #[cfg(not(target_arch = "x86_64"))]
         {
-            loops.run()
+            loops.run::<ALWAYS_FMA>()
         }
     }
 }
+
+/// Whether every processor that the program is compiled for multiplies and adds in one instruction.
+pub(crate) const ALWAYS_FMA: bool = cfg!(any(target_arch = "aarch64", target_feature = "fma"));
 
 /// Loops that the compiler turns into vector code, and what they work on.
 pub(crate) trait Loops {
     /// What they return.
     type Output;
 
-    /// Runs them. To be compiled for more than the least of processors this must be `inline(always)`, and so must
-    /// everything that it calls in a loop.
-    fn run(self) -> Self::Output;
+    /// Runs them, with [fused](super::math::fused) multiplication where that is an instruction. To be compiled for more
+    /// than the least of processors this must be `inline(always)`, and so must everything that it calls in a loop.
+    fn run<const FMA: bool>(self) -> Self::Output;
 }
 
 /// Runs `f` compiled for this processor. The compiler may inline what has one caller, and does; functions that `f` calls
@@ -122,7 +125,7 @@ pub(crate) fn vectorized<R>(f: impl FnOnce() -> R) -> R {
         type Output = R;
 
         #[inline(always)]
-        fn run(self) -> R {
+        fn run<const FMA: bool>(self) -> R {
             self.0()
         }
     }

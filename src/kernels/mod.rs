@@ -17,6 +17,7 @@
 #![allow(clippy::inline_always)]
 
 pub mod attention;
+pub mod clock;
 pub mod conv;
 mod float;
 mod geglu;

@@ -6,6 +6,7 @@ use candle_core::{CpuStorage, CustomOp3, DType, Layout, Result, Shape, Tensor};
 use half::{bf16, f16};
 use rayon::prelude::*;
 
+use super::clock::{self, Kind};
 use super::float::{self, Float};
 use super::isa::{Isa, Loops};
 use super::layout::{channels_first, channels_last};
@@ -55,8 +56,10 @@ pub fn group_norm(
         return reference::group_norm(x, weight, bias, options);
     }
     let parameter = |t: &Tensor| t.to_dtype(DType::F32)?.contiguous();
-    let (weight, bias) = (parameter(weight)?, parameter(bias)?);
-    channels_first(&channels_last(x)?.apply_op3_no_bwd(&weight, &bias, &Groups(*options))?)
+    clock::timed(Kind::Norm, || {
+        let (weight, bias) = (parameter(weight)?, parameter(bias)?);
+        channels_first(&channels_last(x)?.apply_op3_no_bwd(&weight, &bias, &Groups(*options))?)
+    })
 }
 
 struct Groups(GroupNormOptions);
@@ -219,14 +222,14 @@ impl<T: Float> Loops for Change<'_, T> {
     type Output = ();
 
     #[inline(always)]
-    fn run(self) {
+    fn run<const FMA: bool>(self) {
         let Self { x, y, centers, scales, offsets, silu } = self;
         let channels = centers.len();
         for (y, x) in y.chunks_exact_mut(channels).zip(x.chunks_exact(channels)) {
             let parameters = centers.iter().zip(scales).zip(offsets);
             if silu {
                 for ((y, x), ((center, scale), offset)) in y.iter_mut().zip(x).zip(parameters) {
-                    *y = T::narrow(math::silu((x.widen() - center) * scale + offset));
+                    *y = T::narrow(math::silu::<FMA>((x.widen() - center) * scale + offset));
                 }
             } else {
                 for ((y, x), ((center, scale), offset)) in y.iter_mut().zip(x).zip(parameters) {
@@ -248,7 +251,7 @@ impl<T: Float> Loops for Measure<'_, T> {
     type Output = ();
 
     #[inline(always)]
-    fn run(self) {
+    fn run<const FMA: bool>(self) {
         let Self { x, channels, moments } = self;
         let per_group = channels / moments.len();
         let pixels = (x.len() / channels) as f64;
@@ -338,7 +341,9 @@ pub fn layer_norm(
     };
     let run = positions.map_or(1, |positions| positions.run);
     let op = Rows { eps, table, run };
-    x.contiguous()?.apply_op3_no_bwd(&parameter(weight)?, &parameter(bias)?, &op)
+    clock::timed(Kind::Norm, || {
+        x.contiguous()?.apply_op3_no_bwd(&parameter(weight)?, &parameter(bias)?, &op)
+    })
 }
 
 /// Positions that are added to rows: `run` rows in a row have the first, as many the second, and so on, and after the
@@ -453,7 +458,7 @@ impl<T: Float> Loops for Chunk<'_, T> {
     type Output = ();
 
     #[inline(always)]
-    fn run(self) {
+    fn run<const FMA: bool>(self) {
         let Self { rows, first, x, weight, bias, y } = self;
         let width = weight.len();
         for (r, (y, x)) in y.chunks_exact_mut(width).zip(x.chunks_exact(width)).enumerate() {

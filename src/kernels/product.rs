@@ -9,7 +9,7 @@ use std::cell::RefCell;
 use half::bf16;
 use rayon::prelude::*;
 
-use super::float::Float;
+use super::float::{Float, Stored};
 use super::isa::{Isa, Loops};
 use super::math;
 use super::shared::Shared;
@@ -90,7 +90,7 @@ pub(crate) struct Packed<T> {
     sizes: Sizes,
 }
 
-impl<T: Float> Packed<T> {
+impl<T: Stored> Packed<T> {
     /// Packs `at(output, tap, channel)`.
     pub(crate) fn new(sizes: Sizes, at: impl Fn(usize, usize, usize) -> T + Sync) -> Self {
         let mut values = vec![T::default(); sizes.width() * sizes.inner()];
@@ -182,7 +182,7 @@ pub(crate) trait Panels<T>: Sync {
     fn block<'a>(&'a self, isa: Isa, block: &Block, scratch: &'a mut Vec<T>) -> &'a [T];
 }
 
-impl<T: Float> Panels<T> for Packed<T> {
+impl<T: Stored> Panels<T> for Packed<T> {
     fn sizes(&self) -> Sizes {
         self.sizes
     }
@@ -192,10 +192,10 @@ impl<T: Float> Panels<T> for Packed<T> {
     }
 }
 
-/// Weights that are widened to f32 block by block.
+/// Weights that are widened block by block.
 pub(crate) struct Widened<'a, T>(pub(crate) &'a Packed<T>);
 
-impl<T: Float> Panels<f32> for Widened<'_, T> {
+impl<T: Stored> Panels<f32> for Widened<'_, T> {
     fn sizes(&self) -> Sizes {
         self.0.sizes
     }
@@ -209,6 +209,36 @@ impl<T: Float> Panels<f32> for Widened<'_, T> {
     }
 }
 
+impl Panels<bf16> for Widened<'_, i8> {
+    fn sizes(&self) -> Sizes {
+        self.0.sizes
+    }
+
+    fn block<'a>(&'a self, isa: Isa, block: &Block, scratch: &'a mut Vec<bf16>) -> &'a [bf16] {
+        let part = self.0.part(block);
+        scratch.resize(part.len(), bf16::ZERO);
+        isa.vectorize(Whole { part, out: scratch });
+        scratch
+    }
+}
+
+/// Widens whole numbers to bf16, which holds all of eight bits.
+struct Whole<'a> {
+    part: &'a [i8],
+    out: &'a mut [bf16],
+}
+
+impl Loops for Whole<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<const FMA: bool>(self) {
+        for (to, from) in self.out.iter_mut().zip(self.part) {
+            *to = bf16::narrow(from.widen());
+        }
+    }
+}
+
 /// Widens a block, and takes what lies side by side apart.
 struct Widen<'a, T> {
     part: &'a [T],
@@ -216,11 +246,11 @@ struct Widen<'a, T> {
     out: &'a mut [f32],
 }
 
-impl<T: Float> Loops for Widen<'_, T> {
+impl<T: Stored> Loops for Widen<'_, T> {
     type Output = ();
 
     #[inline(always)]
-    fn run(self) {
+    fn run<const FMA: bool>(self) {
         let groups = self.part.chunks_exact(self.width * T::GROUP);
         for (from, to) in groups.zip(self.out.chunks_exact_mut(self.width * T::GROUP)) {
             for (g, to) in to.chunks_exact_mut(self.width).enumerate() {
@@ -362,6 +392,8 @@ pub enum Activation {
 
 /// What is done to a product before it is written.
 pub(crate) struct Epilogue<'a, O> {
+    /// What sums are multiplied by, one for every packed column.
+    pub(crate) scales: Option<&'a [f32]>,
     /// One for every packed column.
     pub(crate) bias: Option<&'a [f32]>,
     pub(crate) activation: Activation,
@@ -372,6 +404,7 @@ pub(crate) struct Epilogue<'a, O> {
 impl<O> Epilogue<'_, O> {
     /// Panics unless its parts have the sizes of a result with `len` values.
     pub(crate) fn check(&self, sizes: &Sizes, len: usize) {
+        assert!(self.scales.is_none_or(|scales| scales.len() == sizes.width()));
         assert!(self.bias.is_none_or(|bias| bias.len() == sizes.width()));
         assert!(self.residual.is_none_or(|residual| residual.len() == len));
     }
@@ -490,10 +523,10 @@ impl<O: Float> Loops for FinishRows<'_, O> {
 
     #[allow(unsafe_code)]
     #[inline(always)]
-    fn run(self) {
+    fn run<const FMA: bool>(self) {
         for (r, sums) in self.sums.chunks_exact(self.finish.width).enumerate() {
             // SAFETY: a task alone has its panel's columns of its pixels.
-            unsafe { self.finish.row(self.pixel + r, sums) };
+            unsafe { self.finish.row::<FMA>(self.pixel + r, sums) };
         }
     }
 }
@@ -516,53 +549,75 @@ impl<O: Float> Finish<'_, O> {
     /// No other thread may write this panel's columns of this pixel.
     #[allow(unsafe_code)]
     #[inline(always)]
-    pub(crate) unsafe fn row(&self, pixel: usize, sums: &[f32]) {
+    pub(crate) unsafe fn row<const FMA: bool>(&self, pixel: usize, sums: &[f32]) {
         let Self { sizes, epilogue, panel, width, out } = *self;
         let start = panel * PANEL;
         let gated = sizes.columns == Columns::Gated;
         let (first, wide) = if gated { (start / 2, width / 2) } else { (start, width) };
         let count = wide.min(sizes.results() - first);
-        let mut row = [0f32; PANEL];
-        let row = &mut row[..width];
-        match epilogue.bias {
-            Some(bias) => {
-                for ((value, sum), bias) in row.iter_mut().zip(sums).zip(&bias[start..]) {
-                    *value = sum + bias;
-                }
-            }
-            None => row.copy_from_slice(sums),
-        }
-        if gated {
-            let mut products = [0f32; PANEL / 2];
-            let pairs = row.chunks_exact(2 * LANES);
-            for (products, pair) in products.chunks_exact_mut(LANES).zip(pairs) {
-                let (values, gates) = pair.split_at(LANES);
-                for ((product, value), gate) in products.iter_mut().zip(values).zip(gates) {
-                    *product = value * math::gelu(*gate);
-                }
-            }
-            row[..width / 2].copy_from_slice(&products[..width / 2]);
-        }
-        match epilogue.activation {
-            Activation::None => {}
-            Activation::Silu => row.iter_mut().for_each(|v| *v = math::silu(*v)),
-            Activation::Relu => row.iter_mut().for_each(|v| *v = if *v < 0.0 { 0.0 } else { *v }),
-        }
         let at = pixel * sizes.results() + first;
+        let residual = epilogue.residual.map(|residual| &residual[at..at + count]);
         // SAFETY: by the caller's promise.
         let out = unsafe { out.part(at, count) };
-        match epilogue.residual {
-            Some(residual) => {
-                let residual = &residual[at..at + count];
-                for ((out, value), residual) in out.iter_mut().zip(&*row).zip(residual) {
-                    *out = O::narrow(value + residual.widen());
+        // What is done here for every value is felt in the whole product, so values stay in registers.
+        for (i, out) in out.chunks_mut(LANES).enumerate() {
+            let mut lanes = if gated {
+                let mut values = self.sum(sums, 2 * i * LANES);
+                let gates = self.sum(sums, (2 * i + 1) * LANES);
+                for (value, gate) in values.iter_mut().zip(gates) {
+                    *value *= math::gelu::<FMA>(gate);
+                }
+                values
+            } else {
+                self.sum(sums, i * LANES)
+            };
+            match epilogue.activation {
+                Activation::None => {}
+                Activation::Silu => {
+                    for v in &mut lanes {
+                        *v = math::silu::<FMA>(*v);
+                    }
+                }
+                Activation::Relu => {
+                    for v in &mut lanes {
+                        *v = if *v < 0.0 { 0.0 } else { *v };
+                    }
                 }
             }
-            None => {
-                for (out, value) in out.iter_mut().zip(&*row) {
-                    *out = O::narrow(*value);
+            let residual = residual.map(|residual| &residual[i * LANES..][..out.len()]);
+            if let Ok(out) = <&mut [O; LANES]>::try_from(&mut *out) {
+                if let Some(residual) = residual {
+                    for (v, residual) in lanes.iter_mut().zip(residual) {
+                        *v += residual.widen();
+                    }
+                }
+                for (out, v) in out.iter_mut().zip(lanes) {
+                    *out = O::narrow(v);
+                }
+            } else {
+                for (j, (out, v)) in out.iter_mut().zip(lanes).enumerate() {
+                    *out = O::narrow(v + residual.map_or(0.0, |residual| residual[j].widen()));
                 }
             }
         }
+    }
+
+    /// Sums of some columns of the panel, scaled and with their bias.
+    #[inline(always)]
+    fn sum(&self, sums: &[f32], column: usize) -> [f32; LANES] {
+        let mut lanes = [0f32; LANES];
+        lanes.copy_from_slice(&sums[column..column + LANES]);
+        let at = self.panel * PANEL + column;
+        if let Some(scales) = self.epilogue.scales {
+            for (v, scale) in lanes.iter_mut().zip(&scales[at..at + LANES]) {
+                *v *= scale;
+            }
+        }
+        if let Some(bias) = self.epilogue.bias {
+            for (v, bias) in lanes.iter_mut().zip(&bias[at..at + LANES]) {
+                *v += bias;
+            }
+        }
+        lanes
     }
 }

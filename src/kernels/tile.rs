@@ -3,7 +3,8 @@
 use half::bf16;
 
 use super::float::Float;
-use super::isa::Isa;
+use super::isa::{ALWAYS_FMA, Isa};
+use super::math::fused;
 
 /// Rows of a tile.
 pub(crate) const ROWS: usize = 6;
@@ -170,7 +171,7 @@ unsafe fn portable<T: Element>(tile: Tile<'_, T>) {
                         for r in 0..ROWS {
                             let a = (*rows[r].add(k + g)).widen();
                             for l in 0..NARROW {
-                                lanes[r][l] = fused(a, b[l], lanes[r][l]);
+                                lanes[r][l] = fused::<ALWAYS_FMA>(a, b[l], lanes[r][l]);
                             }
                         }
                     }
@@ -184,16 +185,6 @@ unsafe fn portable<T: Element>(tile: Tile<'_, T>) {
                 sums(r).write(*lanes);
             }
         }
-    }
-}
-
-/// `a · b + c`, rounded once where the target has an instruction for it.
-#[inline(always)]
-fn fused(a: f32, b: f32, c: f32) -> f32 {
-    if cfg!(any(target_arch = "aarch64", target_feature = "fma")) {
-        a.mul_add(b, c)
-    } else {
-        a * b + c
     }
 }
 

@@ -1,13 +1,16 @@
 //! The weights of linear layers and convolutions, packed for the CPU when they are loaded.
 
+use std::cell::Cell;
 use std::fmt;
 use std::sync::{Arc, OnceLock};
 
 use candle_core::{CpuStorage, DType, Result, Storage, Tensor};
 use half::{bf16, f16};
+use rayon::prelude::*;
 
-use super::float::Float;
+use super::float::Stored;
 use super::product::{Columns, Packed, Sizes};
+use crate::device::Quantize;
 
 /// A weight matrix `(outputs, inputs)` or kernel `(outputs, inputs, k, k)`, and a bias.
 ///
@@ -32,6 +35,46 @@ pub(super) enum Form {
     F32(Packed<f32>),
     Bf16(Packed<bf16>),
     F16(Packed<f16>),
+    /// Whole numbers, and what they count: one for every packed column.
+    Int8 {
+        values: Packed<i8>,
+        scales: Vec<f32>,
+    },
+}
+
+thread_local! {
+    static QUANTIZE: Cell<Quantize> = const { Cell::new(Quantize::None) };
+}
+
+impl Quantize {
+    /// Runs `f`; layers on the CPU that are made on this thread meanwhile have rounded weights.
+    pub fn scope<R>(self, f: impl FnOnce() -> R) -> R {
+        struct Restore(Quantize);
+        impl Drop for Restore {
+            fn drop(&mut self) {
+                QUANTIZE.set(self.0);
+            }
+        }
+        let _restore = Restore(QUANTIZE.replace(self));
+        f()
+    }
+
+    /// Bytes of a weight of `dtype` in memory.
+    pub fn bytes(self, shape: &[usize], dtype: DType) -> u64 {
+        let values = shape.iter().product::<usize>() as u64;
+        match *shape {
+            [outputs, inputs, ..] if self == Self::Int8 && is_large(outputs, inputs) => {
+                values + 4 * outputs as u64
+            }
+            _ => values * dtype.size_in_bytes() as u64,
+        }
+    }
+}
+
+/// Whether a layer is so large that rounding it saves memory; the first and the last of a network, which are the most
+/// sensitive, are not.
+fn is_large(outputs: usize, inputs: usize) -> bool {
+    outputs >= 32 && inputs >= 32 && inputs.is_multiple_of(i8::GROUP)
 }
 
 impl fmt::Debug for Weights {
@@ -124,6 +167,11 @@ impl Weights {
         Ok(Some(shift))
     }
 
+    /// What the sums of packed columns are to be multiplied by.
+    pub(super) fn scales(&self) -> Option<&[f32]> {
+        if let Form::Int8 { scales, .. } = &self.0.form { Some(scales) } else { None }
+    }
+
     /// Whether the CPU's kernels can use them.
     pub(super) fn is_packed(&self) -> bool {
         !matches!(self.0.form, Form::Plain(_))
@@ -149,6 +197,16 @@ impl Weights {
             Form::F32(packed) => unpack(packed, sizes),
             Form::Bf16(packed) => unpack(packed, sizes),
             Form::F16(packed) => unpack(packed, sizes),
+            Form::Int8 { values, scales } => {
+                let mut weight = unpack(values, sizes);
+                let inner = sizes.channels * sizes.taps;
+                for (column, scale) in scales.iter().enumerate() {
+                    if let Some(output) = sizes.output(column) {
+                        weight[output * inner..][..inner].iter_mut().for_each(|v| *v *= scale);
+                    }
+                }
+                weight
+            }
         };
         let device = candle_core::Device::Cpu;
         let weight = Tensor::from_vec(values, shape.as_slice(), &device)?.to_dtype(*dtype)?;
@@ -163,6 +221,14 @@ fn pack(weight: &Tensor, sizes: Sizes) -> Result<Form> {
     let Storage::Cpu(storage) = &*storage else { candle_core::bail!("weights off the CPU") };
     let (inner, taps) = (sizes.channels * sizes.taps, sizes.taps);
     let place = move |o: usize, t: usize, c: usize| start + o * inner + c * taps + t;
+    if QUANTIZE.get() == Quantize::Int8 && is_large(sizes.outputs, sizes.channels) {
+        return Ok(match storage {
+            CpuStorage::F32(v) => rounded(sizes, |o, t, c| v[place(o, t, c)]),
+            CpuStorage::BF16(v) => rounded(sizes, |o, t, c| v[place(o, t, c)].widen()),
+            CpuStorage::F16(v) => rounded(sizes, |o, t, c| v[place(o, t, c)].widen()),
+            _ => Form::Plain(weight.clone()),
+        });
+    }
     Ok(match storage {
         CpuStorage::F32(v) => Form::F32(Packed::new(sizes, |o, t, c| v[place(o, t, c)])),
         CpuStorage::BF16(v) if sizes.channels.is_multiple_of(bf16::GROUP) => {
@@ -174,7 +240,25 @@ fn pack(weight: &Tensor, sizes: Sizes) -> Result<Form> {
     })
 }
 
-fn unpack<T: Float>(packed: &Packed<T>, sizes: &Sizes) -> Vec<f32> {
+/// Packs `at(output, tap, channel)` as whole numbers up to 127 and a scale for every output.
+fn rounded(sizes: Sizes, at: impl Fn(usize, usize, usize) -> f32 + Sync) -> Form {
+    let scale = |output: usize| {
+        let values = (0..sizes.taps).flat_map(|t| (0..sizes.channels).map(move |c| (t, c)));
+        // A weight that is no number makes its scale none, and all that comes of it.
+        let most = values
+            .map(|(t, c)| at(output, t, c).abs())
+            .fold(0f32, |most, v| if v > most || v.is_nan() { v } else { most });
+        most / 127.0
+    };
+    let scales: Vec<f32> = (0..sizes.outputs).into_par_iter().map(scale).collect();
+    let values = Packed::new(sizes, |o, t, c| {
+        // A whole row of zeros divides by zero, and what is no number becomes 0.
+        (at(o, t, c) / scales[o]).round_ties_even() as i8
+    });
+    Form::Int8 { values, scales: spread(&sizes, &scales) }
+}
+
+fn unpack<T: Stored>(packed: &Packed<T>, sizes: &Sizes) -> Vec<f32> {
     let mut values = vec![0f32; sizes.outputs * sizes.channels * sizes.taps];
     packed.unpack(|o, t, c, v| values[(o * sizes.channels + c) * sizes.taps + t] = v.widen());
     values

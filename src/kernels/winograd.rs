@@ -14,6 +14,7 @@ use rayon::prelude::*;
 
 use super::float::Float;
 use super::isa::{Isa, Loops};
+use super::math::fused;
 use super::product::{Block, Epilogue, Finish, Panels, Sizes, Window};
 use super::shared::Shared;
 use super::tile::{LANES, PANEL, Product, ROWS, ZEROS};
@@ -99,6 +100,12 @@ impl Lanes {
         lanes.iter_mut().zip(other.0).for_each(|(lane, v)| *lane = f(*lane, v));
         Self(lanes)
     }
+
+    /// `self + other · factor`.
+    #[inline(always)]
+    fn plus<const FMA: bool>(self, other: Self, factor: f32) -> Self {
+        self.with(other, |a, b| fused::<FMA>(b, factor, a))
+    }
 }
 
 impl std::ops::Add for Lanes {
@@ -136,45 +143,45 @@ const B2: f32 = B * B;
 
 /// Of six inputs in a line.
 #[inline(always)]
-fn transform_inputs(d: [Lanes; IN]) -> [Lanes; IN] {
-    let (even_a, odd_a) = (d[4] - d[2] * B2, (d[3] - d[1] * B2) * A);
-    let (even_b, odd_b) = (d[4] - d[2] * A2, (d[3] - d[1] * A2) * B);
+fn transform_inputs<const FMA: bool>(d: [Lanes; IN]) -> [Lanes; IN] {
+    let (even_a, odd_a) = (d[4].plus::<FMA>(d[2], -B2), d[3].plus::<FMA>(d[1], -B2));
+    let (even_b, odd_b) = (d[4].plus::<FMA>(d[2], -A2), d[3].plus::<FMA>(d[1], -A2));
     [
-        d[0] * (A2 * B2) - d[2] * (A2 + B2) + d[4],
-        even_a + odd_a,
-        even_a - odd_a,
-        even_b + odd_b,
-        even_b - odd_b,
-        d[1] * (A2 * B2) - d[3] * (A2 + B2) + d[5],
+        d[4].plus::<FMA>(d[2], -(A2 + B2)).plus::<FMA>(d[0], A2 * B2),
+        even_a.plus::<FMA>(odd_a, A),
+        even_a.plus::<FMA>(odd_a, -A),
+        even_b.plus::<FMA>(odd_b, B),
+        even_b.plus::<FMA>(odd_b, -B),
+        d[5].plus::<FMA>(d[3], -(A2 + B2)).plus::<FMA>(d[1], A2 * B2),
     ]
 }
 
 /// Of three weights in a line.
 #[inline(always)]
-fn transform_weights(g: [Lanes; 3]) -> [Lanes; IN] {
-    let (even_a, odd_a) = (g[0] + g[2] * A2, g[1] * A);
-    let (even_b, odd_b) = (g[0] + g[2] * B2, g[1] * B);
+fn transform_weights<const FMA: bool>(g: [Lanes; 3]) -> [Lanes; IN] {
     let (scale_a, scale_b) = (0.5 / (A2 * (A2 - B2)), 0.5 / (B2 * (B2 - A2)));
+    let (even_a, even_b) =
+        (g[0].plus::<FMA>(g[2], A2) * scale_a, g[0].plus::<FMA>(g[2], B2) * scale_b);
     [
         g[0] * (1.0 / (A2 * B2)),
-        (even_a + odd_a) * scale_a,
-        (even_a - odd_a) * scale_a,
-        (even_b + odd_b) * scale_b,
-        (even_b - odd_b) * scale_b,
+        even_a.plus::<FMA>(g[1], A * scale_a),
+        even_a.plus::<FMA>(g[1], -A * scale_a),
+        even_b.plus::<FMA>(g[1], B * scale_b),
+        even_b.plus::<FMA>(g[1], -B * scale_b),
         g[2],
     ]
 }
 
 /// Of six products to four results.
 #[inline(always)]
-fn transform_products(m: [Lanes; IN]) -> [Lanes; OUT] {
+fn transform_products<const FMA: bool>(m: [Lanes; IN]) -> [Lanes; OUT] {
     let (sum_a, difference_a) = (m[1] + m[2], m[1] - m[2]);
     let (sum_b, difference_b) = (m[3] + m[4], m[3] - m[4]);
     [
         m[0] + sum_a + sum_b,
-        difference_a * A + difference_b * B,
-        sum_a * A2 + sum_b * B2,
-        difference_a * (A2 * A) + difference_b * (B2 * B) + m[5],
+        (difference_a * A).plus::<FMA>(difference_b, B),
+        (sum_a * A2).plus::<FMA>(sum_b, B2),
+        m[5].plus::<FMA>(difference_a, A2 * A).plus::<FMA>(difference_b, B2 * B),
     ]
 }
 
@@ -196,7 +203,7 @@ impl<T: Float> Loops for Inputs<'_, T> {
 
     #[allow(unsafe_code)]
     #[inline(always)]
-    fn run(self) {
+    fn run<const FMA: bool>(self) {
         let Self { x, window, grid, tile, channels, stride, start, out } = self;
         let (image, y, column) = grid.place(tile);
         let mut pixels = [[ZEROS; IN]; IN];
@@ -214,12 +221,12 @@ impl<T: Float> Loops for Inputs<'_, T> {
                         *d = Lanes::read(&x[pixels[i][j] + channel..][..LANES]);
                     }
                 }
-                for (i, t) in transform_inputs(d).into_iter().enumerate() {
+                for (i, t) in transform_inputs::<FMA>(d).into_iter().enumerate() {
                     half[i][j] = t;
                 }
             }
             for (i, half) in half.into_iter().enumerate() {
-                for (j, t) in transform_inputs(half).into_iter().enumerate() {
+                for (j, t) in transform_inputs::<FMA>(half).into_iter().enumerate() {
                     let at = (i * IN + j) * stride + start + channel;
                     // SAFETY: a tile has these places to itself.
                     unsafe { out.part(at, LANES) }.copy_from_slice(&t.0);
@@ -241,19 +248,23 @@ impl Loops for Kernels<'_> {
     type Output = ();
 
     #[inline(always)]
-    fn run(self) {
+    fn run<const FMA: bool>(self) {
         let Self { taps, stride, out } = self;
         let size = taps[0].len();
         for at in (0..size).step_by(LANES) {
             let mut half = [[Lanes::ZERO; 3]; IN];
             for j in 0..3 {
-                let g = [0, 1, 2].map(|i| Lanes::read(&taps[3 * i + j][at..at + LANES]));
-                for (i, t) in transform_weights(g).into_iter().enumerate() {
+                // No `map`, which may stay a call, and then is not compiled for these instructions.
+                let mut g = [Lanes::ZERO; 3];
+                for (i, g) in g.iter_mut().enumerate() {
+                    *g = Lanes::read(&taps[3 * i + j][at..at + LANES]);
+                }
+                for (i, t) in transform_weights::<FMA>(g).into_iter().enumerate() {
                     half[i][j] = t;
                 }
             }
             for (i, half) in half.into_iter().enumerate() {
-                for (j, t) in transform_weights(half).into_iter().enumerate() {
+                for (j, t) in transform_weights::<FMA>(half).into_iter().enumerate() {
                     out[(i * IN + j) * stride + at..][..LANES].copy_from_slice(&t.0);
                 }
             }
@@ -279,7 +290,7 @@ impl<O: Float> Loops for Results<'_, O> {
 
     #[allow(unsafe_code)]
     #[inline(always)]
-    fn run(self) {
+    fn run<const FMA: bool>(self) {
         let Self { products, stride, image, y, x, grid, finish } = self;
         let width = finish.width;
         let mut rows = [[0f32; PANEL]; OUT * OUT];
@@ -290,12 +301,12 @@ impl<O: Float> Loops for Results<'_, O> {
                 for (i, m) in m.iter_mut().enumerate() {
                     *m = Lanes::read(&products[(i * IN + j) * stride + column..][..LANES]);
                 }
-                for (i, t) in transform_products(m).into_iter().enumerate() {
+                for (i, t) in transform_products::<FMA>(m).into_iter().enumerate() {
                     half[i][j] = t;
                 }
             }
             for (i, half) in half.into_iter().enumerate() {
-                for (j, t) in transform_products(half).into_iter().enumerate() {
+                for (j, t) in transform_products::<FMA>(half).into_iter().enumerate() {
                     rows[i * OUT + j][column..column + LANES].copy_from_slice(&t.0);
                 }
             }
@@ -304,7 +315,7 @@ impl<O: Float> Loops for Results<'_, O> {
             for j in 0..OUT.min(grid.width - x) {
                 let pixel = (image * grid.height + y + i) * grid.width + x + j;
                 // SAFETY: a task alone has its panel's columns of its tiles.
-                unsafe { finish.row(pixel, &rows[i * OUT + j][..width]) };
+                unsafe { finish.row::<FMA>(pixel, &rows[i * OUT + j][..width]) };
             }
         }
     }

@@ -23,6 +23,7 @@ pub use side_networks::{ControlFile, SideConfig, SideNetwork, SideWork};
 
 use super::embedded::Embedded;
 use crate::adapters::lora::{Lora, LoraOptions, LoraReport, LoraScale};
+use crate::device::Quantize;
 use crate::models::clip::{TextConfig, TextEncoder};
 use crate::models::motion::MotionConfig;
 use crate::models::unet::{UNet, UNetConfig};
@@ -37,8 +38,8 @@ use crate::{Error, Result};
 pub struct Models {
     base: Base,
     checkpoint: Checkpoint,
-    /// How many numbers each component has, where they are drawn and not in `checkpoint`.
-    drawn: Option<BTreeMap<Component, u64>>,
+    /// What weights each component has, where they are drawn and not in `checkpoint`.
+    drawn: Option<BTreeMap<Component, DrawnShapes>>,
     loras: Vec<OpenLora>,
     adapters: Vec<LoraReport>,
     /// Changes of weights that come from no file.
@@ -239,9 +240,7 @@ impl Models {
             },
         };
         models.unet.motion = (files.motion == Motion::Base).then(MotionConfig::default);
-        let count = |shapes: BTreeMap<String, Vec<usize>>| -> u64 {
-            shapes.values().map(|shape| shape.iter().product::<usize>() as u64).sum()
-        };
+        let shapes = |inventory: BTreeMap<String, Vec<usize>>| inventory.into_values().collect();
         let unet = random::inventory(|vb| UNet::new(&models.unet, &vb))?;
         let vae = random::inventory(|vb| models.vae.build(&vb))?;
         let text = random::inventory(|vb| TextEncoder::new(&models.text, &vb))?;
@@ -250,9 +249,9 @@ impl Models {
             models.side_networks.insert(file.name.clone(), net);
         }
         models.drawn = Some(BTreeMap::from([
-            (Component::UNet, count(unet)),
-            (Component::Vae, count(vae)),
-            (Component::Text, count(text)),
+            (Component::UNet, shapes(unet)),
+            (Component::Vae, shapes(vae)),
+            (Component::Text, shapes(text)),
         ]));
         Ok(models)
     }
@@ -312,14 +311,18 @@ impl Models {
     }
 }
 
+/// Shapes of weights that are in no file.
+type DrawnShapes = Vec<Vec<usize>>;
+
+/// Bytes of weights in a number format.
+fn bytes<'a>(shapes: impl Iterator<Item = &'a [usize]>, dtype: DType, quantize: Quantize) -> u64 {
+    shapes.map(|shape| quantize.bytes(shape, dtype)).sum()
+}
+
 /// Bytes of a component's weights in a number format.
-fn bytes(checkpoint: &Checkpoint, component: Component, dtype: DType) -> u64 {
-    let size = |name| {
-        let shape = checkpoint.shape_of(component, name).unwrap_or_default();
-        shape.iter().map(|d| *d as u64).product::<u64>()
-    };
-    let values: u64 = checkpoint.names(component).map(size).sum();
-    values * dtype.size_in_bytes() as u64
+fn stored(checkpoint: &Checkpoint, component: Component, dtype: DType, quantize: Quantize) -> u64 {
+    let shape = |name| checkpoint.shape_of(component, name).unwrap_or_default();
+    bytes(checkpoint.names(component).map(shape), dtype, quantize)
 }
 
 /// Adds the motion modules; the folder in which a `config.json` may describe them, if there is one.

@@ -105,10 +105,9 @@ impl Plan {
         };
         // Controls may share a network.
         let nets: BTreeSet<&str> = request.controls.iter().map(|c| c.model.as_str()).collect();
-        let nets: u64 =
-            nets.into_iter().map(|net| models.side_network_bytes(net, precision.unet)).sum();
+        let nets: u64 = nets.into_iter().map(|net| models.side_network_bytes(net, precision)).sum();
         Self {
-            weights: models.unet_bytes(precision.unet) + models.vae_bytes(precision.vae) + nets,
+            weights: models.unet_bytes(precision) + models.vae_bytes(precision.vae) + nets,
             pass: (values * bytes(precision.unet)) as u64,
             clips: if request.is_guided() { 2 } else { 1 },
             decode: (decoded * bytes(precision.vae)) as u64,
@@ -169,7 +168,9 @@ impl Plan {
         Err(if self.looking > available {
             error.with_hint("the image encoder alone does not fit")
         } else if self.weights > available {
-            error.with_hint("the weights alone do not fit: try --dtype bf16, or a smaller model")
+            error.with_hint(
+                "the weights alone do not fit: try --dtype bf16, on the CPU --quantize int8, or a smaller model",
+            )
         } else {
             error.with_hint("try fewer --frames, or a smaller --width and --height")
         })

@@ -189,8 +189,9 @@ impl Pipeline {
 
     /// Gives a LoRA other strengths in the UNet and in the text encoder; it is counted as in [`Models::adapters`].
     ///
-    /// With [`Residency::KeepAll`] only the weights that it changes are read and patched again, when they are needed
-    /// next; the clip is the one that a new pipeline would make. Meanwhile the memory of the old ones is free.
+    /// The parts that it changes are made again when they are needed next; the clip is the one that a new pipeline would
+    /// make. Meanwhile the memory of the old ones is free. On a GPU with [`Residency::KeepAll`] only the weights that
+    /// change are read and patched again; on the CPU, where packed weights are all that stays, those of the whole part.
     ///
     /// # Errors
     ///

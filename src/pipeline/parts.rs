@@ -7,6 +7,7 @@ use candle_core::DType;
 use super::load::Models;
 use super::{Event, Listener, Pipeline, Residency};
 use crate::Result;
+use crate::device::Precision;
 use crate::weights::{Component, Resident};
 
 impl Pipeline {
@@ -35,13 +36,11 @@ impl Pipeline {
         dtype: DType,
         build: impl FnOnce(&Models, &mut Resident) -> Result<T>,
     ) -> Result<T> {
-        let before = self.resident.remove(&component);
-        let mut resident = before.unwrap_or_else(|| Resident::new(dtype, &self.device));
-        let built = build(&self.models, &mut resident);
-        if self.residency == Residency::KeepAll {
-            self.resident.insert(component, resident);
+        if self.residency == Residency::OneAtATime || self.device.is_cpu() {
+            return build(&self.models, &mut Resident::nothing(dtype, &self.device));
         }
-        built
+        let fresh = || Resident::new(dtype, &self.device);
+        build(&self.models, self.resident.entry(component).or_insert_with(fresh))
     }
 
     pub(super) fn load_image_encoder(
@@ -89,10 +88,11 @@ impl Pipeline {
 
     pub(super) fn load_unet(&mut self, listener: &mut dyn Listener) -> Result<()> {
         if self.unet.is_none() {
-            let bytes = self.models.unet_bytes(self.precision.unet);
+            let Precision { unet: dtype, quantize, .. } = self.precision;
+            let bytes = self.models.unet_bytes(self.precision);
             listener.event(Event::Load { part: "unet", bytes })?;
             let (unet, report) =
-                self.build(Component::UNet, self.precision.unet, Models::rebuild_unet)?;
+                quantize.scope(|| self.build(Component::UNet, dtype, Models::rebuild_unet))?;
             listener.event(Event::Report { report })?;
             self.unet = Some(unet);
         }
@@ -104,16 +104,17 @@ impl Pipeline {
         names: impl IntoIterator<Item = String>,
         listener: &mut dyn Listener,
     ) -> Result<()> {
-        let dtype = self.precision.unet;
+        let Precision { unet: dtype, quantize, .. } = self.precision;
         for name in names {
             if self.side_networks.contains_key(&name) {
                 continue;
             }
-            let bytes = self.models.side_network_bytes(&name, dtype);
+            let bytes = self.models.side_network_bytes(&name, self.precision);
             let part =
                 self.models.side_config(&name).map_or("controlnet", |c| c.component().name());
             listener.event(Event::Load { part, bytes })?;
-            let (net, report) = self.models.side_network(&name, dtype, &self.device)?;
+            let (net, report) =
+                quantize.scope(|| self.models.side_network(&name, dtype, &self.device))?;
             listener.event(Event::Report { report })?;
             self.side_networks.insert(name, net);
         }

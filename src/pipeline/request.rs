@@ -4,6 +4,7 @@ use serde::{Deserialize, Serialize};
 
 use super::control::{self, Control};
 use super::ip_adapter::{self, IpAdapter};
+use crate::device::Quantize;
 use crate::device::{DeviceChoice, DtypeChoice};
 use crate::models::motion::MotionNorm;
 use crate::rng::RngKind;
@@ -121,6 +122,13 @@ pub struct Spec {
     pub device: DeviceChoice,
     /// The number format.
     pub dtype: DtypeChoice,
+    /// To how many bits the weights of the UNet and of the networks beside it are rounded.
+    #[serde(skip_serializing_if = "is_default")]
+    pub quantize: Quantize,
+}
+
+fn is_default<T: Default + PartialEq>(value: &T) -> bool {
+    *value == T::default()
 }
 
 /// A textual inversion: `FILE` or `FILE:WORD`.

@@ -1,6 +1,6 @@
 //! What a stage came to: clips made from the files that it wrote, and how true they are.
 
-use candle_core::{DType, Device};
+use candle_core::Device;
 use image::RgbImage;
 
 use super::data::Clips;
@@ -8,7 +8,7 @@ use super::files;
 use super::plan::{Data, Plan};
 use super::stages::{Places, Stage};
 use super::{Compute, builder};
-use crate::device::Precision;
+use crate::device::{DtypeChoice, Precision};
 use crate::media::tensor;
 use crate::models::vae::{AutoencoderKl, VaeConfig};
 use crate::pipeline::load::{Base, Files, LoraFile, Models, Motion};
@@ -104,7 +104,7 @@ impl Maker {
             request.steps = 20;
             request.cfg_scale = 2.5;
         }
-        let precision = Precision { text: DType::F32, unet: DType::F32, vae: DType::F32 };
+        let precision = Precision::new(DtypeChoice::F32, device);
         let models = Models::open(&files)?;
         let pipeline = Pipeline::new(models, device.clone(), precision, Residency::KeepAll);
         let (pipeline, request) = (Box::new(pipeline), Box::new(request));

@@ -23,8 +23,9 @@ pub(super) struct Record {
     pub(super) misshapen: BTreeMap<String, (Vec<usize>, Vec<usize>)>,
     /// How many weights each patch changed.
     pub(super) patched: Vec<usize>,
-    /// What need not be loaded, then all that was served.
+    /// What need not be loaded, then all that was served if it is to be kept.
     pub(super) resident: BTreeMap<String, Tensor>,
+    pub(super) keeps: bool,
     /// How many were served from there.
     pub(super) kept: usize,
     /// The first failure that is not a matter of names and shapes.
@@ -161,7 +162,9 @@ impl Backend {
                 *count += 1;
             }
         }
-        record.resident.insert(name.to_owned(), tensor.clone());
+        if record.keeps {
+            record.resident.insert(name.to_owned(), tensor.clone());
+        }
         Ok(tensor)
     }
 }

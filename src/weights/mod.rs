@@ -459,7 +459,7 @@ impl Checkpoint {
         patches: &PatchStack,
         model: impl FnOnce(VarBuilder<'static>) -> Result<T>,
     ) -> Result<(T, LoadReport)> {
-        self.rebuild(component, patches, &mut Resident::new(dtype, device), model)
+        self.rebuild(component, patches, &mut Resident::nothing(dtype, device), model)
     }
 
     /// Builds one component as [`build`](Self::build) does, with the tensors that are `resident` instead of reading
@@ -491,6 +491,7 @@ impl Checkpoint {
         let record = Record {
             patched: vec![0; patches.len()],
             resident: std::mem::take(&mut resident.tensors),
+            keeps: resident.keeps,
             ..Record::default()
         };
         let record = Arc::new(Mutex::new(record));

@@ -1,12 +1,16 @@
 //! What came out, for people and for programs.
 
+use std::collections::BTreeMap;
 use std::fmt::Write as _;
+use std::time::Duration;
 
 use candle_core::Device;
 use serde::Serialize;
 
 use super::summary::Summary;
+use crate::device::Quantize;
 use crate::error::Bytes;
+use crate::kernels::clock::{Kind, Times};
 
 /// Everything that was measured, and under which circumstances.
 #[derive(Debug, Serialize)]
@@ -44,6 +48,7 @@ pub(super) struct Settings {
     pub(super) controls: Vec<String>,
     pub(super) dtype: &'static str,
     pub(super) vae_dtype: &'static str,
+    pub(super) quantize: Quantize,
     pub(super) repeats: usize,
     pub(super) warmup: usize,
     pub(super) threads: usize,
@@ -91,13 +96,36 @@ pub(super) struct Part {
     pub(super) gflop_per_second: f64,
     /// Peak of the process's memory during this part.
     pub(super) peak_memory_bytes: Option<u64>,
+    /// Where the time went; only of networks on a CPU.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) shares: Option<Shares>,
+}
+
+/// Parts of the time by kind of operation, which make 1 together.
+#[derive(Debug, Serialize)]
+pub(super) struct Shares {
+    #[serde(flatten)]
+    kinds: BTreeMap<&'static str, f64>,
+    other: f64,
+}
+
+impl Shares {
+    /// Of `seconds` in all.
+    pub(super) fn new(times: &Times, seconds: f64) -> Self {
+        let seconds = seconds.max(f64::MIN_POSITIVE);
+        let share = |(kind, time): (Kind, &Duration)| (kind.name(), time.as_secs_f64() / seconds);
+        let kinds: BTreeMap<_, _> = Kind::ALL.into_iter().zip(times).map(share).collect();
+        let other = (1.0 - kinds.values().sum::<f64>()).max(0.0);
+        Self { kinds, other }
+    }
 }
 
 impl Part {
     pub(super) fn new(seconds: Summary, flops: u64, peak: Option<u64>) -> Self {
         let gflop = flops as f64 / 1e9;
         let rate = if seconds.median > 0.0 { gflop / seconds.median } else { 0.0 };
-        Self { seconds, gflop, gflop_per_second: rate, peak_memory_bytes: peak }
+        let peak_memory_bytes = peak;
+        Self { seconds, gflop, gflop_per_second: rate, peak_memory_bytes, shares: None }
     }
 }
 
@@ -144,11 +172,12 @@ impl Report {
         let Settings { dtype, threads, repeats, warmup, controls, .. } = &self.settings;
         let controls =
             controls.iter().fold(String::new(), |all, control| all + ", " + control.as_str());
+        let int8 = if self.settings.quantize == Quantize::Int8 { " with int8 weights" } else { "" };
         let Versions { animatelcm, candle, target, profile } = &self.versions;
         let mut text = format!(
             "animatelcm {animatelcm}, candle {candle}, {target}, {profile}\n\
              {}, {threads} threads\n\
-             {model}: {frames} frames of {width}x{height}, {steps} steps of {sampler}, cfg {cfg_scale}, {dtype}{controls}\n\
+             {model}: {frames} frames of {width}x{height}, {steps} steps of {sampler}, cfg {cfg_scale}, {dtype}{int8}{controls}\n\
              {repeats} clips after {warmup} to warm up\n\n",
             self.device
         );
@@ -172,6 +201,7 @@ impl Report {
             ]);
         }
         text.push_str(&aligned(&rows));
+        text.push_str(&self.shares());
         // Writing to a string cannot fail.
         let _ = writeln!(text, "\nload         {}", time(self.load_seconds));
         if let Some(seconds) = self.cold_start_seconds {
@@ -195,13 +225,32 @@ impl Report {
     }
 }
 
+impl Report {
+    /// Where the time of the networks goes, where that is known.
+    fn shares(&self) -> String {
+        let row = |name: &str, kinds: [String; Kind::ALL.len()], other: String| -> Vec<String> {
+            [name.to_owned()].into_iter().chain(kinds).chain([other]).collect()
+        };
+        let mut rows = vec![row("", Kind::ALL.map(|kind| kind.name().to_owned()), "other".into())];
+        for (name, part) in [("UNet step", &self.unet_step), ("decode", &self.decode)] {
+            let Some(Shares { kinds, other }) = &part.shares else { continue };
+            let percent = |share: f64| format!("{:.0} %", 100.0 * share);
+            let share = |kind: Kind| kinds.get(kind.name()).copied().unwrap_or(0.0);
+            rows.push(row(name, Kind::ALL.map(|kind| percent(share(kind))), percent(*other)));
+        }
+        if rows.len() == 1 { String::new() } else { format!("\n{}", aligned(&rows)) }
+    }
+}
+
 /// Columns as wide as their widest cell: the first to the left, numbers to the right.
-fn aligned<const N: usize>(rows: &[[String; N]]) -> String {
-    let widths: Vec<usize> = (0..N)
+fn aligned<R: AsRef<[String]>>(rows: &[R]) -> String {
+    let rows: Vec<&[String]> = rows.iter().map(AsRef::as_ref).collect();
+    let columns = rows.first().map_or(0, |row| row.len());
+    let widths: Vec<usize> = (0..columns)
         .map(|column| rows.iter().map(|row| row[column].chars().count()).max().unwrap_or(0))
         .collect();
     let mut text = String::new();
-    for row in rows {
+    for row in &rows {
         let mut line = String::new();
         for (column, (cell, width)) in row.iter().zip(&widths).enumerate() {
             if column == 0 {

@@ -5,7 +5,7 @@ use rayon::prelude::*;
 
 use super::matrix::{Into, Matrix, multiply};
 use super::{Gradients, View, applies, attach};
-use crate::kernels::isa::vectorized;
+use crate::kernels::isa::{ALWAYS_FMA, vectorized};
 use crate::kernels::{math, reference};
 
 /// Queries whose scores exist at once.
@@ -327,7 +327,7 @@ fn softmax(row: &mut [f32]) {
     let mut sums = [0f32; LANES];
     for chunk in row.chunks_mut(LANES) {
         for (sum, v) in sums.iter_mut().zip(chunk) {
-            *v = math::exp(*v - maximum);
+            *v = math::exp::<ALWAYS_FMA>(*v - maximum);
             *sum += *v;
         }
     }

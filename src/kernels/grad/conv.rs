@@ -195,7 +195,8 @@ impl Kernel {
     /// With pictures whose channels are innermost.
     fn product(&self, x: &[f32], window: &Window, bias: Option<&[f32]>) -> Vec<f32> {
         let mut out = vec![0f32; window.pixels() * self.sizes.outputs];
-        let epilogue = Epilogue { bias, activation: Activation::None, residual: None };
+        let epilogue =
+            Epilogue { scales: None, bias, activation: Activation::None, residual: None };
         product::product(Isa::current(), x, window, &self.packed, &epilogue, &mut out);
         out
     }

@@ -4,7 +4,7 @@ use candle_core::{D, Device, Result, Tensor};
 use rayon::prelude::*;
 
 use super::{Gradients, View, applies, attach, nothing};
-use crate::kernels::isa::vectorized;
+use crate::kernels::isa::{ALWAYS_FMA, vectorized};
 use crate::kernels::{math, reference};
 
 /// Rows that a task computes.
@@ -30,7 +30,7 @@ pub(in crate::kernels) fn geglu(x: &Tensor) -> Result<Tensor> {
         for (out, x) in out.chunks_exact_mut(width).zip(x.chunks_exact(2 * width)) {
             let (values, gates) = x.split_at(width);
             for ((out, value), gate) in out.iter_mut().zip(values).zip(gates) {
-                *out = value * math::gelu(*gate);
+                *out = value * math::gelu::<ALWAYS_FMA>(*gate);
             }
         }
     };
@@ -94,6 +94,6 @@ impl Gradients for Gated {
 #[inline(always)]
 fn gelu_and_slope(x: f32) -> (f32, f32) {
     const INVERSE_ROOT: f32 = 0.398_942_28; // 1 / sqrt(2 π)
-    let share = 0.5 * (1.0 + math::erf(x * std::f32::consts::FRAC_1_SQRT_2));
-    (x * share, share + x * INVERSE_ROOT * math::exp(-0.5 * x * x))
+    let share = 0.5 * (1.0 + math::erf::<ALWAYS_FMA>(x * std::f32::consts::FRAC_1_SQRT_2));
+    (x * share, share + x * INVERSE_ROOT * math::exp::<ALWAYS_FMA>(-0.5 * x * x))
 }

@@ -4,7 +4,7 @@ use candle_core::{D, Device, Result, Tensor};
 use rayon::prelude::*;
 
 use super::{Gradients, View, applies, attach, is_tracked, parts, sum_of, total};
-use crate::kernels::isa::vectorized;
+use crate::kernels::isa::{ALWAYS_FMA, vectorized};
 use crate::kernels::{GroupNormOptions, math, reference};
 
 /// See [`crate::kernels::group_norm`].
@@ -38,7 +38,9 @@ pub(in crate::kernels) fn group_norm(
                     let (w, b) = (scale * weight.values()[channel], bias.values()[channel]);
                     let pairs = out[at..][..area].iter_mut().zip(&x[at..][..area]);
                     if silu {
-                        pairs.for_each(|(out, x)| *out = math::silu((x - mean) * w + b));
+                        pairs.for_each(|(out, x)| {
+                            *out = math::silu::<ALWAYS_FMA>((x - mean) * w + b);
+                        });
                     } else {
                         pairs.for_each(|(out, x)| *out = (x - mean) * w + b);
                     }
@@ -202,7 +204,7 @@ fn sums(a: &[f32], b: &[f32], middle: f32) -> (f32, f32) {
 /// The derivative of `x · sigmoid(x)`.
 #[inline(always)]
 fn silu_slope(x: f32) -> f32 {
-    let sigmoid = 1.0 / (1.0 + math::exp(-x));
+    let sigmoid = 1.0 / (1.0 + math::exp::<ALWAYS_FMA>(-x));
     sigmoid * (1.0 + x * (1.0 - sigmoid))
 }
 

@@ -34,7 +34,7 @@ impl VaeSizes {
 impl Models {
     /// Builds the tokenizer and the text encoder.
     pub fn text(&self, dtype: DType, device: &Device) -> Result<(TextModel, LoadReport)> {
-        self.rebuild_text(&mut Resident::new(dtype, device))
+        self.rebuild_text(&mut Resident::nothing(dtype, device))
     }
 
     /// Builds the tokenizer and the text encoder of what is `resident` and the files; see
@@ -72,7 +72,7 @@ impl Models {
 
     /// Builds the UNet.
     pub fn unet(&self, dtype: DType, device: &Device) -> Result<(UNet, LoadReport)> {
-        self.rebuild_unet(&mut Resident::new(dtype, device))
+        self.rebuild_unet(&mut Resident::nothing(dtype, device))
     }
 
     /// Builds the UNet of what is `resident` and the files; see [`Checkpoint::rebuild`](crate::weights::Checkpoint::rebuild).
@@ -105,7 +105,7 @@ impl Models {
 
     /// Builds the autoencoder.
     pub fn vae(&self, dtype: DType, device: &Device) -> Result<(Vae, LoadReport)> {
-        let mut resident = Resident::new(dtype, device);
+        let mut resident = Resident::nothing(dtype, device);
         self.build(Component::Vae, &mut resident, |vb| self.vae.build(&vb))
     }
 

@@ -5,10 +5,13 @@ use std::path::Path;
 use candle_core::DType;
 
 use super::{
-    Models, OpenImageEncoder, OpenIpAdapter, OpenSideNetwork, SideConfig, SideWork, VaeSizes, bytes,
+    DrawnShapes, Models, OpenImageEncoder, OpenIpAdapter, OpenSideNetwork, SideConfig, SideWork,
+    VaeSizes, bytes, stored,
 };
 use crate::Result;
 use crate::adapters::lora::LoraReport;
+use crate::device::Precision;
+use crate::device::Quantize;
 use crate::models::clip::VisionConfig;
 use crate::models::image_projection::IpAdapterConfig;
 use crate::models::unet::UNetConfig;
@@ -126,8 +129,8 @@ impl Models {
     }
 
     /// Bytes of the UNet.
-    pub fn unet_bytes(&self, dtype: DType) -> u64 {
-        self.bytes(Component::UNet, dtype)
+    pub fn unet_bytes(&self, precision: Precision) -> u64 {
+        self.bytes_of(Component::UNet, precision.unet, precision.quantize)
     }
 
     /// Bytes of what is used of the autoencoder.
@@ -140,11 +143,10 @@ impl Models {
         match &self.drawn {
             Some(_) => {
                 let shapes = random::inventory(|vb| self.vae.build_encoder(&vb));
-                let shapes = shapes.unwrap_or_default();
-                let count: usize = shapes.values().map(|s| s.iter().product::<usize>()).sum();
-                (count * dtype.size_in_bytes()) as u64
+                let shapes: DrawnShapes = shapes.unwrap_or_default().into_values().collect();
+                bytes(shapes.iter().map(Vec::as_slice), dtype, Quantize::None)
             }
-            None => bytes(&self.encoder, Component::Vae, dtype),
+            None => stored(&self.encoder, Component::Vae, dtype, Quantize::None),
         }
     }
 
@@ -175,10 +177,17 @@ impl Models {
     }
 
     fn bytes(&self, component: Component, dtype: DType) -> u64 {
-        if let Some(drawn) = &self.drawn {
-            return drawn.get(&component).copied().unwrap_or(0) * dtype.size_in_bytes() as u64;
+        self.bytes_of(component, dtype, Quantize::None)
+    }
+
+    fn bytes_of(&self, component: Component, dtype: DType, quantize: Quantize) -> u64 {
+        match &self.drawn {
+            Some(drawn) => {
+                let shapes = drawn.get(&component).into_iter().flatten();
+                bytes(shapes.map(Vec::as_slice), dtype, quantize)
+            }
+            None => stored(&self.checkpoint, component, dtype, quantize),
         }
-        bytes(&self.checkpoint, component, dtype)
     }
 
     /// The networks beside the UNet that requests may use, by name: what they are, and their sizes.
@@ -192,8 +201,8 @@ impl Models {
     }
 
     /// Bytes of a network beside the UNet; 0 if there is none of that name.
-    pub fn side_network_bytes(&self, name: &str, dtype: DType) -> u64 {
-        self.side_networks.get(name).map_or(0, |net| net.bytes(dtype))
+    pub fn side_network_bytes(&self, name: &str, precision: Precision) -> u64 {
+        self.side_networks.get(name).map_or(0, |net| net.bytes(precision))
     }
 
     /// What a network beside the UNet computes for a clip of `frames` frames of `size` (width, height) in pixels with

@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 use candle_core::{DType, Device};
 
 use super::{Base, Source, parse_json, sizes};
+use crate::device::Quantize;
 use crate::models::clip::{VisionConfig, VisionEncoder};
 use crate::models::image_projection::{Features, IpAdapter, IpAdapterConfig};
 use crate::models::unet::UNetConfig;
@@ -101,7 +102,7 @@ impl OpenIpAdapter {
     }
 
     pub(super) fn bytes(&self, dtype: DType) -> u64 {
-        super::bytes(&self.checkpoint, Component::IpAdapter, dtype)
+        super::stored(&self.checkpoint, Component::IpAdapter, dtype, Quantize::None)
     }
 
     pub(super) fn build(&self, dtype: DType, device: &Device) -> Result<(IpAdapter, LoadReport)> {
@@ -151,7 +152,7 @@ impl OpenImageEncoder {
     }
 
     pub(super) fn bytes(&self, dtype: DType) -> u64 {
-        super::bytes(&self.checkpoint, Component::ImageEncoder, dtype)
+        super::stored(&self.checkpoint, Component::ImageEncoder, dtype, Quantize::None)
     }
 
     pub(super) fn build(

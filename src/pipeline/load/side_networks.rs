@@ -6,7 +6,8 @@ use candle_core::{DType, Device};
 use candle_nn::VarBuilder;
 
 use super::sizes::Shapes;
-use super::{Source, parse_json};
+use super::{DrawnShapes, Source, parse_json};
+use crate::device::Precision;
 use crate::models::control_net::{ControlNet, ControlNetConfig};
 use crate::models::sparse_ctrl::{SparseCtrl, SparseCtrlConfig};
 use crate::models::t2i_adapter::{T2iAdapter, T2iAdapterConfig};
@@ -158,8 +159,8 @@ pub struct SideWork {
 pub(super) struct OpenSideNetwork {
     checkpoint: Checkpoint,
     config: SideConfig,
-    /// How many numbers it has, where they are drawn and not in `checkpoint`.
-    drawn: Option<u64>,
+    /// What weights it has, where they are drawn and not in `checkpoint`.
+    drawn: Option<DrawnShapes>,
 }
 
 impl OpenSideNetwork {
@@ -216,8 +217,8 @@ impl OpenSideNetwork {
             ));
         };
         let shapes = random::inventory(|vb| config.build(&vb))?;
-        let count = shapes.values().map(|shape| shape.iter().product::<usize>() as u64).sum();
-        Ok(Self { checkpoint: Checkpoint::new(), config, drawn: Some(count) })
+        let drawn = shapes.into_values().collect();
+        Ok(Self { checkpoint: Checkpoint::new(), config, drawn: Some(drawn) })
     }
 
     pub(super) fn config(&self) -> &SideConfig {
@@ -228,10 +229,11 @@ impl OpenSideNetwork {
         self.checkpoint.archives().iter().map(|archive| archive.source().clone())
     }
 
-    pub(super) fn bytes(&self, dtype: DType) -> u64 {
-        match self.drawn {
-            Some(count) => count * dtype.size_in_bytes() as u64,
-            None => super::bytes(&self.checkpoint, self.config.component(), dtype),
+    pub(super) fn bytes(&self, precision: Precision) -> u64 {
+        let Precision { unet: dtype, quantize, .. } = precision;
+        match &self.drawn {
+            Some(shapes) => super::bytes(shapes.iter().map(Vec::as_slice), dtype, quantize),
+            None => super::stored(&self.checkpoint, self.config.component(), dtype, quantize),
         }
     }
 

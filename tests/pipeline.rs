@@ -3,8 +3,7 @@
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
-use animatelcm::device::Quantize;
-use animatelcm::device::{DtypeChoice, Precision};
+use animatelcm::device::{DtypeChoice, Precision, Quantize};
 use animatelcm::media::RgbImage;
 use animatelcm::models::motion::MotionNorm;
 use animatelcm::pipeline::denoiser::{Guidance, Guided, Settings};

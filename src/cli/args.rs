@@ -4,8 +4,7 @@ use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
-use crate::device::Quantize;
-use crate::device::{DeviceChoice, DtypeChoice};
+use crate::device::{DeviceChoice, DtypeChoice, Quantize};
 use crate::models::motion::MotionNorm;
 use crate::pipeline::control::Control;
 use crate::pipeline::ip_adapter::IpAdapter;

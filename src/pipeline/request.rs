@@ -4,8 +4,7 @@ use serde::{Deserialize, Serialize};
 
 use super::control::{self, Control};
 use super::ip_adapter::{self, IpAdapter};
-use crate::device::Quantize;
-use crate::device::{DeviceChoice, DtypeChoice};
+use crate::device::{DeviceChoice, DtypeChoice, Quantize};
 use crate::models::motion::MotionNorm;
 use crate::rng::RngKind;
 use crate::sampler::SamplerKind;

@@ -10,8 +10,7 @@ use super::{
 };
 use crate::Result;
 use crate::adapters::lora::LoraReport;
-use crate::device::Precision;
-use crate::device::Quantize;
+use crate::device::{Precision, Quantize};
 use crate::models::clip::VisionConfig;
 use crate::models::image_projection::IpAdapterConfig;
 use crate::models::unet::UNetConfig;

@@ -203,6 +203,16 @@ impl FromStr for Quantize {
     }
 }
 
+impl Quantize {
+    /// What comes after the name of a number format; nothing where weights are as they were.
+    pub fn words(self) -> &'static str {
+        match self {
+            Self::None => "",
+            Self::Int8 => " with int8 weights",
+        }
+    }
+}
+
 /// Which part runs in which number format.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Precision {
@@ -244,10 +254,7 @@ impl Precision {
 
     /// The UNet's number formats in a few letters.
     pub fn describe(&self) -> String {
-        match self.quantize {
-            Quantize::None => self.unet.as_str().to_owned(),
-            Quantize::Int8 => format!("{} with int8 weights", self.unet.as_str()),
-        }
+        format!("{}{}", self.unet.as_str(), self.quantize.words())
     }
 }
 

@@ -6,8 +6,7 @@ Pinned: openvino 2026.4.0, beside what diffusers_bench.py says.
     python openvino_bench.py convert DIR [--frames 8] [--width 256] [--height 256] [--vae-chunk 4]
     python openvino_bench.py run DIR [--dtype f32|bf16] [--threads N] [--warmup 1] [--repeats 1] [--frames 8] [--vae-chunk 4]
 
-`convert` traces diffusers' modules with random weights for one shape and writes them in float32 (about 25 GB of memory for the
-UNet are not enough on the way where the frames are many). `run` loads and compiles them, with bf16 as an execution hint, and prints
+`convert` traces diffusers' modules with random weights for one shape and writes them in float32, 5.4 GB. `run` loads and compiles them, with bf16 as an execution hint, and prints
 the JSON of diffusers_bench.py: unet_step_s, vae_decode_s (all frames), compile_s, peak_memory_bytes of the process.
 """
 import argparse

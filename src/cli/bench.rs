@@ -96,8 +96,7 @@ fn measure(args: &BenchArgs, interrupted: &Arc<AtomicBool>) -> Result<Report> {
     job.request.validate()?;
     controls::check_hints(&mut job.request.controls)?;
     let device = job.models.device.open()?;
-    let precision =
-        Precision::new(job.models.dtype, &device).quantized(job.models.quantize, &device)?;
+    let precision = job.models.precision(&device)?;
     let models = Models::open(&files(args, &job, &names)?)?;
     let mut pipeline = Pipeline::new(models, device, precision, Residency::KeepAll);
     let prepared = pipeline.prepare(&job.request)?;

@@ -11,7 +11,6 @@ use serde::Serialize;
 use super::args::{ClipFlags, ModelFlags, SamplingFlags};
 use super::resolve::{self, Names};
 use super::{generate, print, to_json, tune};
-use crate::device::Precision;
 use crate::media;
 use crate::output::{self, Existing};
 use crate::pipeline::load::Models;
@@ -161,8 +160,7 @@ impl Clips {
         generate::how(&args.clip, &args.sampling, &mut job.request)?;
         job.request.validate()?;
         let device = job.models.device.open()?;
-        let precision =
-            Precision::new(job.models.dtype, &device).quantized(job.models.quantize, &device)?;
+        let precision = job.models.precision(&device)?;
         let models = Models::open(&resolve::files(&job.models, &names)?)?;
         let pipeline = Pipeline::new(models, device, precision, Residency::KeepAll);
         let prepared = pipeline.prepare(&job.request)?;

@@ -76,8 +76,7 @@ pub(super) fn make(
         tensors::check_output(path, target.existing)?;
     }
     let device = job.models.device.open()?;
-    let precision =
-        Precision::new(job.models.dtype, &device).quantized(job.models.quantize, &device)?;
+    let precision = job.models.precision(&device)?;
     let mut files = resolve::files(&job.models, names)?;
     files.controls = resolve::controls(&job.request, names)?;
     files.ip_adapters = resolve::ip_adapters(&job.request, names)?;

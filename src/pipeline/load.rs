@@ -315,8 +315,12 @@ impl Models {
 type DrawnShapes = Vec<Vec<usize>>;
 
 /// Bytes of weights in a number format.
-fn bytes<'a>(shapes: impl Iterator<Item = &'a [usize]>, dtype: DType, quantize: Quantize) -> u64 {
-    shapes.map(|shape| quantize.bytes(shape, dtype)).sum()
+fn bytes<S: AsRef<[usize]>>(
+    shapes: impl IntoIterator<Item = S>,
+    dtype: DType,
+    quantize: Quantize,
+) -> u64 {
+    shapes.into_iter().map(|shape| quantize.bytes(shape.as_ref(), dtype)).sum()
 }
 
 /// Bytes of a component's weights in a number format.

@@ -1,10 +1,11 @@
 //! What is asked: the vocabulary of the command line, of request files and of the metadata in clips.
 
+use candle_core::Device;
 use serde::{Deserialize, Serialize};
 
 use super::control::{self, Control};
 use super::ip_adapter::{self, IpAdapter};
-use crate::device::{DeviceChoice, DtypeChoice, Quantize};
+use crate::device::{DeviceChoice, DtypeChoice, Precision, Quantize};
 use crate::models::motion::MotionNorm;
 use crate::rng::RngKind;
 use crate::sampler::SamplerKind;
@@ -124,6 +125,17 @@ pub struct Spec {
     /// To how many bits the weights of the UNet and of the networks beside it are rounded.
     #[serde(skip_serializing_if = "is_default")]
     pub quantize: Quantize,
+}
+
+impl Spec {
+    /// The number formats that it means on `device`.
+    ///
+    /// # Errors
+    ///
+    /// Those of [`Precision::quantized`].
+    pub fn precision(&self, device: &Device) -> Result<Precision> {
+        Precision::new(self.dtype, device).quantized(self.quantize, device)
+    }
 }
 
 fn is_default<T: Default + PartialEq>(value: &T) -> bool {

@@ -172,7 +172,7 @@ impl Report {
         let Settings { dtype, threads, repeats, warmup, controls, .. } = &self.settings;
         let controls =
             controls.iter().fold(String::new(), |all, control| all + ", " + control.as_str());
-        let int8 = if self.settings.quantize == Quantize::Int8 { " with int8 weights" } else { "" };
+        let int8 = self.settings.quantize.words();
         let Versions { animatelcm, candle, target, profile } = &self.versions;
         let mut text = format!(
             "animatelcm {animatelcm}, candle {candle}, {target}, {profile}\n\
@@ -223,9 +223,7 @@ impl Report {
         }
         text
     }
-}
 
-impl Report {
     /// Where the time of the networks goes, where that is known.
     fn shares(&self) -> String {
         let row = |name: &str, kinds: [String; Kind::ALL.len()], other: String| -> Vec<String> {

@@ -6,7 +6,6 @@ use serde_json::{Value, json};
 
 use super::super::to_json;
 use super::{Table, plain};
-use crate::device::Quantize;
 use crate::output::Metadata;
 use crate::pipeline::request::{Job, Request, Spec};
 use crate::text::prompt::PromptMode;
@@ -122,7 +121,7 @@ fn parts(spec: &Spec) -> Vec<(&'static str, String)> {
         let word = embedding.word.as_deref().map(|word| format!(" as {word}"));
         ("embedding", format!("{}{}", embedding.file, word.unwrap_or_default()))
     }));
-    let int8 = if spec.quantize == Quantize::Int8 { " with int8 weights" } else { "" };
+    let int8 = spec.quantize.words();
     parts.push(("runs on", format!("{}, {}{int8}", spec.device, word(&spec.dtype))));
     parts
 }

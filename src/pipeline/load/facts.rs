@@ -5,8 +5,8 @@ use std::path::Path;
 use candle_core::DType;
 
 use super::{
-    DrawnShapes, Models, OpenImageEncoder, OpenIpAdapter, OpenSideNetwork, SideConfig, SideWork,
-    VaeSizes, bytes, stored,
+    Models, OpenImageEncoder, OpenIpAdapter, OpenSideNetwork, SideConfig, SideWork, VaeSizes,
+    bytes, stored,
 };
 use crate::Result;
 use crate::adapters::lora::LoraReport;
@@ -142,8 +142,7 @@ impl Models {
         match &self.drawn {
             Some(_) => {
                 let shapes = random::inventory(|vb| self.vae.build_encoder(&vb));
-                let shapes: DrawnShapes = shapes.unwrap_or_default().into_values().collect();
-                bytes(shapes.iter().map(Vec::as_slice), dtype, Quantize::None)
+                bytes(shapes.unwrap_or_default().into_values(), dtype, Quantize::None)
             }
             None => stored(&self.encoder, Component::Vae, dtype, Quantize::None),
         }
@@ -181,10 +180,7 @@ impl Models {
 
     fn bytes_of(&self, component: Component, dtype: DType, quantize: Quantize) -> u64 {
         match &self.drawn {
-            Some(drawn) => {
-                let shapes = drawn.get(&component).into_iter().flatten();
-                bytes(shapes.map(Vec::as_slice), dtype, quantize)
-            }
+            Some(drawn) => bytes(drawn.get(&component).into_iter().flatten(), dtype, quantize),
             None => stored(&self.checkpoint, component, dtype, quantize),
         }
     }

@@ -232,7 +232,7 @@ impl OpenSideNetwork {
     pub(super) fn bytes(&self, precision: Precision) -> u64 {
         let Precision { unet: dtype, quantize, .. } = precision;
         match &self.drawn {
-            Some(shapes) => super::bytes(shapes.iter().map(Vec::as_slice), dtype, quantize),
+            Some(shapes) => super::bytes(shapes, dtype, quantize),
             None => super::stored(&self.checkpoint, self.config.component(), dtype, quantize),
         }
     }

@@ -47,9 +47,16 @@ fn attention_equals_its_reference() {
         let k = random(&[batch, keys, heads, dim], 2);
         let v = random(&[batch, keys, heads, dim], 3);
         let scale = 1.0 / (dim as f64).sqrt();
-        let want = reference::attention(&q, &k, &v, scale).unwrap();
-        for got in results(|| kernels::attention(&q, &k, &v, scale)) {
-            assert_relative(&got, &want, 1e-6);
+        // What is multiplied in bf16 is padded in other ways. Values that cancel show more of how weights are rounded.
+        for (dtype, tolerance) in [(DType::F32, 1e-6), (DType::BF16, 4e-3)] {
+            let [q, k, v] = [&q, &k, &v].map(|x| x.to_dtype(dtype).unwrap());
+            let full = [&q, &k, &v].map(|x| x.to_dtype(DType::F32).unwrap());
+            for scale in [scale, -scale, 0.0] {
+                let want = reference::attention(&full[0], &full[1], &full[2], scale).unwrap();
+                for got in results(|| kernels::attention(&q, &k, &v, scale)) {
+                    assert_relative(&got, &want, tolerance);
+                }
+            }
         }
     }
 }
@@ -77,24 +84,30 @@ fn attention_reads_views_without_copies() {
 
 #[test]
 fn attention_survives_large_scores_and_passes_nan_on() {
-    let q = (random(&[1, 3, 1, 4], 7) * 1e4).unwrap();
-    let v = random(&[1, 5, 1, 4], 8);
-    let k = (random(&[1, 5, 1, 4], 9) * 1e4).unwrap();
-    let want = reference::attention(&q, &k, &v, 1.0).unwrap();
-    for got in results(|| kernels::attention(&q, &k, &v, 1.0)) {
-        assert_relative(&got, &want, 1e-6);
-    }
-    let k = Tensor::full(f32::NAN, (1, 5, 1, 4), &Device::Cpu).unwrap();
-    for got in results(|| kernels::attention(&q, &k, &v, 1.0)) {
-        assert!(values(&got).iter().all(|v| v.is_nan()));
-    }
-    // One infinite score takes everything, as inf - inf, in every implementation.
-    let mut numbers = vec![0.5_f32; 20];
-    numbers[4] = f32::INFINITY;
-    let k = Tensor::from_vec(numbers, (1, 5, 1, 4), &Device::Cpu).unwrap();
-    let q = Tensor::ones((1, 3, 1, 4), DType::F32, &Device::Cpu).unwrap();
-    for got in results(|| kernels::attention(&q, &k, &v, 1.0)) {
-        assert!(values(&got).iter().all(|v| v.is_nan()));
+    // Few keys, and so many that they are packed.
+    for (keys, dtype) in [(5, DType::F32), (70, DType::F32), (5, DType::BF16), (70, DType::BF16)] {
+        let random =
+            |tokens: usize, seed| random(&[1, tokens, 1, 4], seed).to_dtype(dtype).unwrap();
+        let full = |x: &Tensor| x.to_dtype(DType::F32).unwrap();
+        let (q, k) = ((random(3, 7) * 1e4).unwrap(), (random(keys, 9) * 1e4).unwrap());
+        let v = random(keys, 8);
+        let want = reference::attention(&full(&q), &full(&k), &full(&v), 1.0).unwrap();
+        for got in results(|| kernels::attention(&q, &k, &v, 1.0)) {
+            assert_relative(&got, &want, if dtype == DType::F32 { 1e-6 } else { 2.5e-3 });
+        }
+        let k = k.affine(0.0, f64::NAN).unwrap();
+        for got in results(|| kernels::attention(&q, &k, &v, 1.0)) {
+            assert!(values(&got).iter().all(|v| v.is_nan()));
+        }
+        // One infinite score takes everything, as inf - inf, in every implementation.
+        let mut numbers = vec![0.5_f32; 4 * keys];
+        numbers[4] = f32::INFINITY;
+        let k = Tensor::from_vec(numbers, (1, keys, 1, 4), &Device::Cpu).unwrap();
+        let k = k.to_dtype(dtype).unwrap();
+        let q = q.ones_like().unwrap();
+        for got in results(|| kernels::attention(&q, &k, &v, 1.0)) {
+            assert!(values(&got).iter().all(|v| v.is_nan()));
+        }
     }
 }
 
@@ -128,7 +141,7 @@ fn attention_by_place_is_attention_of_every_place() {
 }
 
 #[test]
-fn attention_in_half_precision_is_rounded_once() {
+fn attention_in_half_precision_is_rounded_at_its_end() {
     for (shape, dtype) in [
         ([2, 33, 3, 24], DType::BF16),
         ([2, 33, 3, 24], DType::F16),
@@ -139,8 +152,17 @@ fn attention_in_half_precision_is_rounded_once() {
         let (q, k, v) = (half(54), half(55), half(56));
         let full = |x: &Tensor| x.to_dtype(DType::F32).unwrap();
         let want = reference::attention(&full(&q), &full(&k), &full(&v), 0.2).unwrap();
-        let rounding = if dtype == DType::BF16 { 2e-3 } else { 3e-4 };
-        for got in results(|| kernels::attention(&q, &k, &v, 0.2)) {
+        for isa in Isa::ALL {
+            let Some(got) = isa.force(|| kernels::attention(&q, &k, &v, 0.2).unwrap()) else {
+                continue;
+            };
+            // Where bf16 is multiplied as it is, the weights of long sequences are rounded, too.
+            let weights = isa == Isa::Avx512Bf16 && shape[1] > 32;
+            let rounding = match dtype {
+                DType::BF16 if weights => 2.5e-3,
+                DType::BF16 => 2e-3,
+                _ => 3e-4,
+            };
             assert_eq!(got.dtype(), dtype);
             assert_relative(&got, &want, rounding);
         }
@@ -629,7 +651,7 @@ fn wide_convolutions_that_are_transformed_equal_their_reference() {
         (2, 80, 70, 9, 14),
         (1, 144, 64, 21, 8),
         (3, 64, 130, 4, 12),
-        (1, 320, 40, 48, 64),
+        (1, 336, 40, 48, 64),
     ] {
         let x = random(&[batch, inputs, height, width], 111);
         let weight = random(&[outputs, inputs, 3, 3], 112);

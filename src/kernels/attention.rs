@@ -5,6 +5,7 @@
 //! Elsewhere blocks of queries go through batched matmuls.
 
 use std::cell::RefCell;
+use std::mem::MaybeUninit;
 
 use candle_core::{CpuStorage, CustomOp3, Layout, Result, Shape, Tensor};
 use half::{bf16, f16};
@@ -13,8 +14,9 @@ use rayon::prelude::*;
 use super::clock::{self, Kind};
 use super::float::{self, Float};
 use super::isa::{Isa, Loops};
-use super::shared::Shared;
-use super::tile::{LANES, PANEL, Product, ROWS};
+use super::lanes::Lanes;
+use super::shared::{Shared, filled, with_scratch};
+use super::tile::{Element, LANES, PANEL, Product, ROWS};
 use super::{grad, math, reference};
 
 /// Keys that a few queries meet at once; whole panels.
@@ -163,24 +165,57 @@ struct Unit {
     head: usize,
 }
 
-/// Memory that a thread keeps from one attention to the next.
+/// Memory that a thread keeps from one attention to the next; products are of `E`.
 #[derive(Debug, Default)]
-struct Scratch {
-    /// For every panel of keys `(dim, width)`.
-    keys: Vec<f32>,
-    /// For every panel of `dim` `(keys, width)`.
-    values: Vec<f32>,
+struct Scratch<E> {
+    /// For every panel of keys `(dim / GROUP, width, GROUP)`.
+    keys: Vec<E>,
+    /// For every panel of `dim` `(keys / GROUP, width, GROUP)`.
+    values: Vec<E>,
     /// `(ROWS, dim)`.
-    queries: Vec<f32>,
+    queries: Vec<E>,
     /// For every panel of keys of a block `(ROWS, width)`.
     scores: Vec<f32>,
+    /// What scores become, in the same order.
+    weights: Vec<E>,
     /// For every panel of `dim` `(ROWS, width)`.
     sums: Vec<f32>,
     offsets: Vec<usize>,
 }
 
+/// What queries, keys, values and weights can be multiplied as.
+trait Operand: Element {
+    fn with_scratch<R>(f: impl FnOnce(&mut Scratch<Self>) -> R) -> R;
+}
+
+macro_rules! operand {
+    ($type:ty) => {
+        impl Operand for $type {
+            fn with_scratch<R>(f: impl FnOnce(&mut Scratch<Self>) -> R) -> R {
+                thread_local! {
+                    static SCRATCH: RefCell<Scratch<$type>> = RefCell::new(Scratch::default());
+                }
+                with_scratch(&SCRATCH, f)
+            }
+        }
+    };
+}
+
+operand!(f32);
+operand!(bf16);
+
+/// The same for sequences that are [`Short`]. Rows are tokens, which have all that they have at some places.
+#[derive(Debug, Default)]
+struct Rows {
+    queries: Vec<f32>,
+    keys: Vec<f32>,
+    values: Vec<f32>,
+    /// Keys of one head `(dim, keys)`.
+    turned: Vec<f32>,
+}
+
 thread_local! {
-    static SCRATCH: RefCell<Scratch> = RefCell::new(Scratch::default());
+    static ROWS_OF_TOKENS: RefCell<Rows> = RefCell::new(Rows::default());
 }
 
 impl CustomOp3 for Blocked {
@@ -201,9 +236,12 @@ impl CustomOp3 for Blocked {
         let keys = k_layout.dims()[1];
         let all = [(q, q_layout), (k, k_layout), (v, v_layout)];
         let y = match q {
-            CpuStorage::F32(_) => self.attend::<f32>(all, &shape, keys)?,
-            CpuStorage::BF16(_) => self.attend::<bf16>(all, &shape, keys)?,
-            CpuStorage::F16(_) => self.attend::<f16>(all, &shape, keys)?,
+            CpuStorage::F32(_) => self.attend::<f32, f32>(all, &shape, keys)?,
+            CpuStorage::BF16(_) if Isa::current() == Isa::Avx512Bf16 => {
+                self.attend::<bf16, bf16>(all, &shape, keys)?
+            }
+            CpuStorage::BF16(_) => self.attend::<bf16, f32>(all, &shape, keys)?,
+            CpuStorage::F16(_) => self.attend::<f16, f32>(all, &shape, keys)?,
             _ => candle_core::bail!("attention wants f32, bf16 or f16"),
         };
         Ok((y, shape))
@@ -211,7 +249,9 @@ impl CustomOp3 for Blocked {
 }
 
 impl Blocked {
-    fn attend<T: Float>(
+    /// On values of `T`, by products of `E`.
+    #[allow(unsafe_code)]
+    fn attend<T: Float, E: Operand>(
         &self,
         [q, k, v]: [(&CpuStorage, &Layout); 3],
         shape: &Shape,
@@ -220,64 +260,85 @@ impl Blocked {
         let &[batch, queries, places, heads, dim] = shape.dims() else {
             candle_core::bail!("attention of {shape:?}");
         };
-        let mut out = vec![T::default(); shape.elem_count()];
-        if out.is_empty() || keys == 0 {
-            return Ok(T::storage(out));
+        let len = shape.elem_count();
+        if len == 0 || keys == 0 {
+            return Ok(T::storage(vec![T::default(); len]));
         }
         let (q, k, v) = (View::<T>::new(q)?, View::<T>::new(k)?, View::<T>::new(v)?);
         let isa = Isa::current();
         let scale = self.scale as f32;
         let units = batch * places * heads;
         let flops = 4 * units * queries * keys * dim;
-        let shared = Shared::new(&mut out);
-        let (operands, out_rows) = ([&q, &k, &v], &shared);
+        let operands = [&q, &k, &v];
         if queries.max(keys) <= SHORT {
             let group = (SHORT_PLACES / (heads * dim)).clamp(1, places);
             let groups = places.div_ceil(group);
-            share(batch * groups, flops, |task, scratch| {
-                let (batch, first) = (task / groups, task % groups * group);
-                let end = (first + group).min(places);
-                let out = out_rows;
-                isa.vectorize(Short { batch, first, end, keys, scale, operands, out, scratch });
-            });
-            return Ok(T::storage(out));
+            let fill = |out: &mut [MaybeUninit<T>]| {
+                let out = &Shared::new(out);
+                share(batch * groups, flops, |task| {
+                    let (batch, first) = (task / groups, task % groups * group);
+                    let end = (first + group).min(places);
+                    with_scratch(&ROWS_OF_TOKENS, |memory| {
+                        isa.vectorize(Short {
+                            batch,
+                            first,
+                            end,
+                            keys,
+                            scale,
+                            operands,
+                            out,
+                            memory,
+                        });
+                    });
+                });
+            };
+            // SAFETY: every place is in a group, for all queries and heads.
+            return Ok(T::storage(unsafe { filled(len, fill) }));
         }
         // As few pieces as keep all threads busy, because each packs the keys again.
         let wanted = (4 * rayon::current_num_threads()).div_ceil(units);
         let piece = queries.div_ceil(wanted).max(QUERIES).next_multiple_of(ROWS);
         let pieces = queries.div_ceil(piece);
-        share(units * pieces, flops, |task, scratch| {
-            let (unit, piece_index) = (task / pieces, task % pieces);
-            let (sequence, head) = (unit / heads, unit % heads);
-            let unit = Unit { batch: sequence / places, place: sequence % places, head };
-            let first = piece_index * piece;
-            let end = (first + piece).min(queries);
-            let out = out_rows;
-            isa.vectorize(Piece { unit, first, end, keys, scale, isa, operands, out, scratch });
-        });
-        Ok(T::storage(out))
+        let fill = |out: &mut [MaybeUninit<T>]| {
+            let out = &Shared::new(out);
+            share(units * pieces, flops, |task| {
+                let (unit, piece_index) = (task / pieces, task % pieces);
+                let (sequence, head) = (unit / heads, unit % heads);
+                let unit = Unit { batch: sequence / places, place: sequence % places, head };
+                let first = piece_index * piece;
+                let end = (first + piece).min(queries);
+                E::with_scratch(|scratch| {
+                    isa.vectorize(Piece {
+                        unit,
+                        first,
+                        end,
+                        keys,
+                        scale,
+                        isa,
+                        operands,
+                        out,
+                        scratch,
+                    });
+                });
+            });
+        };
+        // SAFETY: every query of every head of every sequence is in a piece.
+        Ok(T::storage(unsafe { filled(len, fill) }))
     }
 }
 
 /// Does `tasks` things of `flops` operations in all, on as many threads as that is worth.
-fn share(tasks: usize, flops: usize, work: impl Fn(usize, &mut Scratch) + Sync) {
-    let run = |task: usize| {
-        // Nothing that runs inside starts attention on this thread; if it did, memory of its own.
-        SCRATCH.with(|scratch| match scratch.try_borrow_mut() {
-            Ok(mut scratch) => work(task, &mut scratch),
-            Err(_) => work(task, &mut Scratch::default()),
-        });
-    };
+fn share(tasks: usize, flops: usize, work: impl Fn(usize) + Send + Sync) {
     if flops < SERIAL {
-        (0..tasks).for_each(run);
+        (0..tasks).for_each(work);
     } else {
         let together = (SERIAL / (flops / tasks).max(1)).max(1);
-        (0..tasks).into_par_iter().with_min_len(together).for_each(run);
+        (0..tasks).into_par_iter().with_min_len(together).for_each(work);
     }
 }
 
 /// Queries of one head of one sequence.
-struct Piece<'a, T> {
+struct Piece<'a, T, E> {
     unit: Unit,
     first: usize,
     end: usize,
@@ -287,11 +348,11 @@ struct Piece<'a, T> {
     /// Queries, keys and values.
     operands: [&'a View<'a, T>; 3],
     /// Of the shape of the queries.
-    out: &'a Shared<'a, T>,
-    scratch: &'a mut Scratch,
+    out: &'a Shared<'a, MaybeUninit<T>>,
+    scratch: &'a mut Scratch<E>,
 }
 
-impl<T: Float> Loops for Piece<'_, T> {
+impl<T: Float, E: Operand> Loops for Piece<'_, T, E> {
     type Output = ();
 
     #[allow(unsafe_code)]
@@ -300,15 +361,22 @@ impl<T: Float> Loops for Piece<'_, T> {
         let Self { unit, first, end, keys, scale, isa, operands: [q, k, v], out, scratch } = self;
         let [_, queries, places, heads, dim] = q.dims;
         scratch.pack(&unit, k, v, keys, dim);
-        scratch.queries.resize(ROWS * dim, 0.0);
+        // The scale comes when products are scores, so that queries are multiplied as they are.
+        let (sign, scale) = match scale {
+            0.0 => (0.0, 1.0),
+            _ => (scale.signum(), scale.abs()),
+        };
+        let length = dim.next_multiple_of(E::GROUP);
+        scratch.queries.resize(ROWS * length, E::default());
         for query in (first..end).step_by(ROWS) {
             let rows = ROWS.min(end - query);
             for r in 0..ROWS {
                 let row = q.token(&unit, query + r.min(rows - 1));
-                let to = &mut scratch.queries[r * dim..][..dim];
-                to.iter_mut().zip(row).for_each(|(to, from)| *to = from.widen() * scale);
+                let to = &mut scratch.queries[r * length..][..length];
+                to.iter_mut().zip(row).for_each(|(to, from)| *to = E::narrow(from.widen() * sign));
+                to[dim..].fill(E::default());
             }
-            let inverse = scratch.meet::<FMA>(isa, keys, dim);
+            let inverse = scratch.meet::<FMA>(isa, keys, dim, scale);
             for (r, inverse) in inverse.iter().enumerate().take(rows) {
                 let token = unit.batch * queries + query + r;
                 let at = ((token * places + unit.place) * heads + unit.head) * dim;
@@ -331,8 +399,8 @@ struct Short<'a, T> {
     /// Queries, keys and values.
     operands: [&'a View<'a, T>; 3],
     /// Of the shape of the queries.
-    out: &'a Shared<'a, T>,
-    scratch: &'a mut Scratch,
+    out: &'a Shared<'a, MaybeUninit<T>>,
+    memory: &'a mut Rows,
 }
 
 impl<T: Float> Loops for Short<'_, T> {
@@ -349,13 +417,12 @@ impl<T: Float> Short<'_, T> {
     #[allow(unsafe_code)]
     #[inline(always)]
     fn run_in<const FMA: bool, const V: usize>(self) {
-        let Self { batch, first, end, keys, scale, operands: [q, k, v], out, scratch } = self;
+        let Self { batch, first, end, keys, scale, operands: [q, k, v], out, memory } = self;
         let [_, queries, places, heads, dim] = q.dims;
         let width = (end - first) * heads * dim;
         // No power of two, which would send all rows to the same few lines of a cache.
         let pitch = width.next_multiple_of(2 * LANES) + LANES;
-        let Scratch { keys: key_rows, values: value_rows, queries: rows, scores: turned, .. } =
-            scratch;
+        let Rows { queries: rows, keys: key_rows, values: value_rows, turned } = memory;
         for (view, rows, tokens) in
             [(q, &mut *rows, queries), (k, key_rows, keys), (v, value_rows, keys)]
         {
@@ -395,13 +462,15 @@ impl<T: Float> Short<'_, T> {
                     let count = LANES.min(keys - block * LANES);
                     scores[..count].copy_from_slice(&sums[..count]);
                 }
-                let weights = scores.as_flattened_mut();
-                let mut lanes = [f32::NEG_INFINITY; LANES];
-                greatest(weights, &mut lanes);
-                let maximum = fold(lanes, |a, b| if b > a { b } else { a });
-                let mut lanes = [0f32; LANES];
-                exponentials::<FMA>(weights, maximum, &mut lanes);
-                let inverse = 1.0 / fold(lanes, |a, b| a + b);
+                let mut most = Lanes([f32::NEG_INFINITY; LANES]);
+                for scores in &scores {
+                    most = most.greatest(Lanes(*scores));
+                }
+                let maximum = most.most();
+                let mut weights = [[0f32; LANES]; V];
+                let (products, weights) = (scores.as_flattened(), weights.as_flattened_mut());
+                let total = exponentials::<FMA, f32>(products, maximum, 1.0, weights, Lanes::ZERO);
+                let inverse = 1.0 / total.total();
                 // In place of the query, which nobody else wants.
                 for (column, out) in row.chunks_mut(LANES).enumerate() {
                     let mut sums = [0f32; LANES];
@@ -420,7 +489,9 @@ impl<T: Float> Short<'_, T> {
             let at = ((batch * queries + token) * places + first) * heads * dim;
             // SAFETY: a task alone has these places.
             let out = unsafe { out.part(at, width) };
-            out.iter_mut().zip(row).for_each(|(to, from)| *to = T::narrow(*from));
+            for (to, from) in out.iter_mut().zip(row) {
+                to.write(T::narrow(*from));
+            }
         }
     }
 }
@@ -430,7 +501,7 @@ fn width(size: usize, start: usize) -> usize {
     (size - start).min(PANEL).next_multiple_of(LANES)
 }
 
-impl Scratch {
+impl<E: Operand> Scratch<E> {
     #[inline(always)]
     fn pack<T: Float>(
         &mut self,
@@ -441,35 +512,50 @@ impl Scratch {
         dim: usize,
     ) {
         let padded = keys.next_multiple_of(LANES);
-        self.keys.resize(padded * dim, 0.0);
+        let length = dim.next_multiple_of(E::GROUP);
+        let zero = E::default();
+        self.keys.resize(padded * length, zero);
         for start in (0..keys).step_by(PANEL) {
             let width = width(keys, start);
-            let panel = &mut self.keys[start * dim..][..dim * width];
+            let panel = &mut self.keys[start * length..][..length * width];
             for column in 0..width {
-                if start + column < keys {
-                    let key = k.token(unit, start + column);
-                    for (d, value) in key.iter().enumerate() {
-                        panel[d * width + column] = value.widen();
+                let groups = panel[column * E::GROUP..].chunks_mut(width * E::GROUP);
+                if start + column >= keys {
+                    groups.for_each(|to| to[..E::GROUP].fill(zero));
+                    continue;
+                }
+                let key = k.token(unit, start + column);
+                for (to, from) in groups.zip(key.chunks(E::GROUP)) {
+                    for (g, to) in to[..E::GROUP].iter_mut().enumerate() {
+                        *to = from.get(g).map_or(zero, |from| E::narrow(from.widen()));
                     }
-                } else {
-                    (0..dim).for_each(|d| panel[d * width + column] = 0.0);
                 }
             }
         }
-        self.values.resize(padded * dim.next_multiple_of(LANES), 0.0);
-        for key in 0..padded {
-            let value = (key < keys).then(|| v.token(unit, key));
+        self.values.resize(padded * dim.next_multiple_of(LANES), zero);
+        for key in (0..padded).step_by(E::GROUP) {
             for start in (0..dim).step_by(PANEL) {
                 let width = width(dim, start);
-                let row = &mut self.values[start * padded + key * width..][..width];
+                let to = &mut self.values[start * padded + key * width..][..width * E::GROUP];
                 let count = width.min(dim - start);
-                row[count..].fill(0.0);
-                match value {
-                    Some(value) => {
-                        let value = &value[start..start + count];
-                        row.iter_mut().zip(value).for_each(|(to, from)| *to = from.widen());
+                let (to, padding) = to.split_at_mut(count * E::GROUP);
+                padding.fill(zero);
+                let row =
+                    |key: usize| (key < keys).then(|| &v.token(unit, key)[start..start + count]);
+                match (row(key), row(key + 1)) {
+                    (Some(a), Some(b)) if E::GROUP == 2 => {
+                        for (to, (a, b)) in to.chunks_exact_mut(2).zip(a.iter().zip(b)) {
+                            to[0] = E::narrow(a.widen());
+                            to[1] = E::narrow(b.widen());
+                        }
                     }
-                    None => row[..count].fill(0.0),
+                    (Some(a), _) => {
+                        for (to, a) in to.chunks_exact_mut(E::GROUP).zip(a) {
+                            to.fill(zero);
+                            to[0] = E::narrow(a.widen());
+                        }
+                    }
+                    (None, _) => to.fill(zero),
                 }
             }
         }
@@ -477,12 +563,20 @@ impl Scratch {
 
     /// Leaves weighted sums of the values in `sums`; returns what they are to be multiplied with.
     #[inline(always)]
-    fn meet<const FMA: bool>(&mut self, isa: Isa, keys: usize, dim: usize) -> [f32; ROWS] {
+    fn meet<const FMA: bool>(
+        &mut self,
+        isa: Isa,
+        keys: usize,
+        dim: usize,
+        scale: f32,
+    ) -> [f32; ROWS] {
         let padded = keys.next_multiple_of(LANES);
-        let Self { keys: packed_keys, values, queries, scores, sums, offsets } = self;
+        let length = dim.next_multiple_of(E::GROUP);
+        let Self { keys: packed_keys, values, queries, scores, weights, sums, offsets } = self;
         sums.resize(ROWS * dim.next_multiple_of(LANES), 0.0);
         scores.resize(ROWS * KEYS.min(padded), 0.0);
-        let query_offsets: [usize; ROWS] = std::array::from_fn(|r| r * dim);
+        weights.resize(scores.len(), E::default());
+        let query_offsets: [usize; ROWS] = std::array::from_fn(|r| r * length);
         let mut maxima = [f32::NEG_INFINITY; ROWS];
         let mut totals = [0f32; ROWS];
         for start in (0..keys).step_by(KEYS) {
@@ -494,8 +588,8 @@ impl Scratch {
                     values: queries,
                     zeros: queries,
                     offsets: &query_offsets,
-                    length: dim,
-                    panel: &packed_keys[key * dim..],
+                    length,
+                    panel: &packed_keys[key * length..],
                     width,
                 }
                 .add_to(isa, &mut scores[(key - start) * ROWS..], true);
@@ -517,17 +611,20 @@ impl Scratch {
                     let at = (key - start) * ROWS + r * width;
                     at..at + width
                 };
-                let mut lanes = [maxima[r]; LANES];
+                let mut most = Lanes([maxima[r]; LANES]);
                 for key in panels.clone() {
-                    greatest(&scores[row(key)], &mut lanes);
+                    for scores in scores[row(key)].chunks_exact(LANES) {
+                        most = most.greatest(Lanes::read(scores));
+                    }
                 }
-                let maximum = fold(lanes, |a, b| if b > a { b } else { a });
-                let mut lanes = [0f32; LANES];
+                let maximum = most.most();
+                let mut total = Lanes::ZERO;
                 for key in panels.clone() {
-                    exponentials::<FMA>(&mut scores[row(key)], maximum, &mut lanes);
+                    let (from, to) = (&scores[row(key)], &mut weights[row(key)]);
+                    total = exponentials::<FMA, E>(from, maximum, scale, to, total);
                 }
                 if start > 0 && maximum > maxima[r] {
-                    let factor = math::exp::<FMA>(maxima[r] - maximum);
+                    let factor = math::exp_negative::<FMA>((maxima[r] - maximum) * scale);
                     totals[r] *= factor;
                     for column in (0..dim).step_by(PANEL) {
                         let width = width(dim, column);
@@ -537,7 +634,7 @@ impl Scratch {
                         }
                     }
                 }
-                totals[r] += fold(lanes, |a, b| a + b);
+                totals[r] += total.total();
                 maxima[r] = maximum;
             }
             // Values: whole panels of keys, then the narrower one.
@@ -546,15 +643,15 @@ impl Scratch {
                 let width = width(dim, column);
                 let panel = &values[column * padded + start * width..];
                 let sums = &mut sums[column * ROWS..];
-                let mut weights = |panels: std::ops::Range<usize>, length: usize, fresh: bool| {
+                let mut weigh = |panels: std::ops::Range<usize>, length: usize, fresh: bool| {
                     let first = panels.start;
                     offsets.clear();
                     for panel in panels {
                         offsets.extend((0..ROWS).map(|r| panel * PANEL * ROWS + r * length));
                     }
                     Product {
-                        values: scores,
-                        zeros: scores,
+                        values: weights,
+                        zeros: weights,
                         offsets,
                         length,
                         panel: &panel[first * PANEL * width..],
@@ -563,11 +660,11 @@ impl Scratch {
                     .add_to(isa, sums, fresh);
                 };
                 if whole > 0 {
-                    weights(0..whole, PANEL, start == 0);
+                    weigh(0..whole, PANEL, start == 0);
                 }
                 let rest = (end - start - whole * PANEL).next_multiple_of(LANES);
                 if rest > 0 {
-                    weights(whole..whole + 1, rest, start == 0 && whole == 0);
+                    weigh(whole..whole + 1, rest, start == 0 && whole == 0);
                 }
             }
         }
@@ -575,45 +672,33 @@ impl Scratch {
     }
 
     #[inline(always)]
-    fn write<T: Float>(&self, r: usize, inverse: f32, dim: usize, out: &mut [T]) {
+    fn write<T: Float>(&self, r: usize, inverse: f32, dim: usize, out: &mut [MaybeUninit<T>]) {
         for column in (0..dim).step_by(PANEL) {
             let width = width(dim, column);
             let row = &self.sums[column * ROWS + r * width..][..width];
             for (to, from) in out[column..].iter_mut().zip(row) {
-                *to = T::narrow(from * inverse);
+                to.write(T::narrow(from * inverse));
             }
         }
     }
 }
 
-/// The greater of what is in `lanes` and a row of whole lanes.
+/// Writes `e^(scale (product - maximum))` for a row of products; returns `sums` with them.
 #[inline(always)]
-fn greatest(row: &[f32], lanes: &mut [f32; LANES]) {
-    for chunk in row.chunks_exact(LANES) {
-        for (lane, v) in lanes.iter_mut().zip(chunk) {
-            *lane = if *v > *lane { *v } else { *lane };
+fn exponentials<const FMA: bool, E: Float>(
+    row: &[f32],
+    maximum: f32,
+    scale: f32,
+    weights: &mut [E],
+    mut sums: Lanes,
+) -> Lanes {
+    for (row, weights) in row.chunks_exact(LANES).zip(weights.chunks_exact_mut(LANES)) {
+        let values = Lanes::read(row)
+            .with(Lanes::ZERO, |v, _| math::exp_negative::<FMA>((v - maximum) * scale));
+        sums = sums + values;
+        for (to, v) in weights.iter_mut().zip(values.0) {
+            *to = E::narrow(v);
         }
     }
-}
-
-/// Replaces a row of scores by `e^(score - maximum)`, and adds them to `lanes`.
-#[inline(always)]
-fn exponentials<const FMA: bool>(row: &mut [f32], maximum: f32, lanes: &mut [f32; LANES]) {
-    for chunk in row.chunks_exact_mut(LANES) {
-        for (lane, v) in lanes.iter_mut().zip(chunk) {
-            *v = math::exp::<FMA>(*v - maximum);
-            *lane += *v;
-        }
-    }
-}
-
-/// All lanes together.
-#[inline(always)]
-fn fold(mut lanes: [f32; LANES], f: impl Fn(f32, f32) -> f32) -> f32 {
-    for half in [8, 4, 2, 1] {
-        for i in 0..half {
-            lanes[i] = f(lanes[i], lanes[i + half]);
-        }
-    }
-    lanes[0]
+    sums
 }

@@ -3,6 +3,7 @@
 //! On the CPU pictures lie in memory with their channels innermost, though shapes say `(batch, channels, height,
 //! width)`: results are views, and the next layer takes them as they are.
 
+use candle_core::backend::BackendStorage as _;
 use candle_core::{CpuStorage, CustomOp1, CustomOp2, DType, Layout, Result, Shape, Tensor};
 use half::bf16;
 
@@ -157,7 +158,7 @@ impl Multiply<'_> {
         // bf16 needs no copy where it is multiplied as it is, or transformed first.
         let native = matches!(self.weights.form(), Form::Bf16(_) | Form::Int8 { .. })
             && dtype == DType::BF16
-            && (Isa::current() == Isa::Avx512Bf16 || self.is_transformed());
+            && (Isa::current() == Isa::Avx512Bf16 || self.is_transformed(dtype));
         let format = if native { DType::BF16 } else { DType::F32 };
         let x = x.to_dtype(format)?;
         let y = match residual {
@@ -167,16 +168,24 @@ impl Multiply<'_> {
         y.to_dtype(dtype)
     }
 
-    fn is_transformed(&self) -> bool {
-        winograd::pays(&self.weights.sizes(), &self.window)
+    /// Whether a convolution of values in `dtype` is.
+    fn is_transformed(&self, dtype: DType) -> bool {
+        let halved = self.multiplies_bf16() && dtype == DType::BF16;
+        winograd::pays(&self.weights.sizes(), &self.window, halved)
     }
 
-    /// Hands the slices to `kernel`, which fills the result.
-    fn fill<T: Float>(
+    /// Whether the processor multiplies values in bf16 with these weights as they are.
+    fn multiplies_bf16(&self) -> bool {
+        matches!(self.weights.form(), Form::Bf16(_) | Form::Int8 { .. })
+            && Isa::current() == Isa::Avx512Bf16
+    }
+
+    /// Hands the slices to `kernel`.
+    fn call<T: Float>(
         &self,
         x: Operand<'_>,
         residual: Option<Operand<'_>>,
-        kernel: impl FnOnce(&[T], &Epilogue<'_, T>, &mut [T]),
+        kernel: impl FnOnce(&[T], &Epilogue<'_, T>) -> Vec<T>,
     ) -> Result<CpuStorage> {
         let epilogue = Epilogue {
             scales: self.weights.scales(),
@@ -184,9 +193,7 @@ impl Multiply<'_> {
             activation: self.activation,
             residual: residual.map(slice).transpose()?,
         };
-        let mut out = vec![T::default(); self.shape.elem_count()];
-        kernel(slice(x)?, &epilogue, &mut out);
-        Ok(T::storage(out))
+        Ok(T::storage(kernel(slice(x)?, &epilogue)))
     }
 
     fn dispatch(
@@ -195,13 +202,11 @@ impl Multiply<'_> {
         residual: Option<Operand<'_>>,
     ) -> Result<(CpuStorage, Shape)> {
         let (isa, window) = (Isa::current(), &self.window);
-        let transformed = self.is_transformed();
+        let transformed = self.is_transformed(x.0.dtype());
         let form = self.weights.form();
         macro_rules! with {
             ($kernel:path, $panels:expr) => {
-                self.fill(x, residual, |x, epilogue, out| {
-                    $kernel(isa, x, window, $panels, epilogue, out);
-                })
+                self.call(x, residual, |x, epilogue| $kernel(isa, x, window, $panels, epilogue))
             };
         }
         let y = match (form, x.0) {

@@ -104,6 +104,24 @@ impl Isa {
     }
 }
 
+/// Has the processor fetch what is soon read or written, while it works on something else.
+#[allow(unsafe_code)]
+#[inline(always)]
+pub(crate) fn prefetch<T>(start: *const T, len: usize) {
+    #[cfg(target_arch = "x86_64")]
+    {
+        use std::arch::x86_64::{_MM_HINT_T0, _mm_prefetch};
+        const LINE: usize = 64;
+        let last = (len * size_of::<T>()).saturating_sub(1);
+        for at in (0..last).step_by(LINE).chain([last]) {
+            // SAFETY: this reads nothing, and is allowed anywhere.
+            unsafe { _mm_prefetch::<_MM_HINT_T0>(start.cast::<i8>().wrapping_add(at)) };
+        }
+    }
+    #[cfg(not(target_arch = "x86_64"))]
+    let _ = (start, len);
+}
+
 /// Whether every processor that the program is compiled for multiplies and adds in one instruction.
 pub(crate) const ALWAYS_FMA: bool = cfg!(any(target_arch = "aarch64", target_feature = "fma"));
 

@@ -1,26 +1,11 @@
 //! Scalar functions written so that the compiler turns loops over them into vector code; see [`fused`] for `FMA`.
 
 /// `e^x` within 2 units in the last place; 0 below -87.3, infinity above 88.7, NaN for NaN.
-///
-/// Cody and Waite's reduction `x = n ln 2 + r`, then a polynomial for `e^r`.
 #[inline(always)]
 pub fn exp<const FMA: bool>(x: f32) -> f32 {
-    // Adding and subtracting 1.5 * 2^23 rounds to the nearest integer without a call.
-    const ROUND: f32 = 12_582_912.0;
     let clamped = if x > 88.722_84 { 88.722_84 } else { x };
     let clamped = if clamped < -87.336_54 { -87.336_54 } else { clamped };
-    let rounded = fused::<FMA>(clamped, std::f32::consts::LOG2_E, ROUND);
-    let n = rounded - ROUND;
-    // ln 2 in two parts, so that `n * high` is exact.
-    let r = fused::<FMA>(n, -0.693_359_4, clamped);
-    let r = fused::<FMA>(n, 2.121_944_4e-4, r);
-    let mut p = 1.987_569_1e-4;
-    p = fused::<FMA>(p, r, 1.398_2e-3);
-    p = fused::<FMA>(p, r, 8.333_452e-3);
-    p = fused::<FMA>(p, r, 4.166_579_6e-2);
-    p = fused::<FMA>(p, r, 1.666_666_5e-1);
-    p = fused::<FMA>(p, r, 0.5);
-    let e = fused::<FMA>(p * r, r, r) + 1.0;
+    let (rounded, e) = reduced::<FMA>(clamped);
     // Two factors, because 2^128 itself is not a number of this type. The sum has the integer in its lowest bits; a
     // cast would be checked value by value.
     let n = rounded.to_bits() as i32 - ROUND.to_bits() as i32;
@@ -31,6 +16,36 @@ pub fn exp<const FMA: bool>(x: f32) -> f32 {
     let value = if x > 88.722_84 { f32::INFINITY } else { value };
     if x.is_nan() { x } else { value }
 }
+
+/// [`exp`] of what is negative, or hardly above 0; 0 below -87.
+#[inline(always)]
+pub fn exp_negative<const FMA: bool>(x: f32) -> f32 {
+    let clamped = if x < -87.0 { -87.0 } else { x };
+    let (rounded, e) = reduced::<FMA>(clamped);
+    // The lowest bits are the integer; those above are shifted out.
+    let value = e * f32::from_bits(rounded.to_bits().wrapping_add(127) << 23);
+    if x < -87.0 { 0.0 } else { value }
+}
+
+/// `n` as the lowest bits of a number, and `e^(x - n ln 2)`, after Cody and Waite.
+#[inline(always)]
+fn reduced<const FMA: bool>(x: f32) -> (f32, f32) {
+    let rounded = fused::<FMA>(x, std::f32::consts::LOG2_E, ROUND);
+    let n = rounded - ROUND;
+    // ln 2 in two parts, so that `n * high` is exact.
+    let r = fused::<FMA>(n, -0.693_359_4, x);
+    let r = fused::<FMA>(n, 2.121_944_4e-4, r);
+    let mut p = 1.987_569_1e-4;
+    p = fused::<FMA>(p, r, 1.398_2e-3);
+    p = fused::<FMA>(p, r, 8.333_452e-3);
+    p = fused::<FMA>(p, r, 4.166_579_6e-2);
+    p = fused::<FMA>(p, r, 1.666_666_5e-1);
+    p = fused::<FMA>(p, r, 0.5);
+    (rounded, fused::<FMA>(p * r, r, r) + 1.0)
+}
+
+/// Adding and subtracting 1.5 · 2²³ rounds to the nearest integer without a call.
+const ROUND: f32 = 12_582_912.0;
 
 /// The error function, absolute error below 5e-7 (about four units in the last place at 1).
 ///
@@ -98,6 +113,15 @@ mod tests {
         assert_eq!(exp::<FMA>(f32::NEG_INFINITY), 0.0);
         assert_eq!(exp::<FMA>(f32::INFINITY), f32::INFINITY);
         assert!(exp::<FMA>(f32::NAN).is_nan());
+        let mut x = -87.0_f32;
+        while x < 1.0 {
+            assert_eq!(exp_negative::<FMA>(x), exp::<FMA>(x), "{x}");
+            x += 0.000_917;
+        }
+        for x in [-87.1, -1e9, f32::NEG_INFINITY] {
+            assert_eq!(exp_negative::<FMA>(x), 0.0);
+        }
+        assert!(exp_negative::<FMA>(f32::from_bits(0xffc0_01ff)).is_nan());
     }
 
     #[test]

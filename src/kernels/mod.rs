@@ -23,6 +23,7 @@ mod float;
 mod geglu;
 mod grad;
 pub mod isa;
+mod lanes;
 pub mod layout;
 pub mod math;
 mod norm;

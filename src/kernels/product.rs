@@ -5,14 +5,15 @@
 //! once, in panels of columns that stay in a core's cache while the rows pass by.
 
 use std::cell::RefCell;
+use std::mem::MaybeUninit;
 
 use half::bf16;
 use rayon::prelude::*;
 
 use super::float::{Float, Stored};
-use super::isa::{Isa, Loops};
+use super::isa::{Isa, Loops, prefetch};
 use super::math;
-use super::shared::Shared;
+use super::shared::{Shared, filled, with_scratch};
 use super::tile::{Element, LANES, PANEL, Product, ROWS, ZEROS};
 
 /// Bytes of a panel that are worked on at once, so that they stay in a core's second cache.
@@ -359,9 +360,14 @@ impl Window {
         out: &mut [usize],
     ) {
         let (height, width) = self.size();
+        let (mut line, mut x) = (pixel / width, pixel % width);
         for r in 0..ROWS {
-            let pixel = (pixel + r).min(last);
-            let (line, x) = (pixel / width, pixel % width);
+            if r > 0 && pixel + r <= last {
+                x += 1;
+                if x == width {
+                    (line, x) = (line + 1, 0);
+                }
+            }
             let (image, y) = (line / height, line % height);
             let ys = &self.ys[y * self.kernel..][..self.kernel];
             let xs = &self.xs[x * self.kernel..][..self.kernel];
@@ -430,11 +436,7 @@ macro_rules! operand {
                 thread_local! {
                     static SCRATCH: RefCell<Scratch<$type>> = RefCell::new(Scratch::default());
                 }
-                // Nothing that runs inside starts another product on this thread; if it did, memory of its own.
-                SCRATCH.with(|scratch| match scratch.try_borrow_mut() {
-                    Ok(mut scratch) => f(&mut scratch),
-                    Err(_) => f(&mut Scratch::default()),
-                })
+                with_scratch(&SCRATCH, f)
             }
         }
     };
@@ -443,22 +445,22 @@ macro_rules! operand {
 operand!(f32);
 operand!(bf16);
 
-/// Fills `out` `(pixels, results)` with the product of what `window` finds in `x` and `weights`.
+/// The product `(pixels, results)` of what `window` finds in `x` and `weights`.
+#[allow(unsafe_code)]
 pub(crate) fn product<T: Operand, O: Float>(
     isa: Isa,
     x: &[T],
     window: &Window,
     weights: &impl Panels<T>,
     epilogue: &Epilogue<'_, O>,
-    out: &mut [O],
-) {
+) -> Vec<O> {
     let sizes = weights.sizes();
     let pixels = window.pixels();
-    assert_eq!(out.len(), pixels * sizes.results());
+    let len = pixels * sizes.results();
     assert_eq!(sizes.taps, window.kernel * window.kernel);
-    epilogue.check(&sizes, out.len());
-    if out.is_empty() {
-        return;
+    epilogue.check(&sizes, len);
+    if len == 0 {
+        return Vec::new();
     }
     let zeros = vec![T::default(); sizes.channels];
     let blocks = Block::list::<T>(&sizes);
@@ -467,8 +469,7 @@ pub(crate) fn product<T: Operand, O: Float>(
     let strips = pixels.div_ceil(TILES * ROWS);
     let strip_rows = pixels.div_ceil(ROWS).div_ceil(strips) * ROWS;
     let strips = pixels.div_ceil(strip_rows);
-    let shared = Shared::new(out);
-    let run = |task: usize| {
+    let run = |task: usize, out: &Shared<'_, MaybeUninit<O>>| {
         let (strip, panel) = (task / panels, task % panels);
         let first = strip * strip_rows;
         let end = (first + strip_rows).min(pixels);
@@ -482,7 +483,13 @@ pub(crate) fn product<T: Operand, O: Float>(
                 let offsets = &mut offsets[..block.taps * ROWS];
                 for (t, sums) in sums.chunks_exact_mut(ROWS * width).enumerate() {
                     let pixel = first + t * ROWS;
+                    let rows = ROWS.min(end - pixel);
                     window.offsets(pixel, end - 1, &block, sizes.channels, offsets);
+                    let finish = Finish { sizes: &sizes, epilogue, panel, width, out };
+                    let last = i + 1 == blocks.len();
+                    if last {
+                        finish.prefetch(pixel, rows);
+                    }
                     Product {
                         values: x,
                         zeros: &zeros,
@@ -492,9 +499,7 @@ pub(crate) fn product<T: Operand, O: Float>(
                         width,
                     }
                     .add_to(isa, sums, i == 0);
-                    if i + 1 == blocks.len() {
-                        let rows = ROWS.min(end - pixel);
-                        let finish = Finish { sizes: &sizes, epilogue, panel, width, out: &shared };
+                    if last {
                         let sums = &sums[..rows * width];
                         isa.vectorize(FinishRows { finish, pixel, sums });
                     }
@@ -503,11 +508,16 @@ pub(crate) fn product<T: Operand, O: Float>(
         });
     };
     let tasks = strips * panels;
-    if 2 * pixels * sizes.width() * sizes.inner() < SERIAL {
-        (0..tasks).for_each(run);
-    } else {
-        (0..tasks).into_par_iter().for_each(run);
-    }
+    let fill = |out: &mut [MaybeUninit<O>]| {
+        let out = Shared::new(out);
+        if 2 * pixels * sizes.width() * sizes.inner() < SERIAL {
+            (0..tasks).for_each(|task| run(task, &out));
+        } else {
+            (0..tasks).into_par_iter().for_each(|task| run(task, &out));
+        }
+    };
+    // SAFETY: every pixel is in a strip, every column in a panel, and each strip meets each panel.
+    unsafe { filled(len, fill) }
 }
 
 /// Some rows of sums, one after the other, that are to be written to the result.
@@ -532,16 +542,41 @@ impl<O: Float> Loops for FinishRows<'_, O> {
 }
 
 /// Writes sums to the result.
+#[derive(Clone, Copy)]
 pub(crate) struct Finish<'a, O> {
     pub(crate) sizes: &'a Sizes,
     pub(crate) epilogue: &'a Epilogue<'a, O>,
     pub(crate) panel: usize,
     /// Packed columns of the panel.
     pub(crate) width: usize,
-    pub(crate) out: &'a Shared<'a, O>,
+    pub(crate) out: &'a Shared<'a, MaybeUninit<O>>,
 }
 
 impl<O: Float> Finish<'_, O> {
+    /// The columns of the result that are this panel's: the first, and how many.
+    #[inline(always)]
+    fn columns(&self) -> (usize, usize) {
+        let start = self.panel * PANEL;
+        let (first, wide) = match self.sizes.columns {
+            Columns::Plain => (start, self.width),
+            Columns::Gated => (start / 2, self.width / 2),
+        };
+        (first, wide.min(self.sizes.results() - first))
+    }
+
+    /// Fetches what [`row`](Self::row) will want for some pixels.
+    #[inline(always)]
+    pub(crate) fn prefetch(&self, pixel: usize, rows: usize) {
+        let (first, count) = self.columns();
+        for pixel in pixel..pixel + rows {
+            let at = pixel * self.sizes.results() + first;
+            self.out.prefetch(at, count);
+            if let Some(residual) = self.epilogue.residual {
+                prefetch(residual[at..].as_ptr(), count);
+            }
+        }
+    }
+
     /// The sums of one pixel.
     ///
     /// # Safety
@@ -550,11 +585,9 @@ impl<O: Float> Finish<'_, O> {
     #[allow(unsafe_code)]
     #[inline(always)]
     pub(crate) unsafe fn row<const FMA: bool>(&self, pixel: usize, sums: &[f32]) {
-        let Self { sizes, epilogue, panel, width, out } = *self;
-        let start = panel * PANEL;
+        let Self { sizes, epilogue, out, .. } = *self;
         let gated = sizes.columns == Columns::Gated;
-        let (first, wide) = if gated { (start / 2, width / 2) } else { (start, width) };
-        let count = wide.min(sizes.results() - first);
+        let (first, count) = self.columns();
         let at = pixel * sizes.results() + first;
         let residual = epilogue.residual.map(|residual| &residual[at..at + count]);
         // SAFETY: by the caller's promise.
@@ -585,18 +618,19 @@ impl<O: Float> Finish<'_, O> {
                 }
             }
             let residual = residual.map(|residual| &residual[i * LANES..][..out.len()]);
-            if let Ok(out) = <&mut [O; LANES]>::try_from(&mut *out) {
+            if let Ok(out) = <&mut [MaybeUninit<O>; LANES]>::try_from(&mut *out) {
                 if let Some(residual) = residual {
                     for (v, residual) in lanes.iter_mut().zip(residual) {
                         *v += residual.widen();
                     }
                 }
                 for (out, v) in out.iter_mut().zip(lanes) {
-                    *out = O::narrow(v);
+                    out.write(O::narrow(v));
                 }
             } else {
                 for (j, (out, v)) in out.iter_mut().zip(lanes).enumerate() {
-                    *out = O::narrow(v + residual.map_or(0.0, |residual| residual[j].widen()));
+                    let residual = residual.map_or(0.0, |residual| residual[j].widen());
+                    out.write(O::narrow(v + residual));
                 }
             }
         }

@@ -1,6 +1,46 @@
-//! A slice that several tasks write at once.
+//! Results that several tasks write at once.
 
+use std::cell::RefCell;
 use std::marker::PhantomData;
+use std::mem::MaybeUninit;
+use std::thread::LocalKey;
+
+use super::float::Float;
+use super::isa;
+
+/// A vector of `len` values that `fill` writes. They are not cleared first, which would take as long as writing them.
+///
+/// # Safety
+///
+/// `fill` must write every value.
+#[allow(unsafe_code)]
+pub(crate) unsafe fn filled<T: Float>(
+    len: usize,
+    fill: impl FnOnce(&mut [MaybeUninit<T>]),
+) -> Vec<T> {
+    let mut values = Vec::with_capacity(len);
+    let spare = &mut values.spare_capacity_mut()[..len];
+    if cfg!(debug_assertions) {
+        // What is forgotten shows in tests.
+        spare.fill(MaybeUninit::new(T::narrow(f32::NAN)));
+    }
+    fill(spare);
+    // SAFETY: there is room, and `fill` has written them.
+    unsafe { values.set_len(len) };
+    values
+}
+
+/// Runs `f` with memory that this thread keeps from one kernel to the next.
+pub(crate) fn with_scratch<S: Default, R>(
+    scratch: &'static LocalKey<RefCell<S>>,
+    f: impl FnOnce(&mut S) -> R,
+) -> R {
+    // Nothing that runs inside starts the same kernel on this thread; if it did, memory of its own.
+    scratch.with(|scratch| match scratch.try_borrow_mut() {
+        Ok(mut scratch) => f(&mut scratch),
+        Err(_) => f(&mut S::default()),
+    })
+}
 
 /// A result while tasks write disjoint parts of it.
 pub(crate) struct Shared<'a, T> {
@@ -16,6 +56,13 @@ unsafe impl<T: Send> Sync for Shared<'_, T> {}
 impl<'a, T> Shared<'a, T> {
     pub(crate) fn new(values: &'a mut [T]) -> Self {
         Self { values: values.as_mut_ptr(), len: values.len(), borrow: PhantomData }
+    }
+
+    /// Has the processor fetch what is soon written.
+    #[inline(always)]
+    pub(crate) fn prefetch(&self, start: usize, len: usize) {
+        assert!(start <= self.len && len <= self.len - start);
+        isa::prefetch(self.values.wrapping_add(start), len);
     }
 
     /// `len` elements from `start`.

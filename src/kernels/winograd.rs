@@ -8,15 +8,16 @@
 //! Weights are transformed anew for every call, panel by panel, which costs a few percent and no memory.
 
 use std::cell::RefCell;
+use std::mem::MaybeUninit;
 use std::sync::{Mutex, PoisonError};
 
 use rayon::prelude::*;
 
 use super::float::Float;
 use super::isa::{Isa, Loops};
-use super::math::fused;
+use super::lanes::Lanes;
 use super::product::{Block, Epilogue, Finish, Panels, Sizes, Window};
-use super::shared::Shared;
+use super::shared::{Shared, filled, with_scratch};
 use super::tile::{LANES, PANEL, Product, ROWS, ZEROS};
 
 /// Lines and columns of a tile's results.
@@ -35,7 +36,13 @@ const TRANSFORMED: usize = 16 << 20;
 const TILES: usize = 32 * ROWS;
 
 /// Channels that a task multiplies at once.
-const CHANNELS: usize = 128;
+const CHANNELS: usize = 160;
+
+/// Multiplications that take as long as transforming a value.
+const TRANSFORM: f64 = 85.0;
+
+/// Multiplications that take as long as transforming a kernel.
+const KERNELS: f64 = 450.0;
 
 /// The distance between places that have `len` values each: a power of two would send all of them to the same few lines
 /// of a cache.
@@ -43,16 +50,19 @@ fn apart(len: usize) -> usize {
     len.next_multiple_of(2 * LANES) + LANES
 }
 
-/// Whether this is the faster way, for weights of these sizes.
-pub(super) fn pays(sizes: &Sizes, window: &Window) -> bool {
-    let Some(grid) = Grid::new(window) else { return false };
-    let tiles = window.images() * grid.down * grid.across;
-    // What transforms cost, in multiplications for each weight, is measured. Wide enough, so that they are not all.
-    let here = PLACES * tiles + 200;
-    sizes.channels.is_multiple_of(LANES)
-        && sizes.channels >= CHANNELS
-        && sizes.outputs >= PANEL / 2
-        && 4 * here < 3 * sizes.taps * window.pixels()
+/// Whether this is the faster way, for weights of these sizes; `halved` where multiplying out takes half as long,
+/// because both operands are bf16.
+pub(super) fn pays(sizes: &Sizes, window: &Window, halved: bool) -> bool {
+    if !window.is_dense_3x3() {
+        return false;
+    }
+    let grid = Grid::new(window);
+    let tiles = (window.images() * grid.down * grid.across).next_multiple_of(ROWS);
+    // What transforms of inputs, results and weights cost, in multiplications for each weight, is measured.
+    let (inputs, results) = (TRANSFORM / sizes.outputs as f64, TRANSFORM / sizes.channels as f64);
+    let here = (PLACES * tiles) as f64 * (1.0 + inputs + results) + KERNELS;
+    let out = (sizes.taps * window.pixels()) as f64 * if halved { 0.5 } else { 1.0 };
+    sizes.channels.is_multiple_of(LANES) && sizes.channels >= 2 * PANEL && here < 0.95 * out
 }
 
 /// How a picture divides into tiles.
@@ -65,12 +75,10 @@ struct Grid {
 }
 
 impl Grid {
-    fn new(window: &Window) -> Option<Self> {
-        if !window.is_dense_3x3() {
-            return None;
-        }
+    /// Of a window that is dense.
+    fn new(window: &Window) -> Self {
         let (height, width) = window.size();
-        Some(Self { height, width, down: height.div_ceil(OUT), across: width.div_ceil(OUT) })
+        Self { height, width, down: height.div_ceil(OUT), across: width.div_ceil(OUT) }
     }
 
     /// Image, first line and first column of a tile.
@@ -78,60 +86,14 @@ impl Grid {
         let (row, x) = (tile / self.across, tile % self.across);
         (row / self.down, row % self.down * OUT, x * OUT)
     }
-}
 
-/// One value for each of some neighbouring channels.
-#[derive(Clone, Copy)]
-struct Lanes([f32; LANES]);
-
-impl Lanes {
-    const ZERO: Self = Self([0.0; LANES]);
-
+    /// For each line of a tile's results the first pixel, and how many.
     #[inline(always)]
-    fn read<T: Float>(values: &[T]) -> Self {
-        let mut lanes = [0.0; LANES];
-        lanes.iter_mut().zip(values).for_each(|(lane, v)| *lane = v.widen());
-        Self(lanes)
-    }
-
-    #[inline(always)]
-    fn with(self, other: Self, f: impl Fn(f32, f32) -> f32) -> Self {
-        let mut lanes = self.0;
-        lanes.iter_mut().zip(other.0).for_each(|(lane, v)| *lane = f(*lane, v));
-        Self(lanes)
-    }
-
-    /// `self + other · factor`.
-    #[inline(always)]
-    fn plus<const FMA: bool>(self, other: Self, factor: f32) -> Self {
-        self.with(other, |a, b| fused::<FMA>(b, factor, a))
-    }
-}
-
-impl std::ops::Add for Lanes {
-    type Output = Self;
-
-    #[inline(always)]
-    fn add(self, other: Self) -> Self {
-        self.with(other, |a, b| a + b)
-    }
-}
-
-impl std::ops::Sub for Lanes {
-    type Output = Self;
-
-    #[inline(always)]
-    fn sub(self, other: Self) -> Self {
-        self.with(other, |a, b| a - b)
-    }
-}
-
-impl std::ops::Mul<f32> for Lanes {
-    type Output = Self;
-
-    #[inline(always)]
-    fn mul(self, factor: f32) -> Self {
-        self.with(self, |a, _| a * factor)
+    fn lines(self, tile: usize) -> impl Iterator<Item = (usize, usize)> {
+        let (image, y, x) = self.place(tile);
+        let count = OUT.min(self.width - x);
+        let lines = y..(y + OUT).min(self.height);
+        lines.map(move |y| ((image * self.height + y) * self.width + x, count))
     }
 }
 
@@ -212,8 +174,9 @@ impl<T: Float> Loops for Inputs<'_, T> {
                 *pixel = window.pixel(image, (y, i), (column, j)).map_or(ZEROS, |p| p * channels);
             }
         }
+        // Cleared once, not for every step.
+        let mut half = [[Lanes::ZERO; IN]; IN];
         for channel in (0..channels).step_by(LANES) {
-            let mut half = [[Lanes::ZERO; IN]; IN];
             for j in 0..IN {
                 let mut d = [Lanes::ZERO; IN];
                 for (i, d) in d.iter_mut().enumerate() {
@@ -225,8 +188,8 @@ impl<T: Float> Loops for Inputs<'_, T> {
                     half[i][j] = t;
                 }
             }
-            for (i, half) in half.into_iter().enumerate() {
-                for (j, t) in transform_inputs::<FMA>(half).into_iter().enumerate() {
+            for (i, half) in half.iter().enumerate() {
+                for (j, t) in transform_inputs::<FMA>(*half).into_iter().enumerate() {
                     let at = (i * IN + j) * stride + start + channel;
                     // SAFETY: a tile has these places to itself.
                     unsafe { out.part(at, LANES) }.copy_from_slice(&t.0);
@@ -251,8 +214,8 @@ impl Loops for Kernels<'_> {
     fn run<const FMA: bool>(self) {
         let Self { taps, stride, out } = self;
         let size = taps[0].len();
+        let mut half = [[Lanes::ZERO; 3]; IN];
         for at in (0..size).step_by(LANES) {
-            let mut half = [[Lanes::ZERO; 3]; IN];
             for j in 0..3 {
                 // No `map`, which may stay a call, and then is not compiled for these instructions.
                 let mut g = [Lanes::ZERO; 3];
@@ -263,8 +226,8 @@ impl Loops for Kernels<'_> {
                     half[i][j] = t;
                 }
             }
-            for (i, half) in half.into_iter().enumerate() {
-                for (j, t) in transform_weights::<FMA>(half).into_iter().enumerate() {
+            for (i, half) in half.iter().enumerate() {
+                for (j, t) in transform_weights::<FMA>(*half).into_iter().enumerate() {
                     out[(i * IN + j) * stride + at..][..LANES].copy_from_slice(&t.0);
                 }
             }
@@ -278,9 +241,7 @@ struct Results<'a, O> {
     products: &'a [f32],
     /// Between places.
     stride: usize,
-    image: usize,
-    y: usize,
-    x: usize,
+    tile: usize,
     grid: Grid,
     finish: Finish<'a, O>,
 }
@@ -291,11 +252,11 @@ impl<O: Float> Loops for Results<'_, O> {
     #[allow(unsafe_code)]
     #[inline(always)]
     fn run<const FMA: bool>(self) {
-        let Self { products, stride, image, y, x, grid, finish } = self;
+        let Self { products, stride, tile, grid, finish } = self;
         let width = finish.width;
         let mut rows = [[0f32; PANEL]; OUT * OUT];
+        let mut half = [[Lanes::ZERO; IN]; OUT];
         for column in (0..width).step_by(LANES) {
-            let mut half = [[Lanes::ZERO; IN]; OUT];
             for j in 0..IN {
                 let mut m = [Lanes::ZERO; IN];
                 for (i, m) in m.iter_mut().enumerate() {
@@ -305,17 +266,16 @@ impl<O: Float> Loops for Results<'_, O> {
                     half[i][j] = t;
                 }
             }
-            for (i, half) in half.into_iter().enumerate() {
-                for (j, t) in transform_products::<FMA>(half).into_iter().enumerate() {
+            for (i, half) in half.iter().enumerate() {
+                for (j, t) in transform_products::<FMA>(*half).into_iter().enumerate() {
                     rows[i * OUT + j][column..column + LANES].copy_from_slice(&t.0);
                 }
             }
         }
-        for i in 0..OUT.min(grid.height - y) {
-            for j in 0..OUT.min(grid.width - x) {
-                let pixel = (image * grid.height + y + i) * grid.width + x + j;
+        for (i, (first, count)) in grid.lines(tile).enumerate() {
+            for j in 0..count {
                 // SAFETY: a task alone has its panel's columns of its tiles.
-                unsafe { finish.row::<FMA>(pixel, &rows[i * OUT + j][..width]) };
+                unsafe { finish.row::<FMA>(first + j, &rows[i * OUT + j][..width]) };
             }
         }
     }
@@ -338,25 +298,37 @@ thread_local! {
 /// Memory for transformed inputs that waits for the next convolution.
 static SPARE: Mutex<Vec<Vec<f32>>> = Mutex::new(Vec::new());
 
-/// Fills `out` `(pixels, results)` like [`product`](super::product::product), where that [`pays`].
+/// Like [`product`](super::product::product), where that [`pays`].
+#[allow(unsafe_code)]
 pub(super) fn convolve<T: Float>(
     isa: Isa,
     x: &[T],
     window: &Window,
     weights: &impl Panels<f32>,
     epilogue: &Epilogue<'_, T>,
-    out: &mut [T],
+) -> Vec<T> {
+    let sizes = weights.sizes();
+    let len = window.pixels() * sizes.results();
+    assert!(window.is_dense_3x3() && sizes.taps == 9);
+    epilogue.check(&sizes, len);
+    // SAFETY: every pixel is in a tile, every column in a panel, and each tile meets each panel.
+    unsafe { filled(len, |out| fill(isa, x, window, weights, epilogue, &Shared::new(out))) }
+}
+
+fn fill<T: Float>(
+    isa: Isa,
+    x: &[T],
+    window: &Window,
+    weights: &impl Panels<f32>,
+    epilogue: &Epilogue<'_, T>,
+    out: &Shared<'_, MaybeUninit<T>>,
 ) {
     let sizes = weights.sizes();
-    let Some(grid) = Grid::new(window) else { return };
-    assert_eq!(out.len(), window.pixels() * sizes.results());
-    assert_eq!(sizes.taps, 9);
-    epilogue.check(&sizes, out.len());
+    let grid = Grid::new(window);
     let channels = sizes.channels;
     let all = window.images() * grid.down * grid.across;
     let fitting = (TRANSFORMED / (PLACES * channels * size_of::<f32>())).max(ROWS);
     let panels = sizes.width().div_ceil(PANEL);
-    let out = Shared::new(out);
     let spare = || SPARE.lock().unwrap_or_else(PoisonError::into_inner);
     let mut transformed = spare().pop().unwrap_or_default();
     for first in (0..all).step_by(fitting) {
@@ -383,25 +355,25 @@ pub(super) fn convolve<T: Float>(
             let part = Part { panel, start, count: group.min(tiles - start), stride };
             let multiply = |scratch: &mut Scratch| {
                 part.multiply(isa, &transformed, weights, scratch);
+                let width = sizes.panel_width(panel);
+                let finish = Finish { sizes: &sizes, epilogue, panel, width, out };
                 for i in 0..part.count {
-                    let (image, y, x) = grid.place(first + start + i);
-                    let width = sizes.panel_width(panel);
+                    let tile = first + start + i;
+                    if i + 1 < part.count {
+                        for (pixel, count) in grid.lines(tile + 1) {
+                            finish.prefetch(pixel, count);
+                        }
+                    }
                     isa.vectorize(Results {
                         products: &scratch.products[i * width..],
                         stride: apart(part.rows() * width),
-                        image,
-                        y,
-                        x,
+                        tile,
                         grid,
-                        finish: Finish { sizes: &sizes, epilogue, panel, width, out: &out },
+                        finish,
                     });
                 }
             };
-            // Nothing that runs inside convolves on this thread; if it did, memory of its own.
-            SCRATCH.with(|scratch| match scratch.try_borrow_mut() {
-                Ok(mut scratch) => multiply(&mut scratch),
-                Err(_) => multiply(&mut Scratch::default()),
-            });
+            with_scratch(&SCRATCH, multiply);
         });
     }
     spare().push(transformed);

@@ -1,0 +1,92 @@
+//! As many values as a vector of the processor has, by value, so that the compiler keeps them in one.
+
+use super::float::Float;
+use super::math::fused;
+use super::tile::LANES;
+
+/// Neighbouring values.
+#[derive(Clone, Copy)]
+pub(crate) struct Lanes(pub(crate) [f32; LANES]);
+
+impl Lanes {
+    pub(crate) const ZERO: Self = Self([0.0; LANES]);
+
+    /// Of a slice that has as many, or more.
+    #[inline(always)]
+    pub(crate) fn read<T: Float>(values: &[T]) -> Self {
+        let mut lanes = [0.0; LANES];
+        lanes.iter_mut().zip(values).for_each(|(lane, v)| *lane = v.widen());
+        Self(lanes)
+    }
+
+    /// `f` of each pair.
+    #[inline(always)]
+    pub(crate) fn with(self, other: Self, f: impl Fn(f32, f32) -> f32) -> Self {
+        let mut lanes = self.0;
+        lanes.iter_mut().zip(other.0).for_each(|(lane, v)| *lane = f(*lane, v));
+        Self(lanes)
+    }
+
+    /// The greater of each pair; what is no number in `other` is passed over.
+    #[inline(always)]
+    pub(crate) fn greatest(self, other: Self) -> Self {
+        self.with(other, |a, b| if b > a { b } else { a })
+    }
+
+    // A call for these two: compiled into a loop they make the compiler take its vectors apart.
+
+    /// The sum of all.
+    #[inline(never)]
+    pub(crate) fn total(&self) -> f32 {
+        self.fold(|a, b| a + b)
+    }
+
+    /// The [`greatest`](Self::greatest) of all.
+    #[inline(never)]
+    pub(crate) fn most(&self) -> f32 {
+        self.fold(|a, b| if b > a { b } else { a })
+    }
+
+    fn fold(self, f: impl Fn(f32, f32) -> f32) -> f32 {
+        let mut lanes = self.0;
+        for half in [8, 4, 2, 1] {
+            for i in 0..half {
+                lanes[i] = f(lanes[i], lanes[i + half]);
+            }
+        }
+        lanes[0]
+    }
+
+    /// `self + other · factor`.
+    #[inline(always)]
+    pub(crate) fn plus<const FMA: bool>(self, other: Self, factor: f32) -> Self {
+        self.with(other, |a, b| fused::<FMA>(b, factor, a))
+    }
+}
+
+impl std::ops::Add for Lanes {
+    type Output = Self;
+
+    #[inline(always)]
+    fn add(self, other: Self) -> Self {
+        self.with(other, |a, b| a + b)
+    }
+}
+
+impl std::ops::Sub for Lanes {
+    type Output = Self;
+
+    #[inline(always)]
+    fn sub(self, other: Self) -> Self {
+        self.with(other, |a, b| a - b)
+    }
+}
+
+impl std::ops::Mul<f32> for Lanes {
+    type Output = Self;
+
+    #[inline(always)]
+    fn mul(self, factor: f32) -> Self {
+        self.with(self, |a, _| a * factor)
+    }
+}

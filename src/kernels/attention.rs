@@ -6,6 +6,7 @@
 
 use std::cell::RefCell;
 use std::mem::MaybeUninit;
+use std::ops::Range;
 
 use candle_core::{CpuStorage, CustomOp3, Layout, Result, Shape, Tensor};
 use half::{bf16, f16};
@@ -152,9 +153,15 @@ impl<'a, T: Float> View<'a, T> {
 
     #[inline(always)]
     fn token(&self, unit: &Unit, token: usize) -> &'a [T] {
+        self.values(unit, token, self.dims[4])
+    }
+
+    /// What a token has from a head on.
+    #[inline(always)]
+    fn values(&self, unit: &Unit, token: usize, len: usize) -> &'a [T] {
         let place = [unit.batch, token, unit.place, unit.head];
         let start: usize = place.iter().zip(&self.stride).map(|(i, s)| i * s).sum();
-        &self.values[start..start + self.dims[4]]
+        &self.values[start..start + len]
     }
 }
 
@@ -181,6 +188,8 @@ struct Scratch<E> {
     /// For every panel of `dim` `(ROWS, width)`.
     sums: Vec<f32>,
     offsets: Vec<usize>,
+    /// Queries, keys and values of [`Short`] sequences: all that a token has at some places.
+    rows: [Vec<E>; 3],
 }
 
 /// What queries, keys, values and weights can be multiplied as.
@@ -203,20 +212,6 @@ macro_rules! operand {
 
 operand!(f32);
 operand!(bf16);
-
-/// The same for sequences that are [`Short`]. Rows are tokens, which have all that they have at some places.
-#[derive(Debug, Default)]
-struct Rows {
-    queries: Vec<f32>,
-    keys: Vec<f32>,
-    values: Vec<f32>,
-    /// Keys of one head `(dim, keys)`.
-    turned: Vec<f32>,
-}
-
-thread_local! {
-    static ROWS_OF_TOKENS: RefCell<Rows> = RefCell::new(Rows::default());
-}
 
 impl CustomOp3 for Blocked {
     fn name(&self) -> &'static str {
@@ -266,11 +261,11 @@ impl Blocked {
         }
         let (q, k, v) = (View::<T>::new(q)?, View::<T>::new(k)?, View::<T>::new(v)?);
         let isa = Isa::current();
-        let scale = self.scale as f32;
+        let scale = Scale::new(self.scale as f32);
         let units = batch * places * heads;
         let flops = 4 * units * queries * keys * dim;
         let operands = [&q, &k, &v];
-        if queries.max(keys) <= SHORT {
+        if queries.max(keys) <= SHORT && dim.is_multiple_of(E::GROUP) {
             let group = (SHORT_PLACES / (heads * dim)).clamp(1, places);
             let groups = places.div_ceil(group);
             let fill = |out: &mut [MaybeUninit<T>]| {
@@ -278,16 +273,17 @@ impl Blocked {
                 share(batch * groups, flops, |task| {
                     let (batch, first) = (task / groups, task % groups * group);
                     let end = (first + group).min(places);
-                    with_scratch(&ROWS_OF_TOKENS, |memory| {
+                    E::with_scratch(|scratch| {
+                        let places = first..end;
                         isa.vectorize(Short {
                             batch,
-                            first,
-                            end,
+                            places,
                             keys,
                             scale,
+                            isa,
                             operands,
                             out,
-                            memory,
+                            scratch,
                         });
                     });
                 });
@@ -337,13 +333,41 @@ fn share(tasks: usize, flops: usize, work: impl Fn(usize) + Send + Sync) {
     }
 }
 
+/// What products are multiplied by to become scores; done to scores, so that queries are multiplied as they are.
+#[derive(Clone, Copy)]
+struct Scale {
+    /// 1, -1 or 0.
+    sign: f32,
+    /// Greater than 0.
+    size: f32,
+}
+
+impl Scale {
+    fn new(scale: f32) -> Self {
+        if scale == 0.0 {
+            return Self { sign: 0.0, size: 1.0 };
+        }
+        Self { sign: scale.signum(), size: scale.abs() }
+    }
+
+    /// Makes the greatest score the greatest product.
+    #[inline(always)]
+    fn turn(self, products: &mut [f32]) {
+        if self.sign != 1.0 {
+            for v in products {
+                *v *= self.sign;
+            }
+        }
+    }
+}
+
 /// Queries of one head of one sequence.
 struct Piece<'a, T, E> {
     unit: Unit,
     first: usize,
     end: usize,
     keys: usize,
-    scale: f32,
+    scale: Scale,
     isa: Isa,
     /// Queries, keys and values.
     operands: [&'a View<'a, T>; 3],
@@ -361,11 +385,6 @@ impl<T: Float, E: Operand> Loops for Piece<'_, T, E> {
         let Self { unit, first, end, keys, scale, isa, operands: [q, k, v], out, scratch } = self;
         let [_, queries, places, heads, dim] = q.dims;
         scratch.pack(&unit, k, v, keys, dim);
-        // The scale comes when products are scores, so that queries are multiplied as they are.
-        let (sign, scale) = match scale {
-            0.0 => (0.0, 1.0),
-            _ => (scale.signum(), scale.abs()),
-        };
         let length = dim.next_multiple_of(E::GROUP);
         scratch.queries.resize(ROWS * length, E::default());
         for query in (first..end).step_by(ROWS) {
@@ -373,7 +392,7 @@ impl<T: Float, E: Operand> Loops for Piece<'_, T, E> {
             for r in 0..ROWS {
                 let row = q.token(&unit, query + r.min(rows - 1));
                 let to = &mut scratch.queries[r * length..][..length];
-                to.iter_mut().zip(row).for_each(|(to, from)| *to = E::narrow(from.widen() * sign));
+                to.iter_mut().zip(row).for_each(|(to, from)| *to = E::exactly(from.widen()));
                 to[dim..].fill(E::default());
             }
             let inverse = scratch.meet::<FMA>(isa, keys, dim, scale);
@@ -388,112 +407,70 @@ impl<T: Float, E: Operand> Loops for Piece<'_, T, E> {
 }
 
 /// Whole sequences of at most [`SHORT`] queries and keys at neighbouring places: motion modules, whose sequences are the
-/// frames at one place. What lies far apart is read once, in long rows; scores never leave the registers.
-struct Short<'a, T> {
+/// frames at one place. What lies far apart is read once, in long rows.
+struct Short<'a, T, E> {
     batch: usize,
-    /// Places.
-    first: usize,
-    end: usize,
+    places: Range<usize>,
     keys: usize,
-    scale: f32,
+    scale: Scale,
+    isa: Isa,
     /// Queries, keys and values.
     operands: [&'a View<'a, T>; 3],
     /// Of the shape of the queries.
     out: &'a Shared<'a, MaybeUninit<T>>,
-    memory: &'a mut Rows,
+    scratch: &'a mut Scratch<E>,
 }
 
-impl<T: Float> Loops for Short<'_, T> {
+impl<T: Float, E: Operand> Loops for Short<'_, T, E> {
     type Output = ();
 
-    #[inline(always)]
-    fn run<const FMA: bool>(self) {
-        if self.keys <= LANES { self.run_in::<FMA, 1>() } else { self.run_in::<FMA, 2>() }
-    }
-}
-
-impl<T: Float> Short<'_, T> {
-    /// With keys in `V` vectors.
     #[allow(unsafe_code)]
     #[inline(always)]
-    fn run_in<const FMA: bool, const V: usize>(self) {
-        let Self { batch, first, end, keys, scale, operands: [q, k, v], out, memory } = self;
-        let [_, queries, places, heads, dim] = q.dims;
-        let width = (end - first) * heads * dim;
-        // No power of two, which would send all rows to the same few lines of a cache.
+    fn run<const FMA: bool>(self) {
+        let Self { batch, places: here, keys, scale, isa, operands, out, scratch } = self;
+        let [_, queries, places, heads, dim] = operands[0].dims;
+        let width = here.len() * heads * dim;
+        // No power of two, which would send all rows to the same few lines of a cache; and room for whole lanes.
         let pitch = width.next_multiple_of(2 * LANES) + LANES;
-        let Rows { queries: rows, keys: key_rows, values: value_rows, turned } = memory;
-        for (view, rows, tokens) in
-            [(q, &mut *rows, queries), (k, key_rows, keys), (v, value_rows, keys)]
-        {
-            rows.resize(tokens * pitch, 0.0);
-            for (token, row) in rows.chunks_exact_mut(pitch).enumerate().take(tokens) {
-                for (i, to) in row[..width].chunks_exact_mut(dim).enumerate() {
-                    let unit = Unit { batch, place: first + i / heads, head: i % heads };
-                    to.iter_mut()
-                        .zip(view.token(&unit, token))
-                        .for_each(|(to, from)| *to = from.widen());
+        let Scratch { rows, .. } = scratch;
+        let tokens = [queries, keys, keys];
+        for ((view, rows), tokens) in operands.iter().zip(rows).zip(tokens) {
+            rows.resize(tokens * pitch, E::default());
+            // Heads side by side are read as one.
+            let whole = view.stride[2] == heads * dim && view.stride[3] == dim;
+            let (length, of_place) = if whole { (width, 1) } else { (dim, heads) };
+            for (token, row) in rows.chunks_exact_mut(pitch).enumerate() {
+                for (i, to) in row[..width].chunks_exact_mut(length).enumerate() {
+                    let (place, head) = (here.start + i / of_place, i % of_place);
+                    let from = view.values(&Unit { batch, place, head }, token, length);
+                    to.iter_mut().zip(from).for_each(|(to, v)| *to = E::exactly(v.widen()));
                 }
             }
         }
-        turned.resize(dim * V * LANES, 0.0);
         for at in (0..width).step_by(dim) {
-            for j in 0..V * LANES {
-                let lanes = turned[j..].iter_mut().step_by(V * LANES);
-                if j < keys {
-                    lanes
-                        .zip(&key_rows[j * pitch + at..][..dim])
-                        .for_each(|(to, from)| *to = from * scale);
-                } else {
-                    lanes.for_each(|to| *to = 0.0);
-                }
-            }
-            for row in rows.chunks_exact_mut(pitch).take(queries) {
-                let row = &mut row[at..at + dim];
-                // One vector of sums at a time: the processor itself works at several, and so they stay in registers.
-                let mut scores = [[f32::NEG_INFINITY; LANES]; V];
-                for (block, scores) in scores.iter_mut().enumerate() {
-                    let mut sums = [0f32; LANES];
-                    for (query, keys) in row.iter().zip(turned[block * LANES..].chunks(V * LANES)) {
-                        for (sum, key) in sums.iter_mut().zip(&keys[..LANES]) {
-                            *sum = math::fused::<FMA>(*query, *key, *sum);
-                        }
-                    }
-                    let count = LANES.min(keys - block * LANES);
-                    scores[..count].copy_from_slice(&sums[..count]);
-                }
-                let mut most = Lanes([f32::NEG_INFINITY; LANES]);
-                for scores in &scores {
-                    most = most.greatest(Lanes(*scores));
-                }
-                let maximum = most.most();
-                let mut weights = [[0f32; LANES]; V];
-                let (products, weights) = (scores.as_flattened(), weights.as_flattened_mut());
-                let total = exponentials::<FMA, f32>(products, maximum, 1.0, weights, Lanes::ZERO);
-                let inverse = 1.0 / total.total();
-                // In place of the query, which nobody else wants.
-                for (column, out) in row.chunks_mut(LANES).enumerate() {
-                    let mut sums = [0f32; LANES];
-                    // A row is longer than what is read of it; what comes of the rest is dropped.
-                    let values = value_rows[at + column * LANES..].chunks(pitch);
-                    for (weight, value) in weights.iter().zip(values).take(keys) {
-                        for (sum, value) in sums.iter_mut().zip(&value[..LANES]) {
-                            *sum = math::fused::<FMA>(*weight, *value, *sum);
-                        }
-                    }
-                    out.iter_mut().zip(sums).for_each(|(out, sum)| *out = sum * inverse);
-                }
-            }
+            let sequence = Sequence { at, pitch, queries, keys, dim };
+            scratch.pack_rows(&sequence);
+            scratch.meet_rows::<FMA>(isa, &sequence, scale);
         }
-        for (token, row) in rows.chunks_exact(pitch).take(queries).enumerate() {
-            let at = ((batch * queries + token) * places + first) * heads * dim;
+        let rows = scratch.rows[0].chunks_exact(pitch);
+        for (token, row) in rows.take(queries).enumerate() {
+            let at = ((batch * queries + token) * places + here.start) * heads * dim;
             // SAFETY: a task alone has these places.
             let out = unsafe { out.part(at, width) };
             for (to, from) in out.iter_mut().zip(row) {
-                to.write(T::narrow(*from));
+                to.write(T::narrow(from.widen()));
             }
         }
     }
+}
+
+/// What [`Short`] takes out of its rows: the first value, the length of a row, and the sizes.
+struct Sequence {
+    at: usize,
+    pitch: usize,
+    queries: usize,
+    keys: usize,
+    dim: usize,
 }
 
 /// The width of the panel that starts at `start` of `size` columns, with padding.
@@ -527,7 +504,7 @@ impl<E: Operand> Scratch<E> {
                 let key = k.token(unit, start + column);
                 for (to, from) in groups.zip(key.chunks(E::GROUP)) {
                     for (g, to) in to[..E::GROUP].iter_mut().enumerate() {
-                        *to = from.get(g).map_or(zero, |from| E::narrow(from.widen()));
+                        *to = from.get(g).map_or(zero, |from| E::exactly(from.widen()));
                     }
                 }
             }
@@ -545,17 +522,125 @@ impl<E: Operand> Scratch<E> {
                 match (row(key), row(key + 1)) {
                     (Some(a), Some(b)) if E::GROUP == 2 => {
                         for (to, (a, b)) in to.chunks_exact_mut(2).zip(a.iter().zip(b)) {
-                            to[0] = E::narrow(a.widen());
-                            to[1] = E::narrow(b.widen());
+                            to[0] = E::exactly(a.widen());
+                            to[1] = E::exactly(b.widen());
                         }
                     }
                     (Some(a), _) => {
                         for (to, a) in to.chunks_exact_mut(E::GROUP).zip(a) {
                             to.fill(zero);
-                            to[0] = E::narrow(a.widen());
+                            to[0] = E::exactly(a.widen());
                         }
                     }
                     (None, _) => to.fill(zero),
+                }
+            }
+        }
+    }
+
+    /// Packs keys and values of a sequence.
+    #[inline(always)]
+    fn pack_rows(&mut self, sequence: &Sequence) {
+        let Sequence { at, pitch, keys, dim, .. } = *sequence;
+        let lanes = keys.next_multiple_of(LANES);
+        let inner = keys.next_multiple_of(E::GROUP);
+        let zero = E::default();
+        let Self { keys: turned, values: panels, rows: [_, key_rows, value_rows], .. } = self;
+        turned.resize(dim * lanes, zero);
+        for key in 0..lanes {
+            let groups = turned[key * E::GROUP..].chunks_mut(lanes * E::GROUP);
+            if key < keys {
+                let row = &key_rows[key * pitch + at..][..dim];
+                for (to, from) in groups.zip(row.chunks_exact(E::GROUP)) {
+                    to[..E::GROUP].copy_from_slice(from);
+                }
+            } else {
+                groups.for_each(|to| to[..E::GROUP].fill(zero));
+            }
+        }
+        panels.resize(inner * dim.next_multiple_of(LANES), zero);
+        for start in (0..dim).step_by(PANEL) {
+            let width = width(dim, start);
+            let panel = &mut panels[start * inner..][..width * inner];
+            for (i, to) in panel.chunks_exact_mut(width * E::GROUP).enumerate() {
+                // A row is longer than what is read of it; what comes of the rest is dropped.
+                let row = |key: usize| &value_rows[key * pitch + at + start..][..width];
+                let first = i * E::GROUP;
+                match E::GROUP {
+                    1 => to.copy_from_slice(row(first)),
+                    _ if first + 1 < keys => {
+                        let pairs = row(first).iter().zip(row(first + 1));
+                        for (to, (a, b)) in to.chunks_exact_mut(2).zip(pairs) {
+                            (to[0], to[1]) = (*a, *b);
+                        }
+                    }
+                    _ => {
+                        for (to, a) in to.chunks_exact_mut(2).zip(row(first)) {
+                            (to[0], to[1]) = (*a, zero);
+                        }
+                    }
+                }
+            }
+        }
+    }
+
+    /// Attention of a sequence that is packed; its result takes the place of the queries.
+    #[inline(always)]
+    fn meet_rows<const FMA: bool>(&mut self, isa: Isa, sequence: &Sequence, scale: Scale) {
+        let Sequence { at, pitch, queries, keys, dim } = *sequence;
+        let lanes = keys.next_multiple_of(LANES);
+        let inner = keys.next_multiple_of(E::GROUP);
+        let Self { keys: turned, values: panels, scores, weights, sums, rows, .. } = self;
+        let [query_rows, ..] = rows;
+        scores.resize(ROWS * lanes, 0.0);
+        weights.resize(ROWS * lanes, E::default());
+        sums.resize(ROWS * PANEL, 0.0);
+        for query in (0..queries).step_by(ROWS) {
+            let count = ROWS.min(queries - query);
+            let mut offsets = [0; ROWS];
+            for (r, offset) in offsets.iter_mut().enumerate() {
+                *offset = (query + r.min(count - 1)) * pitch + at;
+            }
+            let product = Product {
+                values: query_rows,
+                zeros: query_rows,
+                offsets: &offsets,
+                length: dim,
+                panel: turned,
+                width: lanes,
+            };
+            product.add_to(isa, scores, true);
+            let mut inverses = [0f32; ROWS];
+            let rows = scores.chunks_exact_mut(lanes).zip(weights.chunks_exact_mut(lanes));
+            for ((scores, weights), inverse) in rows.zip(&mut inverses).take(count) {
+                scale.turn(scores);
+                scores[keys..].fill(f32::NEG_INFINITY);
+                let mut most = Lanes([f32::NEG_INFINITY; LANES]);
+                for scores in scores.chunks_exact(LANES) {
+                    most = most.greatest(Lanes::read(scores));
+                }
+                let maximum = most.most();
+                let total =
+                    exponentials::<FMA, E>(scores, maximum, scale.size, weights, Lanes::ZERO);
+                *inverse = 1.0 / total.total();
+            }
+            for start in (0..dim).step_by(PANEL) {
+                let width = width(dim, start);
+                let weight_offsets: [usize; ROWS] = std::array::from_fn(|r| r * lanes);
+                let product = Product {
+                    values: weights,
+                    zeros: weights,
+                    offsets: &weight_offsets,
+                    length: inner,
+                    panel: &panels[start * inner..],
+                    width,
+                };
+                product.add_to(isa, sums, true);
+                let columns = width.min(dim - start);
+                let results = sums.chunks_exact(width).zip(inverses).take(count);
+                for ((sums, inverse), offset) in results.zip(offsets) {
+                    let to = &mut query_rows[offset + start..][..columns];
+                    to.iter_mut().zip(sums).for_each(|(to, v)| *to = E::narrow(v * inverse));
                 }
             }
         }
@@ -568,11 +653,11 @@ impl<E: Operand> Scratch<E> {
         isa: Isa,
         keys: usize,
         dim: usize,
-        scale: f32,
+        scale: Scale,
     ) -> [f32; ROWS] {
         let padded = keys.next_multiple_of(LANES);
         let length = dim.next_multiple_of(E::GROUP);
-        let Self { keys: packed_keys, values, queries, scores, weights, sums, offsets } = self;
+        let Self { keys: packed_keys, values, queries, scores, weights, sums, offsets, .. } = self;
         sums.resize(ROWS * dim.next_multiple_of(LANES), 0.0);
         scores.resize(ROWS * KEYS.min(padded), 0.0);
         weights.resize(scores.len(), E::default());
@@ -594,6 +679,7 @@ impl<E: Operand> Scratch<E> {
                 }
                 .add_to(isa, &mut scores[(key - start) * ROWS..], true);
             }
+            scale.turn(scores);
             // Keys that are padding get no weight.
             let padding = padded.min(end.next_multiple_of(LANES)) - end;
             if padding > 0 {
@@ -621,10 +707,10 @@ impl<E: Operand> Scratch<E> {
                 let mut total = Lanes::ZERO;
                 for key in panels.clone() {
                     let (from, to) = (&scores[row(key)], &mut weights[row(key)]);
-                    total = exponentials::<FMA, E>(from, maximum, scale, to, total);
+                    total = exponentials::<FMA, E>(from, maximum, scale.size, to, total);
                 }
                 if start > 0 && maximum > maxima[r] {
-                    let factor = math::exp_negative::<FMA>((maxima[r] - maximum) * scale);
+                    let factor = math::exp_negative::<FMA>((maxima[r] - maximum) * scale.size);
                     totals[r] *= factor;
                     for column in (0..dim).step_by(PANEL) {
                         let width = width(dim, column);
@@ -643,7 +729,7 @@ impl<E: Operand> Scratch<E> {
                 let width = width(dim, column);
                 let panel = &values[column * padded + start * width..];
                 let sums = &mut sums[column * ROWS..];
-                let mut weigh = |panels: std::ops::Range<usize>, length: usize, fresh: bool| {
+                let mut weigh = |panels: Range<usize>, length: usize, fresh: bool| {
                     let first = panels.start;
                     offsets.clear();
                     for panel in panels {

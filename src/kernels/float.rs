@@ -16,6 +16,9 @@ pub(crate) trait Float: Stored {
     /// Rounds to nearest even.
     fn narrow(value: f32) -> Self;
 
+    /// Of a value that this format has.
+    fn exactly(value: f32) -> Self;
+
     /// All values of a storage of this format.
     fn values(storage: &CpuStorage) -> Option<&[Self]>;
 
@@ -43,6 +46,11 @@ impl Stored for f32 {
 impl Float for f32 {
     #[inline(always)]
     fn narrow(value: f32) -> Self {
+        value
+    }
+
+    #[inline(always)]
+    fn exactly(value: f32) -> Self {
         value
     }
 
@@ -74,6 +82,11 @@ impl Float for bf16 {
         Self::from_bits((bits >> 16) as u16)
     }
 
+    #[inline(always)]
+    fn exactly(value: f32) -> Self {
+        Self::from_bits((value.to_bits() >> 16) as u16)
+    }
+
     fn values(storage: &CpuStorage) -> Option<&[Self]> {
         if let CpuStorage::BF16(values) = storage { Some(values) } else { None }
     }
@@ -93,6 +106,11 @@ impl Stored for f16 {
 impl Float for f16 {
     #[inline(always)]
     fn narrow(value: f32) -> Self {
+        Self::from_f32(value)
+    }
+
+    #[inline(always)]
+    fn exactly(value: f32) -> Self {
         Self::from_f32(value)
     }
 

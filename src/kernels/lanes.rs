@@ -33,8 +33,6 @@ impl Lanes {
         self.with(other, |a, b| if b > a { b } else { a })
     }
 
-    // A call for these two: compiled into a loop they make the compiler take its vectors apart.
-
     /// The sum of all.
     #[inline(never)]
     pub(crate) fn total(&self) -> f32 {
@@ -47,8 +45,9 @@ impl Lanes {
         self.fold(|a, b| if b > a { b } else { a })
     }
 
-    fn fold(self, f: impl Fn(f32, f32) -> f32) -> f32 {
-        let mut lanes = self.0;
+    fn fold(&self, f: impl Fn(f32, f32) -> f32) -> f32 {
+        // Whole, from memory: the compiler would else take vectors apart, all the way to the loop that they come from.
+        let mut lanes = *std::hint::black_box(&self.0);
         for half in [8, 4, 2, 1] {
             for i in 0..half {
                 lanes[i] = f(lanes[i], lanes[i + half]);

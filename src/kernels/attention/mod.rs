@@ -1,0 +1,387 @@
+//! Attention that never holds the whole score matrix.
+//!
+//! On the CPU sequences are long or short: see `long.rs` and `short.rs`. Both multiply bf16 as bf16 where the processor
+//! does, everything else as f32. Elsewhere blocks of queries go through batched matmuls.
+
+mod long;
+mod short;
+
+use std::cell::RefCell;
+use std::mem::MaybeUninit;
+
+use candle_core::{CpuStorage, CustomOp3, Layout, Result, Shape, Tensor};
+use half::{bf16, f16};
+use rayon::prelude::*;
+
+use super::clock::{self, Kind};
+use super::float::{self, Float};
+use super::isa::Isa;
+use super::lanes::Lanes;
+use super::shared::{Shared, filled, with_scratch};
+use super::tile::{Element, LANES, PANEL, ROWS};
+use super::{grad, math, reference};
+use long::Piece;
+use short::Short;
+
+/// Queries for which keys and values are worth packing.
+const QUERIES: usize = 192;
+
+/// Queries and keys of a sequence that is not worth packing.
+const SHORT: usize = 2 * LANES;
+
+/// Values of a token at neighbouring places that are read at once.
+const SHORT_PLACES: usize = 1 << 10;
+
+/// Work below which a second thread is not worth waking, in floating-point operations.
+const SERIAL: usize = 1 << 19;
+
+/// Scores that exist at once on other devices.
+const MAX_SCORES: usize = 1 << 28;
+
+/// `softmax(q kᵀ · scale) v`.
+///
+/// `q` is `(batch, queries, heads, dim)`, `k` and `v` are `(batch, keys, heads, dim)`, all possibly views;
+/// the result is a contiguous tensor of the shape of `q`.
+///
+/// # Errors
+///
+/// When the shapes do not agree.
+pub fn attention(q: &Tensor, k: &Tensor, v: &Tensor, scale: f64) -> Result<Tensor> {
+    let (batch, queries, heads, dim) = q.dims4()?;
+    let keys = k.dim(1)?;
+    if k.dims() != [batch, keys, heads, dim] || v.dims() != k.dims() {
+        candle_core::bail!(
+            "attention of {:?} over keys {:?} and values {:?}",
+            q.dims(),
+            k.dims(),
+            v.dims()
+        );
+    }
+    if grad::is_tracked(&[q, k, v]) {
+        return grad::attention(q, k, v, scale);
+    }
+    if q.device().is_cpu() {
+        let [q, k, v] = [q, k, v].map(|x| x.unsqueeze(2));
+        let run = || Blocked { scale }.run(&q?, &k?, &v?)?.squeeze(2);
+        return clock::timed(Kind::Attention, run);
+    }
+    let rows = (MAX_SCORES / (heads * keys).max(1)).max(1);
+    let mut out = Vec::new();
+    if rows >= queries {
+        // Whole sequences, as many at once as the budget allows.
+        let step = (rows / queries.max(1)).max(1);
+        for start in (0..batch).step_by(step) {
+            let n = step.min(batch - start);
+            let part = |x: &Tensor| x.narrow(0, start, n);
+            out.push(reference::attention(&part(q)?, &part(k)?, &part(v)?, scale)?);
+        }
+        return Tensor::cat(&out, 0);
+    }
+    for i in 0..batch {
+        let part = |x: &Tensor| x.narrow(0, i, 1);
+        let (q, k, v) = (part(q)?, part(k)?, part(v)?);
+        let mut blocks = Vec::new();
+        for start in (0..queries).step_by(rows) {
+            let q = q.narrow(1, start, rows.min(queries - start))?;
+            blocks.push(reference::attention(&q, &k, &v, scale)?);
+        }
+        out.push(Tensor::cat(&blocks, 1)?);
+    }
+    Tensor::cat(&out, 0)
+}
+
+/// [`attention`] along the second of five dimensions: `q`, `k` and `v` are `(batch, tokens, places, heads, dim)`, and
+/// every place is a sequence of its own. Nothing is moved.
+///
+/// # Errors
+///
+/// When the shapes do not agree.
+pub fn attention_by_place(q: &Tensor, k: &Tensor, v: &Tensor, scale: f64) -> Result<Tensor> {
+    let (batch, tokens, places, heads, dim) = q.dims5()?;
+    if k.dims() != q.dims() || v.dims() != q.dims() {
+        candle_core::bail!(
+            "attention of {:?} over keys {:?} and values {:?}",
+            q.dims(),
+            k.dims(),
+            v.dims()
+        );
+    }
+    if q.device().is_cpu() && !grad::is_tracked(&[q, k, v]) {
+        return clock::timed(Kind::AttentionOverFrames, || Blocked { scale }.run(q, k, v));
+    }
+    let sequences = |x: &Tensor| x.transpose(1, 2)?.reshape((batch * places, tokens, heads, dim));
+    attention(&sequences(q)?, &sequences(k)?, &sequences(v)?, scale)?
+        .reshape((batch, places, tokens, heads, dim))?
+        .transpose(1, 2)?
+        .contiguous()
+}
+
+struct Blocked {
+    scale: f64,
+}
+
+impl Blocked {
+    /// Over `(batch, tokens, places, heads, dim)`.
+    fn run(&self, q: &Tensor, k: &Tensor, v: &Tensor) -> Result<Tensor> {
+        let (k, v) = (k.to_dtype(q.dtype())?, v.to_dtype(q.dtype())?);
+        let prepare = |x: &Tensor| if x.stride()[4] == 1 { Ok(x.clone()) } else { x.contiguous() };
+        prepare(q)?.apply_op3_no_bwd(&prepare(&k)?, &prepare(&v)?, self)
+    }
+}
+
+/// A `(batch, tokens, places, heads, dim)` view into a slice, `dim` being contiguous.
+struct View<'a, T> {
+    values: &'a [T],
+    stride: [usize; 4],
+    dims: [usize; 5],
+}
+
+impl<'a, T: Float> View<'a, T> {
+    fn new((storage, layout): (&'a CpuStorage, &Layout)) -> Result<Self> {
+        let &[batch, token, place, head, 1] = layout.stride() else {
+            candle_core::bail!("attention wants contiguous heads");
+        };
+        let &[a, b, c, d, e] = layout.dims() else {
+            candle_core::bail!("attention of {:?}", layout.dims());
+        };
+        let lasts = layout.dims().iter().zip(layout.stride());
+        let extent = lasts.map(|(d, s)| d.saturating_sub(1) * s).sum::<usize>() + 1;
+        let extent = if layout.shape().elem_count() == 0 { 0 } else { extent };
+        let values = float::slice(storage, layout.start_offset(), extent)?;
+        Ok(Self { values, stride: [batch, token, place, head], dims: [a, b, c, d, e] })
+    }
+
+    #[inline(always)]
+    fn token(&self, unit: &Unit, token: usize) -> &'a [T] {
+        self.values(unit, token, self.dims[4])
+    }
+
+    /// What a token has from a head on.
+    #[inline(always)]
+    fn values(&self, unit: &Unit, token: usize, len: usize) -> &'a [T] {
+        let place = [unit.batch, token, unit.place, unit.head];
+        let start: usize = place.iter().zip(&self.stride).map(|(i, s)| i * s).sum();
+        &self.values[start..start + len]
+    }
+}
+
+/// One head of one sequence.
+struct Unit {
+    batch: usize,
+    place: usize,
+    head: usize,
+}
+
+/// Memory that a thread keeps from one attention to the next; products are of `E`.
+#[derive(Debug, Default)]
+struct Scratch<E> {
+    /// For every panel of keys `(dim / GROUP, width, GROUP)`.
+    keys: Vec<E>,
+    /// For every panel of `dim` `(keys / GROUP, width, GROUP)`.
+    values: Vec<E>,
+    /// `(ROWS, dim)`.
+    queries: Vec<E>,
+    /// For every panel of keys of a block `(ROWS, width)`.
+    scores: Vec<f32>,
+    /// What scores become, in the same order.
+    weights: Vec<E>,
+    /// For every panel of `dim` `(ROWS, width)`.
+    sums: Vec<f32>,
+    offsets: Vec<usize>,
+    /// Queries, keys and values of [`Short`] sequences: all that a token has at some places.
+    rows: [Vec<E>; 3],
+}
+
+/// What queries, keys, values and weights can be multiplied as.
+trait Operand: Element {
+    fn with_scratch<R>(f: impl FnOnce(&mut Scratch<Self>) -> R) -> R;
+}
+
+macro_rules! operand {
+    ($type:ty) => {
+        impl Operand for $type {
+            fn with_scratch<R>(f: impl FnOnce(&mut Scratch<Self>) -> R) -> R {
+                thread_local! {
+                    static SCRATCH: RefCell<Scratch<$type>> = RefCell::new(Scratch::default());
+                }
+                with_scratch(&SCRATCH, f)
+            }
+        }
+    };
+}
+
+operand!(f32);
+operand!(bf16);
+
+impl CustomOp3 for Blocked {
+    fn name(&self) -> &'static str {
+        "attention"
+    }
+
+    fn cpu_fwd(
+        &self,
+        q: &CpuStorage,
+        q_layout: &Layout,
+        k: &CpuStorage,
+        k_layout: &Layout,
+        v: &CpuStorage,
+        v_layout: &Layout,
+    ) -> Result<(CpuStorage, Shape)> {
+        let shape = q_layout.shape().clone();
+        let keys = k_layout.dims()[1];
+        let all = [(q, q_layout), (k, k_layout), (v, v_layout)];
+        let y = match q {
+            CpuStorage::F32(_) => self.attend::<f32, f32>(all, &shape, keys)?,
+            CpuStorage::BF16(_) if Isa::current() == Isa::Avx512Bf16 => {
+                self.attend::<bf16, bf16>(all, &shape, keys)?
+            }
+            CpuStorage::BF16(_) => self.attend::<bf16, f32>(all, &shape, keys)?,
+            CpuStorage::F16(_) => self.attend::<f16, f32>(all, &shape, keys)?,
+            _ => candle_core::bail!("attention wants f32, bf16 or f16"),
+        };
+        Ok((y, shape))
+    }
+}
+
+impl Blocked {
+    /// On values of `T`, by products of `E`.
+    #[allow(unsafe_code)]
+    fn attend<T: Float, E: Operand>(
+        &self,
+        [q, k, v]: [(&CpuStorage, &Layout); 3],
+        shape: &Shape,
+        keys: usize,
+    ) -> Result<CpuStorage> {
+        let &[batch, queries, places, heads, dim] = shape.dims() else {
+            candle_core::bail!("attention of {shape:?}");
+        };
+        let len = shape.elem_count();
+        if len == 0 || keys == 0 {
+            return Ok(T::storage(vec![T::default(); len]));
+        }
+        let (q, k, v) = (View::<T>::new(q)?, View::<T>::new(k)?, View::<T>::new(v)?);
+        let isa = Isa::current();
+        let scale = Scale::new(self.scale as f32);
+        let units = batch * places * heads;
+        let flops = 4 * units * queries * keys * dim;
+        let operands = [&q, &k, &v];
+        if queries.max(keys) <= SHORT && dim.is_multiple_of(E::GROUP) {
+            let group = (SHORT_PLACES / (heads * dim)).clamp(1, places);
+            let groups = places.div_ceil(group);
+            let fill = |out: &mut [MaybeUninit<T>]| {
+                let out = &Shared::new(out);
+                share(batch * groups, flops, |task| {
+                    let (batch, first) = (task / groups, task % groups * group);
+                    let end = (first + group).min(places);
+                    E::with_scratch(|scratch| {
+                        let places = first..end;
+                        isa.vectorize(Short {
+                            batch,
+                            places,
+                            keys,
+                            scale,
+                            isa,
+                            operands,
+                            out,
+                            scratch,
+                        });
+                    });
+                });
+            };
+            // SAFETY: every place is in a group, for all queries and heads.
+            return Ok(T::storage(unsafe { filled(len, fill) }));
+        }
+        // As few pieces as keep all threads busy, because each packs the keys again.
+        let wanted = (4 * rayon::current_num_threads()).div_ceil(units);
+        let piece = queries.div_ceil(wanted).max(QUERIES).next_multiple_of(ROWS);
+        let pieces = queries.div_ceil(piece);
+        let fill = |out: &mut [MaybeUninit<T>]| {
+            let out = &Shared::new(out);
+            share(units * pieces, flops, |task| {
+                let (unit, piece_index) = (task / pieces, task % pieces);
+                let (sequence, head) = (unit / heads, unit % heads);
+                let unit = Unit { batch: sequence / places, place: sequence % places, head };
+                let first = piece_index * piece;
+                let end = (first + piece).min(queries);
+                E::with_scratch(|scratch| {
+                    isa.vectorize(Piece {
+                        unit,
+                        first,
+                        end,
+                        keys,
+                        scale,
+                        isa,
+                        operands,
+                        out,
+                        scratch,
+                    });
+                });
+            });
+        };
+        // SAFETY: every query of every head of every sequence is in a piece.
+        Ok(T::storage(unsafe { filled(len, fill) }))
+    }
+}
+
+/// Does `tasks` things of `flops` operations in all, on as many threads as that is worth.
+fn share(tasks: usize, flops: usize, work: impl Fn(usize) + Send + Sync) {
+    if flops < SERIAL {
+        (0..tasks).for_each(work);
+    } else {
+        let together = (SERIAL / (flops / tasks).max(1)).max(1);
+        (0..tasks).into_par_iter().with_min_len(together).for_each(work);
+    }
+}
+
+/// What products are multiplied by to become scores; done to scores, so that queries are multiplied as they are.
+#[derive(Clone, Copy)]
+struct Scale {
+    /// 1, -1 or 0.
+    sign: f32,
+    /// Greater than 0.
+    size: f32,
+}
+
+impl Scale {
+    fn new(scale: f32) -> Self {
+        if scale == 0.0 {
+            return Self { sign: 0.0, size: 1.0 };
+        }
+        Self { sign: scale.signum(), size: scale.abs() }
+    }
+
+    /// Makes the greatest score the greatest product.
+    #[inline(always)]
+    fn turn(self, products: &mut [f32]) {
+        if self.sign != 1.0 {
+            for v in products {
+                *v *= self.sign;
+            }
+        }
+    }
+}
+
+/// The width of the panel that starts at `start` of `size` columns, with padding.
+fn width(size: usize, start: usize) -> usize {
+    (size - start).min(PANEL).next_multiple_of(LANES)
+}
+
+/// Writes `e^(scale (product - maximum))` for a row of products; returns `sums` with them.
+#[inline(always)]
+fn exponentials<const FMA: bool, E: Float>(
+    row: &[f32],
+    maximum: f32,
+    scale: f32,
+    weights: &mut [E],
+    mut sums: Lanes,
+) -> Lanes {
+    for (row, weights) in row.chunks_exact(LANES).zip(weights.chunks_exact_mut(LANES)) {
+        let values = Lanes::read(row)
+            .with(Lanes::ZERO, |v, _| math::exp_negative::<FMA>((v - maximum) * scale));
+        sums = sums + values;
+        for (to, v) in weights.iter_mut().zip(values.0) {
+            *to = E::narrow(v);
+        }
+    }
+    sums
+}

@@ -4,7 +4,7 @@
 use std::mem::MaybeUninit;
 use std::ops::Range;
 
-use super::{Operand, Scale, Scratch, Unit, View, exponentials, width};
+use super::{Given, Operand, Scale, Scratch, Unit, View, exponentials, width};
 use crate::kernels::float::Float;
 use crate::kernels::isa::{Isa, Loops};
 use crate::kernels::lanes::Lanes;
@@ -20,11 +20,7 @@ pub(super) struct Piece<'a, T, E> {
     pub(super) unit: Unit,
     pub(super) first: usize,
     pub(super) end: usize,
-    pub(super) keys: usize,
-    pub(super) scale: Scale,
-    pub(super) isa: Isa,
-    /// Queries, keys and values.
-    pub(super) operands: [&'a View<'a, T>; 3],
+    pub(super) given: &'a Given<'a, T>,
     /// Of the shape of the queries.
     pub(super) out: &'a Shared<'a, MaybeUninit<T>>,
     pub(super) scratch: &'a mut Scratch<E>,
@@ -36,7 +32,8 @@ impl<T: Float, E: Operand> Loops for Piece<'_, T, E> {
     #[allow(unsafe_code)]
     #[inline(always)]
     fn run<const FMA: bool>(self) {
-        let Self { unit, first, end, keys, scale, isa, operands: [q, k, v], out, scratch } = self;
+        let Self { unit, first, end, given, out, scratch } = self;
+        let Given { keys, scale, isa, operands: [q, k, v] } = *given;
         let [_, queries, places, heads, dim] = q.dims;
         scratch.pack(&unit, k, v, keys, dim);
         let length = dim.next_multiple_of(E::GROUP);

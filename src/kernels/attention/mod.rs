@@ -264,7 +264,7 @@ impl Blocked {
         let scale = Scale::new(self.scale as f32);
         let units = batch * places * heads;
         let flops = 4 * units * queries * keys * dim;
-        let operands = [&q, &k, &v];
+        let given = &Given { keys, scale, isa, operands: [&q, &k, &v] };
         if queries.max(keys) <= SHORT && dim.is_multiple_of(E::GROUP) {
             let group = (SHORT_PLACES / (heads * dim)).clamp(1, places);
             let groups = places.div_ceil(group);
@@ -274,17 +274,7 @@ impl Blocked {
                     let (batch, first) = (task / groups, task % groups * group);
                     let end = (first + group).min(places);
                     E::with_scratch(|scratch| {
-                        let places = first..end;
-                        isa.vectorize(Short {
-                            batch,
-                            places,
-                            keys,
-                            scale,
-                            isa,
-                            operands,
-                            out,
-                            scratch,
-                        });
+                        isa.vectorize(Short { batch, places: first..end, given, out, scratch });
                     });
                 });
             };
@@ -304,23 +294,22 @@ impl Blocked {
                 let first = piece_index * piece;
                 let end = (first + piece).min(queries);
                 E::with_scratch(|scratch| {
-                    isa.vectorize(Piece {
-                        unit,
-                        first,
-                        end,
-                        keys,
-                        scale,
-                        isa,
-                        operands,
-                        out,
-                        scratch,
-                    });
+                    isa.vectorize(Piece { unit, first, end, given, out, scratch });
                 });
             });
         };
         // SAFETY: every query of every head of every sequence is in a piece.
         Ok(T::storage(unsafe { filled(len, fill) }))
     }
+}
+
+/// What all tasks of one attention share.
+struct Given<'a, T> {
+    keys: usize,
+    scale: Scale,
+    isa: Isa,
+    /// Queries, keys and values.
+    operands: [&'a View<'a, T>; 3],
 }
 
 /// Does `tasks` things of `flops` operations in all, on as many threads as that is worth.

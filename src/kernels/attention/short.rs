@@ -4,7 +4,7 @@
 use std::mem::MaybeUninit;
 use std::ops::Range;
 
-use super::{Operand, Scale, Scratch, Unit, View, exponentials, width};
+use super::{Given, Operand, Scale, Scratch, Unit, exponentials, width};
 use crate::kernels::float::Float;
 use crate::kernels::isa::{Isa, Loops};
 use crate::kernels::lanes::Lanes;
@@ -15,11 +15,7 @@ use crate::kernels::tile::{LANES, PANEL, Product, ROWS};
 pub(super) struct Short<'a, T, E> {
     pub(super) batch: usize,
     pub(super) places: Range<usize>,
-    pub(super) keys: usize,
-    pub(super) scale: Scale,
-    pub(super) isa: Isa,
-    /// Queries, keys and values.
-    pub(super) operands: [&'a View<'a, T>; 3],
+    pub(super) given: &'a Given<'a, T>,
     /// Of the shape of the queries.
     pub(super) out: &'a Shared<'a, MaybeUninit<T>>,
     pub(super) scratch: &'a mut Scratch<E>,
@@ -31,7 +27,8 @@ impl<T: Float, E: Operand> Loops for Short<'_, T, E> {
     #[allow(unsafe_code)]
     #[inline(always)]
     fn run<const FMA: bool>(self) {
-        let Self { batch, places: here, keys, scale, isa, operands, out, scratch } = self;
+        let Self { batch, places: here, given, out, scratch } = self;
+        let Given { keys, scale, isa, operands } = *given;
         let [_, queries, places, heads, dim] = operands[0].dims;
         let width = here.len() * heads * dim;
         // No power of two, which would send all rows to the same few lines of a cache; and room for whole lanes.

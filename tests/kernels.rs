@@ -662,6 +662,7 @@ fn wide_convolutions_that_are_transformed_equal_their_reference() {
         (2, 80, 70, 9, 14),
         (1, 144, 64, 21, 8),
         (3, 64, 130, 4, 12),
+        (1, 320, 40, 48, 64),
         (1, 336, 40, 48, 64),
     ] {
         let x = random(&[batch, inputs, height, width], 111);

@@ -156,9 +156,8 @@ impl Multiply<'_> {
     fn run(&self, x: &Tensor, residual: Option<&Tensor>) -> Result<Tensor> {
         let dtype = x.dtype();
         // bf16 needs no copy where it is multiplied as it is, or transformed first.
-        let native = matches!(self.weights.form(), Form::Bf16(_) | Form::Int8 { .. })
-            && dtype == DType::BF16
-            && (Isa::current() == Isa::Avx512Bf16 || self.is_transformed(dtype));
+        let native =
+            self.multiplies_bf16(dtype) || self.takes_bf16(dtype) && self.is_transformed(dtype);
         let format = if native { DType::BF16 } else { DType::F32 };
         let x = x.to_dtype(format)?;
         let y = match residual {
@@ -170,14 +169,17 @@ impl Multiply<'_> {
 
     /// Whether a convolution of values in `dtype` is.
     fn is_transformed(&self, dtype: DType) -> bool {
-        let halved = self.multiplies_bf16() && dtype == DType::BF16;
-        winograd::pays(&self.weights.sizes(), &self.window, halved)
+        winograd::pays(&self.weights.sizes(), &self.window, self.multiplies_bf16(dtype))
     }
 
-    /// Whether the processor multiplies values in bf16 with these weights as they are.
-    fn multiplies_bf16(&self) -> bool {
-        matches!(self.weights.form(), Form::Bf16(_) | Form::Int8 { .. })
-            && Isa::current() == Isa::Avx512Bf16
+    /// Whether values and weights are, or become, bf16.
+    fn takes_bf16(&self, dtype: DType) -> bool {
+        dtype == DType::BF16 && matches!(self.weights.form(), Form::Bf16(_) | Form::Int8 { .. })
+    }
+
+    /// Whether the processor multiplies them so.
+    fn multiplies_bf16(&self, dtype: DType) -> bool {
+        self.takes_bf16(dtype) && Isa::current() == Isa::Avx512Bf16
     }
 
     /// Hands the slices to `kernel`.

@@ -4,7 +4,6 @@
 //! depend on is found through a table of offsets, so that nothing is gathered or padded; the right operand is packed
 //! once, in panels of columns that stay in a core's cache while the rows pass by.
 
-use std::cell::RefCell;
 use std::mem::MaybeUninit;
 
 use half::bf16;
@@ -13,7 +12,7 @@ use rayon::prelude::*;
 use super::float::{Float, Stored};
 use super::isa::{Isa, Loops, prefetch};
 use super::math;
-use super::shared::{Shared, filled, with_scratch};
+use super::shared::{Shared, filled, operand};
 use super::tile::{Element, LANES, PANEL, Product, ROWS, ZEROS};
 
 /// Bytes of a panel that are worked on at once, so that they stay in a core's second cache.
@@ -427,19 +426,6 @@ pub(crate) struct Scratch<T> {
 /// What can be multiplied, and has scratch memory for it.
 pub(crate) trait Operand: Element {
     fn with_scratch<R>(f: impl FnOnce(&mut Scratch<Self>) -> R) -> R;
-}
-
-macro_rules! operand {
-    ($type:ty) => {
-        impl Operand for $type {
-            fn with_scratch<R>(f: impl FnOnce(&mut Scratch<Self>) -> R) -> R {
-                thread_local! {
-                    static SCRATCH: RefCell<Scratch<$type>> = RefCell::new(Scratch::default());
-                }
-                with_scratch(&SCRATCH, f)
-            }
-        }
-    };
 }
 
 operand!(f32);

@@ -42,6 +42,23 @@ pub(crate) fn with_scratch<S: Default, R>(
     })
 }
 
+/// Implements the `Operand` of the module that calls it, with memory of its `Scratch` for every thread.
+macro_rules! operand {
+    ($type:ty) => {
+        impl Operand for $type {
+            fn with_scratch<R>(f: impl FnOnce(&mut Scratch<Self>) -> R) -> R {
+                use std::cell::RefCell;
+                thread_local! {
+                    static SCRATCH: RefCell<Scratch<$type>> = RefCell::new(Scratch::default());
+                }
+                $crate::kernels::shared::with_scratch(&SCRATCH, f)
+            }
+        }
+    };
+}
+
+pub(crate) use operand;
+
 /// A result while tasks write disjoint parts of it.
 pub(crate) struct Shared<'a, T> {
     values: *mut T,

@@ -6,7 +6,6 @@
 mod long;
 mod short;
 
-use std::cell::RefCell;
 use std::mem::MaybeUninit;
 
 use candle_core::{CpuStorage, CustomOp3, Layout, Result, Shape, Tensor};
@@ -17,7 +16,7 @@ use super::clock::{self, Kind};
 use super::float::{self, Float};
 use super::isa::Isa;
 use super::lanes::Lanes;
-use super::shared::{Shared, filled, with_scratch};
+use super::shared::{Shared, filled, operand};
 use super::tile::{Element, LANES, PANEL, ROWS};
 use super::{grad, math, reference};
 use long::Piece;
@@ -195,19 +194,6 @@ struct Scratch<E> {
 /// What queries, keys, values and weights can be multiplied as.
 trait Operand: Element {
     fn with_scratch<R>(f: impl FnOnce(&mut Scratch<Self>) -> R) -> R;
-}
-
-macro_rules! operand {
-    ($type:ty) => {
-        impl Operand for $type {
-            fn with_scratch<R>(f: impl FnOnce(&mut Scratch<Self>) -> R) -> R {
-                thread_local! {
-                    static SCRATCH: RefCell<Scratch<$type>> = RefCell::new(Scratch::default());
-                }
-                with_scratch(&SCRATCH, f)
-            }
-        }
-    };
 }
 
 operand!(f32);

@@ -6,6 +6,7 @@
 //! cargo bench -- geglu            # one
 //! ```
 
+use animatelcm::device::Quantize;
 use animatelcm::kernels::layout::channels_first;
 use animatelcm::kernels::{self, ConvArgs, GroupNormOptions, Weights, reference};
 use candle_core::{DType, Device, Result, Tensor};
@@ -122,6 +123,7 @@ fn linear(c: &mut Criterion) {
         let (x, weight) = (input(&[rows, inputs]), input(&[outputs, inputs]));
         let (half_x, half_weight) = (half(&x), packed(&half(&weight), false));
         let weights = packed(&weight, false);
+        let bytes = Quantize::W8A8.scope(|| packed(&weight, false));
         compare(
             c,
             name,
@@ -129,6 +131,8 @@ fn linear(c: &mut Criterion) {
             &[
                 ("kernel", &|| kernels::linear(&x, &weights, None)),
                 ("kernel-bf16", &|| kernels::linear(&half_x, &half_weight, None)),
+                ("kernel-w8a8", &|| kernels::linear(&x, &bytes, None)),
+                ("kernel-bf16-w8a8", &|| kernels::linear(&half_x, &bytes, None)),
                 ("candle", &|| x.matmul(&weight.t()?)),
             ],
         );

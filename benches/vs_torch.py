@@ -5,11 +5,11 @@
     python benches/vs_torch.py target/release/animatelcm [--frames 8] [--width 256] [--height 256] [--rounds 3] [--repeats 1]
                                [--only animatelcm-f32,torch-f32,...] [--threads N] [--out table.md]
 
-Candidates: animatelcm-f32, animatelcm-bf16, animatelcm-f32-int8, animatelcm-bf16-int8 (rounded weights of the UNet); torch-f32,
-torch-bf16 (eager, channels last), torch-f32-compile, torch-bf16-compile (with inductor's freezing); openvino-f32, openvino-bf16 (of
-the folder that reference/openvino_bench.py has converted for this shape). By default all without the last four. Each is a process of
-its own, with one pass to warm up, and all of them take their turn in every round, so that what else the machine does
-hits all alike. The least of all passes is what counts; the greatest is the spread. Processor seconds are those of the
+Candidates: animatelcm-f32, animatelcm-bf16; the same with -int8 (rounded weights of the UNet) and -w8a8 (and activations of
+linear layers); torch-f32, torch-bf16 (eager, channels last), torch-f32-compile, torch-bf16-compile (with inductor's freezing);
+openvino-f32, openvino-bf16 (of the folder that reference/openvino_bench.py has converted for this shape). By default all without
+the last four. Each is a process of its own, with one pass to warm up, and all of them take their turn in every round, so that what
+else the machine does hits all alike. The least of all passes is what counts; the greatest is the spread. Processor seconds are those of the
 whole process, weights and warming up included. The weights are random (reference/named_weights.py, src/weights/random.rs):
 times do not depend on them. All hold the text encoder too, in f32 where it is ours, but OpenVINO, which has the other two. Needs what reference/README.md says, and about 8 GB of memory.
 """
@@ -22,8 +22,8 @@ import sys
 from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
-NAMES = ["animatelcm-f32", "animatelcm-bf16", "animatelcm-f32-int8", "animatelcm-bf16-int8", "torch-f32", "torch-bf16", "torch-f32-compile",
-         "torch-bf16-compile", "openvino-f32", "openvino-bf16"]
+NAMES = ["animatelcm-f32", "animatelcm-bf16", "animatelcm-f32-int8", "animatelcm-bf16-int8", "animatelcm-f32-w8a8",
+         "animatelcm-bf16-w8a8", "torch-f32", "torch-bf16", "torch-f32-compile", "torch-bf16-compile", "openvino-f32", "openvino-bf16"]
 
 
 def arguments():
@@ -35,7 +35,7 @@ def arguments():
     ap.add_argument("--rounds", type=int, default=3)
     ap.add_argument("--repeats", type=int, default=1)
     ap.add_argument("--threads", type=int, default=os.cpu_count())
-    ap.add_argument("--only", default=",".join(NAMES[:6]))
+    ap.add_argument("--only", default=",".join(NAMES[:-4]))
     ap.add_argument("--openvino", type=Path, help="the folder of converted models")
     ap.add_argument("--out", type=Path)
     a = ap.parse_args()

@@ -180,15 +180,18 @@ impl FromStr for DtypeChoice {
     }
 }
 
-/// To how many bits the weights of large layers are rounded.
+/// To how many bits large layers are rounded.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Quantize {
     /// Not at all.
     #[default]
     None,
-    /// 8, by a scale for every output: the largest weight is 127.
+    /// Weights to 8, by a scale for every output: the largest weight is 127.
     Int8,
+    /// The same, and what linear layers and 1×1 convolutions are given, by a scale for every token or pixel: its
+    /// least value is 0, its greatest 255.
+    W8A8,
 }
 
 impl FromStr for Quantize {
@@ -198,7 +201,8 @@ impl FromStr for Quantize {
         match s {
             "none" => Ok(Self::None),
             "int8" => Ok(Self::Int8),
-            _ => Err(Error::request("quantize", format!("`{s}` is not `none` or `int8`"))),
+            "w8a8" => Ok(Self::W8A8),
+            _ => Err(Error::request("quantize", format!("`{s}` is not `none`, `int8` or `w8a8`"))),
         }
     }
 }
@@ -209,6 +213,7 @@ impl Quantize {
         match self {
             Self::None => "",
             Self::Int8 => " with int8 weights",
+            Self::W8A8 => " with int8 weights and activations",
         }
     }
 }

@@ -355,8 +355,13 @@ fn a_clip_says_that_its_weights_were_rounded_and_replays() {
     let runs_on = |name: &str| folder.run(&["inspect", name]).ok().stdout().to_owned();
     assert!(runs_on("a.gif").contains("with int8 weights"));
     assert!(!runs_on("plain.gif").contains("int8"));
-    let error = folder.run(&quick(&["--quantize=int4", "-o", "b.gif"]));
-    assert!(error.fails(2).contains("`int4` is not `none` or `int8`"));
+    let said = folder.run(&quick(&["--quantize=w8a8", "-o", "b.gif"])).ok().stderr;
+    assert!(said.contains("f32 with int8 weights and activations"), "{said}");
+    assert!(folder.read("b.gif") != folder.read("a.gif"));
+    folder.run(&["replay", "b.gif"]).ok();
+    assert!(folder.read("b.gif") == folder.read("b-replay.gif"));
+    let error = folder.run(&quick(&["--quantize=int4", "-o", "c.gif"]));
+    assert!(error.fails(2).contains("`int4` is not `none`, `int8` or `w8a8`"));
 }
 
 #[test]

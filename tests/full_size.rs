@@ -13,6 +13,7 @@ use std::path::PathBuf;
 use std::time::Instant;
 
 use animatelcm::adapters::lora::{Lora, LoraOptions};
+use animatelcm::device::Quantize;
 use animatelcm::models::clip::{TextConfig, TextEncoder};
 use animatelcm::models::motion::{MotionConfig, MotionNorm};
 use animatelcm::models::unet::{Injection, UNet, UNetConfig, UNetInput};
@@ -170,8 +171,8 @@ fn full_size_autoencoder_equals_diffusers() {
     }
 }
 
-fn unet_pass(dtype: DType, reference: &HashMap<String, Tensor>) -> Tensor {
-    let model = draw(Component::UNet, dtype, |vb| UNet::new(&config(), &vb));
+fn unet_pass(dtype: DType, quantize: Quantize, reference: &HashMap<String, Tensor>) -> Tensor {
+    let model = quantize.scope(|| draw(Component::UNet, dtype, |vb| UNet::new(&config(), &vb)));
     let latents = reference["latents"].to_dtype(dtype).unwrap();
     let context = &reference["context"].to_dtype(dtype).unwrap();
     let timestep = reference["timestep"].to_dtype(DType::F64).unwrap();
@@ -184,7 +185,7 @@ fn unet_pass(dtype: DType, reference: &HashMap<String, Tensor>) -> Tensor {
         motion_norm: MotionNorm::PerFrame,
         injection: &Injection::default(),
     };
-    timed(&format!("unet {dtype:?}"), &reference["unet"], || {
+    timed(&format!("unet {dtype:?}{}", quantize.words()), &reference["unet"], || {
         unfold(&model.forward(&fold(&latents), &input).unwrap(), 1)
     })
 }
@@ -193,7 +194,7 @@ fn unet_pass(dtype: DType, reference: &HashMap<String, Tensor>) -> Tensor {
 #[ignore = "needs a reference file; see the head of this file"]
 fn full_size_unet_equals_diffusers() {
     let reference = reference();
-    assert_relative(&unet_pass(DType::F32, &reference), &reference["unet"], F32);
+    assert_relative(&unet_pass(DType::F32, Quantize::None, &reference), &reference["unet"], F32);
 }
 
 #[test]
@@ -201,7 +202,23 @@ fn full_size_unet_equals_diffusers() {
 fn full_size_unet_in_half_precision_stays_within_its_measured_error() {
     let reference = reference();
     for (dtype, tolerance) in [(DType::F16, 5e-3), (DType::BF16, 4e-2)] {
-        assert_relative(&unet_pass(dtype, &reference), &reference["unet"], tolerance);
+        let got = unet_pass(dtype, Quantize::None, &reference);
+        assert_relative(&got, &reference["unet"], tolerance);
+    }
+}
+
+#[test]
+#[ignore = "needs a reference file; see the head of this file"]
+fn full_size_unet_in_eight_bits_stays_within_its_measured_error() {
+    let reference = reference();
+    for (quantize, dtype, tolerance) in [
+        (Quantize::Int8, DType::F32, 3.5e-2),
+        (Quantize::Int8, DType::BF16, 4.5e-2),
+        (Quantize::W8A8, DType::F32, 6e-2),
+        (Quantize::W8A8, DType::BF16, 6.5e-2),
+    ] {
+        let got = unet_pass(dtype, quantize, &reference);
+        assert_relative(&got, &reference["unet"], tolerance);
     }
 }
 

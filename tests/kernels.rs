@@ -523,6 +523,153 @@ fn products_with_int8_weights_are_those_of_the_rounded_weights() {
     }
 }
 
+/// Rows of whole numbers from 0 to 255 with both ends, by a step and from a start that round nothing.
+fn whole_rows(rows: usize, inputs: usize) -> Tensor {
+    let numbers = values(&random(&[rows, inputs], 141));
+    let numbers = numbers.chunks_exact(inputs).enumerate().flat_map(|(row, numbers)| {
+        let step = [0.25, 0.5, 2.0][row % 3];
+        let mut whole: Vec<f32> =
+            numbers.iter().map(|v| (v.abs() * 90.0).round().min(255.0)).collect();
+        (whole[0], whole[inputs - 1]) = (255.0, 0.0);
+        whole.into_iter().map(move |v| v * step - 40.0)
+    });
+    Tensor::from_vec(numbers.collect::<Vec<f32>>(), (rows, inputs), &Device::Cpu).unwrap()
+}
+
+#[test]
+fn products_of_rounded_rows_are_exact_where_rounding_changes_nothing() {
+    let w8a8 = |weight: &Tensor, bias: Option<&Tensor>| {
+        Quantize::W8A8.scope(|| Weights::new(weight, bias)).unwrap()
+    };
+    // One and several panels and blocks of the inner dimension, tails of rows and columns.
+    for (rows, inputs, outputs) in [(1, 32, 34), (13, 100, 130), (67, 36, 64), (3, 9000, 66)] {
+        let x = whole_rows(rows, inputs);
+        let (weight, bias) = (random(&[outputs, inputs], 142), random(&[outputs], 143));
+        let residual = random(&[rows, outputs], 144);
+        let want = reference::linear(&x, &rounded(&weight), Some(&bias)).unwrap();
+        let weights = w8a8(&weight, Some(&bias));
+        for got in results(|| kernels::linear(&x, &weights, Some(&residual))) {
+            assert_relative(&got, &(&want + &residual).unwrap(), 2e-6);
+        }
+        let gated = Quantize::W8A8.scope(|| Weights::gated(&weight, Some(&bias))).unwrap();
+        for got in results(|| kernels::linear(&x, &gated, None)) {
+            assert_relative(&got, &reference::geglu(&want).unwrap(), 2e-6);
+        }
+        // All that these rows have is exact in bf16 and f16, too, as far as it is small.
+        for dtype in [DType::BF16, DType::F16] {
+            let x = (&x + 40.0).unwrap().affine(1.0 / 8.0, 0.0).unwrap();
+            let want = reference::linear(&x, &rounded(&weight), Some(&bias)).unwrap();
+            let (x, residual) = (x.to_dtype(dtype).unwrap(), residual.to_dtype(dtype).unwrap());
+            let full = residual.to_dtype(DType::F32).unwrap();
+            for got in results(|| kernels::linear(&x, &weights, Some(&residual))) {
+                assert_eq!(got.dtype(), dtype);
+                assert_relative(&got, &(&want + &full).unwrap(), 2.5e-3);
+            }
+        }
+        // What is trained in place of them starts from the rounded weights, with rows as they are.
+        let tracked = Var::from_tensor(&x).unwrap();
+        let got = kernels::linear(tracked.as_tensor(), &weights, None).unwrap();
+        assert_relative(&got.detach(), &want, 2e-6);
+    }
+    // A convolution that looks at one pixel is a linear layer, unless it leaves some out, which then are not rounded.
+    let x = whole_rows(2 * 5 * 7, 48).reshape((2, 5, 7, 48)).unwrap();
+    let x = x.permute((0, 3, 1, 2)).unwrap();
+    let weight = random(&[40, 48, 1, 1], 145);
+    for stride in [1, 2] {
+        let args = ConvArgs { stride, ..ConvArgs::default() };
+        let want = reference::conv2d(&x, &rounded(&weight), None, &args).unwrap();
+        for got in results(|| kernels::conv2d(&x, &w8a8(&weight, None), &args)) {
+            assert_relative(&got, &want, 2e-6);
+        }
+    }
+    // One that looks at more has rounded weights only, and so has one of channels that are not whole groups.
+    for (inputs, kernel) in [(48, 3), (50, 1)] {
+        let weight = random(&[40, inputs, kernel, kernel], 146);
+        let x = random(&[1, inputs, 6, 5], 147);
+        let int8 = Quantize::Int8.scope(|| Weights::new(&weight, None)).unwrap();
+        let args = ConvArgs::default();
+        let run = |weights| values(&kernels::conv2d(&x, weights, &args).unwrap());
+        assert_eq!(run(&w8a8(&weight, None)), run(&int8));
+    }
+}
+
+#[test]
+fn rounding_rows_costs_what_steps_of_their_range_must() {
+    for rows in [1, 40] {
+        let x = random(&[rows, 640], 151);
+        let weight = random(&[200, 640], 152);
+        let want = reference::linear(&x, &rounded(&weight), None).unwrap();
+        let weights = Quantize::W8A8.scope(|| Weights::new(&weight, None)).unwrap();
+        let half = x.to_dtype(DType::BF16).unwrap();
+        let rounded_once = half.to_dtype(DType::F32).unwrap();
+        let half_want = reference::linear(&rounded_once, &rounded(&weight), None).unwrap();
+        for (x, want) in [(&x, &want), (&half, &half_want)] {
+            let all = results(|| kernels::linear(x, &weights, None));
+            for got in &all {
+                // A 255th of a row's range, evenly within half of it to both sides, by the deviation of its values.
+                let range: Vec<f64> = values(x)
+                    .chunks_exact(640)
+                    .map(|row| {
+                        let most = row.iter().copied().fold(f32::MIN, f32::max);
+                        let least = row.iter().copied().fold(f32::MAX, f32::min);
+                        f64::from(most - least)
+                    })
+                    .collect();
+                let step = (range.iter().map(|r| r * r).sum::<f64>() / rows as f64).sqrt() / 255.0;
+                let power = values(x).iter().map(|v| f64::from(v * v)).sum::<f64>();
+                let size = (power / (rows * 640) as f64).sqrt();
+                let expected = step / 12f64.sqrt() / size;
+                let error = relative_l2(got, want);
+                assert!(error > expected / 1.3 && error < expected * 1.3, "{error:e} {expected:e}");
+            }
+            // All instructions round alike.
+            for got in &all[1..] {
+                assert_relative(got, &all[0], if x.dtype() == DType::F32 { 1e-6 } else { 2.5e-3 });
+            }
+        }
+    }
+}
+
+#[test]
+fn rounded_rows_pass_on_what_is_not_finite_and_keep_what_is_constant() {
+    let (inputs, outputs) = (52, 32);
+    let weight = random(&[outputs, inputs], 161);
+    let weights = Quantize::W8A8.scope(|| Weights::new(&weight, None)).unwrap();
+    let mut numbers = values(&random(&[8, inputs], 162));
+    let rows: Vec<&mut [f32]> = numbers.chunks_exact_mut(inputs).collect();
+    for (i, row) in rows.into_iter().enumerate() {
+        match i {
+            0 => row.fill(0.0),
+            1 => row.fill(-3.5),
+            // In whole vectors and behind them.
+            2 => row[5] = f32::NAN,
+            3 => row[51] = f32::NAN,
+            4 => row[17] = f32::INFINITY,
+            5 => row[50] = f32::NEG_INFINITY,
+            6 => row.iter_mut().for_each(|v| *v *= 1e-42),
+            _ => {}
+        }
+    }
+    let x = Tensor::from_vec(numbers, (8, inputs), &Device::Cpu).unwrap();
+    let want = values(&reference::linear(&x, &rounded(&weight), None).unwrap());
+    everywhere(|| {
+        let got = values(&kernels::linear(&x, &weights, None).unwrap());
+        for (i, (got, want)) in
+            got.chunks_exact(outputs).zip(want.chunks_exact(outputs)).enumerate()
+        {
+            for (got, want) in got.iter().zip(want) {
+                match i {
+                    0 => assert_eq!(*got, 0.0),
+                    1 => assert!((got - want).abs() < 1e-4),
+                    2..=5 => assert!(got.is_nan()),
+                    6 => assert!(got.abs() < 1e-37),
+                    _ => assert!((got - want).abs() < 0.3),
+                }
+            }
+        }
+    });
+}
+
 #[test]
 fn small_layers_keep_their_weights_and_odd_weights_their_meaning() {
     let x = random(&[3, 40], 131);
@@ -538,6 +685,7 @@ fn small_layers_keep_their_weights_and_odd_weights_their_meaning() {
     assert_eq!(Quantize::Int8.bytes(&[64, 40, 3, 3], DType::F32), 64 * 40 * 9 + 64 * 4);
     assert_eq!(Quantize::None.bytes(&[64, 40, 3, 3], DType::F32), 64 * 40 * 9 * 4);
     assert_eq!(Quantize::Int8.bytes(&[64], DType::F32), 64 * 4);
+    assert_eq!(Quantize::W8A8.bytes(&[64, 40], DType::F32), 64 * 40 + 64 * 4);
 
     let mut numbers = values(&random(&[32, 40], 134));
     numbers[..40].fill(0.0);

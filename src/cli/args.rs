@@ -169,8 +169,8 @@ pub(super) struct ModelFlags {
     /// Number format of the UNet: auto, f32, f16 or bf16 [default: auto].
     #[arg(long, value_name = "DTYPE")]
     pub(super) dtype: Option<DtypeChoice>,
-    /// Round the weights of the UNet and of the networks beside it: none, or int8 on the CPU, which takes a quarter of
-    /// f32's memory [default: none].
+    /// Round the UNet and the networks beside it, on the CPU: none, int8 (weights, a quarter of f32's memory) or w8a8
+    /// (what linear layers are given, too, which is faster and a little less exact) [default: none].
     #[arg(long, value_name = "BITS")]
     pub(super) quantize: Option<Quantize>,
     /// Never use the network.

@@ -11,7 +11,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Instant;
 
-use candle_core::{DType, Device, Tensor};
+use candle_core::{Device, Tensor};
 use clap::Args;
 
 use self::process::{Command, peak, reset_peak};
@@ -175,7 +175,7 @@ fn measure(args: &BenchArgs, interrupted: &Arc<AtomicBool>) -> Result<Report> {
         },
         versions: Versions::current(),
         device: report::device_name(pipeline.device()),
-        limit_gflop_per_second: limit(pipeline.device(), precision.unet)?,
+        limit_gflop_per_second: limit(pipeline.device(), precision)?,
         parameters: report::Parameters {
             text: models.text_bytes() / 4,
             unet: models.unet_bytes(Precision { quantize: Quantize::None, ..precision })
@@ -203,13 +203,13 @@ fn measure(args: &BenchArgs, interrupted: &Arc<AtomicBool>) -> Result<Report> {
 }
 
 /// What the CPU can do: a matrix product that fits the caches, the fastest of some.
-fn limit(device: &Device, dtype: DType) -> Result<Option<f64>> {
+fn limit(device: &Device, precision: Precision) -> Result<Option<f64>> {
     const SIDE: usize = 768;
     if !device.is_cpu() {
         return Ok(None);
     }
-    let square = Tensor::ones((SIDE, SIDE), dtype, device)?;
-    let weights = Weights::new(&square, None)?;
+    let square = Tensor::ones((SIDE, SIDE), precision.unet, device)?;
+    let weights = precision.quantize.scope(|| Weights::new(&square, None))?;
     let mut fastest = f64::INFINITY;
     for _ in 0..20 {
         let started = Instant::now();

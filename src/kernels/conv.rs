@@ -8,10 +8,11 @@ use candle_core::{CpuStorage, CustomOp1, CustomOp2, DType, Layout, Result, Shape
 use half::bf16;
 
 use super::clock::{self, Kind};
-use super::float::{self, Float};
+use super::float::{self, Byte, Float};
 use super::isa::Isa;
 use super::layout::{channels_first, channels_last};
-use super::product::{self, Activation, Columns, Epilogue, Widened, Window};
+use super::product::{self, Activation, Columns, Epilogue, Packed, Panels, Widened, Window};
+use super::round::{Rounded, Whole};
 use super::weights::{Form, Weights};
 use super::{grad, reference, winograd};
 
@@ -155,9 +156,9 @@ struct Multiply<'a> {
 impl Multiply<'_> {
     fn run(&self, x: &Tensor, residual: Option<&Tensor>) -> Result<Tensor> {
         let dtype = x.dtype();
-        // bf16 needs no copy where it is multiplied as it is, or transformed first.
-        let native =
-            self.multiplies_bf16(dtype) || self.takes_bf16(dtype) && self.is_transformed(dtype);
+        // bf16 needs no copy where it is multiplied as it is, transformed or rounded first.
+        let native = self.multiplies_bf16(dtype)
+            || self.takes_bf16(dtype) && (self.is_transformed(dtype) || self.rounds());
         let format = if native { DType::BF16 } else { DType::F32 };
         let x = x.to_dtype(format)?;
         let y = match residual {
@@ -172,14 +173,24 @@ impl Multiply<'_> {
         winograd::pays(&self.weights.sizes(), &self.window, self.multiplies_bf16(dtype))
     }
 
-    /// Whether values and weights are, or become, bf16.
+    /// Whether there is a kernel for values in bf16.
     fn takes_bf16(&self, dtype: DType) -> bool {
-        dtype == DType::BF16 && matches!(self.weights.form(), Form::Bf16(_) | Form::Int8 { .. })
+        let weights = match self.weights.form() {
+            Form::Bf16(_) | Form::Int8 { .. } => true,
+            Form::Bytes { .. } => self.rounds(),
+            Form::F32(_) | Form::F16(_) | Form::Plain(_) => false,
+        };
+        dtype == DType::BF16 && weights
     }
 
     /// Whether the processor multiplies them so.
     fn multiplies_bf16(&self, dtype: DType) -> bool {
-        self.takes_bf16(dtype) && Isa::current() == Isa::Avx512Bf16
+        self.takes_bf16(dtype) && !self.rounds() && Isa::current() == Isa::Avx512Bf16
+    }
+
+    /// Whether values are rounded to whole numbers.
+    fn rounds(&self) -> bool {
+        matches!(self.weights.form(), Form::Bytes { .. }) && self.window.is_identity()
     }
 
     /// Hands the slices to `kernel`.
@@ -190,12 +201,41 @@ impl Multiply<'_> {
         kernel: impl FnOnce(&[T], &Epilogue<'_, T>) -> Vec<T>,
     ) -> Result<CpuStorage> {
         let epilogue = Epilogue {
+            rows: None,
             scales: self.weights.scales(),
             bias: self.bias.as_deref(),
             activation: self.activation,
             residual: residual.map(slice).transpose()?,
         };
         Ok(T::storage(kernel(slice(x)?, &epilogue)))
+    }
+
+    /// Rounds values to whole numbers, and multiplies those by weights whose columns add up to `totals`.
+    fn multiply_rounded<T: Float>(
+        &self,
+        x: Operand<'_>,
+        residual: Option<Operand<'_>>,
+        (values, totals): (&Packed<Byte>, &[f32]),
+    ) -> Result<CpuStorage> {
+        /// With whole numbers kept as `W`.
+        fn multiply<T: Float, W: Whole + product::Operand>(
+            (isa, x, window): (Isa, &[T], &Window),
+            (panels, totals): (&impl Panels<W::Weight>, &[f32]),
+            epilogue: &Epilogue<'_, T>,
+        ) -> Vec<T> {
+            let x = Rounded::<W>::new(isa, x, panels.sizes().channels);
+            let epilogue = Epilogue { rows: Some(x.rows(totals)), ..*epilogue };
+            product::product(isa, &x.values, window, panels, &epilogue)
+        }
+        let isa = Isa::current();
+        self.call::<T>(x, residual, |x, epilogue| {
+            let x = (isa, x, &self.window);
+            if isa.multiplies_bytes() {
+                multiply::<T, u8>(x, (values, totals), epilogue)
+            } else {
+                multiply::<T, f32>(x, (&Widened(values), totals), epilogue)
+            }
+        })
     }
 
     fn dispatch(
@@ -233,6 +273,15 @@ impl Multiply<'_> {
                 with!(winograd::convolve::<f32>, &Widened(values))
             }
             (Form::Int8 { values, .. }, _) => with!(product::product::<f32, _>, &Widened(values)),
+            (Form::Bytes { values, .. }, _) if !self.rounds() => {
+                with!(product::product::<f32, _>, &Widened(values))
+            }
+            (Form::Bytes { values, totals, .. }, CpuStorage::BF16(_)) => {
+                self.multiply_rounded::<bf16>(x, residual, (values, totals))
+            }
+            (Form::Bytes { values, totals, .. }, _) => {
+                self.multiply_rounded::<f32>(x, residual, (values, totals))
+            }
             (Form::Plain(_), _) => candle_core::bail!("these weights are not packed"),
         };
         Ok((y?, self.shape.clone()))

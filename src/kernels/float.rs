@@ -123,6 +123,30 @@ impl Float for f16 {
     }
 }
 
+/// A whole number, to be multiplied by its row's scale.
+impl Stored for u8 {
+    const GROUP: usize = 4;
+
+    #[inline(always)]
+    fn widen(self) -> f32 {
+        f32::from(self)
+    }
+}
+
+/// A weight that is a whole number, in the order in which it is multiplied with those of a row.
+#[derive(Clone, Copy, Default)]
+#[repr(transparent)]
+pub(crate) struct Byte(pub(crate) i8);
+
+impl Stored for Byte {
+    const GROUP: usize = <u8 as Stored>::GROUP;
+
+    #[inline(always)]
+    fn widen(self) -> f32 {
+        f32::from(self.0)
+    }
+}
+
 /// A whole number, to be multiplied by its column's scale.
 impl Stored for i8 {
     // As those of bf16, into which they are widened without a change of order.

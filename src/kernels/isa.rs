@@ -8,11 +8,15 @@ use std::sync::OnceLock;
 pub enum Isa {
     /// Whatever the compiler was told to assume.
     Portable,
+    /// The 128-bit vectors that every AArch64 processor has.
+    Neon,
     /// x86-64 with 256-bit vectors and fused multiplication.
     Avx2,
     /// x86-64 with 512-bit vectors.
     Avx512,
-    /// 512-bit vectors and products of bf16 that are summed in f32.
+    /// 512-bit vectors and products of 8-bit numbers that are summed in 32 bits.
+    Avx512Vnni,
+    /// The same and products of bf16 that are summed in f32.
     Avx512Bf16,
 }
 
@@ -22,7 +26,8 @@ thread_local! {
 
 impl Isa {
     /// All of them, the fastest last.
-    pub const ALL: [Self; 4] = [Self::Portable, Self::Avx2, Self::Avx512, Self::Avx512Bf16];
+    pub const ALL: [Self; 6] =
+        [Self::Portable, Self::Neon, Self::Avx2, Self::Avx512, Self::Avx512Vnni, Self::Avx512Bf16];
 
     /// The fastest that this processor has.
     pub fn current() -> Self {
@@ -46,17 +51,25 @@ impl Isa {
                     && is_x86_feature_detected!("avx512vl")
             };
             let fused = || is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma");
+            let whole = || fused() && wide() && is_x86_feature_detected!("avx512vnni");
             match self {
                 Self::Portable => true,
+                Self::Neon => false,
                 Self::Avx2 => fused(),
                 Self::Avx512 => fused() && wide(),
-                Self::Avx512Bf16 => fused() && wide() && is_x86_feature_detected!("avx512bf16"),
+                Self::Avx512Vnni => whole(),
+                Self::Avx512Bf16 => whole() && is_x86_feature_detected!("avx512bf16"),
             }
         }
         #[cfg(not(target_arch = "x86_64"))]
         {
-            self == Self::Portable
+            self == Self::Portable || self == Self::Neon && cfg!(target_arch = "aarch64")
         }
+    }
+
+    /// Whether products of 8-bit numbers have an instruction.
+    pub(crate) fn multiplies_bytes(self) -> bool {
+        matches!(self, Self::Avx512Vnni | Self::Avx512Bf16)
     }
 
     /// Runs `f` with kernels that are started on this thread restricted to this set; `None` where the processor
@@ -90,11 +103,11 @@ impl Isa {
                 loops.run::<true>()
             }
             match self {
-                Self::Portable => loops.run::<ALWAYS_FMA>(),
+                Self::Portable | Self::Neon => loops.run::<ALWAYS_FMA>(),
                 // SAFETY: a value other than `Portable` comes from `current` or `force`, which have looked.
                 Self::Avx2 => unsafe { avx2(loops) },
                 // SAFETY: as above.
-                Self::Avx512 | Self::Avx512Bf16 => unsafe { avx512(loops) },
+                Self::Avx512 | Self::Avx512Vnni | Self::Avx512Bf16 => unsafe { avx512(loops) },
             }
         }
         #[cfg(not(target_arch = "x86_64"))]

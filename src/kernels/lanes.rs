@@ -59,8 +59,51 @@ impl Lanes {
     /// `self + other · factor`.
     #[inline(always)]
     pub(crate) fn plus<const FMA: bool>(self, other: Self, factor: f32) -> Self {
+        #[cfg(target_arch = "aarch64")]
+        return arm::each(self, other, |a, b| arm::plus(a, b, factor));
+        #[cfg(not(target_arch = "aarch64"))]
         self.with(other, |a, b| fused::<FMA>(b, factor, a))
     }
+}
+
+/// What the compiler would take apart on AArch64: long chains of these four.
+#[cfg(target_arch = "aarch64")]
+mod arm {
+    use std::arch::aarch64::{float32x4_t, vaddq_f32, vfmaq_n_f32, vmulq_n_f32, vsubq_f32};
+
+    use super::{LANES, Lanes};
+
+    type Vector = float32x4_t;
+
+    #[allow(unsafe_code)]
+    #[inline(always)]
+    pub(super) fn each(a: Lanes, b: Lanes, f: impl Fn(Vector, Vector) -> Vector) -> Lanes {
+        type Vectors = [Vector; LANES / 4];
+        // SAFETY: both are as many numbers, without padding.
+        let (mut a, b) = unsafe {
+            (std::mem::transmute::<Lanes, Vectors>(a), std::mem::transmute::<Lanes, Vectors>(b))
+        };
+        a.iter_mut().zip(b).for_each(|(a, b)| *a = f(*a, b));
+        // SAFETY: as above.
+        unsafe { std::mem::transmute::<Vectors, Lanes>(a) }
+    }
+
+    /// Makes a function of an instruction that every AArch64 processor has.
+    macro_rules! instruction {
+        ($name:ident($($argument:ident: $type:ty),*) = $instruction:expr) => {
+            #[allow(unsafe_code)]
+            #[inline(always)]
+            pub(super) fn $name($($argument: $type),*) -> Vector {
+                // SAFETY: NEON is part of what this target assumes.
+                unsafe { $instruction }
+            }
+        };
+    }
+
+    instruction!(plus(a: Vector, b: Vector, factor: f32) = vfmaq_n_f32(a, b, factor));
+    instruction!(add(a: Vector, b: Vector) = vaddq_f32(a, b));
+    instruction!(subtract(a: Vector, b: Vector) = vsubq_f32(a, b));
+    instruction!(times(a: Vector, factor: f32) = vmulq_n_f32(a, factor));
 }
 
 impl std::ops::Add for Lanes {
@@ -68,6 +111,9 @@ impl std::ops::Add for Lanes {
 
     #[inline(always)]
     fn add(self, other: Self) -> Self {
+        #[cfg(target_arch = "aarch64")]
+        return arm::each(self, other, arm::add);
+        #[cfg(not(target_arch = "aarch64"))]
         self.with(other, |a, b| a + b)
     }
 }
@@ -77,6 +123,9 @@ impl std::ops::Sub for Lanes {
 
     #[inline(always)]
     fn sub(self, other: Self) -> Self {
+        #[cfg(target_arch = "aarch64")]
+        return arm::each(self, other, arm::subtract);
+        #[cfg(not(target_arch = "aarch64"))]
         self.with(other, |a, b| a - b)
     }
 }
@@ -86,6 +135,9 @@ impl std::ops::Mul<f32> for Lanes {
 
     #[inline(always)]
     fn mul(self, factor: f32) -> Self {
+        #[cfg(target_arch = "aarch64")]
+        return arm::each(self, self, |a, _| arm::times(a, factor));
+        #[cfg(not(target_arch = "aarch64"))]
         self.with(self, |a, _| a * factor)
     }
 }

@@ -30,6 +30,7 @@ mod norm;
 mod product;
 pub mod reference;
 mod resize;
+mod round;
 mod shared;
 mod shift;
 mod tile;

@@ -174,12 +174,12 @@ impl Block {
     }
 }
 
-/// Weights that a product of `T` can use, block by block.
-pub(crate) trait Panels<T>: Sync {
+/// Weights in the format `W`, which a product can use block by block.
+pub(crate) trait Panels<W>: Sync {
     fn sizes(&self) -> Sizes;
 
     /// `(taps, channels / GROUP, width, GROUP)` of the block.
-    fn block<'a>(&'a self, isa: Isa, block: &Block, scratch: &'a mut Vec<T>) -> &'a [T];
+    fn block<'a>(&'a self, isa: Isa, block: &Block, scratch: &'a mut Vec<W>) -> &'a [W];
 }
 
 impl<T: Stored> Panels<T> for Packed<T> {
@@ -325,6 +325,12 @@ impl Window {
         self.images * height * width
     }
 
+    /// Whether the result has the input's pixels, each of which depends on itself.
+    pub(crate) fn is_identity(&self) -> bool {
+        let plain = |table: &[usize], size: usize| table.iter().copied().eq(0..size);
+        self.kernel == 1 && plain(&self.ys, self.height) && plain(&self.xs, self.width)
+    }
+
     /// Whether neighbours in the result look through a 3×3 kernel at neighbours.
     pub(crate) fn is_dense_3x3(&self) -> bool {
         self.kernel == 3 && self.stride == 1
@@ -395,8 +401,22 @@ pub enum Activation {
     Relu,
 }
 
+/// Rows of whole numbers: what each counts, and what it begins with.
+#[derive(Clone, Copy)]
+pub(crate) struct Rows<'a> {
+    /// One for every row.
+    pub(crate) scales: &'a [f32],
+    /// What a 0 stands for, in every row.
+    pub(crate) least: &'a [f32],
+    /// The sums of the right operand's packed columns.
+    pub(crate) totals: &'a [f32],
+}
+
 /// What is done to a product before it is written.
+#[derive(Default)]
 pub(crate) struct Epilogue<'a, O> {
+    /// What the left operand's numbers mean, if they are not what they say. Comes first.
+    pub(crate) rows: Option<Rows<'a>>,
     /// What sums are multiplied by, one for every packed column.
     pub(crate) scales: Option<&'a [f32]>,
     /// One for every packed column.
@@ -409,6 +429,11 @@ pub(crate) struct Epilogue<'a, O> {
 impl<O> Epilogue<'_, O> {
     /// Panics unless its parts have the sizes of a result with `len` values.
     pub(crate) fn check(&self, sizes: &Sizes, len: usize) {
+        assert!(self.rows.is_none_or(|rows| {
+            let pixels = len / sizes.results().max(1);
+            (rows.scales.len(), rows.least.len()) == (pixels, pixels)
+                && rows.totals.len() == sizes.width()
+        }));
         assert!(self.scales.is_none_or(|scales| scales.len() == sizes.width()));
         assert!(self.bias.is_none_or(|bias| bias.len() == sizes.width()));
         assert!(self.residual.is_none_or(|residual| residual.len() == len));
@@ -416,10 +441,10 @@ impl<O> Epilogue<'_, O> {
 }
 
 /// Memory that a thread keeps from one product to the next.
-#[derive(Debug, Default)]
-pub(crate) struct Scratch<T> {
+#[derive(Default)]
+pub(crate) struct Scratch<T: Element> {
     sums: Vec<f32>,
-    widened: Vec<T>,
+    widened: Vec<T::Weight>,
     offsets: Vec<usize>,
 }
 
@@ -430,6 +455,7 @@ pub(crate) trait Operand: Element {
 
 operand!(f32);
 operand!(bf16);
+operand!(u8);
 
 /// The product `(pixels, results)` of what `window` finds in `x` and `weights`.
 #[allow(unsafe_code)]
@@ -437,7 +463,7 @@ pub(crate) fn product<T: Operand, O: Float>(
     isa: Isa,
     x: &[T],
     window: &Window,
-    weights: &impl Panels<T>,
+    weights: &impl Panels<T::Weight>,
     epilogue: &Epilogue<'_, O>,
 ) -> Vec<O> {
     let sizes = weights.sizes();
@@ -503,7 +529,7 @@ pub(crate) fn product<T: Operand, O: Float>(
         }
     };
     // SAFETY: every pixel is in a strip, every column in a panel, and each strip meets each panel.
-    unsafe { filled(len, fill) }
+    unsafe { filled(len, O::narrow(f32::NAN), fill) }
 }
 
 /// Some rows of sums, one after the other, that are to be written to the result.
@@ -581,14 +607,14 @@ impl<O: Float> Finish<'_, O> {
         // What is done here for every value is felt in the whole product, so values stay in registers.
         for (i, out) in out.chunks_mut(LANES).enumerate() {
             let mut lanes = if gated {
-                let mut values = self.sum(sums, 2 * i * LANES);
-                let gates = self.sum(sums, (2 * i + 1) * LANES);
+                let mut values = self.sum::<FMA>(pixel, sums, 2 * i * LANES);
+                let gates = self.sum::<FMA>(pixel, sums, (2 * i + 1) * LANES);
                 for (value, gate) in values.iter_mut().zip(gates) {
                     *value *= math::gelu::<FMA>(gate);
                 }
                 values
             } else {
-                self.sum(sums, i * LANES)
+                self.sum::<FMA>(pixel, sums, i * LANES)
             };
             match epilogue.activation {
                 Activation::None => {}
@@ -622,12 +648,18 @@ impl<O: Float> Finish<'_, O> {
         }
     }
 
-    /// Sums of some columns of the panel, scaled and with their bias.
+    /// A pixel's sums of some columns of the panel, scaled and with their bias.
     #[inline(always)]
-    fn sum(&self, sums: &[f32], column: usize) -> [f32; LANES] {
+    fn sum<const FMA: bool>(&self, pixel: usize, sums: &[f32], column: usize) -> [f32; LANES] {
         let mut lanes = [0f32; LANES];
         lanes.copy_from_slice(&sums[column..column + LANES]);
         let at = self.panel * PANEL + column;
+        if let Some(Rows { scales, least, totals }) = self.epilogue.rows {
+            let (scale, least) = (scales[pixel], least[pixel]);
+            for (v, total) in lanes.iter_mut().zip(&totals[at..at + LANES]) {
+                *v = math::fused::<FMA>(*v, scale, least * total);
+            }
+        }
         if let Some(scales) = self.epilogue.scales {
             for (v, scale) in lanes.iter_mut().zip(&scales[at..at + LANES]) {
                 *v *= scale;

@@ -5,24 +5,24 @@ use std::marker::PhantomData;
 use std::mem::MaybeUninit;
 use std::thread::LocalKey;
 
-use super::float::Float;
 use super::isa;
 
-/// A vector of `len` values that `fill` writes. They are not cleared first, which would take as long as writing them.
+/// A vector of `len` values that `fill` writes. They are not cleared first, which would take as long as writing them;
+/// debug builds make them `unset`, so that what is forgotten shows in tests.
 ///
 /// # Safety
 ///
 /// `fill` must write every value.
 #[allow(unsafe_code)]
-pub(crate) unsafe fn filled<T: Float>(
+pub(crate) unsafe fn filled<T: Copy>(
     len: usize,
+    unset: T,
     fill: impl FnOnce(&mut [MaybeUninit<T>]),
 ) -> Vec<T> {
     let mut values = Vec::with_capacity(len);
     let spare = &mut values.spare_capacity_mut()[..len];
     if cfg!(debug_assertions) {
-        // What is forgotten shows in tests.
-        spare.fill(MaybeUninit::new(T::narrow(f32::NAN)));
+        spare.fill(MaybeUninit::new(unset));
     }
     fill(spare);
     // SAFETY: there is room, and `fill` has written them.

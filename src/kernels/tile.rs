@@ -2,7 +2,7 @@
 
 use half::bf16;
 
-use super::float::Float;
+use super::float::{Byte, Stored};
 use super::isa::{ALWAYS_FMA, Isa};
 use super::math::fused;
 
@@ -19,7 +19,10 @@ pub(crate) const LANES: usize = 16;
 pub(crate) const ZEROS: usize = usize::MAX;
 
 /// What the two operands of a product are made of.
-pub(crate) trait Element: Float {
+pub(crate) trait Element: Stored {
+    /// What the right operand is made of; of the same group.
+    type Weight: Stored;
+
     /// Adds a product to `sums`, or writes it there if they are `fresh`.
     ///
     /// The product is summed up by itself first, so that rounding errors grow with the length of a call and with the
@@ -37,11 +40,11 @@ pub(crate) trait Element: Float {
 /// Every row must be readable for `length` values, `panel` for `rows.len() / ROWS · length · width`, and `sums` readable
 /// and writable for `ROWS · width`; `width` is a multiple of [`LANES`] up to [`PANEL`], `length` one of the group.
 #[derive(Clone, Copy)]
-pub(crate) struct Tile<'a, T> {
+pub(crate) struct Tile<'a, T: Element> {
     /// `(segments, ROWS)`.
     rows: &'a [*const T],
     length: usize,
-    panel: *const T,
+    panel: *const T::Weight,
     width: usize,
     sums: *mut f32,
     /// Whether what `sums` holds is forgotten.
@@ -50,7 +53,7 @@ pub(crate) struct Tile<'a, T> {
 
 /// A product's operands: rows that lie anywhere in `values`, one after the other for every segment of the inner
 /// dimension, and the panel.
-pub(crate) struct Product<'a, T> {
+pub(crate) struct Product<'a, T: Element> {
     pub(crate) values: &'a [T],
     /// At least `length` zeros.
     pub(crate) zeros: &'a [T],
@@ -59,7 +62,7 @@ pub(crate) struct Product<'a, T> {
     /// Values of a segment.
     pub(crate) length: usize,
     /// `(segments, length / GROUP, width, GROUP)`.
-    pub(crate) panel: &'a [T],
+    pub(crate) panel: &'a [T::Weight],
     /// Columns of the panel.
     pub(crate) width: usize,
 }
@@ -104,13 +107,15 @@ impl<T: Element> Product<'_, T> {
 }
 
 impl Element for f32 {
+    type Weight = Self;
+
     #[allow(unsafe_code)]
     unsafe fn tile(isa: Isa, tile: Tile<'_, Self>) {
         // SAFETY: the caller's promises are those that these ask for.
         unsafe {
             match isa {
                 #[cfg(target_arch = "x86_64")]
-                Isa::Avx512 | Isa::Avx512Bf16 => match tile.width / LANES {
+                Isa::Avx512 | Isa::Avx512Vnni | Isa::Avx512Bf16 => match tile.width / LANES {
                     1 => x86::f32_512::<1>(tile),
                     2 => x86::f32_512::<2>(tile),
                     3 => x86::f32_512::<3>(tile),
@@ -118,6 +123,8 @@ impl Element for f32 {
                 },
                 #[cfg(target_arch = "x86_64")]
                 Isa::Avx2 => x86::f32_256(tile),
+                #[cfg(target_arch = "aarch64")]
+                Isa::Neon => arm::f32_128(tile),
                 _ => portable(tile),
             }
         }
@@ -125,6 +132,8 @@ impl Element for f32 {
 }
 
 impl Element for bf16 {
+    type Weight = Self;
+
     #[allow(unsafe_code)]
     unsafe fn tile(isa: Isa, tile: Tile<'_, Self>) {
         // SAFETY: the caller's promises are those that these ask for.
@@ -143,8 +152,29 @@ impl Element for bf16 {
     }
 }
 
+impl Element for u8 {
+    type Weight = Byte;
+
+    #[allow(unsafe_code)]
+    unsafe fn tile(isa: Isa, tile: Tile<'_, Self>) {
+        // SAFETY: the caller's promises are those that these ask for.
+        unsafe {
+            match isa {
+                #[cfg(target_arch = "x86_64")]
+                Isa::Avx512Vnni | Isa::Avx512Bf16 => match tile.width / LANES {
+                    1 => x86::u8_512::<1>(tile),
+                    2 => x86::u8_512::<2>(tile),
+                    3 => x86::u8_512::<3>(tile),
+                    _ => x86::u8_512::<4>(tile),
+                },
+                _ => portable(tile),
+            }
+        }
+    }
+}
+
 /// Columns of which the portable loop keeps the sums of all rows in registers.
-const NARROW: usize = if cfg!(target_arch = "aarch64") { 16 } else { 8 };
+const NARROW: usize = 8;
 
 /// The definition, which the compiler turns into what vector code it can.
 ///
@@ -188,15 +218,85 @@ unsafe fn portable<T: Element>(tile: Tile<'_, T>) {
     }
 }
 
+#[cfg(target_arch = "aarch64")]
+mod arm {
+    #![allow(unsafe_code)]
+
+    use std::arch::aarch64::{
+        vaddq_f32, vdupq_n_f32, vfmaq_laneq_f32, vfmaq_n_f32, vld1q_f32, vst1q_f32,
+    };
+
+    use super::{LANES, ROWS, Tile};
+
+    /// Values of a register.
+    const WIDE: usize = 4;
+
+    /// # Safety
+    ///
+    /// See [`super::Element::tile`].
+    #[target_feature(enable = "neon")]
+    pub(super) unsafe fn f32_128(tile: Tile<'_, f32>) {
+        let Tile { rows, length, panel, width, sums, fresh } = tile;
+        for column in (0..width).step_by(LANES) {
+            let mut acc = [[vdupq_n_f32(0.0); LANES / WIDE]; ROWS];
+            // SAFETY: by the caller's promise; `column + LANES` is at most `width`.
+            unsafe {
+                let at = |r: usize, v: usize| sums.add(r * width + column + v * WIDE);
+                let mut panel = panel.add(column);
+                for rows in rows.chunks_exact(ROWS) {
+                    let whole = length - length % WIDE;
+                    for k in (0..whole).step_by(WIDE) {
+                        let mut a = [vdupq_n_f32(0.0); ROWS];
+                        for (a, row) in a.iter_mut().zip(rows) {
+                            *a = vld1q_f32(row.add(k));
+                        }
+                        macro_rules! times {
+                            ($lane:literal) => {
+                                for v in 0..LANES / WIDE {
+                                    let b = vld1q_f32(panel.add(v * WIDE));
+                                    for (acc, a) in acc.iter_mut().zip(a) {
+                                        acc[v] = vfmaq_laneq_f32::<$lane>(acc[v], b, a);
+                                    }
+                                }
+                                panel = panel.add(width);
+                            };
+                        }
+                        times!(0);
+                        times!(1);
+                        times!(2);
+                        times!(3);
+                    }
+                    for k in whole..length {
+                        for v in 0..LANES / WIDE {
+                            let b = vld1q_f32(panel.add(v * WIDE));
+                            for (acc, row) in acc.iter_mut().zip(rows) {
+                                acc[v] = vfmaq_n_f32(acc[v], b, *row.add(k));
+                            }
+                        }
+                        panel = panel.add(width);
+                    }
+                }
+                for (r, acc) in acc.iter().enumerate() {
+                    for (v, acc) in acc.iter().enumerate() {
+                        let at = at(r, v);
+                        vst1q_f32(at, if fresh { *acc } else { vaddq_f32(vld1q_f32(at), *acc) });
+                    }
+                }
+            }
+        }
+    }
+}
+
 #[cfg(target_arch = "x86_64")]
 mod x86 {
     #![allow(unsafe_code)]
 
     use std::arch::x86_64::{
         __m512bh, __m512i, _mm256_add_ps, _mm256_fmadd_ps, _mm256_loadu_ps, _mm256_set1_ps,
-        _mm256_setzero_ps, _mm256_storeu_ps, _mm512_add_ps, _mm512_dpbf16_ps, _mm512_fmadd_ps,
-        _mm512_loadu_ps, _mm512_loadu_si512, _mm512_set1_epi32, _mm512_set1_ps, _mm512_setzero_ps,
-        _mm512_setzero_si512, _mm512_storeu_ps,
+        _mm256_setzero_ps, _mm256_storeu_ps, _mm512_add_ps, _mm512_cvtepi32_ps, _mm512_dpbf16_ps,
+        _mm512_dpbusd_epi32, _mm512_fmadd_ps, _mm512_loadu_ps, _mm512_loadu_si512,
+        _mm512_set1_epi32, _mm512_set1_ps, _mm512_setzero_ps, _mm512_setzero_si512,
+        _mm512_storeu_ps,
     };
 
     use half::bf16;
@@ -305,6 +405,44 @@ mod x86 {
                 for (v, acc) in acc.iter().enumerate() {
                     let at = sums.add((r * V + v) * LANES);
                     let sum = if fresh { *acc } else { _mm512_add_ps(_mm512_loadu_ps(at), *acc) };
+                    _mm512_storeu_ps(at, sum);
+                }
+            }
+        }
+    }
+
+    /// Sums are exact up to 2³¹, which is what 66 000 products of 255 and 127 have.
+    ///
+    /// # Safety
+    ///
+    /// See [`super::Element::tile`]; `V` is the tile's `width / LANES`.
+    #[target_feature(enable = "avx512f,avx512vnni")]
+    pub(super) unsafe fn u8_512<const V: usize>(tile: Tile<'_, u8>) {
+        let Tile { rows, length, mut panel, sums, fresh, .. } = tile;
+        let mut acc = [[_mm512_setzero_si512(); V]; ROWS];
+        // SAFETY: by the caller's promise; four neighbours are read as the bytes of one integer.
+        unsafe {
+            for rows in rows.chunks_exact(ROWS) {
+                for k in 0..length / 4 {
+                    let mut b = [_mm512_setzero_si512(); V];
+                    for (v, b) in b.iter_mut().enumerate() {
+                        *b = _mm512_loadu_si512(panel.add(v * 4 * LANES).cast());
+                    }
+                    for r in 0..ROWS {
+                        let four = rows[r].add(4 * k).cast::<[u8; 4]>().read();
+                        let a = _mm512_set1_epi32(i32::from_ne_bytes(four));
+                        for v in 0..V {
+                            acc[r][v] = _mm512_dpbusd_epi32(acc[r][v], a, b[v]);
+                        }
+                    }
+                    panel = panel.add(V * 4 * LANES);
+                }
+            }
+            for (r, acc) in acc.iter().enumerate() {
+                for (v, acc) in acc.iter().enumerate() {
+                    let at = sums.add((r * V + v) * LANES);
+                    let acc = _mm512_cvtepi32_ps(*acc);
+                    let sum = if fresh { acc } else { _mm512_add_ps(_mm512_loadu_ps(at), acc) };
                     _mm512_storeu_ps(at, sum);
                 }
             }

@@ -8,7 +8,7 @@ use candle_core::{CpuStorage, DType, Result, Storage, Tensor};
 use half::{bf16, f16};
 use rayon::prelude::*;
 
-use super::float::Stored;
+use super::float::{Byte, Stored};
 use super::product::{Columns, Packed, Sizes};
 use crate::device::Quantize;
 
@@ -40,6 +40,13 @@ pub(super) enum Form {
         values: Packed<i8>,
         scales: Vec<f32>,
     },
+    /// The same to be multiplied with rows that are rounded, too, and the sums of the whole numbers: one for every
+    /// packed column.
+    Bytes {
+        values: Packed<Byte>,
+        scales: Vec<f32>,
+        totals: Vec<f32>,
+    },
 }
 
 thread_local! {
@@ -63,7 +70,7 @@ impl Quantize {
     pub fn bytes(self, shape: &[usize], dtype: DType) -> u64 {
         let values = shape.iter().product::<usize>() as u64;
         match *shape {
-            [outputs, inputs, ..] if self == Self::Int8 && is_large(outputs, inputs) => {
+            [outputs, inputs, ..] if self != Self::None && is_large(outputs, inputs) => {
                 values + 4 * outputs as u64
             }
             _ => values * dtype.size_in_bytes() as u64,
@@ -169,7 +176,10 @@ impl Weights {
 
     /// What the sums of packed columns are to be multiplied by.
     pub(super) fn scales(&self) -> Option<&[f32]> {
-        if let Form::Int8 { scales, .. } = &self.0.form { Some(scales) } else { None }
+        match &self.0.form {
+            Form::Int8 { scales, .. } | Form::Bytes { scales, .. } => Some(scales),
+            _ => None,
+        }
     }
 
     /// Whether the CPU's kernels can use them.
@@ -197,16 +207,8 @@ impl Weights {
             Form::F32(packed) => unpack(packed, sizes),
             Form::Bf16(packed) => unpack(packed, sizes),
             Form::F16(packed) => unpack(packed, sizes),
-            Form::Int8 { values, scales } => {
-                let mut weight = unpack(values, sizes);
-                let inner = sizes.channels * sizes.taps;
-                for (column, scale) in scales.iter().enumerate() {
-                    if let Some(output) = sizes.output(column) {
-                        weight[output * inner..][..inner].iter_mut().for_each(|v| *v *= scale);
-                    }
-                }
-                weight
-            }
+            Form::Int8 { values, scales } => scaled(unpack(values, sizes), sizes, scales),
+            Form::Bytes { values, scales, .. } => scaled(unpack(values, sizes), sizes, scales),
         };
         let device = candle_core::Device::Cpu;
         let weight = Tensor::from_vec(values, shape.as_slice(), &device)?.to_dtype(*dtype)?;
@@ -221,11 +223,14 @@ fn pack(weight: &Tensor, sizes: Sizes) -> Result<Form> {
     let Storage::Cpu(storage) = &*storage else { candle_core::bail!("weights off the CPU") };
     let (inner, taps) = (sizes.channels * sizes.taps, sizes.taps);
     let place = move |o: usize, t: usize, c: usize| start + o * inner + c * taps + t;
-    if QUANTIZE.get() == Quantize::Int8 && is_large(sizes.outputs, sizes.channels) {
+    let quantize = QUANTIZE.get();
+    if quantize != Quantize::None && is_large(sizes.outputs, sizes.channels) {
+        let grouped = sizes.channels.is_multiple_of(Byte::GROUP);
+        let bytes = quantize == Quantize::W8A8 && taps == 1 && grouped;
         return Ok(match storage {
-            CpuStorage::F32(v) => rounded(sizes, |o, t, c| v[place(o, t, c)]),
-            CpuStorage::BF16(v) => rounded(sizes, |o, t, c| v[place(o, t, c)].widen()),
-            CpuStorage::F16(v) => rounded(sizes, |o, t, c| v[place(o, t, c)].widen()),
+            CpuStorage::F32(v) => rounded(sizes, bytes, |o, t, c| v[place(o, t, c)]),
+            CpuStorage::BF16(v) => rounded(sizes, bytes, |o, t, c| v[place(o, t, c)].widen()),
+            CpuStorage::F16(v) => rounded(sizes, bytes, |o, t, c| v[place(o, t, c)].widen()),
             _ => Form::Plain(weight.clone()),
         });
     }
@@ -240,8 +245,9 @@ fn pack(weight: &Tensor, sizes: Sizes) -> Result<Form> {
     })
 }
 
-/// Packs `at(output, tap, channel)` as whole numbers up to 127 and a scale for every output.
-fn rounded(sizes: Sizes, at: impl Fn(usize, usize, usize) -> f32 + Sync) -> Form {
+/// Packs `at(output, tap, channel)` as whole numbers up to 127 and a scale for every output; as `bytes` where the other
+/// operand is to be rounded, too.
+fn rounded(sizes: Sizes, bytes: bool, at: impl Fn(usize, usize, usize) -> f32 + Sync) -> Form {
     let scale = |output: usize| {
         let values = (0..sizes.taps).flat_map(|t| (0..sizes.channels).map(move |c| (t, c)));
         // A weight that is no number makes its scale none, and all that comes of it.
@@ -251,11 +257,30 @@ fn rounded(sizes: Sizes, at: impl Fn(usize, usize, usize) -> f32 + Sync) -> Form
         most / 127.0
     };
     let scales: Vec<f32> = (0..sizes.outputs).into_par_iter().map(scale).collect();
-    let values = Packed::new(sizes, |o, t, c| {
-        // A whole row of zeros divides by zero, and what is no number becomes 0.
-        (at(o, t, c) / scales[o]).round_ties_even() as i8
-    });
-    Form::Int8 { values, scales: spread(&sizes, &scales) }
+    // A whole row of zeros divides by zero, and what is no number becomes 0.
+    let whole = |o, t, c| (at(o, t, c) / scales[o]).round_ties_even() as i8;
+    let spread_scales = spread(&sizes, &scales);
+    if !bytes {
+        return Form::Int8 { values: Packed::new(sizes, whole), scales: spread_scales };
+    }
+    let total = |o| (0..sizes.channels).map(|c| i32::from(whole(o, 0, c))).sum::<i32>() as f32;
+    let totals: Vec<f32> = (0..sizes.outputs).into_par_iter().map(total).collect();
+    Form::Bytes {
+        values: Packed::new(sizes, |o, t, c| Byte(whole(o, t, c))),
+        scales: spread_scales,
+        totals: spread(&sizes, &totals),
+    }
+}
+
+/// Multiplies each output's weights by its scale.
+fn scaled(mut weight: Vec<f32>, sizes: &Sizes, scales: &[f32]) -> Vec<f32> {
+    let inner = sizes.channels * sizes.taps;
+    for (column, scale) in scales.iter().enumerate() {
+        if let Some(output) = sizes.output(column) {
+            weight[output * inner..][..inner].iter_mut().for_each(|v| *v *= scale);
+        }
+    }
+    weight
 }
 
 fn unpack<T: Stored>(packed: &Packed<T>, sizes: &Sizes) -> Vec<f32> {

@@ -312,7 +312,8 @@ pub(super) fn convolve<T: Float>(
     assert!(window.is_dense_3x3() && sizes.taps == 9);
     epilogue.check(&sizes, len);
     // SAFETY: every pixel is in a tile, every column in a panel, and each tile meets each panel.
-    unsafe { filled(len, |out| fill(isa, x, window, weights, epilogue, &Shared::new(out))) }
+    let unset = T::narrow(f32::NAN);
+    unsafe { filled(len, unset, |out| fill(isa, x, window, weights, epilogue, &Shared::new(out))) }
 }
 
 fn fill<T: Float>(

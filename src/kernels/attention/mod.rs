@@ -192,7 +192,7 @@ struct Scratch<E> {
 }
 
 /// What queries, keys, values and weights can be multiplied as.
-trait Operand: Element {
+trait Operand: Element<Weight = Self> + Float {
     fn with_scratch<R>(f: impl FnOnce(&mut Scratch<Self>) -> R) -> R;
 }
 
@@ -265,7 +265,7 @@ impl Blocked {
                 });
             };
             // SAFETY: every place is in a group, for all queries and heads.
-            return Ok(T::storage(unsafe { filled(len, fill) }));
+            return Ok(T::storage(unsafe { filled(len, T::narrow(f32::NAN), fill) }));
         }
         // As few pieces as keep all threads busy, because each packs the keys again.
         let wanted = (4 * rayon::current_num_threads()).div_ceil(units);
@@ -285,7 +285,7 @@ impl Blocked {
             });
         };
         // SAFETY: every query of every head of every sequence is in a piece.
-        Ok(T::storage(unsafe { filled(len, fill) }))
+        Ok(T::storage(unsafe { filled(len, T::narrow(f32::NAN), fill) }))
     }
 }
 

@@ -194,8 +194,7 @@ impl Kernel {
 
     /// With pictures whose channels are innermost.
     fn product(&self, x: &[f32], window: &Window, bias: Option<&[f32]>) -> Vec<f32> {
-        let epilogue =
-            Epilogue { scales: None, bias, activation: Activation::None, residual: None };
+        let epilogue = Epilogue { bias, ..Epilogue::default() };
         product::product(Isa::current(), x, window, &self.packed, &epilogue)
     }
 }

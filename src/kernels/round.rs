@@ -28,7 +28,7 @@ impl Whole for u8 {
     #[inline(always)]
     fn round(value: f32) -> Self {
         // The lowest bits; a cast would be checked value by value.
-        (value + math::ROUND).to_bits() as u8
+        (value + math::ROUND).to_bits() as Self
     }
 }
 
@@ -52,7 +52,7 @@ impl<W: Whole> Rounded<W> {
     pub(crate) fn new<T: Float>(isa: Isa, x: &[T], length: usize) -> Self {
         /// Rows that a task has at least.
         const ROWS: usize = 32;
-        let count = if length == 0 { 0 } else { x.len() / length };
+        let count = x.len().checked_div(length).unwrap_or(0);
         let (mut scales, mut least) = (vec![0f32; count], vec![0f32; count]);
         let fill = |values: &mut [MaybeUninit<W>]| {
             let rows = (values.par_chunks_exact_mut(length)).zip(x.par_chunks_exact(length));

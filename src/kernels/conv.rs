@@ -185,7 +185,7 @@ impl Multiply<'_> {
 
     /// Whether the processor multiplies them so.
     fn multiplies_bf16(&self, dtype: DType) -> bool {
-        self.takes_bf16(dtype) && !self.rounds() && Isa::current() == Isa::Avx512Bf16
+        self.takes_bf16(dtype) && !self.rounds() && Isa::current().multiplies_bf16()
     }
 
     /// Whether values are rounded to whole numbers.

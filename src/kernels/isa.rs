@@ -72,6 +72,11 @@ impl Isa {
         matches!(self, Self::Avx512Vnni | Self::Avx512Bf16)
     }
 
+    /// Whether products of bf16 have an instruction.
+    pub(crate) fn multiplies_bf16(self) -> bool {
+        self == Self::Avx512Bf16
+    }
+
     /// Runs `f` with kernels that are started on this thread restricted to this set; `None` where the processor
     /// lacks it. For tests.
     pub fn force<R>(self, f: impl FnOnce() -> R) -> Option<R> {

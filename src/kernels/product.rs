@@ -327,7 +327,10 @@ impl Window {
 
     /// Whether the result has the input's pixels, each of which depends on itself.
     pub(crate) fn is_identity(&self) -> bool {
-        let plain = |table: &[usize], size: usize| table.iter().copied().eq(0..size);
+        // As many results as inputs, with nothing before the first or after the last, leave no other way.
+        let plain = |table: &[usize], size: usize| {
+            table.len() == size && ![table.first(), table.last()].contains(&Some(&ZEROS))
+        };
         self.kernel == 1 && plain(&self.ys, self.height) && plain(&self.xs, self.width)
     }
 
@@ -671,5 +674,34 @@ impl<O: Float> Finish<'_, O> {
             }
         }
         lanes
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn windows_that_change_nothing_are_those_whose_pixels_are_the_inputs() {
+        let mut found = [0; 2];
+        for size in 1..6 {
+            for seen in 1..12 {
+                for (before, after) in [(0, 0), (0, 1), (1, 0), (1, 1), (0, 3), (2, 2)] {
+                    for (kernel, stride) in [(1, 1), (1, 2), (1, 3), (3, 1)] {
+                        let padding = (before, after);
+                        let (height, seen) = ((size, 2), (seen, 2));
+                        let window = Window::convolution(1, height, seen, kernel, padding, stride);
+                        let Some(window) = window else { continue };
+                        let same = |table: &[usize], size: usize| table.iter().copied().eq(0..size);
+                        let want = kernel == 1 && same(&window.ys, size) && same(&window.xs, 2);
+                        let case = (size, seen, padding, kernel, stride);
+                        assert_eq!(window.is_identity(), want, "{case:?}");
+                        found[usize::from(want)] += 1;
+                    }
+                }
+            }
+        }
+        assert!(found.iter().all(|count| *count > 4), "{found:?}");
+        assert!(Window::rows(7).is_identity());
     }
 }

@@ -218,7 +218,7 @@ impl CustomOp3 for Blocked {
         let all = [(q, q_layout), (k, k_layout), (v, v_layout)];
         let y = match q {
             CpuStorage::F32(_) => self.attend::<f32, f32>(all, &shape, keys)?,
-            CpuStorage::BF16(_) if Isa::current() == Isa::Avx512Bf16 => {
+            CpuStorage::BF16(_) if Isa::current().multiplies_bf16() => {
                 self.attend::<bf16, bf16>(all, &shape, keys)?
             }
             CpuStorage::BF16(_) => self.attend::<bf16, f32>(all, &shape, keys)?,

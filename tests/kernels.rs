@@ -170,7 +170,7 @@ fn attention_in_half_precision_is_rounded_no_more_than_it_must_be() {
             };
             let rounding = match dtype {
                 // Where bf16 is multiplied as it is, the weights are rounded, too.
-                DType::BF16 if isa == Isa::Avx512Bf16 => 2.5e-3,
+                DType::BF16 if matches!(isa, Isa::Avx512Bf16 | Isa::Amx) => 2.5e-3,
                 DType::BF16 => 2e-3,
                 _ => 3e-4,
             };

@@ -13,6 +13,7 @@ use super::isa::Isa;
 use super::layout::{channels_first, channels_last};
 use super::product::{self, Activation, Columns, Epilogue, Packed, Panels, Widened, Window};
 use super::round::{Rounded, Whole};
+use super::tile::Element as _;
 use super::weights::{Form, Weights};
 use super::{grad, reference, winograd};
 
@@ -170,7 +171,13 @@ impl Multiply<'_> {
 
     /// Whether a convolution of values in `dtype` is.
     fn is_transformed(&self, dtype: DType) -> bool {
-        winograd::pays(&self.weights.sizes(), &self.window, self.multiplies_bf16(dtype))
+        let sizes = self.weights.sizes();
+        let times = match Isa::current() {
+            _ if !self.multiplies_bf16(dtype) => 1.0,
+            isa if bf16::fits_tiles(isa, sizes.channels) => 10.0,
+            _ => 2.0,
+        };
+        winograd::pays(&sizes, &self.window, times)
     }
 
     /// Whether there is a kernel for values in bf16.

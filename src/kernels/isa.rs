@@ -3,6 +3,8 @@
 use std::cell::Cell;
 use std::sync::OnceLock;
 
+use super::amx;
+
 /// A set of vector instructions that kernels are written for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Isa {
@@ -18,6 +20,8 @@ pub enum Isa {
     Avx512Vnni,
     /// The same and products of bf16 that are summed in f32.
     Avx512Bf16,
+    /// The same and a unit that multiplies matrices of bf16 and of bytes.
+    Amx,
 }
 
 thread_local! {
@@ -26,8 +30,15 @@ thread_local! {
 
 impl Isa {
     /// All of them, the fastest last.
-    pub const ALL: [Self; 6] =
-        [Self::Portable, Self::Neon, Self::Avx2, Self::Avx512, Self::Avx512Vnni, Self::Avx512Bf16];
+    pub const ALL: [Self; 7] = [
+        Self::Portable,
+        Self::Neon,
+        Self::Avx2,
+        Self::Avx512,
+        Self::Avx512Vnni,
+        Self::Avx512Bf16,
+        Self::Amx,
+    ];
 
     /// The fastest that this processor has.
     pub fn current() -> Self {
@@ -52,13 +63,15 @@ impl Isa {
             };
             let fused = || is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma");
             let whole = || fused() && wide() && is_x86_feature_detected!("avx512vnni");
+            let paired = || whole() && is_x86_feature_detected!("avx512bf16");
             match self {
                 Self::Portable => true,
                 Self::Neon => false,
                 Self::Avx2 => fused(),
                 Self::Avx512 => fused() && wide(),
                 Self::Avx512Vnni => whole(),
-                Self::Avx512Bf16 => whole() && is_x86_feature_detected!("avx512bf16"),
+                Self::Avx512Bf16 => paired(),
+                Self::Amx => paired() && amx::is_there(),
             }
         }
         #[cfg(not(target_arch = "x86_64"))]
@@ -69,12 +82,12 @@ impl Isa {
 
     /// Whether products of 8-bit numbers have an instruction.
     pub(crate) fn multiplies_bytes(self) -> bool {
-        matches!(self, Self::Avx512Vnni | Self::Avx512Bf16)
+        matches!(self, Self::Avx512Vnni | Self::Avx512Bf16 | Self::Amx)
     }
 
     /// Whether products of bf16 have an instruction.
     pub(crate) fn multiplies_bf16(self) -> bool {
-        self == Self::Avx512Bf16
+        matches!(self, Self::Avx512Bf16 | Self::Amx)
     }
 
     /// Runs `f` with kernels that are started on this thread restricted to this set; `None` where the processor
@@ -112,7 +125,9 @@ impl Isa {
                 // SAFETY: a value other than `Portable` comes from `current` or `force`, which have looked.
                 Self::Avx2 => unsafe { avx2(loops) },
                 // SAFETY: as above.
-                Self::Avx512 | Self::Avx512Vnni | Self::Avx512Bf16 => unsafe { avx512(loops) },
+                Self::Avx512 | Self::Avx512Vnni | Self::Avx512Bf16 | Self::Amx => unsafe {
+                    avx512(loops)
+                },
             }
         }
         #[cfg(not(target_arch = "x86_64"))]

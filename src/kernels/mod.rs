@@ -16,6 +16,7 @@
 // A function is compiled for the instructions of the one that it is inlined into; see `isa`.
 #![allow(clippy::inline_always)]
 
+mod amx;
 pub mod attention;
 pub mod clock;
 pub mod conv;

@@ -9,17 +9,33 @@ use std::mem::MaybeUninit;
 use half::bf16;
 use rayon::prelude::*;
 
+use super::amx;
 use super::float::{Float, Stored};
 use super::isa::{Isa, Loops, prefetch};
 use super::math;
 use super::shared::{Shared, filled, operand};
 use super::tile::{Element, LANES, PANEL, Product, ROWS, ZEROS};
 
-/// Bytes of a panel that are worked on at once, so that they stay in a core's second cache.
-const BLOCK: usize = 256 << 10;
+/// Rows, panels and bytes of a panel that a task works on.
+#[derive(Clone, Copy)]
+struct Plan {
+    /// Of a tile.
+    rows: usize,
+    /// Rows of a task at most, in tiles.
+    tiles: usize,
+    /// Panels of a task at most.
+    panels: usize,
+    /// Bytes of a panel that are worked on at once, so that they stay in a core's second cache.
+    block: usize,
+}
 
-/// Tiles that a task works on.
-const TILES: usize = 64;
+impl Plan {
+    /// In registers: every row is read for every panel.
+    const LOOPS: Self = Self { rows: ROWS, tiles: 64, panels: 1, block: 256 << 10 };
+
+    /// In the matrix unit: rows are gathered, which several panels have to pay for.
+    const IN_TILES: Self = Self { rows: amx::ROWS, tiles: 16, panels: 4, block: 192 << 10 };
+}
 
 /// Work below which a second thread is not worth waking, in floating-point operations.
 const SERIAL: usize = 1 << 20;
@@ -151,9 +167,9 @@ pub(crate) struct Block {
 }
 
 impl Block {
-    /// Divides the inner dimension of matrices of `T`.
-    fn list<T>(sizes: &Sizes) -> Vec<Self> {
-        let fitting = BLOCK / (PANEL * size_of::<T>());
+    /// Divides the inner dimension of matrices of `T` in blocks of so many bytes.
+    fn list<T>(sizes: &Sizes, bytes: usize) -> Vec<Self> {
+        let fitting = bytes / (PANEL * size_of::<T>());
         if sizes.channels <= fitting {
             let count = sizes.taps.div_ceil((fitting / sizes.channels).clamp(1, sizes.taps));
             let taps = sizes.taps.div_ceil(count);
@@ -164,7 +180,7 @@ impl Block {
             return (0..sizes.taps).step_by(taps).map(block).collect();
         }
         let count = sizes.channels.div_ceil(fitting);
-        let channels = sizes.channels.div_ceil(count).next_multiple_of(LANES);
+        let channels = sizes.channels.div_ceil(count).next_multiple_of(amx::BYTES);
         let starts = || (0..sizes.channels).step_by(channels);
         let block = |(tap, channel)| {
             let channels = channels.min(sizes.channels - channel);
@@ -358,7 +374,7 @@ impl Window {
         Some((image * self.height + y) * self.width + x)
     }
 
-    /// Offsets `(taps of the block, ROWS)` for the pixels from `pixel`; `last` stands in for those behind it.
+    /// Offsets `(taps of the block, rows)` for the pixels from `pixel`; `last` stands in for those behind it.
     fn offsets(
         &self,
         pixel: usize,
@@ -367,9 +383,10 @@ impl Window {
         channels: usize,
         out: &mut [usize],
     ) {
+        let rows = out.len() / block.taps;
         let (height, width) = self.size();
         let (mut line, mut x) = (pixel / width, pixel % width);
-        for r in 0..ROWS {
+        for r in 0..rows {
             if r > 0 && pixel + r <= last {
                 x += 1;
                 if x == width {
@@ -382,7 +399,7 @@ impl Window {
             for t in 0..block.taps {
                 let tap = block.tap + t;
                 let (y, x) = (ys[tap / self.kernel], xs[tap % self.kernel]);
-                out[t * ROWS + r] = if y == ZEROS || x == ZEROS {
+                out[t * rows + r] = if y == ZEROS || x == ZEROS {
                     ZEROS
                 } else {
                     ((image * self.height + y) * self.width + x) * channels + block.channel
@@ -446,9 +463,12 @@ impl<O> Epilogue<'_, O> {
 /// Memory that a thread keeps from one product to the next.
 #[derive(Default)]
 pub(crate) struct Scratch<T: Element> {
+    /// `(panels, rows, width)`.
     sums: Vec<f32>,
-    widened: Vec<T::Weight>,
+    /// One for every panel.
+    widened: Vec<Vec<T::Weight>>,
     offsets: Vec<usize>,
+    gathered: Vec<T>,
 }
 
 /// What can be multiplied, and has scratch memory for it.
@@ -477,52 +497,77 @@ pub(crate) fn product<T: Operand, O: Float>(
     if len == 0 {
         return Vec::new();
     }
+    let in_tiles = T::fits_tiles(isa, sizes.channels);
+    let plan = if in_tiles { Plan::IN_TILES } else { Plan::LOOPS };
     let zeros = vec![T::default(); sizes.channels];
-    let blocks = Block::list::<T>(&sizes);
+    let blocks = Block::list::<T>(&sizes, plan.block);
     let most_taps = blocks.iter().map(|block| block.taps).max().unwrap_or(0);
     let panels = sizes.width().div_ceil(PANEL);
-    let strips = pixels.div_ceil(TILES * ROWS);
-    let strip_rows = pixels.div_ceil(ROWS).div_ceil(strips) * ROWS;
+    let strips = pixels.div_ceil(plan.tiles * plan.rows);
+    let strip_rows = pixels.div_ceil(plan.rows).div_ceil(strips) * plan.rows;
     let strips = pixels.div_ceil(strip_rows);
+    let wanted = (4 * rayon::current_num_threads()).div_ceil(strips).min(panels);
+    let together = (panels / wanted).clamp(1, plan.panels);
+    let groups = panels.div_ceil(together);
     let run = |task: usize, out: &Shared<'_, MaybeUninit<O>>| {
-        let (strip, panel) = (task / panels, task % panels);
+        let (strip, group) = (task / groups, task % groups);
         let first = strip * strip_rows;
         let end = (first + strip_rows).min(pixels);
-        let width = sizes.panel_width(panel);
-        T::with_scratch(|Scratch { sums, widened, offsets }| {
-            sums.resize((end - first).next_multiple_of(ROWS) * width, 0.0);
-            offsets.resize(most_taps * ROWS, 0);
+        let panels = group * together..panels.min((group + 1) * together);
+        let widths = panels.clone().map(|panel| sizes.panel_width(panel));
+        T::with_scratch(|Scratch { sums, widened, offsets, gathered }| {
+            // Sums of a panel stay where they are until all blocks are through.
+            let tiles = if blocks.len() > 1 { (end - first).div_ceil(plan.rows) } else { 1 };
+            sums.resize(panels.len() * tiles * plan.rows * PANEL, 0.0);
+            offsets.resize(most_taps * plan.rows, 0);
+            widened.resize_with(panels.len(), Vec::new);
             for (i, block) in blocks.iter().enumerate() {
-                let block = Block { panel, ..*block };
-                let values = weights.block(isa, &block, widened);
-                let offsets = &mut offsets[..block.taps * ROWS];
-                for (t, sums) in sums.chunks_exact_mut(ROWS * width).enumerate() {
-                    let pixel = first + t * ROWS;
-                    let rows = ROWS.min(end - pixel);
-                    window.offsets(pixel, end - 1, &block, sizes.channels, offsets);
-                    let finish = Finish { sizes: &sizes, epilogue, panel, width, out };
-                    let last = i + 1 == blocks.len();
-                    if last {
-                        finish.prefetch(pixel, rows);
-                    }
-                    Product {
-                        values: x,
-                        zeros: &zeros,
-                        offsets,
-                        length: block.channels,
-                        panel: values,
-                        width,
-                    }
-                    .add_to(isa, sums, i == 0);
-                    if last {
-                        let sums = &sums[..rows * width];
-                        isa.vectorize(FinishRows { finish, pixel, sums });
+                let parts = panels.clone().zip(&mut *widened);
+                let parts: Vec<_> = parts
+                    .map(|(panel, scratch)| {
+                        weights.block(isa, &Block { panel, ..*block }, scratch)
+                    })
+                    .collect();
+                let offsets = &mut offsets[..block.taps * plan.rows];
+                for (t, pixel) in (first..end).step_by(plan.rows).enumerate() {
+                    let rows = plan.rows.min(end - pixel);
+                    window.offsets(pixel, end - 1, block, sizes.channels, offsets);
+                    let left = in_tiles
+                        .then(|| amx::Left::gather(x, offsets, block.channels, gathered));
+                    for (p, (values, width)) in parts.iter().zip(widths.clone()).enumerate() {
+                        let panel = panels.start + p;
+                        let finish = Finish { sizes: &sizes, epilogue, panel, width, out };
+                        let last = i + 1 == blocks.len();
+                        if last {
+                            finish.prefetch(pixel, rows);
+                        }
+                        let sums = &mut sums[(p * tiles + t % tiles) * plan.rows * PANEL..];
+                        if let Some(left) = &left {
+                            left.multiply(values, width, (sums, width), i == 0);
+                        } else {
+                            Product {
+                                values: x,
+                                zeros: &zeros,
+                                offsets,
+                                length: block.channels,
+                                panel: values,
+                                width,
+                            }
+                            .add_to(isa, sums, i == 0);
+                        }
+                        if last {
+                            let sums = &sums[..rows * width];
+                            isa.vectorize(FinishRows { finish, pixel, sums });
+                        }
                     }
                 }
             }
         });
     };
-    let tasks = strips * panels;
+    let run = |task: usize, out: &Shared<'_, MaybeUninit<O>>| {
+        if in_tiles { amx::with_tiles(|| run(task, out)) } else { run(task, out) }
+    };
+    let tasks = strips * groups;
     let fill = |out: &mut [MaybeUninit<O>]| {
         let out = Shared::new(out);
         if 2 * pixels * sizes.width() * sizes.inner() < SERIAL {

@@ -2,6 +2,7 @@
 
 use half::bf16;
 
+use super::amx;
 use super::float::{Byte, Stored};
 use super::isa::{ALWAYS_FMA, Isa};
 use super::math::fused;
@@ -33,6 +34,23 @@ pub(crate) trait Element: Stored {
     /// The promises of [`Tile`] must hold, and the processor must have `isa`.
     #[allow(unsafe_code)]
     unsafe fn tile(isa: Isa, tile: Tile<'_, Self>);
+
+    /// Whether rows that are made of segments of `length` values can be multiplied by [`amx`].
+    fn fits_tiles(isa: Isa, length: usize) -> bool {
+        let _ = (isa, length);
+        false
+    }
+
+    /// Adds a product of many rows to sums, or writes it there.
+    ///
+    /// # Safety
+    ///
+    /// `work` must be true, and [`amx::with_tiles`] running.
+    #[allow(unsafe_code)]
+    unsafe fn in_tiles(work: amx::Work<Self>, columns: usize) {
+        let _ = (work, columns);
+        unreachable!("products that do not fit tiles");
+    }
 }
 
 /// A tile as the innermost loops want it.
@@ -115,7 +133,7 @@ impl Element for f32 {
         unsafe {
             match isa {
                 #[cfg(target_arch = "x86_64")]
-                Isa::Avx512 | Isa::Avx512Vnni | Isa::Avx512Bf16 => match tile.width / LANES {
+                Isa::Avx512 | Isa::Avx512Vnni | Isa::Avx512Bf16 | Isa::Amx => match tile.width / LANES {
                     1 => x86::f32_512::<1>(tile),
                     2 => x86::f32_512::<2>(tile),
                     3 => x86::f32_512::<3>(tile),
@@ -140,7 +158,7 @@ impl Element for bf16 {
         unsafe {
             match isa {
                 #[cfg(target_arch = "x86_64")]
-                Isa::Avx512Bf16 => match tile.width / LANES {
+                Isa::Avx512Bf16 | Isa::Amx => match tile.width / LANES {
                     1 => x86::bf16_512::<1>(tile),
                     2 => x86::bf16_512::<2>(tile),
                     3 => x86::bf16_512::<3>(tile),
@@ -149,6 +167,17 @@ impl Element for bf16 {
                 _ => portable(tile),
             }
         }
+    }
+
+    fn fits_tiles(isa: Isa, length: usize) -> bool {
+        isa == Isa::Amx && (length * size_of::<Self>()).is_multiple_of(amx::BYTES)
+    }
+
+    #[cfg(target_arch = "x86_64")]
+    #[allow(unsafe_code)]
+    unsafe fn in_tiles(work: amx::Work<Self>, columns: usize) {
+        // SAFETY: the caller's promises are those that this asks for.
+        unsafe { amx::bf16(work, columns) }
     }
 }
 
@@ -161,7 +190,7 @@ impl Element for u8 {
         unsafe {
             match isa {
                 #[cfg(target_arch = "x86_64")]
-                Isa::Avx512Vnni | Isa::Avx512Bf16 => match tile.width / LANES {
+                Isa::Avx512Vnni | Isa::Avx512Bf16 | Isa::Amx => match tile.width / LANES {
                     1 => x86::u8_512::<1>(tile),
                     2 => x86::u8_512::<2>(tile),
                     3 => x86::u8_512::<3>(tile),
@@ -170,6 +199,17 @@ impl Element for u8 {
                 _ => portable(tile),
             }
         }
+    }
+
+    fn fits_tiles(isa: Isa, length: usize) -> bool {
+        isa == Isa::Amx && (length * size_of::<Self>()).is_multiple_of(amx::BYTES)
+    }
+
+    #[cfg(target_arch = "x86_64")]
+    #[allow(unsafe_code)]
+    unsafe fn in_tiles(work: amx::Work<Self>, columns: usize) {
+        // SAFETY: the caller's promises are those that this asks for.
+        unsafe { amx::bytes(work, columns) }
     }
 }
 

@@ -50,9 +50,8 @@ fn apart(len: usize) -> usize {
     len.next_multiple_of(2 * LANES) + LANES
 }
 
-/// Whether this is the faster way, for weights of these sizes; `halved` where multiplying out takes half as long,
-/// because both operands are bf16.
-pub(super) fn pays(sizes: &Sizes, window: &Window, halved: bool) -> bool {
+/// Whether this is the faster way, for weights of these sizes, where multiplying out is so many times as fast as in f32.
+pub(super) fn pays(sizes: &Sizes, window: &Window, times: f64) -> bool {
     if !window.is_dense_3x3() {
         return false;
     }
@@ -61,7 +60,7 @@ pub(super) fn pays(sizes: &Sizes, window: &Window, halved: bool) -> bool {
     // What transforms of inputs, results and weights cost, in multiplications for each weight, is measured.
     let (inputs, results) = (TRANSFORM / sizes.outputs as f64, TRANSFORM / sizes.channels as f64);
     let here = (PLACES * tiles) as f64 * (1.0 + inputs + results) + KERNELS;
-    let out = (sizes.taps * window.pixels()) as f64 * if halved { 0.5 } else { 1.0 };
+    let out = (sizes.taps * window.pixels()) as f64 / times;
     sizes.channels.is_multiple_of(LANES) && sizes.channels >= 2 * PANEL && here < 0.95 * out
 }
 

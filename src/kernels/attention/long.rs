@@ -32,11 +32,14 @@ impl<T: Float, E: Operand> Loops for Piece<'_, T, E> {
     #[allow(unsafe_code)]
     #[inline(always)]
     fn run<const FMA: bool>(self) {
+        if self.given.in_tiles::<E>() {
+            return self.run_in_tiles::<FMA>();
+        }
         let Self { unit, first, end, given, out, scratch } = self;
         let Given { keys, scale, isa, operands: [q, k, v] } = *given;
         let [_, queries, places, heads, dim] = q.dims;
-        scratch.pack(&unit, k, v, keys, dim);
         let length = dim.next_multiple_of(E::GROUP);
+        scratch.pack(&unit, [k, v], (keys, keys.next_multiple_of(LANES)), (dim, length));
         scratch.queries.resize(ROWS * length, E::default());
         for query in (first..end).step_by(ROWS) {
             let rows = ROWS.min(end - query);
@@ -58,21 +61,19 @@ impl<T: Float, E: Operand> Loops for Piece<'_, T, E> {
 }
 
 impl<E: Operand> Scratch<E> {
+    /// Packs keys and values, padded with zeros.
     #[inline(always)]
-    fn pack<T: Float>(
+    pub(super) fn pack<T: Float>(
         &mut self,
         unit: &Unit,
-        k: &View<'_, T>,
-        v: &View<'_, T>,
-        keys: usize,
-        dim: usize,
+        [k, v]: [&View<'_, T>; 2],
+        (keys, padded): (usize, usize),
+        (dim, length): (usize, usize),
     ) {
-        let padded = keys.next_multiple_of(LANES);
-        let length = dim.next_multiple_of(E::GROUP);
         let zero = E::default();
         self.keys.resize(padded * length, zero);
         for start in (0..keys).step_by(PANEL) {
-            let width = width(keys, start);
+            let width = (padded - start).min(PANEL);
             let panel = &mut self.keys[start * length..][..length * width];
             for column in 0..width {
                 let groups = panel[column * E::GROUP..].chunks_mut(width * E::GROUP);
@@ -81,7 +82,8 @@ impl<E: Operand> Scratch<E> {
                     continue;
                 }
                 let key = k.token(unit, start + column);
-                for (to, from) in groups.zip(key.chunks(E::GROUP)) {
+                let parts = key.chunks(E::GROUP).chain(std::iter::repeat(&[][..]));
+                for (to, from) in groups.zip(parts) {
                     for (g, to) in to[..E::GROUP].iter_mut().enumerate() {
                         *to = from.get(g).map_or(zero, |from| E::exactly(from.widen()));
                     }

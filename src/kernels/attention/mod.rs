@@ -5,6 +5,7 @@
 
 mod long;
 mod short;
+mod tiled;
 
 use std::mem::MaybeUninit;
 
@@ -18,7 +19,7 @@ use super::isa::Isa;
 use super::lanes::Lanes;
 use super::shared::{Shared, filled, operand};
 use super::tile::{Element, LANES, PANEL, ROWS};
-use super::{grad, math, reference};
+use super::{amx, grad, math, reference};
 use long::Piece;
 use short::Short;
 
@@ -280,7 +281,12 @@ impl Blocked {
                 let first = piece_index * piece;
                 let end = (first + piece).min(queries);
                 E::with_scratch(|scratch| {
-                    isa.vectorize(Piece { unit, first, end, given, out, scratch });
+                    let piece = Piece { unit, first, end, given, out, scratch };
+                    if given.in_tiles::<E>() {
+                        amx::with_tiles(|| isa.vectorize(piece));
+                    } else {
+                        isa.vectorize(piece);
+                    }
                 });
             });
         };
@@ -296,6 +302,13 @@ struct Given<'a, T> {
     isa: Isa,
     /// Queries, keys and values.
     operands: [&'a View<'a, T>; 3],
+}
+
+impl<T> Given<'_, T> {
+    /// Whether values that are multiplied as `E` go through the matrix unit.
+    fn in_tiles<E: Element>(&self) -> bool {
+        E::fits_tiles(self.isa, amx::BYTES / size_of::<E>())
+    }
 }
 
 /// Does `tasks` things of `flops` operations in all, on as many threads as that is worth.

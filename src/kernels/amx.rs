@@ -1,0 +1,332 @@
+//! Products in the matrix unit of newer x86-64 servers (AMX), which multiplies 16 rows of 64 bytes by 64 bytes of 16
+//! columns in one instruction.
+//!
+//! A left operand of [`ROWS`] rows meets a packed panel as it is: the panel's groups of two bf16, or four bytes, are
+//! what the unit wants side by side. Its state is a thread's own, and is set up by [`with_tiles`].
+
+use super::tile::{Element, LANES, PANEL, ZEROS};
+
+/// Rows of a left operand.
+pub(crate) const ROWS: usize = 32;
+
+/// What the unit reads of a row at once.
+pub(crate) const BYTES: usize = 64;
+
+/// Sixteen or thirty-two columns of a product, by addresses; strides and steps are in bytes.
+#[derive(Clone, Copy)]
+pub(crate) struct Work<T: Element> {
+    left: *const T,
+    left_stride: usize,
+    panel: *const T::Weight,
+    panel_stride: usize,
+    steps: usize,
+    sums: *mut f32,
+    sums_stride: usize,
+    fresh: bool,
+}
+
+/// [`ROWS`] rows that lie at the same distance from each other.
+pub(crate) struct Left<'a, T> {
+    values: &'a [T],
+    stride: usize,
+    inner: usize,
+}
+
+impl<'a, T: Element> Left<'a, T> {
+    /// Rows of `inner` values, of which one starts every `stride` values.
+    pub(crate) fn new(values: &'a [T], stride: usize, inner: usize) -> Self {
+        assert!(inner.is_multiple_of(BYTES / size_of::<T>()) && values.len() >= (ROWS - 1) * stride + inner);
+        Self { values, stride, inner }
+    }
+
+    /// Rows that are made of segments of `length` values at `(segments, ROWS)` places in `values`, [`ZEROS`] among
+    /// them. They are copied to `scratch` unless they lie in rows already.
+    pub(crate) fn gather(
+        values: &'a [T],
+        offsets: &[usize],
+        length: usize,
+        scratch: &'a mut Vec<T>,
+    ) -> Self {
+        if offsets.len() == ROWS && !offsets.contains(&ZEROS) {
+            let stride = offsets[1].wrapping_sub(offsets[0]);
+            let even = offsets.windows(2).all(|pair| pair[1].wrapping_sub(pair[0]) == stride);
+            // A distance of whole pages would send all rows to the same few lines of a cache.
+            if even && stride >= length && !(stride * size_of::<T>()).is_multiple_of(4096) {
+                return Self::new(&values[offsets[0]..], stride, length);
+            }
+        }
+        let inner = offsets.len() / ROWS * length;
+        let stride = inner + BYTES / size_of::<T>();
+        scratch.resize(ROWS * stride, T::default());
+        for (segment, offsets) in offsets.chunks_exact(ROWS).enumerate() {
+            for (row, &offset) in offsets.iter().enumerate() {
+                let to = &mut scratch[row * stride + segment * length..][..length];
+                if offset == ZEROS {
+                    to.fill(T::default());
+                } else {
+                    to.copy_from_slice(&values[offset..offset + length]);
+                }
+            }
+        }
+        Self::new(scratch, stride, inner)
+    }
+
+    /// The product with a panel `(inner / GROUP, width, GROUP)` is written to `sums` or, unless `fresh`, added; its rows
+    /// start every `pitch` values. Within [`with_tiles`] only.
+    #[allow(unsafe_code)]
+    pub(crate) fn multiply(
+        &self,
+        panel: &[T::Weight],
+        width: usize,
+        (sums, pitch): (&mut [f32], usize),
+        fresh: bool,
+    ) {
+        assert!(width.is_multiple_of(LANES) && width <= PANEL && width <= pitch);
+        assert!(panel.len() >= self.inner * width && sums.len() >= (ROWS - 1) * pitch + width);
+        assert!(is_running());
+        for column in (0..width).step_by(2 * LANES) {
+            let work = Work {
+                left: self.values.as_ptr(),
+                left_stride: self.stride * size_of::<T>(),
+                panel: panel[column * T::GROUP..].as_ptr(),
+                panel_stride: width * T::GROUP * size_of::<T::Weight>(),
+                steps: self.inner * size_of::<T>() / BYTES,
+                sums: sums[column..].as_mut_ptr(),
+                sums_stride: pitch * size_of::<f32>(),
+                fresh,
+            };
+            // SAFETY: `new` and the assertions above make everything as long as it is read and written; tiles are
+            // only set up where they are there.
+            unsafe { T::in_tiles(work, (width - column).min(2 * LANES)) };
+        }
+    }
+}
+
+#[cfg(target_arch = "x86_64")]
+pub(crate) use x86::{bf16, bytes, is_running, is_there, with_tiles};
+
+#[cfg(target_arch = "x86_64")]
+mod x86 {
+    #![allow(unsafe_code)]
+
+    use std::arch::asm;
+    use std::arch::x86_64::{__cpuid, __cpuid_count};
+    use std::cell::Cell;
+    use std::sync::OnceLock;
+
+    use super::{LANES, ROWS, Work};
+
+    thread_local! {
+        /// How many calls of [`with_tiles`] are running.
+        static RUNNING: Cell<usize> = const { Cell::new(0) };
+    }
+
+    /// Whether the processor has the unit, for bf16 and for bytes, and the system lets this process use it.
+    pub(crate) fn is_there() -> bool {
+        static THERE: OnceLock<bool> = OnceLock::new();
+        *THERE.get_or_init(|| {
+            /// In `edx`: bf16, tiles, bytes.
+            const NEEDED: u32 = 1 << 22 | 1 << 24 | 1 << 25;
+            __cpuid(0).eax >= 7 && __cpuid_count(7, 0).edx & NEEDED == NEEDED && may_use()
+        })
+    }
+
+    /// Asks Linux for the permission that a process needs, because tiles make what is saved of a thread 8 KiB larger.
+    #[cfg(target_os = "linux")]
+    fn may_use() -> bool {
+        const ARCH_REQ_XCOMP_PERM: libc::c_long = 0x1023;
+        const TILE_DATA: libc::c_long = 18;
+        // SAFETY: it reads and writes no memory of ours.
+        unsafe { libc::syscall(libc::SYS_arch_prctl, ARCH_REQ_XCOMP_PERM, TILE_DATA) == 0 }
+    }
+
+    #[cfg(not(target_os = "linux"))]
+    fn may_use() -> bool {
+        false
+    }
+
+    /// Whether this thread's tiles are set up.
+    pub(crate) fn is_running() -> bool {
+        RUNNING.get() > 0
+    }
+
+    /// Runs `f` with this thread's tiles set up: eight of 16 rows of 64 bytes. Panics where there are none.
+    pub(crate) fn with_tiles<R>(f: impl FnOnce() -> R) -> R {
+        struct Release;
+        impl Drop for Release {
+            fn drop(&mut self) {
+                RUNNING.set(RUNNING.get() - 1);
+                if RUNNING.get() == 0 {
+                    // SAFETY: the unit is there, and nobody on this thread needs what it holds.
+                    unsafe { asm!("tilerelease", options(nomem, nostack, preserves_flags)) };
+                }
+            }
+        }
+        assert!(is_there());
+        if RUNNING.get() == 0 {
+            #[repr(C, align(64))]
+            struct Layout {
+                palette: u8,
+                start: u8,
+                reserved: [u8; 14],
+                row_bytes: [u16; 16],
+                rows: [u8; 16],
+            }
+            let (mut row_bytes, mut rows) = ([0; 16], [0; 16]);
+            row_bytes[..8].fill(64);
+            rows[..8].fill(16);
+            let layout = Layout { palette: 1, start: 0, reserved: [0; 14], row_bytes, rows };
+            // SAFETY: the unit is there, and the layout is one that it has.
+            unsafe {
+                asm!("ldtilecfg [{}]", in(reg) &raw const layout,
+                    options(readonly, nostack, preserves_flags));
+            }
+        }
+        RUNNING.set(RUNNING.get() + 1);
+        let _release = Release;
+        f()
+    }
+
+    /// Multiplies with the instruction `$multiply`.
+    macro_rules! multiply {
+        ($multiply:literal, $work:expr, $columns:expr) => {{
+            let Work { left, left_stride, panel, panel_stride, steps, sums, sums_stride, fresh } = $work;
+            let lower_left = left.wrapping_byte_add(ROWS / 2 * left_stride);
+            let lower_sums = sums.wrapping_byte_add(ROWS / 2 * sums_stride);
+            if $columns > LANES {
+                asm!(
+                    "test {fresh:e}, {fresh:e}",
+                    "jz 2f",
+                    "tilezero tmm0",
+                    "tilezero tmm1",
+                    "tilezero tmm2",
+                    "tilezero tmm3",
+                    "jmp 3f",
+                    "2:",
+                    "tileloadd tmm0, [{sums} + {sums_stride}]",
+                    "tileloadd tmm1, [{sums} + {sums_stride} + 64]",
+                    "tileloadd tmm2, [{lower_sums} + {sums_stride}]",
+                    "tileloadd tmm3, [{lower_sums} + {sums_stride} + 64]",
+                    "3:",
+                    "tileloadd tmm4, [{left} + {left_stride}]",
+                    "tileloadd tmm6, [{panel} + {panel_stride}]",
+                    concat!($multiply, " tmm0, tmm4, tmm6"),
+                    "tileloadd tmm7, [{panel} + {panel_stride} + 64]",
+                    concat!($multiply, " tmm1, tmm4, tmm7"),
+                    "tileloadd tmm5, [{lower_left} + {left_stride}]",
+                    concat!($multiply, " tmm2, tmm5, tmm6"),
+                    concat!($multiply, " tmm3, tmm5, tmm7"),
+                    "add {left}, 64",
+                    "add {lower_left}, 64",
+                    "add {panel}, {panel_step}",
+                    "dec {steps}",
+                    "jnz 3b",
+                    "tilestored [{sums} + {sums_stride}], tmm0",
+                    "tilestored [{sums} + {sums_stride} + 64], tmm1",
+                    "tilestored [{lower_sums} + {sums_stride}], tmm2",
+                    "tilestored [{lower_sums} + {sums_stride} + 64], tmm3",
+                    left = inout(reg) left => _,
+                    lower_left = inout(reg) lower_left => _,
+                    left_stride = in(reg) left_stride,
+                    panel = inout(reg) panel => _,
+                    panel_stride = in(reg) panel_stride,
+                    panel_step = in(reg) 16 * panel_stride,
+                    steps = inout(reg) steps => _,
+                    sums = in(reg) sums,
+                    lower_sums = in(reg) lower_sums,
+                    sums_stride = in(reg) sums_stride,
+                    fresh = in(reg) u32::from(fresh),
+                    out("tmm0") _, out("tmm1") _, out("tmm2") _, out("tmm3") _,
+                    out("tmm4") _, out("tmm5") _, out("tmm6") _, out("tmm7") _,
+                    options(nostack),
+                );
+            } else {
+                asm!(
+                    "test {fresh:e}, {fresh:e}",
+                    "jz 2f",
+                    "tilezero tmm0",
+                    "tilezero tmm2",
+                    "jmp 3f",
+                    "2:",
+                    "tileloadd tmm0, [{sums} + {sums_stride}]",
+                    "tileloadd tmm2, [{lower_sums} + {sums_stride}]",
+                    "3:",
+                    "tileloadd tmm6, [{panel} + {panel_stride}]",
+                    "tileloadd tmm4, [{left} + {left_stride}]",
+                    concat!($multiply, " tmm0, tmm4, tmm6"),
+                    "tileloadd tmm5, [{lower_left} + {left_stride}]",
+                    concat!($multiply, " tmm2, tmm5, tmm6"),
+                    "add {left}, 64",
+                    "add {lower_left}, 64",
+                    "add {panel}, {panel_step}",
+                    "dec {steps}",
+                    "jnz 3b",
+                    "tilestored [{sums} + {sums_stride}], tmm0",
+                    "tilestored [{lower_sums} + {sums_stride}], tmm2",
+                    left = inout(reg) left => _,
+                    lower_left = inout(reg) lower_left => _,
+                    left_stride = in(reg) left_stride,
+                    panel = inout(reg) panel => _,
+                    panel_stride = in(reg) panel_stride,
+                    panel_step = in(reg) 16 * panel_stride,
+                    steps = inout(reg) steps => _,
+                    sums = in(reg) sums,
+                    lower_sums = in(reg) lower_sums,
+                    sums_stride = in(reg) sums_stride,
+                    fresh = in(reg) u32::from(fresh),
+                    out("tmm0") _, out("tmm2") _, out("tmm4") _, out("tmm5") _, out("tmm6") _,
+                    options(nostack),
+                );
+            }
+        }};
+    }
+
+    /// # Safety
+    ///
+    /// See [`Element::in_tiles`](super::Element::in_tiles).
+    pub(crate) unsafe fn bf16(work: Work<half::bf16>, columns: usize) {
+        // SAFETY: by the caller's promise.
+        unsafe { multiply!("tdpbf16ps", work, columns) }
+    }
+
+    /// Sums are exact up to 2³¹, which is what 66 000 products of 255 and 127 have.
+    ///
+    /// # Safety
+    ///
+    /// See [`Element::in_tiles`](super::Element::in_tiles).
+    pub(crate) unsafe fn bytes(work: Work<u8>, columns: usize) {
+        let mut whole = [0i32; ROWS * 2 * LANES];
+        let (sums, stride) = (work.sums, work.sums_stride / size_of::<f32>());
+        let whole_stride = columns * size_of::<i32>();
+        let to = whole.as_mut_ptr().cast();
+        let to_whole = Work { sums: to, sums_stride: whole_stride, fresh: true, ..work };
+        // SAFETY: by the caller's promise; whole numbers are as large as those that they are turned into.
+        unsafe {
+            multiply!("tdpbusd", to_whole, columns);
+            for (r, row) in whole.chunks_exact(columns).take(ROWS).enumerate() {
+                let sums = std::slice::from_raw_parts_mut(sums.add(r * stride), columns);
+                for (sum, v) in sums.iter_mut().zip(row) {
+                    *sum = *v as f32 + if work.fresh { 0.0 } else { *sum };
+                }
+            }
+        }
+    }
+}
+
+#[cfg(not(target_arch = "x86_64"))]
+pub(crate) use elsewhere::{is_running, is_there, with_tiles};
+
+#[cfg(not(target_arch = "x86_64"))]
+mod elsewhere {
+    pub(crate) fn is_there() -> bool {
+        false
+    }
+
+    pub(crate) fn is_running() -> bool {
+        false
+    }
+
+    pub(crate) fn with_tiles<R>(f: impl FnOnce() -> R) -> R {
+        f()
+    }
+}

@@ -455,6 +455,64 @@ fn products_in_half_precision_are_those_of_f32_rounded() {
     }
 }
 
+#[test]
+fn products_of_many_channels_in_half_precision_are_those_of_f32_rounded() {
+    // Whole steps of a matrix unit, with tails of rows and columns; in one block and in several.
+    let half = |t: &Tensor| t.to_dtype(DType::BF16).unwrap();
+    let full = |t: &Tensor| half(t).to_dtype(DType::F32).unwrap();
+    for (rows, inputs, outputs) in
+        [(1, 32, 16), (31, 64, 34), (33, 96, 130), (70, 3200, 48), (600, 64, 330), (513, 32, 66)]
+    {
+        let x = random(&[rows, inputs], 21);
+        let (weight, bias) = (random(&[outputs, inputs], 22), random(&[outputs], 23));
+        let residual = random(&[rows, outputs], 24);
+        let want = full(&x).matmul(&full(&weight).t().unwrap()).unwrap();
+        let want = want.broadcast_add(&full(&bias)).unwrap();
+        let weights = Weights::new(&half(&weight), Some(&half(&bias))).unwrap();
+        let gated = Weights::gated(&half(&weight), Some(&half(&bias))).unwrap();
+        for got in results(|| kernels::linear(&half(&x), &weights, Some(&half(&residual)))) {
+            assert_relative(&got, &(&want + full(&residual)).unwrap(), 2.5e-3);
+        }
+        for got in results(|| kernels::linear(&half(&x), &gated, None)) {
+            assert_relative(&got, &reference::geglu(&want).unwrap(), 2.5e-3);
+        }
+    }
+    for (inputs, outputs, height, width, stretch, stride, padding) in [
+        (32, 20, 7, 6, None, 1, (1, 1)),
+        (32, 20, 1, 9, None, 1, (1, 1)),
+        (96, 66, 9, 17, None, 2, (0, 1)),
+        (64, 40, 33, 34, None, 1, (1, 1)),
+        (160, 130, 5, 7, Some((10, 14)), 1, (1, 1)),
+        (1600, 34, 5, 4, None, 1, (1, 1)),
+        (32, 16, 40, 40, None, 3, (2, 0)),
+    ] {
+        let x = random(&[2, inputs, height, width], 25);
+        let (weight, bias) = (random(&[outputs, inputs, 3, 3], 26), random(&[outputs], 27));
+        let weights = Weights::new(&half(&weight), Some(&half(&bias))).unwrap();
+        let args = ConvArgs { padding, stride, stretch, ..ConvArgs::default() };
+        let want = reference::conv2d(&full(&x), &full(&weight), Some(&full(&bias)), &args).unwrap();
+        for got in results(|| kernels::conv2d(&half(&x), &weights, &args)) {
+            assert_relative(&got, &want, 2.5e-3);
+        }
+        // What is no number, or infinite, stays with those that look at it, or in a transform's tile.
+        let transformed = inputs >= 128;
+        let mut broken = values(&x);
+        broken[inputs * height * width] = f32::NAN;
+        *broken.last_mut().unwrap() = f32::INFINITY;
+        let broken = Tensor::from_vec(broken, x.dims(), &Device::Cpu).unwrap();
+        let want =
+            reference::conv2d(&full(&broken), &full(&weight), Some(&full(&bias)), &args).unwrap();
+        for got in results(|| kernels::conv2d(&half(&broken), &weights, &args)) {
+            let pairs = values(&got).into_iter().zip(values(&want));
+            assert!(pairs.clone().any(|(_, want)| !want.is_finite()));
+            for (got, want) in pairs {
+                let same = got.is_finite() == want.is_finite();
+                assert!(same || transformed && !got.is_finite(), "{got} where {want} is due");
+            }
+        }
+    }
+}
+
 /// What is left of a weight when every output has whole numbers up to 127 and a scale.
 fn rounded(weight: &Tensor) -> Tensor {
     let inner = weight.elem_count() / weight.dim(0).unwrap();
@@ -542,7 +600,9 @@ fn products_of_rounded_rows_are_exact_where_rounding_changes_nothing() {
         Quantize::W8A8.scope(|| Weights::new(weight, bias)).unwrap()
     };
     // One and several panels and blocks of the inner dimension, tails of rows and columns.
-    for (rows, inputs, outputs) in [(1, 32, 34), (13, 100, 130), (67, 36, 64), (3, 9000, 66)] {
+    for (rows, inputs, outputs) in
+        [(1, 32, 34), (13, 100, 130), (67, 36, 64), (3, 9000, 66), (67, 64, 34), (600, 6400, 50)]
+    {
         let x = whole_rows(rows, inputs);
         let (weight, bias) = (random(&[outputs, inputs], 142), random(&[outputs], 143));
         let residual = random(&[rows, outputs], 144);

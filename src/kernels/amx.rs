@@ -4,6 +4,7 @@
 //! A left operand of [`ROWS`] rows meets a packed panel as it is: the panel's groups of two bf16, or four bytes, are
 //! what the unit wants side by side. Its state is a thread's own, and is set up by [`with_tiles`].
 
+use super::shared::Aligned;
 use super::tile::{Element, LANES, PANEL, ZEROS};
 
 /// Rows of a left operand.
@@ -40,24 +41,26 @@ impl<'a, T: Element> Left<'a, T> {
     }
 
     /// Rows that are made of segments of `length` values at `(segments, ROWS)` places in `values`, [`ZEROS`] among
-    /// them. They are copied to `scratch` unless they lie in rows already.
+    /// them. They are copied to `scratch` unless they lie in rows, and in lines of the cache, already.
     pub(crate) fn gather(
         values: &'a [T],
         offsets: &[usize],
         length: usize,
-        scratch: &'a mut Vec<T>,
+        scratch: &'a mut Aligned<T>,
     ) -> Self {
         if offsets.len() == ROWS && !offsets.contains(&ZEROS) {
             let stride = offsets[1].wrapping_sub(offsets[0]);
             let even = offsets.windows(2).all(|pair| pair[1].wrapping_sub(pair[0]) == stride);
+            let bytes = stride.wrapping_mul(size_of::<T>());
+            let aligned = (&raw const values[offsets[0]]).addr() % BYTES == 0 && bytes % BYTES == 0;
             // A distance of whole pages would send all rows to the same few lines of a cache.
-            if even && stride >= length && !(stride * size_of::<T>()).is_multiple_of(4096) {
+            if even && aligned && stride >= length && !bytes.is_multiple_of(4096) {
                 return Self::new(&values[offsets[0]..], stride, length);
             }
         }
         let inner = offsets.len() / ROWS * length;
         let stride = inner + BYTES / size_of::<T>();
-        scratch.resize(ROWS * stride, T::default());
+        scratch.resize(ROWS * stride);
         for (segment, offsets) in offsets.chunks_exact(ROWS).enumerate() {
             for (row, &offset) in offsets.iter().enumerate() {
                 let to = &mut scratch[row * stride + segment * length..][..length];

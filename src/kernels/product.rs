@@ -13,7 +13,7 @@ use super::amx;
 use super::float::{Float, Stored};
 use super::isa::{Isa, Loops, prefetch};
 use super::math;
-use super::shared::{Shared, filled, operand};
+use super::shared::{Aligned, Shared, filled, operand};
 use super::tile::{Element, LANES, PANEL, Product, ROWS, ZEROS};
 
 /// Rows, panels and bytes of a panel that a task works on.
@@ -34,7 +34,7 @@ impl Plan {
     const LOOPS: Self = Self { rows: ROWS, tiles: 64, panels: 1, block: 256 << 10 };
 
     /// In the matrix unit: rows are gathered, which several panels have to pay for.
-    const IN_TILES: Self = Self { rows: amx::ROWS, tiles: 16, panels: 4, block: 192 << 10 };
+    const IN_TILES: Self = Self { rows: amx::ROWS, tiles: 16, panels: 4, block: 384 << 10 };
 }
 
 /// Work below which a second thread is not worth waking, in floating-point operations.
@@ -101,15 +101,15 @@ impl Sizes {
 
 /// A weight matrix in panels of `(taps, channels / GROUP, width, GROUP)`; the last may be narrower.
 #[derive(Clone)]
-pub(crate) struct Packed<T> {
-    values: Vec<T>,
+pub(crate) struct Packed<T: Stored> {
+    values: Aligned<T>,
     sizes: Sizes,
 }
 
 impl<T: Stored> Packed<T> {
     /// Packs `at(output, tap, channel)`.
     pub(crate) fn new(sizes: Sizes, at: impl Fn(usize, usize, usize) -> T + Sync) -> Self {
-        let mut values = vec![T::default(); sizes.width() * sizes.inner()];
+        let mut values = Aligned::new(sizes.width() * sizes.inner());
         let panel = (PANEL * sizes.inner()).max(1);
         values.par_chunks_mut(panel).enumerate().for_each(|(p, values)| {
             let width = values.len() / sizes.inner();
@@ -195,7 +195,7 @@ pub(crate) trait Panels<W>: Sync {
     fn sizes(&self) -> Sizes;
 
     /// `(taps, channels / GROUP, width, GROUP)` of the block.
-    fn block<'a>(&'a self, isa: Isa, block: &Block, scratch: &'a mut Vec<W>) -> &'a [W];
+    fn block<'a>(&'a self, isa: Isa, block: &Block, scratch: &'a mut Aligned<W>) -> &'a [W];
 }
 
 impl<T: Stored> Panels<T> for Packed<T> {
@@ -203,22 +203,22 @@ impl<T: Stored> Panels<T> for Packed<T> {
         self.sizes
     }
 
-    fn block<'a>(&'a self, _: Isa, block: &Block, _: &'a mut Vec<T>) -> &'a [T] {
+    fn block<'a>(&'a self, _: Isa, block: &Block, _: &'a mut Aligned<T>) -> &'a [T] {
         self.part(block)
     }
 }
 
 /// Weights that are widened block by block.
-pub(crate) struct Widened<'a, T>(pub(crate) &'a Packed<T>);
+pub(crate) struct Widened<'a, T: Stored>(pub(crate) &'a Packed<T>);
 
 impl<T: Stored> Panels<f32> for Widened<'_, T> {
     fn sizes(&self) -> Sizes {
         self.0.sizes
     }
 
-    fn block<'a>(&'a self, isa: Isa, block: &Block, scratch: &'a mut Vec<f32>) -> &'a [f32] {
+    fn block<'a>(&'a self, isa: Isa, block: &Block, scratch: &'a mut Aligned<f32>) -> &'a [f32] {
         let part = self.0.part(block);
-        scratch.resize(part.len(), 0.0);
+        scratch.resize(part.len());
         let width = part.len() / (block.taps * block.channels);
         isa.vectorize(Widen { part, width, out: scratch });
         scratch
@@ -230,9 +230,9 @@ impl Panels<bf16> for Widened<'_, i8> {
         self.0.sizes
     }
 
-    fn block<'a>(&'a self, isa: Isa, block: &Block, scratch: &'a mut Vec<bf16>) -> &'a [bf16] {
+    fn block<'a>(&'a self, isa: Isa, block: &Block, scratch: &'a mut Aligned<bf16>) -> &'a [bf16] {
         let part = self.0.part(block);
-        scratch.resize(part.len(), bf16::ZERO);
+        scratch.resize(part.len());
         isa.vectorize(Whole { part, out: scratch });
         scratch
     }
@@ -464,11 +464,11 @@ impl<O> Epilogue<'_, O> {
 #[derive(Default)]
 pub(crate) struct Scratch<T: Element> {
     /// `(panels, rows, width)`.
-    sums: Vec<f32>,
+    sums: Aligned<f32>,
     /// One for every panel.
-    widened: Vec<Vec<T::Weight>>,
+    widened: Vec<Aligned<T::Weight>>,
     offsets: Vec<usize>,
-    gathered: Vec<T>,
+    gathered: Aligned<T>,
 }
 
 /// What can be multiplied, and has scratch memory for it.
@@ -518,9 +518,9 @@ pub(crate) fn product<T: Operand, O: Float>(
         T::with_scratch(|Scratch { sums, widened, offsets, gathered }| {
             // Sums of a panel stay where they are until all blocks are through.
             let tiles = if blocks.len() > 1 { (end - first).div_ceil(plan.rows) } else { 1 };
-            sums.resize(panels.len() * tiles * plan.rows * PANEL, 0.0);
+            sums.resize(panels.len() * tiles * plan.rows * PANEL);
             offsets.resize(most_taps * plan.rows, 0);
-            widened.resize_with(panels.len(), Vec::new);
+            widened.resize_with(panels.len(), Aligned::default);
             for (i, block) in blocks.iter().enumerate() {
                 let parts = panels.clone().zip(&mut *widened);
                 let parts: Vec<_> = parts

@@ -3,6 +3,7 @@
 use std::cell::RefCell;
 use std::marker::PhantomData;
 use std::mem::MaybeUninit;
+use std::ops::{Deref, DerefMut};
 use std::thread::LocalKey;
 
 use super::isa;
@@ -28,6 +29,58 @@ pub(crate) unsafe fn filled<T: Copy>(
     // SAFETY: there is room, and `fill` has written them.
     unsafe { values.set_len(len) };
     values
+}
+
+/// A slice that starts where a line of the cache does, so that loads of whole lines touch no second one.
+#[derive(Debug, Default)]
+pub(crate) struct Aligned<T> {
+    values: Vec<T>,
+    start: usize,
+    len: usize,
+}
+
+impl<T: Copy + Default> Aligned<T> {
+    const LINE: usize = 64;
+
+    /// Of defaults.
+    pub(crate) fn new(len: usize) -> Self {
+        let values = vec![T::default(); len + Self::LINE / size_of::<T>()];
+        // Of no use where it cannot be told.
+        let start = values.as_ptr().align_offset(Self::LINE).min(values.len() - len);
+        Self { values, start, len }
+    }
+
+    /// Changes the length; what is in it then is anything.
+    pub(crate) fn resize(&mut self, len: usize) {
+        if self.start + len > self.values.len() {
+            *self = Self::new(len);
+        }
+        self.len = len;
+    }
+}
+
+impl<T> Deref for Aligned<T> {
+    type Target = [T];
+
+    #[inline(always)]
+    fn deref(&self) -> &[T] {
+        &self.values[self.start..self.start + self.len]
+    }
+}
+
+impl<T> DerefMut for Aligned<T> {
+    #[inline(always)]
+    fn deref_mut(&mut self) -> &mut [T] {
+        &mut self.values[self.start..self.start + self.len]
+    }
+}
+
+impl<T: Copy + Default> Clone for Aligned<T> {
+    fn clone(&self) -> Self {
+        let mut clone = Self::new(self.len);
+        clone.copy_from_slice(self);
+        clone
+    }
 }
 
 /// Runs `f` with memory that this thread keeps from one kernel to the next.

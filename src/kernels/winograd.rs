@@ -17,7 +17,7 @@ use super::float::Float;
 use super::isa::{Isa, Loops};
 use super::lanes::Lanes;
 use super::product::{Block, Epilogue, Finish, Panels, Sizes, Window};
-use super::shared::{Shared, filled, with_scratch};
+use super::shared::{Aligned, Shared, filled, with_scratch};
 use super::tile::{LANES, PANEL, Product, ROWS, ZEROS};
 
 /// Lines and columns of a tile's results.
@@ -284,10 +284,10 @@ impl<O: Float> Loops for Results<'_, O> {
 #[derive(Default)]
 struct Scratch {
     /// `(PLACES, tiles, width)`.
-    products: Vec<f32>,
+    products: Aligned<f32>,
     /// `(PLACES, channels, width)`.
-    weights: Vec<f32>,
-    widened: [Vec<f32>; 9],
+    weights: Aligned<f32>,
+    widened: [Aligned<f32>; 9],
 }
 
 thread_local! {
@@ -295,7 +295,7 @@ thread_local! {
 }
 
 /// Memory for transformed inputs that waits for the next convolution.
-static SPARE: Mutex<Vec<Vec<f32>>> = Mutex::new(Vec::new());
+static SPARE: Mutex<Vec<Aligned<f32>>> = Mutex::new(Vec::new());
 
 /// Like [`product`](super::product::product), where that [`pays`].
 #[allow(unsafe_code)]
@@ -336,7 +336,7 @@ fn fill<T: Float>(
         let stride = apart(tiles * channels);
         // The memory may have more from another convolution.
         if transformed.len() < PLACES * stride {
-            transformed.resize(PLACES * stride, 0.0);
+            transformed.resize(PLACES * stride);
         }
         let places = Shared::new(&mut transformed);
         (0..tiles).into_par_iter().with_min_len(4).for_each(|i| {
@@ -407,7 +407,7 @@ impl Part {
         let (channels, width) = (sizes.channels, sizes.panel_width(self.panel));
         let Scratch { products, weights: kernels, widened } = scratch;
         let apart_products = apart(self.rows() * width);
-        products.resize(PLACES * apart_products, 0.0);
+        products.resize(PLACES * apart_products);
         for channel in (0..channels).step_by(CHANNELS) {
             let length = CHANNELS.min(channels - channel);
             let mut taps: [&[f32]; 9] = [&[]; 9];
@@ -416,7 +416,7 @@ impl Part {
                 *values = weights.block(isa, &block, scratch);
             }
             let stride = apart(length * width);
-            kernels.resize(PLACES * stride, 0.0);
+            kernels.resize(PLACES * stride);
             isa.vectorize(Kernels { taps, stride, out: kernels });
             for place in 0..PLACES {
                 let panel = &kernels[place * stride..][..length * width];

@@ -40,7 +40,7 @@ impl<T: Float, E: Operand> Loops for Piece<'_, T, E> {
         let [_, queries, places, heads, dim] = q.dims;
         let length = dim.next_multiple_of(E::GROUP);
         scratch.pack(&unit, [k, v], (keys, keys.next_multiple_of(LANES)), (dim, length));
-        scratch.queries.resize(ROWS * length, E::default());
+        scratch.queries.resize(ROWS * length);
         for query in (first..end).step_by(ROWS) {
             let rows = ROWS.min(end - query);
             for r in 0..ROWS {
@@ -71,7 +71,7 @@ impl<E: Operand> Scratch<E> {
         (dim, length): (usize, usize),
     ) {
         let zero = E::default();
-        self.keys.resize(padded * length, zero);
+        self.keys.resize(padded * length);
         for start in (0..keys).step_by(PANEL) {
             let width = (padded - start).min(PANEL);
             let panel = &mut self.keys[start * length..][..length * width];
@@ -90,7 +90,7 @@ impl<E: Operand> Scratch<E> {
                 }
             }
         }
-        self.values.resize(padded * dim.next_multiple_of(LANES), zero);
+        self.values.resize(padded * dim.next_multiple_of(LANES));
         for key in (0..padded).step_by(E::GROUP) {
             for start in (0..dim).step_by(PANEL) {
                 let width = width(dim, start);
@@ -131,9 +131,9 @@ impl<E: Operand> Scratch<E> {
         let padded = keys.next_multiple_of(LANES);
         let length = dim.next_multiple_of(E::GROUP);
         let Self { keys: packed_keys, values, queries, scores, weights, sums, offsets, .. } = self;
-        sums.resize(ROWS * dim.next_multiple_of(LANES), 0.0);
-        scores.resize(ROWS * KEYS.min(padded), 0.0);
-        weights.resize(scores.len(), E::default());
+        sums.resize(ROWS * dim.next_multiple_of(LANES));
+        scores.resize(ROWS * KEYS.min(padded));
+        weights.resize(scores.len());
         let query_offsets: [usize; ROWS] = std::array::from_fn(|r| r * length);
         let mut maxima = [f32::NEG_INFINITY; ROWS];
         let mut totals = [0f32; ROWS];

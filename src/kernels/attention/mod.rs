@@ -17,7 +17,7 @@ use super::clock::{self, Kind};
 use super::float::{self, Float};
 use super::isa::Isa;
 use super::lanes::Lanes;
-use super::shared::{Shared, filled, operand};
+use super::shared::{Aligned, Shared, filled, operand};
 use super::tile::{Element, LANES, PANEL, ROWS};
 use super::{amx, grad, math, reference};
 use long::Piece;
@@ -176,17 +176,17 @@ struct Unit {
 #[derive(Debug, Default)]
 struct Scratch<E> {
     /// For every panel of keys `(dim / GROUP, width, GROUP)`.
-    keys: Vec<E>,
+    keys: Aligned<E>,
     /// For every panel of `dim` `(keys / GROUP, width, GROUP)`.
-    values: Vec<E>,
+    values: Aligned<E>,
     /// `(ROWS, dim)`.
-    queries: Vec<E>,
+    queries: Aligned<E>,
     /// For every panel of keys of a block `(ROWS, width)`.
-    scores: Vec<f32>,
+    scores: Aligned<f32>,
     /// What scores become, in the same order.
-    weights: Vec<E>,
+    weights: Aligned<E>,
     /// For every panel of `dim` `(ROWS, width)`.
-    sums: Vec<f32>,
+    sums: Aligned<f32>,
     offsets: Vec<usize>,
     /// Queries, keys and values of [`Short`] sequences: all that a token has at some places.
     rows: [Vec<E>; 3],

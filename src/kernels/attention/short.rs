@@ -83,7 +83,7 @@ impl<E: Operand> Scratch<E> {
         let inner = keys.next_multiple_of(E::GROUP);
         let zero = E::default();
         let Self { keys: turned, values: panels, rows: [_, key_rows, value_rows], .. } = self;
-        turned.resize(dim * lanes, zero);
+        turned.resize(dim * lanes);
         for key in 0..lanes {
             let groups = turned[key * E::GROUP..].chunks_mut(lanes * E::GROUP);
             if key < keys {
@@ -95,7 +95,7 @@ impl<E: Operand> Scratch<E> {
                 groups.for_each(|to| to[..E::GROUP].fill(zero));
             }
         }
-        panels.resize(inner * dim.next_multiple_of(LANES), zero);
+        panels.resize(inner * dim.next_multiple_of(LANES));
         for start in (0..dim).step_by(PANEL) {
             let width = width(dim, start);
             let panel = &mut panels[start * inner..][..width * inner];
@@ -129,9 +129,9 @@ impl<E: Operand> Scratch<E> {
         let inner = keys.next_multiple_of(E::GROUP);
         let Self { keys: turned, values: panels, scores, weights, sums, rows, .. } = self;
         let [query_rows, ..] = rows;
-        scores.resize(ROWS * lanes, 0.0);
-        weights.resize(ROWS * lanes, E::default());
-        sums.resize(ROWS * PANEL, 0.0);
+        scores.resize(ROWS * lanes);
+        weights.resize(ROWS * lanes);
+        sums.resize(ROWS * PANEL);
         for query in (0..queries).step_by(ROWS) {
             let count = ROWS.min(queries - query);
             let mut offsets = [0; ROWS];

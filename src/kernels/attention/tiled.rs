@@ -23,10 +23,10 @@ impl<T: Float, E: Operand> Piece<'_, T, E> {
         let (length, padded) = (dim.next_multiple_of(step), keys.next_multiple_of(step));
         scratch.pack(&unit, [k, v], (keys, padded), (dim, length));
         let zero = E::default();
-        scratch.queries.resize(ROWS * length, zero);
-        scratch.scores.resize(ROWS * KEYS, 0.0);
-        scratch.weights.resize(ROWS * KEYS, zero);
-        scratch.sums.resize(ROWS * dim.next_multiple_of(LANES), 0.0);
+        scratch.queries.resize(ROWS * length);
+        scratch.scores.resize(ROWS * KEYS);
+        scratch.weights.resize(ROWS * KEYS);
+        scratch.sums.resize(ROWS * dim.next_multiple_of(LANES));
         for query in (first..end).step_by(ROWS) {
             let rows = ROWS.min(end - query);
             for (r, to) in scratch.queries.chunks_exact_mut(length).enumerate() {

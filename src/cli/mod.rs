@@ -30,6 +30,7 @@ use clap::error::ErrorKind;
 
 use crate::{Error, Result};
 use args::{Cli, Command};
+pub use tune::Allocator;
 
 /// Parses the command line, runs it and gives the exit code.
 pub fn main() -> ExitCode {

@@ -36,7 +36,10 @@ pub(crate) struct Left<'a, T> {
 impl<'a, T: Element> Left<'a, T> {
     /// Rows of `inner` values, of which one starts every `stride` values.
     pub(crate) fn new(values: &'a [T], stride: usize, inner: usize) -> Self {
-        assert!(inner.is_multiple_of(BYTES / size_of::<T>()) && values.len() >= (ROWS - 1) * stride + inner);
+        assert!(
+            inner.is_multiple_of(BYTES / size_of::<T>())
+                && values.len() >= (ROWS - 1) * stride + inner
+        );
         Self { values, stride, inner }
     }
 

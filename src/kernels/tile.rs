@@ -133,12 +133,14 @@ impl Element for f32 {
         unsafe {
             match isa {
                 #[cfg(target_arch = "x86_64")]
-                Isa::Avx512 | Isa::Avx512Vnni | Isa::Avx512Bf16 | Isa::Amx => match tile.width / LANES {
-                    1 => x86::f32_512::<1>(tile),
-                    2 => x86::f32_512::<2>(tile),
-                    3 => x86::f32_512::<3>(tile),
-                    _ => x86::f32_512::<4>(tile),
-                },
+                Isa::Avx512 | Isa::Avx512Vnni | Isa::Avx512Bf16 | Isa::Amx => {
+                    match tile.width / LANES {
+                        1 => x86::f32_512::<1>(tile),
+                        2 => x86::f32_512::<2>(tile),
+                        3 => x86::f32_512::<3>(tile),
+                        _ => x86::f32_512::<4>(tile),
+                    }
+                }
                 #[cfg(target_arch = "x86_64")]
                 Isa::Avx2 => x86::f32_256(tile),
                 #[cfg(target_arch = "aarch64")]

@@ -109,14 +109,18 @@ impl<'a, T: Element> Left<'a, T> {
 }
 
 #[cfg(target_arch = "x86_64")]
-pub(crate) use x86::{bf16, bytes, is_running, is_there, with_tiles};
+pub(crate) use x86::{bf16, bytes, exponentials, is_running, is_there, with_tiles};
 
 #[cfg(target_arch = "x86_64")]
 mod x86 {
     #![allow(unsafe_code)]
 
     use std::arch::asm;
-    use std::arch::x86_64::{__cpuid, __cpuid_count};
+    use std::arch::x86_64::{
+        __cpuid, __cpuid_count, __m256bh, _mm512_add_ps, _mm512_cvtneps_pbh, _mm512_fmadd_ps,
+        _mm512_loadu_ps, _mm512_max_ps, _mm512_mul_ps, _mm512_reduce_add_ps, _mm512_reduce_max_ps,
+        _mm512_reduce_ps, _mm512_scalef_ps, _mm512_set1_ps, _mm512_setzero_ps, _mm512_sub_ps,
+    };
     use std::cell::Cell;
     use std::sync::OnceLock;
 
@@ -316,6 +320,50 @@ mod x86 {
                 }
             }
         }
+    }
+
+    /// See [`Element::exponentials`](super::Element::exponentials).
+    ///
+    /// # Safety
+    ///
+    /// The processor must have the instructions.
+    #[target_feature(enable = "avx512f,avx512dq,avx512bf16")]
+    pub(crate) unsafe fn exponentials(
+        scores: &[f32],
+        least: f32,
+        scale: f32,
+        weights: &mut [half::bf16],
+    ) -> (f32, f32) {
+        /// What is above the next lower integer.
+        const FRACTION: i32 = 0x09;
+        assert!(scores.len().is_multiple_of(LANES) && weights.len() >= scores.len());
+        let all = || (0..scores.len()).step_by(LANES);
+        // SAFETY: reads and writes stay within the slices, as their lengths are checked above.
+        let load = |at: usize| unsafe { _mm512_loadu_ps(scores.as_ptr().add(at)) };
+        let mut most = _mm512_set1_ps(least);
+        for at in all() {
+            // What is no number in the first operand is passed over.
+            most = _mm512_max_ps(load(at), most);
+        }
+        let maximum = _mm512_reduce_max_ps(most);
+        let (most, per_unit) =
+            (_mm512_set1_ps(maximum), _mm512_set1_ps(scale * std::f32::consts::LOG2_E));
+        let mut total = _mm512_setzero_ps();
+        for at in all() {
+            let x = _mm512_mul_ps(_mm512_sub_ps(load(at), most), per_unit);
+            // 2 to the fraction within 2.6e-6, which is then scaled by 2 to the integer.
+            let r = _mm512_reduce_ps::<FRACTION>(x);
+            let mut p = _mm512_set1_ps(1.353_416_8e-2);
+            for c in [5.201_146_4e-2, 2.414_427_5e-1, 6.930_038e-1, 1.000_002_6] {
+                p = _mm512_fmadd_ps(p, r, _mm512_set1_ps(c));
+            }
+            let e = _mm512_scalef_ps(p, x);
+            total = _mm512_add_ps(total, e);
+            let e = _mm512_cvtneps_pbh(e);
+            // SAFETY: as above.
+            unsafe { weights.as_mut_ptr().add(at).cast::<__m256bh>().write_unaligned(e) };
+        }
+        (maximum, _mm512_reduce_add_ps(total))
     }
 }
 

@@ -74,7 +74,10 @@ pub fn erf<const FMA: bool>(x: f32) -> f32 {
 /// `x · sigmoid(x)`.
 #[inline(always)]
 pub fn silu<const FMA: bool>(x: f32) -> f32 {
-    x / (1.0 + exp::<FMA>(-x))
+    // Of what is not positive, so that nothing is too large.
+    let e = exp_negative::<FMA>(-x.abs());
+    let part = if x < 0.0 { e } else { 1.0 };
+    x * (part / (1.0 + e))
 }
 
 /// `x · Φ(x)` with the exact normal distribution function, not the tanh approximation.

@@ -1,5 +1,6 @@
 //! Normalization that reads its input twice, the second time for the result.
 
+use std::mem::MaybeUninit;
 use std::ops::Range;
 
 use candle_core::{CpuStorage, CustomOp3, DType, Layout, Result, Shape, Tensor};
@@ -10,6 +11,7 @@ use super::clock::{self, Kind};
 use super::float::{self, Float};
 use super::isa::{Isa, Loops};
 use super::layout::{channels_first, channels_last};
+use super::shared::filled;
 use super::{grad, math, reference};
 
 /// Values that are in a core's first cache when they are read again.
@@ -118,6 +120,7 @@ impl CustomOp3 for Groups {
 }
 
 impl Groups {
+    #[allow(unsafe_code)]
     fn normalize<T: Float>(
         &self,
         x: &CpuStorage,
@@ -128,9 +131,8 @@ impl Groups {
         let (images, height, width, channels) = layout.shape().dims4()?;
         let GroupNormOptions { groups, eps, frames, silu } = self.0;
         let x = float::slice::<T>(x, layout.start_offset(), layout.shape().elem_count())?;
-        let mut y = vec![T::default(); x.len()];
-        if y.is_empty() {
-            return Ok(T::storage(y));
+        if x.is_empty() {
+            return Ok(T::storage(Vec::new()));
         }
         let isa = Isa::current();
         let per_group = channels / groups;
@@ -161,9 +163,11 @@ impl Groups {
         let mut scales = vec![0f32; clips * channels];
         for clip in 0..clips {
             let of_clip = &moments[clip * frames * chunks * groups..][..frames * chunks * groups];
-            for group in 0..groups {
-                let of_group = of_clip.iter().skip(group).step_by(groups);
-                let all = of_group.fold(Moments::default(), |a, b| a.and(*b));
+            let mut all = vec![Moments::default(); groups];
+            for of_chunk in of_clip.chunks_exact(groups) {
+                all.iter_mut().zip(of_chunk).for_each(|(all, one)| *all = all.and(*one));
+            }
+            for (group, all) in all.into_iter().enumerate() {
                 let inverse = 1.0 / (all.squares / all.count + eps).sqrt();
                 let center = all.mean as f32;
                 for channel in group * per_group..(group + 1) * per_group {
@@ -177,7 +181,7 @@ impl Groups {
             }
         }
 
-        let apply = |i: usize, y: &mut [T]| {
+        let apply = |i: usize, y: &mut [MaybeUninit<T>]| {
             let clip = i / chunks / frames * channels;
             let of_clip = clip..clip + channels;
             let change = Change {
@@ -190,20 +194,24 @@ impl Groups {
             };
             isa.vectorize(change);
         };
-        let mut parts = Vec::with_capacity(all.len());
-        let mut rest = &mut y[..];
-        for i in all {
-            let (part, after) = rest.split_at_mut(part(i).len());
-            parts.push((i, part));
-            rest = after;
-        }
-        if x.len() < SERIAL {
-            for (i, y) in parts {
-                apply(i, y);
+        let fill = |y: &mut [MaybeUninit<T>]| {
+            let mut parts = Vec::with_capacity(all.len());
+            let mut rest = y;
+            for i in all {
+                let (part, after) = rest.split_at_mut(part(i).len());
+                parts.push((i, part));
+                rest = after;
             }
-        } else {
-            parts.into_par_iter().with_min_len(4).for_each(|(i, y)| apply(i, y));
-        }
+            if x.len() < SERIAL {
+                for (i, y) in parts {
+                    apply(i, y);
+                }
+            } else {
+                parts.into_par_iter().with_min_len(4).for_each(|(i, y)| apply(i, y));
+            }
+        };
+        // SAFETY: every value is in a part, and parts are whole pixels.
+        let y = unsafe { filled(x.len(), T::narrow(f32::NAN), fill) };
         Ok(T::storage(y))
     }
 }
@@ -211,7 +219,7 @@ impl Groups {
 /// What is done to every pixel of a clip, one value for each channel.
 struct Change<'a, T> {
     x: &'a [T],
-    y: &'a mut [T],
+    y: &'a mut [MaybeUninit<T>],
     centers: &'a [f32],
     scales: &'a [f32],
     offsets: &'a [f32],
@@ -229,11 +237,11 @@ impl<T: Float> Loops for Change<'_, T> {
             let parameters = centers.iter().zip(scales).zip(offsets);
             if silu {
                 for ((y, x), ((center, scale), offset)) in y.iter_mut().zip(x).zip(parameters) {
-                    *y = T::narrow(math::silu::<FMA>((x.widen() - center) * scale + offset));
+                    y.write(T::narrow(math::silu::<FMA>((x.widen() - center) * scale + offset)));
                 }
             } else {
                 for ((y, x), ((center, scale), offset)) in y.iter_mut().zip(x).zip(parameters) {
-                    *y = T::narrow((x.widen() - center) * scale + offset);
+                    y.write(T::narrow((x.widen() - center) * scale + offset));
                 }
             }
         }

@@ -524,16 +524,14 @@ pub(crate) fn product<T: Operand, O: Float>(
             for (i, block) in blocks.iter().enumerate() {
                 let parts = panels.clone().zip(&mut *widened);
                 let parts: Vec<_> = parts
-                    .map(|(panel, scratch)| {
-                        weights.block(isa, &Block { panel, ..*block }, scratch)
-                    })
+                    .map(|(panel, scratch)| weights.block(isa, &Block { panel, ..*block }, scratch))
                     .collect();
                 let offsets = &mut offsets[..block.taps * plan.rows];
                 for (t, pixel) in (first..end).step_by(plan.rows).enumerate() {
                     let rows = plan.rows.min(end - pixel);
                     window.offsets(pixel, end - 1, block, sizes.channels, offsets);
-                    let left = in_tiles
-                        .then(|| amx::Left::gather(x, offsets, block.channels, gathered));
+                    let left =
+                        in_tiles.then(|| amx::Left::gather(x, offsets, block.channels, gathered));
                     for (p, (values, width)) in parts.iter().zip(widths.clone()).enumerate() {
                         let panel = panels.start + p;
                         let finish = Finish { sizes: &sizes, epilogue, panel, width, out };

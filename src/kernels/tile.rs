@@ -51,6 +51,23 @@ pub(crate) trait Element: Stored {
         let _ = (work, columns);
         unreachable!("products that do not fit tiles");
     }
+
+    /// Writes `e^(scale (score - maximum))`, where the maximum is that of the scores and of `least`; returns it, and the
+    /// sum before rounding. Within 3e-6, for whole lanes.
+    ///
+    /// # Safety
+    ///
+    /// As above.
+    #[allow(unsafe_code)]
+    unsafe fn exponentials(
+        scores: &[f32],
+        least: f32,
+        scale: f32,
+        weights: &mut [Self],
+    ) -> (f32, f32) {
+        let _ = (scores, least, scale, weights);
+        unreachable!("products that do not fit tiles");
+    }
 }
 
 /// A tile as the innermost loops want it.
@@ -180,6 +197,18 @@ impl Element for bf16 {
     unsafe fn in_tiles(work: amx::Work<Self>, columns: usize) {
         // SAFETY: the caller's promises are those that this asks for.
         unsafe { amx::bf16(work, columns) }
+    }
+
+    #[cfg(target_arch = "x86_64")]
+    #[allow(unsafe_code)]
+    unsafe fn exponentials(
+        scores: &[f32],
+        least: f32,
+        scale: f32,
+        weights: &mut [Self],
+    ) -> (f32, f32) {
+        // SAFETY: a processor with the unit has all others, too.
+        unsafe { amx::exponentials(scores, least, scale, weights) }
     }
 }
 

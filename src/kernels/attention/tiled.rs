@@ -1,10 +1,9 @@
 //! Long sequences as in `long.rs`, in the matrix unit: more queries at a time, fewer keys.
 
 use super::long::Piece;
-use super::{Given, Operand, exponentials, width};
+use super::{Given, Operand, width};
 use crate::kernels::amx::{BYTES, Left, ROWS};
 use crate::kernels::float::Float;
-use crate::kernels::lanes::Lanes;
 use crate::kernels::math;
 use crate::kernels::tile::{LANES, PANEL};
 
@@ -52,13 +51,9 @@ impl<T: Float, E: Operand> Piece<'_, T, E> {
                     scale.turn(scores);
                     // Keys that are padding get no weight.
                     scores[count..].fill(f32::NEG_INFINITY);
-                    let mut most = Lanes([maxima[r]; LANES]);
-                    for scores in scores.chunks_exact(LANES) {
-                        most = most.greatest(Lanes::read(scores));
-                    }
-                    let maximum = most.most();
-                    let zero = Lanes::ZERO;
-                    let total = exponentials::<FMA, E>(scores, maximum, scale.size, weights, zero);
+                    // SAFETY: this runs in tiles.
+                    let (maximum, total) =
+                        unsafe { E::exponentials(scores, maxima[r], scale.size, weights) };
                     if start > 0 && maximum > maxima[r] {
                         let factor = math::exp_negative::<FMA>((maxima[r] - maximum) * scale.size);
                         totals[r] *= factor;
@@ -68,7 +63,7 @@ impl<T: Float, E: Operand> Piece<'_, T, E> {
                             row.iter_mut().for_each(|v| *v *= factor);
                         }
                     }
-                    totals[r] += total.total();
+                    totals[r] += total;
                     maxima[r] = maximum;
                 }
                 let left = Left::new(&scratch.weights, KEYS, wide);

@@ -4,52 +4,109 @@ use std::alloc::{GlobalAlloc, Layout, System};
 
 /// The system's allocator, which large blocks get from the start of a line of the cache: vectors as wide as a line
 /// then touch no second one.
+///
+/// Each is part of a block that the system aligns as it likes, because asking it for more than that costs time and
+/// memory. Just before it is written where that one begins.
 #[derive(Debug)]
 pub struct Allocator;
 
-/// What is asked of the system for a block.
-fn aligned(layout: Layout) -> Layout {
-    const LINE: usize = 64;
+const LINE: usize = 64;
+
+/// What is asked of the system for a large block; `None` for one that is not, or has wishes of its own.
+fn whole(layout: Layout) -> Option<Layout> {
     const LARGE: usize = 1 << 10;
-    if layout.size() < LARGE {
-        return layout;
-    }
-    layout.align_to(LINE).unwrap_or(layout)
+    // With as much room before the block as an address takes.
+    const ALIGN: usize = align_of::<*mut u8>();
+    let large = layout.size() >= LARGE && layout.align() <= ALIGN;
+    large.then(|| Layout::from_size_align(layout.size() + LINE, ALIGN).ok()).flatten()
 }
 
-// SAFETY: every block is asked for, and given back, with the layout that `aligned` makes of its own.
+/// The part of `block` that starts with a line, with its address written before it.
+///
+/// # Safety
+///
+/// `block` must be null, or have a line more than the part.
+#[allow(unsafe_code)]
+unsafe fn part(block: *mut u8) -> *mut u8 {
+    if block.is_null() {
+        return block;
+    }
+    // SAFETY: the part starts within the first line, and at least an address after the block, as that is aligned so.
+    unsafe {
+        let part = block.add(LINE - block.addr() % LINE);
+        part.cast::<*mut u8>().sub(1).write(block);
+        part
+    }
+}
+
+/// The block of a part.
+///
+/// # Safety
+///
+/// It must be one that [`part`] has made.
+#[allow(unsafe_code)]
+unsafe fn of_part(part: *mut u8) -> *mut u8 {
+    // SAFETY: this is where its address is.
+    unsafe { part.cast::<*mut u8>().sub(1).read() }
+}
+
+// SAFETY: large blocks are parts of the system's, found again by the layout that decides which are.
 #[allow(unsafe_code)]
 unsafe impl GlobalAlloc for Allocator {
     unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
         // SAFETY: by the caller's promise.
-        unsafe { System.alloc(aligned(layout)) }
+        unsafe {
+            whole(layout).map_or_else(|| System.alloc(layout), |whole| part(System.alloc(whole)))
+        }
     }
 
     unsafe fn alloc_zeroed(&self, layout: Layout) -> *mut u8 {
         // SAFETY: by the caller's promise.
-        unsafe { System.alloc_zeroed(aligned(layout)) }
+        unsafe {
+            whole(layout).map_or_else(
+                || System.alloc_zeroed(layout),
+                |whole| part(System.alloc_zeroed(whole)),
+            )
+        }
     }
 
     unsafe fn dealloc(&self, block: *mut u8, layout: Layout) {
         // SAFETY: by the caller's promise.
-        unsafe { System.dealloc(block, aligned(layout)) }
+        unsafe {
+            match whole(layout) {
+                Some(whole) => System.dealloc(of_part(block), whole),
+                None => System.dealloc(block, layout),
+            }
+        }
     }
 
     unsafe fn realloc(&self, block: *mut u8, layout: Layout, size: usize) -> *mut u8 {
         // SAFETY: by the caller's promise the size is one that a layout can have.
         let new = unsafe { Layout::from_size_align_unchecked(size, layout.align()) };
-        let (from, to) = (aligned(layout), aligned(new));
-        // SAFETY: by the caller's promise; a block that moves is as large as what is copied on both sides.
-        unsafe {
-            if from.align() == to.align() {
-                return System.realloc(block, from, size);
-            }
-            let moved = System.alloc(to);
-            if !moved.is_null() {
-                moved.copy_from_nonoverlapping(block, layout.size().min(size));
-                System.dealloc(block, from);
-            }
-            moved
+        match (whole(layout), whole(new)) {
+            // SAFETY: by the caller's promise.
+            (None, None) => unsafe { System.realloc(block, layout, size) },
+            // SAFETY: what is moved lies within both blocks, wherever in the new one it is.
+            (Some(from), Some(to)) => unsafe {
+                let old = of_part(block);
+                let offset = block.addr() - old.addr();
+                let moved = System.realloc(old, from, to.size());
+                if moved.is_null() {
+                    return moved;
+                }
+                let now = moved.add(LINE - moved.addr() % LINE);
+                now.copy_from(moved.add(offset), layout.size().min(size));
+                part(moved)
+            },
+            // SAFETY: by the caller's promise; both have as many bytes as are copied.
+            _ => unsafe {
+                let moved = self.alloc(new);
+                if !moved.is_null() {
+                    moved.copy_from_nonoverlapping(block, layout.size().min(size));
+                    self.dealloc(block, layout);
+                }
+                moved
+            },
         }
     }
 }
@@ -76,5 +133,46 @@ pub(super) fn keep_freed_memory() {
     unsafe {
         libc::mallopt(libc::M_MMAP_MAX, 0);
         libc::mallopt(libc::M_TRIM_THRESHOLD, i32::MAX);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    #[allow(unsafe_code)]
+    fn large_blocks_start_with_a_line_and_keep_what_is_in_them() {
+        let sizes = [1, 1023, 1024, 1500, 100_000, 5 << 20, 70_000, 1024, 1000, 3];
+        for align in [1, 8, 16, 128] {
+            for zeroed in [false, true] {
+                let mut layout = Layout::from_size_align(sizes[0], align).unwrap();
+                // SAFETY: sizes are not 0, and what is read has been written.
+                unsafe {
+                    let mut block = if zeroed {
+                        Allocator.alloc_zeroed(layout)
+                    } else {
+                        Allocator.alloc(layout)
+                    };
+                    assert!(!zeroed || *block == 0);
+                    block.write(7);
+                    for size in sizes {
+                        block = Allocator.realloc(block, layout, size);
+                        let before = layout.size().min(size);
+                        layout = Layout::from_size_align(size, align).unwrap();
+                        assert_eq!(block.addr() % align, 0);
+                        assert!(size < 1024 || block.addr().is_multiple_of(LINE) || align == 16);
+                        let kept = std::slice::from_raw_parts(block, before);
+                        assert!(kept.iter().all(|v| *v == 7));
+                        block.write_bytes(7, size);
+                    }
+                    Allocator.dealloc(block, layout);
+                    let large = Layout::from_size_align(1 << 16, align).unwrap();
+                    let block = Allocator.alloc_zeroed(large);
+                    assert!(std::slice::from_raw_parts(block, 1 << 16).iter().all(|v| *v == 0));
+                    Allocator.dealloc(block, large);
+                }
+            }
+        }
     }
 }

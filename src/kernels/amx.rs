@@ -4,6 +4,8 @@
 //! A left operand of [`ROWS`] rows meets a packed panel as it is: the panel's groups of two bf16, or four bytes, are
 //! what the unit wants side by side. Its state is a thread's own, and is set up by [`with_tiles`].
 
+use std::marker::PhantomData;
+
 use super::shared::Aligned;
 use super::tile::{Element, LANES, PANEL, ZEROS};
 
@@ -16,69 +18,114 @@ pub(crate) const BYTES: usize = 64;
 /// Sixteen or thirty-two columns of a product, by addresses; strides and steps are in bytes.
 #[derive(Clone, Copy)]
 pub(crate) struct Work<T: Element> {
-    left: *const T,
-    left_stride: usize,
+    segments: *const Segment<T>,
+    count: usize,
+    /// Of a segment.
+    steps: usize,
     panel: *const T::Weight,
     panel_stride: usize,
-    steps: usize,
     sums: *mut f32,
     sums_stride: usize,
     fresh: bool,
 }
 
-/// [`ROWS`] rows that lie at the same distance from each other.
-pub(crate) struct Left<'a, T> {
-    values: &'a [T],
+/// Some of the inner dimension of all rows, which start so many bytes from each other.
+#[derive(Clone, Copy)]
+#[repr(C)]
+pub(crate) struct Segment<T> {
+    first: *const T,
     stride: usize,
-    inner: usize,
+}
+
+impl<T> Segment<T> {
+    /// Rows of `length` values, of which one starts every `stride` values.
+    fn new(values: &[T], stride: usize, length: usize) -> Self {
+        assert!(values.len() >= (ROWS - 1) * stride + length);
+        Self { first: values.as_ptr(), stride: stride * size_of::<T>() }
+    }
+}
+
+/// What a thread keeps from one gathering to the next.
+pub(crate) struct Gathered<T> {
+    values: Aligned<T>,
+    segments: Vec<Segment<T>>,
+}
+
+impl<T: Copy + Default> Default for Gathered<T> {
+    fn default() -> Self {
+        Self { values: Aligned::default(), segments: Vec::new() }
+    }
+}
+
+/// [`ROWS`] rows, segment by segment.
+pub(crate) struct Left<'a, T> {
+    one: [Segment<T>; 1],
+    /// In place of the one.
+    many: Option<&'a [Segment<T>]>,
+    length: usize,
+    values: PhantomData<&'a [T]>,
 }
 
 impl<'a, T: Element> Left<'a, T> {
-    /// Rows of `inner` values, of which one starts every `stride` values.
-    pub(crate) fn new(values: &'a [T], stride: usize, inner: usize) -> Self {
-        assert!(
-            inner.is_multiple_of(BYTES / size_of::<T>())
-                && values.len() >= (ROWS - 1) * stride + inner
-        );
-        Self { values, stride, inner }
+    /// Rows of `length` values, of which one starts every `stride` values.
+    pub(crate) fn new(values: &'a [T], stride: usize, length: usize) -> Self {
+        let one = [Segment::new(values, stride, length)];
+        Self { one, many: None, length, values: PhantomData }
     }
 
     /// Rows that are made of segments of `length` values at `(segments, ROWS)` places in `values`, [`ZEROS`] among
-    /// them. They are copied to `scratch` unless they lie in rows, and in lines of the cache, already.
+    /// them. Segments are copied to `scratch` unless they lie in rows, and in lines of the cache, already.
     pub(crate) fn gather(
         values: &'a [T],
         offsets: &[usize],
         length: usize,
-        scratch: &'a mut Aligned<T>,
+        scratch: &'a mut Gathered<T>,
     ) -> Self {
-        if offsets.len() == ROWS && !offsets.contains(&ZEROS) {
-            let stride = offsets[1].wrapping_sub(offsets[0]);
-            let even = offsets.windows(2).all(|pair| pair[1].wrapping_sub(pair[0]) == stride);
-            let bytes = stride.wrapping_mul(size_of::<T>());
-            let aligned = (&raw const values[offsets[0]]).addr() % BYTES == 0 && bytes % BYTES == 0;
-            // A distance of whole pages would send all rows to the same few lines of a cache.
-            if even && aligned && stride >= length && !bytes.is_multiple_of(4096) {
-                return Self::new(&values[offsets[0]..], stride, length);
-            }
-        }
-        let inner = offsets.len() / ROWS * length;
-        let stride = inner + BYTES / size_of::<T>();
-        scratch.resize(ROWS * stride);
-        for (segment, offsets) in offsets.chunks_exact(ROWS).enumerate() {
-            for (row, &offset) in offsets.iter().enumerate() {
-                let to = &mut scratch[row * stride + segment * length..][..length];
-                if offset == ZEROS {
-                    to.fill(T::default());
-                } else {
-                    to.copy_from_slice(&values[offset..offset + length]);
+        let apart = length + BYTES / size_of::<T>();
+        scratch.segments.clear();
+        scratch.values.resize(offsets.len() * apart);
+        for (offsets, copy) in
+            offsets.chunks_exact(ROWS).zip(scratch.values.chunks_exact_mut(ROWS * apart))
+        {
+            scratch.segments.push(Self::in_place(values, offsets, length).unwrap_or_else(|| {
+                for (to, &offset) in copy.chunks_exact_mut(apart).zip(offsets) {
+                    if offset == ZEROS {
+                        to[..length].fill(T::default());
+                    } else {
+                        to[..length].copy_from_slice(&values[offset..offset + length]);
+                    }
                 }
-            }
+                Segment::new(copy, apart, length)
+            }));
         }
-        Self::new(scratch, stride, inner)
+        let one = [Segment { first: values.as_ptr(), stride: 0 }];
+        Self { one, many: Some(&scratch.segments), length, values: PhantomData }
     }
 
-    /// The product with a panel `(inner / GROUP, width, GROUP)` is written to `sums` or, unless `fresh`, added; its rows
-    /// start every `pitch` values. Within [`with_tiles`] only.
+    /// Rows that need not be copied.
+    fn in_place(values: &[T], offsets: &[usize], length: usize) -> Option<Segment<T>> {
+        /// A distance of whole pages would send all rows to the same few lines of a cache.
+        const PAGE: usize = 4096;
+        let first = offsets[0];
+        // Offsets grow from row to row, so that the last is among [`ZEROS`] if it is not where it should be.
+        let stride = offsets[1].checked_sub(first)?;
+        let even = offsets
+            .iter()
+            .enumerate()
+            .all(|(r, at)| *at == first.wrapping_add(r.wrapping_mul(stride)));
+        if !even || stride < length {
+            return None;
+        }
+        let bytes = stride * size_of::<T>();
+        if !bytes.is_multiple_of(BYTES) || bytes.is_multiple_of(PAGE) {
+            return None;
+        }
+        let values = &values[first..];
+        (values.as_ptr().addr().is_multiple_of(BYTES)).then(|| Segment::new(values, stride, length))
+    }
+
+    /// The product with a panel `(segments, length / GROUP, width, GROUP)` is written to `sums` or, unless `fresh`,
+    /// added; its rows start every `pitch` values. Within [`with_tiles`] only.
     #[allow(unsafe_code)]
     pub(crate) fn multiply(
         &self,
@@ -87,21 +134,24 @@ impl<'a, T: Element> Left<'a, T> {
         (sums, pitch): (&mut [f32], usize),
         fresh: bool,
     ) {
+        let segments = self.many.unwrap_or(&self.one);
+        assert!(!segments.is_empty() && self.length > 0);
+        assert!((self.length * size_of::<T>()).is_multiple_of(BYTES));
         assert!(width.is_multiple_of(LANES) && width <= PANEL && width <= pitch);
-        assert!(panel.len() >= self.inner * width && sums.len() >= (ROWS - 1) * pitch + width);
-        assert!(is_running());
+        assert!(panel.len() >= segments.len() * self.length * width);
+        assert!(sums.len() >= (ROWS - 1) * pitch + width && is_running());
         for column in (0..width).step_by(2 * LANES) {
             let work = Work {
-                left: self.values.as_ptr(),
-                left_stride: self.stride * size_of::<T>(),
+                segments: segments.as_ptr(),
+                count: segments.len(),
+                steps: self.length * size_of::<T>() / BYTES,
                 panel: panel[column * T::GROUP..].as_ptr(),
                 panel_stride: width * T::GROUP * size_of::<T::Weight>(),
-                steps: self.inner * size_of::<T>() / BYTES,
                 sums: sums[column..].as_mut_ptr(),
                 sums_stride: pitch * size_of::<f32>(),
                 fresh,
             };
-            // SAFETY: `new` and the assertions above make everything as long as it is read and written; tiles are
+            // SAFETY: segments and the assertions above make everything as long as it is read and written; tiles are
             // only set up where they are there.
             unsafe { T::in_tiles(work, (width - column).min(2 * LANES)) };
         }
@@ -197,96 +247,100 @@ mod x86 {
         f()
     }
 
-    /// Multiplies with the instruction `$multiply`.
+    /// Multiplies with the instruction `$multiply`. Nothing else touches tiles, so that they keep what one part leaves
+    /// in them for the next: sums of the upper rows are in tiles 0 and 1, of the lower ones in 2 and 3.
     macro_rules! multiply {
         ($multiply:literal, $work:expr, $columns:expr) => {{
-            let Work { left, left_stride, panel, panel_stride, steps, sums, sums_stride, fresh } = $work;
-            let lower_left = left.wrapping_byte_add(ROWS / 2 * left_stride);
+            let Work {
+                segments,
+                count,
+                steps,
+                panel,
+                panel_stride,
+                sums,
+                sums_stride,
+                fresh,
+            } = $work;
             let lower_sums = sums.wrapping_byte_add(ROWS / 2 * sums_stride);
-            if $columns > LANES {
-                asm!(
-                    "test {fresh:e}, {fresh:e}",
-                    "jz 2f",
-                    "tilezero tmm0",
-                    "tilezero tmm1",
-                    "tilezero tmm2",
-                    "tilezero tmm3",
-                    "jmp 3f",
-                    "2:",
-                    "tileloadd tmm0, [{sums} + {sums_stride}]",
-                    "tileloadd tmm1, [{sums} + {sums_stride} + 64]",
-                    "tileloadd tmm2, [{lower_sums} + {sums_stride}]",
-                    "tileloadd tmm3, [{lower_sums} + {sums_stride} + 64]",
-                    "3:",
-                    "tileloadd tmm4, [{left} + {left_stride}]",
-                    "tileloadd tmm6, [{panel} + {panel_stride}]",
-                    concat!($multiply, " tmm0, tmm4, tmm6"),
-                    "tileloadd tmm7, [{panel} + {panel_stride} + 64]",
-                    concat!($multiply, " tmm1, tmm4, tmm7"),
-                    "tileloadd tmm5, [{lower_left} + {left_stride}]",
-                    concat!($multiply, " tmm2, tmm5, tmm6"),
-                    concat!($multiply, " tmm3, tmm5, tmm7"),
-                    "add {left}, 64",
-                    "add {lower_left}, 64",
-                    "add {panel}, {panel_step}",
-                    "dec {steps}",
-                    "jnz 3b",
-                    "tilestored [{sums} + {sums_stride}], tmm0",
-                    "tilestored [{sums} + {sums_stride} + 64], tmm1",
-                    "tilestored [{lower_sums} + {sums_stride}], tmm2",
-                    "tilestored [{lower_sums} + {sums_stride} + 64], tmm3",
-                    left = inout(reg) left => _,
-                    lower_left = inout(reg) lower_left => _,
-                    left_stride = in(reg) left_stride,
-                    panel = inout(reg) panel => _,
-                    panel_stride = in(reg) panel_stride,
-                    panel_step = in(reg) 16 * panel_stride,
-                    steps = inout(reg) steps => _,
-                    sums = in(reg) sums,
-                    lower_sums = in(reg) lower_sums,
-                    sums_stride = in(reg) sums_stride,
-                    fresh = in(reg) u32::from(fresh),
-                    out("tmm0") _, out("tmm1") _, out("tmm2") _, out("tmm3") _,
-                    out("tmm4") _, out("tmm5") _, out("tmm6") _, out("tmm7") _,
-                    options(nostack),
-                );
+            let wide = $columns > LANES;
+            if fresh {
+                asm!("tilezero tmm0", "tilezero tmm1", "tilezero tmm2", "tilezero tmm3",
+                    options(nomem, nostack, preserves_flags));
             } else {
-                asm!(
-                    "test {fresh:e}, {fresh:e}",
-                    "jz 2f",
-                    "tilezero tmm0",
-                    "tilezero tmm2",
-                    "jmp 3f",
-                    "2:",
-                    "tileloadd tmm0, [{sums} + {sums_stride}]",
-                    "tileloadd tmm2, [{lower_sums} + {sums_stride}]",
-                    "3:",
-                    "tileloadd tmm6, [{panel} + {panel_stride}]",
-                    "tileloadd tmm4, [{left} + {left_stride}]",
-                    concat!($multiply, " tmm0, tmm4, tmm6"),
-                    "tileloadd tmm5, [{lower_left} + {left_stride}]",
-                    concat!($multiply, " tmm2, tmm5, tmm6"),
-                    "add {left}, 64",
-                    "add {lower_left}, 64",
-                    "add {panel}, {panel_step}",
-                    "dec {steps}",
-                    "jnz 3b",
-                    "tilestored [{sums} + {sums_stride}], tmm0",
-                    "tilestored [{lower_sums} + {sums_stride}], tmm2",
-                    left = inout(reg) left => _,
-                    lower_left = inout(reg) lower_left => _,
-                    left_stride = in(reg) left_stride,
-                    panel = inout(reg) panel => _,
-                    panel_stride = in(reg) panel_stride,
-                    panel_step = in(reg) 16 * panel_stride,
-                    steps = inout(reg) steps => _,
-                    sums = in(reg) sums,
-                    lower_sums = in(reg) lower_sums,
-                    sums_stride = in(reg) sums_stride,
-                    fresh = in(reg) u32::from(fresh),
-                    out("tmm0") _, out("tmm2") _, out("tmm4") _, out("tmm5") _, out("tmm6") _,
-                    options(nostack),
-                );
+                asm!("tileloadd tmm0, [{upper} + {stride}]", "tileloadd tmm2, [{lower} + {stride}]",
+                    upper = in(reg) sums, lower = in(reg) lower_sums, stride = in(reg) sums_stride,
+                    options(readonly, nostack, preserves_flags));
+                if wide {
+                    asm!("tileloadd tmm1, [{upper} + {stride} + 64]",
+                        "tileloadd tmm3, [{lower} + {stride} + 64]",
+                        upper = in(reg) sums, lower = in(reg) lower_sums,
+                        stride = in(reg) sums_stride,
+                        options(readonly, nostack, preserves_flags));
+                }
+            }
+            macro_rules! all_segments {
+                ($step:expr) => {
+                    asm!(
+                        "2:",
+                        "mov {upper}, [{segments}]",
+                        "mov {stride}, [{segments} + 8]",
+                        "add {segments}, 16",
+                        "mov {lower}, {stride}",
+                        "shl {lower}, 4",
+                        "add {lower}, {upper}",
+                        "mov {left}, {steps}",
+                        "3:",
+                        $step,
+                        "add {upper}, 64",
+                        "add {lower}, 64",
+                        // Sixteen rows on.
+                        "lea {panel}, [{panel} + 8 * {panel_stride}]",
+                        "lea {panel}, [{panel} + 8 * {panel_stride}]",
+                        "dec {left}",
+                        "jnz 3b",
+                        "dec {count}",
+                        "jnz 2b",
+                        segments = inout(reg) segments => _,
+                        count = inout(reg) count => _,
+                        steps = in(reg) steps,
+                        left = out(reg) _,
+                        upper = out(reg) _,
+                        lower = out(reg) _,
+                        stride = out(reg) _,
+                        panel = inout(reg) panel => _,
+                        panel_stride = in(reg) panel_stride,
+                        options(readonly, nostack),
+                    )
+                };
+            }
+            if wide {
+                all_segments!(concat!(
+                    "tileloadd tmm4, [{upper} + {stride}]\n",
+                    "tileloadd tmm6, [{panel} + {panel_stride}]\n",
+                    $multiply, " tmm0, tmm4, tmm6\n",
+                    "tileloadd tmm7, [{panel} + {panel_stride} + 64]\n",
+                    $multiply, " tmm1, tmm4, tmm7\n",
+                    "tileloadd tmm5, [{lower} + {stride}]\n",
+                    $multiply, " tmm2, tmm5, tmm6\n",
+                    $multiply, " tmm3, tmm5, tmm7",
+                ));
+            } else {
+                all_segments!(concat!(
+                    "tileloadd tmm6, [{panel} + {panel_stride}]\n",
+                    "tileloadd tmm4, [{upper} + {stride}]\n",
+                    $multiply, " tmm0, tmm4, tmm6\n",
+                    "tileloadd tmm5, [{lower} + {stride}]\n",
+                    $multiply, " tmm2, tmm5, tmm6",
+                ));
+            }
+            asm!("tilestored [{upper} + {stride}], tmm0", "tilestored [{lower} + {stride}], tmm2",
+                upper = in(reg) sums, lower = in(reg) lower_sums, stride = in(reg) sums_stride,
+                options(nostack, preserves_flags));
+            if wide {
+                asm!("tilestored [{upper} + {stride} + 64], tmm1",
+                    "tilestored [{lower} + {stride} + 64], tmm3",
+                    upper = in(reg) sums, lower = in(reg) lower_sums, stride = in(reg) sums_stride,
+                    options(nostack, preserves_flags));
             }
         }};
     }

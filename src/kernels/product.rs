@@ -468,7 +468,7 @@ pub(crate) struct Scratch<T: Element> {
     /// One for every panel.
     widened: Vec<Aligned<T::Weight>>,
     offsets: Vec<usize>,
-    gathered: Aligned<T>,
+    gathered: amx::Gathered<T>,
 }
 
 /// What can be multiplied, and has scratch memory for it.
@@ -536,7 +536,7 @@ pub(crate) fn product<T: Operand, O: Float>(
                         let panel = panels.start + p;
                         let finish = Finish { sizes: &sizes, epilogue, panel, width, out };
                         let last = i + 1 == blocks.len();
-                        if last {
+                        if last && !in_tiles {
                             finish.prefetch(pixel, rows);
                         }
                         let sums = &mut sums[(p * tiles + t % tiles) * plan.rows * PANEL..];

@@ -358,6 +358,7 @@ mod x86 {
     /// # Safety
     ///
     /// See [`Element::in_tiles`](super::Element::in_tiles).
+    #[target_feature(enable = "avx512f")]
     pub(crate) unsafe fn bytes(work: Work<u8>, columns: usize) {
         let mut whole = [0i32; ROWS * 2 * LANES];
         let (sums, stride) = (work.sums, work.sums_stride / size_of::<f32>());

@@ -172,6 +172,7 @@ impl Multiply<'_> {
     /// Whether a convolution of values in `dtype` is.
     fn is_transformed(&self, dtype: DType) -> bool {
         let sizes = self.weights.sizes();
+        // How much faster than f32 products are when they are not waiting for memory.
         let times = match Isa::current() {
             _ if !self.multiplies_bf16(dtype) => 1.0,
             isa if bf16::fits_tiles(isa, sizes.channels) => 10.0,

@@ -10,8 +10,9 @@
 //! | [`group_norm()`], [`layer_norm()`] | one pass for the statistics, one for the result | [`mod@reference`] |
 //! | [`geglu()`] | one pass | [`reference::geglu`] |
 //!
-//! On the CPU the instructions are chosen when the program runs, see [`isa::Isa`]. Tensors that take part in a gradient
-//! go other ways, with the same values; see `grad/mod.rs`.
+//! On the CPU the instructions are chosen when the program runs, see [`isa::Isa`]; bf16 and bytes go through the matrix
+//! unit where there is one. Tensors that take part in a gradient go other ways, with the same values; see
+//! `grad/mod.rs`.
 
 // A function is compiled for the instructions of the one that it is inlined into; see `isa`.
 #![allow(clippy::inline_always)]

@@ -5,6 +5,7 @@
 //! once, in panels of columns that stay in a core's cache while the rows pass by.
 
 use std::mem::MaybeUninit;
+use std::ops::Range;
 
 use half::bf16;
 use rayon::prelude::*;
@@ -33,7 +34,8 @@ impl Plan {
     /// In registers: every row is read for every panel.
     const LOOPS: Self = Self { rows: ROWS, tiles: 64, panels: 1, block: 256 << 10 };
 
-    /// In the matrix unit: rows are gathered, which several panels have to pay for.
+    /// In the matrix unit: rows may be copied, which several panels have to pay for, and the more of the inner dimension
+    /// is multiplied at once, the less often sums are read and written.
     const IN_TILES: Self = Self { rows: amx::ROWS, tiles: 16, panels: 4, block: 384 << 10 };
 }
 
@@ -250,7 +252,7 @@ impl Loops for Whole<'_> {
     #[inline(always)]
     fn run<const FMA: bool>(self) {
         for (to, from) in self.out.iter_mut().zip(self.part) {
-            *to = bf16::narrow(from.widen());
+            *to = bf16::exactly(from.widen());
         }
     }
 }
@@ -499,9 +501,6 @@ pub(crate) fn product<T: Operand, O: Float>(
     }
     let in_tiles = T::fits_tiles(isa, sizes.channels);
     let plan = if in_tiles { Plan::IN_TILES } else { Plan::LOOPS };
-    let zeros = vec![T::default(); sizes.channels];
-    let blocks = Block::list::<T>(&sizes, plan.block);
-    let most_taps = blocks.iter().map(|block| block.taps).max().unwrap_or(0);
     let panels = sizes.width().div_ceil(PANEL);
     let strips = pixels.div_ceil(plan.tiles * plan.rows);
     let strip_rows = pixels.div_ceil(plan.rows).div_ceil(strips) * plan.rows;
@@ -509,43 +508,82 @@ pub(crate) fn product<T: Operand, O: Float>(
     let wanted = (4 * rayon::current_num_threads()).div_ceil(strips).min(panels);
     let together = (panels / wanted).clamp(1, plan.panels);
     let groups = panels.div_ceil(together);
+    let zeros = vec![T::default(); sizes.channels];
+    let blocks = Block::list::<T>(&sizes, plan.block);
+    let tasks = Tasks { isa, x, window, weights, epilogue, in_tiles, plan, zeros, blocks };
     let run = |task: usize, out: &Shared<'_, MaybeUninit<O>>| {
-        let (strip, group) = (task / groups, task % groups);
-        let first = strip * strip_rows;
-        let end = (first + strip_rows).min(pixels);
-        let panels = group * together..panels.min((group + 1) * together);
-        let widths = panels.clone().map(|panel| sizes.panel_width(panel));
+        let (strip, group) = (task / groups * strip_rows, task % groups * together);
+        let strip = strip..pixels.min(strip + strip_rows);
+        let group = group..panels.min(group + together);
+        if in_tiles {
+            amx::with_tiles(|| tasks.run(strip, group, out));
+        } else {
+            tasks.run(strip, group, out);
+        }
+    };
+    let fill = |out: &mut [MaybeUninit<O>]| {
+        let out = Shared::new(out);
+        if 2 * pixels * sizes.width() * sizes.inner() < SERIAL {
+            (0..strips * groups).for_each(|task| run(task, &out));
+        } else {
+            (0..strips * groups).into_par_iter().for_each(|task| run(task, &out));
+        }
+    };
+    // SAFETY: every pixel is in a strip, every column in a panel, and each strip meets each group of panels.
+    unsafe { filled(len, O::narrow(f32::NAN), fill) }
+}
+
+/// What all tasks of a product share.
+struct Tasks<'a, T, O, P> {
+    isa: Isa,
+    x: &'a [T],
+    window: &'a Window,
+    weights: &'a P,
+    epilogue: &'a Epilogue<'a, O>,
+    in_tiles: bool,
+    plan: Plan,
+    /// As many as there are channels.
+    zeros: Vec<T>,
+    blocks: Vec<Block>,
+}
+
+impl<T: Operand, O: Float, P: Panels<T::Weight>> Tasks<'_, T, O, P> {
+    /// Some panels' columns of some pixels.
+    fn run(&self, pixels: Range<usize>, panels: Range<usize>, out: &Shared<'_, MaybeUninit<O>>) {
+        let Self { isa, weights, epilogue, ref blocks, .. } = *self;
+        let (rows, sizes) = (self.plan.rows, weights.sizes());
         T::with_scratch(|Scratch { sums, widened, offsets, gathered }| {
-            // Sums of a panel stay where they are until all blocks are through.
-            let tiles = if blocks.len() > 1 { (end - first).div_ceil(plan.rows) } else { 1 };
-            sums.resize(panels.len() * tiles * plan.rows * PANEL);
-            offsets.resize(most_taps * plan.rows, 0);
+            // They stay where they are until all blocks are through.
+            let tiles = if blocks.len() > 1 { pixels.len().div_ceil(rows) } else { 1 };
+            sums.resize(panels.len() * tiles * rows * PANEL);
             widened.resize_with(panels.len(), Aligned::default);
             for (i, block) in blocks.iter().enumerate() {
+                let last = i + 1 == blocks.len();
                 let parts = panels.clone().zip(&mut *widened);
                 let parts: Vec<_> = parts
                     .map(|(panel, scratch)| weights.block(isa, &Block { panel, ..*block }, scratch))
                     .collect();
-                let offsets = &mut offsets[..block.taps * plan.rows];
-                for (t, pixel) in (first..end).step_by(plan.rows).enumerate() {
-                    let rows = plan.rows.min(end - pixel);
-                    window.offsets(pixel, end - 1, block, sizes.channels, offsets);
-                    let left =
-                        in_tiles.then(|| amx::Left::gather(x, offsets, block.channels, gathered));
-                    for (p, (values, width)) in parts.iter().zip(widths.clone()).enumerate() {
-                        let panel = panels.start + p;
+                offsets.resize(block.taps * rows, 0);
+                for (t, pixel) in pixels.clone().step_by(rows).enumerate() {
+                    self.window.offsets(pixel, pixels.end - 1, block, sizes.channels, offsets);
+                    let left = self
+                        .in_tiles
+                        .then(|| amx::Left::gather(self.x, offsets, block.channels, gathered));
+                    for (p, (values, panel)) in parts.iter().zip(panels.clone()).enumerate() {
+                        let width = sizes.panel_width(panel);
                         let finish = Finish { sizes: &sizes, epilogue, panel, width, out };
-                        let last = i + 1 == blocks.len();
-                        if last && !in_tiles {
-                            finish.prefetch(pixel, rows);
+                        let here = rows.min(pixels.end - pixel);
+                        // In tiles it costs more than it brings.
+                        if last && !self.in_tiles {
+                            finish.prefetch(pixel, here);
                         }
-                        let sums = &mut sums[(p * tiles + t % tiles) * plan.rows * PANEL..];
+                        let sums = &mut sums[(p * tiles + t % tiles) * rows * PANEL..];
                         if let Some(left) = &left {
                             left.multiply(values, width, (sums, width), i == 0);
                         } else {
                             Product {
-                                values: x,
-                                zeros: &zeros,
+                                values: self.x,
+                                zeros: &self.zeros,
                                 offsets,
                                 length: block.channels,
                                 panel: values,
@@ -554,28 +592,14 @@ pub(crate) fn product<T: Operand, O: Float>(
                             .add_to(isa, sums, i == 0);
                         }
                         if last {
-                            let sums = &sums[..rows * width];
+                            let sums = &sums[..here * width];
                             isa.vectorize(FinishRows { finish, pixel, sums });
                         }
                     }
                 }
             }
         });
-    };
-    let run = |task: usize, out: &Shared<'_, MaybeUninit<O>>| {
-        if in_tiles { amx::with_tiles(|| run(task, out)) } else { run(task, out) }
-    };
-    let tasks = strips * groups;
-    let fill = |out: &mut [MaybeUninit<O>]| {
-        let out = Shared::new(out);
-        if 2 * pixels * sizes.width() * sizes.inner() < SERIAL {
-            (0..tasks).for_each(|task| run(task, &out));
-        } else {
-            (0..tasks).into_par_iter().for_each(|task| run(task, &out));
-        }
-    };
-    // SAFETY: every pixel is in a strip, every column in a panel, and each strip meets each panel.
-    unsafe { filled(len, O::narrow(f32::NAN), fill) }
+    }
 }
 
 /// Some rows of sums, one after the other, that are to be written to the result.

@@ -11,6 +11,7 @@ use super::summary::Summary;
 use crate::device::Quantize;
 use crate::error::Bytes;
 use crate::kernels::clock::{Kind, Times};
+use crate::kernels::isa::Isa;
 
 /// Everything that was measured, and under which circumstances.
 #[derive(Debug, Serialize)]
@@ -152,16 +153,15 @@ fn processor(info: &str) -> Option<&str> {
 }
 
 fn vector_units() -> &'static str {
-    #[cfg(target_arch = "x86_64")]
-    {
-        if is_x86_feature_detected!("avx512f") {
-            return ", AVX-512";
-        }
-        if is_x86_feature_detected!("avx2") {
-            return ", AVX2";
-        }
+    match Isa::current() {
+        Isa::Portable => "",
+        Isa::Neon => ", NEON",
+        Isa::Avx2 => ", AVX2",
+        Isa::Avx512 => ", AVX-512",
+        Isa::Avx512Vnni => ", AVX-512 VNNI",
+        Isa::Avx512Bf16 => ", AVX-512 BF16",
+        Isa::Amx => ", AMX",
     }
-    ""
 }
 
 impl Report {

@@ -1,7 +1,7 @@
 //! Attention that never holds the whole score matrix.
 //!
-//! On the CPU sequences are long or short: see `long.rs` and `short.rs`. Both multiply bf16 as bf16 where the processor
-//! does, everything else as f32. Elsewhere blocks of queries go through batched matmuls.
+//! On the CPU sequences are long or short: see `long.rs`, `tiled.rs` for a matrix unit, and `short.rs`. All multiply bf16
+//! as bf16 where the processor does, everything else as f32. Elsewhere blocks of queries go through batched matmuls.
 
 mod long;
 mod short;
@@ -270,7 +270,8 @@ impl Blocked {
         }
         // As few pieces as keep all threads busy, because each packs the keys again.
         let wanted = (4 * rayon::current_num_threads()).div_ceil(units);
-        let piece = queries.div_ceil(wanted).max(QUERIES).next_multiple_of(ROWS);
+        let rows = if given.in_tiles::<E>() { amx::ROWS } else { ROWS };
+        let piece = queries.div_ceil(wanted).max(QUERIES).next_multiple_of(rows);
         let pieces = queries.div_ceil(piece);
         let fill = |out: &mut [MaybeUninit<T>]| {
             let out = &Shared::new(out);

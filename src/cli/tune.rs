@@ -12,13 +12,15 @@ pub struct Allocator;
 
 const LINE: usize = 64;
 
+/// Bytes of an address.
+const ADDRESS: usize = size_of::<*mut u8>();
+
 /// What is asked of the system for a large block; `None` for one that is not, or has wishes of its own.
 fn whole(layout: Layout) -> Option<Layout> {
     const LARGE: usize = 1 << 10;
     // With as much room before the block as an address takes.
-    const ALIGN: usize = align_of::<*mut u8>();
-    let large = layout.size() >= LARGE && layout.align() <= ALIGN;
-    large.then(|| Layout::from_size_align(layout.size() + LINE, ALIGN).ok()).flatten()
+    let large = layout.size() >= LARGE && layout.align() <= ADDRESS;
+    large.then(|| Layout::from_size_align(layout.size() + LINE, ADDRESS).ok()).flatten()
 }
 
 /// The part of `block` that starts with a line, with its address written before it.
@@ -34,7 +36,7 @@ unsafe fn part(block: *mut u8) -> *mut u8 {
     // SAFETY: the part starts within the first line, and at least an address after the block, as that is aligned so.
     unsafe {
         let part = block.add(LINE - block.addr() % LINE);
-        part.cast::<*mut u8>().sub(1).write(block);
+        part.sub(ADDRESS).cast::<*mut u8>().write_unaligned(block);
         part
     }
 }
@@ -47,7 +49,7 @@ unsafe fn part(block: *mut u8) -> *mut u8 {
 #[allow(unsafe_code)]
 unsafe fn of_part(part: *mut u8) -> *mut u8 {
     // SAFETY: this is where its address is.
-    unsafe { part.cast::<*mut u8>().sub(1).read() }
+    unsafe { part.sub(ADDRESS).cast::<*mut u8>().read_unaligned() }
 }
 
 // SAFETY: large blocks are parts of the system's, found again by the layout that decides which are.

@@ -60,7 +60,9 @@ impl<T: Float, E: Operand> Piece<'_, T, E> {
                         for column in (0..dim).step_by(PANEL) {
                             let width = width(dim, column);
                             let row = &mut scratch.sums[column * ROWS + r * width..][..width];
-                            row.iter_mut().for_each(|v| *v *= factor);
+                            for v in row {
+                                *v *= factor;
+                            }
                         }
                     }
                     totals[r] += total;

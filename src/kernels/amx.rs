@@ -16,6 +16,7 @@ pub(crate) const ROWS: usize = 32;
 pub(crate) const BYTES: usize = 64;
 
 /// Sixteen or thirty-two columns of a product, by addresses; strides and steps are in bytes.
+#[cfg_attr(not(target_arch = "x86_64"), allow(dead_code))]
 #[derive(Clone, Copy)]
 pub(crate) struct Work<T: Element> {
     segments: *const Segment<T>,
@@ -423,14 +424,10 @@ mod x86 {
 }
 
 #[cfg(not(target_arch = "x86_64"))]
-pub(crate) use elsewhere::{is_running, is_there, with_tiles};
+pub(crate) use elsewhere::{is_running, with_tiles};
 
 #[cfg(not(target_arch = "x86_64"))]
 mod elsewhere {
-    pub(crate) fn is_there() -> bool {
-        false
-    }
-
     pub(crate) fn is_running() -> bool {
         false
     }

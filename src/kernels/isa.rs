@@ -3,8 +3,6 @@
 use std::cell::Cell;
 use std::sync::OnceLock;
 
-use super::amx;
-
 /// A set of vector instructions that kernels are written for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Isa {
@@ -71,7 +69,7 @@ impl Isa {
                 Self::Avx512 => fused() && wide(),
                 Self::Avx512Vnni => whole(),
                 Self::Avx512Bf16 => paired(),
-                Self::Amx => paired() && amx::is_there(),
+                Self::Amx => paired() && super::amx::is_there(),
             }
         }
         #[cfg(not(target_arch = "x86_64"))]

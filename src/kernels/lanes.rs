@@ -1,7 +1,6 @@
 //! As many values as a vector of the processor has, by value, so that the compiler keeps them in one.
 
 use super::float::Float;
-use super::math::fused;
 use super::tile::LANES;
 
 /// Neighbouring values.
@@ -62,7 +61,7 @@ impl Lanes {
         #[cfg(target_arch = "aarch64")]
         return arm::each(self, other, |a, b| arm::plus(a, b, factor));
         #[cfg(not(target_arch = "aarch64"))]
-        self.with(other, |a, b| fused::<FMA>(b, factor, a))
+        self.with(other, |a, b| super::math::fused::<FMA>(b, factor, a))
     }
 }
 

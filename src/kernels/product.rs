@@ -252,7 +252,7 @@ impl Loops for Whole<'_> {
     #[inline(always)]
     fn run<const FMA: bool>(self) {
         for (to, from) in self.out.iter_mut().zip(self.part) {
-            *to = bf16::exactly(from.widen());
+            *to = bf16::exactly(Stored::widen(*from));
         }
     }
 }

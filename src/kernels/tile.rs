@@ -24,6 +24,9 @@ pub(crate) trait Element: Stored {
     /// What the right operand is made of; of the same group.
     type Weight: Stored;
 
+    /// Whether [`amx`] can multiply it.
+    const TILED: bool = false;
+
     /// Adds a product to `sums`, or writes it there if they are `fresh`.
     ///
     /// The product is summed up by itself first, so that rounding errors grow with the length of a call and with the
@@ -37,8 +40,8 @@ pub(crate) trait Element: Stored {
 
     /// Whether rows that are made of segments of `length` values can be multiplied by [`amx`].
     fn fits_tiles(isa: Isa, length: usize) -> bool {
-        let _ = (isa, length);
-        false
+        let whole = (length * size_of::<Self>()).is_multiple_of(amx::BYTES);
+        Self::TILED && isa == Isa::Amx && whole
     }
 
     /// Adds a product of many rows to sums, or writes it there.
@@ -170,6 +173,7 @@ impl Element for f32 {
 
 impl Element for bf16 {
     type Weight = Self;
+    const TILED: bool = true;
 
     #[allow(unsafe_code)]
     unsafe fn tile(isa: Isa, tile: Tile<'_, Self>) {
@@ -186,10 +190,6 @@ impl Element for bf16 {
                 _ => portable(tile),
             }
         }
-    }
-
-    fn fits_tiles(isa: Isa, length: usize) -> bool {
-        isa == Isa::Amx && (length * size_of::<Self>()).is_multiple_of(amx::BYTES)
     }
 
     #[cfg(target_arch = "x86_64")]
@@ -214,6 +214,7 @@ impl Element for bf16 {
 
 impl Element for u8 {
     type Weight = Byte;
+    const TILED: bool = true;
 
     #[allow(unsafe_code)]
     unsafe fn tile(isa: Isa, tile: Tile<'_, Self>) {
@@ -230,10 +231,6 @@ impl Element for u8 {
                 _ => portable(tile),
             }
         }
-    }
-
-    fn fits_tiles(isa: Isa, length: usize) -> bool {
-        isa == Isa::Amx && (length * size_of::<Self>()).is_multiple_of(amx::BYTES)
     }
 
     #[cfg(target_arch = "x86_64")]

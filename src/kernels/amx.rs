@@ -58,11 +58,14 @@ impl<T: Copy + Default> Default for Gathered<T> {
     }
 }
 
+enum Segments<'a, T> {
+    One([Segment<T>; 1]),
+    Many(&'a [Segment<T>]),
+}
+
 /// [`ROWS`] rows, segment by segment.
 pub(crate) struct Left<'a, T> {
-    one: [Segment<T>; 1],
-    /// In place of the one.
-    many: Option<&'a [Segment<T>]>,
+    segments: Segments<'a, T>,
     length: usize,
     values: PhantomData<&'a [T]>,
 }
@@ -70,8 +73,8 @@ pub(crate) struct Left<'a, T> {
 impl<'a, T: Element> Left<'a, T> {
     /// Rows of `length` values, of which one starts every `stride` values.
     pub(crate) fn new(values: &'a [T], stride: usize, length: usize) -> Self {
-        let one = [Segment::new(values, stride, length)];
-        Self { one, many: None, length, values: PhantomData }
+        let segments = Segments::One([Segment::new(values, stride, length)]);
+        Self { segments, length, values: PhantomData }
     }
 
     /// Rows that are made of segments of `length` values at `(segments, ROWS)` places in `values`, [`ZEROS`] among
@@ -99,8 +102,7 @@ impl<'a, T: Element> Left<'a, T> {
                 Segment::new(copy, apart, length)
             }));
         }
-        let one = [Segment { first: values.as_ptr(), stride: 0 }];
-        Self { one, many: Some(&scratch.segments), length, values: PhantomData }
+        Self { segments: Segments::Many(&scratch.segments), length, values: PhantomData }
     }
 
     /// Rows that need not be copied.
@@ -135,7 +137,10 @@ impl<'a, T: Element> Left<'a, T> {
         (sums, pitch): (&mut [f32], usize),
         fresh: bool,
     ) {
-        let segments = self.many.unwrap_or(&self.one);
+        let segments = match &self.segments {
+            Segments::One(one) => &one[..],
+            Segments::Many(many) => many,
+        };
         assert!(!segments.is_empty() && self.length > 0);
         assert!((self.length * size_of::<T>()).is_multiple_of(BYTES));
         assert!(width.is_multiple_of(LANES) && width <= PANEL && width <= pitch);

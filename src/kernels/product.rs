@@ -465,7 +465,7 @@ impl<O> Epilogue<'_, O> {
 /// Memory that a thread keeps from one product to the next.
 #[derive(Default)]
 pub(crate) struct Scratch<T: Element> {
-    /// `(panels, rows, width)`.
+    /// For every panel and tile of rows `(rows, width)`, with room for [`PANEL`] columns.
     sums: Aligned<f32>,
     /// One for every panel.
     widened: Vec<Aligned<T::Weight>>,

@@ -32,9 +32,6 @@ impl<T: Float, E: Operand> Loops for Piece<'_, T, E> {
     #[allow(unsafe_code)]
     #[inline(always)]
     fn run<const FMA: bool>(self) {
-        if self.given.in_tiles::<E>() {
-            return self.run_in_tiles::<FMA>();
-        }
         let Self { unit, first, end, given, out, scratch } = self;
         let Given { keys, scale, isa, operands: [q, k, v] } = *given;
         let [_, queries, places, heads, dim] = q.dims;

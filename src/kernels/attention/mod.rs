@@ -22,6 +22,7 @@ use super::tile::{Element, LANES, PANEL, ROWS};
 use super::{amx, grad, math, reference};
 use long::Piece;
 use short::Short;
+use tiled::Tiled;
 
 /// Queries for which keys and values are worth packing.
 const QUERIES: usize = 192;
@@ -284,7 +285,7 @@ impl Blocked {
                 E::with_scratch(|scratch| {
                     let piece = Piece { unit, first, end, given, out, scratch };
                     if given.in_tiles::<E>() {
-                        amx::with_tiles(|| isa.vectorize(piece));
+                        amx::with_tiles(|| isa.vectorize(Tiled(piece)));
                     } else {
                         isa.vectorize(piece);
                     }

@@ -4,18 +4,23 @@ use super::long::Piece;
 use super::{Given, Operand, width};
 use crate::kernels::amx::{BYTES, Left, ROWS};
 use crate::kernels::float::Float;
+use crate::kernels::isa::Loops;
 use crate::kernels::math;
 use crate::kernels::tile::{LANES, PANEL};
 
 /// Keys that a few queries meet at once; whole panels.
 const KEYS: usize = 4 * PANEL;
 
-impl<T: Float, E: Operand> Piece<'_, T, E> {
-    /// What [`run`](crate::kernels::isa::Loops::run) does, within [`with_tiles`](crate::kernels::amx::with_tiles).
+/// A piece within [`with_tiles`](crate::kernels::amx::with_tiles).
+pub(super) struct Tiled<'a, T, E>(pub(super) Piece<'a, T, E>);
+
+impl<T: Float, E: Operand> Loops for Tiled<'_, T, E> {
+    type Output = ();
+
     #[allow(unsafe_code)]
     #[inline(always)]
-    pub(super) fn run_in_tiles<const FMA: bool>(self) {
-        let Self { unit, first, end, given, out, scratch } = self;
+    fn run<const FMA: bool>(self) {
+        let Piece { unit, first, end, given, out, scratch } = self.0;
         let Given { keys, scale, operands: [q, k, v], .. } = *given;
         let [_, queries, places, heads, dim] = q.dims;
         let step = BYTES / size_of::<E>();

@@ -64,7 +64,12 @@ theirs() { # NAME FLAGS…
     --repeats $repeats "$@"
 }
 for dtype in f16 bf16; do
-  measured ours-$dtype "$program" bench --random-weights sd15 --device cuda --dtype $dtype --repeats $repeats --json
+  for kernels in default experimental; do
+    name=ours-$dtype
+    [ $kernels = default ] || name=$name-$kernels
+    measured $name "$program" bench --random-weights sd15 --device cuda --dtype $dtype --kernels $kernels \
+      --repeats $repeats --json
+  done
 done
 for dtype in f16 bf16; do
   theirs $dtype --dtype $dtype

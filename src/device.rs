@@ -218,6 +218,41 @@ impl Quantize {
     }
 }
 
+/// Which kernels run on a GPU.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum KernelChoice {
+    /// Those that have been tested there.
+    #[default]
+    Default,
+    /// Own ones for NVIDIA GPUs that have only been tested on a CPU, by running their source there.
+    Experimental,
+}
+
+impl FromStr for KernelChoice {
+    type Err = Error;
+
+    fn from_str(s: &str) -> Result<Self> {
+        match s {
+            "default" => Ok(Self::Default),
+            "experimental" => Ok(Self::Experimental),
+            _ => {
+                Err(Error::request("kernels", format!("`{s}` is not `default` or `experimental`")))
+            }
+        }
+    }
+}
+
+impl KernelChoice {
+    /// What comes after the name of a number format; nothing where it is the default.
+    pub fn words(self) -> &'static str {
+        match self {
+            Self::Default => "",
+            Self::Experimental => " by experimental kernels",
+        }
+    }
+}
+
 /// Which part runs in which number format.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Precision {

@@ -7,8 +7,10 @@
 
 use std::collections::BTreeMap;
 
-use animatelcm::device::{DeviceChoice, DtypeChoice, Precision};
-use animatelcm::kernels::{self, ConvArgs, GroupNormOptions, Positions, Weights, reference};
+use animatelcm::device::{DeviceChoice, DtypeChoice, KernelChoice, Precision};
+use animatelcm::kernels::{
+    self, Activation, ConvArgs, GroupNormOptions, Positions, Weights, reference,
+};
 use animatelcm::media::RgbImage;
 use animatelcm::pipeline::load::{Base, Files, LoraFile, Models};
 use animatelcm::pipeline::request::Request;
@@ -34,7 +36,26 @@ fn gpu() -> Option<Device> {
 /// and f32 sums in another order. Convolutions and products of f32 may use tensor cores' 10-bit mantissas only if asked.
 const FORMATS: [(DType, f64); 3] = [(DType::F32, 1e-5), (DType::F16, 2e-3), (DType::BF16, 1.5e-2)];
 
-/// Runs an op on the GPU in every number format and compares with the CPU's plain reference in f32.
+/// Whether the GPU is the one of `tests/cuda_on_cpu`.
+fn is_played() -> bool {
+    std::env::var_os("CUDA_ON_CPU").is_some()
+}
+
+/// Kernels that there are for a device.
+fn choices(device: &Device) -> Vec<KernelChoice> {
+    let own = device.is_cuda().then_some(KernelChoice::Experimental);
+    [KernelChoice::Default].into_iter().chain(own).collect()
+}
+
+/// Runs `f` by chosen kernels.
+fn by<R>(choice: KernelChoice, device: &Device, f: impl FnOnce() -> R) -> R {
+    kernels::choose(choice, device).unwrap();
+    let result = f();
+    kernels::choose(KernelChoice::Default, device).unwrap();
+    result
+}
+
+/// Runs an op on the GPU in every number format, by all kernels, and compares with the CPU's plain reference in f32.
 fn compare(
     what: &str,
     inputs: &[Tensor],
@@ -43,20 +64,24 @@ fn compare(
 ) {
     let Some(device) = gpu() else { return };
     let want = plain(inputs).unwrap();
-    for (dtype, tolerance) in FORMATS {
-        let moved = |x: &Tensor| x.to_device(&device).unwrap().to_dtype(dtype).unwrap();
-        let moved: Vec<Tensor> = inputs.iter().map(moved).collect();
-        let got = op(&moved).unwrap().to_dtype(DType::F32).unwrap();
-        let error = relative_l2(&got.to_device(&Device::Cpu).unwrap(), &want);
-        eprintln!("{what} in {dtype:?}: {error:.1e}");
-        assert!(error < tolerance, "{what} in {dtype:?}: {error:e}");
+    for choice in choices(&device) {
+        for (dtype, tolerance) in FORMATS {
+            let moved = |x: &Tensor| x.to_device(&device).unwrap().to_dtype(dtype).unwrap();
+            let moved: Vec<Tensor> = inputs.iter().map(moved).collect();
+            let got = by(choice, &device, || op(&moved).unwrap().to_dtype(DType::F32).unwrap());
+            let error = relative_l2(&got.to_device(&Device::Cpu).unwrap(), &want);
+            eprintln!("{what} in {dtype:?} ({choice:?}): {error:.1e}");
+            assert!(error < tolerance, "{what} in {dtype:?} ({choice:?}): {error:e}");
+        }
     }
 }
 
 #[test]
 fn attention_on_a_gpu_equals_its_reference() {
+    // Where a CPU plays the GPU, a small one of those with whole blocks.
+    let large = if is_played() { (1, 128, 128, 2, 40) } else { (2, 1024, 1024, 8, 40) };
     for (batch, queries, keys, heads, dim) in
-        [(2, 5, 3, 3, 7), (300, 16, 16, 8, 40), (1, 130, 77, 2, 80), (2, 1024, 1024, 8, 40)]
+        [(2, 5, 3, 3, 7), (300, 16, 16, 8, 40), (1, 130, 77, 2, 80), (1, 65, 70, 3, 160), large]
     {
         let inputs = [
             random(&[batch, queries, heads, dim], 1),
@@ -74,6 +99,58 @@ fn attention_on_a_gpu_equals_its_reference() {
 }
 
 #[test]
+fn attention_by_place_on_a_gpu_equals_its_reference() {
+    for (batch, frames, places, heads, dim) in
+        [(2, 16, 30, 8, 40), (1, 5, 7, 2, 16), (1, 40, 3, 1, 80)]
+    {
+        // All three in one tensor, as views.
+        let whole = random(&[batch, frames, places, heads, 3 * dim], 15);
+        let scale = 1.0 / (dim as f64).sqrt();
+        let parts = |x: &Tensor| [0, 1, 2].map(|i| x.narrow(4, i * dim, dim).unwrap());
+        compare(
+            "attention by place",
+            &[whole],
+            |x| {
+                let [q, k, v] = parts(&x[0]);
+                kernels::attention_by_place(&q, &k, &v, scale)
+            },
+            |x| {
+                let sequence = |x: &Tensor| x.transpose(1, 2)?.contiguous()?.flatten(0, 1);
+                let [q, k, v] = parts(&x[0]);
+                let y =
+                    reference::attention(&sequence(&q)?, &sequence(&k)?, &sequence(&v)?, scale)?;
+                y.reshape((batch, places, frames, heads, dim))?.transpose(1, 2)?.contiguous()
+            },
+        );
+    }
+}
+
+#[test]
+fn linear_layers_on_a_gpu_equal_their_reference() {
+    let inputs = [random(&[2, 9, 40], 16), random(&[48, 40], 17), random(&[48], 18)];
+    let residuals = [random(&[2, 9, 48], 19), random(&[2, 9, 24], 20)];
+    let with = |residual: &Tensor| [&inputs[..], std::slice::from_ref(residual)].concat();
+    compare(
+        "linear",
+        &with(&residuals[0]),
+        |x| kernels::linear(&x[0], &Weights::new(&x[1], Some(&x[2]))?, Some(&x[3])),
+        |x| reference::linear(&x[0], &x[1], Some(&x[2]))? + &x[3],
+    );
+    compare(
+        "gated linear",
+        &with(&residuals[1]),
+        |x| kernels::linear(&x[0], &Weights::gated(&x[1], Some(&x[2]))?, Some(&x[3])),
+        |x| reference::geglu(&reference::linear(&x[0], &x[1], Some(&x[2]))?)? + &x[3],
+    );
+}
+
+/// All that a convolution can do beside multiplying, but stretching.
+fn everything(x: &[Tensor], stride: usize, padding: (usize, usize)) -> ConvArgs<'_> {
+    let (shift, residual) = (Some(&x[3]), Some(&x[4]));
+    ConvArgs { padding, stride, shift, activation: Activation::Silu, residual, stretch: None }
+}
+
+#[test]
 fn convolution_on_a_gpu_equals_its_reference() {
     for (kernel, stride, height, width) in [(3, 1, 33, 17), (3, 2, 16, 18), (1, 1, 9, 31)] {
         let inputs = [
@@ -88,6 +165,32 @@ fn convolution_on_a_gpu_equals_its_reference() {
             &inputs,
             |x| kernels::conv2d(&x[0], &Weights::new(&x[1], Some(&x[2]))?, &args),
             |x| reference::conv2d(&x[0], &x[1], Some(&x[2]), &args),
+        );
+    }
+    // With zeros on one side only, and a stretched picture.
+    let inputs = [
+        random(&[2, 16, 5, 6], 21),
+        random(&[8, 16, 3, 3], 22),
+        random(&[8], 23),
+        random(&[8], 24),
+    ];
+    for (stride, padding, stretch, size) in [
+        (1, (1, 1), Some((10, 12)), (10, 12)),
+        (2, (0, 1), None, (2, 3)),
+        (1, (1, 1), None, (5, 6)),
+    ] {
+        let inputs = [&inputs[..], &[random(&[2, 8, size.0, size.1], 25)]].concat();
+        compare(
+            "convolution with all",
+            &inputs,
+            |x| {
+                let args = ConvArgs { stretch, ..everything(x, stride, padding) };
+                kernels::conv2d(&x[0], &Weights::new(&x[1], Some(&x[2]))?, &args)
+            },
+            |x| {
+                let args = ConvArgs { stretch, ..everything(x, stride, padding) };
+                reference::conv2d(&x[0], &x[1], Some(&x[2]), &args)
+            },
         );
     }
 }
@@ -166,14 +269,19 @@ fn a_whole_run_on_a_gpu_equals_the_reference() {
         ..Request::default()
     };
     let files = Files::new(Base::Folder(tiny::path("tiny/model")));
-    let (got, _) = run(&device, DtypeChoice::F32, &files, &request, tensors());
-    assert_close(&got, &want, 1e-3);
     // Relative L2 of frames; the CPU has 4.8e-4 and 5.0e-3 without guidance.
-    for (dtype, tolerance) in [(DtypeChoice::F16, 2e-3), (DtypeChoice::Bf16, 1.5e-2)] {
-        let (got, _) = run(&device, dtype, &files, &request, tensors());
-        let error = relative_l2(&got, &want);
-        eprintln!("whole run in {dtype:?}: {error:.1e}");
-        assert!(error < tolerance, "{dtype:?}: {error:e}");
+    let rounded = [(DtypeChoice::F16, 2e-3), (DtypeChoice::Bf16, 1.5e-2)];
+    for choice in choices(&device) {
+        by(choice, &device, || {
+            let (got, _) = run(&device, DtypeChoice::F32, &files, &request, tensors());
+            assert_close(&got, &want, 1e-3);
+            for (dtype, tolerance) in rounded {
+                let (got, _) = run(&device, dtype, &files, &request, tensors());
+                let error = relative_l2(&got, &want);
+                eprintln!("whole run in {dtype:?} ({choice:?}): {error:.1e}");
+                assert!(error < tolerance, "{dtype:?} ({choice:?}): {error:e}");
+            }
+        });
     }
 }
 
@@ -182,16 +290,22 @@ fn a_seed_is_the_same_clip_on_a_gpu() {
     let Some(device) = gpu() else { return };
     let mut files = Files::new(Base::Embedded);
     files.loras.push(LoraFile::new(Files::embedded_lora()));
-    let request = Request {
+    let mut request = Request {
         prompt: "a red circle moving left on a black background".into(),
         seed: Some(100),
         ..Request::default()
     };
+    if is_played() {
+        request = Request { width: Some(32), height: Some(32), frames: 4, steps: 2, ..request };
+    }
     let here = run(&Device::Cpu, DtypeChoice::F32, &files, &request, Tensors::default());
-    let there = run(&device, DtypeChoice::F32, &files, &request, Tensors::default());
-    assert_close(&there.0, &here.0, 1e-3);
     let far = |(a, b): (&RgbImage, &RgbImage)| {
         a.iter().zip(b.iter()).filter(|(a, b)| a.abs_diff(**b) > 1).count()
     };
-    assert_eq!(here.1.iter().zip(&there.1).map(far).sum::<usize>(), 0);
+    for choice in choices(&device) {
+        let run = || run(&device, DtypeChoice::F32, &files, &request, Tensors::default());
+        let there = by(choice, &device, run);
+        assert_close(&there.0, &here.0, 1e-3);
+        assert_eq!(here.1.iter().zip(&there.1).map(far).sum::<usize>(), 0, "{choice:?}");
+    }
 }

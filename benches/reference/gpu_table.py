@@ -27,7 +27,8 @@ def row(name, result, out):
 
 def main():
     out = pathlib.Path(sys.argv[1])
-    names = ["ours-f16", "theirs-f16", "theirs-f16-compiled", "ours-bf16", "theirs-bf16", "theirs-bf16-compiled", "ours-pocket"]
+    kinds = ["ours-{}", "ours-{}-experimental", "theirs-{}", "theirs-{}-compiled"]
+    names = [kind.format(dtype) for dtype in ("f16", "bf16") for kind in kinds] + ["ours-pocket"]
     rows = {name: row(name, result, out) for name in names if (result := load(out / f"{name}.json"))}
     device = (out / "gpu.txt").read_text().strip()
     print(f"| {device} | UNet step | decode | clip | device memory | clip, ratio |")

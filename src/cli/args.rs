@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
-use crate::device::{DeviceChoice, DtypeChoice, Quantize};
+use crate::device::{DeviceChoice, DtypeChoice, KernelChoice, Quantize};
 use crate::models::motion::MotionNorm;
 use crate::pipeline::control::Control;
 use crate::pipeline::ip_adapter::IpAdapter;
@@ -173,6 +173,10 @@ pub(super) struct ModelFlags {
     /// (what linear layers are given, too, which is faster and a little less exact) [default: none].
     #[arg(long, value_name = "BITS")]
     pub(super) quantize: Option<Quantize>,
+    /// Which kernels run on a GPU: default, or experimental, own ones for NVIDIA that no GPU has tested yet
+    /// [default: default].
+    #[arg(long, value_name = "SET")]
+    pub(super) kernels: Option<KernelChoice>,
     /// Never use the network.
     #[arg(long)]
     pub(super) offline: bool,

@@ -95,7 +95,7 @@ fn measure(args: &BenchArgs, interrupted: &Arc<AtomicBool>) -> Result<Report> {
     let mut job = job(args, &names)?;
     job.request.validate()?;
     controls::check_hints(&mut job.request.controls)?;
-    let device = job.models.device.open()?;
+    let device = job.models.open()?;
     let precision = job.models.precision(&device)?;
     let models = Models::open(&files(args, &job, &names)?)?;
     let mut pipeline = Pipeline::new(models, device, precision, Residency::KeepAll);
@@ -169,6 +169,7 @@ fn measure(args: &BenchArgs, interrupted: &Arc<AtomicBool>) -> Result<Report> {
             dtype: precision.unet.as_str(),
             vae_dtype: precision.vae.as_str(),
             quantize: precision.quantize,
+            kernels: job.models.kernels,
             repeats: args.repeats,
             warmup: args.warmup,
             threads: rayon::current_num_threads(),

@@ -159,7 +159,7 @@ impl Clips {
         resolve::apply_defaults(&names, &job.models, &mut job.request)?;
         generate::how(&args.clip, &args.sampling, &mut job.request)?;
         job.request.validate()?;
-        let device = job.models.device.open()?;
+        let device = job.models.open()?;
         let precision = job.models.precision(&device)?;
         let models = Models::open(&resolve::files(&job.models, &names)?)?;
         let pipeline = Pipeline::new(models, device, precision, Residency::KeepAll);

@@ -75,7 +75,7 @@ pub(super) fn make(
     if let Some(path) = target.tensors {
         tensors::check_output(path, target.existing)?;
     }
-    let device = job.models.device.open()?;
+    let device = job.models.open()?;
     let precision = job.models.precision(&device)?;
     let mut files = resolve::files(&job.models, names)?;
     files.controls = resolve::controls(&job.request, names)?;
@@ -251,6 +251,7 @@ pub(super) fn spec(flags: &ModelFlags, spec: &mut Spec) {
     set(&mut spec.device, flags.device.as_ref());
     set(&mut spec.dtype, flags.dtype.as_ref());
     set(&mut spec.quantize, flags.quantize.as_ref());
+    set(&mut spec.kernels, flags.kernels.as_ref());
 }
 
 fn request(args: &GenerateArgs, request: &mut Request) -> Result<()> {
@@ -335,7 +336,7 @@ fn describe(job: &Job, prepared: &Prepared, device: &Device, precision: Precisio
         None => "the small model inside the program, which knows coloured shapes; see --model",
     };
     format!(
-        "{} frames of {}x{}, {} steps of {}, seed {}, {} {}, {model}",
+        "{} frames of {}x{}, {} steps of {}, seed {}, {} {}{}, {model}",
         request.frames,
         prepared.width,
         prepared.height,
@@ -344,6 +345,7 @@ fn describe(job: &Job, prepared: &Prepared, device: &Device, precision: Precisio
         request.seed.unwrap_or_default(),
         device_name(device),
         precision.describe(),
+        job.models.kernels.words(),
     )
 }
 

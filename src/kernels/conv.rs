@@ -83,6 +83,12 @@ pub fn conv2d(x: &Tensor, weights: &Weights, args: &ConvArgs<'_>) -> Result<Tens
     if track {
         return grad::conv2d_with(x, &weights.plain()?, weights.bias(), args);
     }
+    #[cfg(feature = "cuda")]
+    if super::has_own(x.device())
+        && let Some(y) = super::cuda::conv2d(x, weights, args, &window)?
+    {
+        return Ok(y);
+    }
     if !weights.is_packed() {
         return reference::conv2d(x, &weights.plain()?, weights.bias(), args);
     }
@@ -119,6 +125,13 @@ pub fn linear(x: &Tensor, weights: &Weights, residual: Option<&Tensor>) -> Resul
     }
     let mut given = [Some(x), residual].into_iter().flatten();
     let track = weights.track() || given.any(Tensor::track_op);
+    #[cfg(feature = "cuda")]
+    if super::has_own(x.device())
+        && !track
+        && let Some(y) = super::cuda::linear(x, weights, residual)?
+    {
+        return Ok(y);
+    }
     if track || !weights.is_packed() {
         let (weight, bias) = (weights.plain()?, weights.bias());
         let y = if track {

@@ -19,6 +19,12 @@ pub fn geglu(x: &Tensor) -> Result<Tensor> {
     if grad::is_tracked(&[x]) {
         return grad::geglu(x);
     }
+    #[cfg(feature = "cuda")]
+    if super::has_own(x.device())
+        && let Some(y) = super::cuda::geglu(x, None)?
+    {
+        return Ok(y);
+    }
     if !x.device().is_cpu() {
         return reference::geglu(x);
     }

@@ -2,6 +2,8 @@
 
 use candle_core::{Result, Tensor};
 
+use super::keeps_channels_last;
+
 /// `(batch, channels, height, width)` as a contiguous `(batch, height, width, channels)`; a copy only where its
 /// channels are not innermost yet.
 pub fn channels_last(x: &Tensor) -> Result<Tensor> {
@@ -28,7 +30,7 @@ pub fn picture(x: &Tensor, height: usize, width: usize) -> Result<Tensor> {
     let (batch, _, channels) = x.dims3()?;
     let x = channels_first(&x.reshape((batch, height, width, channels))?)?;
     // Other devices' kernels want what candle calls contiguous.
-    if x.device().is_cpu() { Ok(x) } else { x.contiguous() }
+    if keeps_channels_last(x.device()) { Ok(x) } else { x.contiguous() }
 }
 
 /// Joins pictures along their channels.

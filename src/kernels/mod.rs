@@ -10,6 +10,8 @@
 //! | [`group_norm()`], [`layer_norm()`] | one pass for the statistics, one for the result | [`mod@reference`] |
 //! | [`geglu()`] | one pass | [`reference::geglu`] |
 //!
+//! On NVIDIA GPUs there are own kernels for most, where [asked for](choose); see `cuda/mod.rs`.
+//!
 //! On the CPU the instructions are chosen when the program runs, see [`isa::Isa`]; bf16 and bytes go through the matrix
 //! unit where there is one. Tensors that take part in a gradient go other ways, with the same values; see
 //! `grad/mod.rs`.
@@ -21,6 +23,8 @@ mod amx;
 pub mod attention;
 pub mod clock;
 pub mod conv;
+#[cfg(any(test, feature = "cuda"))]
+mod cuda;
 mod float;
 mod geglu;
 mod grad;
@@ -48,7 +52,44 @@ pub use resize::upsample_nearest;
 pub use shift::shift_channels;
 pub use weights::Weights;
 
-use candle_core::{DType, Result, Tensor};
+use std::cell::Cell;
+
+use candle_core::{DType, Device, Result, Tensor};
+
+use crate::Error;
+use crate::device::KernelChoice;
+
+thread_local! {
+    static CHOICE: Cell<KernelChoice> = const { Cell::new(KernelChoice::Default) };
+}
+
+/// Says which kernels run what this thread calls from now on. Models are to be loaded by the same choice.
+///
+/// # Errors
+///
+/// When there are no experimental ones for `device`.
+pub fn choose(choice: KernelChoice, device: &Device) -> crate::Result<()> {
+    if choice == KernelChoice::Experimental && !device.is_cuda() {
+        let error = Error::request("kernels", "experimental ones are for NVIDIA GPUs");
+        return Err(error.with_hint("--device cuda, or leave --kernels out"));
+    }
+    #[cfg(feature = "cuda")]
+    if let (KernelChoice::Experimental, Device::Cuda(device)) = (choice, device) {
+        cuda::keep_memory(device)?;
+    }
+    CHOICE.set(choice);
+    Ok(())
+}
+
+/// Whether own kernels run on `device`, a GPU.
+fn has_own(device: &Device) -> bool {
+    cfg!(feature = "cuda") && device.is_cuda() && CHOICE.get() == KernelChoice::Experimental
+}
+
+/// Whether pictures lie with their channels innermost on `device`, and attention reads tokens from where they are.
+pub(crate) fn keeps_channels_last(device: &Device) -> bool {
+    device.is_cpu() || has_own(device)
+}
 
 /// Runs a CPU kernel that knows f32 only on a tensor of any float type.
 fn in_f32(x: &Tensor, op: impl FnOnce(&Tensor) -> Result<Tensor>) -> Result<Tensor> {

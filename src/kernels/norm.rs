@@ -54,6 +54,12 @@ pub fn group_norm(
     if grad::is_tracked(&[x, weight, bias]) {
         return grad::group_norm(x, weight, bias, options);
     }
+    #[cfg(feature = "cuda")]
+    if super::has_own(x.device())
+        && let Some(y) = super::cuda::group_norm(x, weight, bias, options)?
+    {
+        return Ok(y);
+    }
     if !x.device().is_cpu() {
         return reference::group_norm(x, weight, bias, options);
     }
@@ -333,6 +339,12 @@ pub fn layer_norm(
             Some(positions) => reference::add_positions(&y, positions),
             None => Ok(y),
         };
+    }
+    #[cfg(feature = "cuda")]
+    if super::has_own(x.device())
+        && let Some(y) = super::cuda::layer_norm(x, weight, bias, eps, positions)?
+    {
+        return Ok(y);
     }
     if !x.device().is_cpu() {
         // candle has one kernel for it.

@@ -9,6 +9,7 @@ use half::{bf16, f16};
 use rayon::prelude::*;
 
 use super::float::{Byte, Stored};
+use super::layout::{channels_first, channels_last};
 use super::product::{Columns, Packed, Sizes};
 use crate::device::Quantize;
 
@@ -126,7 +127,13 @@ impl Weights {
         let sizes = Sizes { outputs, taps: kernel * kernel, channels, columns };
         let trained = weight.track_op() || bias.is_some_and(Tensor::track_op);
         let packable = weight.device().is_cpu() && !trained && weight.elem_count() > 0;
-        let form = if packable { pack(weight, sizes)? } else { Form::Plain(weight.clone()) };
+        let form = if packable {
+            pack(weight, sizes)?
+        } else if weight.rank() == 4 && !trained && super::has_own(weight.device()) {
+            Form::Plain(channels_first(&channels_last(weight)?)?)
+        } else {
+            Form::Plain(weight.clone())
+        };
         let packed_bias = match (&form, bias) {
             (Form::Plain(_), _) | (_, None) => None,
             (_, Some(bias)) => Some(spread(&sizes, &f32_vec(bias)?)),

@@ -6,8 +6,8 @@ use candle_core::{Result, Tensor};
 use candle_nn::VarBuilder;
 use serde::{Deserialize, Serialize};
 
-use crate::kernels::Positions;
 use crate::kernels::layout::{picture, tokens};
+use crate::kernels::{self, Positions};
 use crate::nn::{Attention, FeedForward, GroupNorm, LayerNorm, Linear, sinusoidal_positions};
 
 /// Over what the group norm of a motion module takes its statistics.
@@ -130,9 +130,9 @@ impl MotionModule {
         };
         let (pixels, shape) = (height * width, (batch, frames, height * width, channels));
         let tokens_of = |x: &Tensor| tokens(x)?.reshape(shape);
-        // The CPU's attention takes frames from where they are. Other devices want them side by side, and moving them
-        // here, every pixel as a clip of its own, is moving them once.
-        let moved = !x.device().is_cpu();
+        // Own attention takes frames from where they are. Otherwise they are wanted side by side, and moving them here,
+        // every pixel as a clip of its own, is moving them once.
+        let moved = !kernels::keeps_channels_last(x.device());
         let gather = |y: Tensor| {
             if !moved {
                 return Ok(y);

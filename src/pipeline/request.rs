@@ -5,7 +5,8 @@ use serde::{Deserialize, Serialize};
 
 use super::control::{self, Control};
 use super::ip_adapter::{self, IpAdapter};
-use crate::device::{DeviceChoice, DtypeChoice, Precision, Quantize};
+use crate::device::{DeviceChoice, DtypeChoice, KernelChoice, Precision, Quantize};
+use crate::kernels;
 use crate::models::motion::MotionNorm;
 use crate::rng::RngKind;
 use crate::sampler::SamplerKind;
@@ -125,9 +126,23 @@ pub struct Spec {
     /// To how many bits the weights of the UNet and of the networks beside it are rounded.
     #[serde(skip_serializing_if = "is_default")]
     pub quantize: Quantize,
+    /// Which kernels run on a GPU.
+    #[serde(skip_serializing_if = "is_default")]
+    pub kernels: KernelChoice,
 }
 
 impl Spec {
+    /// Opens the device; kernels on this thread are from now on the chosen ones.
+    ///
+    /// # Errors
+    ///
+    /// Those of [`DeviceChoice::open`] and [`kernels::choose`].
+    pub fn open(&self) -> Result<Device> {
+        let device = self.device.open()?;
+        kernels::choose(self.kernels, &device)?;
+        Ok(device)
+    }
+
     /// The number formats that it means on `device`.
     ///
     /// # Errors

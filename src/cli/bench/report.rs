@@ -8,7 +8,7 @@ use candle_core::Device;
 use serde::Serialize;
 
 use super::summary::Summary;
-use crate::device::Quantize;
+use crate::device::{KernelChoice, Quantize};
 use crate::error::Bytes;
 use crate::kernels::clock::{Kind, Times};
 use crate::kernels::isa::Isa;
@@ -50,6 +50,7 @@ pub(super) struct Settings {
     pub(super) dtype: &'static str,
     pub(super) vae_dtype: &'static str,
     pub(super) quantize: Quantize,
+    pub(super) kernels: KernelChoice,
     pub(super) repeats: usize,
     pub(super) warmup: usize,
     pub(super) threads: usize,
@@ -172,12 +173,12 @@ impl Report {
         let Settings { dtype, threads, repeats, warmup, controls, .. } = &self.settings;
         let controls =
             controls.iter().fold(String::new(), |all, control| all + ", " + control.as_str());
-        let int8 = self.settings.quantize.words();
+        let how = [self.settings.quantize.words(), self.settings.kernels.words()].concat();
         let Versions { animatelcm, candle, target, profile } = &self.versions;
         let mut text = format!(
             "animatelcm {animatelcm}, candle {candle}, {target}, {profile}\n\
              {}, {threads} threads\n\
-             {model}: {frames} frames of {width}x{height}, {steps} steps of {sampler}, cfg {cfg_scale}, {dtype}{int8}{controls}\n\
+             {model}: {frames} frames of {width}x{height}, {steps} steps of {sampler}, cfg {cfg_scale}, {dtype}{how}{controls}\n\
              {repeats} clips after {warmup} to warm up\n\n",
             self.device
         );

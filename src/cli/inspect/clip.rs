@@ -121,8 +121,8 @@ fn parts(spec: &Spec) -> Vec<(&'static str, String)> {
         let word = embedding.word.as_deref().map(|word| format!(" as {word}"));
         ("embedding", format!("{}{}", embedding.file, word.unwrap_or_default()))
     }));
-    let int8 = spec.quantize.words();
-    parts.push(("runs on", format!("{}, {}{int8}", spec.device, word(&spec.dtype))));
+    let how = [spec.quantize.words(), spec.kernels.words()].concat();
+    parts.push(("runs on", format!("{}, {}{how}", spec.device, word(&spec.dtype))));
     parts
 }
 

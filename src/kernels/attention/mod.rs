@@ -66,6 +66,13 @@ pub fn attention(q: &Tensor, k: &Tensor, v: &Tensor, scale: f64) -> Result<Tenso
         let run = || Blocked { scale }.run(&q?, &k?, &v?)?.squeeze(2);
         return clock::timed(Kind::Attention, run);
     }
+    #[cfg(feature = "cuda")]
+    if super::has_own(q.device()) {
+        let [q, k, v] = [q, k, v].map(|x| x.unsqueeze(2));
+        if let Some(y) = super::cuda::attention(&q?, &k?, &v?, scale)? {
+            return y.squeeze(2);
+        }
+    }
     let rows = (MAX_SCORES / (heads * keys).max(1)).max(1);
     let mut out = Vec::new();
     if rows >= queries {
@@ -109,6 +116,13 @@ pub fn attention_by_place(q: &Tensor, k: &Tensor, v: &Tensor, scale: f64) -> Res
     }
     if q.device().is_cpu() && !grad::is_tracked(&[q, k, v]) {
         return clock::timed(Kind::AttentionOverFrames, || Blocked { scale }.run(q, k, v));
+    }
+    #[cfg(feature = "cuda")]
+    if super::has_own(q.device())
+        && !grad::is_tracked(&[q, k, v])
+        && let Some(y) = super::cuda::attention(q, k, v, scale)?
+    {
+        return Ok(y);
     }
     let sequences = |x: &Tensor| x.transpose(1, 2)?.reshape((batch * places, tokens, heads, dim));
     attention(&sequences(q)?, &sequences(k)?, &sequences(v)?, scale)?

@@ -1,0 +1,21 @@
+//! Kernels of our own for NVIDIA GPUs. They have not yet run on one, so they serve only where [asked for](super::choose).
+//!
+//! `*.cu` are their sources, `plan.rs` says how an op launches them, and tests run the two together on the CPU. The
+//! rest of this folder hands tensors to them, and convolutions to cuDNN: pictures lie with their channels innermost, as
+//! on the CPU, where tensor cores want them.
+//!
+//! A function returns `None` for what no kernel fits: other number formats, sizes beyond 32 bits.
+
+mod plan;
+
+#[cfg(feature = "cudnn")]
+mod cudnn;
+#[cfg(test)]
+mod emulator;
+#[cfg(feature = "cuda")]
+mod ops;
+#[cfg(test)]
+mod tests;
+
+#[cfg(feature = "cuda")]
+pub(super) use ops::{attention, conv2d, geglu, group_norm, keep_memory, layer_norm, linear};

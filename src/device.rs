@@ -225,7 +225,8 @@ pub enum KernelChoice {
     /// Those that have been tested there.
     #[default]
     Default,
-    /// Own ones for NVIDIA GPUs that have only been tested on a CPU, by running their source there.
+    /// Others that have only been tested on a CPU: own ones for NVIDIA GPUs, whose source is run there, and Metal's
+    /// attention.
     Experimental,
 }
 

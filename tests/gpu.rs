@@ -41,11 +41,7 @@ fn is_played() -> bool {
     std::env::var_os("CUDA_ON_CPU").is_some()
 }
 
-/// Kernels that there are for a device.
-fn choices(device: &Device) -> Vec<KernelChoice> {
-    let own = device.is_cuda().then_some(KernelChoice::Experimental);
-    [KernelChoice::Default].into_iter().chain(own).collect()
-}
+const CHOICES: [KernelChoice; 2] = [KernelChoice::Default, KernelChoice::Experimental];
 
 /// Runs `f` by chosen kernels.
 fn by<R>(choice: KernelChoice, device: &Device, f: impl FnOnce() -> R) -> R {
@@ -64,7 +60,7 @@ fn compare(
 ) {
     let Some(device) = gpu() else { return };
     let want = plain(inputs).unwrap();
-    for choice in choices(&device) {
+    for choice in CHOICES {
         for (dtype, tolerance) in FORMATS {
             let moved = |x: &Tensor| x.to_device(&device).unwrap().to_dtype(dtype).unwrap();
             let moved: Vec<Tensor> = inputs.iter().map(moved).collect();
@@ -271,7 +267,7 @@ fn a_whole_run_on_a_gpu_equals_the_reference() {
     let files = Files::new(Base::Folder(tiny::path("tiny/model")));
     // Relative L2 of frames; the CPU has 4.8e-4 and 5.0e-3 without guidance.
     let rounded = [(DtypeChoice::F16, 2e-3), (DtypeChoice::Bf16, 1.5e-2)];
-    for choice in choices(&device) {
+    for choice in CHOICES {
         by(choice, &device, || {
             let (got, _) = run(&device, DtypeChoice::F32, &files, &request, tensors());
             assert_close(&got, &want, 1e-3);
@@ -302,7 +298,7 @@ fn a_seed_is_the_same_clip_on_a_gpu() {
     let far = |(a, b): (&RgbImage, &RgbImage)| {
         a.iter().zip(b.iter()).filter(|(a, b)| a.abs_diff(**b) > 1).count()
     };
-    for choice in choices(&device) {
+    for choice in CHOICES {
         let run = || run(&device, DtypeChoice::F32, &files, &request, Tensors::default());
         let there = by(choice, &device, run);
         assert_close(&there.0, &here.0, 1e-3);

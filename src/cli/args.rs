@@ -173,8 +173,8 @@ pub(super) struct ModelFlags {
     /// (what linear layers are given, too, which is faster and a little less exact) [default: none].
     #[arg(long, value_name = "BITS")]
     pub(super) quantize: Option<Quantize>,
-    /// Which kernels run on a GPU: default, or experimental, own ones for NVIDIA that no GPU has tested yet
-    /// [default: default].
+    /// Which kernels run on a GPU: default, or experimental, which no GPU has tested yet (own ones for NVIDIA, Metal's
+    /// attention) [default: default].
     #[arg(long, value_name = "SET")]
     pub(super) kernels: Option<KernelChoice>,
     /// Never use the network.

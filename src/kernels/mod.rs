@@ -10,7 +10,8 @@
 //! | [`group_norm()`], [`layer_norm()`] | one pass for the statistics, one for the result | [`mod@reference`] |
 //! | [`geglu()`] | one pass | [`reference::geglu`] |
 //!
-//! On NVIDIA GPUs there are own kernels for most, where [asked for](choose); see `cuda/mod.rs`.
+//! Where [asked for](choose), there are own kernels for most on NVIDIA GPUs, see `cuda/mod.rs`, and attention in one on
+//! Apple's. No GPU has run them.
 //!
 //! On the CPU the instructions are chosen when the program runs, see [`isa::Isa`]; bf16 and bytes go through the matrix
 //! unit where there is one. Tensors that take part in a gradient go other ways, with the same values; see
@@ -69,9 +70,9 @@ thread_local! {
 ///
 /// When there are no experimental ones for `device`.
 pub fn choose(choice: KernelChoice, device: &Device) -> crate::Result<()> {
-    if choice == KernelChoice::Experimental && !device.is_cuda() {
-        let error = Error::request("kernels", "experimental ones are for NVIDIA GPUs");
-        return Err(error.with_hint("--device cuda, or leave --kernels out"));
+    if choice == KernelChoice::Experimental && device.is_cpu() {
+        let error = Error::request("kernels", "experimental ones are for GPUs");
+        return Err(error.with_hint("--device cuda or --device metal, or leave --kernels out"));
     }
     #[cfg(feature = "cuda")]
     if let (KernelChoice::Experimental, Device::Cuda(device)) = (choice, device) {
@@ -81,9 +82,13 @@ pub fn choose(choice: KernelChoice, device: &Device) -> crate::Result<()> {
     Ok(())
 }
 
+fn is_experimental() -> bool {
+    CHOICE.get() == KernelChoice::Experimental
+}
+
 /// Whether own kernels run on `device`, a GPU.
 fn has_own(device: &Device) -> bool {
-    cfg!(feature = "cuda") && device.is_cuda() && CHOICE.get() == KernelChoice::Experimental
+    cfg!(feature = "cuda") && device.is_cuda() && is_experimental()
 }
 
 /// Whether pictures lie with their channels innermost on `device`, and attention reads tokens from where they are.

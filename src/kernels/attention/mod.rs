@@ -1,9 +1,11 @@
 //! Attention that never holds the whole score matrix.
 //!
 //! On the CPU sequences are long or short: see `long.rs`, `tiled.rs` for a matrix unit, and `short.rs`. All multiply bf16
-//! as bf16 where the processor does, everything else as f32. Elsewhere blocks of queries go through batched matmuls.
+//! as bf16 where the processor does, everything else as f32. Elsewhere blocks of queries go through batched matmuls, or,
+//! where asked for, through kernels that no GPU has run: `../cuda`, and `sdpa.rs` for Metal.
 
 mod long;
+mod sdpa;
 mod short;
 mod tiled;
 
@@ -72,6 +74,12 @@ pub fn attention(q: &Tensor, k: &Tensor, v: &Tensor, scale: f64) -> Result<Tenso
         if let Some(y) = super::cuda::attention(&q?, &k?, &v?, scale)? {
             return y.squeeze(2);
         }
+    }
+    if q.device().is_metal()
+        && super::is_experimental()
+        && let Some(y) = sdpa::attention(q, k, v, scale)?
+    {
+        return Ok(y);
     }
     let rows = (MAX_SCORES / (heads * keys).max(1)).max(1);
     let mut out = Vec::new();

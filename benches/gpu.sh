@@ -44,6 +44,9 @@ if [ $parity -ne 0 ]; then
 fi
 grep -hE '^test result|skipped|: [0-9.]+e-?[0-9]+$|panicked' "$out"/parity*.log
 
+# Whether seeds mean what torch means by them there.
+"$python" "$here/reference/cuda_noise.py" 2>&1 | tail -n 1 | tee "$out/noise.txt"
+
 # 2. Ours, and diffusers beside it. Both sides are warm: the first clip compiles and picks kernels. The memory of the
 # device is sampled from outside, for both sides alike.
 repeats=5

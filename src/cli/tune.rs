@@ -2,6 +2,8 @@
 
 use std::alloc::{GlobalAlloc, Layout, System};
 
+use crate::kernels::isa::LINE;
+
 /// The system's allocator, which large blocks get from the start of a line of the cache: vectors as wide as a line
 /// then touch no second one.
 ///
@@ -9,8 +11,6 @@ use std::alloc::{GlobalAlloc, Layout, System};
 /// memory. Just before it is written where that one begins.
 #[derive(Debug)]
 pub struct Allocator;
-
-const LINE: usize = 64;
 
 /// Bytes of an address.
 const ADDRESS: usize = size_of::<*mut u8>();

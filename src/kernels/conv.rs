@@ -11,10 +11,12 @@ use super::clock::{self, Kind};
 use super::float::{self, Byte, Float};
 use super::isa::Isa;
 use super::layout::{channels_first, channels_last};
-use super::product::{self, Activation, Columns, Epilogue, Packed, Panels, Widened, Window};
+use super::packed::{Columns, Packed, Panels, Widened};
+use super::product::{self, Activation, Epilogue};
 use super::round::{Rounded, Whole};
 use super::tile::Element as _;
 use super::weights::{Form, Weights};
+use super::window::Window;
 use super::{grad, reference, winograd};
 
 /// What a convolution does beside multiplying. The default keeps every pixel's surroundings as they are.

@@ -135,6 +135,9 @@ impl Isa {
     }
 }
 
+/// Bytes of a line of the cache, on nearly all processors; elsewhere what relies on it is slower.
+pub const LINE: usize = 64;
+
 /// Has the processor fetch what is soon read or written, while it works on something else.
 #[allow(unsafe_code)]
 #[inline(always)]
@@ -142,7 +145,6 @@ pub(crate) fn prefetch<T>(start: *const T, len: usize) {
     #[cfg(target_arch = "x86_64")]
     {
         use std::arch::x86_64::{_MM_HINT_T0, _mm_prefetch};
-        const LINE: usize = 64;
         let last = (len * size_of::<T>()).saturating_sub(1);
         for at in (0..last).step_by(LINE).chain([last]) {
             // SAFETY: this reads nothing, and is allowed anywhere.

@@ -34,6 +34,7 @@ mod lanes;
 pub mod layout;
 pub mod math;
 mod norm;
+mod packed;
 mod product;
 pub mod reference;
 mod resize;
@@ -42,6 +43,7 @@ mod shared;
 mod shift;
 mod tile;
 mod weights;
+mod window;
 mod winograd;
 
 pub use attention::{attention, attention_by_place};

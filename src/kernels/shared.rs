@@ -6,7 +6,7 @@ use std::mem::MaybeUninit;
 use std::ops::{Deref, DerefMut};
 use std::thread::LocalKey;
 
-use super::isa;
+use super::isa::{self, LINE};
 
 /// A vector of `len` values that `fill` writes. They are not cleared first, which would take as long as writing them;
 /// debug builds make them `unset`, so that what is forgotten shows in tests.
@@ -40,13 +40,11 @@ pub(crate) struct Aligned<T> {
 }
 
 impl<T: Copy + Default> Aligned<T> {
-    const LINE: usize = 64;
-
     /// Of defaults.
     pub(crate) fn new(len: usize) -> Self {
-        let values = vec![T::default(); len + Self::LINE / size_of::<T>()];
+        let values = vec![T::default(); len + LINE / size_of::<T>()];
         // Of no use where it cannot be told.
-        let start = values.as_ptr().align_offset(Self::LINE).min(values.len() - len);
+        let start = values.as_ptr().align_offset(LINE).min(values.len() - len);
         Self { values, start, len }
     }
 

@@ -10,7 +10,7 @@ use rayon::prelude::*;
 
 use super::float::{Byte, Stored};
 use super::layout::{channels_first, channels_last};
-use super::product::{Columns, Packed, Sizes};
+use super::packed::{Columns, Packed, Sizes};
 use crate::device::Quantize;
 
 /// A weight matrix `(outputs, inputs)` or kernel `(outputs, inputs, k, k)`, and a bias.

@@ -16,9 +16,11 @@ use rayon::prelude::*;
 use super::float::Float;
 use super::isa::{Isa, Loops};
 use super::lanes::Lanes;
-use super::product::{Block, Epilogue, Finish, Panels, Sizes, Window};
+use super::packed::{Block, Panels, Sizes};
+use super::product::{Epilogue, Finish};
 use super::shared::{Aligned, Shared, filled, with_scratch};
 use super::tile::{LANES, PANEL, Product, ROWS, ZEROS};
+use super::window::Window;
 
 /// Lines and columns of a tile's results.
 const OUT: usize = 4;

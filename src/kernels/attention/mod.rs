@@ -11,6 +11,8 @@ mod tiled;
 
 use std::mem::MaybeUninit;
 
+#[cfg(feature = "flash-attn")]
+use candle_core::DType;
 use candle_core::{CpuStorage, CustomOp3, Layout, Result, Shape, Tensor};
 use half::{bf16, f16};
 use rayon::prelude::*;
@@ -68,6 +70,12 @@ pub fn attention(q: &Tensor, k: &Tensor, v: &Tensor, scale: f64) -> Result<Tenso
         let run = || Blocked { scale }.run(&q?, &k?, &v?)?.squeeze(2);
         return clock::timed(Kind::Attention, run);
     }
+    #[cfg(feature = "flash-attn")]
+    if super::has_own(q.device())
+        && let Some(y) = flash(q, k, v, scale)?
+    {
+        return Ok(y);
+    }
     #[cfg(feature = "cuda")]
     if super::has_own(q.device()) {
         let [q, k, v] = [q, k, v].map(|x| x.unsqueeze(2));
@@ -104,6 +112,23 @@ pub fn attention(q: &Tensor, k: &Tensor, v: &Tensor, scale: f64) -> Result<Tenso
         out.push(Tensor::cat(&blocks, 1)?);
     }
     Tensor::cat(&out, 0)
+}
+
+/// [`attention`] by FlashAttention (Dao 2023); `None` for formats and sizes that it does not know.
+#[cfg(feature = "flash-attn")]
+fn flash(q: &Tensor, k: &Tensor, v: &Tensor, scale: f64) -> Result<Option<Tensor>> {
+    let (batch, _, _, dim) = q.dims4()?;
+    let known = matches!(q.dtype(), DType::F16 | DType::BF16) && dim.is_multiple_of(8);
+    // Its grid has no room for more.
+    if !known || dim > 512 || batch > 65535 {
+        return Ok(None);
+    }
+    let prepare = |x: &Tensor| {
+        let x = x.to_dtype(q.dtype())?;
+        if x.stride().last() == Some(&1) { Ok(x) } else { x.contiguous() }
+    };
+    let (q, k, v) = (prepare(q)?, prepare(k)?, prepare(v)?);
+    candle_flash_attn::flash_attn(&q, &k, &v, scale as f32, false).map(Some)
 }
 
 /// [`attention`] along the second of five dimensions: `q`, `k` and `v` are `(batch, tokens, places, heads, dim)`, and

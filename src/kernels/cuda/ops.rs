@@ -10,7 +10,7 @@ use candle_core::{DType, Device, Error, Layout, Result, Shape, Storage, Tensor};
 
 use super::plan::{self, Arg, Format, Launch, Patches, Reading, View};
 use crate::kernels::layout::{channels_first, channels_last};
-use crate::kernels::product::Window;
+use crate::kernels::window::Window;
 use crate::kernels::{Activation, ConvArgs, GroupNormOptions, Positions, Weights};
 
 /// Values of a matrix of patches that exist at once.

@@ -10,7 +10,9 @@ use rayon::prelude::*;
 use super::matrix::{Into, Matrix, multiply};
 use super::{Gradients, View, applies, attach, is_tracked, nothing, parts, sum_of_rows, total};
 use crate::kernels::isa::Isa;
-use crate::kernels::product::{self, Columns, Epilogue, Packed, Window};
+use crate::kernels::packed::{self, Columns, Packed};
+use crate::kernels::product::{self, Epilogue};
+use crate::kernels::window::Window;
 use crate::kernels::{self, Activation, ConvArgs, reference};
 
 /// See [`crate::kernels::conv2d`]: what comes before and after are ops of their own.
@@ -177,13 +179,13 @@ fn packed(
     (outputs, taps, channels): (usize, usize, usize),
     at: impl Fn(usize, usize, usize) -> f32 + Sync,
 ) -> Kernel {
-    let sizes = product::Sizes { outputs, taps, channels, columns: Columns::Plain };
+    let sizes = packed::Sizes { outputs, taps, channels, columns: Columns::Plain };
     Kernel { sizes, packed: Packed::new(sizes, at) }
 }
 
 /// Weights for one product.
 struct Kernel {
-    sizes: product::Sizes,
+    sizes: packed::Sizes,
     packed: Packed<f32>,
 }
 

@@ -15,7 +15,7 @@ use candle_core::op::BackpropOp;
 use candle_core::{DType, Error, Result, Storage, Tensor, WithDType};
 use half::{bf16, f16};
 
-use super::ops::device;
+use super::launch::device;
 use super::plan::Patches;
 
 /// What distinguishes one convolution from another.

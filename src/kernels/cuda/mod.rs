@@ -13,9 +13,13 @@ mod cudnn;
 #[cfg(test)]
 mod emulator;
 #[cfg(feature = "cuda")]
+mod launch;
+#[cfg(feature = "cuda")]
 mod ops;
 #[cfg(test)]
 mod tests;
 
 #[cfg(feature = "cuda")]
-pub(super) use ops::{attention, conv2d, geglu, group_norm, keep_memory, layer_norm, linear};
+pub(super) use launch::keep_memory;
+#[cfg(feature = "cuda")]
+pub(super) use ops::{attention, conv2d, geglu, group_norm, layer_norm, linear};

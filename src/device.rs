@@ -222,7 +222,7 @@ impl Quantize {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum KernelChoice {
-    /// Those that have been tested there.
+    /// candle's, which others run there.
     #[default]
     Default,
     /// Others that have only been tested on a CPU: own ones for NVIDIA GPUs, whose source is run there, and Metal's

@@ -12,10 +12,8 @@ enum Status { OK = 0, INVALID = 1, NOT_FOUND = 500 };
 
 std::mutex lock;
 
-struct Allocation {
-  size_t size;
-};
-std::map<u64, Allocation> allocations;
+// Sizes by address.
+std::map<u64, size_t> allocations;
 
 size_t whole(size_t size) { return (size + 31) / 32 * 32; }
 
@@ -25,7 +23,7 @@ int allocate(u64 *to, size_t size) {
   unsigned char *memory = host::guarded(whole(size));
   std::memset(memory, 0xff, whole(size));
   *to = reinterpret_cast<u64>(memory);
-  allocations[*to] = {size};
+  allocations[*to] = size;
   return OK;
 }
 
@@ -33,7 +31,7 @@ int release(u64 memory) {
   const std::lock_guard<std::mutex> guard(lock);
   const auto found = allocations.find(memory);
   if (found == allocations.end()) host::fail("freed what was not allocated");
-  host::unguard(reinterpret_cast<unsigned char *>(memory), whole(found->second.size));
+  host::unguard(reinterpret_cast<unsigned char *>(memory), whole(found->second));
   allocations.erase(found);
   return OK;
 }

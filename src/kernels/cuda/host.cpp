@@ -9,7 +9,6 @@
 #include "norm.cu"
 
 #include <fstream>
-#include <iterator>
 #include <tuple>
 #include <utility>
 

@@ -74,12 +74,6 @@ pub(super) enum Arg {
     Buffer(usize),
 }
 
-impl From<f64> for Arg {
-    fn from(value: f64) -> Self {
-        Self::Word((value as f32).to_bits())
-    }
-}
-
 /// A kernel on a grid of one dimension.
 #[derive(Clone, Debug)]
 pub(super) struct Launch {
@@ -114,7 +108,7 @@ impl Args {
 
     fn number(mut self, value: f64) -> Self {
         if let Some(args) = &mut self.0 {
-            args.push(value.into());
+            args.push(Arg::Word((value as f32).to_bits()));
         }
         self
     }
@@ -298,8 +292,8 @@ pub(super) struct View {
 
 impl View {
     fn is_aligned(&self) -> bool {
-        let steps = self.dims.iter().zip(self.strides).filter(|(size, _)| **size > 1);
-        self.start.is_multiple_of(8) && steps.into_iter().all(|(_, step)| step.is_multiple_of(8))
+        let mut steps = self.dims.iter().zip(self.strides).filter(|(size, _)| **size > 1);
+        self.start.is_multiple_of(8) && steps.all(|(_, step)| step.is_multiple_of(8))
     }
 }
 

@@ -346,7 +346,7 @@ fn the_emulator_sees_missing_barriers_and_bad_addresses() {
     };
     assert_ne!(run(&mut racing), run(&mut emulator));
 
-    // A result that is too small, and a buffer of values where chunks are not aligned.
+    // A result that is too small, and an argument that is missing.
     let launch = plan::geglu(reading, (3, 8), false).unwrap();
     let buffers = |result: usize| [vec![0; 3 * 16 * 4], vec![], vec![0; result]];
     assert!(emulator.launch(&launch, &mut buffers(3 * 8 * 4), 0).is_ok());

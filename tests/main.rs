@@ -41,6 +41,8 @@ mod ip_adapter;
 mod kernels;
 /// Every spelling of a LoRA.
 mod lora;
+/// Kernels in an interpreter.
+mod miniature;
 /// Encoders: what is written is read again by other people's decoders.
 mod output;
 /// Whole runs.

@@ -29,6 +29,8 @@ mod cuda;
 mod float;
 mod geglu;
 mod grad;
+#[cfg(all(test, target_os = "linux", not(miri)))]
+mod guarded;
 pub mod isa;
 mod lanes;
 pub mod layout;

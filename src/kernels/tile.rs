@@ -273,7 +273,8 @@ unsafe fn portable<T: Element>(tile: Tile<'_, T>) {
                             }
                         }
                     }
-                    panel = panel.add(width * group);
+                    // After the last this is outside, and not read.
+                    panel = panel.wrapping_add(width * group);
                 }
             }
             for (r, lanes) in lanes.iter_mut().enumerate() {
@@ -326,7 +327,7 @@ mod arm {
                                         acc[v] = vfmaq_laneq_f32::<$lane>(acc[v], b, a);
                                     }
                                 }
-                                panel = panel.add(width);
+                                panel = panel.wrapping_add(width);
                             };
                         }
                         times!(0);
@@ -341,7 +342,7 @@ mod arm {
                                 acc[v] = vfmaq_n_f32(acc[v], b, *row.add(k));
                             }
                         }
-                        panel = panel.add(width);
+                        panel = panel.wrapping_add(width);
                     }
                 }
                 for (r, acc) in acc.iter().enumerate() {
@@ -425,7 +426,7 @@ mod x86 {
                             acc[r][0] = _mm256_fmadd_ps(a, b[0], acc[r][0]);
                             acc[r][1] = _mm256_fmadd_ps(a, b[1], acc[r][1]);
                         }
-                        panel = panel.add(width);
+                        panel = panel.wrapping_add(width);
                     }
                 }
                 for (r, acc) in acc.iter().enumerate() {

@@ -9,10 +9,13 @@
 //! without end. Nothing is copied that the file could name again and again: time and memory grow with
 //! the file's size and no faster.
 
-use std::borrow::Cow;
-use std::collections::{BTreeSet, HashMap};
+mod heap;
+
+use std::collections::HashMap;
 
 use super::{ElementType, View, quoted};
+use heap::{Global, Storage};
+pub(super) use heap::{Heap, TensorRef, Value};
 
 /// Foreign classes remembered for error messages.
 const MOST_FOREIGN: usize = 8;
@@ -26,146 +29,6 @@ const MOST_ARGUMENTS: usize = 8;
 const MOST_DIMENSIONS: usize = 8;
 /// Longer than any name of a class or key of a storage.
 const LONGEST_WORD: usize = 256;
-
-/// Something on the machine's stack.
-#[derive(Clone, Copy, Debug, PartialEq)]
-pub(super) enum Value {
-    None,
-    Bool(bool),
-    Int(i64),
-    Text(u32),
-    Tuple(u32),
-    List(u32),
-    Dict(u32),
-    Global(Global),
-    Storage(u32),
-    Tensor(u32),
-    /// Known to be there, of no interest, inert.
-    Opaque,
-}
-
-/// What a name in a pickle stands for.
-#[derive(Clone, Copy, Debug, PartialEq)]
-pub(super) enum Global {
-    Dict,
-    RebuildTensor,
-    RebuildParameter,
-    RebuildFromType,
-    Size,
-    Storage(ElementType),
-    UntypedStorage,
-    DType(ElementType),
-    /// A type of number that nobody stores weights in.
-    OddStorage,
-    Foreign,
-}
-
-/// A storage, as a pickle refers to it.
-#[derive(Clone, Debug)]
-pub(super) struct Storage {
-    /// A text.
-    pub(super) key: Value,
-    /// `None` if untyped: the tensor says what its bytes mean.
-    pub(super) element: Option<ElementType>,
-    /// In elements, or in bytes if untyped.
-    pub(super) count: usize,
-}
-
-/// A tensor, as a pickle describes it.
-#[derive(Clone, Debug)]
-pub(super) struct TensorRef {
-    pub(super) storage: u32,
-    pub(super) element: ElementType,
-    pub(super) shape: Vec<usize>,
-    pub(super) view: View,
-}
-
-/// Everything that a pickle made.
-#[derive(Debug, Default)]
-pub(super) struct Heap<'a> {
-    texts: Vec<Cow<'a, str>>,
-    sequences: Vec<Vec<Value>>,
-    dicts: Vec<Vec<(Value, Value)>>,
-    pub(super) storages: Vec<Storage>,
-    pub(super) tensors: Vec<TensorRef>,
-    foreign: BTreeSet<String>,
-}
-
-impl<'a> Heap<'a> {
-    pub(super) fn text(&self, value: Value) -> Option<&str> {
-        match value {
-            Value::Text(id) => self.texts.get(id as usize).map(AsRef::as_ref),
-            _ => None,
-        }
-    }
-
-    pub(super) fn items(&self, value: Value) -> Option<&[Value]> {
-        match value {
-            Value::Tuple(id) | Value::List(id) => {
-                self.sequences.get(id as usize).map(Vec::as_slice)
-            }
-            _ => None,
-        }
-    }
-
-    /// The names in a dict that stand for tensors, and those tensors; the last of equal names counts.
-    pub(super) fn tensors_of(&self, dict: Value) -> impl Iterator<Item = (&str, &TensorRef)> {
-        self.pairs(dict).filter_map(|(key, value)| match value {
-            Value::Tensor(id) => Some((self.text(key)?, self.tensors.get(id as usize)?)),
-            _ => None,
-        })
-    }
-
-    /// The tensor that a value is.
-    pub(super) fn tensor(&self, value: Value) -> Option<&TensorRef> {
-        match value {
-            Value::Tensor(id) => self.tensors.get(id as usize),
-            _ => None,
-        }
-    }
-
-    /// The text in a dict under a key; the last of equal keys counts.
-    pub(super) fn text_of(&self, dict: Value, key: &str) -> Option<&str> {
-        let found = self.pairs(dict).filter(|(name, _)| self.text(*name) == Some(key));
-        found.last().and_then(|(_, value)| self.text(value))
-    }
-
-    /// The numbers of the dicts in a dict.
-    pub(super) fn dicts_of(&self, dict: Value) -> impl Iterator<Item = (&str, u32)> {
-        self.pairs(dict).filter_map(|(key, value)| match value {
-            Value::Dict(id) => Some((self.text(key)?, id)),
-            _ => None,
-        })
-    }
-
-    /// Foreign classes that the pickle named, for messages.
-    pub(super) fn foreign(&self) -> impl Iterator<Item = &str> {
-        self.foreign.iter().map(String::as_str)
-    }
-
-    fn pairs(&self, dict: Value) -> impl Iterator<Item = (Value, Value)> {
-        let pairs = match dict {
-            Value::Dict(id) => self.dicts.get(id as usize).map(Vec::as_slice),
-            _ => None,
-        };
-        pairs.unwrap_or_default().iter().copied()
-    }
-
-    fn add_text(&mut self, text: Cow<'a, str>) -> Value {
-        self.texts.push(text);
-        Value::Text(self.texts.len() as u32 - 1)
-    }
-
-    fn add_sequence(&mut self, items: Vec<Value>) -> u32 {
-        self.sequences.push(items);
-        self.sequences.len() as u32 - 1
-    }
-
-    fn add_dict(&mut self) -> Value {
-        self.dicts.push(Vec::new());
-        Value::Dict(self.dicts.len() as u32 - 1)
-    }
-}
 
 /// Runs the pickle at the start of `bytes`. Returns its result and the number of bytes it took.
 pub(super) fn run(bytes: &[u8]) -> Result<(Heap<'_>, Value, usize), String> {

@@ -1,0 +1,146 @@
+//! What a pickle makes: values, and what they are handles of.
+
+use std::borrow::Cow;
+use std::collections::BTreeSet;
+
+use crate::weights::format::{ElementType, View};
+
+/// Something on the machine's stack.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub(crate) enum Value {
+    None,
+    Bool(bool),
+    Int(i64),
+    Text(u32),
+    Tuple(u32),
+    List(u32),
+    Dict(u32),
+    Global(Global),
+    Storage(u32),
+    Tensor(u32),
+    /// Known to be there, of no interest, inert.
+    Opaque,
+}
+
+/// What a name in a pickle stands for.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub(crate) enum Global {
+    Dict,
+    RebuildTensor,
+    RebuildParameter,
+    RebuildFromType,
+    Size,
+    Storage(ElementType),
+    UntypedStorage,
+    DType(ElementType),
+    /// A type of number that nobody stores weights in.
+    OddStorage,
+    Foreign,
+}
+
+/// A storage, as a pickle refers to it.
+#[derive(Clone, Debug)]
+pub(crate) struct Storage {
+    /// A text.
+    pub(crate) key: Value,
+    /// `None` if untyped: the tensor says what its bytes mean.
+    pub(crate) element: Option<ElementType>,
+    /// In elements, or in bytes if untyped.
+    pub(crate) count: usize,
+}
+
+/// A tensor, as a pickle describes it.
+#[derive(Clone, Debug)]
+pub(crate) struct TensorRef {
+    pub(crate) storage: u32,
+    pub(crate) element: ElementType,
+    pub(crate) shape: Vec<usize>,
+    pub(crate) view: View,
+}
+
+/// Everything that a pickle made.
+#[derive(Debug, Default)]
+pub(crate) struct Heap<'a> {
+    pub(super) texts: Vec<Cow<'a, str>>,
+    pub(super) sequences: Vec<Vec<Value>>,
+    pub(super) dicts: Vec<Vec<(Value, Value)>>,
+    pub(crate) storages: Vec<Storage>,
+    pub(crate) tensors: Vec<TensorRef>,
+    pub(super) foreign: BTreeSet<String>,
+}
+
+impl<'a> Heap<'a> {
+    pub(crate) fn text(&self, value: Value) -> Option<&str> {
+        match value {
+            Value::Text(id) => self.texts.get(id as usize).map(AsRef::as_ref),
+            _ => None,
+        }
+    }
+
+    pub(crate) fn items(&self, value: Value) -> Option<&[Value]> {
+        match value {
+            Value::Tuple(id) | Value::List(id) => {
+                self.sequences.get(id as usize).map(Vec::as_slice)
+            }
+            _ => None,
+        }
+    }
+
+    /// The names in a dict that stand for tensors, and those tensors; the last of equal names counts.
+    pub(crate) fn tensors_of(&self, dict: Value) -> impl Iterator<Item = (&str, &TensorRef)> {
+        self.pairs(dict).filter_map(|(key, value)| match value {
+            Value::Tensor(id) => Some((self.text(key)?, self.tensors.get(id as usize)?)),
+            _ => None,
+        })
+    }
+
+    /// The tensor that a value is.
+    pub(crate) fn tensor(&self, value: Value) -> Option<&TensorRef> {
+        match value {
+            Value::Tensor(id) => self.tensors.get(id as usize),
+            _ => None,
+        }
+    }
+
+    /// The text in a dict under a key; the last of equal keys counts.
+    pub(crate) fn text_of(&self, dict: Value, key: &str) -> Option<&str> {
+        let found = self.pairs(dict).filter(|(name, _)| self.text(*name) == Some(key));
+        found.last().and_then(|(_, value)| self.text(value))
+    }
+
+    /// The numbers of the dicts in a dict.
+    pub(crate) fn dicts_of(&self, dict: Value) -> impl Iterator<Item = (&str, u32)> {
+        self.pairs(dict).filter_map(|(key, value)| match value {
+            Value::Dict(id) => Some((self.text(key)?, id)),
+            _ => None,
+        })
+    }
+
+    /// Foreign classes that the pickle named, for messages.
+    pub(crate) fn foreign(&self) -> impl Iterator<Item = &str> {
+        self.foreign.iter().map(String::as_str)
+    }
+
+    pub(super) fn pairs(&self, dict: Value) -> impl Iterator<Item = (Value, Value)> {
+        let pairs = match dict {
+            Value::Dict(id) => self.dicts.get(id as usize).map(Vec::as_slice),
+            _ => None,
+        };
+        pairs.unwrap_or_default().iter().copied()
+    }
+
+    pub(super) fn add_text(&mut self, text: Cow<'a, str>) -> Value {
+        self.texts.push(text);
+        Value::Text(self.texts.len() as u32 - 1)
+    }
+
+    pub(super) fn add_sequence(&mut self, items: Vec<Value>) -> u32 {
+        self.sequences.push(items);
+        self.sequences.len() as u32 - 1
+    }
+
+    pub(super) fn add_dict(&mut self) -> Value {
+        self.dicts.push(Vec::new());
+        Value::Dict(self.dicts.len() as u32 - 1)
+    }
+}

@@ -1,0 +1,174 @@
+//! Every kernel in shapes that are small enough for an interpreter, which sees what memory unsafe code touches:
+//!
+//! ```sh
+//! MIRIFLAGS="-Zmiri-disable-isolation -Zmiri-tree-borrows -Zmiri-permissive-provenance -Zmiri-ignore-leaks" \
+//!     cargo +nightly miri test --no-default-features --test integration -- miniature::
+//! ```
+//!
+//! It knows no instruction that multiplies bf16, and no matrix unit. With `RUSTFLAGS="-C target-cpu=x86-64-v4"` it has
+//! the other vectors, too.
+
+use animatelcm::device::Quantize;
+use animatelcm::kernels::isa::Isa;
+use animatelcm::kernels::{
+    self, Activation, ConvArgs, GroupNormOptions, Positions, Weights, reference,
+};
+use candle_core::{DType, Result, Tensor, Var};
+
+use crate::support::close::assert_relative;
+use crate::support::random::random;
+
+/// Runs a kernel on every set of instructions that is there, in every format, and compares it with what it should
+/// be in f32 of the same values.
+fn check(
+    inputs: &[Tensor],
+    kernel: impl Fn(&[Tensor]) -> Result<Tensor>,
+    reference: impl Fn(&[Tensor]) -> Result<Tensor>,
+) {
+    for (dtype, tolerance) in [(DType::F32, 2e-6), (DType::F16, 2e-3), (DType::BF16, 2e-2)] {
+        let inputs: Vec<_> = inputs.iter().map(|x| x.to_dtype(dtype).unwrap()).collect();
+        let full: Vec<_> = inputs.iter().map(|x| x.to_dtype(DType::F32).unwrap()).collect();
+        let want = reference(&full).unwrap();
+        for isa in Isa::ALL {
+            let Some(got) = isa.force(|| kernel(&inputs)) else { continue };
+            assert_relative(&got.unwrap(), &want, tolerance);
+        }
+    }
+}
+
+fn tensors<const N: usize>(shapes: [&[usize]; N]) -> Vec<Tensor> {
+    shapes.iter().zip(1..).map(|(shape, seed)| random(shape, seed)).collect()
+}
+
+#[test]
+fn linear() {
+    // Whole and partial tiles of every kind, and two panels.
+    for (rows, inputs, outputs) in [(7, 6, 17), (2, 32, 70)] {
+        check(
+            &tensors([&[rows, inputs], &[outputs, inputs], &[outputs], &[rows, outputs]]),
+            |t| kernels::linear(&t[0], &Weights::new(&t[1], Some(&t[2]))?, Some(&t[3])),
+            |t| reference::linear(&t[0], &t[1], Some(&t[2]))? + &t[3],
+        );
+    }
+    check(
+        &tensors([&[7, 6], &[36, 6], &[36]]),
+        |t| kernels::linear(&t[0], &Weights::gated(&t[1], Some(&t[2]))?, None),
+        |t| reference::geglu(&reference::linear(&t[0], &t[1], Some(&t[2]))?),
+    );
+}
+
+#[test]
+fn rounded() {
+    let inputs = tensors([&[7, 64], &[34, 64]]);
+    let want = reference::linear(&inputs[0], &inputs[1], None).unwrap();
+    for quantize in [Quantize::Int8, Quantize::W8A8] {
+        let weights = quantize.scope(|| Weights::new(&inputs[1], None)).unwrap();
+        for dtype in [DType::F32, DType::BF16] {
+            let x = inputs[0].to_dtype(dtype).unwrap();
+            for isa in Isa::ALL {
+                let Some(got) = isa.force(|| kernels::linear(&x, &weights, None)) else { continue };
+                assert_relative(&got.unwrap(), &want, 2e-2);
+            }
+        }
+    }
+}
+
+#[test]
+fn convolution() {
+    fn args(t: &[Tensor], (stride, stretch): (usize, Option<(usize, usize)>)) -> ConvArgs<'_> {
+        let (shift, residual) = (Some(&t[3]), Some(&t[4]));
+        let activation = Activation::Silu;
+        ConvArgs { padding: (1, 1), stride, stretch, shift, residual, activation }
+    }
+    for (size, steps) in [((5, 5), (1, None)), ((3, 3), (2, None)), ((7, 6), (1, Some((7, 6))))] {
+        check(
+            &tensors([&[1, 2, 5, 5], &[18, 2, 3, 3], &[18], &[18], &[1, 18, size.0, size.1]]),
+            |t| kernels::conv2d(&t[0], &Weights::new(&t[1], Some(&t[2]))?, &args(t, steps)),
+            |t| reference::conv2d(&t[0], &t[1], Some(&t[2]), &args(t, steps)),
+        );
+    }
+}
+
+#[test]
+fn transformed_convolution() {
+    let args = ConvArgs { padding: (1, 1), ..ConvArgs::default() };
+    // As small as it pays.
+    check(
+        &tensors([&[1, 128, 12, 24], &[64, 128, 3, 3]]),
+        |t| kernels::conv2d(&t[0], &Weights::new(&t[1], None)?, &args),
+        |t| reference::conv2d(&t[0], &t[1], None, &args),
+    );
+}
+
+#[test]
+fn attention() {
+    // Kept in registers, and packed.
+    for (queries, keys, dim) in [(5, 3, 3), (7, 33, 2)] {
+        check(
+            &tensors([&[1, queries, 1, dim], &[1, keys, 1, dim], &[1, keys, 1, dim]]),
+            |t| kernels::attention(&t[0], &t[1], &t[2], 0.4),
+            |t| reference::attention(&t[0], &t[1], &t[2], 0.4),
+        );
+    }
+    let first = |x: &Tensor| x.transpose(1, 2)?.reshape((5, 3, 1, 3));
+    check(
+        &tensors([&[1, 3, 5, 1, 3]; 3]),
+        |t| first(&kernels::attention_by_place(&t[0], &t[1], &t[2], 0.4)?),
+        |t| reference::attention(&first(&t[0])?, &first(&t[1])?, &first(&t[2])?, 0.4),
+    );
+}
+
+#[test]
+fn norms_and_gates() {
+    let options = GroupNormOptions { groups: 3, eps: 1e-5, frames: 2, silu: true };
+    check(
+        &tensors([&[2, 6, 3, 5], &[6], &[6]]),
+        |t| kernels::group_norm(&t[0], &t[1], &t[2], &options),
+        |t| reference::group_norm(&t[0], &t[1], &t[2], &options),
+    );
+    check(
+        &tensors([&[6, 19], &[19], &[19], &[2, 19]]),
+        |t| {
+            kernels::layer_norm(
+                &t[0],
+                &t[1],
+                &t[2],
+                1e-5,
+                Some(&Positions { table: &t[3], run: 3 }),
+            )
+        },
+        |t| {
+            reference::layer_norm(
+                &t[0],
+                &t[1],
+                &t[2],
+                1e-5,
+                Some(&Positions { table: &t[3], run: 3 }),
+            )
+        },
+    );
+    check(&tensors([&[3, 38]]), |t| kernels::geglu(&t[0]), |t| reference::geglu(&t[0]));
+}
+
+#[test]
+fn gradients() {
+    let args = ConvArgs { padding: (1, 1), ..ConvArgs::default() };
+    let [x, weight] =
+        [&[1, 2, 3, 4], &[3, 2, 3, 3]].map(|shape| Var::from_tensor(&random(shape, 1)).unwrap());
+    let gradient = |y: Tensor, of: &Tensor| {
+        y.sqr().unwrap().sum_all().unwrap().backward().unwrap().get(of).unwrap().clone()
+    };
+    let weights = Weights::new(&weight, None).unwrap();
+    for of in [&x, &weight] {
+        let got = gradient(kernels::conv2d(&x, &weights, &args).unwrap(), of);
+        let want = gradient(reference::conv2d(&x, &weight, None, &args).unwrap(), of);
+        assert_relative(&got, &want, 2e-6);
+    }
+    let [q, k, v] = [1, 2, 3].map(|i| Var::from_tensor(&random(&[1, 3, 2, 1, 3], i)).unwrap());
+    let first = |x: &Tensor| x.transpose(1, 2)?.reshape((2, 3, 1, 3));
+    let reference = || reference::attention(&first(&q)?, &first(&k)?, &first(&v)?, 0.4);
+    for of in [&q, &k, &v] {
+        let got = gradient(kernels::attention_by_place(&q, &k, &v, 0.4).unwrap(), of);
+        assert_relative(&got, &gradient(reference().unwrap(), of), 2e-6);
+    }
+}

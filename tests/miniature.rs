@@ -26,6 +26,10 @@ fn check(
     reference: impl Fn(&[Tensor]) -> Result<Tensor>,
 ) {
     for (dtype, tolerance) in [(DType::F32, 2e-6), (DType::F16, 2e-3), (DType::BF16, 2e-2)] {
+        // The interpreter does not know its conversions, if they are an instruction.
+        if cfg!(all(miri, target_feature = "f16c")) && dtype == DType::F16 {
+            continue;
+        }
         let inputs: Vec<_> = inputs.iter().map(|x| x.to_dtype(dtype).unwrap()).collect();
         let full: Vec<_> = inputs.iter().map(|x| x.to_dtype(DType::F32).unwrap()).collect();
         let want = reference(&full).unwrap();

@@ -4,6 +4,7 @@
 //! ```sh
 //! cargo bench                     # all
 //! cargo bench -- geglu            # one
+//! cargo bench -- --quick          # criterion's options
 //! ```
 
 use animatelcm::device::Quantize;

@@ -1,10 +1,12 @@
 //! Every kernel in shapes that are small enough for an interpreter, which sees what memory unsafe code touches:
 //!
 //! ```sh
-//! MIRIFLAGS="-Zmiri-disable-isolation -Zmiri-tree-borrows -Zmiri-permissive-provenance -Zmiri-ignore-leaks" \
-//!     cargo +nightly miri test --no-default-features --test integration -- miniature::
+//! export MIRIFLAGS="-Zmiri-disable-isolation -Zmiri-tree-borrows -Zmiri-permissive-provenance -Zmiri-ignore-leaks"
+//! export CANDLE_BARRIER_POOL_SPIN_LIMIT=1 CANDLE_NUM_THREADS=1 RAYON_NUM_THREADS=2
+//! cargo +nightly miri test --no-default-features --test integration -- miniature:: --skip transformed
 //! ```
 //!
+//! Minutes each, and more than half an hour for what is skipped.
 //! It knows no instruction that multiplies bf16, and no matrix unit. With `RUSTFLAGS="-C target-cpu=x86-64-v4"` it has
 //! the other vectors, too.
 

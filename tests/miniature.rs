@@ -6,9 +6,8 @@
 //! cargo +nightly miri test --no-default-features --test integration -- miniature:: --skip transformed
 //! ```
 //!
-//! Minutes each, and more than half an hour for what is skipped.
-//! It knows no instruction that multiplies bf16, and no matrix unit. With `RUSTFLAGS="-C target-cpu=x86-64-v4"` it has
-//! the other vectors, too.
+//! Each takes minutes, and what is skipped more than half an hour. It knows no instruction that multiplies bf16, and no
+//! matrix unit. With `RUSTFLAGS="-C target-cpu=x86-64-v4"` it has the other vectors, too.
 
 use animatelcm::device::Quantize;
 use animatelcm::kernels::isa::Isa;

@@ -7,20 +7,16 @@ use animatelcm::kernels::layout::is_channels_last;
 use animatelcm::kernels::{
     self, Activation, ConvArgs, GroupNormOptions, Positions, Weights, reference,
 };
-use candle_core::{DType, Device, Result, Tensor, Var};
+use candle_core::{DType, Device, Tensor, Var};
 
 use crate::support::close::{assert_close, assert_relative, relative_l2};
+use crate::support::isa::results;
 use crate::support::random::random;
 
 /// Runs `check` once for every set of instructions that is there; the portable one always is.
 fn everywhere(check: impl Fn()) {
     let ran = Isa::ALL.iter().filter_map(|isa| isa.force(&check)).count();
     assert!(ran > 0);
-}
-
-/// The results on every set of instructions that is there.
-fn results(run: impl Fn() -> Result<Tensor>) -> Vec<Tensor> {
-    Isa::ALL.iter().filter_map(|isa| isa.force(&run)).map(Result::unwrap).collect()
 }
 
 fn values(x: &Tensor) -> Vec<f32> {

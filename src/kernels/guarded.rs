@@ -72,32 +72,21 @@ fn whole<T>(len: usize, range: usize, of: impl Fn(i8) -> T) -> Vec<T> {
     (0..len).map(|i| of((i * i % 23 * 7 % range) as i8)).collect()
 }
 
-struct Case<'a, T: Element> {
-    left: &'a [T],
-    /// `(segments, rows)`.
-    offsets: Vec<usize>,
-    rows: usize,
-    length: usize,
-    right: &'a [T::Weight],
-    width: usize,
-}
-
-impl<T: Element> Case<'_, T> {
-    fn sums(&self, before: f32) -> Vec<f32> {
-        let Self { left, offsets, rows, length, right, width, .. } = self;
-        let mut sums = vec![before; rows * width];
-        for (s, offsets) in offsets.chunks_exact(*rows).enumerate() {
-            for (r, offset) in offsets.iter().enumerate().filter(|(_, offset)| **offset != ZEROS) {
-                for (k, v) in left[*offset..offset + length].iter().enumerate() {
-                    let group = (s * length + k) / T::GROUP * width * T::GROUP + k % T::GROUP;
-                    for (c, sum) in sums[r * width..][..*width].iter_mut().enumerate() {
-                        *sum += v.widen() * right[group + c * T::GROUP].widen();
-                    }
+/// `before` and a product of so many rows, as it is defined.
+fn sums<T: Element>(product: &Product<'_, T>, rows: usize, before: f32) -> Vec<f32> {
+    let Product { values, offsets, length, panel, width, .. } = *product;
+    let mut sums = vec![before; rows * width];
+    for (s, offsets) in offsets.chunks_exact(rows).enumerate() {
+        for (r, &offset) in offsets.iter().enumerate().filter(|(_, offset)| **offset != ZEROS) {
+            for (k, v) in values[offset..offset + length].iter().enumerate() {
+                let group = (s * length + k) / T::GROUP * width * T::GROUP + k % T::GROUP;
+                for (c, sum) in sums[r * width..][..width].iter_mut().enumerate() {
+                    *sum += v.widen() * panel[group + c * T::GROUP].widen();
                 }
             }
         }
-        sums
     }
+    sums
 }
 
 /// Products of `segments` of `length` by all widths, on every set of instructions.
@@ -112,31 +101,29 @@ fn check<T: Operand>(
         for isa in Isa::ALL.into_iter().filter(|isa| isa.is_there()) {
             let in_tiles = T::fits_tiles(isa, length);
             let rows = if in_tiles { amx::ROWS } else { ROWS };
-            // Rows one after the other, of which a last segment may have none.
+            // Rows one after the other; all segments but the first are missing in some.
             let left = Guarded::new(&whole(rows * segments * length, 17, &left), at_end);
             let offset = |s: usize, r: usize| {
                 if s > 0 && (s + r).is_multiple_of(5) { ZEROS } else { (r * segments + s) * length }
             };
             let offsets = (0..segments).flat_map(|s| (0..rows).map(move |r| offset(s, r)));
-            let offsets = offsets.collect();
-            let case = Case { left: &left, offsets, rows, length, right: &right, width };
+            let offsets: Vec<usize> = offsets.collect();
+            let zeros = Guarded::new(&vec![T::default(); length], at_end);
+            let (values, zeros, offsets, panel) = (&*left, &*zeros, &*offsets, &*right);
+            let product = Product { values, zeros, offsets, length, panel, width };
             for (before, fresh) in [(3.0, false), (f32::NAN, true)] {
-                let mut sums = Guarded::new(&vec![before; rows * width], at_end);
-                let Case { ref offsets, length, width, .. } = case;
+                let mut got = Guarded::new(&vec![before; rows * width], at_end);
                 if in_tiles {
                     amx::with_tiles(|| {
                         let mut scratch = Gathered::default();
-                        let left = Left::gather(case.left, offsets, length, &mut scratch);
-                        left.multiply(case.right, width, (&mut sums, width), fresh);
+                        let left = Left::gather(values, offsets, length, &mut scratch);
+                        left.multiply(panel, width, (&mut got, width), fresh);
                     });
                 } else {
-                    let zeros = Guarded::new(&vec![T::default(); length], at_end);
-                    let (values, zeros, panel) = (case.left, &*zeros, case.right);
-                    let product = Product { values, zeros, offsets, length, panel, width };
-                    product.add_to(isa, &mut sums, fresh);
+                    product.add_to(isa, &mut got, fresh);
                 }
-                let want = case.sums(if fresh { 0.0 } else { before });
-                assert!(sums[..] == want, "{isa:?}, {segments} of {length}, {width} columns");
+                let want = sums(&product, rows, if fresh { 0.0 } else { before });
+                assert!(got[..] == want, "{isa:?}, {segments} of {length}, {width} columns");
             }
         }
     }

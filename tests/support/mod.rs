@@ -4,6 +4,7 @@ pub(crate) mod close;
 pub(crate) mod golden;
 #[cfg(feature = "hub")]
 pub(crate) mod hub_server;
+pub(crate) mod isa;
 #[cfg(feature = "cli")]
 pub(crate) mod program;
 pub(crate) mod random;

@@ -61,7 +61,7 @@ pub(crate) struct TensorRef {
 /// Everything that a pickle made.
 #[derive(Debug, Default)]
 pub(crate) struct Heap<'a> {
-    pub(super) texts: Vec<Cow<'a, str>>,
+    texts: Vec<Cow<'a, str>>,
     pub(super) sequences: Vec<Vec<Value>>,
     pub(super) dicts: Vec<Vec<(Value, Value)>>,
     pub(crate) storages: Vec<Storage>,

@@ -13,13 +13,15 @@
 //! 4  models                                     clip, unet with motion, ControlNet, vae
 //! 3  nn       sampler       output   procedural layers | sampling loops | encoders | clips with captions
 //! 2  kernels  schedule      media  weights  hub
-//! 1  device   rng
-//! 0  error
+//! 1  device   rng       files
+//! 0  error    stop
 //! ```
 
 pub mod adapters;
 pub mod device;
 pub mod error;
+#[allow(dead_code, reason = "some builds have no text files to read")]
+mod files;
 #[cfg(feature = "hub")]
 pub mod hub;
 pub mod kernels;
@@ -32,6 +34,7 @@ pub mod procedural;
 pub mod rng;
 pub mod sampler;
 pub mod schedule;
+mod stop;
 pub mod text;
 #[cfg(feature = "train")]
 pub mod train;
@@ -41,3 +44,4 @@ pub mod weights;
 pub mod cli;
 
 pub use error::{Error, ErrorKind, Result};
+pub use stop::Stop;

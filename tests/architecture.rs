@@ -9,8 +9,8 @@ use std::path::{Path, PathBuf};
 
 /// Floors from the ground up.
 const FLOORS: [&[&str]; 10] = [
-    &["error"],
-    &["device", "rng"],
+    &["error", "stop"],
+    &["device", "rng", "files"],
     &["kernels", "schedule", "media", "weights", "hub"],
     &["nn", "sampler", "output", "procedural"],
     &["models"],
@@ -33,7 +33,7 @@ const FEATURE_GATES: [&str; 7] =
     ["kernels.rs", "kernels/", "output/mod.rs", "device.rs", "lib.rs", "media/video/", "cli/"];
 
 /// What is in `src/lib.rs` itself and may be named as `crate::Name`: part of the ground floor.
-const ROOT_NAMES: [&str; 4] = ["Error", "ErrorKind", "Result", "error"];
+const ROOT_NAMES: [&str; 5] = ["Error", "ErrorKind", "Result", "Stop", "error"];
 
 /// Every source file's path below `src`, with slashes, and its code without comments.
 fn sources() -> BTreeMap<String, String> {

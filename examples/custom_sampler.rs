@@ -1,59 +1,51 @@
-//! A sampler of one's own: Heun's method, two questions a step, asked of anything that denoises.
+//! A sampler of one's own on the model inside: consistency sampling that replaces only a part of the noise.
 //! `cargo run --release --example custom_sampler`
 
 #![allow(clippy::print_stdout)]
 
 use animatelcm::Result;
-use animatelcm::rng::{Noise, RngKind};
-use animatelcm::sampler::{Denoiser, Observer, PlanSettings, Progress, Sampler, SamplerKind, Step};
-use animatelcm::schedule::{BetaSchedule, NoiseLevel, NoiseSchedule};
+use animatelcm::device::{DtypeChoice, Precision};
+use animatelcm::pipeline::load::{Base, Files, LoraFile, Models};
+use animatelcm::pipeline::request::Request;
+use animatelcm::pipeline::{Event, Pipeline, Residency, Tensors};
+use animatelcm::sampler::{Run, Sampler, Step};
 use candle_core::{Device, Tensor};
 
-/// Karras et al. (2022), algorithm 1: the mean of the slopes at both ends of a step.
-struct Heun;
+/// The variance `gamma`² of the next level's noise is fresh, the rest is the predicted noise: 1 is LCM without its
+/// boundary scalings, 0 is DDIM.
+#[derive(Debug)]
+struct Partial {
+    gamma: f64,
+}
 
-impl Sampler for Heun {
-    fn sample(
-        &self,
-        denoiser: &mut dyn Denoiser,
-        mut x: Tensor,
-        steps: &[Step],
-        _: &mut Noise,
-        observer: &mut dyn Observer,
-    ) -> Result<Tensor> {
-        for (step, &Step { at, next }) in steps.iter().enumerate() {
-            let denoised = denoiser.denoise(&x, at)?;
-            observer.step(Progress { step, steps: steps.len(), at, denoised: &denoised })?;
-            let scaled = (x / at.alpha)?;
-            let mut slope = ((&scaled - denoised)? / at.ratio())?;
-            let stride = next.ratio() - at.ratio();
-            if next.ratio() > 0.0 {
-                let euler = (&scaled + (&slope * stride)?)?;
-                let denoised = denoiser.denoise(&(&euler * next.alpha)?, next)?;
-                slope = ((slope + ((euler - denoised)? / next.ratio())?)? / 2.0)?;
-            }
-            x = ((scaled + (slope * stride)?)? * next.alpha)?;
+impl Sampler for Partial {
+    fn sample(&self, run: &mut Run<'_>, mut x: Tensor) -> Result<Tensor> {
+        for (i, &Step { at, next }) in run.steps().iter().enumerate() {
+            let denoised = run.denoise(i, &x)?;
+            let predicted = ((x - (&denoised * at.alpha)?)? / at.sigma)?;
+            let kept = (predicted * (1.0 - self.gamma.powi(2)).sqrt())?;
+            let noise = (kept + (run.noise_like(&denoised)? * self.gamma)?)?;
+            x = next.add_noise(&denoised, &noise)?;
         }
         Ok(x)
     }
 }
 
 fn main() -> Result<()> {
-    let schedule = NoiseSchedule::new(BetaSchedule::Linear, 0.00085, 0.012, 1000)?;
-    // Of normally distributed latents the best guess is known. A network's is `pipeline::denoiser::Guided`.
-    let deviation = 0.5f64;
-    let mut normal = |x: &Tensor, at: NoiseLevel| {
-        let variance = (at.alpha * deviation).powi(2) + at.sigma.powi(2);
-        Ok((x * (at.alpha * deviation.powi(2) / variance))?)
-    };
-    for (name, sampler) in [("euler", SamplerKind::Euler.build()), ("heun", Box::new(Heun) as _)] {
-        let settings = PlanSettings { steps: 50, ..PlanSettings::default() };
-        let plan = SamplerKind::Euler.plan(&schedule, &settings)?;
-        let mut noise = Noise::new(RngKind::Cpu, 42);
-        let x = (noise.latents((1, 16, 4, 8, 8), &Device::Cpu)? * plan.initial_scale)?;
-        let x = sampler.sample(&mut normal, x, &plan.steps, &mut noise, &mut ())?;
-        let found = x.sqr()?.mean_all()?.to_scalar::<f32>()?.sqrt();
-        println!("{name}: deviation {found:.3}, should be near {deviation}");
+    let mut files = Files::new(Base::Embedded);
+    files.loras.push(LoraFile::new(Files::embedded_lora()));
+    let precision = Precision::new(DtypeChoice::F32, &Device::Cpu);
+    let models = Models::open(&files)?;
+    let mut pipeline = Pipeline::new(models, Device::Cpu, precision, Residency::KeepAll);
+    let prompt = "a red circle moving right on a black background".to_owned();
+    let request = Request { prompt, seed: Some(1), ..Request::default() };
+    for gamma in [0.0, 0.5, 1.0] {
+        pipeline.set_sampler(Box::new(Partial { gamma }));
+        let (mut frames, mut silent) = (Vec::new(), |_: Event| Ok(()));
+        pipeline.generate(&request, &mut Tensors::default(), &mut silent, &mut &mut frames)?;
+        let sum: f64 = frames.iter().flat_map(|frame| frame.iter()).map(|v| f64::from(*v)).sum();
+        let mean = sum / (frames.len() * frames[0].len()) as f64;
+        println!("gamma {gamma}: {} frames, mean brightness {mean:.1} of 255", frames.len());
     }
     Ok(())
 }

@@ -466,7 +466,7 @@ fn guidance_in_two_passes_gives_the_same_clip() {
                 .unwrap()
                 .guide(&prompts["negative_embeds"], 1.5, guidance)
                 .unwrap()
-                .condition(vec![Box::new(control)], &[]);
+                .condition(vec![Box::new(control)]);
             guided.denoise(&x, at).unwrap()
         };
         assert_relative(&denoised(Guidance::TwoPasses), &denoised(Guidance::Batched), F32);

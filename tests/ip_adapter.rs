@@ -657,7 +657,7 @@ fn guidance_in_two_passes_gives_the_same_clip() {
             .unwrap()
             .guide(&prompts["negative_embeds"], 1.5, guidance)
             .unwrap()
-            .condition(all, &[]);
+            .condition(all);
         guided.denoise(&x, level).unwrap()
     };
     assert_relative(&denoised(Guidance::TwoPasses), &denoised(Guidance::Batched), F32);

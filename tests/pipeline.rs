@@ -11,7 +11,7 @@ use animatelcm::pipeline::load::{Base, Files, LoraFile, Models, Motion};
 use animatelcm::pipeline::request::Request;
 use animatelcm::pipeline::{Event, Pipeline, Residency, Tensors};
 use animatelcm::rng::{Noise, RngKind};
-use animatelcm::sampler::{PlanSettings, SamplerKind};
+use animatelcm::sampler::{Heun, PlanSettings, Run, SamplerKind};
 use animatelcm::schedule::{BetaSchedule, NoiseSchedule, Prediction, Spacing};
 use animatelcm::{Error, Result};
 use candle_core::{DType, Device, Tensor};
@@ -154,12 +154,40 @@ fn other_samplers_equal_diffusers() {
         let x = case("unet")["x"].transpose(1, 2).unwrap().contiguous().unwrap();
         let x = (x * plan.initial_scale).unwrap();
         let mut noise = Noise::new(RngKind::Cpu, 0);
-        let got = sampler.build().sample(&mut guided, x, &plan.steps, &mut noise, &mut ()).unwrap();
+        let got =
+            sampler.build().sample(&mut Run::new(&mut guided, &plan.steps, &mut noise), x).unwrap();
         let got = got.transpose(1, 2).unwrap().contiguous().unwrap();
         let want = &case(name)["latents.final"];
         let error = relative_l2(&got, want);
         assert!(error < 2e-5, "{name}: {error:e}");
     }
+}
+
+#[test]
+fn a_sampler_of_ones_own_runs_on_the_model_and_records_the_latents_of_each_step() {
+    let run = |request: &Request, own: bool| {
+        let precision = Precision::new(DtypeChoice::F32, &Device::Cpu);
+        let models = Models::open(&tiny_files()).unwrap();
+        let mut pipeline = Pipeline::new(models, Device::Cpu, precision, Residency::OneAtATime);
+        if own {
+            pipeline.set_sampler(Box::new(Heun));
+        }
+        let mut tensors = Tensors { noise: vec![], ..tiny_tensors() };
+        let (mut frames, mut silent) = (Vec::new(), |_: Event| Ok(()));
+        pipeline.generate(request, &mut tensors, &mut silent, &mut &mut frames).unwrap();
+        tensors.recorded.unwrap()
+    };
+    let request = |sampler| Request { sampler, steps: 3, ..tiny_request() };
+    let heun = run(&request(SamplerKind::Heun), false);
+    let own = run(&request(SamplerKind::Euler), true);
+    let steps: Vec<_> = heun.keys().filter(|name| name.starts_with("latents")).collect();
+    assert_eq!(steps, ["latents", "latents.0", "latents.1", "latents.2"]);
+    assert_close(&heun["latents"], &heun["latents.2"], 0.0);
+    for name in steps {
+        assert_close(&own[name], &heun[name], 0.0);
+    }
+    let euler = run(&request(SamplerKind::Euler), false);
+    assert!(relative_l2(&euler["latents.0"], &heun["latents.0"]) > 1e-3);
 }
 
 #[test]
@@ -186,7 +214,7 @@ fn two_prompts_in_one_batch_equal_diffusers() {
         let mut noise = Noise::new(RngKind::Cpu, 0).with_replay(Vec::clone(&noise));
         let x = frames_first("latents.init");
         let sampler = SamplerKind::Lcm.build();
-        let got = sampler.sample(&mut guided, x, &plan.steps, &mut noise, &mut ()).unwrap();
+        let got = sampler.sample(&mut Run::new(&mut guided, &plan.steps, &mut noise), x).unwrap();
         let got = got.transpose(1, 2).unwrap().contiguous().unwrap();
         assert_close(&got, &want["latents.final"], 1e-3);
     }

@@ -2,8 +2,8 @@
 
 use animatelcm::rng::{Noise, RngKind};
 use animatelcm::sampler::{
-    Ddim, Dpmpp2m, Euler, EulerAncestral, Lcm, Plan, PlanSettings, Progress, Sampler, SamplerKind,
-    Step,
+    Ddim, Denoiser, Dpmpp2m, Euler, EulerAncestral, Heun, Lcm, Plan, PlanSettings, Progress, Run,
+    Sampler, SamplerKind, Step,
 };
 use animatelcm::schedule::{BetaSchedule, NoiseLevel, NoiseSchedule, Prediction, Spacing};
 use animatelcm::{Error, Result};
@@ -104,6 +104,7 @@ fn the_other_samplers_visit_the_levels_of_the_reference() {
     let kinds = [
         ("euler", SamplerKind::Euler),
         ("euler_ancestral", SamplerKind::EulerAncestral),
+        ("heun", SamplerKind::Heun),
         ("dpmpp_2m", SamplerKind::Dpmpp2m),
         ("dpmpp_2m_karras", SamplerKind::Dpmpp2m),
     ];
@@ -116,14 +117,21 @@ fn the_other_samplers_visit_the_levels_of_the_reference() {
                 settings.spacing = Some(Spacing::Karras);
             }
             let plan = kind.plan(&schedule, &settings).unwrap();
-            assert_all_close(&timesteps(&plan), &numbers(&case["timesteps"]), 1e-4);
+            let once = |mut all: Vec<f64>| {
+                // Heun's list has a level for every evaluation.
+                if kind == SamplerKind::Heun {
+                    all.dedup();
+                }
+                all
+            };
+            assert_all_close(&timesteps(&plan), &once(numbers(&case["timesteps"])), 1e-4);
             let ratios: Vec<_> = plan
                 .steps
                 .iter()
                 .map(|step| step.at.ratio())
                 .chain([plan.steps.last().unwrap().next.ratio()])
                 .collect();
-            assert_ratios(&ratios, &numbers(&case["sigmas"]));
+            assert_ratios(&ratios, &once(numbers(&case["sigmas"])));
             assert_chained(&plan);
             // The reference's start is in the terms of Karras et al.
             let start = plan.initial_scale / plan.start().alpha;
@@ -140,7 +148,7 @@ fn every_run_is_that_of_the_reference() {
     let inputs = golden::load("samplers/inputs");
     let ours = |x: Tensor| x.transpose(1, 2).unwrap();
     let cases = golden::json("samplers/samplers");
-    assert_eq!(cases.as_object().unwrap().len(), 17);
+    assert_eq!(cases.as_object().unwrap().len(), 20);
     for (name, case) in cases.as_object().unwrap() {
         let want = golden::load(&format!("samplers/{name}"));
         let config = &case["config"];
@@ -149,6 +157,7 @@ fn every_run_is_that_of_the_reference() {
             "DDIMScheduler" => SamplerKind::Ddim,
             "EulerDiscreteScheduler" => SamplerKind::Euler,
             "EulerAncestralDiscreteScheduler" => SamplerKind::EulerAncestral,
+            "HeunDiscreteScheduler" => SamplerKind::Heun,
             _ => SamplerKind::Dpmpp2m,
         };
         let schedule = schedule(
@@ -178,9 +187,11 @@ fn every_run_is_that_of_the_reference() {
             Prediction::Epsilon.denoised(x, &output, at)
         };
         let x = (ours(inputs.tensor("init")) * plan.initial_scale).unwrap();
-        let clean = kind.build().sample(&mut network, x, &plan.steps, &mut noise, &mut ()).unwrap();
+        let clean =
+            kind.build().sample(&mut Run::new(&mut network, &plan.steps, &mut noise), x).unwrap();
 
-        assert_eq!(given.len(), 6);
+        let evaluations = if kind == SamplerKind::Heun { 11 } else { 6 };
+        assert_eq!(given.len(), evaluations);
         let names = want.names();
         for (i, x) in given.iter().enumerate() {
             let input = format!("input.{i}");
@@ -190,7 +201,7 @@ fn every_run_is_that_of_the_reference() {
                 assert_relative(x, &ours(want.tensor(&format!("latents.{}", i - 1))), RUN);
             }
         }
-        assert_relative(&clean, &ours(want.tensor("latents.5")), RUN);
+        assert_relative(&clean, &ours(want.tensor(&format!("latents.{}", evaluations - 1))), RUN);
         // The recorded noise is used up: the next draw is the generator's first.
         let fresh = Noise::new(RngKind::Cpu, 0).like(&clean).unwrap();
         assert_close(&noise.like(&clean).unwrap(), &fresh, 0.0);
@@ -208,8 +219,10 @@ fn samplers_return_the_only_clean_point_there_is() {
             let mut noise = Noise::new(RngKind::Cpu, 5);
             let x = noise.like(&point).unwrap();
             let mut network = |_: &Tensor, _: NoiseLevel| Ok(point.clone());
-            let clean =
-                kind.build().sample(&mut network, x, &plan.steps, &mut noise, &mut ()).unwrap();
+            let clean = kind
+                .build()
+                .sample(&mut Run::new(&mut network, &plan.steps, &mut noise), x)
+                .unwrap();
             assert_close(&clean, &point, 1e-5);
         }
     }
@@ -236,14 +249,18 @@ fn flow_error(sampler: &dyn Sampler, count: usize) -> f64 {
     let exact = spread(level(count)) / spread(level(0));
     let x = Tensor::ones((1, 1, 1, 1, 1), DType::F64, &Device::Cpu).unwrap();
     let mut noise = Noise::new(RngKind::Cpu, 0);
-    let end = sampler.sample(&mut ideal, x, &steps, &mut noise, &mut ()).unwrap();
+    let end = sampler.sample(&mut Run::new(&mut ideal, &steps, &mut noise), x).unwrap();
     (end.flatten_all().unwrap().to_vec1::<f64>().unwrap()[0] - exact).abs()
 }
 
 #[test]
 fn halving_the_step_shows_the_order_of_each_solver() {
-    let solvers: [(&str, &dyn Sampler, f64); 3] =
-        [("ddim", &Ddim::default(), 1.0), ("euler", &Euler, 1.0), ("dpmpp-2m", &Dpmpp2m, 2.0)];
+    let solvers: [(&str, &dyn Sampler, f64); 4] = [
+        ("ddim", &Ddim::default(), 1.0),
+        ("euler", &Euler, 1.0),
+        ("heun", &Heun, 2.0),
+        ("dpmpp-2m", &Dpmpp2m, 2.0),
+    ];
     for (name, solver, order) in solvers {
         let errors = [64, 128, 256, 512].map(|count| flow_error(solver, count));
         for pair in errors.windows(2) {
@@ -268,7 +285,7 @@ fn stochastic_samplers_end_with_the_spread_of_the_data() {
     for (name, sampler) in samplers {
         let mut noise = Noise::new(RngKind::Cpu, 12);
         let x = (noise.latents(shape, &Device::Cpu).unwrap() * plan.initial_scale).unwrap();
-        let clean = sampler.sample(&mut ideal, x, &plan.steps, &mut noise, &mut ()).unwrap();
+        let clean = sampler.sample(&mut Run::new(&mut ideal, &plan.steps, &mut noise), x).unwrap();
         let variance = clean.sqr().unwrap().mean_all().unwrap().to_scalar::<f32>().unwrap();
         let spread = f64::from(variance).sqrt();
         assert!((spread / SPREAD - 1.0).abs() < 0.02, "{name}: {spread}");
@@ -282,32 +299,64 @@ fn lcm_draws_no_noise_at_its_last_step() {
     let plan = SamplerKind::Lcm.plan(&linear(), &settings).unwrap();
     let mut noise = Noise::new(RngKind::Cpu, 4);
     let mut network = |x: &Tensor, _: NoiseLevel| Ok(x.clone());
-    Lcm::default().sample(&mut network, x.clone(), &plan.steps, &mut noise, &mut ()).unwrap();
+    let mut run = Run::new(&mut network, &plan.steps, &mut noise);
+    Lcm::default().sample(&mut run, x.clone()).unwrap();
     let untouched = Noise::new(RngKind::Cpu, 4).like(&x).unwrap();
     assert_close(&noise.like(&x).unwrap(), &untouched, 0.0);
 }
 
 #[test]
-fn observers_hear_of_every_step_and_may_stop_the_run() {
-    struct Third(Vec<(usize, usize, f64)>);
-    impl animatelcm::sampler::Observer for Third {
-        fn step(&mut self, progress: Progress<'_>) -> Result<()> {
-            assert_eq!(progress.denoised.dims(), [1, 1, 4, 2, 2]);
-            self.0.push((progress.step, progress.steps, progress.at.timestep));
-            if self.0.len() == 3 { Err(Error::Cancelled) } else { Ok(()) }
-        }
-    }
+fn observers_see_the_latents_and_the_prediction_of_every_step_and_may_stop_the_run() {
     for kind in SamplerKind::ALL {
         let plan = kind.plan(&linear(), &PlanSettings::default()).unwrap();
-        let x = Tensor::zeros((1, 1, 4, 2, 2), DType::F32, &Device::Cpu).unwrap();
-        let mut network = |x: &Tensor, _: NoiseLevel| Ok(x.clone());
-        let mut third = Third(Vec::new());
+        let start = Noise::new(RngKind::Cpu, 3).latents((1, 1, 4, 2, 2), &Device::Cpu).unwrap();
+        let mut network = |x: &Tensor, at: NoiseLevel| Ok((x * at.alpha)?);
+        // What a run of fewer steps makes is what the next step begins with.
+        let after = |count: usize| {
+            let mut network = |x: &Tensor, at: NoiseLevel| Ok((x * at.alpha)?);
+            let mut noise = Noise::new(RngKind::Cpu, 1);
+            let mut run = Run::new(&mut network, &plan.steps[..count], &mut noise);
+            kind.build().sample(&mut run, start.clone()).unwrap()
+        };
+        let mut seen = 0;
+        let mut third = |progress: Progress<'_>| {
+            assert_eq!((progress.step, progress.steps), (seen, 4), "{kind}");
+            assert_eq!(progress.at, plan.steps[seen].at, "{kind}");
+            assert_close(progress.x, &after(seen), 0.0);
+            assert_close(progress.denoised, &(progress.x * progress.at.alpha).unwrap(), 0.0);
+            seen += 1;
+            if seen == 3 { Err(Error::Cancelled) } else { Ok(()) }
+        };
         let mut noise = Noise::new(RngKind::Cpu, 1);
-        let end = kind.build().sample(&mut network, x, &plan.steps, &mut noise, &mut third);
+        let mut run = Run::new(&mut network, &plan.steps, &mut noise).with_observer(&mut third);
+        let end = kind.build().sample(&mut run, start.clone());
         assert!(matches!(end, Err(Error::Cancelled)), "{kind}: {end:?}");
-        let heard: Vec<_> = (0..3).map(|i| (i, 4, plan.steps[i].at.timestep)).collect();
-        assert_eq!(third.0, heard, "{kind}");
+        assert_eq!(seen, 3, "{kind}");
     }
+}
+
+#[test]
+fn models_are_told_the_step_that_each_evaluation_belongs_to() {
+    #[derive(Default)]
+    struct Steps(Vec<(usize, f64)>, usize);
+    impl Denoiser for Steps {
+        fn denoise(&mut self, x: &Tensor, at: NoiseLevel) -> Result<Tensor> {
+            self.0.push((self.1, at.timestep));
+            Ok(x.clone())
+        }
+
+        fn begin_step(&mut self, step: usize, steps: usize) {
+            assert_eq!(steps, 4);
+            self.1 = step;
+        }
+    }
+    let plan = SamplerKind::Heun.plan(&linear(), &PlanSettings::default()).unwrap();
+    let x = Tensor::zeros((1, 1, 4, 2, 2), DType::F32, &Device::Cpu).unwrap();
+    let (mut model, mut noise) = (Steps::default(), Noise::new(RngKind::Cpu, 1));
+    Heun.sample(&mut Run::new(&mut model, &plan.steps, &mut noise), x).unwrap();
+    let found: Vec<_> =
+        model.0.iter().map(|(step, timestep)| (*step, *timestep as usize)).collect();
+    assert_eq!(found, [(0, 751), (0, 501), (1, 501), (1, 251), (2, 251), (2, 1), (3, 1)]);
 }
 
 #[test]
@@ -425,6 +474,6 @@ fn names_are_read_and_written_alike() {
     );
     assert_eq!(
         "unipc".parse::<SamplerKind>().unwrap_err().to_string(),
-        "sampler: `unipc` is none of `lcm`, `ddim`, `euler`, `euler-a`, `dpmpp-2m`"
+        "sampler: `unipc` is none of `lcm`, `ddim`, `euler`, `euler-a`, `heun`, `dpmpp-2m`"
     );
 }

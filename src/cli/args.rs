@@ -230,7 +230,7 @@ pub(super) struct SamplingFlags {
     /// Classifier-free guidance; none at 1 or below [default: 1].
     #[arg(long, value_name = "SCALE", visible_alias = "guidance-scale")]
     pub(super) cfg_scale: Option<f64>,
-    /// lcm, ddim, euler, euler-a, dpmpp-2m or dpmpp-2m-karras [default: lcm].
+    /// lcm, ddim, euler, euler-a, heun, dpmpp-2m or dpmpp-2m-karras [default: lcm].
     #[arg(long, value_name = "NAME", visible_alias = "sampling-method")]
     pub(super) sampler: Option<String>,
     /// How timesteps are spread: leading, trailing, linspace or karras [default: leading].

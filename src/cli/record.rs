@@ -50,6 +50,7 @@ fn parameters(job: &Job) -> String {
         SamplerKind::Ddim => "DDIM",
         SamplerKind::Euler => "Euler",
         SamplerKind::EulerAncestral => "Euler a",
+        SamplerKind::Heun => "Heun",
         SamplerKind::Dpmpp2m => "DPM++ 2M",
     };
     let stem = |file: &str| {

@@ -5,7 +5,7 @@ use candle_core::{DType, Tensor};
 use crate::adapters::{Conditioner, Pass, Progress};
 use crate::models::motion::MotionNorm;
 use crate::models::unet::{Injection, UNet, UNetInput};
-use crate::sampler::{Denoiser, Step};
+use crate::sampler::Denoiser;
 use crate::schedule::{NoiseLevel, Prediction};
 use crate::{Error, Result};
 
@@ -40,8 +40,7 @@ pub struct Guided<'a> {
     negative: Option<(Tensor, f64)>,
     guidance: Guidance,
     conditioners: Vec<Box<dyn Conditioner + 'a>>,
-    /// The levels that the sampler will ask at, in order.
-    levels: Vec<NoiseLevel>,
+    progress: Progress,
 }
 
 impl<'a> Guided<'a> {
@@ -55,7 +54,7 @@ impl<'a> Guided<'a> {
             negative: None,
             guidance: Guidance::Batched,
             conditioners: vec![],
-            levels: vec![],
+            progress: Progress { step: 0, steps: 1 },
         })
     }
 
@@ -66,16 +65,10 @@ impl<'a> Guided<'a> {
         Ok(self)
     }
 
-    /// Has conditioners add to every pass, in order. `steps` are the sampler's: they tell how far a run is.
+    /// Lets conditioners add to every pass, in order.
     #[must_use]
-    pub fn condition(
-        mut self,
-        conditioners: Vec<Box<dyn Conditioner + 'a>>,
-        steps: &[Step],
-    ) -> Self {
-        self.conditioners = conditioners;
-        self.levels = steps.iter().map(|step| step.at).collect();
-        self
+    pub fn condition(self, conditioners: Vec<Box<dyn Conditioner + 'a>>) -> Self {
+        Self { conditioners, ..self }
     }
 
     /// The network's output for `x` `(batch, frames, channels, height, width)` in f32, guided; the same shape.
@@ -113,7 +106,7 @@ impl<'a> Guided<'a> {
         let pass = Pass {
             x: &folded,
             timestep: at.timestep,
-            progress: self.progress(at),
+            progress: self.progress,
             frames: &frames,
             context,
             negatives,
@@ -141,18 +134,15 @@ impl<'a> Guided<'a> {
         // Schedules divide by small numbers: that is done in f32.
         Ok(output.to_dtype(DType::F32)?.reshape(x.shape())?)
     }
-
-    /// The step that a level belongs to: a sampler may ask between two steps, too.
-    fn progress(&self, at: NoiseLevel) -> Progress {
-        let noisier = |level: &&NoiseLevel| level.ratio() >= at.ratio();
-        let step = self.levels.iter().take_while(noisier).count().saturating_sub(1);
-        Progress { step, steps: self.levels.len().max(1) }
-    }
 }
 
 impl Denoiser for Guided<'_> {
     fn denoise(&mut self, x: &Tensor, at: NoiseLevel) -> Result<Tensor> {
         let output = self.output(x, at)?;
         self.settings.prediction.denoised(x, &output, at)
+    }
+
+    fn begin_step(&mut self, step: usize, steps: usize) {
+        self.progress = Progress { step, steps };
     }
 }

@@ -28,8 +28,8 @@ use crate::models::image_projection::IpAdapter;
 use crate::models::unet::UNet;
 use crate::models::vae::{Vae, VaeEncoder};
 use crate::rng::Noise;
-use crate::sampler::{Denoiser, Observer, Plan, PlanSettings, Progress};
-use crate::schedule::{NoiseLevel, NoiseSchedule};
+use crate::sampler::{Plan, PlanSettings, Progress, Run, Sampler};
+use crate::schedule::NoiseSchedule;
 use crate::text::TextModel;
 use crate::weights::{Component, LoadReport, Resident};
 use crate::{Error, Result};
@@ -138,6 +138,7 @@ pub struct Pipeline {
     /// The weights of those models that stay.
     resident: BTreeMap<Component, Resident>,
     own_conditioners: Vec<Mutex<Box<dyn Conditioner>>>,
+    own_sampler: Option<Box<dyn Sampler + Send + Sync>>,
     image_encoders: BTreeMap<PathBuf, VisionEncoder>,
     ip_adapters: BTreeMap<String, IpAdapter>,
 }
@@ -167,6 +168,7 @@ impl Pipeline {
             side_networks: BTreeMap::new(),
             resident: BTreeMap::new(),
             own_conditioners: vec![],
+            own_sampler: None,
             image_encoders: BTreeMap::new(),
             ip_adapters: BTreeMap::new(),
         }
@@ -213,6 +215,11 @@ impl Pipeline {
     /// Adds a conditioner of one's own to all runs; it comes after those of the requests.
     pub fn add_conditioner(&mut self, conditioner: Box<dyn Conditioner>) {
         self.own_conditioners.push(Mutex::new(conditioner));
+    }
+
+    /// Samples all later runs with `sampler`, over the noise levels of the request's own.
+    pub fn set_sampler(&mut self, sampler: Box<dyn Sampler + Send + Sync>) {
+        self.own_sampler = Some(sampler);
     }
 
     /// Fills in what the request leaves to the model, and checks it against the model and the memory.
@@ -294,19 +301,20 @@ impl Pipeline {
         let latents = {
             let guided = self.guided(request, &prepared, &states)?;
             let conditioners = self.conditioners(request, &prepared, &hints, image_prompts)?;
-            let mut guided = guided.condition(conditioners, &prepared.plan.steps);
-            let mut asked = 0;
-            let mut recording = |x: &Tensor, at: NoiseLevel| {
-                // What the sampler asks about is what the step before it made.
-                if asked > 0 {
-                    tensors.record(format!("latents.{}", asked - 1), || channels_first(x))?;
+            let mut guided = guided.condition(conditioners);
+            let mut observer = |Progress { step, steps, at, x, .. }: Progress<'_>| {
+                // A step begins with the latents that the step before it made.
+                if step > 0 {
+                    tensors.record(format!("latents.{}", step - 1), || channels_first(x))?;
                 }
-                asked += 1;
-                guided.denoise(x, at)
+                listener.event(Event::Step { step: step + 1, steps, timestep: at.timestep })
             };
-            let sampler = request.sampler.build();
-            let mut observer = Steps(listener);
-            sampler.sample(&mut recording, x, &prepared.plan.steps, &mut noise, &mut observer)?
+            let mut run = Run::new(&mut guided, &prepared.plan.steps, &mut noise)
+                .with_observer(&mut observer);
+            match &self.own_sampler {
+                Some(sampler) => sampler.sample(&mut run, x)?,
+                None => request.sampler.build().sample(&mut run, x)?,
+            }
         };
         let last = prepared.plan.steps.len() - 1;
         tensors.record(format!("latents.{last}"), || channels_first(&latents))?;
@@ -413,14 +421,4 @@ fn channels_first(x: &Tensor) -> Result<Tensor> {
 
 fn frames_first(noise: &[Tensor]) -> Result<Vec<Tensor>> {
     noise.iter().map(|x| Ok(x.transpose(1, 2)?.contiguous()?)).collect()
-}
-
-/// Turns a sampler's reports into events.
-struct Steps<'a>(&'a mut dyn Listener);
-
-impl Observer for Steps<'_> {
-    fn step(&mut self, progress: Progress<'_>) -> Result<()> {
-        let Progress { step, steps, at, .. } = progress;
-        self.0.event(Event::Step { step: step + 1, steps, timestep: at.timestep })
-    }
 }

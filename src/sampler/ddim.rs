@@ -2,9 +2,8 @@
 
 use candle_core::Tensor;
 
-use super::{Denoiser, Observer, Progress, Sampler, Step};
+use super::{Run, Sampler, Step};
 use crate::Result;
-use crate::rng::Noise;
 
 /// Keeps the predicted noise and changes its amount.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
@@ -14,24 +13,16 @@ pub struct Ddim {
 }
 
 impl Sampler for Ddim {
-    fn sample(
-        &self,
-        denoiser: &mut dyn Denoiser,
-        mut x: Tensor,
-        steps: &[Step],
-        noise: &mut Noise,
-        observer: &mut dyn Observer,
-    ) -> Result<Tensor> {
-        for (step, &Step { at, next }) in steps.iter().enumerate() {
-            let denoised = denoiser.denoise(&x, at)?;
-            observer.step(Progress { step, steps: steps.len(), at, denoised: &denoised })?;
+    fn sample(&self, run: &mut Run<'_>, mut x: Tensor) -> Result<Tensor> {
+        for (i, &Step { at, next }) in run.steps().iter().enumerate() {
+            let denoised = run.denoise(i, &x)?;
             let predicted_noise = ((x - (&denoised * at.alpha)?)? / at.sigma)?;
             let kept = (1.0 - (at.alpha / next.alpha).powi(2)).max(0.0).sqrt();
             let fresh = self.eta * (next.sigma / at.sigma) * kept;
             let old = (next.sigma * next.sigma - fresh * fresh).max(0.0).sqrt();
             x = ((denoised * next.alpha)? + (predicted_noise * old)?)?;
             if self.eta > 0.0 {
-                x = (&x + (noise.like(&x)? * fresh)?)?;
+                x = (&x + (run.noise_like(&x)? * fresh)?)?;
             }
         }
         Ok(x)

@@ -2,9 +2,8 @@
 
 use candle_core::Tensor;
 
-use super::{Denoiser, Observer, Progress, Sampler, Step};
+use super::{Run, Sampler, Step};
 use crate::Result;
-use crate::rng::Noise;
 use crate::schedule::NoiseLevel;
 
 /// Extrapolates the prediction from this step's and the last one's.
@@ -14,18 +13,10 @@ use crate::schedule::NoiseLevel;
 pub struct Dpmpp2m;
 
 impl Sampler for Dpmpp2m {
-    fn sample(
-        &self,
-        denoiser: &mut dyn Denoiser,
-        mut x: Tensor,
-        steps: &[Step],
-        _noise: &mut Noise,
-        observer: &mut dyn Observer,
-    ) -> Result<Tensor> {
+    fn sample(&self, run: &mut Run<'_>, mut x: Tensor) -> Result<Tensor> {
         let mut last: Option<(Tensor, f64)> = None;
-        for (step, &Step { at, next }) in steps.iter().enumerate() {
-            let denoised = denoiser.denoise(&x, at)?;
-            observer.step(Progress { step, steps: steps.len(), at, denoised: &denoised })?;
+        for (i, &Step { at, next }) in run.steps().iter().enumerate() {
+            let denoised = run.denoise(i, &x)?;
             if next.is_clean() {
                 x = denoised;
                 last = None;

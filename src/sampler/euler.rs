@@ -2,9 +2,8 @@
 
 use candle_core::Tensor;
 
-use super::{Denoiser, Observer, Progress, Sampler, Step};
+use super::{Run, Sampler, Step};
 use crate::Result;
-use crate::rng::Noise;
 
 /// Follows the slope at each level straight to the next one.
 ///
@@ -13,17 +12,9 @@ use crate::rng::Noise;
 pub struct Euler;
 
 impl Sampler for Euler {
-    fn sample(
-        &self,
-        denoiser: &mut dyn Denoiser,
-        mut x: Tensor,
-        steps: &[Step],
-        _noise: &mut Noise,
-        observer: &mut dyn Observer,
-    ) -> Result<Tensor> {
-        for (step, &Step { at, next }) in steps.iter().enumerate() {
-            let denoised = denoiser.denoise(&x, at)?;
-            observer.step(Progress { step, steps: steps.len(), at, denoised: &denoised })?;
+    fn sample(&self, run: &mut Run<'_>, mut x: Tensor) -> Result<Tensor> {
+        for (i, &Step { at, next }) in run.steps().iter().enumerate() {
+            let denoised = run.denoise(i, &x)?;
             let scaled = (x / at.alpha)?;
             let slope = ((&scaled - denoised)? / at.ratio())?;
             let scaled = (scaled + (slope * (next.ratio() - at.ratio()))?)?;

@@ -2,9 +2,8 @@
 
 use candle_core::Tensor;
 
-use super::{Denoiser, Observer, Progress, Sampler, Step};
+use super::{Run, Sampler, Step};
 use crate::Result;
-use crate::rng::Noise;
 
 /// Goes a little further down than the next level and climbs back up with noise.
 ///
@@ -13,24 +12,16 @@ use crate::rng::Noise;
 pub struct EulerAncestral;
 
 impl Sampler for EulerAncestral {
-    fn sample(
-        &self,
-        denoiser: &mut dyn Denoiser,
-        mut x: Tensor,
-        steps: &[Step],
-        noise: &mut Noise,
-        observer: &mut dyn Observer,
-    ) -> Result<Tensor> {
-        for (step, &Step { at, next }) in steps.iter().enumerate() {
-            let denoised = denoiser.denoise(&x, at)?;
-            observer.step(Progress { step, steps: steps.len(), at, denoised: &denoised })?;
+    fn sample(&self, run: &mut Run<'_>, mut x: Tensor) -> Result<Tensor> {
+        for (i, &Step { at, next }) in run.steps().iter().enumerate() {
+            let denoised = run.denoise(i, &x)?;
             let (from, to) = (at.ratio(), next.ratio());
             let sigma_up = to / from * (from * from - to * to).max(0.0).sqrt();
             let sigma_down = (to * to - sigma_up * sigma_up).max(0.0).sqrt();
             let scaled = (x / at.alpha)?;
             let slope = ((&scaled - denoised)? / from)?;
             let scaled = (scaled + (slope * (sigma_down - from))?)?;
-            let scaled = (&scaled + (noise.like(&scaled)? * sigma_up)?)?;
+            let scaled = (&scaled + (run.noise_like(&scaled)? * sigma_up)?)?;
             x = (scaled * next.alpha)?;
         }
         Ok(x)

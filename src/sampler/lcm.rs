@@ -2,9 +2,8 @@
 
 use candle_core::Tensor;
 
-use super::{Denoiser, Observer, Progress, Sampler, Step};
+use super::{Run, Sampler, Step};
 use crate::Result;
-use crate::rng::Noise;
 
 /// Jumps to the clean latents at every step and adds fresh noise of the next level.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -22,9 +21,9 @@ impl Default for Lcm {
 }
 
 impl Lcm {
-    /// How much of the noisy latents, and how much of the prediction, makes the answer.
+    /// Boundary scalings `(c_skip, c_out)` of a consistency model (arXiv 2303.01469, section 3).
     ///
-    /// Timestep 0 is its own answer; from a hundred on the prediction alone counts.
+    /// `(1, 0)` at timestep 0, close to `(0, 1)` from timestep 100 on.
     pub fn boundary(self, timestep: f64) -> (f64, f64) {
         let scaled = timestep * self.timestep_scaling;
         let sum = scaled * scaled + self.sigma_data * self.sigma_data;
@@ -33,23 +32,15 @@ impl Lcm {
 }
 
 impl Sampler for Lcm {
-    fn sample(
-        &self,
-        denoiser: &mut dyn Denoiser,
-        mut x: Tensor,
-        steps: &[Step],
-        noise: &mut Noise,
-        observer: &mut dyn Observer,
-    ) -> Result<Tensor> {
-        for (step, &Step { at, next }) in steps.iter().enumerate() {
-            let predicted = denoiser.denoise(&x, at)?;
+    fn sample(&self, run: &mut Run<'_>, mut x: Tensor) -> Result<Tensor> {
+        for (i, &Step { at, next }) in run.steps().iter().enumerate() {
+            let predicted = run.denoise(i, &x)?;
             let (c_skip, c_out) = self.boundary(at.timestep);
             let denoised = ((predicted * c_out)? + (&x * c_skip)?)?;
-            observer.step(Progress { step, steps: steps.len(), at, denoised: &denoised })?;
             x = if next.is_clean() {
                 denoised
             } else {
-                next.add_noise(&denoised, &noise.like(&denoised)?)?
+                next.add_noise(&denoised, &run.noise_like(&denoised)?)?
             };
         }
         Ok(x)

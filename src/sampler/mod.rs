@@ -1,11 +1,11 @@
-//! Samplers: whole loops from noise to clean latents over one question, "what is hidden in this?".
+//! Samplers: loops from noise to clean latents.
 //!
-//! A [`Denoiser`] answers it, a [`Plan`] says at which noise levels it is asked, a [`Sampler`]
-//! walks the plan. A closure is a denoiser:
+//! A [`Denoiser`] predicts clean latents from noisy ones, a [`Plan`] lists the noise levels to visit, a [`Sampler`]
+//! is the loop over them. A closure is a denoiser:
 //!
 //! ```
 //! use animatelcm::rng::{Noise, RngKind};
-//! use animatelcm::sampler::{PlanSettings, SamplerKind};
+//! use animatelcm::sampler::{PlanSettings, Run, SamplerKind};
 //! use animatelcm::schedule::{BetaSchedule, NoiseLevel, NoiseSchedule};
 //! use candle_core::{Device, Tensor};
 //!
@@ -15,7 +15,8 @@
 //! let mut noise = Noise::new(RngKind::Cpu, 42);
 //! let x = (noise.latents((1, 16, 4, 8, 8), &Device::Cpu)? * plan.initial_scale)?;
 //! let mut black = |x: &Tensor, _: NoiseLevel| Ok(x.zeros_like()?);
-//! let clean = SamplerKind::Lcm.build().sample(&mut black, x, &plan.steps, &mut noise, &mut ())?;
+//! let mut run = Run::new(&mut black, &plan.steps, &mut noise);
+//! let clean = SamplerKind::Lcm.build().sample(&mut run, x)?;
 //! # assert!(clean.abs()?.max_all()?.to_scalar::<f32>()? < 1e-5);
 //! # Ok(())
 //! # }
@@ -25,8 +26,10 @@ mod ddim;
 mod dpmpp_2m;
 mod euler;
 mod euler_ancestral;
+mod heun;
 mod lcm;
 mod plan;
+mod run;
 
 use std::fmt;
 use std::str::FromStr;
@@ -38,18 +41,22 @@ pub use self::ddim::Ddim;
 pub use self::dpmpp_2m::Dpmpp2m;
 pub use self::euler::Euler;
 pub use self::euler_ancestral::EulerAncestral;
+pub use self::heun::Heun;
 pub use self::lcm::Lcm;
 pub use self::plan::{Plan, PlanSettings, Step};
-use crate::rng::Noise;
+pub use self::run::{Observer, Progress, Run};
 use crate::schedule::{NoiseLevel, Spacing};
 use crate::{Error, Result};
 
-/// Anything that can say what clean latents hide in noisy ones.
+/// A model that predicts clean latents from noisy ones.
 pub trait Denoiser {
-    /// The clean latents in `x`, which is at noise level `at`.
+    /// The clean latents predicted from `x` at noise level `at`.
     ///
     /// `x` and the result are `(batch, frames, channels, height, width)` in f32.
     fn denoise(&mut self, x: &Tensor, at: NoiseLevel) -> Result<Tensor>;
+
+    /// Announces the step, from 0, that the next evaluations belong to.
+    fn begin_step(&mut self, _step: usize, _steps: usize) {}
 }
 
 impl<F: FnMut(&Tensor, NoiseLevel) -> Result<Tensor>> Denoiser for F {
@@ -58,52 +65,16 @@ impl<F: FnMut(&Tensor, NoiseLevel) -> Result<Tensor>> Denoiser for F {
     }
 }
 
-/// A way from noise to clean latents.
-pub trait Sampler {
-    /// Walks `x` down `steps`.
+/// A loop from noise to clean latents.
+pub trait Sampler: fmt::Debug {
+    /// Takes `x` from the first step's `at` to the last step's `next`.
     ///
-    /// `x` is at the first step's `at`, the result at the last step's `next`; both are
-    /// `(batch, frames, channels, height, width)` in f32.
+    /// `x` and the result are `(batch, frames, channels, height, width)` in f32.
     ///
     /// # Errors
     ///
-    /// Whatever the denoiser or the observer returns ends the walk.
-    fn sample(
-        &self,
-        denoiser: &mut dyn Denoiser,
-        x: Tensor,
-        steps: &[Step],
-        noise: &mut Noise,
-        observer: &mut dyn Observer,
-    ) -> Result<Tensor>;
-}
-
-/// How far a run is.
-#[derive(Clone, Copy, Debug)]
-pub struct Progress<'a> {
-    /// The step that the network was just asked for, from 0.
-    pub step: usize,
-    /// How many there are.
-    pub steps: usize,
-    /// The noise level it was asked at.
-    pub at: NoiseLevel,
-    /// Its answer, `(batch, frames, channels, height, width)`: a preview of the result.
-    pub denoised: &'a Tensor,
-}
-
-/// Is told of every step.
-///
-/// An error stops the run; [`Error::Cancelled`] is how somebody else stops one.
-pub trait Observer {
-    /// Hears that a step's network pass is done.
-    fn step(&mut self, progress: Progress<'_>) -> Result<()>;
-}
-
-/// Hears and says nothing.
-impl Observer for () {
-    fn step(&mut self, _: Progress<'_>) -> Result<()> {
-        Ok(())
-    }
+    /// Errors of the model and of the observer.
+    fn sample(&self, run: &mut Run<'_>, x: Tensor) -> Result<Tensor>;
 }
 
 /// The samplers by name.
@@ -122,6 +93,9 @@ pub enum SamplerKind {
     /// [`EulerAncestral`].
     #[serde(rename = "euler-a")]
     EulerAncestral,
+    /// [`Heun`].
+    #[serde(rename = "heun")]
+    Heun,
     /// [`Dpmpp2m`].
     #[serde(rename = "dpmpp-2m")]
     Dpmpp2m,
@@ -129,8 +103,8 @@ pub enum SamplerKind {
 
 impl SamplerKind {
     /// All of them.
-    pub const ALL: [Self; 5] =
-        [Self::Lcm, Self::Ddim, Self::Euler, Self::EulerAncestral, Self::Dpmpp2m];
+    pub const ALL: [Self; 6] =
+        [Self::Lcm, Self::Ddim, Self::Euler, Self::EulerAncestral, Self::Heun, Self::Dpmpp2m];
 
     /// The name on the command line.
     pub fn name(self) -> &'static str {
@@ -139,6 +113,7 @@ impl SamplerKind {
             Self::Ddim => "ddim",
             Self::Euler => "euler",
             Self::EulerAncestral => "euler-a",
+            Self::Heun => "heun",
             Self::Dpmpp2m => "dpmpp-2m",
         }
     }
@@ -150,6 +125,7 @@ impl SamplerKind {
             Self::Ddim => Box::new(Ddim::default()),
             Self::Euler => Box::new(Euler),
             Self::EulerAncestral => Box::new(EulerAncestral),
+            Self::Heun => Box::new(Heun),
             Self::Dpmpp2m => Box::new(Dpmpp2m),
         }
     }

@@ -117,7 +117,7 @@ impl SamplerKind {
                 Ok(Plan::through(&levels(schedule, &timesteps)?, 1.0))
             }
             Self::Ddim => ddim(schedule, spacing, settings)?.last_part(strength),
-            Self::Euler | Self::EulerAncestral => {
+            Self::Euler | Self::EulerAncestral | Self::Heun => {
                 euler(schedule, spacing, steps)?.last_part(strength)
             }
             Self::Dpmpp2m => {
@@ -179,7 +179,7 @@ fn ddim(schedule: &NoiseSchedule, spacing: Spacing, settings: &PlanSettings) -> 
         Spacing::Linspace => rounded(&spacing::linspace(train_steps, steps)),
         Spacing::Karras => {
             return Err(Error::request("spacing", "ddim has no `karras` spacing")
-                .with_hint("euler, euler-a and dpmpp-2m have it"));
+                .with_hint("euler, euler-a, heun and dpmpp-2m have it"));
         }
     };
     let end = if settings.set_alpha_to_one { NoiseLevel::CLEAN } else { schedule.level(0)? };

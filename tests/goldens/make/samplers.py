@@ -11,11 +11,11 @@ sqrt(sigma^2 + 1)) and `t` the timestep, which may be fractional:
     eps(x, t) = 0.7 * tanh(x) + 0.1 * cos(t / 100)
 
 ../samplers/samplers.json         case -> scheduler class, its configuration, steps, timesteps, init_scale
-../samplers/{case}.safetensors    latents.0 ... latents.5: the state after each step, in the scheduler's own scaling;
+../samplers/{case}.safetensors    latents.0 ... latents.5: the state after each evaluation, in the scheduler's own scaling;
                                   input.0 ... input.5: what the network was given (only where it differs from the state before)
 ../samplers/inputs.safetensors    init: unit noise (the start is init * init_scale); noise.0 ... noise.5, drawn in this order by
                                   schedulers that add noise. All tensors are (1, 4, 3, 5, 7): batch, channels, frames, height, width.
-Six steps everywhere.
+Six steps everywhere; Heun's have two evaluations each but the last, so eleven inputs and states.
 """
 import json
 import os
@@ -28,6 +28,7 @@ from diffusers import (
     DPMSolverMultistepScheduler,
     EulerAncestralDiscreteScheduler,
     EulerDiscreteScheduler,
+    HeunDiscreteScheduler,
     LCMScheduler,
 )
 from safetensors.torch import save_file
@@ -55,6 +56,7 @@ def cases():
     for name, common in SETTINGS.items():
         yield f"ddim_{name}", DDIMScheduler(**common, clip_sample=False, set_alpha_to_one=False)
         yield f"euler_{name}", EulerDiscreteScheduler(**common)
+        yield f"heun_{name}", HeunDiscreteScheduler(**common)
         yield f"euler_a_{name}", EulerAncestralDiscreteScheduler(**common)
         yield f"dpmpp_2m_{name}", DPMSolverMultistepScheduler(**common, algorithm_type="dpmsolver++")
         if name != "trailing":  # Karras spacing does not depend on the other one
@@ -75,7 +77,7 @@ def main():
         for m in (mod_lcm, mod_euler_a):
             m.randn_tensor = lambda shape, **_: next(drawn)
         s.set_timesteps(STEPS)
-        assert len(s.timesteps) == STEPS
+        assert len(s.timesteps) == (2 * STEPS - 1 if name.startswith("heun") else STEPS)
         scale = float(s.init_noise_sigma)
         x, out = init * scale, {}
         for i, t in enumerate(s.timesteps):

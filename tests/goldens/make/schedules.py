@@ -11,6 +11,7 @@ Pinned: torch 2.15.0, diffusers 0.42.1, numpy 2.4.6 (`requirements.txt`).
     boundary     timestep -> c_skip, c_out with timestep_scaling 10 and sigma_data 0.5
     ddim         beta_schedule, spacing, steps -> timesteps, previous (-1 and below: the final alpha), final_alpha_cumprod
     euler, euler_ancestral    the same -> timesteps (fractional for linspace), sigmas, init_noise_sigma
+    heun                      the same; each level but the first and last is there twice
     dpmpp_2m, dpmpp_2m_karras the same -> timesteps, sigmas
 All spacings use steps_offset 1 (which only `leading` reads) and set_alpha_to_one false, as SD1.5 publishes.
 """
@@ -23,6 +24,7 @@ from diffusers import (
     DPMSolverMultistepScheduler,
     EulerAncestralDiscreteScheduler,
     EulerDiscreteScheduler,
+    HeunDiscreteScheduler,
     LCMScheduler,
 )
 from safetensors.torch import save_file
@@ -72,7 +74,7 @@ def main():
         c_skip, c_out = s.get_scalings_for_boundary_condition_discrete(t)
         out["boundary"].append({"timestep": t, "c_skip": float(c_skip), "c_out": float(c_out)})
 
-    for name in ("ddim", "euler", "euler_ancestral", "dpmpp_2m", "dpmpp_2m_karras"):
+    for name in ("ddim", "euler", "euler_ancestral", "heun", "dpmpp_2m", "dpmpp_2m_karras"):
         out[name] = []
         for kind in ("linear", "scaled_linear"):
             for spacing in SPACINGS:
@@ -85,6 +87,8 @@ def main():
                         s = EulerDiscreteScheduler(**common)
                     elif name == "euler_ancestral":
                         s = EulerAncestralDiscreteScheduler(**common)
+                    elif name == "heun":
+                        s = HeunDiscreteScheduler(**common)
                     else:
                         s = DPMSolverMultistepScheduler(**common, algorithm_type="dpmsolver++", use_karras_sigmas=name.endswith("karras"))
                     try:
@@ -99,7 +103,7 @@ def main():
                         case["final_alpha_cumprod"] = numbers(s.final_alpha_cumprod[None])[0]
                     else:
                         case["sigmas"] = numbers(s.sigmas)
-                    if name.startswith("euler"):
+                    if name.startswith(("euler", "heun")):
                         case["init_noise_sigma"] = numbers(torch.as_tensor(s.init_noise_sigma).reshape(1).float())[0]
                     out[name].append(case)
     with open(f"{OUT}/schedules.json", "w") as f:

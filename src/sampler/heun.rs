@@ -1,0 +1,30 @@
+//! Heun's method on the probability flow: Karras et al. (2022), algorithm 1, as diffusers' `HeunDiscreteScheduler`.
+
+use candle_core::Tensor;
+
+use super::{Run, Sampler, Step};
+use crate::Result;
+
+/// Second-order sampler with two evaluations a step: the mean of the slopes at both ends.
+///
+/// The last step, which ends without noise, is Euler's.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Heun;
+
+impl Sampler for Heun {
+    fn sample(&self, run: &mut Run<'_>, mut x: Tensor) -> Result<Tensor> {
+        for (i, &Step { at, next }) in run.steps().iter().enumerate() {
+            let denoised = run.denoise(i, &x)?;
+            let scaled = (x / at.alpha)?;
+            let mut slope = ((&scaled - denoised)? / at.ratio())?;
+            let stride = next.ratio() - at.ratio();
+            if !next.is_clean() {
+                let euler = (&scaled + (&slope * stride)?)?;
+                let denoised = run.denoise_at(&(&euler * next.alpha)?, next)?;
+                slope = ((slope + ((euler - denoised)? / next.ratio())?)? / 2.0)?;
+            }
+            x = ((scaled + (slope * stride)?)? * next.alpha)?;
+        }
+        Ok(x)
+    }
+}

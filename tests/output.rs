@@ -295,6 +295,11 @@ fn other_programs_find_the_texts() {
     assert_eq!(found("parameters"), texts().parameters);
     let request = &reader.info().utf8_text.iter().find(|c| c.keyword == "animatelcm").unwrap();
     assert_eq!(request.get_text().unwrap(), texts().request_json);
+    // The keys of an MP4 are in a box of QuickTime's kind, which exiftool insists on.
+    let mp4 = encode("a.mp4", &clip, &texts());
+    let at = |name: &[u8]| mp4.windows(name.len()).position(|bytes| bytes == name).unwrap();
+    assert_eq!(at(b"meta") + 8, at(b"hdlr\0\0\0\0\0\0\0\0mdta"), "no version, no flags");
+    assert!(at(b"mdtaanimatelcm") < at(b"mdtaparameters"));
 }
 
 #[test]

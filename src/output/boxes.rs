@@ -200,6 +200,9 @@ impl Movie {
 }
 
 /// Key and value pairs for programs.
+///
+/// This box is QuickTime's, without version and flags: with them exiftool finds no keys, while ffprobe and MediaInfo
+/// read both forms.
 fn keys(metadata: &Metadata) -> Vec<u8> {
     let pairs: Vec<(&str, &str)> =
         [(MP4_REQUEST, &metadata.request_json), (MP4_PARAMETERS, &metadata.parameters)]
@@ -213,9 +216,8 @@ fn keys(metadata: &Metadata) -> Vec<u8> {
         .zip(&pairs)
         .flat_map(|(number, (_, text))| plain(number.to_be_bytes(), &[&text_data(text)]))
         .collect();
-    full(
+    plain(
         *b"meta",
-        0,
         &[
             &handler(*b"mdta", [0; 4]),
             &full(*b"keys", 0, &[&u32s(&[pairs.len() as u32]), &names]),

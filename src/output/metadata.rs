@@ -22,6 +22,10 @@ pub(super) const MP4_REQUEST: &str = "animatelcm";
 /// Key of the parameters in an MP4.
 pub(super) const MP4_PARAMETERS: &str = "parameters";
 
+/// Boxes that an MP4 or QuickTime file may begin with.
+const MP4_FIRST: [[u8; 4]; 8] =
+    [*b"ftyp", *b"moov", *b"mdat", *b"free", *b"skip", *b"wide", *b"pnot", *b"uuid"];
+
 /// No text in a file is longer: bytes.
 const LONGEST: u64 = 16 << 20;
 
@@ -146,7 +150,8 @@ fn scan<R: Read + Seek>(walk: &mut Walk<R>) -> io::Result<Metadata> {
         [b'G', b'I', b'F', b'8', b'7' | b'9', b'a', ..] => gif(walk),
         [0x89, b'P', b'N', b'G', b'\r', b'\n', 0x1a, b'\n', ..] => png(walk),
         [b'R', b'I', b'F', b'F', _, _, _, _, b'W', b'E', b'B', b'P'] => webp(walk),
-        [_, _, _, _, b'f', b't', b'y', b'p', ..] => mp4(walk),
+        // QuickTime's files need not begin with their type.
+        [_, _, _, _, name @ .., _, _, _, _] if MP4_FIRST.contains(name) => mp4(walk),
         [b'Y', b'U', b'V', b'4', b'M', b'P', b'E', b'G', b'2', ..] => Ok(Metadata::default()),
         _ => Err(bad("it is neither gif, png, webp, mp4 nor y4m")),
     }
@@ -393,7 +398,10 @@ fn movie<R: Read + Seek>(walk: &mut Walk<R>) -> io::Result<Metadata> {
                 while walk.left() >= 8 {
                     let (name, length) = next_box(walk)?;
                     if name == *b"meta" {
-                        comment = commented(&walk.bytes(length)?)?;
+                        let meta = walk.bytes(length)?;
+                        comment = commented(&meta)?;
+                        // FFmpeg puts keys here.
+                        keyed(&meta, &mut found)?;
                     } else {
                         walk.skip(length)?;
                     }

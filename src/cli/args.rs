@@ -194,9 +194,18 @@ pub(super) struct ClipFlags {
     /// Number of frames [default: 16].
     #[arg(short, long, value_name = "N", visible_alias = "video-frames")]
     pub(super) frames: Option<usize>,
-    /// Frames a second of the file [default: 8].
-    #[arg(long, value_name = "FPS")]
+    /// Frames a second of the file, also as a fraction such as 30000/1001 [default: 8].
+    #[arg(long, value_name = "FPS", value_parser = rate)]
     pub(super) fps: Option<f64>,
+}
+
+/// A number, or a fraction of two, which becomes the number nearest to it: no other fraction as simple is as near.
+fn rate(text: &str) -> Result<f64, String> {
+    let number = |text: &str| text.trim().parse::<f64>().map_err(|e| e.to_string());
+    match text.split_once('/') {
+        Some((over, under)) => Ok(number(over)? / number(under)?),
+        None => number(text),
+    }
 }
 
 #[derive(Debug, Args)]
@@ -311,6 +320,16 @@ pub(super) struct ReplayArgs {
 mod tests {
     use super::*;
     use clap::CommandFactory;
+
+    #[test]
+    fn rates_are_numbers_or_fractions() {
+        assert_eq!(rate("12.5"), Ok(12.5));
+        assert_eq!(rate("30000/1001"), Ok(30_000.0 / 1001.0));
+        assert_eq!(rate("24000 / 1001"), Ok(24_000.0 / 1001.0));
+        for wrong in ["", "/", "30/", "/1", "a/b", "1/2/3", "30:1"] {
+            assert!(rate(wrong).is_err(), "{wrong}");
+        }
+    }
 
     #[test]
     fn the_definition_is_consistent() {

@@ -72,17 +72,25 @@ impl ClipInfo {
     }
 
     /// The rate as a fraction of two numbers of at most 16 bits, exact where it was meant to be.
-    ///
-    /// It is the first continued fraction that agrees to nine digits, so 23.976 is 2997/125 and
-    /// 29.97002997 is 30000/1001; without one, the last that fits.
     pub(super) fn rate(&self) -> (u32, u32) {
-        const LIMIT: f64 = 65_535.0;
+        self.rate_within(u32::from(u16::MAX))
+    }
+
+    /// The rate as a fraction of two numbers of at most 20 bits, for formats that can hold them: 120000/1001.
+    pub(super) fn fine_rate(&self) -> (u32, u32) {
+        self.rate_within(1 << 20)
+    }
+
+    /// The first continued fraction that agrees to nine digits, so 23.976 is 2997/125 and 29.97002997 is 30000/1001;
+    /// without one, the last that fits.
+    fn rate_within(&self, limit: u32) -> (u32, u32) {
+        let limit = f64::from(limit);
         let (mut before, mut last) = ((0.0, 1.0), (1.0, 0.0));
         let mut rest = self.fps;
         for _ in 0..32 {
             let whole = rest.floor();
             let next = (whole * last.0 + before.0, whole * last.1 + before.1);
-            if next.0 > LIMIT || next.1 > LIMIT {
+            if next.0 > limit || next.1 > limit {
                 break;
             }
             (before, last) = (last, next);
@@ -125,6 +133,20 @@ mod tests {
             (1000.0, (1000, 1)),
         ] {
             assert_eq!(clip(fps).rate(), expected, "{fps}");
+        }
+    }
+
+    #[test]
+    fn formats_that_can_hold_larger_numbers_keep_faster_rates_exact() {
+        for (num, den) in [(120_000, 1001), (240_000, 1001), (30_000, 1001), (24_000, 1001), (8, 1)]
+        {
+            let clip = clip(f64::from(num) / f64::from(den));
+            assert_eq!(clip.fine_rate(), (num, den));
+            let (short, long) = clip.rate();
+            assert!(
+                short < 65_536
+                    && (f64::from(short) / f64::from(long) / clip.fps - 1.0).abs() < 1e-4
+            );
         }
     }
 

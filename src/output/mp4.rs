@@ -63,7 +63,7 @@ impl<W: Write + Seek> Mp4<W> {
         let movie = Movie {
             coded,
             shown: (clip.width, clip.height),
-            rate: clip.rate(),
+            rate: clip.fine_rate(),
             sps: Vec::new(),
             pps: Vec::new(),
             sizes: Vec::new(),
@@ -81,6 +81,11 @@ impl<W: Write + Seek> Mp4<W> {
             keys: (0..self.clip.frames as u32).collect(),
             ..self.movie.clone()
         };
+        if largest.duration().is_none() {
+            // Coarser units count for longer.
+            self.movie.rate = self.clip.rate();
+            largest.rate = self.movie.rate;
+        }
         if largest.duration().is_none() {
             return Err(Fault::Codec("the clip lasts longer than the format can say".into()));
         }

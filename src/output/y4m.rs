@@ -19,7 +19,7 @@ pub(super) struct Y4m<W> {
 impl<W: Write> Y4m<W> {
     /// Writes the header.
     pub(super) fn new(mut out: W, clip: &ClipInfo) -> Result<Self, Fault> {
-        let (num, den) = clip.rate();
+        let (num, den) = clip.fine_rate();
         let ClipInfo { width, height, .. } = clip;
         writeln!(
             out,

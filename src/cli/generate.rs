@@ -137,7 +137,8 @@ pub(super) fn make(
     let seconds = progress.seconds();
     let summary = json!({
         "event": "done",
-        "path": target.path,
+        // A path need not be text, but JSON is.
+        "path": target.path.to_string_lossy(),
         "seed": request.seed,
         "width": clip.width, "height": clip.height, "frames": clip.frames, "fps": clip.fps,
         "seconds": seconds,
@@ -196,7 +197,11 @@ fn job(args: &GenerateArgs, names: &Names) -> Result<Job> {
         lora_tags::resolve(&mut job, folder)?;
     }
     if let Some(path) = &args.output.tensors_in {
-        let file = path.to_string_lossy().into_owned();
+        let Some(file) = path.to_str().map(str::to_owned) else {
+            let reason =
+                format!("`{}` must be valid unicode, since the clip names it", path.display());
+            return Err(Error::request("tensors-in", reason));
+        };
         job.tensors_in = Some(FileRecord { file, sha256: None });
     }
     let has_prompt = args.prompt.is_some() || args.prompt_flag.is_some() || args.request.is_some();

@@ -41,7 +41,8 @@ fn job(clip: &Path) -> Result<Job> {
 
 /// `clip.gif` becomes `clip-replay.gif`.
 fn beside(clip: &Path) -> PathBuf {
-    let stem = clip.file_stem().unwrap_or_default().to_string_lossy();
-    let extension = clip.extension().unwrap_or_default().to_string_lossy();
-    clip.with_file_name(format!("{stem}-replay.{extension}"))
+    let mut name = clip.file_stem().unwrap_or_default().to_os_string();
+    name.push("-replay.");
+    name.push(clip.extension().unwrap_or_default());
+    clip.with_file_name(name)
 }

@@ -3,6 +3,7 @@
 
 #![allow(clippy::print_stdout, clippy::print_stderr)]
 
+use animatelcm::Stop;
 use animatelcm::device::{DeviceChoice, DtypeChoice, Precision};
 use animatelcm::output::{self, ClipInfo, Existing, Metadata};
 use animatelcm::pipeline::load::{Base, Files, LoraFile, Models};
@@ -30,7 +31,13 @@ fn main() -> animatelcm::Result<()> {
         frames: request.frames,
         fps: request.fps,
     };
-    let mut sink = output::open(path.as_ref(), &clip, &Metadata::default(), Existing::Replace)?;
+    let mut sink = output::open(
+        path.as_ref(),
+        &clip,
+        &Metadata::default(),
+        Existing::Replace,
+        &Stop::default(),
+    )?;
     let mut listener = |event: Event| {
         if let Event::Step { step, steps, .. } = event {
             eprintln!("step {step} of {steps}");

@@ -1,8 +1,19 @@
-//! Reading of whole files within a limit.
+//! Files: read whole within a limit, and written so that a name never leads to half of one.
+
+mod draft;
+mod place;
+mod series;
 
 use std::fs::{self, File};
-use std::io::{self, Read};
+use std::io::{self, Read, Write};
 use std::path::Path;
+
+pub(crate) use draft::{Draft, remove_drafts};
+pub use place::Existing;
+pub(crate) use place::{Place, exists, folder_of, unwritable};
+pub(crate) use series::DraftSeries;
+
+use crate::{Error, Result};
 
 /// The most bytes of a text file that a person or a tool writes: a config, a manifest, a plan, a vocabulary.
 pub(crate) const MOST_TEXT: u64 = 64 << 20;
@@ -38,6 +49,13 @@ pub(crate) fn read(path: &Path, limit: u64) -> io::Result<Vec<u8>> {
 pub(crate) fn read_text(path: &Path) -> io::Result<String> {
     String::from_utf8(read(path, MOST_TEXT)?)
         .map_err(|_| io::Error::new(io::ErrorKind::InvalidData, "is not UTF-8 text"))
+}
+
+/// Writes a file at once: either it is there whole, or what was there before is. `field` is for messages.
+pub(crate) fn write(field: &'static str, path: &Path, bytes: &[u8]) -> Result<()> {
+    let mut draft = Place::resolve(field, path, Existing::Replace)?.draft()?;
+    draft.write_all(bytes).map_err(Error::file(path))?;
+    draft.commit()
 }
 
 #[cfg(test)]

@@ -20,7 +20,7 @@
 pub mod adapters;
 pub mod device;
 pub mod error;
-#[allow(dead_code, reason = "some builds have no text files to read")]
+#[allow(dead_code, unused_imports, reason = "some builds read no text files and write no series")]
 mod files;
 #[cfg(feature = "hub")]
 pub mod hub;

@@ -26,6 +26,9 @@ mod control;
 /// How often clips show what their prompts say.
 #[cfg(feature = "cli")]
 mod eval;
+/// Files that the program writes.
+#[cfg(feature = "cli")]
+mod files;
 /// Published sizes: names lists always, whole passes when asked.
 mod full_size;
 /// The same numbers on a GPU, where there is one.

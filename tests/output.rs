@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 
 use animatelcm::media::RgbImage;
 use animatelcm::output::{self, ClipInfo, Existing, Format, Metadata};
-use animatelcm::{Error, ErrorKind, Result};
+use animatelcm::{Error, ErrorKind, Result, Stop};
 use image::codecs::{gif::GifDecoder, png::PngDecoder, webp::WebPDecoder};
 use image::{AnimationDecoder, DynamicImage, Frame, ImageDecoder, Rgb};
 
@@ -50,7 +50,7 @@ fn texts() -> Metadata {
 
 fn write(path: &Path, clip: &ClipInfo, metadata: &Metadata, frames: &[RgbImage]) -> Result<()> {
     output::check(path, Existing::Refuse)?;
-    let mut sink = output::open(path, clip, metadata, Existing::Refuse)?;
+    let mut sink = output::open(path, clip, metadata, Existing::Refuse, &Stop::default())?;
     for frame in frames {
         sink.frame(frame)?;
     }
@@ -138,6 +138,7 @@ fn names_choose_the_format() {
         ("a.GIF", Format::Gif),
         ("a.webp", Format::Webp),
         ("a.png", Format::Apng),
+        ("a.APNG", Format::Apng),
         ("a_%03d.png", Format::Png),
         ("a_%d.png", Format::Png),
         ("100%%.png", Format::Apng),
@@ -151,7 +152,7 @@ fn names_choose_the_format() {
 
 #[test]
 fn unknown_names_are_refused_with_what_is_known() {
-    for name in ["a", "a.avi", "a.jpg", ".png", "", "..", "a_%03d.gif", "a_%s.png"] {
+    for name in ["a", "a.avi", "a.jpg", ".png", "", "..", "a_%03d.gif", "a_%s.png", "a_%d.apng"] {
         let error = Format::from_path(Path::new(name)).unwrap_err();
         assert_eq!(error.kind(), ErrorKind::Request, "{name}");
     }
@@ -311,12 +312,39 @@ fn equal_clips_give_equal_bytes() {
 }
 
 #[test]
+fn a_stopped_sink_takes_no_frame_and_leaves_nothing() {
+    let clip = info(32, 32, 2, 8.0);
+    for name in FILES.into_iter().chain(["clip_%d.png"]) {
+        for taken in 0..=2 {
+            let folder = tempfile::tempdir().unwrap();
+            let path = folder.path().join(name);
+            let stop = Stop::default();
+            let mut sink = output::open(&path, &clip, &texts(), Existing::Refuse, &stop).unwrap();
+            for frame in &frames(&clip)[..taken] {
+                sink.frame(frame).unwrap();
+            }
+            stop.request();
+            if taken < 2 {
+                let stopped = sink.frame(&frames(&clip)[taken]);
+                assert!(matches!(stopped, Err(Error::Cancelled)), "{name} {taken}: {stopped:?}");
+                drop(sink);
+            } else {
+                let stopped = sink.finish();
+                assert!(matches!(stopped, Err(Error::Cancelled)), "{name}: {stopped:?}");
+            }
+            assert!(entries(folder.path()).is_empty(), "{name} {taken}");
+        }
+    }
+}
+
+#[test]
 fn a_dropped_sink_leaves_nothing() {
     let clip = info(32, 32, 4, 8.0);
     for name in FILES.into_iter().chain(["clip_%d.png"]) {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join(name);
-        let mut sink = output::open(&path, &clip, &texts(), Existing::Refuse).unwrap();
+        let mut sink =
+            output::open(&path, &clip, &texts(), Existing::Refuse, &Stop::default()).unwrap();
         assert!(!path.exists(), "{name} is visible too early");
         for frame in &frames(&clip)[..3] {
             sink.frame(frame).unwrap();
@@ -333,7 +361,8 @@ fn a_clip_of_another_length_or_size_fails_and_leaves_nothing() {
     for name in FILES.into_iter().chain(["clip_%d.png"]) {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join(name);
-        let open = || output::open(&path, &clip, &texts(), Existing::Refuse).unwrap();
+        let open =
+            || output::open(&path, &clip, &texts(), Existing::Refuse, &Stop::default()).unwrap();
 
         let mut short = open();
         short.frame(&frames[0]).unwrap();
@@ -361,11 +390,12 @@ fn what_is_there_is_kept_unless_told_otherwise() {
         let error = output::check(&path, Existing::Refuse).unwrap_err();
         assert_eq!(error.kind(), ErrorKind::Request);
         assert!(error.hint().unwrap().contains("-y"));
-        assert!(output::open(&path, &clip, &texts(), Existing::Refuse).is_err());
+        assert!(output::open(&path, &clip, &texts(), Existing::Refuse, &Stop::default()).is_err());
         assert_eq!(fs::read_to_string(&path).unwrap(), "mine");
 
         output::check(&path, Existing::Replace).unwrap();
-        let mut sink = output::open(&path, &clip, &texts(), Existing::Replace).unwrap();
+        let mut sink =
+            output::open(&path, &clip, &texts(), Existing::Replace, &Stop::default()).unwrap();
         for frame in &frames(&clip) {
             sink.frame(frame).unwrap();
         }
@@ -386,7 +416,8 @@ fn a_series_is_kept_unless_told_otherwise() {
     assert!(error.to_string().contains("a_001.png"), "{error}");
 
     let clip = info(8, 8, 2, 8.0);
-    let mut sink = output::open(&path, &clip, &texts(), Existing::Replace).unwrap();
+    let mut sink =
+        output::open(&path, &clip, &texts(), Existing::Replace, &Stop::default()).unwrap();
     for frame in &frames(&clip) {
         sink.frame(frame).unwrap();
     }
@@ -455,7 +486,8 @@ fn sizes_that_a_format_cannot_hold_are_refused() {
     ] {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join(name);
-        let error = output::open(&path, &clip, &texts(), Existing::Refuse).err().unwrap();
+        let error =
+            output::open(&path, &clip, &texts(), Existing::Refuse, &Stop::default()).err().unwrap();
         assert_eq!(error.kind(), ErrorKind::Request, "{name} {clip:?}");
         assert!(entries(folder.path()).is_empty());
     }

@@ -5,6 +5,7 @@
 use std::fs;
 use std::path::Path;
 
+use animatelcm::Stop;
 use animatelcm::media::RgbImage;
 use animatelcm::media::read::frames;
 use animatelcm::output::{self, ClipInfo, Existing, Metadata};
@@ -58,7 +59,9 @@ fn clip() -> Vec<RgbImage> {
 
 fn write(path: &Path) {
     let info = ClipInfo { width: 38, height: 24, frames: 3, fps: 8.0 };
-    let mut sink = output::open(path, &info, &Metadata::default(), Existing::Refuse).unwrap();
+    let mut sink =
+        output::open(path, &info, &Metadata::default(), Existing::Refuse, &Stop::default())
+            .unwrap();
     for frame in clip() {
         sink.frame(&frame).unwrap();
     }

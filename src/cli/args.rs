@@ -274,7 +274,7 @@ pub(super) struct SamplingFlags {
 #[derive(Debug, Args)]
 #[command(next_help_heading = "Output")]
 pub(super) struct OutputFlags {
-    /// .gif, .webp, .png (animated), .mp4, .y4m, name_%03d.png, or - for Y4M on stdout [default: a GIF named
+    /// .gif, .webp, .png or .apng (animated), .mp4, .y4m, name_%03d.png, or - for Y4M on stdout [default: a GIF named
     /// after prompt and seed].
     #[arg(short, long, value_name = "PATH")]
     pub(super) output: Option<PathBuf>,

@@ -1,5 +1,6 @@
 //! `animatelcm eval`: how often a model's clips show what their prompts say.
 
+use std::io::Write;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -11,8 +12,8 @@ use serde::Serialize;
 use super::args::{ClipFlags, ModelFlags, SamplingFlags};
 use super::resolve::{self, Names};
 use super::{generate, print, to_json, tune};
+use crate::files::{Existing, Place};
 use crate::media;
-use crate::output::{self, Existing};
 use crate::pipeline::load::Models;
 use crate::pipeline::request::{Job, Request, Spec};
 use crate::pipeline::{Event, Pipeline, Residency, Tensors};
@@ -80,9 +81,12 @@ pub(super) fn run(args: &EvalArgs, interrupted: &Arc<AtomicBool>) -> Result<()> 
     if args.prompts == 0 {
         return Err(Error::request("prompts", "must be at least 1, got 0"));
     }
+    let mut sheet = None;
     if let Some(path) = &args.sheet {
         let existing = if args.overwrite { Existing::Replace } else { Existing::Refuse };
-        output::check(path, existing)?;
+        let place = Place::resolve("sheet", path, existing)?;
+        place.probe()?;
+        sheet = Some(place);
         if path.extension().is_none_or(|extension| !extension.eq_ignore_ascii_case("png")) {
             let reason = format!("{} is not a .png", path.display());
             return Err(Error::request("sheet", reason));
@@ -118,8 +122,11 @@ pub(super) fn run(args: &EvalArgs, interrupted: &Arc<AtomicBool>) -> Result<()> 
             rows.push(frames);
         }
     }
-    if let Some(path) = &args.sheet {
-        std::fs::write(path, media::sheet(&rows)?).map_err(Error::file(path))?;
+    if let Some(place) = sheet {
+        let path = place.path().to_path_buf();
+        let mut draft = place.draft()?;
+        draft.write_all(&media::sheet(&rows)?).map_err(Error::file(path))?;
+        draft.commit()?;
     }
     let report = clips.report(args.prompts, seed, score);
     print(&if args.json { to_json(&report)? } else { report.table() })

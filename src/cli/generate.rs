@@ -24,7 +24,7 @@ use crate::pipeline::load::Models;
 use crate::pipeline::request::{FileRecord, Job, Request, Spec};
 use crate::pipeline::{Pipeline, Prepared, Residency};
 use crate::sampler::SamplerKind;
-use crate::{Error, Result};
+use crate::{Error, Result, Stop};
 
 pub(super) fn run(args: &GenerateArgs, interrupted: &Arc<AtomicBool>) -> Result<()> {
     let names = Names::new(args.models.offline)?;
@@ -72,9 +72,10 @@ pub(super) fn make(
         let reason = "standard output is taken by the video";
         return Err(Error::request("json", reason).with_hint("--progress json tells all on stderr"));
     }
-    if let Some(path) = target.tensors {
-        tensors::check_output(path, target.existing)?;
-    }
+    let tensors_out = target
+        .tensors
+        .map(|path| tensors::check_output(path, target.existing, target.path))
+        .transpose()?;
     let device = job.models.open()?;
     let precision = job.models.precision(&device)?;
     let mut files = resolve::files(&job.models, names)?;
@@ -83,7 +84,7 @@ pub(super) fn make(
     controls::check_hints(&mut job.request.controls)?;
     controls::check_pictures(&mut job.request.ip_adapters)?;
     let mut extra = tensors::read(&mut job)?;
-    extra.recorded = target.tensors.map(|_| BTreeMap::new());
+    extra.recorded = tensors_out.as_ref().map(|_| BTreeMap::new());
     let models = Models::open(&files)?;
     let sources = models.sources();
     let mut progress = Progress::new(reporting, interrupted);
@@ -107,6 +108,7 @@ pub(super) fn make(
     let mut hashes = Hashes::start(sources);
     job.program = Some(program(&device));
     let request = job.request.clone();
+    let stop = Stop::from(Arc::clone(interrupted));
     let mut sink = Lazy {
         opened: None,
         open: || {
@@ -114,7 +116,7 @@ pub(super) fn make(
             check_weights(&job.weights, &weights)?;
             job.weights = weights;
             let metadata = if target.has_metadata { metadata(&job)? } else { Metadata::default() };
-            output::open(target.path, &clip, &metadata, target.existing)
+            output::open(target.path, &clip, &metadata, target.existing, &stop)
         },
     };
     let result = pipeline.generate(&request, &mut extra, &mut progress, &mut sink);
@@ -124,13 +126,13 @@ pub(super) fn make(
     }
     progress.encoding(format.name());
     // Both files or none: the one that has its name last is complete before the other has one.
-    let mut kept = None;
-    if let (Some(path), Some(recorded)) = (target.tensors, extra.recorded.take()) {
-        kept = Some((tensors::draft(path, &recorded)?, path));
-    }
+    let kept = match (tensors_out, extra.recorded.take()) {
+        (Some(place), Some(recorded)) => Some(tensors::draft(place, &recorded)?),
+        _ => None,
+    };
     Box::new(sink).finish()?;
-    if let Some((draft, path)) = kept {
-        tensors::keep(draft, path)?;
+    if let Some(draft) = kept {
+        draft.commit()?;
     }
     progress.finish();
 

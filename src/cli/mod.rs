@@ -96,6 +96,7 @@ fn interruptible() -> Result<Arc<AtomicBool>> {
     let handler = Arc::clone(&flag);
     ctrlc::set_handler(move || {
         if handler.swap(true, Ordering::SeqCst) {
+            crate::files::remove_drafts();
             #[allow(clippy::exit)]
             std::process::exit(130);
         }

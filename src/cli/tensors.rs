@@ -4,13 +4,12 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use candle_core::{DType, Device, Tensor};
-use safetensors::SafeTensorError;
-use tempfile::NamedTempFile;
 
-use crate::output::{Existing, draft_in};
+use crate::files::{Draft, Place};
+use crate::output::{self, Existing};
 use crate::pipeline::Tensors;
 use crate::pipeline::request::Job;
-use crate::weights::{Source, sha256};
+use crate::weights::{Source, sha256, write_safetensors};
 use crate::{Error, Result};
 
 /// Reads `--tensors-in` and writes down which file it was.
@@ -89,40 +88,15 @@ fn not_finite(tensor: &Tensor) -> Result<Option<f32>> {
     Ok(values.into_iter().find(|value| !value.is_finite()))
 }
 
-/// Checks, before any work, that the file can be written.
-pub(super) fn check_output(path: &Path, existing: Existing) -> Result<()> {
-    let field = "tensors-out";
-    if path.is_dir() {
-        return Err(Error::request(field, format!("{} is a folder", path.display())));
-    }
-    if path.exists() && existing == Existing::Refuse {
-        let error = Error::request(field, format!("{} exists already", path.display()));
-        return Err(error.with_hint("-y overwrites it"));
-    }
-    let folder = folder_of(path);
-    // Only trying tells whether something can be written there.
-    if let Err(error) = tempfile::tempfile_in(folder) {
-        let reason = format!("cannot write to {}: {error}", folder.display());
-        return Err(Error::request(field, reason));
-    }
-    Ok(())
-}
-
-fn folder_of(path: &Path) -> &Path {
-    path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."))
+/// Checks, before any work, that the file can be written and is not the clip's.
+pub(super) fn check_output(path: &Path, existing: Existing, clip: &Path) -> Result<Place> {
+    output::check_beside(clip, "tensors-out", path, existing)
 }
 
 /// The file, complete under another name.
-pub(super) fn draft(path: &Path, tensors: &BTreeMap<String, Tensor>) -> Result<NamedTempFile> {
-    let draft = draft_in(folder_of(path)).map_err(Error::file(path))?;
-    match safetensors::serialize_to_file(tensors, None, draft.path()) {
-        Ok(()) => Ok(draft),
-        Err(SafeTensorError::IoError(error)) => Err(Error::file(path)(error)),
-        Err(error) => Err(Error::Encode { format: "safetensors", reason: error.to_string() }),
-    }
-}
-
-/// Gives the draft its name.
-pub(super) fn keep(draft: NamedTempFile, path: &Path) -> Result<()> {
-    draft.persist(path).map(|_| ()).map_err(|e| Error::file(path)(e.error))
+pub(super) fn draft(place: Place, tensors: &BTreeMap<String, Tensor>) -> Result<Draft> {
+    let path = place.path().to_path_buf();
+    let mut draft = place.draft()?;
+    write_safetensors(&mut draft, tensors, None).map_err(Error::file(path))?;
+    Ok(draft)
 }

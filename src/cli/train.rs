@@ -12,13 +12,13 @@ use clap::Args;
 use super::{print, tune};
 use crate::device::{self, DeviceChoice, DtypeChoice};
 use crate::error::Bytes;
-use crate::media;
 use crate::procedural::Score;
 use crate::train::{
     Compute, Listener, Options, Places, Plan, Quality, Stage, Tick, course, memory, quality,
     run as run_stage,
 };
 use crate::{Error, Result};
+use crate::{files, media};
 
 /// The arguments of `animatelcm train`.
 #[derive(Debug, Args)]
@@ -127,7 +127,7 @@ pub(super) fn run(args: &TrainArgs, interrupted: &Arc<AtomicBool>) -> Result<()>
     }
     std::fs::create_dir_all(out).map_err(Error::file(out))?;
     let path = out.join("config.toml");
-    std::fs::write(&path, plan.to_toml()?).map_err(Error::file(&path))?;
+    files::write("out", &path, plan.to_toml()?.as_bytes())?;
     let mut notes = Notes {
         plan: &plan,
         places: &places,
@@ -283,10 +283,10 @@ impl Listener for Notes<'_> {
         let folder = places.out.join("samples");
         std::fs::create_dir_all(&folder).map_err(Error::file(&folder))?;
         let path = folder.join(format!("{}-{step}.png", stage.name()));
-        std::fs::write(&path, media::sheet(&made.clips)?).map_err(Error::file(&path))?;
+        files::write("out", &path, &media::sheet(&made.clips)?)?;
         self.line(&format!("{} {step}: {}", stage.name(), said(stage, &made, &path)));
         let path = path.with_extension("json");
-        std::fs::write(&path, super::to_json(&made.score)?).map_err(Error::file(&path))?;
+        files::write("out", &path, super::to_json(&made.score)?.as_bytes())?;
         self.score = made.score;
         Ok(())
     }

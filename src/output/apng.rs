@@ -7,6 +7,7 @@ use std::sync::{Arc, Mutex};
 use ::png::Writer;
 
 use super::{ClipInfo, Encode, Fault, Metadata, png};
+use crate::Stop;
 use crate::media::RgbImage;
 
 /// An APNG in the making.
@@ -40,7 +41,7 @@ impl<W: Write + Send> Encode<W> for Apng<W> {
         Ok(self.writer.write_image_data(frame.as_raw())?)
     }
 
-    fn finish(self) -> Result<W, Fault> {
+    fn finish(self, _: &Stop) -> Result<W, Fault> {
         self.writer.finish()?;
         Arc::into_inner(self.out.0)
             .and_then(|out| out.into_inner().ok())

@@ -13,6 +13,7 @@ use tempfile::SpooledTempFile;
 use super::metadata::GIF_APPLICATION;
 use super::palette::{Drawn, Histogram};
 use super::{ClipInfo, Encode, Fault, Metadata};
+use crate::Stop;
 use crate::media::RgbImage;
 
 /// Bytes of frames that wait in memory.
@@ -60,10 +61,10 @@ impl<W: Write + Send> Encode<W> for Gif<W> {
         Ok(())
     }
 
-    fn finish(self) -> Result<W, Fault> {
+    fn finish(self, stop: &Stop) -> Result<W, Fault> {
         let Self { out, clip, metadata, mut frames, histogram } = self;
         let (width, height) = (clip.width as usize, clip.height as usize);
-        let mut palette = histogram.palette();
+        let mut palette = histogram.palette(stop)?;
         let transparent = palette.colors().len() as u8;
         let mut table = palette.colors().concat();
         table.extend([0; 3]);
@@ -82,6 +83,7 @@ impl<W: Write + Send> Encode<W> for Gif<W> {
         let (mut before, mut now) = (vec![0; size], vec![0; size]);
         let mut shown: Vec<u8> = Vec::new();
         for index in 0..clip.frames {
+            stop.check()?;
             frames.read_exact(&mut now)?;
             let drawn = Drawn { frame: &before, indices: &shown };
             let indices = palette.draw(&now, width, (index > 0).then_some(drawn));

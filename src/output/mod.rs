@@ -4,7 +4,7 @@
 //! |---|---|---|---|---|
 //! | `.gif` | GIF, loops | 255 colours for the whole clip, dithered | application and comment extension | `gif` |
 //! | `.webp` | animated WebP, loops | exact | XMP; `parameters` also in EXIF | `webp` |
-//! | `.png` | APNG, loops | exact | text chunks | `apng` |
+//! | `.png`, `.apng` | APNG, loops | exact | text chunks | `apng` |
 //! | `name_%03d.png` | one PNG a frame, from 0 | exact | text chunks of every file | `png` |
 //! | `.mp4` | H.264 4:2:0, BT.709 | lossy, QP 20 | `mdta` keys; `parameters` also as comment | `mp4` |
 //! | `.y4m`, `-` (standard output) | raw YUV 4:4:4, BT.601 | rounded to YCbCr | nowhere: readers refuse long headers | |
@@ -15,13 +15,15 @@
 //! ```
 //! # fn main() -> animatelcm::Result<()> {
 //! use animatelcm::media::{FrameSink, RgbImage};
+//! use animatelcm::Stop;
 //! use animatelcm::output::{self, ClipInfo, Existing, Metadata};
 //!
 //! # let folder = tempfile::tempdir().map_err(animatelcm::Error::file("."))?;
 //! # let path = folder.path().join("clip.y4m");
 //! output::check(&path, Existing::Refuse)?; // before any work
 //! let clip = ClipInfo { width: 8, height: 8, frames: 2, fps: 8.0 };
-//! let mut sink = output::open(&path, &clip, &Metadata::default(), Existing::Refuse)?;
+//! let stop = Stop::default();
+//! let mut sink = output::open(&path, &clip, &Metadata::default(), Existing::Refuse, &stop)?;
 //! for _ in 0..clip.frames {
 //!     sink.frame(&RgbImage::new(8, 8))?;
 //! }
@@ -72,10 +74,10 @@ use std::path::{Path, PathBuf};
 pub use clip::ClipInfo;
 pub use metadata::Metadata;
 
+pub use crate::files::Existing;
+use crate::files::Place;
 use crate::media::{FrameSink, RgbImage};
-use crate::{Error, Result};
-#[cfg(any(feature = "train", feature = "cli"))]
-pub(crate) use target::draft_in;
+use crate::{Error, Result, Stop};
 use target::{Draft, Target};
 
 /// What the frames become.
@@ -96,16 +98,6 @@ pub enum Format {
     Y4m,
 }
 
-/// What may happen to a file that is already there.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub enum Existing {
-    /// It is kept, and the request refused.
-    #[default]
-    Refuse,
-    /// It is replaced once the new one is complete.
-    Replace,
-}
-
 impl Format {
     /// Every format.
     pub const ALL: &[Self] = &[Self::Gif, Self::Webp, Self::Apng, Self::Png, Self::Mp4, Self::Y4m];
@@ -119,7 +111,7 @@ impl Format {
         let is_numbered = target::Pattern::parse(path)?.is_some();
         match (extension.as_deref(), is_numbered) {
             (Some("png"), true) => Ok(Self::Png),
-            (Some("png"), false) => Ok(Self::Apng),
+            (Some("png" | "apng"), false) => Ok(Self::Apng),
             (_, true) => Err(Error::request(
                 "output",
                 format!("`{}`: only png files can be numbered", path.display()),
@@ -131,7 +123,7 @@ impl Format {
             _ => Err(Error::request(
                 "output",
                 format!(
-                    "`{}` has none of the known endings .gif .webp .png .mp4 .y4m",
+                    "`{}` has none of the known endings .gif .webp .png .apng .mp4 .y4m",
                     path.display()
                 ),
             )
@@ -210,12 +202,30 @@ pub fn check(path: &Path, existing: Existing) -> Result<Format> {
     Ok(format)
 }
 
-/// Opens an output for the frames of one clip.
+/// Checks, before any work, that a further file can be written and is not the output, or one of its frames.
+#[cfg_attr(not(feature = "cli"), allow(dead_code))]
+pub(crate) fn check_beside(
+    output: &Path,
+    field: &'static str,
+    path: &Path,
+    existing: Existing,
+) -> Result<Place> {
+    let place = Place::resolve(field, path, existing)?;
+    if Target::resolve(output, Format::from_path(output)?, Existing::Replace)?.holds(&place) {
+        let reason = format!("`{}` is where the clip goes", path.display());
+        return Err(Error::request(field, reason).with_hint("choose another name"));
+    }
+    place.probe()?;
+    Ok(place)
+}
+
+/// Opens an output for the frames of one clip. After `stop` was requested the sink takes no frame and does not finish.
 pub fn open(
     path: &Path,
     clip: &ClipInfo,
     metadata: &Metadata,
     existing: Existing,
+    stop: &Stop,
 ) -> Result<Box<dyn FrameSink + Send>> {
     let format = Format::from_path(path)?;
     format.need()?;
@@ -226,17 +236,22 @@ pub fn open(
         #[cfg(feature = "gif")]
         Format::Gif => {
             let folder = target.folder().to_path_buf();
-            single(target, clip, |file| gif::Gif::new(file, clip, metadata, &folder))
+            single(target, clip, stop, |file| gif::Gif::new(file, clip, metadata, &folder))
         }
         #[cfg(feature = "webp")]
-        Format::Webp => single(target, clip, |file| webp::Webp::new(file, clip, metadata)),
+        Format::Webp => single(target, clip, stop, |file| webp::Webp::new(file, clip, metadata)),
         #[cfg(feature = "apng")]
-        Format::Apng => single(target, clip, |file| apng::Apng::new(file, clip, metadata)),
+        Format::Apng => single(target, clip, stop, |file| apng::Apng::new(file, clip, metadata)),
         #[cfg(feature = "png")]
-        Format::Png => Ok(Box::new(sequence::Sequence::new(target, clip, metadata)?)),
+        Format::Png => match target {
+            Target::Series(series) => {
+                Ok(Box::new(sequence::Sequence::new(series, clip, metadata, stop)?))
+            }
+            Target::File(_) | Target::Stdout => Err(Error::Feature { feature: format.name() }),
+        },
         #[cfg(feature = "mp4")]
-        Format::Mp4 => single(target, clip, |file| mp4::Mp4::new(file, clip, metadata)),
-        Format::Y4m => single(target, clip, |file| y4m::Y4m::new(file, clip)),
+        Format::Mp4 => single(target, clip, stop, |file| mp4::Mp4::new(file, clip, metadata)),
+        Format::Y4m => single(target, clip, stop, |file| y4m::Y4m::new(file, clip)),
         #[allow(unreachable_patterns)]
         _ => Err(Error::Feature { feature: format.name() }),
     }
@@ -246,12 +261,12 @@ pub fn open(
 fn single<E: Encode<Draft> + 'static>(
     target: Target,
     clip: &ClipInfo,
+    stop: &Stop,
     start: impl FnOnce(Draft) -> Result<E, Fault>,
 ) -> Result<Box<dyn FrameSink + Send>> {
-    let path = target.path().to_path_buf();
-    let draft = target.draft()?;
-    let encoder = start(draft).map_err(|fault| fault.of(E::NAME, &path))?;
-    Ok(Box::new(Single { encoder, path, clip: *clip, seen: 0 }))
+    let path = target.path();
+    let encoder = start(target.draft()?).map_err(|fault| fault.of(E::NAME, &path))?;
+    Ok(Box::new(Single { encoder, path, clip: *clip, stop: stop.clone(), seen: 0 }))
 }
 
 /// An encoder of one stream of bytes.
@@ -262,8 +277,9 @@ trait Encode<W>: Send {
     /// Takes a frame of the announced size.
     fn frame(&mut self, frame: &RgbImage) -> Result<(), Fault>;
 
-    /// Writes what is left and gives the sink back. Exactly the announced number of frames came before.
-    fn finish(self) -> Result<W, Fault>;
+    /// Writes what is left and gives the sink back, unless it is stopped meanwhile. Exactly the announced number of
+    /// frames came before.
+    fn finish(self, stop: &Stop) -> Result<W, Fault>;
 }
 
 /// A [`FrameSink`] that holds an encoder to what was announced and its file to the last step.
@@ -272,11 +288,13 @@ struct Single<E> {
     encoder: E,
     path: PathBuf,
     clip: ClipInfo,
+    stop: Stop,
     seen: usize,
 }
 
 impl<E: Encode<Draft>> FrameSink for Single<E> {
     fn frame(&mut self, frame: &RgbImage) -> Result<()> {
+        self.stop.check()?;
         self.clip.check_frame(frame, self.seen, E::NAME)?;
         self.encoder.frame(frame).map_err(|fault| fault.of(E::NAME, &self.path))?;
         self.seen += 1;
@@ -285,8 +303,10 @@ impl<E: Encode<Draft>> FrameSink for Single<E> {
 
     fn finish(self: Box<Self>) -> Result<()> {
         self.clip.check_end(self.seen, E::NAME)?;
-        let Self { encoder, path, .. } = *self;
-        encoder.finish().map_err(|fault| fault.of(E::NAME, &path))?.commit()
+        let Self { encoder, path, stop, .. } = *self;
+        let draft = encoder.finish(&stop).map_err(|fault| fault.of(E::NAME, &path))?;
+        stop.check()?;
+        draft.commit()
     }
 }
 
@@ -297,6 +317,14 @@ enum Fault {
     Io(io::Error),
     /// The codec refused.
     Codec(String),
+    /// Nobody wants the clip any more, or something else that is no fault of the encoder.
+    Other(Error),
+}
+
+impl From<Error> for Fault {
+    fn from(error: Error) -> Self {
+        Self::Other(error)
+    }
 }
 
 impl From<io::Error> for Fault {
@@ -308,20 +336,11 @@ impl From<io::Error> for Fault {
 impl Fault {
     fn of(self, format: &'static str, path: &Path) -> Error {
         match self {
-            Self::Io(source) => file_error(path, source),
+            Self::Io(source) => Error::file(path)(source),
             Self::Codec(reason) => Error::Encode { format, reason },
+            Self::Other(error) => error,
         }
     }
-}
-
-/// What the system said about the output, with advice where the disk is full.
-fn file_error(path: &Path, source: io::Error) -> Error {
-    let is_full = matches!(
-        source.kind(),
-        io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded | io::ErrorKind::FileTooLarge
-    );
-    let error = Error::file(path)(source);
-    if is_full { error.with_hint("free some space or choose another folder") } else { error }
 }
 
 #[cfg(test)]
@@ -373,7 +392,7 @@ mod tests {
         for index in 0..CLIP.frames {
             encoder.frame(&noise(index))?;
         }
-        Ok(encoder.finish()?.bytes.into_inner().len())
+        Ok(encoder.finish(&Stop::default())?.bytes.into_inner().len())
     }
 
     /// Wherever the disk ends, the encoder says so: it neither panics nor succeeds.

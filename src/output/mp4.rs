@@ -17,6 +17,7 @@ use openh264::formats::YUVSource;
 use super::boxes::{self, Movie};
 use super::ycbcr::{self, Matrix, Planes};
 use super::{ClipInfo, Encode, Fault, Metadata};
+use crate::Stop;
 use crate::media::RgbImage;
 
 /// The quantiser: visually close to the source, at a few megabits a second for 512 by 512.
@@ -76,7 +77,7 @@ impl<W: Write + Seek> Mp4<W> {
 
     /// Leaves room for the largest index that there can be, and begins the frames.
     fn begin(&mut self) -> Result<(), Fault> {
-        let largest = Movie {
+        let mut largest = Movie {
             sizes: vec![0; self.clip.frames],
             keys: (0..self.clip.frames as u32).collect(),
             ..self.movie.clone()
@@ -173,7 +174,7 @@ impl<W: Write + Seek + Send> Encode<W> for Mp4<W> {
         Ok(())
     }
 
-    fn finish(mut self) -> Result<W, Fault> {
+    fn finish(mut self, _: &Stop) -> Result<W, Fault> {
         let start = boxes::file_type().len() as u64;
         let index = self.movie.movie_box(&self.metadata);
         let Some(rest) = self.room.checked_sub(index.len()).filter(|&rest| rest >= 8) else {

@@ -9,6 +9,8 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 
+use crate::{Result, Stop};
+
 /// Bits of each channel that tell bins of the histogram apart.
 const COUNTED: u32 = 6;
 /// Bits of each channel that tell colours apart when drawing.
@@ -62,10 +64,10 @@ impl Histogram {
     }
 
     /// The palette that suits the colours counted.
-    pub(super) fn palette(self) -> Palette {
+    pub(super) fn palette(self, stop: &Stop) -> Result<Palette> {
         if let Some(few) = self.few {
             let exact = few.iter().zip(0..).map(|(&color, index)| (color, index)).collect();
-            return Palette { colors: few.into_iter().collect(), lookup: Lookup::Exact(exact) };
+            return Ok(Palette { colors: few.into_iter().collect(), lookup: Lookup::Exact(exact) });
         }
         let points: Vec<Point> = self
             .bins
@@ -76,8 +78,9 @@ impl Histogram {
                 Point { place: weighted(mean), weight: bin.count as f64 }
             })
             .collect();
-        let mut centers = cut(points.clone(), self.limit);
+        let mut centers = cut(points.clone(), self.limit, stop)?;
         for _ in 0..ROUNDS {
+            stop.check()?;
             if !settle(&points, &mut centers) {
                 break;
             }
@@ -86,10 +89,8 @@ impl Histogram {
         colors.sort_unstable();
         colors.dedup();
         let places = colors.iter().map(|color| weighted(color.map(f32::from))).collect();
-        Palette {
-            colors,
-            lookup: Lookup::Nearest { places, known: vec![u16::MAX; 1 << (3 * DRAWN)] },
-        }
+        let lookup = Lookup::Nearest { places, known: vec![u16::MAX; 1 << (3 * DRAWN)] };
+        Ok(Palette { colors, lookup })
     }
 }
 
@@ -158,7 +159,7 @@ struct Box3 {
 }
 
 /// Cuts the points into at most `limit` boxes and returns their means.
-fn cut(mut points: Vec<Point>, limit: usize) -> Vec<[f32; 3]> {
+fn cut(mut points: Vec<Point>, limit: usize, stop: &Stop) -> Result<Vec<[f32; 3]>> {
     let total = |points: &[Point]| {
         let mut sums = Sums::default();
         for point in points {
@@ -168,6 +169,7 @@ fn cut(mut points: Vec<Point>, limit: usize) -> Vec<[f32; 3]> {
     };
     let mut boxes = vec![Box3 { start: 0, end: points.len(), sums: total(&points) }];
     while boxes.len() < limit {
+        stop.check()?;
         let worst = (0..boxes.len())
             .filter(|&i| boxes[i].end - boxes[i].start > 1)
             .max_by(|&a, &b| boxes[a].sums.error().total_cmp(&boxes[b].sums.error()));
@@ -190,7 +192,7 @@ fn cut(mut points: Vec<Point>, limit: usize) -> Vec<[f32; 3]> {
         boxes[worst] = Box3 { start, end: middle, sums: best.2 };
         boxes.push(Box3 { start: middle, end, sums: total(&points[middle..end]) });
     }
-    boxes.iter().map(|part| part.sums.mean()).collect()
+    Ok(boxes.iter().map(|part| part.sums.mean()).collect())
 }
 
 /// One round of k-means; says whether anything moved.
@@ -350,7 +352,7 @@ mod tests {
         let mut histogram = Histogram::new(255);
         let frame: Vec<u8> = (0..255_u8).flat_map(|i| [i, i ^ 0x55, 3]).collect();
         histogram.add(&frame);
-        let mut palette = histogram.palette();
+        let mut palette = histogram.palette(&Stop::default()).unwrap();
         assert_eq!(palette.colors().len(), 255);
         let indices = palette.draw(&frame, 255, None);
         let drawn: Vec<u8> =
@@ -364,7 +366,7 @@ mod tests {
         let frame = gradient(width, height);
         let mut histogram = Histogram::new(255);
         histogram.add(&frame);
-        let mut palette = histogram.palette();
+        let mut palette = histogram.palette(&Stop::default()).unwrap();
         assert!(palette.colors().len() <= 255);
         let indices = palette.draw(&frame, width, None);
         let mut worst = 0.0_f64;
@@ -380,6 +382,15 @@ mod tests {
             }
         }
         assert!(worst < 4.0, "{worst}");
+    }
+
+    #[test]
+    fn a_palette_that_nobody_wants_is_not_made() {
+        let mut histogram = Histogram::new(255);
+        histogram.add(&gradient(64, 64));
+        let stop = Stop::default();
+        stop.request();
+        assert!(matches!(histogram.palette(&stop), Err(crate::Error::Cancelled)));
     }
 
     #[test]
@@ -405,7 +416,7 @@ mod tests {
                 })
                 .sum()
         };
-        let mut centers = cut(points.clone(), 16);
+        let mut centers = cut(points.clone(), 16, &Stop::default()).unwrap();
         let mut before = cost(&centers);
         for _ in 0..ROUNDS {
             settle(&points, &mut centers);
@@ -424,7 +435,7 @@ mod tests {
         let mut histogram = Histogram::new(16);
         histogram.add(&first);
         histogram.add(&second);
-        let mut palette = histogram.palette();
+        let mut palette = histogram.palette(&Stop::default()).unwrap();
         let indices = palette.draw(&first, width, None);
         let next = palette.draw(&second, width, Some(Drawn { frame: &first, indices: &indices }));
         assert_eq!(indices[100..], next[100..]);

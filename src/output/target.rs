@@ -1,13 +1,11 @@
-//! Where an output goes: names, what is already there, and files that appear only when complete.
+//! Where an output goes: one file, a numbered series, or standard output.
 
-use std::fmt;
-use std::fs::{self, File};
+use std::fs;
 use std::io::{self, BufWriter, IsTerminal, Seek, SeekFrom, Stdout, Write};
 use std::path::{Path, PathBuf};
 
-use tempfile::{TempDir, TempPath};
-
-use super::{Existing, Format, file_error};
+use super::{Existing, Format};
+use crate::files::{self, DraftSeries, Place};
 use crate::{Error, Result};
 
 /// A file name with the frame's number in it, such as `name_%03d.png`.
@@ -83,20 +81,13 @@ fn number_field(text: &str) -> Option<(usize, &str)> {
     is_one_digit.then(|| (width.parse().unwrap_or(1), rest))
 }
 
+const FIELD: &str = "output";
+
 /// A checked place for an output.
 #[derive(Debug)]
-pub(super) struct Target {
-    /// What to write, links followed.
-    path: PathBuf,
-    folder: PathBuf,
-    place: Place,
-    existing: Existing,
-}
-
-#[derive(Debug)]
-enum Place {
-    File,
-    Series(Pattern),
+pub(super) enum Target {
+    File(Place),
+    Series(Series),
     Stdout,
 }
 
@@ -104,198 +95,92 @@ impl Target {
     /// Checks the name, the folder and what is already there, without touching anything.
     pub(super) fn resolve(path: &Path, format: Format, existing: Existing) -> Result<Self> {
         if path.as_os_str() == "-" {
-            let (path, folder) = (PathBuf::from("standard output"), PathBuf::new());
-            return Ok(Self { path, folder, place: Place::Stdout, existing });
+            Ok(Self::Stdout)
+        } else if format == Format::Png {
+            Series::resolve(path, existing).map(Self::Series)
+        } else {
+            Place::resolve(FIELD, path, existing).map(Self::File)
         }
-        let refuse =
-            |reason: String| Error::request("output", format!("`{}` {reason}", path.display()));
-        let (mut path_buf, mut place) = (path.to_path_buf(), Place::File);
-        if format == Format::Png {
-            let pattern =
-                Pattern::parse(path)?.ok_or_else(|| refuse("has no frame number".into()))?;
-            place = Place::Series(pattern);
-        } else if let Ok(found) = fs::symlink_metadata(path) {
-            if found.is_symlink() {
-                // The rename must replace the file, not the link to it.
-                path_buf = fs::canonicalize(path)
-                    .map_err(|source| refuse(format!("is a link that leads nowhere: {source}")))?;
-            }
-            let found = fs::metadata(&path_buf).map_err(Error::file(path))?;
-            if found.is_dir() {
-                return Err(
-                    refuse("is a folder".into()).with_hint("add a file name, such as clip.webp")
-                );
-            }
-            if !found.is_file() {
-                return Err(refuse("is not an ordinary file".into()));
-            }
-            if existing == Existing::Refuse {
-                return Err(exists(path));
-            }
-        }
-        let folder = match path_buf.parent() {
-            Some(parent) if parent.as_os_str().is_empty() => PathBuf::from("."),
-            Some(parent) => parent.to_path_buf(),
-            None => return Err(refuse("names no file".into())),
-        };
-        match fs::metadata(&folder) {
-            Ok(found) if found.is_dir() => {}
-            Ok(_) => {
-                let reason = format!("`{}` is not a folder", folder.display());
-                return Err(Error::request("output", reason));
-            }
-            Err(source) if source.kind() == io::ErrorKind::NotFound => {
-                let reason = format!("the folder `{}` does not exist", folder.display());
-                return Err(Error::request("output", reason).with_hint("create it first"));
-            }
-            Err(source) => {
-                let reason = format!("`{}`: {source}", folder.display());
-                return Err(Error::request("output", reason));
-            }
-        }
-        let target = Self { path: path_buf, folder, place, existing };
-        if existing == Existing::Refuse
-            && let Some(found) = target.first_of_series()?
-        {
-            return Err(exists(&found));
-        }
-        Ok(target)
     }
 
     /// Checks that something can be written there, by doing so.
     pub(super) fn probe(&self) -> Result<()> {
-        if matches!(self.place, Place::Stdout) {
-            if io::stdout().is_terminal() {
-                return Err(Error::request("output", "raw video does not go to a terminal")
-                    .with_hint("pipe it into a program, or name a file"));
+        match self {
+            Self::File(place) => place.probe(),
+            Self::Series(series) => series.probe(),
+            Self::Stdout if io::stdout().is_terminal() => {
+                Err(Error::request(FIELD, "raw video does not go to a terminal")
+                    .with_hint("pipe it into a program, or name a file"))
             }
-            return Ok(());
-        }
-        match draft_in(&self.folder) {
-            Ok(_) => Ok(()),
-            Err(source) => {
-                let reason = format!("cannot write to `{}`: {source}", self.folder.display());
-                Err(Error::request("output", reason))
-            }
+            Self::Stdout => Ok(()),
         }
     }
 
-    /// The file that will appear, for messages.
-    pub(super) fn path(&self) -> &Path {
-        &self.path
+    /// The file that will appear, for messages; of a series the first.
+    pub(super) fn path(&self) -> PathBuf {
+        match self {
+            Self::File(place) => place.path().to_path_buf(),
+            Self::Series(series) => series.path(0),
+            Self::Stdout => "standard output".into(),
+        }
     }
 
     /// The folder that it will appear in.
     pub(super) fn folder(&self) -> &Path {
-        &self.folder
-    }
-
-    /// A new file beside the target.
-    pub(super) fn draft(self) -> Result<Draft> {
-        let Self { path, folder, place, existing } = self;
-        if matches!(place, Place::Stdout) {
-            return Ok(Draft::Stdout(BufWriter::new(io::stdout())));
+        match self {
+            Self::File(place) => place.folder(),
+            Self::Series(series) => &series.folder,
+            Self::Stdout => Path::new("."),
         }
-        let draft = draft_in(&folder).map_err(|source| file_error(&path, source))?;
-        let (file, draft) = draft.into_parts();
-        Ok(Draft::File { draft, file: BufWriter::with_capacity(1 << 16, file), path, existing })
     }
 
-    /// A new folder beside the series.
-    pub(super) fn draft_series(self) -> Result<DraftSeries> {
-        let Self { path, folder, place, existing } = self;
-        let Place::Series(pattern) = place else {
-            let reason = format!("`{}` has no frame number", path.display());
-            return Err(Error::request("output", reason));
-        };
-        let drafts = temporary().tempdir_in(&folder).map_err(|source| file_error(&path, source))?;
-        Ok(DraftSeries { drafts, folder, pattern, existing })
-    }
-
-    /// The first file, by name, that is already one of the series.
-    fn first_of_series(&self) -> Result<Option<PathBuf>> {
-        let Place::Series(pattern) = &self.place else { return Ok(None) };
-        let mut first: Option<PathBuf> = None;
-        for entry in fs::read_dir(&self.folder).map_err(Error::file(&self.folder))? {
-            let entry = entry.map_err(Error::file(&self.folder))?;
-            let is_one = entry.file_name().to_str().is_some_and(|name| pattern.matches(name));
-            if is_one && first.as_ref().is_none_or(|first| entry.path() < *first) {
-                first = Some(entry.path());
+    /// A stream that becomes the file.
+    pub(super) fn draft(self) -> Result<Draft> {
+        match self {
+            Self::File(place) => Ok(Draft::File(place.draft()?)),
+            Self::Stdout => Ok(Draft::Stdout(BufWriter::new(io::stdout()))),
+            Self::Series(series) => {
+                let reason = format!("`{}` is one of many files", series.path(0).display());
+                Err(Error::request(FIELD, reason))
             }
         }
-        Ok(first)
     }
-}
 
-fn exists(path: &Path) -> Error {
-    Error::request("output", format!("`{}` exists", path.display()))
-        .with_hint("-y replaces it, or choose another name")
-}
-
-/// How temporary files and folders are called.
-fn temporary() -> tempfile::Builder<'static, 'static> {
-    let mut builder = tempfile::Builder::new();
-    builder.prefix(".animatelcm-").suffix(".part");
-    builder
-}
-
-/// A temporary file with the permissions of an ordinary new file, since it becomes one.
-pub(crate) fn draft_in(folder: &Path) -> io::Result<tempfile::NamedTempFile> {
-    #[cfg_attr(not(unix), allow(unused_mut))]
-    let mut builder = temporary();
-    #[cfg(unix)]
-    builder.permissions(std::os::unix::fs::PermissionsExt::from_mode(0o666));
-    // Errors of `tempfile` name the temporary file, which nobody asked about.
-    builder.tempfile_in(folder).map_err(|error| io::Error::from(error.kind()))
+    /// Whether the output has or may have a file of this name.
+    pub(super) fn holds(&self, other: &Place) -> bool {
+        let is_same_folder = |folder: &Path| {
+            let [a, b] = [folder, other.folder()].map(fs::canonicalize);
+            matches!((a, b), (Ok(a), Ok(b)) if a == b)
+        };
+        let name = other.path().file_name();
+        match self {
+            Self::File(place) => is_same_folder(place.folder()) && place.path().file_name() == name,
+            Self::Series(series) => {
+                is_same_folder(&series.folder)
+                    && name
+                        .and_then(|name| name.to_str())
+                        .is_some_and(|n| series.pattern.matches(n))
+            }
+            Self::Stdout => false,
+        }
+    }
 }
 
 /// A stream of bytes that becomes a file when it is committed.
+#[derive(Debug)]
 pub(super) enum Draft {
-    /// A temporary file beside its target, removed when dropped.
-    File {
-        /// The temporary file.
-        file: BufWriter<File>,
-        /// Its name for now; the file goes when this does.
-        draft: TempPath,
-        /// Its name to be.
-        path: PathBuf,
-        /// What happens to a file of that name.
-        existing: Existing,
-    },
+    /// A file beside its target, removed when dropped.
+    File(files::Draft),
     /// Standard output, where nothing can be taken back.
     Stdout(BufWriter<Stdout>),
 }
 
 impl Draft {
     /// Makes the file visible under its name.
-    pub(super) fn commit(mut self) -> Result<()> {
-        let flushed = self.flush();
-        let Self::File { file, draft, path, existing } = self else {
-            return flushed.map_err(Error::file("standard output"));
-        };
-        let fail = |source| file_error(&path, source);
-        flushed.map_err(fail)?;
-        let file = file.into_inner().map_err(|error| fail(error.into_error()))?;
-        // Some file systems find out only here that they are full.
-        file.sync_all().map_err(fail)?;
-        drop(file);
-        let renamed = match existing {
-            Existing::Replace => draft.persist(&path),
-            Existing::Refuse => draft.persist_noclobber(&path),
-        };
-        match renamed {
-            Ok(()) => Ok(()),
-            Err(error) if error.error.kind() == io::ErrorKind::AlreadyExists => Err(exists(&path)),
-            Err(error) => Err(fail(error.error)),
-        }
-    }
-}
-
-impl fmt::Debug for Draft {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+    pub(super) fn commit(self) -> Result<()> {
         match self {
-            Self::File { path, .. } => f.debug_tuple("File").field(path).finish(),
-            Self::Stdout(_) => f.write_str("Stdout"),
+            Self::File(draft) => draft.commit(),
+            Self::Stdout(mut out) => out.flush().map_err(Error::file("standard output")),
         }
     }
 }
@@ -303,14 +188,14 @@ impl fmt::Debug for Draft {
 impl Write for Draft {
     fn write(&mut self, data: &[u8]) -> io::Result<usize> {
         match self {
-            Self::File { file, .. } => file.write(data),
+            Self::File(file) => file.write(data),
             Self::Stdout(out) => out.write(data),
         }
     }
 
     fn flush(&mut self) -> io::Result<()> {
         match self {
-            Self::File { file, .. } => file.flush(),
+            Self::File(file) => file.flush(),
             Self::Stdout(out) => out.flush(),
         }
     }
@@ -319,73 +204,80 @@ impl Write for Draft {
 impl Seek for Draft {
     fn seek(&mut self, to: SeekFrom) -> io::Result<u64> {
         match self {
-            Self::File { file, .. } => file.seek(to),
+            Self::File(file) => file.seek(to),
             Self::Stdout(_) => Err(io::ErrorKind::Unsupported.into()),
         }
     }
 }
 
-/// A folder of numbered files that move to their place together.
+/// A checked place for numbered files.
 #[derive(Debug)]
-pub(super) struct DraftSeries {
-    drafts: TempDir,
+pub(super) struct Series {
     folder: PathBuf,
     pattern: Pattern,
     existing: Existing,
 }
 
-impl DraftSeries {
-    /// Where a frame is written for now.
-    pub(super) fn draft(&self, index: usize) -> PathBuf {
-        self.drafts.path().join(format!("new-{index}"))
+impl Series {
+    fn resolve(path: &Path, existing: Existing) -> Result<Self> {
+        let no_number =
+            || Error::request(FIELD, format!("`{}` has no frame number", path.display()));
+        let pattern = Pattern::parse(path)?.ok_or_else(no_number)?;
+        let series = Self { folder: files::folder_of(FIELD, path)?, pattern, existing };
+        series.check_name(0)?;
+        let mut found = Vec::new();
+        for entry in fs::read_dir(&series.folder).map_err(Error::file(&series.folder))? {
+            let entry = entry.map_err(Error::file(&series.folder))?;
+            if entry.file_name().to_str().is_some_and(|name| series.pattern.matches(name)) {
+                found.push(entry.path());
+            }
+        }
+        found.sort();
+        if existing == Existing::Refuse {
+            return found.first().map_or(Ok(series), |first| Err(files::exists(FIELD, first)));
+        }
+        for path in found {
+            let kind = fs::symlink_metadata(&path).map_err(Error::file(&path))?.file_type();
+            if !kind.is_file() && !kind.is_symlink() {
+                let reason = format!("`{}` is not an ordinary file", path.display());
+                return Err(Error::request(FIELD, reason));
+            }
+        }
+        Ok(series)
     }
 
-    /// Where it will be, for messages.
-    pub(super) fn place(&self, index: usize) -> PathBuf {
+    /// Checks that the system takes a name as long as that of a frame.
+    pub(super) fn check_name(&self, index: usize) -> Result<()> {
+        let path = self.path(index);
+        match fs::symlink_metadata(&path) {
+            Err(error) if error.kind() == io::ErrorKind::InvalidFilename => {
+                let reason = format!("`{}` is too long a name", path.display());
+                Err(Error::request(FIELD, reason).with_hint("choose a shorter one"))
+            }
+            _ => Ok(()),
+        }
+    }
+
+    fn probe(&self) -> Result<()> {
+        match DraftSeries::new(FIELD, &self.folder, self.existing) {
+            Ok(_) => Ok(()),
+            Err(error) => Err(files::unwritable(FIELD, &self.folder, &error)),
+        }
+    }
+
+    /// The file of a frame.
+    pub(super) fn path(&self, index: usize) -> PathBuf {
         self.folder.join(self.pattern.name(index))
     }
 
-    /// Moves `count` frames to their names: all of them, or none.
-    pub(super) fn commit(self, count: usize) -> Result<()> {
-        for index in 0..count {
-            if let Err(error) = self.swap_in(index) {
-                for index in (0..index).rev() {
-                    self.swap_out(index);
-                }
-                return Err(error);
-            }
-        }
-        Ok(())
+    /// A new folder beside the files to be.
+    pub(super) fn draft(&self) -> Result<DraftSeries> {
+        DraftSeries::new(FIELD, &self.folder, self.existing).map_err(Error::file(self.path(0)))
     }
 
-    /// Puts a frame in its place and keeps what was there.
-    fn swap_in(&self, index: usize) -> Result<()> {
-        let place = self.place(index);
-        let is_taken = fs::symlink_metadata(&place).is_ok();
-        if is_taken {
-            if self.existing == Existing::Refuse {
-                return Err(exists(&place));
-            }
-            fs::rename(&place, self.old(index)).map_err(Error::file(&place))?;
-        }
-        fs::rename(self.draft(index), &place).map_err(|source| {
-            if is_taken {
-                // Nothing more can be done if this fails too.
-                let _ = fs::rename(self.old(index), &place);
-            }
-            file_error(&place, source)
-        })
-    }
-
-    /// Undoes [`swap_in`](Self::swap_in) as far as the system lets it.
-    fn swap_out(&self, index: usize) {
-        let place = self.place(index);
-        let _ = fs::remove_file(&place);
-        let _ = fs::rename(self.old(index), &place);
-    }
-
-    fn old(&self, index: usize) -> PathBuf {
-        self.drafts.path().join(format!("old-{index}"))
+    /// Gives the frames of a draft their names.
+    pub(super) fn commit(&self, draft: DraftSeries, frames: usize) -> Result<()> {
+        draft.commit(frames, |index| self.pattern.name(index))
     }
 }
 
@@ -422,60 +314,5 @@ mod tests {
         assert!(pattern.matches("a_000.png") && pattern.matches("a_12345.png"));
         assert!(!pattern.matches("a_00.png") && !pattern.matches("a_00x.png"));
         assert!(!pattern.matches("b_000.png") && !pattern.matches("a_000.png.bak"));
-    }
-
-    #[test]
-    fn a_series_that_cannot_be_completed_is_undone() {
-        let folder = tempfile::tempdir().unwrap();
-        let path = folder.path().join("%d.png");
-        fs::write(folder.path().join("0.png"), "old").unwrap();
-        let target = Target::resolve(&path, Format::Png, Existing::Replace).unwrap();
-        let series = target.draft_series().unwrap();
-        fs::write(series.draft(0), "new").unwrap();
-        fs::write(series.draft(1), "new").unwrap(); // and no frame 2
-        assert!(series.commit(3).is_err());
-        assert_eq!(fs::read_to_string(folder.path().join("0.png")).unwrap(), "old");
-        assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 1);
-    }
-
-    #[test]
-    fn a_file_that_appears_meanwhile_is_kept() {
-        let folder = tempfile::tempdir().unwrap();
-        let path = folder.path().join("a.gif");
-        let target = Target::resolve(&path, Format::Gif, Existing::Refuse).unwrap();
-        let draft = target.draft().unwrap();
-        fs::write(&path, "theirs").unwrap();
-        assert!(draft.commit().is_err());
-        assert_eq!(fs::read_to_string(&path).unwrap(), "theirs");
-        assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 1);
-    }
-
-    #[cfg(unix)]
-    #[test]
-    fn a_link_stays_a_link() {
-        let folder = tempfile::tempdir().unwrap();
-        let (file, link) = (folder.path().join("real.gif"), folder.path().join("link.gif"));
-        fs::write(&file, "old").unwrap();
-        std::os::unix::fs::symlink(&file, &link).unwrap();
-        let target = Target::resolve(&link, Format::Gif, Existing::Replace).unwrap();
-        let mut draft = target.draft().unwrap();
-        draft.write_all(b"new").unwrap();
-        draft.commit().unwrap();
-        assert!(fs::symlink_metadata(&link).unwrap().is_symlink());
-        assert_eq!(fs::read_to_string(&file).unwrap(), "new");
-    }
-
-    #[cfg(unix)]
-    #[test]
-    fn outputs_have_the_permissions_of_ordinary_files() {
-        use std::os::unix::fs::PermissionsExt;
-        let folder = tempfile::tempdir().unwrap();
-        let ordinary = folder.path().join("ordinary");
-        fs::write(&ordinary, "").unwrap();
-        let path = folder.path().join("a.gif");
-        let target = Target::resolve(&path, Format::Gif, Existing::Refuse).unwrap();
-        target.draft().unwrap().commit().unwrap();
-        let mode = |path: &Path| fs::metadata(path).unwrap().permissions().mode();
-        assert_eq!(mode(&path), mode(&ordinary));
     }
 }

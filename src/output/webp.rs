@@ -10,6 +10,7 @@ use image_webp::{ColorType, EncodingError, WebPEncoder};
 
 use super::metadata::{self, Metadata};
 use super::{ClipInfo, Encode, Fault};
+use crate::Stop;
 use crate::media::RgbImage;
 
 const HAS_ANIMATION: u8 = 1 << 1;
@@ -129,7 +130,7 @@ impl<W: Write + Seek + Send> Encode<W> for Webp<W> {
         Ok(())
     }
 
-    fn finish(mut self) -> Result<W, Fault> {
+    fn finish(mut self, _: &Stop) -> Result<W, Fault> {
         let (exif, xmp) = (std::mem::take(&mut self.exif), std::mem::take(&mut self.xmp));
         for (name, data) in [(*b"EXIF", exif), (*b"XMP ", xmp)] {
             if !data.is_empty() {

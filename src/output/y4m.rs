@@ -9,6 +9,7 @@ use std::io::Write;
 
 use super::ycbcr::{self, Matrix};
 use super::{ClipInfo, Encode, Fault};
+use crate::Stop;
 use crate::media::RgbImage;
 
 /// A Y4M stream.
@@ -49,7 +50,7 @@ impl<W: Write + Send> Encode<W> for Y4m<W> {
         Ok(())
     }
 
-    fn finish(self) -> Result<W, Fault> {
+    fn finish(self, _: &Stop) -> Result<W, Fault> {
         Ok(self.out)
     }
 }

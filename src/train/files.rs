@@ -1,34 +1,33 @@
 //! What training reads and writes: published layouts, and its own state.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::path::Path;
 
 use candle_core::{DType, Device, Tensor};
-use safetensors::SafeTensorError;
 use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
-use tempfile::NamedTempFile;
 
 use super::{LowRank, Weights, is_spatial_module};
+use crate::files::{self, Existing, Place};
 use crate::models::clip::TextConfig;
 use crate::models::unet::UNetConfig;
 use crate::models::vae::VaeConfig;
-use crate::output::draft_in;
 use crate::schedule;
-use crate::weights::{Archive, Checkpoint, Component, PatchStack, Source};
+use crate::weights::{Archive, Checkpoint, Component, PatchStack, Source, write_safetensors};
 use crate::{Error, Result};
+
+/// What names the folder of a training.
+const FIELD: &str = "out";
 
 /// Writes a file at once: either it is there whole, or what was there before is.
 pub(super) fn write_bytes(path: &Path, bytes: &[u8]) -> Result<()> {
-    let draft = draft(path)?;
-    std::fs::write(draft.path(), bytes).map_err(Error::file(path))?;
-    draft.persist(path).map(|_| ()).map_err(|e| Error::file(path)(e.error))
+    make_folder_of(path)?;
+    files::write(FIELD, path, bytes)
 }
 
-fn draft(path: &Path) -> Result<NamedTempFile> {
+fn make_folder_of(path: &Path) -> Result<()> {
     let folder = path.parent().unwrap_or(Path::new("."));
-    std::fs::create_dir_all(folder).map_err(Error::file(folder))?;
-    draft_in(folder).map_err(Error::file(path))
+    std::fs::create_dir_all(folder).map_err(Error::file(folder))
 }
 
 /// Writes tensors as safetensors, whole or not at all.
@@ -37,19 +36,11 @@ pub(super) fn write_tensors(
     tensors: &Weights,
     metadata: Option<HashMap<String, String>>,
 ) -> Result<()> {
-    let draft = draft(path)?;
-    let contiguous: Weights = tensors
-        .iter()
-        .map(|(name, tensor)| Ok((name.clone(), tensor.contiguous()?)))
-        .collect::<Result<_>>()?;
-    match safetensors::serialize_to_file(&contiguous, metadata, draft.path()) {
-        Ok(()) => {}
-        Err(SafeTensorError::IoError(error)) => return Err(Error::file(path)(error)),
-        Err(error) => {
-            return Err(Error::Encode { format: "safetensors", reason: error.to_string() });
-        }
-    }
-    draft.persist(path).map(|_| ()).map_err(|e| Error::file(path)(e.error))
+    make_folder_of(path)?;
+    let mut draft = Place::resolve(FIELD, path, Existing::Replace)?.draft()?;
+    let metadata = metadata.map(BTreeMap::from_iter);
+    write_safetensors(&mut draft, tensors, metadata.as_ref()).map_err(Error::file(path))?;
+    draft.commit()
 }
 
 /// The same in half precision, as published files are.

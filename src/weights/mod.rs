@@ -31,6 +31,8 @@ mod patch;
 pub mod random;
 mod report;
 mod resident;
+#[allow(dead_code, reason = "some builds write no weights")]
+mod write;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
@@ -51,6 +53,8 @@ pub use self::patch::{PatchStack, WeightPatch};
 pub(crate) use self::report::some;
 pub use self::report::{Ignored, LoadReport, Replaced};
 pub use self::resident::Resident;
+#[allow(unused_imports, reason = "some builds write no weights")]
+pub(crate) use self::write::write_safetensors;
 use crate::{Error, Result};
 
 /// A network with weights of its own.

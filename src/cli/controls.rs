@@ -47,7 +47,7 @@ fn digest(field: &'static str, hint: &Path) -> Result<String> {
             let reason = format!("{} is not an ordinary file", file.display());
             return Err(Error::request(field, reason));
         }
-        sha256(&Source::from(file.to_path_buf()))
+        sha256(&Source::from(file.to_path_buf()), &crate::Stop::default())
     };
     if !hint.is_dir() {
         return hash(hint);

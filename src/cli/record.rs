@@ -96,7 +96,8 @@ impl Hashes {
                         Source::File(_) => file.to_string_lossy().into_owned(),
                         Source::Embedded { name, .. } => (*name).to_owned(),
                     };
-                    Ok(FileRecord { file, sha256: Some(sha256(source)?) })
+                    let hash = sha256(source, &crate::Stop::default())?;
+                    Ok(FileRecord { file, sha256: Some(hash) })
                 })
                 .collect()
         })))

@@ -26,7 +26,7 @@ pub(super) fn read(job: &mut Job) -> Result<Tensors> {
         Ok(_) => {}
         Err(error) => return Err(super::generate::unreadable(field, &path, &error)),
     }
-    let found = sha256(&Source::from(path.clone()))?;
+    let found = sha256(&Source::from(path.clone()), &crate::Stop::default())?;
     if let Some(wanted) = record.sha256.replace(found.clone())
         && wanted != found
     {

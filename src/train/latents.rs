@@ -30,7 +30,7 @@ impl Latents {
     ) -> Result<Self> {
         let vae_file = places.base.join("vae/diffusion_pytorch_model.safetensors");
         let config: VaeConfig = files::read_json(&places.base.join("vae/config.json"))?;
-        let hash = crate::weights::sha256(&vae_file.clone().into())?;
+        let hash = crate::weights::sha256(&vae_file.clone().into(), &crate::Stop::default())?;
         let factor = config.scaling_factor;
         let fingerprint = format!("{} vae {hash} scaled by {factor}", clips.fingerprint());
         let words = (0..clips.len()).map(|i| clips.words(i)).collect();

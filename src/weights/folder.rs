@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 
 use super::Component;
 use super::format::quoted;
+use super::side_file::read_text;
 use crate::{Error, Result};
 
 /// The files of one component.
@@ -85,7 +86,7 @@ impl Spelling {
             Some(variant) => format!("{stem}.{variant}.{extension}"),
         };
         let single = folder.join(single);
-        if single.is_file() {
+        if is_there(&single) {
             return Ok(Some(Files { paths: vec![single], promised: None }));
         }
         let indexes = match self.variant {
@@ -96,11 +97,16 @@ impl Spelling {
                 format!("{stem}.{extension}.{variant}.index.json"),
             ],
         };
-        match indexes.iter().map(|name| folder.join(name)).find(|path| path.is_file()) {
+        match indexes.iter().map(|name| folder.join(name)).find(|path| is_there(path)) {
             Some(index) => shards(folder, index).map(Some),
             None => Ok(None),
         }
     }
+}
+
+/// Whether there is a file, or a pipe or device, which is refused when it is opened.
+fn is_there(path: &Path) -> bool {
+    path.exists() && !path.is_dir()
 }
 
 #[derive(serde::Deserialize)]
@@ -109,8 +115,7 @@ struct Index {
 }
 
 fn shards(folder: &Path, index: PathBuf) -> Result<Files> {
-    let text = std::fs::read(&index).map_err(Error::file(&index))?;
-    let parsed: Index = serde_json::from_slice(&text)
+    let parsed: Index = serde_json::from_str(&read_text(&index)?)
         .map_err(|e| Error::format(&index, format!("cannot be read: {e}")))?;
     let mut promised: BTreeMap<PathBuf, BTreeSet<String>> = BTreeMap::new();
     for (tensor, file) in parsed.weight_map {

@@ -33,6 +33,7 @@ mod report;
 mod resident;
 #[allow(dead_code, reason = "some builds write no weights")]
 mod write;
+mod side_file;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
@@ -55,6 +56,7 @@ pub use self::report::{Ignored, LoadReport, Replaced};
 pub use self::resident::Resident;
 #[allow(unused_imports, reason = "some builds write no weights")]
 pub(crate) use self::write::write_safetensors;
+pub(crate) use self::side_file::{find_text, read_text};
 use crate::{Error, Result};
 
 /// A network with weights of its own.

@@ -6,7 +6,7 @@ use serde::Deserialize;
 use serde_json::Value;
 
 use super::turned::Turning;
-use crate::weights::{Archive, Source, quoted};
+use crate::weights::{Archive, Source, find_text, quoted};
 use crate::{Error, Result};
 
 /// The key under which diffusers puts PEFT's configuration into a safetensors header.
@@ -107,11 +107,10 @@ impl PeftConfig {
             .file_stem()
             .and_then(|stem| stem.to_str())
             .is_some_and(|stem| stem == "adapter_model");
-        if !is_peft || !beside.is_file() {
+        let Some(text) = (if is_peft { find_text(&beside)? } else { None }) else {
             return Ok(None);
-        }
-        let text = std::fs::read(&beside).map_err(Error::file(&beside))?;
-        let part = serde_json::from_slice(&text)
+        };
+        let part = serde_json::from_str(&text)
             .map_err(|e| Error::format(&beside, format!("cannot be read: {e}")))?;
         Ok(Some(Self { parts: BTreeMap::from([(String::new(), part)]) }))
     }

@@ -525,7 +525,7 @@ impl FileFacts {
             parameters,
             dtypes,
             bytes: std::fs::metadata(path).map_err(Error::file(path))?.len(),
-            sha256: sha256(archive.source())?,
+            sha256: sha256(archive.source(), &crate::Stop::default())?,
             metadata: archive.metadata().clone(),
         })
     }

@@ -13,6 +13,8 @@ mod attacks;
 /// What `bench` prints.
 #[cfg(feature = "cli")]
 mod bench;
+/// Torch files, large and hostile.
+mod checkpoints;
 /// The real program, as people and scripts run it.
 #[cfg(feature = "cli")]
 mod cli;

@@ -6,7 +6,7 @@
 
 use std::collections::BTreeSet;
 
-use candle_core::{DType, Device, Tensor};
+use candle_core::{Device, Tensor};
 
 use crate::weights::{Archive, Source, quoted};
 use crate::{Error, Result};
@@ -19,6 +19,9 @@ const TWO_ENCODERS: [&str; 4] = ["clip_g", "clip_l", "text_encoders_0", "text_en
 
 /// Files with more tensors are something else.
 const MOST_WORDS: usize = 64;
+
+/// More values than the vectors of any word have: a prompt holds 75.
+const MOST_VALUES: usize = 1 << 20;
 
 /// The words of one file.
 #[derive(Clone, Debug)]
@@ -98,7 +101,8 @@ impl Inversion {
                 return Err(Error::format(path, "does not say what word it is for")
                     .with_hint("name one: --embedding FILE:WORD"));
             }
-            let vectors = archive.tensor(key, DType::F32, &Device::Cpu)?;
+            let vectors = archive.values(key, MOST_VALUES)?;
+            let vectors = Tensor::from_vec(vectors, info.shape.as_slice(), &Device::Cpu)?;
             let vectors = if info.shape.len() == 1 { vectors.unsqueeze(0)? } else { vectors };
             words.push(Word { names, vectors });
         }
@@ -111,14 +115,22 @@ impl Inversion {
     /// The words among the tensors of another kind of file: each word, and the name of the tensor that holds its
     /// vectors.
     pub(crate) fn bundled(archive: &Archive, words: &[(&str, &str)]) -> Result<Self> {
+        if words.len() > MOST_WORDS {
+            let reason = format!("brings {} words, at most {MOST_WORDS} are read", words.len());
+            return Err(Error::format(archive.path(), reason));
+        }
         let words = words.iter().map(|(word, stored)| {
-            let vectors = archive.tensor(stored, DType::F32, &Device::Cpu)?;
-            let vectors = if vectors.rank() == 1 { vectors.unsqueeze(0)? } else { vectors };
-            let shape = vectors.dims();
-            if shape.len() != 2 || shape.contains(&0) {
-                let reason = format!("{} holds no vectors: {shape:?}", quoted(stored));
-                return Err(Error::format(archive.path(), reason));
-            }
+            let shape = archive.info(stored).map(|info| info.shape.as_slice()).unwrap_or_default();
+            let (count, width) = match *shape {
+                [width] if width > 0 => (1, width),
+                [count, width] if count > 0 && width > 0 => (count, width),
+                _ => {
+                    let reason = format!("{} holds no vectors: {shape:?}", quoted(stored));
+                    return Err(Error::format(archive.path(), reason));
+                }
+            };
+            let vectors = archive.values(stored, MOST_VALUES)?;
+            let vectors = Tensor::from_vec(vectors, (count, width), &Device::Cpu)?;
             Ok(Word { names: vec![word.trim().to_owned()], vectors })
         });
         Ok(Self { source: archive.source().clone(), words: words.collect::<Result<_>>()? })

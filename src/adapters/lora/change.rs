@@ -128,6 +128,11 @@ impl Stored {
         self.shape.iter().fold(1, |count: usize, dim| count.saturating_mul(*dim))
     }
 
+    /// Its values, if there are no more than `most`.
+    pub(super) fn values(&self, most: usize) -> Result<Vec<f32>> {
+        self.archive.values(&self.name, most)
+    }
+
     /// Its values in `f32` on the CPU.
     pub(super) fn read(&self) -> Result<Tensor> {
         self.archive.tensor(&self.name, DType::F32, &Device::Cpu)

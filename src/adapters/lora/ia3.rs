@@ -30,13 +30,9 @@ struct Ia3 {
 
 fn read(parts: &Parts<'_>) -> Result<Made, String> {
     let flag = parts.need("on_input")?;
-    let values = flag.read().and_then(|flag| Ok(flag.flatten_all()?.to_vec1::<f32>()?));
-    let on_input = match values.as_deref() {
-        Ok([value]) => *value != 0.0,
-        Ok(values) => {
-            return Err(format!("on_input has {} values where one is expected", values.len()));
-        }
-        Err(error) => return Err(error.to_string()),
+    let on_input = match flag.values(1).map_err(|error| error.to_string())?[..] {
+        [value] => value != 0.0,
+        _ => return Err("on_input has no value where one is expected".into()),
     };
     let stored = parts.need("weight")?;
     Ok(Made::Change(Box::new(Ia3 { stored, on_input, neutral: 0.0, is_bias: false })))

@@ -90,9 +90,8 @@ impl Strays {
             return Ok(None);
         }
         let (indices, values) = (parts.need("stray_indices")?, parts.need("stray_values")?);
-        let size = parts.need("stray_size")?.read().and_then(|size| Ok(size.to_vec1::<f32>()?));
-        let size: Vec<usize> =
-            size.map_err(|e| e.to_string())?.into_iter().map(|d| d.max(0.0) as usize).collect();
+        let size = parts.need("stray_size")?.values(shape.len()).map_err(|e| e.to_string())?;
+        let size: Vec<usize> = size.into_iter().map(|d| d.max(0.0) as usize).collect();
         fits(&size, shape)?;
         match (indices.shape(), values.shape()) {
             ([2, count], [values]) if count == values => {}

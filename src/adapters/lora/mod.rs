@@ -479,16 +479,12 @@ impl Lora {
 
 /// The one number in a tensor.
 fn scalar(archive: &Archive, name: &str) -> Result<f64> {
-    let values = archive
-        .tensor(name, candle_core::DType::F32, &candle_core::Device::Cpu)?
-        .flatten_all()?
-        .to_vec1::<f32>()?;
-    match values[..] {
+    match archive.values(name, 1)?[..] {
         [value] => Ok(f64::from(value)),
-        _ => Err(Error::format(
-            archive.path(),
-            format!("tensor {} has {} values where one is expected", quoted(name), values.len()),
-        )),
+        _ => {
+            let reason = format!("tensor {} has no value where one is expected", quoted(name));
+            Err(Error::format(archive.path(), reason))
+        }
     }
 }
 

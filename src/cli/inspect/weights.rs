@@ -3,7 +3,6 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 
-use candle_core::{DType, Device};
 use serde::Serialize;
 
 use super::super::to_json;
@@ -485,10 +484,7 @@ impl LoraFacts {
         }
         for name in archive.names() {
             if name.ends_with(".alpha") {
-                let value = archive
-                    .tensor(name, DType::F32, &Device::Cpu)
-                    .and_then(|alpha| Ok(alpha.flatten_all()?.to_vec1::<f32>()?));
-                let value = value.unwrap_or_default();
+                let value = archive.values(name, 1).unwrap_or_default();
                 facts.alphas.extend(value.first().map(ToString::to_string));
             }
         }

@@ -12,8 +12,9 @@ use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::fs::File;
 use std::io::ErrorKind;
-use std::ops::Deref;
+use std::ops::{Deref, Range};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use candle_core::{DType, Device, Tensor};
 
@@ -92,6 +93,8 @@ pub struct Archive {
     source: Source,
     layout: Layout,
     bytes: Bytes,
+    /// The table of a torch zip file, for its compressed storages.
+    zip: Option<torch::Zip>,
     entries: BTreeMap<String, Entry>,
     metadata: BTreeMap<String, String>,
 }
@@ -104,11 +107,14 @@ impl Archive {
     pub fn open(source: &Source) -> Result<Self> {
         let bytes = match source {
             Source::File(path) => map(path)?,
-            Source::Embedded { bytes, .. } => Bytes::Static(bytes),
+            Source::Embedded { bytes, .. } => Bytes(Arc::new(Held::Static(bytes))),
         };
         let wrong = |reason: String| Error::format(source.path(), reason);
+        let mut zip = None;
         let (layout, parsed) = if torch::is_zip(&bytes) {
-            (Layout::TorchZip, torch::parse_zip(&bytes).map_err(wrong)?)
+            let (parsed, table) = torch::parse_zip(&bytes).map_err(wrong)?;
+            zip = Some(table);
+            (Layout::TorchZip, parsed)
         } else if torch::is_legacy(&bytes) {
             (Layout::TorchLegacy, torch::parse_legacy(&bytes).map_err(wrong)?)
         } else if safetensors::detect(&bytes) {
@@ -123,7 +129,7 @@ impl Archive {
         };
         let Parsed { entries, metadata } = parsed;
         let entries = without_common_prefix(entries, "module.");
-        Ok(Self { source: source.clone(), layout, bytes, entries, metadata })
+        Ok(Self { source: source.clone(), layout, bytes, zip, entries, metadata })
     }
 
     /// Where it came from.
@@ -196,32 +202,49 @@ impl Archive {
         )
     }
 
+    /// The values of a small tensor, in `f32`.
+    ///
+    /// # Errors
+    ///
+    /// Those of [`tensor`](Self::tensor), and a tensor of more than `most` values, which is not read.
+    pub(crate) fn values(&self, name: &str, most: usize) -> Result<Vec<f32>> {
+        let count = self.info(name).map_or(0, |info| count(&info.shape));
+        if count > most {
+            let expected = if most == 1 { "one is".into() } else { format!("at most {most} are") };
+            let name = quoted(name);
+            let reason = format!("tensor {name} has {count} values where {expected} expected");
+            return Err(Error::format(self.path(), reason));
+        }
+        Ok(self.tensor(name, DType::F32, &Device::Cpu)?.flatten_all()?.to_vec1()?)
+    }
+
     /// The elements of a tensor, row after row.
     fn elements(&self, entry: &Entry) -> Result<Cow<'_, [u8]>, String> {
-        let storage = match entry.place {
-            Place::Plain { start, len } => {
-                let end = start.checked_add(len).ok_or("it lies outside the file")?;
-                Cow::Borrowed(self.bytes.get(start..end).ok_or("it lies outside the file")?)
+        let Range { start, end } = entry.range();
+        let bytes = match entry.place {
+            Place::Plain { start: at, len } => {
+                let outside = || "it lies outside the file".to_owned();
+                let storage = at.checked_add(len).and_then(|end| self.bytes.get(at..end));
+                let bytes = storage.ok_or_else(outside)?.get(start..end);
+                Cow::Borrowed(bytes.ok_or("it lies outside its storage")?)
             }
-            Place::Packed { member, len } => Cow::Owned(torch::unpack(&self.bytes, member, len)?),
+            Place::Packed { member, len } => {
+                let zip = self.zip.as_ref().ok_or("its zip table is gone")?;
+                Cow::Owned(torch::unpack(zip, member, start..end, len)?)
+            }
         };
-        let Some(view) = &entry.view else { return Ok(storage) };
-        let size = entry.info.element.size();
-        match view.contiguous(&entry.info.shape) {
-            Some(range) => {
-                let range = range.start * size..range.end * size;
-                Ok(match storage {
-                    Cow::Borrowed(bytes) => {
-                        Cow::Borrowed(bytes.get(range).ok_or("it lies outside its storage")?)
-                    }
-                    Cow::Owned(bytes) => {
-                        Cow::Owned(bytes.get(range).ok_or("it lies outside its storage")?.to_vec())
-                    }
-                })
+        match &entry.view {
+            Some(view) if !view.is_contiguous(&entry.info.shape) => {
+                view.gather(&entry.info.shape, entry.info.element.size(), &bytes).map(Cow::Owned)
             }
-            None => view.gather(&entry.info.shape, size, &storage).map(Cow::Owned),
+            _ => Ok(bytes),
         }
     }
+}
+
+/// How many elements a tensor of a shape has.
+fn count(shape: &[usize]) -> usize {
+    shape.iter().fold(1, |count: usize, dim| count.saturating_mul(*dim))
 }
 
 /// What a format's parser returns.
@@ -242,6 +265,21 @@ struct Entry {
 impl Entry {
     fn contiguous(element: ElementType, shape: Vec<usize>, place: Place) -> Self {
         Self { info: TensorInfo { element, shape }, place, view: None }
+    }
+
+    /// The bytes of its storage from the tensor's first to its last.
+    fn range(&self) -> Range<usize> {
+        let elements = match &self.view {
+            Some(view) => view.span(&self.info.shape),
+            None => 0..count(&self.info.shape),
+        };
+        let size = self.info.element.size();
+        elements.start.saturating_mul(size)..elements.end.saturating_mul(size)
+    }
+
+    /// How many bytes its own elements take.
+    fn len(&self) -> usize {
+        count(&self.info.shape).saturating_mul(self.info.element.size())
     }
 }
 
@@ -303,30 +341,40 @@ impl View {
         }
     }
 
-    /// The range of elements, if they lie in order and without gaps.
-    fn contiguous(&self, shape: &[usize]) -> Option<std::ops::Range<usize>> {
+    /// The elements of the storage from the first of the view to its last.
+    fn span(&self, shape: &[usize]) -> Range<usize> {
         if shape.contains(&0) {
-            return Some(0..0);
+            return 0..0;
+        }
+        let steps = shape.iter().zip(&self.strides);
+        let last = steps.map(|(d, stride)| (d - 1).saturating_mul(*stride));
+        let end = last.fold(self.offset, usize::saturating_add).saturating_add(1);
+        self.offset..end
+    }
+
+    /// Whether the elements lie in order and without gaps.
+    fn is_contiguous(&self, shape: &[usize]) -> bool {
+        if shape.contains(&0) {
+            return true;
         }
         let mut expected = 1;
         for (d, stride) in shape.iter().zip(&self.strides).rev() {
             if *d != 1 && *stride != expected {
-                return None;
+                return false;
             }
             expected *= d;
         }
-        Some(self.offset..self.offset + expected)
+        true
     }
 
-    /// The elements in order, copied out of the storage.
-    fn gather(&self, shape: &[usize], size: usize, storage: &[u8]) -> Result<Vec<u8>, String> {
+    /// The elements in order, copied out of the bytes of the [`span`](Self::span).
+    fn gather(&self, shape: &[usize], size: usize, span: &[u8]) -> Result<Vec<u8>, String> {
         let count: usize = shape.iter().product();
         let mut out = Vec::with_capacity(count * size);
         let mut index = vec![0usize; shape.len()];
         for _ in 0..count {
-            let at =
-                index.iter().zip(&self.strides).map(|(i, s)| i * s).sum::<usize>() + self.offset;
-            let element = storage.get(at * size..(at + 1) * size);
+            let at = index.iter().zip(&self.strides).map(|(i, s)| i * s).sum::<usize>();
+            let element = span.get(at * size..(at + 1) * size);
             out.extend_from_slice(element.ok_or("it lies outside its storage")?);
             for (i, d) in index.iter_mut().zip(shape).rev() {
                 *i += 1;
@@ -340,8 +388,12 @@ impl View {
     }
 }
 
+/// The bytes of a file, shared by all that reads them.
+#[derive(Clone, Debug)]
+struct Bytes(Arc<Held>);
+
 #[derive(Debug)]
-enum Bytes {
+enum Held {
     Mapped(memmap2::Mmap),
     Static(&'static [u8]),
 }
@@ -350,10 +402,16 @@ impl Deref for Bytes {
     type Target = [u8];
 
     fn deref(&self) -> &[u8] {
-        match self {
-            Self::Mapped(map) => map,
-            Self::Static(bytes) => bytes,
+        match &*self.0 {
+            Held::Mapped(map) => map,
+            Held::Static(bytes) => bytes,
         }
+    }
+}
+
+impl AsRef<[u8]> for Bytes {
+    fn as_ref(&self) -> &[u8] {
+        self
     }
 }
 
@@ -376,7 +434,8 @@ fn map(path: &Path) -> Result<Bytes> {
         return Err(Error::format(path, "is empty"));
     }
     let file = File::open(path).map_err(refused)?;
-    map_file(&file).map(Bytes::Mapped).map_err(refused)
+    let map = map_file(&file).map_err(refused)?;
+    Ok(Bytes(Arc::new(Held::Mapped(map))))
 }
 
 /// Maps a whole file for reading.
@@ -450,15 +509,18 @@ mod tests {
         let view = View { offset: 1, strides: vec![1, 2] };
         let storage = [9, 0, 1, 2, 3, 4, 5];
         assert_eq!(view.check(&[2, 3], 7), Ok(6));
-        assert_eq!(view.contiguous(&[2, 3]), None);
-        assert_eq!(view.gather(&[2, 3], 1, &storage).unwrap(), [0, 2, 4, 1, 3, 5]);
+        assert!(!view.is_contiguous(&[2, 3]));
+        assert_eq!(view.span(&[2, 3]), 1..7);
+        assert_eq!(view.gather(&[2, 3], 1, &storage[1..]).unwrap(), [0, 2, 4, 1, 3, 5]);
     }
 
     #[test]
     fn strides_of_single_rows_do_not_matter() {
         let view = View { offset: 4, strides: vec![77, 1] };
-        assert_eq!(view.contiguous(&[1, 3]), Some(4..7));
-        assert_eq!(View { offset: 0, strides: vec![] }.contiguous(&[]), Some(0..1));
+        assert!(view.is_contiguous(&[1, 3]));
+        assert_eq!(view.span(&[1, 3]), 4..7);
+        assert_eq!(view.span(&[0, 3]), 0..0);
+        assert_eq!(View { offset: 0, strides: vec![] }.span(&[]), 0..1);
     }
 
     #[test]

@@ -6,12 +6,10 @@
 //! callbacks, numpy scalars, somebody's attack) still gives its tensors.
 //!
 //! Values are small handles into one [`Heap`], so a hostile file cannot build a value whose drop recurses
-//! without end. Nothing is copied that the file could name again and again: time and memory grow with
-//! the file's size and no faster.
+//! without end. Nothing is copied that the file could name again and again, and what is made is held to so many
+//! bytes for each byte of the pickle: time and memory grow with the pickle's size and no faster.
 
 mod heap;
-
-use std::collections::HashMap;
 
 use super::{ElementType, View, quoted};
 use heap::{Global, Storage};
@@ -30,6 +28,11 @@ const MOST_DIMENSIONS: usize = 8;
 /// Longer than any name of a class or key of a storage.
 const LONGEST_WORD: usize = 256;
 
+/// Bytes that any pickle may make.
+const SMALL_HEAP: usize = 1 << 20;
+/// Bytes that a pickle may make for each of its own beyond [`SMALL_HEAP`]. `torch.save` comes to 4 to 8.
+const HEAP_PER_BYTE: usize = 16;
+
 /// Runs the pickle at the start of `bytes`. Returns its result and the number of bytes it took.
 pub(super) fn run(bytes: &[u8]) -> Result<(Heap<'_>, Value, usize), String> {
     let mut machine = Machine {
@@ -37,8 +40,11 @@ pub(super) fn run(bytes: &[u8]) -> Result<(Heap<'_>, Value, usize), String> {
         heap: Heap::default(),
         stack: Vec::new(),
         marks: Vec::new(),
-        memo: HashMap::new(),
+        memo: Vec::new(),
+        memorised: 0,
     };
+    // One empty tuple is as good as another.
+    machine.heap.add_sequence(Vec::new());
     loop {
         let at = machine.input.at;
         let stop = machine
@@ -46,6 +52,13 @@ pub(super) fn run(bytes: &[u8]) -> Result<(Heap<'_>, Value, usize), String> {
             .map_err(|reason| format!("its pickle is damaged at byte {at}: {reason}"))?;
         if let Some(result) = stop {
             return Ok((machine.heap, result, machine.input.at));
+        }
+        if machine.heap.spent() > SMALL_HEAP + HEAP_PER_BYTE * machine.input.at {
+            let spent = machine.heap.spent() >> 20;
+            return Err(format!(
+                "its pickle is no list of tensors: its first {} bytes make objects of {spent} MiB",
+                machine.input.at
+            ));
         }
     }
 }
@@ -58,8 +71,14 @@ struct Machine<'a> {
     stack: Vec<Value>,
     /// Heights of the stack at each open mark.
     marks: Vec<usize>,
-    memo: HashMap<u64, Value>,
+    /// By number. Picklers count, so there are no more numbers than bytes.
+    memo: Vec<Option<Value>>,
+    /// How many numbers are taken.
+    memorised: usize,
 }
+
+/// The tuple that every heap begins with.
+const EMPTY_TUPLE: Value = Value::Tuple(0);
 
 impl Machine<'_> {
     /// Runs one opcode; returns the result at `STOP`. The letters are those of Python's `pickletools`.
@@ -175,7 +194,7 @@ impl Machine<'_> {
             0x98 => _ = self.top()?,                // READONLY_BUFFER
 
             // Containers
-            b')' => self.tuple(0)?,
+            b')' => self.stack.push(EMPTY_TUPLE),
             0x85 => self.tuple(1)?,
             0x86 => self.tuple(2)?,
             0x87 => self.tuple(3)?,
@@ -246,7 +265,7 @@ impl Machine<'_> {
                 self.put(key)?;
             }
             0x94 => {
-                let key = self.memo.len() as u64;
+                let key = self.memorised as u64;
                 self.put(key)?;
             }
             b'h' => {
@@ -399,11 +418,8 @@ impl Machine<'_> {
     }
 
     fn append(&mut self, items: &[Value]) -> Step<()> {
-        if let Value::List(id) = self.top()?
-            && let Some(list) = self.heap.sequences.get_mut(id as usize)
-        {
-            list.extend_from_slice(items);
-        }
+        let list = self.top()?;
+        self.heap.extend_list(list, items);
         Ok(())
     }
 
@@ -412,11 +428,7 @@ impl Machine<'_> {
         if !rest.is_empty() {
             return Err("a key without a value".into());
         }
-        if let Value::Dict(id) = dict
-            && let Some(dict) = self.heap.dicts.get_mut(id as usize)
-        {
-            dict.extend(pairs.iter().map(|[key, value]| (*key, *value)));
-        }
+        self.heap.extend_dict(dict, pairs);
         Ok(())
     }
 
@@ -433,13 +445,21 @@ impl Machine<'_> {
 
     fn put(&mut self, key: u64) -> Step<()> {
         let top = self.top()?;
-        self.memo.insert(key, top);
+        let index = usize::try_from(key).ok().filter(|index| *index <= self.input.at);
+        let index = index.ok_or_else(|| format!("{key} is no number to memorise by"))?;
+        if index >= self.memo.len() {
+            self.memo.resize(index + 1, None);
+        }
+        if let Some(slot) = self.memo.get_mut(index) {
+            self.memorised += usize::from(slot.is_none());
+            *slot = Some(top);
+        }
         Ok(())
     }
 
     fn get(&mut self, key: u64) -> Step<()> {
-        let value = *self.memo.get(&key).ok_or_else(|| format!("nothing is memorised as {key}"))?;
-        self.stack.push(value);
+        let value = usize::try_from(key).ok().and_then(|index| *self.memo.get(index)?);
+        self.stack.push(value.ok_or_else(|| format!("nothing is memorised as {key}"))?);
         Ok(())
     }
 
@@ -524,8 +544,7 @@ impl Machine<'_> {
         });
         let Some(element) = named.or(stored) else { return Ok(Value::Opaque) };
         let view = View { offset, strides };
-        self.heap.tensors.push(TensorRef { storage: *id, element, shape, view });
-        Ok(Value::Tensor(self.heap.tensors.len() as u32 - 1))
+        Ok(self.heap.add_tensor(TensorRef { storage: *id, element, shape, view }))
     }
 
     /// `("storage", type, key, device, count, [view])`.
@@ -548,8 +567,7 @@ impl Machine<'_> {
         }
         let count = usize::try_from(count)
             .map_err(|_| format!("storage {} has {count} elements", quoted(word)))?;
-        self.heap.storages.push(Storage { key, element, count });
-        Ok(Value::Storage(self.heap.storages.len() as u32 - 1))
+        Ok(self.heap.add_storage(Storage { key, element, count }))
     }
 }
 
@@ -732,11 +750,61 @@ mod tests {
     }
 
     #[test]
-    fn a_million_nested_tuples_neither_recurse_nor_hang() {
-        let mut pickle = b"\x80\x02)".to_vec();
-        pickle.extend(std::iter::repeat_n(0x85, 1_000_000));
-        pickle.push(b'.');
-        assert!(matches!(run(&pickle).unwrap().1, Value::Tuple(_)));
+    fn nested_tuples_neither_recurse_nor_hang() {
+        let nested = |count| {
+            let mut pickle = b"\x80\x02)".to_vec();
+            pickle.extend(std::iter::repeat_n(0x85, count));
+            pickle.push(b'.');
+            pickle
+        };
+        assert!(matches!(run(&nested(20_000)).unwrap().1, Value::Tuple(_)));
+        assert!(run(&nested(1_000_000)).unwrap_err().contains("no list of tensors"));
+    }
+
+    #[test]
+    fn what_is_made_stays_in_proportion_to_the_pickle() {
+        let tensor = {
+            let mut p = b"\x80\x02ctorch._utils\n_rebuild_tensor_v2\nq\x01((U\x07storage".to_vec();
+            p.extend(b"ctorch\nFloatStorage\nU\x010U\x03cpuK\x01tQK\x00(K\x01K\x01K\x01K\x01t");
+            p.extend(b"(K\x01K\x01K\x01K\x01t\x89Ntq\x02");
+            p
+        };
+        let storage =
+            b"\x80\x02(U\x07storagectorch\nFloatStorage\nU\x010U\x03cpuK\x01tq\x01".to_vec();
+        let length = 2 << 20;
+        for (start, again, is_refused) in [
+            (b"\x80\x02".to_vec(), &b"}"[..], true),
+            (b"\x80\x02".to_vec(), b"]", true),
+            (b"\x80\x02)".to_vec(), b"\x85", true),
+            (b"\x80\x02".to_vec(), b"U\x01\xff", false),
+            (tensor, b"h\x01h\x02R", true),
+            (storage, b"h\x01Q", true),
+            // These cost no more than the stack and the memo.
+            (b"\x80\x02".to_vec(), b")", false),
+            (b"\x80\x02N".to_vec(), b"\x94", false),
+            (b"\x80\x02N".to_vec(), b"2", false),
+            (b"\x80\x02".to_vec(), b"U\x00", false),
+        ] {
+            let mut pickle = start;
+            while pickle.len() < length {
+                pickle.extend(again);
+            }
+            pickle.push(b'.');
+            let started = std::time::Instant::now();
+            let made = run(&pickle);
+            assert_eq!(made.is_err(), is_refused, "{again:?}: {:?}", made.err());
+            assert!(started.elapsed().as_millis() < 500, "{again:?}: {:?}", started.elapsed());
+        }
+    }
+
+    #[test]
+    fn numbers_of_the_memo_are_no_larger_than_the_pickle() {
+        assert!(run(b"Nr\xff\xff\xff\x7f.").unwrap_err().contains("no number to memorise"));
+        assert!(run(b"Np99999999999999999999\n.").is_err());
+        assert!(run(b"Np18446744073709551615\n.").is_err());
+        // MEMOIZE goes on after the numbers that are taken, as in Python.
+        assert_eq!(run(b"K\x05q\x00K\x06\x940h\x01.").unwrap().1, Value::Int(6));
+        assert_eq!(run(b"K\x05q\x03K\x06\x940h\x01.").unwrap().1, Value::Int(6));
     }
 
     #[test]

@@ -1,15 +1,30 @@
 //! Files that `torch.save` made: a zip file with a pickle, or the older row of pickles.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
-use std::io::{Cursor, Read};
+use std::io::{self, Cursor, Read};
+use std::ops::Range;
 
 use zip::{CompressionMethod, ZipArchive};
 
 use super::pickle::{self, Heap, TensorRef, Value};
-use super::{ElementType, Entry, Parsed, Place, TensorInfo, quoted};
+use super::{Bytes, ElementType, Entry, Parsed, Place, TensorInfo, quoted};
 
 /// The largest pickle that anybody may send. A Stable Diffusion checkpoint's has less than a megabyte.
 const LARGEST_PICKLE: u64 = 32 << 20;
+/// Bytes of a pickle for each that it has packed, beyond [`SMALL_PICKLE`]. `torch.save` packs none, and what others
+/// pack shrinks to a tenth or so.
+const MOST_GROWTH: u64 = 64;
+/// A pickle so large may be packed as small as can be.
+const SMALL_PICKLE: u64 = 1 << 20;
+
+/// Bytes that may be unpacked on the way to the tensors in compressed storages, for each byte of those tensors,
+/// beyond [`SMALL_DETOUR`].
+const MOST_DETOUR: usize = 8;
+/// So many bytes may always be unpacked on the way.
+const SMALL_DETOUR: usize = 256 << 20;
+
+/// The table of a zip file; cheap to clone.
+pub(super) type Zip = ZipArchive<Cursor<Bytes>>;
 
 /// Keys under which a file has its weights beside other things; the second is of textual inversions, the others of
 /// SparseCtrl and T2I-Adapter.
@@ -32,10 +47,10 @@ pub(super) fn is_legacy(bytes: &[u8]) -> bool {
 }
 
 /// Reads the tables of a zip file.
-pub(super) fn parse_zip(bytes: &[u8]) -> Result<Parsed, String> {
+pub(super) fn parse_zip(bytes: &Bytes) -> Result<(Parsed, Zip), String> {
     let broken =
         |e: zip::result::ZipError| format!("its zip table cannot be read: {e} (cut short?)");
-    let mut zip = ZipArchive::new(Cursor::new(bytes)).map_err(broken)?;
+    let mut zip = ZipArchive::new(Cursor::new(bytes.clone())).map_err(broken)?;
     let mut members: HashMap<String, Place> = HashMap::new();
     let mut pickles: Vec<(String, usize)> = Vec::new();
     for index in 0..zip.len() {
@@ -73,15 +88,37 @@ pub(super) fn parse_zip(bytes: &[u8]) -> Result<Parsed, String> {
 
     let mut program = Vec::new();
     let member = zip.by_index(index).map_err(broken)?;
+    let packed = member.compressed_size().min(bytes.len() as u64);
+    let most = (packed.saturating_mul(MOST_GROWTH)).clamp(SMALL_PICKLE, LARGEST_PICKLE);
     member
-        .take(LARGEST_PICKLE + 1)
+        .take(most + 1)
         .read_to_end(&mut program)
         .map_err(|e| format!("its pickle cannot be unpacked: {e}"))?;
-    if program.len() as u64 > LARGEST_PICKLE {
-        return Err(format!("its pickle has more than {LARGEST_PICKLE} bytes"));
+    if program.len() as u64 > most {
+        let packed =
+            if most < LARGEST_PICKLE { format!(", packed in {packed}") } else { String::new() };
+        return Err(format!("its pickle has more than {most} bytes{packed}"));
     }
     let (heap, result, _) = pickle::run(&program)?;
-    entries(&heap, result, |key| members.get(&format!("{root}data/{key}")).copied())
+    let parsed = entries(&heap, result, |key| members.get(&format!("{root}data/{key}")).copied())?;
+    check_detours(&parsed)?;
+    Ok((parsed, zip))
+}
+
+/// Refuses files whose compressed storages are much larger than the tensors in them: a storage must be unpacked up to
+/// a tensor's end, for each of its tensors.
+fn check_detours(parsed: &Parsed) -> Result<(), String> {
+    let packed =
+        parsed.entries.values().filter(|entry| matches!(entry.place, Place::Packed { .. }));
+    let (way, own) = packed.fold((0usize, 0usize), |(way, own), entry| {
+        (way.saturating_add(entry.range().end), own.saturating_add(entry.len()))
+    });
+    if way > SMALL_DETOUR.saturating_add(own.saturating_mul(MOST_DETOUR)) {
+        return Err(format!(
+            "{way} bytes would have to be unpacked for the {own} of its tensors: save it without compression"
+        ));
+    }
+    Ok(())
 }
 
 /// Reads the tables of an old file: magic, version, machine, object, storage keys, storages.
@@ -124,16 +161,28 @@ fn program(bytes: &[u8], at: usize) -> &[u8] {
     rest.get(..LARGEST_PICKLE as usize).unwrap_or(rest)
 }
 
-/// Unpacks a compressed member, which must have exactly `len` bytes.
-pub(super) fn unpack(bytes: &[u8], member: usize, len: usize) -> Result<Vec<u8>, String> {
+/// Unpacks a compressed member of `len` bytes as far as `wanted` reaches, and keeps no more than that.
+pub(super) fn unpack(
+    zip: &Zip,
+    member: usize,
+    wanted: Range<usize>,
+    len: usize,
+) -> Result<Vec<u8>, String> {
     let broken = |e: &dyn std::fmt::Display| format!("it cannot be unpacked: {e}");
-    let mut zip = ZipArchive::new(Cursor::new(bytes)).map_err(|e| broken(&e))?;
-    let member = zip.by_index(member).map_err(|e| broken(&e))?;
+    let mut zip = zip.clone();
+    let mut member = zip.by_index(member).map_err(|e| broken(&e))?;
+    let mut before = member.by_ref().take(wanted.start as u64);
+    let skipped = io::copy(&mut before, &mut io::sink()).map_err(|e| broken(&e))?;
     // What a member claims is not trusted with memory before it is there.
     let mut out = Vec::new();
-    member.take(len as u64 + 1).read_to_end(&mut out).map_err(|e| broken(&e))?;
-    if out.len() != len {
-        return Err(format!("it has {} bytes unpacked, not {len}", out.len()));
+    let mut own = member.by_ref().take(wanted.len() as u64);
+    own.read_to_end(&mut out).map_err(|e| broken(&e))?;
+    // Its checksum is compared at its end.
+    let mut end = member.take(u64::from(wanted.end == len));
+    let more = end.read(&mut [0]).map_err(|e| broken(&e))?;
+    let found = skipped + (out.len() + more) as u64;
+    if found != wanted.end as u64 {
+        return Err(format!("it has {found} bytes unpacked, not {len}"));
     }
     Ok(out)
 }
@@ -147,6 +196,15 @@ fn entries(
     if let Some(tensor) = heap.tensor(root) {
         let name = BARE.to_owned();
         let entries = BTreeMap::from([(name, entry(heap, BARE, tensor, &place)?)]);
+        return Ok(Parsed { entries, metadata: BTreeMap::new() });
+    }
+    if let Some(tensors) = list(heap, root) {
+        let mut entries = BTreeMap::new();
+        for (number, tensor) in tensors.into_iter().enumerate() {
+            let name = number.to_string();
+            let entry = entry(heap, &name, tensor, &place)?;
+            entries.insert(name, entry);
+        }
         return Ok(Parsed { entries, metadata: BTreeMap::new() });
     }
     if let Some(dicts) = named_dicts(heap, root) {
@@ -190,6 +248,12 @@ fn state_dict(heap: &Heap<'_>, root: Value) -> Option<Value> {
     let inner: BTreeSet<u32> = heap.dicts_of(root).map(|(_, id)| id).collect();
     let mut inner = inner.into_iter().map(Value::Dict).filter(has_tensors);
     inner.next().filter(|_| inner.next().is_none())
+}
+
+/// The tensors of a list of nothing else, which the first LoRAs were; their numbers are their names.
+fn list<'a>(heap: &'a Heap<'_>, root: Value) -> Option<Vec<&'a TensorRef>> {
+    let items = heap.items(root).filter(|items| !items.is_empty())?;
+    items.iter().map(|item| heap.tensor(*item)).collect()
 }
 
 /// The dicts of an IP-Adapter, which has its weights in two of them.

@@ -67,9 +67,21 @@ pub(crate) struct Heap<'a> {
     pub(crate) storages: Vec<Storage>,
     pub(crate) tensors: Vec<TensorRef>,
     pub(super) foreign: BTreeSet<String>,
+    /// Bytes of all that was made, as [`Heap::charge`] counts them.
+    spent: usize,
 }
 
 impl<'a> Heap<'a> {
+    /// Bytes of all that was made.
+    pub(super) fn spent(&self) -> usize {
+        self.spent
+    }
+
+    /// Counts `count` values of a type.
+    fn charge<T>(&mut self, count: usize) {
+        self.spent = self.spent.saturating_add(count.saturating_mul(size_of::<T>()));
+    }
+
     pub(crate) fn text(&self, value: Value) -> Option<&str> {
         match value {
             Value::Text(id) => self.texts.get(id as usize).map(AsRef::as_ref),
@@ -130,17 +142,57 @@ impl<'a> Heap<'a> {
     }
 
     pub(super) fn add_text(&mut self, text: Cow<'a, str>) -> Value {
+        self.charge::<Cow<'_, str>>(1);
+        if let Cow::Owned(text) = &text {
+            self.charge::<u8>(text.len());
+        }
         self.texts.push(text);
         Value::Text(self.texts.len() as u32 - 1)
     }
 
     pub(super) fn add_sequence(&mut self, items: Vec<Value>) -> u32 {
+        self.charge::<Vec<Value>>(1);
+        self.charge::<Value>(items.len());
         self.sequences.push(items);
         self.sequences.len() as u32 - 1
     }
 
+    /// Appends to a list; anything else stays as it is.
+    pub(super) fn extend_list(&mut self, list: Value, items: &[Value]) {
+        if let Value::List(id) = list
+            && let Some(list) = self.sequences.get_mut(id as usize)
+        {
+            list.extend_from_slice(items);
+            self.charge::<Value>(items.len());
+        }
+    }
+
     pub(super) fn add_dict(&mut self) -> Value {
+        self.charge::<Vec<(Value, Value)>>(1);
         self.dicts.push(Vec::new());
         Value::Dict(self.dicts.len() as u32 - 1)
+    }
+
+    /// Adds pairs to a dict; anything else stays as it is.
+    pub(super) fn extend_dict(&mut self, dict: Value, pairs: &[[Value; 2]]) {
+        if let Value::Dict(id) = dict
+            && let Some(dict) = self.dicts.get_mut(id as usize)
+        {
+            dict.extend(pairs.iter().map(|[key, value]| (*key, *value)));
+            self.charge::<(Value, Value)>(pairs.len());
+        }
+    }
+
+    pub(super) fn add_storage(&mut self, storage: Storage) -> Value {
+        self.charge::<Storage>(1);
+        self.storages.push(storage);
+        Value::Storage(self.storages.len() as u32 - 1)
+    }
+
+    pub(super) fn add_tensor(&mut self, tensor: TensorRef) -> Value {
+        self.charge::<TensorRef>(1);
+        self.charge::<usize>(2 * tensor.shape.len());
+        self.tensors.push(tensor);
+        Value::Tensor(self.tensors.len() as u32 - 1)
     }
 }

@@ -180,7 +180,7 @@ fn broken_tokenizers_name_the_file() {
     let error = Tokenizer::from_files(vocab, "", &short).unwrap_err();
     assert_eq!(error.to_string(), "vocab.json: the longest sequence must have 2 tokens, got 1");
     let missing = Tokenizer::open(&golden::path("tokenizer")).unwrap_err();
-    assert!(matches!(&missing, Error::File { path, .. } if path.ends_with("vocab.json")));
+    assert!(matches!(&missing, Error::Missing { name, .. } if name.ends_with("vocab.json")));
 }
 
 #[test]
@@ -200,4 +200,61 @@ fn json_merges_may_be_lines_or_pairs() {
     let misplaced = json("[]").replace("\"id\": 5", "\"id\": 9");
     let error = Tokenizer::from_tokenizer_json(&misplaced, &Settings::default()).unwrap_err();
     assert_eq!(error.to_string(), "tokenizer.json: the added token `<cat>` cannot have id 9");
+}
+
+/// The smallest tokenizer, which adds `count` tokens to its vocabulary.
+fn with_added(count: usize) -> String {
+    let added: Vec<Value> = (0..count)
+        .map(|i| serde_json::json!({"id": 4 + i, "content": format!("<token-{i}>"), "normalized": i % 2 == 0}))
+        .collect();
+    let vocab = serde_json::json!({"a": 0, "a</w>": 1, "<|startoftext|>": 2, "<|endoftext|>": 3});
+    let model = serde_json::json!({"vocab": vocab, "merges": []});
+    serde_json::json!({"model": model, "added_tokens": added}).to_string()
+}
+
+#[test]
+fn tens_of_thousands_of_added_tokens_take_no_time() {
+    let start = Instant::now();
+    let tokenizer =
+        Tokenizer::from_tokenizer_json(&with_added(50_000), &Settings::default()).unwrap();
+    assert!(start.elapsed() < Duration::from_secs(2), "{:?}", start.elapsed());
+    assert_eq!(tokenizer.vocab_size(), 50_004);
+    assert_eq!(tokenizer.ids("a <token-49999> <token-7>").unwrap(), [1, 50_003, 11]);
+    let error = Tokenizer::from_tokenizer_json(&with_added(70_000), &Settings::default());
+    let error = error.unwrap_err().to_string();
+    assert_eq!(error, "tokenizer.json: adds 70000 tokens, at most 65536 are read");
+}
+
+#[cfg(unix)]
+#[test]
+fn pipes_in_a_tokenizers_folder_are_refused() {
+    for name in ["tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "vocab.json"]
+    {
+        let folder = tempfile::tempdir().unwrap();
+        for file in ["vocab.json", "merges.txt"] {
+            std::fs::copy(golden::path(TINY).join(file), folder.path().join(file)).unwrap();
+        }
+        let pipe = folder.path().join(name);
+        let _ = std::fs::remove_file(&pipe);
+        assert!(std::process::Command::new("mkfifo").arg(&pipe).status().unwrap().success());
+        let error = Tokenizer::open(folder.path()).unwrap_err();
+        assert_eq!(error.to_string(), format!("{}: is not an ordinary file", pipe.display()));
+        assert_eq!(error.kind(), animatelcm::ErrorKind::Weights);
+    }
+}
+
+#[test]
+fn thousands_of_words_are_added_at_once() {
+    let mut clip = Tokenizer::clip().unwrap();
+    let words: Vec<String> = (0..5000).map(|i| format!("word{i}_{i}")).collect();
+    let start = Instant::now();
+    let ids = clip.add_tokens(&words).unwrap();
+    assert!(start.elapsed() < Duration::from_secs(2), "{:?}", start.elapsed());
+    assert_eq!(ids, (49408..54408).collect::<Vec<u32>>());
+    assert_eq!(clip.ids("word7_7, word4999_4999").unwrap(), [49415, 267, 54407]);
+    let again = ["new".to_owned() + "token", "word1_1".to_owned()];
+    assert!(clip.add_tokens(&again).unwrap_err().to_string().contains("`word1_1` is in"));
+    let twice = ["sametoken".to_owned(), "sametoken".to_owned()];
+    assert!(clip.add_tokens(&twice).unwrap_err().to_string().contains("`sametoken` is in"));
+    assert_eq!(clip.vocab_size(), 54408);
 }

@@ -93,13 +93,14 @@ impl TextModel {
             }
             let first = self.encoder.add_tokens(&word.vectors)?;
             let rows = first..first + count as u32;
+            let mut tokens = Vec::new();
             for name in free {
-                self.added.insert(self.tokenizer.add_token(name)?, rows.clone());
-                for (i, row) in rows.clone().enumerate().skip(1) {
-                    let id = self.tokenizer.add_token(&format!("{name}_{i}"))?;
-                    self.added.insert(id, row..row + 1);
-                }
+                tokens.push((name.clone(), rows.clone()));
+                let single = rows.clone().enumerate().skip(1);
+                tokens.extend(single.map(|(i, row)| (format!("{name}_{i}"), row..row + 1)));
             }
+            let (names, rows): (Vec<String>, Vec<Range<u32>>) = tokens.into_iter().unzip();
+            self.added.extend(self.tokenizer.add_tokens(&names)?.into_iter().zip(rows));
         }
         Ok(())
     }

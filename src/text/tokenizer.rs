@@ -5,7 +5,7 @@
 //! the text become their ids. transformers 5 has only this form; the slow tokenizer of 4.x treats
 //! some symbols otherwise.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::path::Path;
 
 use serde::Deserialize;
@@ -18,6 +18,7 @@ use tokenizers::pre_tokenizers::sequence::Sequence as Splitters;
 use tokenizers::pre_tokenizers::split::{Split, SplitPattern};
 use tokenizers::{NormalizerWrapper, SplitDelimiterBehavior};
 
+use crate::weights::{find_text, quoted, read_text};
 use crate::{Error, Result};
 
 /// Marks the piece that ends a word.
@@ -25,6 +26,9 @@ const WORD_END: &str = "</w>";
 
 /// The merges of OpenAI's CLIP; `assets/clip/LICENSE` is theirs.
 const CLIP_MERGES: &str = include_str!("../../assets/clip/merges.txt");
+
+/// More tokens than anybody adds to CLIP's 49408.
+const MOST_ADDED: usize = 1 << 16;
 
 /// A special token and how it is found in text.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -146,11 +150,12 @@ impl Tokenizer {
     pub fn open(folder: &Path) -> Result<Self> {
         let settings = Settings::read(folder)?;
         let whole = folder.join("tokenizer.json");
-        if whole.is_file() {
-            return Source::from_json(&read(&whole)?, &whole)?.build(&settings);
+        if let Some(json) = find_text(&whole)? {
+            return Source::from_json(&json, &whole)?.build(&settings);
         }
         let (vocab, merges) = (folder.join("vocab.json"), folder.join("merges.txt"));
-        Source::from_pair((&read(&vocab)?, &vocab), (&read(&merges)?, &merges))?.build(&settings)
+        let (pieces, lines) = (read_text(&vocab)?, read_text(&merges)?);
+        Source::from_pair((&pieces, &vocab), (&lines, &merges))?.build(&settings)
     }
 
     /// Builds a tokenizer from the contents of a `vocab.json` and a `merges.txt`.
@@ -226,16 +231,39 @@ impl Tokenizer {
     ///
     /// When there is such a token already.
     pub fn add_token(&mut self, token: &str) -> Result<u32> {
-        if self.inner.token_to_id(token).is_some() {
-            return Err(Error::request("token", format!("`{token}` is in the vocabulary already")));
+        let ids = self.add_tokens(&[token.to_owned()])?;
+        let missing = || Error::request("token", format!("`{token}`: cannot be a token"));
+        ids.first().copied().ok_or_else(missing)
+    }
+
+    /// Adds tokens as [`add_token`](Self::add_token) does, and returns their ids.
+    ///
+    /// In one call, because each call builds the search for all added tokens anew.
+    ///
+    /// # Errors
+    ///
+    /// When there is such a token already, or one is there twice; nothing is added then.
+    pub fn add_tokens(&mut self, tokens: &[String]) -> Result<Vec<u32>> {
+        let mut seen = HashSet::with_capacity(tokens.len());
+        for token in tokens {
+            if self.id(token).is_some() || !seen.insert(token) {
+                let reason = format!("`{token}` is in the vocabulary already");
+                return Err(Error::request("token", reason));
+            }
         }
-        let failed = |reason: String| Error::request("token", format!("`{token}`: {reason}"));
         let is_word = |c: char| c.is_alphanumeric() || c == '_';
-        let is_single = token.starts_with(is_word) || token.ends_with(is_word);
+        let added = tokens.iter().map(|token| {
+            let is_single = token.starts_with(is_word) || token.ends_with(is_word);
+            AddedToken::from(token.as_str(), false).single_word(is_single)
+        });
         self.inner
-            .add_tokens([AddedToken::from(token, false).single_word(is_single)])
-            .map_err(|error| failed(error.to_string()))?;
-        self.inner.token_to_id(token).ok_or_else(|| failed("cannot be a token".to_owned()))
+            .add_tokens(added)
+            .map_err(|error| Error::request("token", format!("cannot be added: {error}")))?;
+        let id = |token: &String| {
+            let failed = || Error::request("token", format!("`{token}`: cannot be a token"));
+            self.id(token).ok_or_else(failed)
+        };
+        tokens.iter().map(id).collect()
     }
 
     /// The id of a token, if there is one.
@@ -379,12 +407,21 @@ impl<'a> Source<'a> {
         let specials = [bos, eos, unk, pad]
             .map(|token| AddedToken::from(&token.content, true).normalized(token.normalized));
         inner.add_special_tokens(specials).map_err(failed)?;
+        if self.added.len() > MOST_ADDED {
+            let count = self.added.len();
+            return Err(blame(format!("adds {count} tokens, at most {MOST_ADDED} are read")));
+        }
         self.added.sort_by_key(|token| token.id);
-        for AddedEntry { id, content, normalized, special } in &self.added {
-            let token = AddedToken::from(content, *special).normalized(*normalized);
-            inner.add_tokens([token]).map_err(failed)?;
+        // In one call: each builds the search for all of them anew.
+        let tokens =
+            self.added.iter().map(|AddedEntry { content, normalized, special, .. }| {
+                AddedToken::from(content, *special).normalized(*normalized)
+            });
+        inner.add_tokens(tokens).map_err(failed)?;
+        for AddedEntry { id, content, .. } in &self.added {
             if inner.token_to_id(content) != Some(*id) {
-                return Err(blame(format!("the added token `{content}` cannot have id {id}")));
+                let content = quoted(content);
+                return Err(blame(format!("the added token {content} cannot have id {id}")));
             }
         }
 
@@ -445,16 +482,8 @@ fn byte_alphabet() -> Vec<char> {
     plain.chain((0..others).filter_map(|i| char::from_u32(256 + i))).collect()
 }
 
-/// Reads a text file.
-fn read(path: &Path) -> Result<String> {
-    std::fs::read_to_string(path).map_err(Error::file(path))
-}
-
 /// Reads a JSON file that may be missing.
 fn read_json(path: &Path) -> Result<Option<Value>> {
-    if !path.is_file() {
-        return Ok(None);
-    }
-    let json = serde_json::from_str(&read(path)?);
-    json.map(Some).map_err(|error| Error::format(path, format!("not JSON: {error}")))
+    let json = find_text(path)?.map(|text| serde_json::from_str(&text)).transpose();
+    json.map_err(|error| Error::format(path, format!("not JSON: {error}")))
 }

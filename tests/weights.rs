@@ -6,6 +6,8 @@ use std::io::{Cursor, Seek, SeekFrom, Write};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use animatelcm::adapters::lora::{Lora, LoraOptions};
+use animatelcm::pipeline::load::{Base, Files, Models};
 use animatelcm::weights::{
     Archive, Checkpoint, Component, ElementType, Layout, LoadReport, PatchStack, Source,
     WeightPatch, sha256,
@@ -15,6 +17,7 @@ use candle_core::{DType, Device, Tensor};
 use half::{bf16, f16};
 use zip::write::SimpleFileOptions;
 
+use crate::support::close::assert_relative;
 use crate::support::golden;
 
 pub(crate) type Bits = BTreeMap<String, (Vec<usize>, Vec<u8>)>;
@@ -216,6 +219,179 @@ fn a_whole_checkpoint_can_lend_its_vae() {
         .add_component(Component::Vae, &source("layouts/ldm_novae.safetensors"))
         .unwrap_err();
     assert!(error.to_string().contains("has no vae weights"), "{error}");
+}
+
+// ---- fp8
+
+/// The value of a byte as `float8_e4m3fn` or `float8_e5m2`.
+fn fp8(dtype: safetensors::Dtype, byte: u8) -> f32 {
+    let (bits, bias) = if dtype == safetensors::Dtype::F8_E4M3 { (3, 7) } else { (2, 15) };
+    let sign = if byte & 0x80 == 0 { 1.0 } else { -1.0 };
+    let exponent = i32::from((byte & 0x7f) >> bits);
+    let fraction = f32::from(byte & ((1 << bits) - 1)) / (1 << bits) as f32;
+    let value = match exponent {
+        0 => fraction * 2f32.powi(1 - bias),
+        _ => (1.0 + fraction) * 2f32.powi(exponent - bias),
+    };
+    sign * value
+}
+
+/// Bytes that are finite in both types, all of them in turn.
+fn fp8_bytes(count: usize) -> Vec<u8> {
+    let finite = (0..=u8::MAX).filter(|byte| byte & 0x7f < 0x7c).collect::<Vec<_>>();
+    (0..count).map(|i| finite[i * 7 % finite.len()]).collect()
+}
+
+fn in_fp8(dtype: safetensors::Dtype, shapes: &[(String, Vec<usize>)]) -> tempfile::NamedTempFile {
+    let bytes: Vec<Vec<u8>> =
+        shapes.iter().map(|(_, shape)| fp8_bytes(shape.iter().product())).collect();
+    let tensors = shapes.iter().zip(&bytes).map(|((name, shape), bytes)| {
+        (name, safetensors::tensor::TensorView::new(dtype, shape.clone(), bytes).unwrap())
+    });
+    let file = tempfile::NamedTempFile::new().unwrap();
+    std::fs::write(file.path(), safetensors::serialize(tensors, None).unwrap()).unwrap();
+    file
+}
+
+#[test]
+fn checkpoints_and_loras_in_fp8_are_read() {
+    let archive = Archive::open(&source("layouts/ldm.safetensors")).unwrap();
+    let shapes: Vec<(String, Vec<usize>)> = archive
+        .tensors()
+        .filter(|(_, info)| info.element == ElementType::F16)
+        .map(|(name, info)| (name.to_owned(), info.shape.clone()))
+        .collect();
+    for dtype in [safetensors::Dtype::F8_E4M3, safetensors::Dtype::F8_E5M2] {
+        let want = |count| -> Vec<f32> {
+            fp8_bytes(count).into_iter().map(|byte| fp8(dtype, byte)).collect()
+        };
+        let file = in_fp8(dtype, &shapes);
+        let mut checkpoint = Checkpoint::new();
+        checkpoint.add_single_file(&Source::from(file.path())).unwrap();
+        for component in Component::ALL {
+            let (tensors, report) =
+                build(&checkpoint, component, DType::F32, &PatchStack::new()).unwrap();
+            assert!(report.used > 10);
+            for (name, tensor) in tensors {
+                let got = tensor.flatten_all().unwrap().to_vec1::<f32>().unwrap();
+                assert!(got == want(got.len()), "{name} in {dtype:?}");
+            }
+        }
+
+        let module = "lora_unet_mid_block_attentions_0_transformer_blocks_0_attn1_to_q";
+        let (up, down) = (format!("{module}.lora_up.weight"), format!("{module}.lora_down.weight"));
+        let file = in_fp8(dtype, &[(up, vec![16, 2]), (down, vec![2, 16])]);
+        let mut patches = PatchStack::new();
+        let lora = Lora::open(&Source::from(file.path()), "fp8").unwrap();
+        lora.apply(&tiny(), &LoraOptions::default(), &mut patches).unwrap();
+        let matrix = |shape| Tensor::from_vec(want(32), shape, &Device::Cpu).unwrap();
+        let product = matrix((16, 2)).matmul(&matrix((2, 16))).unwrap();
+        let weight = "mid_block.attentions.0.transformer_blocks.0.attn1.to_q.weight";
+        let read = |patches: &PatchStack| {
+            build(&tiny(), Component::UNet, DType::F32, patches).unwrap().0[weight].clone()
+        };
+        let got = (read(&patches) - read(&PatchStack::new())).unwrap();
+        assert_relative(&got, &product, 1e-5);
+    }
+    // NaN in the one, infinity in the other.
+    for (dtype, byte, value) in
+        [(safetensors::Dtype::F8_E4M3, 0x7f, "NaN"), (safetensors::Dtype::F8_E5M2, 0x7c, "inf")]
+    {
+        let bytes = [0, byte];
+        let view = safetensors::tensor::TensorView::new(dtype, vec![2], &bytes).unwrap();
+        let archive = opened(safetensors::serialize([("w", view)], None).unwrap()).unwrap();
+        let error = archive.tensor("w", DType::F32, &Device::Cpu).unwrap_err();
+        assert!(error.to_string().contains(value), "{error}");
+    }
+}
+
+#[cfg(unix)]
+#[test]
+fn pipes_beside_weights_are_refused() {
+    let folder = tempfile::tempdir().unwrap();
+    let pipe = |name: &str| {
+        let path = folder.path().join(name);
+        assert!(std::process::Command::new("mkfifo").arg(&path).status().unwrap().success());
+        path
+    };
+    let refused = |error: Error, path: &Path| {
+        assert_eq!(error.to_string(), format!("{}: is not an ordinary file", path.display()));
+        assert_eq!(error.kind(), ErrorKind::Weights);
+    };
+    let path = pipe("diffusion_pytorch_model.safetensors.index.json");
+    let mut checkpoint = Checkpoint::new();
+    let add = |checkpoint: &mut Checkpoint| {
+        checkpoint.add_component(Component::UNet, &Source::from(folder.path())).unwrap_err()
+    };
+    refused(add(&mut checkpoint), &path);
+    let path = pipe("diffusion_pytorch_model.safetensors");
+    refused(add(&mut checkpoint), &path);
+
+    write(
+        &folder.path().join("adapter_model.safetensors"),
+        &[("a.lora_A.weight", f32s(&[1], 1.0))],
+    );
+    let path = pipe("adapter_config.json");
+    refused(Lora::open(&Source::from(folder.path()), "test").unwrap_err(), &path);
+}
+
+/// The tiny single-file checkpoint with other names.
+fn renamed(rename: impl Fn(&str) -> String) -> (tempfile::TempDir, Source) {
+    let archive = Archive::open(&source("layouts/ldm.safetensors")).unwrap();
+    let tensors: Vec<(String, Tensor)> = archive
+        .tensors()
+        .filter(|(_, info)| info.element == ElementType::F16)
+        .map(|(name, _)| (rename(name), archive.tensor(name, DType::F16, &Device::Cpu).unwrap()))
+        .collect();
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("renamed.safetensors");
+    let tensors: Vec<(&str, Tensor)> =
+        tensors.iter().map(|(name, tensor)| (name.as_str(), tensor.clone())).collect();
+    write(&path, &tensors);
+    (folder, Source::File(path))
+}
+
+#[test]
+fn the_vaes_attention_is_read_under_all_its_names() {
+    let wanted = bits(&tiny(), Component::Vae, DType::F16);
+    for names in [
+        ["to_q", "to_k", "to_v", "to_out.0", "norm"],
+        ["query", "key", "value", "proj_attn", "group_norm"],
+        ["q", "k", "v", "proj_out", "norm"],
+    ] {
+        let (_folder, file) = renamed(|name| {
+            let Some((head, tail)) = name.split_once(".mid.attn_1.") else { return name.into() };
+            let (layer, kind) = tail.rsplit_once('.').unwrap();
+            let old = ["q", "k", "v", "proj_out", "norm"];
+            let layer = names[old.iter().position(|old| *old == layer).unwrap()];
+            format!("{head}.mid.attn_1.{layer}.{kind}")
+        });
+        let mut checkpoint = Checkpoint::new();
+        checkpoint.add_single_file(&file).unwrap();
+        assert!(bits(&checkpoint, Component::Vae, DType::F16) == wanted, "{names:?}");
+    }
+}
+
+#[test]
+fn a_checkpoints_vae_does_not_matter_where_another_is_given() {
+    let (_folder, file) = renamed(|name| name.replace(".mid.attn_1.", ".mid.strange."));
+    let mut checkpoint = Checkpoint::new();
+    let error = checkpoint.add_single_file(&file).unwrap_err();
+    assert!(error.to_string().contains("tensors are not known in a LDM checkpoint"), "{error}");
+    checkpoint.add_single_file_except(Component::Vae, &file).unwrap();
+    assert!(checkpoint.has(Component::UNet) && !checkpoint.has(Component::Vae));
+
+    let path = file.path().to_path_buf();
+    let model = |vae: Option<PathBuf>| {
+        let config = Some(golden::path("tiny/model"));
+        Files { vae, config, ..Files::new(Base::File(path.clone())) }
+    };
+    let error = Models::open(&model(None)).unwrap_err();
+    assert!(error.to_string().contains("tensors are not known in a LDM checkpoint"), "{error}");
+    Models::open(&model(Some(golden::path("tiny/model/vae")))).unwrap();
+    // Nor does it where another part of the file is wanted.
+    checkpoint.add_component(Component::Text, &file).unwrap();
+    assert!(checkpoint.add_component(Component::Vae, &file).is_err());
 }
 
 #[test]

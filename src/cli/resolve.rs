@@ -7,7 +7,7 @@ use crate::pipeline::load::{
     Base, ControlFile, EmbeddingFile, Files, IpAdapterFile, LoraFile, Motion,
 };
 use crate::pipeline::request::{Embedding, Request, Spec, WeightedFile};
-use crate::weights::{Checkpoint, Source};
+use crate::weights::{Checkpoint, Component, Source};
 use crate::{Error, Result};
 
 /// The motion modules that a base model without any is given, and the LoRA that belongs to them.
@@ -253,7 +253,7 @@ fn has_motion(base: &Base) -> Result<bool> {
         }
         Base::File(file) => {
             let mut checkpoint = Checkpoint::new();
-            checkpoint.add_single_file(&Source::from(file.clone()))?;
+            checkpoint.add_single_file_except(Component::Vae, &Source::from(file.clone()))?;
             checkpoint.has_motion()
         }
     })

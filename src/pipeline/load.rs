@@ -96,11 +96,11 @@ impl Models {
                 }
                 checkpoint.add_component(Component::Text, &source)?;
             }
-            Base::File(file) => checkpoint.add_single_file(&Source::from(file.clone()))?,
+            Base::File(file) => add_single_file(&mut checkpoint, file, files)?,
             Base::Random(_) => {}
         }
         if let Some(file) = &files.checkpoint {
-            checkpoint.add_single_file(&Source::from(file.clone()))?;
+            add_single_file(&mut checkpoint, file, files)?;
         }
         let mut vae_folder = None;
         if let Some(vae) = &files.vae {
@@ -434,6 +434,15 @@ impl Configs<'_> {
             Base::Folder(folder) => read_json(&folder.join(part).join(file)),
             Base::File(_) | Base::Random(_) => Ok(None),
         }
+    }
+}
+
+/// Adds a checkpoint, without its autoencoder where another one is given.
+fn add_single_file(checkpoint: &mut Checkpoint, file: &Path, files: &Files) -> Result<()> {
+    let source = Source::from(file.to_path_buf());
+    match files.vae {
+        Some(_) => checkpoint.add_single_file_except(Component::Vae, &source),
+        None => checkpoint.add_single_file(&source),
     }
 }
 

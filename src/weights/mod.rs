@@ -152,6 +152,7 @@ enum Scope {
     Control,
     Motion,
     Everything,
+    Except(Component),
 }
 
 impl Scope {
@@ -161,6 +162,7 @@ impl Scope {
             Self::Control => Component::CONTROLS.contains(&component),
             Self::Motion => component == Component::UNet && is_motion(name),
             Self::Everything => true,
+            Self::Except(unwanted) => unwanted != component,
         }
     }
 
@@ -173,7 +175,7 @@ impl Scope {
                 let found = BESIDE.iter().find(|component| **component == wanted);
                 found.map_or(&[], std::slice::from_ref)
             }
-            Self::Motion | Self::Everything => &[],
+            Self::Motion | Self::Everything | Self::Except(_) => &[],
         }
     }
 
@@ -182,7 +184,7 @@ impl Scope {
             Self::Component(component) => component.name(),
             Self::Control => "ControlNet, SparseCtrl or T2I-Adapter",
             Self::Motion => "motion",
-            Self::Everything => "model",
+            Self::Everything | Self::Except(_) => "model",
         }
     }
 }
@@ -224,6 +226,14 @@ impl Checkpoint {
             return Err(Error::format(source.path(), "is a folder, a single file is needed"));
         }
         self.add_file(Scope::Everything, source).map(|_| ())
+    }
+
+    /// Adds a single-file checkpoint without one component, whatever the file has of it.
+    pub fn add_single_file_except(&mut self, unwanted: Component, source: &Source) -> Result<()> {
+        if source_is_folder(source) {
+            return Err(Error::format(source.path(), "is a folder, a single file is needed"));
+        }
+        self.add_file(Scope::Except(unwanted), source).map(|_| ())
     }
 
     /// Adds motion modules: a file in any layout, or a diffusers motion adapter's folder.
@@ -342,7 +352,10 @@ impl Checkpoint {
                         ignore(Some(owner), stored, "positions are computed");
                     }
                     Mapped::Ignored { why } => ignore(None, stored, why),
-                    Mapped::Unknown => unknown.push(stored),
+                    Mapped::UnknownIn(component) if !scope.covers(component, "") => {
+                        ignore(Some(component), stored, "not asked for");
+                    }
+                    Mapped::UnknownIn(_) | Mapped::Unknown => unknown.push(stored),
                 }
             }
         }

@@ -1,6 +1,6 @@
 //! Names as diffusers and transformers write them, old and new.
 
-use super::{Dialect, Mapped, Mapper, Names, Transform};
+use super::{Dialect, Mapped, Mapper, Names, Transform, vae_attention};
 use crate::weights::Component;
 
 /// `UNet2DConditionModel` and `UNetMotionModel`.
@@ -99,13 +99,7 @@ fn vae(name: &str) -> Mapped {
         return Mapped::keep(Component::Vae, name);
     };
     let Some((layer, kind)) = tail.rsplit_once('.') else { return Mapped::Unknown };
-    let layer = match layer {
-        "query" => "to_q",
-        "key" => "to_k",
-        "value" => "to_v",
-        "proj_attn" => "to_out.0",
-        other => other,
-    };
+    let layer = vae_attention(layer).unwrap_or(layer);
     let transform = if layer.starts_with("to_") { Transform::Squeeze } else { Transform::Keep };
     Mapped::To {
         component: Component::Vae,

@@ -4,7 +4,7 @@
 //! must be known to say which block is which. It is read off the first downsampler, which makes every
 //! size of the family work, not only SD1.5.
 
-use super::{Dialect, Mapped, Mapper, Names, Transform, diffusers, number};
+use super::{Dialect, Mapped, Mapper, Names, Transform, diffusers, number, vae_attention};
 use crate::weights::Component;
 
 const UNET: &str = "model.diffusion_model.";
@@ -48,16 +48,20 @@ fn checkpoint(names: &Names) -> Mapper {
         if let Some(name) = name.strip_prefix(UNET) {
             return match unet(name, layers) {
                 Some(name) => Mapped::keep(Component::UNet, name),
-                None => Mapped::Unknown,
+                None => Mapped::UnknownIn(Component::UNet),
             };
         }
+        let of = |component, mapped| match mapped {
+            Mapped::Unknown => Mapped::UnknownIn(component),
+            known => known,
+        };
         for (prefix, levels) in VAE_PREFIXES.iter().zip(levels) {
             if let Some(name) = name.strip_prefix(prefix) {
-                return vae(name, levels);
+                return of(Component::Vae, vae(name, levels));
             }
         }
         if let Some(name) = name.strip_prefix(TEXT) {
-            return diffusers::text(name);
+            return of(Component::Text, diffusers::text(name));
         }
         match name.split('.').next() {
             // Official AnimateLCM, A1111 and diffusers all take the plain weights.
@@ -329,18 +333,13 @@ fn vae_name(name: &str, levels: usize) -> Option<Mapped> {
                 "block_1" => keep(format!("{middle}.resnets.0.{}", shortcut(rest))),
                 "block_2" => keep(format!("{middle}.resnets.1.{}", shortcut(rest))),
                 "attn_1" => {
-                    let (layer, kind) = rest.split_once('.')?;
-                    let layer = match layer {
-                        "norm" => return keep(format!("{middle}.attentions.0.group_norm.{kind}")),
-                        "q" => "to_q",
-                        "k" => "to_k",
-                        "v" => "to_v",
-                        "proj_out" => "to_out.0",
-                        _ => return None,
-                    };
+                    let (layer, kind) = rest.rsplit_once('.')?;
+                    if matches!(layer, "norm" | "group_norm") {
+                        return keep(format!("{middle}.attentions.0.group_norm.{kind}"));
+                    }
                     Some(Mapped::To {
                         component: Component::Vae,
-                        name: format!("{middle}.attentions.0.{layer}.{kind}"),
+                        name: format!("{middle}.attentions.0.{}.{kind}", vae_attention(layer)?),
                         transform: Transform::Squeeze,
                     })
                 }
@@ -480,5 +479,25 @@ mod tests {
             ("encoder.mid_block.attentions.0.to_out.0.weight".into(), Transform::Squeeze)
         );
         assert_eq!(vae("decoder.up.4.block.0.conv1.weight", 4), Mapped::Unknown);
+    }
+
+    #[test]
+    fn attention_in_the_vae_has_had_four_sets_of_names() {
+        let published = ["q", "k", "v", "proj_out", "norm"];
+        for names in [
+            ["to_q", "to_k", "to_v", "to_out.0", "norm"],
+            ["to_q", "to_k", "to_v", "to_out.0", "group_norm"],
+            ["query", "key", "value", "proj_attn", "group_norm"],
+            ["q", "k", "v", "to_out", "norm"],
+        ] {
+            for (name, published) in names.iter().zip(published) {
+                for kind in ["weight", "bias"] {
+                    let of = |layer: &str| vae(&format!("decoder.mid.attn_1.{layer}.{kind}"), 4);
+                    assert_eq!(of(name), of(published), "{name}");
+                    assert_ne!(of(name), Mapped::Unknown);
+                }
+            }
+        }
+        assert_eq!(vae("decoder.mid.attn_1.to_add.weight", 4), Mapped::Unknown);
     }
 }

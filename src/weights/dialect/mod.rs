@@ -71,6 +71,8 @@ pub(super) enum Mapped {
         /// Why.
         why: &'static str,
     },
+    /// Not a name of this dialect, but in the place of a component.
+    UnknownIn(Component),
     /// Not a name of this dialect.
     Unknown,
 }
@@ -142,6 +144,17 @@ impl<N: Into<String>, S: Into<Vec<usize>>> FromIterator<(N, S)> for Names {
     fn from_iter<I: IntoIterator<Item = (N, S)>>(names: I) -> Self {
         Self(names.into_iter().map(|(name, shape)| (name.into(), shape.into())).collect())
     }
+}
+
+/// The VAE's four matrices of attention under any of the names that they have had.
+fn vae_attention(layer: &str) -> Option<&'static str> {
+    Some(match layer {
+        "q" | "query" | "to_q" => "to_q",
+        "k" | "key" | "to_k" => "to_k",
+        "v" | "value" | "to_v" => "to_v",
+        "proj_out" | "proj_attn" | "to_out.0" | "to_out" => "to_out.0",
+        _ => return None,
+    })
 }
 
 /// Splits `12.rest` into `(12, "rest")`.

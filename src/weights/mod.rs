@@ -596,9 +596,18 @@ impl Checkpoint {
     }
 }
 
+/// What a file is that is no checkpoint, to be read after "is", and what to do about it.
+pub(crate) fn stranger(archive: &Archive) -> Option<(&'static str, &'static str)> {
+    let names: Names = archive.tensors().map(|(name, info)| (name, info.shape.clone())).collect();
+    dialect::recognise(&names, &[]).map(|foreign| (foreign.what, foreign.hint))
+}
+
 fn source_is_folder(source: &Source) -> bool {
     matches!(source, Source::File(path) if path.is_dir())
 }
+
+/// Values of the largest position table: thousands of frames.
+const MOST_POSITIONS: usize = 1 << 22;
 
 /// Checks a stored position table against the computed one and returns its length.
 fn check_positions(archive: &Archive, name: &str) -> Result<usize> {
@@ -619,9 +628,6 @@ fn check_positions(archive: &Archive, name: &str) -> Result<usize> {
                      not {computed}",
                     quoted(name)
                 ),
-/// Values of the largest position table: thousands of frames.
-const MOST_POSITIONS: usize = 1 << 22;
-
             )
             .with_hint("this motion module was trained with other positions"));
         }

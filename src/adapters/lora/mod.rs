@@ -40,7 +40,7 @@ use self::peft::{PeftConfig, Stated};
 use self::targets::Targets;
 use crate::text::inversion::Inversion;
 use crate::weights::{
-    Archive, Checkpoint, Component, PatchStack, Source, WeightPatch, quoted, some,
+    Archive, Checkpoint, Component, PatchStack, Source, WeightPatch, quoted, some, stranger,
 };
 use crate::{Error, Result};
 
@@ -270,6 +270,9 @@ impl Lora {
         }
         leftovers.extend(alphas.into_keys().map(|module| format!("{module}{ALPHA}")));
         let inversion = match &bundled[..] {
+            if let Some((what, hint)) = stranger(&archive) {
+                return Err(wrong(format!("is not a LoRA, but {what}")).with_hint(hint));
+            }
             [] => None,
             words => Some(Inversion::bundled(&archive, words)?),
         };

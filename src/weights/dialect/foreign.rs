@@ -16,6 +16,8 @@ pub(in crate::weights) struct Foreign {
 
 const SD15_ONLY: &str = "only models of the Stable Diffusion 1.5 family are supported";
 
+const CONTROL_NET_SD15: &str = "use the full ControlNet for Stable Diffusion 1.5";
+
 const fn foreign(what: &'static str, hint: &'static str) -> Foreign {
     Foreign { what, hint }
 }
@@ -35,6 +37,19 @@ type Sign = (fn(&Names) -> bool, Foreign);
 const SIGNS: &[Sign] = &[
     (is_face_id, FACE_ID),
     (
+        |n| n.has_prefix("lllite_"),
+        foreign("a ControlNet-LLLite, which Stable Diffusion XL has", CONTROL_NET_SD15),
+    ),
+    (
+        |n| {
+            n.has_prefix("control_add_embedding.")
+                || n.has("task_embedding")
+                || n.has_prefix("controlnet_mode_embedder.")
+                || (n.has_prefix("transformer_layes.") && n.has_prefix("spatial_ch_projs."))
+        },
+        foreign("a union ControlNet (ControlNet++, promax) for a larger model", CONTROL_NET_SD15),
+    ),
+    (
         |n| is_control_net(n) && (n.has_prefix("add_embedding.") || n.any_contains("label_emb.")),
         foreign("a ControlNet for Stable Diffusion XL", SD15_ONLY),
     ),
@@ -45,9 +60,12 @@ const SIGNS: &[Sign] = &[
             "use the full ControlNet",
         ),
     ),
+    (|n| n.has("lora_controlnet"), foreign("a Control-LoRA", CONTROL_NET_SD15)),
+    // Before the models that LoRAs are made for, whose names they have.
+    (is_lora, foreign("a LoRA", "give it with --lora")),
     (
-        |n| n.has("lora_controlnet"),
-        foreign("a Control-LoRA", "use the full ControlNet for Stable Diffusion 1.5"),
+        |n| n.has("scaled_fp8") || n.any_contains(".scale_weight"),
+        foreign("stored in fp8 with scales beside it", "use the version in plain fp8 or fp16"),
     ),
     (
         |n| {
@@ -62,6 +80,33 @@ const SIGNS: &[Sign] = &[
         foreign("a Stable Diffusion 2 checkpoint", SD15_ONLY),
     ),
     (
+        |n| n.any_contains("token_refiner.") || n.any_contains("double_blocks.0.img_attn_qkv."),
+        foreign("a HunyuanVideo checkpoint", SD15_ONLY),
+    ),
+    (|n| n.any_contains("blocks.0.attn1.Wqkv."), foreign("a Hunyuan-DiT checkpoint", SD15_ONLY)),
+    (
+        |n| {
+            n.any_contains("blocks.0.cross_attn.")
+                || n.has_prefix("condition_embedder.text_embedder.")
+        },
+        foreign("a Wan checkpoint", SD15_ONLY),
+    ),
+    (|n| n.any_contains("patchify_proj."), foreign("an LTX-Video checkpoint", SD15_ONLY)),
+    (
+        |n| n.any_contains("transformer_blocks.0.img_mlp."),
+        foreign("a Qwen-Image checkpoint", SD15_ONLY),
+    ),
+    (
+        |n| n.any_contains("noise_refiner.0."),
+        foreign("a checkpoint of Z-Image or Lumina", SD15_ONLY),
+    ),
+    (|n| n.has("patch_embed.text_proj.weight"), foreign("a CogVideoX checkpoint", SD15_ONLY)),
+    (|n| n.has_prefix("adaln_single."), foreign("a PixArt checkpoint", SD15_ONLY)),
+    (
+        |n| n.any_contains("encoder.block.0.layer.0.SelfAttention."),
+        foreign("a T5 text encoder", SD15_ONLY),
+    ),
+    (
         |n| n.any_contains("joint_blocks.") || n.any_contains("joint_transformer_blocks."),
         foreign("a Stable Diffusion 3 checkpoint", SD15_ONLY),
     ),
@@ -70,10 +115,15 @@ const SIGNS: &[Sign] = &[
         foreign("a Flux checkpoint", SD15_ONLY),
     ),
     (
+        |n| n.any_contains("transformer_blocks.0.attn.add_k_proj."),
+        foreign("a Stable Diffusion 3 checkpoint", SD15_ONLY),
+    ),
+    (
         |n| {
             n.any_contains(".time_mixer.")
                 || n.any_contains(".temporal_res_block.")
                 || n.any_contains(".time_stack.")
+                || n.any_contains(".temporal_transformer_blocks.")
         },
         foreign("a Stable Video Diffusion checkpoint", SD15_ONLY),
     ),
@@ -91,15 +141,6 @@ const SIGNS: &[Sign] = &[
             "a T2I-Adapter that adds words (for style, or CoAdapter's fuser)",
             "use one that adds features, such as canny, depth or sketch",
         ),
-    ),
-    (
-        |n| {
-            [".lora_down.", ".lora_up.", "_lora.down.", "_lora.up.", ".lora.down.", ".lora_A."]
-                .iter()
-                .chain(&[".hada_w1_a", ".lokr_w1", ".lokr_w1_a", ".lora_linear_layer."])
-                .any(|part| n.any_contains(part))
-        },
-        foreign("a LoRA", "give it with --lora"),
     ),
     (
         |n| n.has_prefix("img_encoder."),
@@ -147,6 +188,14 @@ fn is_face_id(names: &Names) -> bool {
     names.has_prefix("image_proj.perceiver_resampler.")
         || (names.has("image_proj.norm.weight") && names.has("image_proj.proj.2.weight"))
         || (names.has_prefix("ip_adapter.") && names.any_contains(".to_k_lora."))
+}
+
+fn is_lora(names: &Names) -> bool {
+    [".lora_down.", ".lora_up.", "_lora.down.", "_lora.up.", ".lora.down.", ".lora_A."]
+        .iter()
+        .chain(&[".hada_w1_a", ".lokr_w1", ".lokr_w1_a", ".lora_linear_layer."])
+        .chain(&["unet:0:up", "text_encoder:0:up"])
+        .any(|part| names.any_contains(part))
 }
 
 fn is_control_net(names: &Names) -> bool {
@@ -237,6 +286,22 @@ mod tests {
             ("lora_unet_mid_block_attentions_0_proj_in.lora_down.weight", "LoRA"),
             ("unet.conv_in.lora_A.weight", "LoRA"),
             ("img_encoder.conv_in.weight", "image-to-video"),
+            ("lllite_unet_input_blocks_4_1_attn1_to_q.down.0.weight", "ControlNet-LLLite"),
+            ("control_add_embedding.linear_1.weight", "union ControlNet"),
+            ("controlnet_mode_embedder.weight", "union ControlNet"),
+            ("double_blocks.0.img_attn_qkv.weight", "HunyuanVideo"),
+            ("txt_in.individual_token_refiner.blocks.0.norm1.weight", "HunyuanVideo"),
+            ("blocks.0.attn1.Wqkv.weight", "Hunyuan-DiT"),
+            ("model.diffusion_model.blocks.0.cross_attn.k.weight", "Wan"),
+            ("patchify_proj.weight", "LTX-Video"),
+            ("transformer_blocks.0.img_mlp.net.0.proj.weight", "Qwen-Image"),
+            ("noise_refiner.0.attention.qkv.weight", "Z-Image"),
+            ("transformer_blocks.0.attn.add_k_proj.weight", "Diffusion 3"),
+            ("encoder.block.0.layer.0.SelfAttention.k.weight", "T5"),
+            ("model.diffusion_model.out.0.scale_weight", "fp8"),
+            ("diffusion_model.double_blocks.0.img_attn_qkv.lora_A.weight", "LoRA"),
+            ("lora_unet_double_blocks_0_img_attn_qkv.lora_down.weight", "LoRA"),
+            ("unet:0:up", "LoRA"),
         ] {
             let found = recognise(&names(&[name]), &[]).map(|foreign| foreign.what);
             assert!(found.is_some_and(|found| found.contains(what)), "{name}: {found:?}");

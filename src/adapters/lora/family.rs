@@ -108,14 +108,36 @@ impl Name {
 }
 
 /// A module's name as the file gives it, without what older diffusers put between module and layer:
-/// `attn1.processor.to_q_lora` means `attn1.to_q`.
+/// `attn1.processor.to_q_lora` means `attn1.to_q`, and `q_proj.to_q_lora` means `q_proj`.
 pub(super) fn module_name(written: &str) -> String {
-    match written.split_once(".processor.") {
+    let name = match written.split_once(".processor.") {
         Some((module, layer)) => {
             format!("{module}.{}", layer.strip_suffix("_lora").unwrap_or(layer))
         }
         None => written.to_owned(),
+    };
+    match copy_of(&name) {
+        Some((layer, true)) => layer.to_owned(),
+        _ => name,
     }
+}
+
+/// The layer of a text encoder that a module hangs on, and whether it is the layer's own.
+///
+/// diffusers of May 2023 hung all four modules of an attention on each of its four layers, and used one of them: on
+/// `q_proj` that of `to_q`.
+fn copy_of(module: &str) -> Option<(&str, bool)> {
+    const OWN: [(&str, &str); 4] =
+        [("q_proj", "to_q"), ("k_proj", "to_k"), ("v_proj", "to_v"), ("out_proj", "to_out")];
+    let (layer, copy) = module.rsplit_once('.')?;
+    let copy = copy.strip_suffix("_lora").unwrap_or(copy);
+    let own = OWN.iter().find(|(name, _)| layer.ends_with(&format!(".{name}")))?.1;
+    OWN.iter().any(|(_, name)| *name == copy).then_some((layer, copy == own))
+}
+
+/// Whether a module hangs on a layer of the text encoder and was never used there.
+pub(super) fn is_spare(module: &str) -> bool {
+    matches!(copy_of(module), Some((_, false)))
 }
 
 /// The stored tensors of one module, and what else the file says about it.
@@ -218,6 +240,10 @@ mod tests {
             ("mid.attn1.processor.to_out_lora.up.weight", "mid.attn1.to_out", "LoRA", "up"),
             ("unet.conv_in.lora.up.weight", "unet.conv_in", "LoRA", "up"),
             ("te.q_proj.lora_linear_layer.down.weight", "te.q_proj", "LoRA", "down"),
+            ("te.q_proj.to_q_lora.down.weight", "te.q_proj", "LoRA", "down"),
+            ("te.out_proj.processor.to_out_lora.up.weight", "te.out_proj", "LoRA", "up"),
+            ("te.q_proj.to_k_lora.up.weight", "te.q_proj.to_k", "LoRA", "up"),
+            ("unet:11:up", "unet:11", "LoRA", "up"),
             ("unet.conv_in.lora_A.weight", "unet.conv_in", "LoRA", "down"),
             ("base_model.model.conv_in.lora_B.a.weight", "base_model.model.conv_in", "LoRA", "up"),
             ("conv_in.lora_B.default.bias", "conv_in", "", "scaled_bias"),
@@ -245,6 +271,19 @@ mod tests {
             assert_eq!((found.module.as_str(), name, found.part), (module, family, part));
         }
         assert!(Name::split("conv_in.weight", |_| false).is_none());
+    }
+
+    #[test]
+    fn of_four_copies_one_is_used() {
+        for (module, spare) in [
+            ("text_model.self_attn.q_proj.to_k", true),
+            ("text_model.self_attn.out_proj.to_v", true),
+            ("text_model.self_attn.q_proj", false),
+            ("text_model.self_attn.to_q", false),
+            ("mid_block.attn1.to_q", false),
+        ] {
+            assert_eq!(is_spare(module), spare, "{module}");
+        }
     }
 
     #[test]

@@ -25,6 +25,8 @@ pub(super) const FAMILY: Family = Family {
         ("_lora.up.weight", "up"),
         (".lora_A.weight", "down"),
         (".lora_B.weight", "up"),
+        (":down", "down"),
+        (":up", "up"),
         (".bias_indices", "stray_indices"),
         (".bias_values", "stray_values"),
         (".bias_size", "stray_size"),

@@ -21,6 +21,7 @@ mod hadamard;
 mod ia3;
 mod kronecker;
 mod low_rank;
+mod numbered;
 mod oft;
 mod peft;
 mod product;
@@ -35,9 +36,10 @@ use candle_core::Tensor;
 
 use self::base::{Clues, SD1};
 use self::change::Change;
-use self::family::{BARE, Changes, Family, Name, Parts, module_name, unsupported};
+use self::family::{BARE, Changes, Family, Name, Parts, is_spare, module_name, unsupported};
+use self::numbered::Numbered;
 use self::peft::{PeftConfig, Stated};
-use self::targets::Targets;
+use self::targets::{Targets, is_projection};
 use crate::text::inversion::Inversion;
 use crate::weights::{
     Archive, Checkpoint, Component, PatchStack, Source, WeightPatch, quoted, some, stranger,
@@ -107,6 +109,8 @@ pub struct LoraReport {
     pub words: Vec<String>,
     /// Modules left out because their strength is 0.
     pub switched_off: usize,
+    /// Modules that no image depends on: copies that the trainer kept, or CLIP's comparison with images.
+    pub unused: usize,
     /// Modules, or tensors of no known kind, that found nothing; empty unless partial use is allowed.
     pub unmatched: Vec<String>,
 }
@@ -127,6 +131,9 @@ impl fmt::Display for LoraReport {
         }
         if self.switched_off > 0 {
             write!(f, ", {} switched off", self.switched_off)?;
+        }
+        if self.unused > 0 {
+            write!(f, ", {} of no effect", self.unused)?;
         }
         if !self.unmatched.is_empty() {
             write!(f, ", {} left out", self.unmatched.len())?;
@@ -170,6 +177,8 @@ pub struct Lora {
     archive: Arc<Archive>,
     modules: BTreeMap<String, Module>,
     inversion: Option<Inversion>,
+    /// Copies that no trainer used.
+    spare: BTreeSet<String>,
     leftovers: Vec<String>,
 }
 
@@ -223,8 +232,12 @@ impl Lora {
         let mut families: BTreeMap<String, &'static Family> = BTreeMap::new();
         let mut alphas: BTreeMap<String, f64> = BTreeMap::new();
         let (mut bundled, mut leftovers) = (Vec::new(), Vec::new());
+        let mut spare = BTreeSet::new();
+        let listed = numbered::listed(&archive);
         for stored in archive.names() {
-            if let Some(word) = bundled_word(stored) {
+            if let Some(word) = bundled_word(stored)
+                .or_else(|| numbered::is_word(&archive, stored).then_some(stored))
+            {
                 bundled.push((word, stored));
                 continue;
             }
@@ -232,12 +245,17 @@ impl Lora {
                 alphas.insert(module_name(module), scalar(&archive, stored)?);
                 continue;
             }
+            let written = listed.get(stored).map_or(stored, String::as_str);
             let Some(Name { module, family, part }) =
-                Name::split(stored, |name| archive.info(name).is_some())
+                Name::split(written, |name| archive.info(name).is_some())
             else {
                 leftovers.push(stored.to_owned());
                 continue;
             };
+            if is_spare(&module) {
+                spare.insert(module);
+                continue;
+            }
             if let Some(family) = family
                 && let Some(other) = families.insert(module.clone(), family)
                 && !std::ptr::eq(other, family)
@@ -252,6 +270,9 @@ impl Lora {
             }
         }
         if stored_parts.is_empty() {
+            if let Some((what, hint)) = stranger(&archive) {
+                return Err(wrong(format!("is not a LoRA, but {what}")).with_hint(hint));
+            }
             let names: Vec<&str> = archive.names().collect();
             let reason =
                 format!("is not a LoRA: it holds {} tensors, {}", names.len(), some(&names));
@@ -270,13 +291,11 @@ impl Lora {
         }
         leftovers.extend(alphas.into_keys().map(|module| format!("{module}{ALPHA}")));
         let inversion = match &bundled[..] {
-            if let Some((what, hint)) = stranger(&archive) {
-                return Err(wrong(format!("is not a LoRA, but {what}")).with_hint(hint));
-            }
             [] => None,
             words => Some(Inversion::bundled(&archive, words)?),
         };
-        Ok(Self { name, archive, modules, inversion, leftovers })
+        leftovers.retain(|name| !name.strip_suffix(ALPHA).is_some_and(is_spare));
+        Ok(Self { name, archive, modules, inversion, spare, leftovers })
     }
 
     /// The name it was opened under.
@@ -312,6 +331,7 @@ impl Lora {
         patches: &mut PatchStack,
     ) -> Result<LoraReport> {
         let targets = Targets::new(checkpoint);
+        let numbered = self.numbered(checkpoint)?;
         let mut report = LoraReport {
             name: self.name.clone(),
             family: self.family(),
@@ -321,11 +341,17 @@ impl Lora {
             in_text: 0,
             words: self.words(),
             switched_off: 0,
+            unused: self.spare.len(),
             unmatched: Vec::new(),
         };
         let mut changes: BTreeMap<Component, BTreeMap<String, Box<dyn Change>>> = BTreeMap::new();
         for (written, module) in &self.modules {
-            let Some((component, weight)) = targets.find(written) else {
+            if is_projection(written) {
+                report.unused += 1;
+                continue;
+            }
+            let found = targets.find(written).or_else(|| numbered.find(written));
+            let Some((component, weight)) = found else {
                 report.unmatched.push(written.clone());
                 continue;
             };
@@ -369,6 +395,25 @@ impl Lora {
             patches.push(component, Arc::new(patch), strength);
         }
         Ok(report)
+    }
+
+    /// What the numbers stand for of modules that have no names.
+    fn numbered(&self, checkpoint: &Checkpoint) -> Result<Numbered> {
+        let mut numbers: BTreeMap<Component, Vec<usize>> = BTreeMap::new();
+        let mut changes: BTreeMap<(Component, usize), Changes> = BTreeMap::new();
+        for (written, module) in &self.modules {
+            let Some((component, number)) = numbered::number(written) else { continue };
+            numbers.entry(component).or_default().push(number);
+            let made = self.changes(written, module, LoraScale::default())?;
+            changes.insert((component, number), made);
+        }
+        let fits = |component, number, weight: &str| {
+            let change = changes.get(&(component, number)).and_then(|made| made.weight.as_ref());
+            let shape = checkpoint.shape_of(component, weight);
+            change.zip(shape).is_some_and(|(change, shape)| change.check(shape).is_ok())
+        };
+        Numbered::new(&self.archive, checkpoint, &numbers, fits)
+            .map_err(|reason| self.wrong(reason))
     }
 
     fn changes(&self, written: &str, module: &Module, scale: LoraScale) -> Result<Changes> {

@@ -35,9 +35,17 @@ impl<'a> Targets<'a> {
     }
 }
 
+/// Whether a module belongs to the projection by which CLIP compares texts with images. Extracted LoRAs have it, and no
+/// image depends on it.
+pub(super) fn is_projection(module: &str) -> bool {
+    let (component, name) = without_prefix(module);
+    component == Some(Component::Text)
+        && matches!(name, "text_projection" | "text_model.text_projection")
+}
+
 /// What the prefix of a module's name says, and the name without it.
 fn without_prefix(module: &str) -> (Option<Component>, &str) {
-    const PREFIXES: [(&str, Option<Component>); 12] = [
+    const PREFIXES: [(&str, Option<Component>); 17] = [
         ("lora_unet_", Some(Component::UNet)),
         ("lora_te_", Some(Component::Text)),
         ("lora_te1_", Some(Component::Text)),
@@ -50,6 +58,12 @@ fn without_prefix(module: &str) -> (Option<Component>, &str) {
         ("model.diffusion_model.", Some(Component::UNet)),
         ("diffusion_model.", Some(Component::UNet)),
         ("cond_stage_model.transformer.", Some(Component::Text)),
+        // ComfyUI's own names of the text encoder.
+        ("text_encoders.clip_l.transformer.", Some(Component::Text)),
+        ("text_encoders.clip_l.", Some(Component::Text)),
+        ("lora_text_encoders_clip_l_transformer_", Some(Component::Text)),
+        ("clip_l.transformer.", Some(Component::Text)),
+        ("te1.", Some(Component::Text)),
         ("base_model.model.", None),
     ];
     PREFIXES

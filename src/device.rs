@@ -6,6 +6,7 @@ use std::str::FromStr;
 use candle_core::{DType, Device};
 use serde::{Deserialize, Serialize};
 
+use crate::spelling::{bare, find};
 use crate::{Error, Result};
 
 /// The user's words for a device.
@@ -38,18 +39,22 @@ impl FromStr for DeviceChoice {
     type Err = Error;
 
     fn from_str(s: &str) -> Result<Self> {
-        match s {
-            "auto" => Ok(Self::Auto),
-            "cpu" => Ok(Self::Cpu),
-            "cuda" => Ok(Self::Cuda(0)),
-            "metal" => Ok(Self::Metal),
-            _ => s.strip_prefix("cuda:").and_then(|i| i.parse().ok()).map(Self::Cuda).ok_or_else(
-                || {
-                    let known = "`auto`, `cpu`, `cuda`, `cuda:N` or `metal`";
-                    Error::request("device", format!("`{s}` is not {known}"))
-                },
-            ),
-        }
+        // torch calls Metal `mps`.
+        let known = [
+            ("auto", Self::Auto),
+            ("cpu", Self::Cpu),
+            ("cuda", Self::Cuda(0)),
+            ("metal", Self::Metal),
+            ("mps", Self::Metal),
+        ];
+        let numbered = || match s.split_once(':') {
+            Some((name, number)) if bare(name) == "cuda" => number.parse().ok().map(Self::Cuda),
+            _ => None,
+        };
+        find(s, &known).or_else(numbered).ok_or_else(|| {
+            let known = "`auto`, `cpu`, `cuda`, `cuda:N` or `metal`";
+            Error::request("device", format!("`{s}` is not {known}"))
+        })
     }
 }
 
@@ -167,16 +172,23 @@ impl FromStr for DtypeChoice {
     type Err = Error;
 
     fn from_str(s: &str) -> Result<Self> {
-        match s {
-            "auto" => Ok(Self::Auto),
-            "f32" | "fp32" => Ok(Self::F32),
-            "f16" | "fp16" => Ok(Self::F16),
-            "bf16" => Ok(Self::Bf16),
-            _ => {
-                let reason = format!("`{s}` is not `auto`, `f32`, `f16` or `bf16`");
-                Err(Error::request("dtype", reason))
-            }
-        }
+        let known = [
+            ("auto", Self::Auto),
+            ("f32", Self::F32),
+            ("fp32", Self::F32),
+            ("float32", Self::F32),
+            ("float", Self::F32),
+            ("f16", Self::F16),
+            ("fp16", Self::F16),
+            ("float16", Self::F16),
+            ("half", Self::F16),
+            ("bf16", Self::Bf16),
+            ("bfloat16", Self::Bf16),
+        ];
+        find(s.strip_prefix("torch.").unwrap_or(s), &known).ok_or_else(|| {
+            let reason = format!("`{s}` is not `auto`, `f32`, `f16` or `bf16`");
+            Error::request("dtype", reason)
+        })
     }
 }
 
@@ -198,12 +210,9 @@ impl FromStr for Quantize {
     type Err = Error;
 
     fn from_str(s: &str) -> Result<Self> {
-        match s {
-            "none" => Ok(Self::None),
-            "int8" => Ok(Self::Int8),
-            "w8a8" => Ok(Self::W8A8),
-            _ => Err(Error::request("quantize", format!("`{s}` is not `none`, `int8` or `w8a8`"))),
-        }
+        find(s, &[("none", Self::None), ("int8", Self::Int8), ("w8a8", Self::W8A8)]).ok_or_else(
+            || Error::request("quantize", format!("`{s}` is not `none`, `int8` or `w8a8`")),
+        )
     }
 }
 
@@ -234,13 +243,9 @@ impl FromStr for KernelChoice {
     type Err = Error;
 
     fn from_str(s: &str) -> Result<Self> {
-        match s {
-            "default" => Ok(Self::Default),
-            "experimental" => Ok(Self::Experimental),
-            _ => {
-                Err(Error::request("kernels", format!("`{s}` is not `default` or `experimental`")))
-            }
-        }
+        find(s, &[("default", Self::Default), ("experimental", Self::Experimental)]).ok_or_else(
+            || Error::request("kernels", format!("`{s}` is not `default` or `experimental`")),
+        )
     }
 }
 
@@ -309,9 +314,29 @@ mod tests {
             assert_eq!(word.parse::<DeviceChoice>().unwrap().to_string(), word);
         }
         assert_eq!("cuda".parse::<DeviceChoice>().unwrap(), DeviceChoice::Cuda(0));
-        for word in ["", "gpu", "cuda:", "cuda:-1", "CPU"] {
+        for word in ["", "gpu", "cuda:", "cuda:-1", "cpu:0", "cuda 1"] {
             assert!(word.parse::<DeviceChoice>().is_err(), "{word}");
         }
+    }
+
+    #[test]
+    fn device_and_dtype_are_read_as_torch_writes_them() {
+        for (word, device) in [
+            ("CPU", DeviceChoice::Cpu),
+            ("Cuda:1", DeviceChoice::Cuda(1)),
+            ("mps", DeviceChoice::Metal),
+        ] {
+            assert_eq!(word.parse::<DeviceChoice>().unwrap(), device, "{word}");
+        }
+        for (word, dtype) in [
+            ("torch.float16", DtypeChoice::F16),
+            ("FP32", DtypeChoice::F32),
+            ("float32", DtypeChoice::F32),
+            ("bfloat16", DtypeChoice::Bf16),
+        ] {
+            assert_eq!(word.parse::<DtypeChoice>().unwrap(), dtype, "{word}");
+        }
+        assert!("fp8".parse::<DtypeChoice>().is_err());
     }
 
     #[test]

@@ -14,7 +14,7 @@
 //! 3  nn       sampler       output   procedural layers | sampling loops | encoders | clips with captions
 //! 2  kernels  schedule      media  weights  hub
 //! 1  device   rng       files
-//! 0  error    stop
+//! 0  error    stop      spelling
 //! ```
 
 pub mod adapters;
@@ -34,6 +34,7 @@ pub mod procedural;
 pub mod rng;
 pub mod sampler;
 pub mod schedule;
+mod spelling;
 mod stop;
 pub mod text;
 #[cfg(feature = "train")]

@@ -44,11 +44,11 @@ impl FromStr for RngKind {
     type Err = Error;
 
     fn from_str(name: &str) -> Result<Self> {
-        match name {
-            "cpu" => Ok(Self::Cpu),
-            "cuda" => Ok(Self::Cuda),
-            _ => Err(Error::request("rng", format!("`{name}` is none of `cpu`, `cuda`"))),
-        }
+        // A1111 calls the second one GPU or, computed on the CPU, NV.
+        let known =
+            [("cpu", Self::Cpu), ("cuda", Self::Cuda), ("gpu", Self::Cuda), ("nv", Self::Cuda)];
+        crate::spelling::find(name, &known)
+            .ok_or_else(|| Error::request("rng", format!("`{name}` is none of `cpu`, `cuda`")))
     }
 }
 

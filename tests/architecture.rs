@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 
 /// Floors from the ground up.
 const FLOORS: [&[&str]; 10] = [
-    &["error", "stop"],
+    &["error", "spelling", "stop"],
     &["device", "rng", "files"],
     &["kernels", "schedule", "media", "weights", "hub"],
     &["nn", "sampler", "output", "procedural"],

@@ -474,6 +474,48 @@ fn names_are_read_and_written_alike() {
     );
     assert_eq!(
         "unipc".parse::<SamplerKind>().unwrap_err().to_string(),
-        "sampler: `unipc` is none of `lcm`, `ddim`, `euler`, `euler-a`, `heun`, `dpmpp-2m`"
+        "sampler: `unipc` is none of `lcm`, `ddim`, `euler`, `euler-a`, `heun`, `dpmpp-2m`, `dpmpp-2m-karras`"
     );
+}
+
+#[test]
+fn names_of_other_programs_are_understood() {
+    use SamplerKind::{Ddim, Dpmpp2m, Euler, EulerAncestral, Heun, Lcm};
+    for (name, kind, spacing) in [
+        // A1111.
+        ("Euler a", EulerAncestral, None),
+        ("Euler", Euler, None),
+        ("DDIM", Ddim, None),
+        ("LCM", Lcm, None),
+        ("LCM Karras", Lcm, Some(Spacing::Karras)),
+        ("Heun", Heun, None),
+        ("DPM++ 2M", Dpmpp2m, None),
+        ("DPM++ 2M Karras", Dpmpp2m, Some(Spacing::Karras)),
+        ("k_dpmpp_2m", Dpmpp2m, None),
+        ("k_euler_a", EulerAncestral, None),
+        // ComfyUI.
+        ("euler_ancestral", EulerAncestral, None),
+        ("dpmpp_2m", Dpmpp2m, None),
+        ("sample_lcm", Lcm, None),
+        // stable-diffusion.cpp.
+        ("euler_a", EulerAncestral, None),
+        ("dpm++2m", Dpmpp2m, None),
+        ("ddim_trailing", Ddim, Some(Spacing::Trailing)),
+        // diffusers.
+        ("LCMScheduler", Lcm, None),
+        ("DDIMScheduler", Ddim, None),
+        ("EulerDiscreteScheduler", Euler, None),
+        ("EulerAncestralDiscreteScheduler", EulerAncestral, None),
+        ("HeunDiscreteScheduler", Heun, None),
+        ("DPMSolverMultistepScheduler", Dpmpp2m, None),
+    ] {
+        assert_eq!(SamplerKind::with_spacing(name).unwrap(), (kind, spacing), "{name}");
+        // What has a spacing in its name is no sampler alone.
+        assert_eq!(name.parse::<SamplerKind>().ok(), Some(kind).filter(|_| spacing.is_none()));
+    }
+    // Other algorithms, of which some have similar names.
+    for name in ["dpm++2mv2", "DPM++ 2M SDE", "dpmpp_2s_a", "heunpp2", "uni_pc", "karras", "k", ""] {
+        let error = SamplerKind::with_spacing(name).unwrap_err().to_string();
+        assert!(error.contains("`dpmpp-2m-karras`"), "{name}: {error}");
+    }
 }

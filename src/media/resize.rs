@@ -22,11 +22,16 @@ impl std::str::FromStr for Fit {
     type Err = Error;
 
     fn from_str(name: &str) -> Result<Self> {
-        match name {
-            "stretch" => Ok(Self::Stretch),
-            "crop" => Ok(Self::Crop),
-            _ => Err(Error::request("fit", format!("`{name}` is neither `stretch` nor `crop`"))),
-        }
+        // The longer names are A1111's.
+        let known = [
+            ("stretch", Self::Stretch),
+            ("justresize", Self::Stretch),
+            ("crop", Self::Crop),
+            ("cropandresize", Self::Crop),
+        ];
+        crate::spelling::find(name, &known).ok_or_else(|| {
+            Error::request("fit", format!("`{name}` is neither `stretch` nor `crop`"))
+        })
     }
 }
 

@@ -25,14 +25,11 @@ impl std::str::FromStr for MotionNorm {
     type Err = crate::Error;
 
     fn from_str(s: &str) -> crate::Result<Self> {
-        match s {
-            "per-frame" => Ok(Self::PerFrame),
-            "pooled" => Ok(Self::Pooled),
-            _ => {
-                let reason = format!("`{s}` is neither `per-frame` nor `pooled`");
-                Err(crate::Error::request("motion-norm", reason))
-            }
-        }
+        let known = [("perframe", Self::PerFrame), ("pooled", Self::Pooled)];
+        crate::spelling::find(s, &known).ok_or_else(|| {
+            let reason = format!("`{s}` is neither `per-frame` nor `pooled`");
+            crate::Error::request("motion-norm", reason)
+        })
     }
 }
 

@@ -46,6 +46,7 @@ pub use self::lcm::Lcm;
 pub use self::plan::{Plan, PlanSettings, Step};
 pub use self::run::{Observer, Progress, Run};
 use crate::schedule::{NoiseLevel, Spacing};
+use crate::spelling::bare;
 use crate::{Error, Result};
 
 /// A model that predicts clean latents from noisy ones.
@@ -130,12 +131,44 @@ impl SamplerKind {
         }
     }
 
-    /// Reads a sampler's name and the spacing that may be a part of it, as in `dpmpp-2m-karras`.
+    /// Reads a sampler's name and the spacing that may be a part of it, as in `dpmpp-2m-karras` or `DPM++ 2M Karras`.
+    ///
+    /// Names of A1111, ComfyUI, stable-diffusion.cpp and diffusers are understood; case, spaces, hyphens and underscores
+    /// do not count.
     pub fn with_spacing(name: &str) -> Result<(Self, Option<Spacing>)> {
-        match name.strip_suffix("-karras") {
-            Some(kind) => Ok((kind.parse()?, Some(Spacing::Karras))),
-            None => Ok((name.parse()?, None)),
-        }
+        let bare = bare(name);
+        let spaced =
+            |suffix: &str, spacing| Some((Self::named(bare.strip_suffix(suffix)?)?, Some(spacing)));
+        Self::named(&bare)
+            .map(|kind| (kind, None))
+            .or_else(|| spaced("karras", Spacing::Karras))
+            .or_else(|| spaced("trailing", Spacing::Trailing))
+            .ok_or_else(|| {
+                let known = Self::ALL.map(|kind| format!("`{kind}`")).join(", ");
+                let reason = format!("`{name}` is none of {known}, `dpmpp-2m-karras`");
+                Error::request("sampler", reason)
+            })
+    }
+
+    /// The sampler that some program calls so, with nothing but letters, digits and plus signs in the name.
+    fn named(bare: &str) -> Option<Self> {
+        let bare = bare.strip_prefix("sample").unwrap_or(bare);
+        Some(match bare.strip_prefix('k').unwrap_or(bare) {
+            "lcm" | "lcmscheduler" => Self::Lcm,
+            "ddim" | "ddimscheduler" => Self::Ddim,
+            "euler" | "eulerdiscrete" | "eulerdiscretescheduler" => Self::Euler,
+            "eulera"
+            | "eulerancestral"
+            | "eulerancestraldiscrete"
+            | "eulerancestraldiscretescheduler" => Self::EulerAncestral,
+            "heun" | "heundiscrete" | "heundiscretescheduler" => Self::Heun,
+            "dpmpp2m"
+            | "dpm++2m"
+            | "dpmsolver++2m"
+            | "dpmsolvermultistep"
+            | "dpmsolvermultistepscheduler" => Self::Dpmpp2m,
+            _ => return None,
+        })
     }
 }
 
@@ -148,10 +181,14 @@ impl fmt::Display for SamplerKind {
 impl FromStr for SamplerKind {
     type Err = Error;
 
+    /// Reads a name as [`with_spacing`](Self::with_spacing) does, but none with a spacing in it.
     fn from_str(name: &str) -> Result<Self> {
-        Self::ALL.into_iter().find(|kind| kind.name() == name).ok_or_else(|| {
-            let known = Self::ALL.map(|kind| format!("`{kind}`")).join(", ");
-            Error::request("sampler", format!("`{name}` is none of {known}"))
-        })
+        match Self::with_spacing(name)? {
+            (kind, None) => Ok(kind),
+            (kind, Some(spacing)) => {
+                let reason = format!("`{name}` is `{kind}` with the spacing `{spacing}`");
+                Err(Error::request("sampler", reason).with_hint("name the spacing by itself"))
+            }
+        }
     }
 }

@@ -37,15 +37,16 @@ impl FromStr for BetaSchedule {
 
     /// Reads the command line's spelling and that of a `scheduler_config.json`.
     fn from_str(name: &str) -> Result<Self> {
-        match name {
-            "linear" => Ok(Self::Linear),
-            "scaled-linear" | "scaled_linear" => Ok(Self::ScaledLinear),
-            "squaredcos-cap-v2" | "squaredcos_cap_v2" => Ok(Self::SquaredCos),
-            _ => Err(Error::request(
-                "beta-schedule",
-                format!("`{name}` is none of `linear`, `scaled-linear`, `squaredcos-cap-v2`"),
-            )),
-        }
+        let known = [
+            ("linear", Self::Linear),
+            ("scaledlinear", Self::ScaledLinear),
+            ("squaredcoscapv2", Self::SquaredCos),
+        ];
+        crate::spelling::find(name, &known).ok_or_else(|| {
+            let reason =
+                format!("`{name}` is none of `linear`, `scaled-linear`, `squaredcos-cap-v2`");
+            Error::request("beta-schedule", reason)
+        })
     }
 }
 

@@ -65,14 +65,16 @@ impl FromStr for Prediction {
 
     /// Reads the command line's spelling and that of a `scheduler_config.json`.
     fn from_str(name: &str) -> Result<Self> {
-        match name {
-            "epsilon" => Ok(Self::Epsilon),
-            "v-prediction" | "v_prediction" => Ok(Self::V),
-            "sample" => Ok(Self::Sample),
-            _ => Err(Error::request(
-                "prediction",
-                format!("`{name}` is none of `epsilon`, `v-prediction`, `sample`"),
-            )),
-        }
+        let known = [
+            ("epsilon", Self::Epsilon),
+            ("eps", Self::Epsilon),
+            ("vprediction", Self::V),
+            ("v", Self::V),
+            ("sample", Self::Sample),
+        ];
+        crate::spelling::find(name, &known).ok_or_else(|| {
+            let reason = format!("`{name}` is none of `epsilon`, `v-prediction`, `sample`");
+            Error::request("prediction", reason)
+        })
     }
 }

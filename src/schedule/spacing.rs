@@ -9,6 +9,7 @@ use std::str::FromStr;
 use serde::{Deserialize, Serialize};
 
 use super::{NoiseLevel, NoiseSchedule};
+use crate::spelling::{bare, find};
 use crate::{Error, Result};
 
 /// How the timesteps of a run are spread over those of the training.
@@ -48,16 +49,27 @@ impl fmt::Display for Spacing {
 impl FromStr for Spacing {
     type Err = Error;
 
-    /// Reads a name; `leading` has offset 1, `leading:0` says otherwise.
+    /// Reads a name, also one of ComfyUI's schedulers or A1111's schedule types; `leading` has offset 1, `leading:0`
+    /// says otherwise.
     fn from_str(name: &str) -> Result<Self> {
-        match name {
-            "leading" => return Ok(Self::SD15),
-            "trailing" => return Ok(Self::Trailing),
-            "linspace" => return Ok(Self::Linspace),
-            "karras" => return Ok(Self::Karras),
-            _ => {}
+        let known = [
+            ("leading", Self::SD15),
+            ("ddimuniform", Self::SD15),
+            ("trailing", Self::Trailing),
+            ("sgmuniform", Self::Trailing),
+            ("simple", Self::Trailing),
+            ("linspace", Self::Linspace),
+            ("normal", Self::Linspace),
+            ("uniform", Self::Linspace),
+            ("karras", Self::Karras),
+        ];
+        if let Some(spacing) = find(name, &known) {
+            return Ok(spacing);
         }
-        if let Some(offset) = name.strip_prefix("leading:").and_then(|n| n.parse().ok()) {
+        if let Some((word, offset)) = name.split_once(':')
+            && bare(word) == "leading"
+            && let Ok(offset) = offset.parse()
+        {
             return Ok(Self::Leading { offset });
         }
         let reason = format!("`{name}` is none of `leading`, `trailing`, `linspace`, `karras`");

@@ -59,7 +59,8 @@ impl std::str::FromStr for Stage {
     type Err = Error;
 
     fn from_str(name: &str) -> Result<Self> {
-        Self::ALL.into_iter().find(|stage| stage.name() == name).ok_or_else(|| {
+        let bare = crate::spelling::bare(name);
+        Self::ALL.into_iter().find(|stage| stage.name() == bare).ok_or_else(|| {
             let known = Self::ALL.map(|stage| format!("`{}`", stage.name())).join(", ");
             Error::request("stage", format!("`{name}` is none of {known}"))
         })

@@ -30,7 +30,7 @@ impl Strength {
 
     /// At a frame, from 0.
     pub fn at(&self, frame: usize) -> f64 {
-        let after = self.0.iter().position(|(key, _)| *key > frame).unwrap_or(self.0.len());
+        let after = self.0.partition_point(|(key, _)| *key <= frame);
         let before = after.checked_sub(1).and_then(|i| self.0.get(i));
         match (before, self.0.get(after)) {
             (Some(&(from, a)), Some(&(to, b))) => {

@@ -48,6 +48,9 @@ impl Pipeline {
             return Err(Error::Missing { name: "text".into(), reason: "was not loaded".into() });
         };
         let mut read = |name: &str, prompt: &str| {
+            for note in text.notes(prompt, request.prompt_mode) {
+                listener.event(Event::Warning { message: format!("{name}: {note}") })?;
+            }
             let chunks = text.read(prompt, request.prompt_mode)?;
             if let Some(lost) = chunks.truncated() {
                 let lost: String = lost.chars().take(60).collect();

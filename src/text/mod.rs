@@ -1,6 +1,7 @@
 //! Prompts to what the network reads.
 
 mod chunks;
+mod foreign;
 pub mod inversion;
 pub mod prompt;
 pub mod tokenizer;
@@ -114,6 +115,14 @@ impl TextModel {
         match mode {
             PromptMode::A1111 => self.chunked(prompt),
             PromptMode::Plain => self.cut(prompt),
+        }
+    }
+
+    /// What a prompt holds that other programs understand and this one reads as words or leaves out, a line each.
+    pub fn notes(&self, prompt: &str, mode: PromptMode) -> Vec<String> {
+        match mode {
+            PromptMode::A1111 => foreign::notes(prompt, |tag| self.tokenizer.knows(tag)),
+            PromptMode::Plain => vec![],
         }
     }
 

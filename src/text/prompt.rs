@@ -9,14 +9,17 @@
 //! | `\(` `\)` `\[` `\]` `\\` | the character itself |
 //! | `BREAK` | what follows begins a new chunk |
 //! | `<lora:name:0.8>` | a LoRA, see [`take_loras`] |
+//! | `<hypernet:name:1>` | left out |
 //!
 //! A bracket that is never closed holds to the end of the prompt, one that was never opened is itself,
 //! and a weight after a colon counts only before a closing round bracket. So a prompt with literal round
 //! or square brackets needs backslashes, or [`PromptMode::Plain`].
 //!
 //! Differences: `BREAK` works inside brackets too. Prompt editing (`[from:to:when]`) and alternation
-//! (`[a|b]`), which change the prompt between steps, do not exist here; such brackets only weaken.
+//! (`[a|b]`), which change the prompt between steps, do not exist here; such brackets only weaken, and the pipeline
+//! warns of them.
 
+use std::borrow::Cow;
 use std::fmt;
 use std::str::FromStr;
 
@@ -48,14 +51,11 @@ impl FromStr for PromptMode {
     type Err = Error;
 
     fn from_str(name: &str) -> Result<Self> {
-        match name {
-            "a1111" => Ok(Self::A1111),
-            "plain" => Ok(Self::Plain),
-            _ => {
-                let reason = format!("`{name}` is neither `a1111` nor `plain`");
-                Err(Error::request("prompt-mode", reason))
-            }
-        }
+        let known = [("a1111", Self::A1111), ("plain", Self::Plain)];
+        crate::spelling::find(name, &known).ok_or_else(|| {
+            let reason = format!("`{name}` is neither `a1111` nor `plain`");
+            Error::request("prompt-mode", reason)
+        })
     }
 }
 
@@ -87,7 +87,8 @@ const MOST_OPEN: usize = 64;
 pub fn parse(prompt: &str) -> Result<Vec<Part>, String> {
     let mut parts: Vec<Part> = Vec::new();
     let (mut round, mut square) = (Vec::new(), Vec::new());
-    let mut rest = prompt;
+    let prompt = without_hypernets(prompt);
+    let mut rest = prompt.as_ref();
     while let Some((mark, after)) = Mark::first(rest) {
         match mark {
             Mark::Open(bracket) => {
@@ -245,7 +246,8 @@ fn closing_weight(text: &str) -> Option<(&str, &str)> {
     if rest.len() == unsigned.len() {
         return None;
     }
-    let number = text.strip_suffix(rest)?;
+    // Not by comparing the rest, which would take as long as the prompt for every bracket.
+    let number = text.get(..text.len() - rest.len())?;
     Some((number, rest.trim_start().strip_prefix(')')?))
 }
 
@@ -258,6 +260,8 @@ pub struct LoraTag {
     pub unet_strength: f64,
     /// Strength in the text encoder.
     pub text_strength: f64,
+    /// Factors for blocks of the UNet, as they are written after `lbw=`.
+    pub blocks: Option<String>,
 }
 
 /// What tags begin with: LoRAs, and what they were called while LyCORIS was an extension.
@@ -268,12 +272,51 @@ pub fn first_tag(prompt: &str) -> Option<&str> {
     split_tag(prompt).map(|(_, tag, _)| tag)
 }
 
+/// Whether a text begins as a LoRA's tag does, in any case.
+pub(super) fn is_lora_tag(text: &str) -> bool {
+    TAGS.iter().any(|tag| text.get(..tag.len()).is_some_and(|t| t.eq_ignore_ascii_case(tag)))
+}
+
+/// The name of the tag that a text begins with, as in `<name:`.
+pub(super) fn tag_name(text: &str) -> Option<&str> {
+    let inside = text.strip_prefix('<')?;
+    let end = inside.find(|c: char| !(c.is_alphanumeric() || c == '_'))?;
+    let (name, rest) = inside.split_at(end);
+    (end > 0 && rest.starts_with(':')).then_some(name)
+}
+
+/// The prompt without the tags of hypernetworks.
+fn without_hypernets(prompt: &str) -> Cow<'_, str> {
+    let mut kept = Cow::Borrowed(prompt);
+    let (mut from, mut at) = (0, 0);
+    while let Some(found) = prompt[at..].find('<') {
+        let start = at + found;
+        at = start + 1;
+        let name = tag_name(&prompt[start..]);
+        if !name.is_some_and(|name| name.eq_ignore_ascii_case("hypernet")) {
+            continue;
+        }
+        // Where no `>` follows, none follows later.
+        let Some(end) = prompt[start..].find('>') else { break };
+        if from == 0 {
+            kept = Cow::Owned(String::with_capacity(prompt.len()));
+        }
+        kept.to_mut().push_str(&prompt[from..start]);
+        at = start + end + 1;
+        from = at;
+    }
+    if from > 0 {
+        kept.to_mut().push_str(&prompt[from..]);
+    }
+    kept
+}
+
 /// What is before, in and after the first tag.
 fn split_tag(text: &str) -> Option<(&str, &str, &str)> {
     let (before, rest) = text
         .match_indices('<')
         .map(|(start, _)| text.split_at(start))
-        .find(|(_, rest)| TAGS.iter().any(|tag| rest.starts_with(tag)))?;
+        .find(|(_, rest)| is_lora_tag(rest))?;
     let end = rest.find('>')?;
     let (tag, after) = rest.split_at(end + 1);
     Some((before, tag, after))
@@ -282,7 +325,8 @@ fn split_tag(text: &str) -> Option<(&str, &str, &str)> {
 /// Takes the LoRA tags out of a prompt: the prompt without them, and the LoRAs in order.
 ///
 /// `<lora:name>` has strength 1, `<lora:name:0.8>` 0.8. Two numbers are those of the text encoder and of the UNet,
-/// in AUTOMATIC1111's order; `<lora:name:te=0.5:unet=0.8>` says so in words.
+/// in AUTOMATIC1111's order; `<lora:name:te=0.5:unet=0.8>` says so in words. `<lora:name:1:lbw=MIDD>` has factors for
+/// blocks, as the extension LoRA Block Weight.
 ///
 /// # Errors
 ///
@@ -309,12 +353,16 @@ fn lora_tag(tag: &str) -> Result<LoraTag, String> {
     if name.is_empty() {
         return Err(wrong("names no LoRA"));
     }
-    let (mut text, mut unet, mut count) = (None, None, 0);
+    let (mut text, mut unet, mut blocks, mut count) = (None, None, None, 0);
     for item in items {
+        if let Some(factors) = item.strip_prefix("lbw=") {
+            blocks = Some(factors.to_owned());
+            continue;
+        }
         let (slot, number) = match item.split_once('=') {
             Some(("te", number)) => (&mut text, number),
             Some(("unet", number)) => (&mut unet, number),
-            Some(_) => return Err(wrong("has settings other than `te` and `unet`")),
+            Some(_) => return Err(wrong("has settings other than `te`, `unet` and `lbw`")),
             None => {
                 count += 1;
                 match count {
@@ -330,7 +378,7 @@ fn lora_tag(tag: &str) -> Result<LoraTag, String> {
     }
     let text_strength = text.unwrap_or(1.0);
     let unet_strength = unet.unwrap_or(text_strength);
-    Ok(LoraTag { name: name.to_owned(), unet_strength, text_strength })
+    Ok(LoraTag { name: name.to_owned(), unet_strength, text_strength, blocks })
 }
 
 #[cfg(test)]
@@ -416,11 +464,52 @@ mod tests {
     }
 
     #[test]
+    fn many_weights_take_no_time() {
+        // 1 MiB of each; comparing the rest of the prompt at every bracket took seconds.
+        for piece in [
+            "(a:1)",
+            "(a:1.5)",
+            "a:1 ",
+            ":",
+            "(a:1",
+            "[a",
+            "a)",
+            "<",
+            "<hypernet:x>",
+            "<hypernet:",
+            "<a:",
+            "\\",
+            "\\(",
+            "BREAK ",
+            "BREAK",
+        ] {
+            let prompt = piece.repeat((1 << 20) / piece.len());
+            let start = std::time::Instant::now();
+            let _ = parse(&prompt);
+            assert!(start.elapsed().as_millis() < 500, "{piece}: {:?}", start.elapsed());
+        }
+    }
+
+    #[test]
+    fn tags_have_any_case_and_those_of_hypernetworks_are_left_out() {
+        let (prompt, tags) = take_loras("a <LORA:x:0.5> <Lyco:y>").unwrap();
+        assert_eq!(prompt, "a  ");
+        assert_eq!(tags.iter().map(|tag| tag.name.as_str()).collect::<Vec<_>>(), ["x", "y"]);
+        assert_eq!(first_tag("a <LoRA:x>"), Some("<LoRA:x>"));
+        reads("a <hypernet:x:0.5>(b:2)<HYPERNET:y>", &[("a ", 1.0), ("b", 2.0)]);
+        reads("<hypernet:x> é", &[(" é", 1.0)]);
+        reads("a <hypernet:x b <hypernets:y>", &[("a ", 1.0)]);
+        reads("a <hypernet:x", &[("a <hypernet:x", 1.0)]);
+        reads("a <é:b> <hypernet>", &[("a <é:b> <hypernet>", 1.0)]);
+    }
+
+    #[test]
     fn tags_are_taken_out_in_order() {
         let tag = |name: &str, text_strength, unet_strength| LoraTag {
             name: name.to_owned(),
             unet_strength,
             text_strength,
+            blocks: None,
         };
         let (prompt, tags) =
             take_loras("a <lora:x:0.8>, (b <lyco:y z>:1.2)<lora:q:1:-.5>").unwrap();
@@ -428,6 +517,8 @@ mod tests {
         assert_eq!(tags, [tag("x", 0.8, 0.8), tag("y z", 1.0, 1.0), tag("q", 1.0, -0.5)]);
         let (_, tags) = take_loras("<lora:x:unet=0.2:te=0.3>").unwrap();
         assert_eq!(tags, [tag("x", 0.3, 0.2)]);
+        let (_, tags) = take_loras("<lora:x:0.5:lbw=1,0>").unwrap();
+        assert_eq!((tags[0].text_strength, tags[0].blocks.as_deref()), (0.5, Some("1,0")));
         assert_eq!(take_loras("a < b <lora: c").unwrap(), ("a < b <lora: c".to_owned(), vec![]));
         assert_eq!(first_tag("a <lora:x> b <lora:y>"), Some("<lora:x>"));
     }

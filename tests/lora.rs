@@ -7,6 +7,7 @@ use animatelcm::pipeline::load::{Base, Files, LoraFile, Models};
 use animatelcm::weights::{Checkpoint, Component, PatchStack, Source};
 use animatelcm::{Error, ErrorKind, Result};
 use candle_core::{DType, Device, Tensor};
+use serde_json::Value;
 
 use crate::support::close::{assert_relative, relative_l2};
 use crate::support::golden;
@@ -74,6 +75,68 @@ fn five_namings_lead_to_the_same_weights() {
             }
         }
     }
+}
+
+#[test]
+fn factors_of_blocks_hit_the_blocks_of_the_original_layout() {
+    // The original layout numbers its blocks one after the other, a block for each layer and each change of size.
+    let config: Value = serde_json::from_slice(
+        &std::fs::read(golden::path("tiny/model/unet/config.json")).unwrap(),
+    )
+    .unwrap();
+    let levels = config["block_out_channels"].as_array().unwrap().len();
+    let layers = config["layers_per_block"].as_u64().unwrap() as usize;
+    let mut blocks: Vec<(String, usize)> = vec![("conv_in.".into(), 1), ("mid_block.".into(), 13)];
+    let (mut input, mut output) = (1, 0);
+    for level in 0..levels {
+        for layer in 0..layers {
+            for kind in ["resnets", "attentions", "motion_modules"] {
+                blocks.push((format!("down_blocks.{level}.{kind}.{layer}."), input + 1));
+            }
+            input += 1;
+        }
+        blocks.push((format!("down_blocks.{level}.downsamplers."), input + 1));
+        input += 1;
+        for layer in 0..=layers {
+            for kind in ["resnets", "attentions", "motion_modules"] {
+                blocks.push((format!("up_blocks.{level}.{kind}.{layer}."), output + 14));
+            }
+            output += 1;
+        }
+        blocks.push((format!("up_blocks.{level}.upsamplers."), output + 13));
+    }
+    let checkpoint = tiny();
+    let plain = all(&checkpoint, &PatchStack::new());
+    let lora = source("tiny/extras/lora-kohya.safetensors");
+    let (whole, full) = apply(&checkpoint, &lora, &LoraOptions::default()).unwrap();
+    // Every block has a factor of its own, one of them none.
+    let factors: Vec<f64> = (0..26).map(|i| f64::from(i) / 8.0 - 0.375).collect();
+    let text = factors.iter().map(ToString::to_string).collect::<Vec<_>>().join(",");
+    let options = LoraOptions { blocks: Some(text.parse().unwrap()), ..LoraOptions::default() };
+    let (report, patched) = apply(&checkpoint, &lora, &options).unwrap();
+    assert!(report.switched_off > 0, "no module has factor 0");
+    assert_eq!(
+        report.in_unet + report.in_text + report.switched_off,
+        whole.in_unet + whole.in_text
+    );
+    let mut seen = BTreeSet::new();
+    for (name, tensor) in &patched {
+        if !differs(&full[name], &plain[name]) {
+            assert!(!differs(tensor, &plain[name]), "{name}");
+            continue;
+        }
+        let block = blocks.iter().find(|(start, _)| name.starts_with(start.as_str()));
+        let is_text = name.starts_with("text_model.");
+        let place = if is_text { Some(0) } else { block.map(|(_, place)| *place) };
+        seen.insert(place);
+        let factor = place.map_or(1.0, |place| factors[place]);
+        let wanted = ((&full[name] - &plain[name]).unwrap() * factor).unwrap();
+        let found = (tensor - &plain[name]).unwrap();
+        let scale = wanted.abs().unwrap().max_all().unwrap().to_scalar::<f32>().unwrap();
+        let error = (found - wanted).unwrap().abs().unwrap().max_all().unwrap();
+        assert!(error.to_scalar::<f32>().unwrap() <= scale * 1e-3 + 1e-6, "{name}");
+    }
+    assert!(seen.len() > 6, "{seen:?}");
 }
 
 #[test]

@@ -27,18 +27,19 @@ pub(super) fn resolve(job: &mut Job, folder: &Path) -> Result<()> {
     let files = weight_files(folder)?;
     for tag in tags {
         let path = find(&tag.name, &files, folder)?;
-        job.models.loras.push(weighted(&tag, path));
+        job.models.loras.push(weighted(&tag, path)?);
     }
     job.request.prompt = prompt;
     Ok(())
 }
 
-fn weighted(tag: &LoraTag, path: &Path) -> WeightedFile {
+fn weighted(tag: &LoraTag, path: &Path) -> Result<WeightedFile> {
     let differs = tag.unet_strength != tag.text_strength;
-    WeightedFile {
+    Ok(WeightedFile {
         text_scale: differs.then_some(tag.text_strength),
+        blocks: tag.blocks.as_deref().map(str::parse).transpose()?,
         ..WeightedFile::new(path.to_string_lossy(), tag.unet_strength)
-    }
+    })
 }
 
 /// The one file of that name; a name may begin with its folders.
@@ -71,7 +72,7 @@ fn find<'a>(name: &str, files: &'a [PathBuf], folder: &Path) -> Result<&'a Path>
 }
 
 /// All weight files in a folder and its folders, sorted.
-fn weight_files(folder: &Path) -> Result<Vec<PathBuf>> {
+pub(super) fn weight_files(folder: &Path) -> Result<Vec<PathBuf>> {
     let (mut files, mut seen) = (Vec::new(), BTreeSet::new());
     let mut folders = vec![folder.to_path_buf()];
     while let Some(folder) = folders.pop() {

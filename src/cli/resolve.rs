@@ -110,6 +110,7 @@ pub(super) fn files(spec: &Spec, names: &Names) -> Result<Files> {
         text_scale: chosen.text_scale,
         factor: spec.lora_legacy_scale.then_some(legacy),
         allow_partial: spec.allow_partial,
+        blocks: chosen.blocks,
     };
     match &spec.lcm_lora {
         Some(chosen) if chosen.file == NONE => {}

@@ -1,12 +1,13 @@
 //! Controls in a request: ControlNets, SparseCtrl networks and T2I-Adapters, and their hints made ready.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashSet};
 use std::path::Path;
 use std::str::FromStr;
 
 use candle_core::{DType, Device, Tensor};
 use serde::{Deserialize, Serialize};
 
+use super::grammar::{First, Key, Kind, exists, items};
 use super::load::{Models, SideConfig, SideNetwork};
 use super::request::Request;
 use crate::adapters::control_net::Control as ControlNetControl;
@@ -22,11 +23,26 @@ use crate::{Error, Result};
 /// The name of the option and of errors about it.
 const FIELD: &str = "control";
 
+/// The form of the option.
+const GRAMMAR: &str = "NAME=HINT,model=FILE[,scale=0.8][,start=0][,end=0.6][,fit=crop][,frames=0,8][,guess]; \
+                       a path with commas in double quotes: NAME=\"a, b.png\"";
+
+/// What may follow `NAME=HINT`. Curves and lists have commas of their own: `scale=0:1.0,8:0.2`, `frames=0,8,15`.
+const KEYS: [Key; 7] = [
+    Key::new("model", Kind::Path),
+    Key::new("scale", Kind::List(|part| part.contains(':'))),
+    Key::new("start", Kind::Text),
+    Key::new("end", Kind::Text),
+    Key::new("fit", Kind::Text),
+    Key::new("frames", Kind::List(|part| part.trim().parse::<usize>().is_ok())),
+    Key::new("guess", Kind::Word),
+];
+
 /// A network and the hint that it has the clip follow. The network's file tells whether it is a ControlNet, a SparseCtrl
 /// network or a T2I-Adapter.
 ///
 /// On the command line `NAME=HINT,model=FILE` and perhaps `,scale=0.8`, `,start=0`, `,end=0.6`, `,fit=crop`,
-/// `,frames=0,8` and `,guess`.
+/// `,frames=0,8` and `,guess`. Paths with commas are in double quotes.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Control {
@@ -68,51 +84,17 @@ impl FromStr for Control {
     type Err = Error;
 
     fn from_str(text: &str) -> Result<Self> {
-        let wrong = |reason: String| {
-            Error::request(FIELD, reason).with_hint(
-                "NAME=HINT,model=FILE[,scale=0.8][,start=0][,end=0.6][,fit=crop][,frames=0,8][,guess]",
-            )
-        };
-        let mut name = None;
-        let mut values: BTreeMap<String, String> = BTreeMap::new();
-        let mut last = String::new();
-        for part in text.split(',') {
-            match part.split_once('=') {
-                Some((key, value)) if name.is_none() => {
-                    name = Some(key.to_owned());
-                    last.clear();
-                    values.insert("hint".into(), value.to_owned());
-                }
-                Some((key, value)) => {
-                    key.clone_into(&mut last);
-                    if values.insert(key.to_owned(), value.to_owned()).is_some() {
-                        return Err(wrong(format!("`{text}` has two values for `{key}`")));
-                    }
-                }
-                None if part == "guess" && name.is_some() => {
-                    values.insert(part.to_owned(), "true".into());
-                }
-                // A curve has commas of its own: scale=0:1.0,8:0.2.
-                None if last == "scale" && part.contains(':') => {
-                    if let Some(curve) = values.get_mut("scale") {
-                        curve.push(',');
-                        curve.push_str(part);
-                    }
-                }
-                // And so has a list: frames=0,8,15.
-                None if last == "frames" && part.trim().parse::<usize>().is_ok() => {
-                    if let Some(frames) = values.get_mut("frames") {
-                        frames.push(',');
-                        frames.push_str(part);
-                    }
-                }
-                None => return Err(wrong(format!("`{part}` in `{text}` is not KEY=VALUE"))),
-            }
-        }
-        let mut take = |key: &str| values.remove(key).filter(|value| !value.is_empty());
-        let (Some(name), Some(hint)) = (name.filter(|name| !name.is_empty()), take("hint")) else {
+        let wrong = |reason: String| Error::request(FIELD, reason).with_hint(GRAMMAR);
+        let items = items(text, First::Named, &KEYS, &exists).map_err(wrong)?;
+        let mut items = items.into_iter();
+        let (name, hint) = items.next().map(|item| (item.key, item.value)).unwrap_or_default();
+        if name.is_empty() || hint.is_empty() {
             return Err(wrong(format!("`{text}` does not begin with NAME=HINT")));
-        };
+        }
+        let guess = items.as_slice().iter().any(|item| item.key == "guess");
+        let mut values: BTreeMap<String, String> =
+            items.map(|item| (item.key, item.value)).collect();
+        let mut take = |key: &str| values.remove(key).filter(|value| !value.is_empty());
         let Some(model) = take("model") else {
             return Err(wrong(format!("`{name}` has no model")));
         };
@@ -128,7 +110,7 @@ impl FromStr for Control {
             let frames: Option<_> = value.split(',').map(frame).collect();
             frames.ok_or_else(|| wrong(format!("`{value}` in `{text}` is not a list of frames")))
         };
-        let control = Self {
+        Ok(Self {
             name,
             hint,
             sha256: None,
@@ -137,13 +119,9 @@ impl FromStr for Control {
             start: number(take("start"), 0.0)?,
             end: number(take("end"), 1.0)?,
             frames: frames(take("frames"))?,
-            guess: take("guess").is_some(),
+            guess,
             fit: take("fit").map(|fit| fit.parse()).transpose()?.unwrap_or_default(),
-        };
-        match values.keys().next() {
-            Some(key) => Err(wrong(format!("`{key}` in `{text}` is not known"))),
-            None => Ok(control),
-        }
+        })
     }
 }
 
@@ -227,21 +205,23 @@ pub struct Hint {
 
 /// Checks what can be checked without a model, for a clip of so many frames.
 pub(super) fn validate(controls: &[Control], clip: usize) -> Result<()> {
-    for (i, control) in controls.iter().enumerate() {
+    let mut names = HashSet::new();
+    for control in controls {
         control.range()?;
         let name = &control.name;
         let wrong = |reason: String| Err(Error::request(FIELD, reason));
-        if controls.iter().take(i).any(|other| other.name == *name) {
+        if !names.insert(name) {
             return wrong(format!("two are called `{name}`"));
         }
-        for (i, &frame) in control.frames.iter().enumerate() {
+        let mut seen = HashSet::new();
+        for &frame in &control.frames {
             if frame >= clip {
                 return wrong(format!(
                     "`{name}`: frame {frame} is not in the clip, 0 to {}",
                     clip.saturating_sub(1)
                 ));
             }
-            if control.frames.iter().take(i).any(|other| *other == frame) {
+            if !seen.insert(frame) {
                 return wrong(format!("`{name}`: frame {frame} is listed twice"));
             }
         }

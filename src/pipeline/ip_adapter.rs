@@ -1,10 +1,12 @@
 //! IP-Adapters in a request: what is asked of them, and their pictures made ready.
 
+use std::collections::HashSet;
 use std::path::Path;
 use std::str::FromStr;
 
 use serde::{Deserialize, Serialize};
 
+use super::grammar::{First, Item, Key, Kind, exists, items};
 use super::request::{FileRecord, Request};
 use crate::adapters::ip_adapter::{ImagePromptSettings, Share};
 use crate::adapters::{ActiveRange, Mask, Strength};
@@ -17,12 +19,25 @@ use crate::{Error, Result};
 const FIELD: &str = "ip-adapter";
 
 /// The form of the option.
-const GRAMMAR: &str = "IMAGE,model=FILE[,scale=0.6][,start=0][,end=1][,image=MORE][,mask=IMAGE][,per-frame][,name=NAME]";
+const GRAMMAR: &str = "IMAGE,model=FILE[,scale=0.6][,start=0][,end=1][,image=MORE][,mask=IMAGE][,per-frame]\
+                       [,name=NAME]; a path with commas in double quotes: \"a, b.png\"";
+
+/// What may follow the first image. A curve has commas of its own: `scale=0:1.0,8:0.2`.
+const KEYS: [Key; 8] = [
+    Key::repeated("image", Kind::Path),
+    Key::repeated("mask", Kind::Path),
+    Key::new("model", Kind::Path),
+    Key::new("name", Kind::Text),
+    Key::new("scale", Kind::List(|part| part.contains(':'))),
+    Key::new("start", Kind::Text),
+    Key::new("end", Kind::Text),
+    Key::new("per-frame", Kind::Word),
+];
 
 /// An IP-Adapter and the pictures that it has the clip resemble.
 ///
 /// On the command line `IMAGE,model=FILE` and perhaps `,scale=0.6`, `,start=0`, `,end=1`, `,image=MORE`, `,mask=IMAGE`,
-/// `,per-frame` and `,name=NAME`; `image` and `mask` may be repeated.
+/// `,per-frame` and `,name=NAME`; `image` and `mask` may be repeated. Paths with commas are in double quotes.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct IpAdapter {
@@ -60,11 +75,10 @@ impl FromStr for IpAdapter {
     fn from_str(text: &str) -> Result<Self> {
         let wrong = |reason: String| Error::request(FIELD, reason).with_hint(GRAMMAR);
         let file = |value: &str| FileRecord { file: value.to_owned(), sha256: None };
-        let (first, rest) = text.split_once(',').unwrap_or((text, ""));
-        let first = first.strip_prefix("image=").unwrap_or(first);
+        let items = items(text, First::Path("image"), &KEYS, &exists).map_err(wrong)?;
         let mut adapter = Self {
             name: None,
-            images: vec![file(first)],
+            images: vec![],
             model: String::new(),
             scale: Strength::default(),
             start: 0.0,
@@ -72,41 +86,24 @@ impl FromStr for IpAdapter {
             masks: vec![],
             per_frame: false,
         };
-        let mut scale = String::new();
-        let mut seen = Vec::new();
-        for part in rest.split(',').filter(|_| !rest.is_empty()) {
+        let first = items.first().map(|item| item.value.clone()).unwrap_or_default();
+        for (i, Item { key, value }) in items.into_iter().enumerate() {
             let number = || {
-                let value = part.split_once('=').and_then(|(_, value)| value.parse().ok());
-                value.ok_or_else(|| wrong(format!("`{part}` in `{text}` is not a number")))
+                let wrong = |_| wrong(format!("`{key}={value}` in `{text}` is not a number"));
+                value.parse::<f64>().map_err(wrong)
             };
-            let (key, value) = match part.split_once('=') {
-                Some(pair) => pair,
-                None if part == "per-frame" => (part, "true"),
-                // A curve has commas of its own: scale=0:1.0,8:0.2.
-                None if seen.last() == Some(&"scale") && part.contains(':') => {
-                    scale.push(',');
-                    scale.push_str(part);
-                    continue;
-                }
-                None => return Err(wrong(format!("`{part}` in `{text}` is not KEY=VALUE"))),
-            };
-            if value.is_empty() {
+            if value.is_empty() && i > 0 && key != "per-frame" {
                 return Err(wrong(format!("`{key}` in `{text}` has no value")));
             }
-            if seen.contains(&key) && !matches!(key, "image" | "mask") {
-                return Err(wrong(format!("`{text}` has two values for `{key}`")));
-            }
-            seen.push(key);
-            match key {
-                "image" => adapter.images.push(file(value)),
-                "mask" => adapter.masks.push(file(value)),
-                "model" => value.clone_into(&mut adapter.model),
-                "name" => adapter.name = Some(value.to_owned()),
-                "scale" => value.clone_into(&mut scale),
+            match key.as_str() {
+                "image" => adapter.images.push(file(&value)),
+                "mask" => adapter.masks.push(file(&value)),
+                "model" => adapter.model = value,
+                "name" => adapter.name = Some(value),
+                "scale" => adapter.scale = value.parse()?,
                 "start" => adapter.start = number()?,
                 "end" => adapter.end = number()?,
-                "per-frame" => adapter.per_frame = true,
-                _ => return Err(wrong(format!("`{key}` in `{text}` is not known"))),
+                _ => adapter.per_frame = true,
             }
         }
         if first.is_empty() {
@@ -114,9 +111,6 @@ impl FromStr for IpAdapter {
         }
         if adapter.model.is_empty() {
             return Err(wrong(format!("`{first}` has no model")));
-        }
-        if !scale.is_empty() {
-            adapter.scale = scale.parse()?;
         }
         Ok(adapter)
     }
@@ -197,7 +191,8 @@ pub struct Pictures {
 
 /// Checks what can be checked without a model.
 pub(super) fn validate(adapters: &[IpAdapter]) -> Result<()> {
-    for (i, adapter) in adapters.iter().enumerate() {
+    let mut names = HashSet::new();
+    for adapter in adapters {
         adapter.range()?;
         if adapter.images.is_empty() {
             return Err(adapter.wrong("there is no picture"));
@@ -205,8 +200,7 @@ pub(super) fn validate(adapters: &[IpAdapter]) -> Result<()> {
         if adapter.per_frame && !adapter.masks.is_empty() {
             return Err(adapter.wrong("pictures of frames have no masks"));
         }
-        let is_same = |other: &IpAdapter| other.name.is_some() && other.name == adapter.name;
-        if adapters.iter().take(i).any(is_same) {
+        if adapter.name.as_ref().is_some_and(|name| !names.insert(name)) {
             return Err(Error::request(FIELD, format!("two are called `{}`", adapter.label())));
         }
     }

@@ -159,6 +159,7 @@ impl Models {
                 allow_partial: lora.allow_partial,
                 unet_strength: lora.scale,
                 text_strength: lora.text_scale.unwrap_or(lora.scale),
+                blocks: lora.blocks,
             };
             let mut patches = PatchStack::new();
             adapters.push(adapter.apply(&checkpoint, &options, &mut patches)?);

@@ -7,6 +7,7 @@ pub mod control;
 pub mod denoiser;
 mod embedded;
 pub mod flops;
+mod grammar;
 pub mod ip_adapter;
 pub mod load;
 pub mod memory;

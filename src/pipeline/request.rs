@@ -4,7 +4,9 @@ use candle_core::Device;
 use serde::{Deserialize, Serialize};
 
 use super::control::{self, Control};
+use super::grammar::{self, First, Key, Kind, items};
 use super::ip_adapter::{self, IpAdapter};
+use crate::adapters::lora::BlockFactors;
 use crate::device::{DeviceChoice, DtypeChoice, KernelChoice, Precision, Quantize};
 use crate::kernels;
 use crate::models::motion::MotionNorm;
@@ -168,23 +170,39 @@ pub struct Embedding {
     pub word: Option<String>,
 }
 
+/// How to write a path that the grammar would cut.
+const QUOTES: &str =
+    "a path with colons or commas goes into double quotes: \"a:b.safetensors\":0.8";
+
 impl std::str::FromStr for Embedding {
     type Err = Error;
 
     fn from_str(s: &str) -> Result<Self> {
         // What follows a colon is part of a path if it has a separator: `C:\x.pt`.
-        let (file, word) = match s.rsplit_once(':') {
-            Some((file, word)) if !word.contains(['/', '\\']) => (file, Some(word.to_owned())),
-            _ => (s, None),
+        let word = |text: &str| {
+            let is_word = text.starts_with('"') || !text.contains(['/', '\\']);
+            is_word.then(|| grammar::word(text).ok_or_else(|| format!("`{text}` is not a word")))
         };
+        let wrong = |reason| Error::request("embedding", reason).with_hint(QUOTES);
+        let (file, word) = grammar::with_tail(s, &grammar::exists, word).map_err(wrong)?;
         if file.is_empty() || word.as_ref().is_some_and(|word| word.trim().is_empty()) {
-            return Err(Error::request("embedding", format!("`{s}` is not FILE or FILE:WORD")));
+            return Err(wrong(format!("`{s}` is not FILE or FILE:WORD")));
         }
-        Ok(Self { file: file.to_owned(), word })
+        Ok(Self { file, word })
     }
 }
 
-/// A file and how strongly it counts: `FILE`, `FILE:SCALE` or `FILE:unet=SCALE,text=SCALE`.
+/// What may follow a LoRA's colon. Factors of blocks have commas of their own.
+const SCALES: [Key; 3] = [
+    Key::new("unet", Kind::Text),
+    Key::new("text", Kind::Text),
+    Key::new("lbw", Kind::List(|part| part.trim().parse::<f64>().is_ok())),
+];
+
+/// Scale, scale in the text encoder, factors of blocks.
+type Scales = (f64, Option<f64>, Option<BlockFactors>);
+
+/// A file and how strongly it counts: `FILE`, `FILE:SCALE` or `FILE:unet=SCALE,text=SCALE`, either with `,lbw=FACTORS`.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct WeightedFile {
@@ -196,6 +214,9 @@ pub struct WeightedFile {
     /// The scale in the text encoder, where it is not that of the rest.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub text_scale: Option<f64>,
+    /// Factors of the scales, block by block: `lbw=` with 17 or 26 numbers or the name of a preset.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub blocks: Option<BlockFactors>,
 }
 
 fn one() -> f64 {
@@ -205,32 +226,42 @@ fn one() -> f64 {
 impl WeightedFile {
     /// A file with one scale for everything.
     pub fn new(file: impl Into<String>, scale: f64) -> Self {
-        Self { file: file.into(), scale, text_scale: None }
+        Self { file: file.into(), scale, text_scale: None, blocks: None }
     }
 
     /// The scales that stand behind a file's colon; nothing if that is no such thing.
-    fn scales(text: &str) -> Option<Result<(f64, Option<f64>), ()>> {
-        let number =
-            |text: &str| text.parse::<f64>().ok().filter(|scale| scale.is_finite()).ok_or(());
-        if text.parse::<f64>().is_ok() {
-            return Some(number(text).map(|scale| (scale, None)));
-        }
-        if !text.contains('=') || text.contains(['/', '\\']) {
-            return None;
-        }
-        let (mut unet, mut text_scale) = (None, None);
-        for part in text.split(',') {
-            let before = match part.split_once('=') {
-                Some(("unet", scale)) => unet.replace(scale),
-                Some(("text", scale)) => text_scale.replace(scale),
-                _ => return Some(Err(())),
-            };
-            if before.is_some() {
-                return Some(Err(()));
+    fn scales(text: &str) -> Option<Result<Scales, String>> {
+        let number = |text: &str| {
+            let scale: Option<f64> = text.parse().ok();
+            scale.filter(|s| s.is_finite()).ok_or_else(|| format!("`{text}` is not a scale"))
+        };
+        // A scale for both may stand first without a key.
+        let (first, rest) = text.split_once(',').unwrap_or((text, ""));
+        let both = first.parse::<f64>().is_ok().then_some(first);
+        let keys = match both {
+            Some(_) if rest.is_empty() && !text.ends_with(',') => {
+                return Some(number(text).map(|scale| (scale, None, None)));
             }
-        }
-        let scale = |text: Option<&str>| text.map_or(Ok(1.0), number);
-        Some(scale(unet).and_then(|unet| Ok((unet, Some(scale(text_scale)?)))))
+            Some(_) if rest.starts_with("lbw=") => rest,
+            _ if !text.contains('=') || text.contains(['/', '\\']) => return None,
+            _ => text,
+        };
+        let read = || {
+            let items = items(keys, First::Key, &SCALES, &|_| false)?;
+            let find = |key: &str| items.iter().find(|item| item.key == key);
+            let scale = |key: &str| find(key).map(|item| number(&item.value)).transpose();
+            let blocks = find("lbw").map(|item| item.value.parse::<BlockFactors>());
+            let blocks = blocks.transpose().map_err(|error| error.to_string())?;
+            let (unet, text) = (scale("unet")?, scale("text")?);
+            let both = both.map(number).transpose()?;
+            if both.is_some() && unet.or(text).is_some() {
+                return Err("one scale or two".to_owned());
+            }
+            let is_split = unet.or(text).is_some();
+            let text = is_split.then(|| text.unwrap_or(1.0));
+            Ok((both.or(unet).unwrap_or(1.0), text, blocks))
+        };
+        Some(read())
     }
 }
 
@@ -238,28 +269,33 @@ impl std::str::FromStr for WeightedFile {
     type Err = Error;
 
     fn from_str(s: &str) -> Result<Self> {
+        let wrong = |reason: String| {
+            let form = format!("`{s}` is not FILE, FILE:SCALE or FILE:unet=SCALE,text=SCALE");
+            let reason = if reason.is_empty() { form } else { format!("{form}: {reason}") };
+            Error::request("lora", reason).with_hint(QUOTES)
+        };
         // A colon may also belong to a Windows path, so only scales after the last one count.
-        let scales = s.rsplit_once(':').and_then(|(file, text)| Some((file, Self::scales(text)?)));
-        let (file, scales) = scales.unwrap_or((s, Ok((1.0, None))));
-        match scales {
-            Ok((scale, text_scale)) if !file.is_empty() => {
-                Ok(Self { file: file.to_owned(), scale, text_scale })
-            }
-            _ => {
-                let reason = format!("`{s}` is not FILE, FILE:SCALE or FILE:unet=SCALE,text=SCALE");
-                Err(Error::request("lora", reason))
-            }
+        let (file, scales) =
+            grammar::with_tail(s, &grammar::exists, Self::scales).map_err(wrong)?;
+        if file.is_empty() {
+            return Err(wrong(String::new()));
         }
+        let (scale, text_scale, blocks) = scales.unwrap_or((1.0, None, None));
+        Ok(Self { file, scale, text_scale, blocks })
     }
 }
 
 impl std::fmt::Display for WeightedFile {
     /// The file and its scales in words.
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        let Self { file, scale, text_scale } = self;
+        let Self { file, scale, text_scale, blocks } = self;
         match text_scale {
-            None => write!(f, "{file} at {scale}"),
-            Some(text) => write!(f, "{file} at {scale} in the unet, {text} in the text encoder"),
+            None => write!(f, "{file} at {scale}")?,
+            Some(text) => write!(f, "{file} at {scale} in the unet, {text} in the text encoder")?,
+        }
+        match blocks {
+            None => Ok(()),
+            Some(blocks) => write!(f, ", blocks at {blocks}"),
         }
     }
 }
@@ -302,7 +338,8 @@ pub struct Request {
     pub motion_norm: MotionNorm,
     /// Layers of the text encoder that are left out at its end.
     pub clip_skip: usize,
-    /// The seed; random if left out.
+    /// The seed; random if left out or, in JSON, -1.
+    #[serde(deserialize_with = "seed")]
     pub seed: Option<u64>,
     /// Whose generator the seed belongs to.
     pub rng: RngKind,
@@ -339,6 +376,20 @@ impl Default for Request {
             controls: vec![],
             ip_adapters: vec![],
         }
+    }
+}
+
+/// Reads a seed; -1 stands for a random one.
+fn seed<'de, D: serde::Deserializer<'de>>(from: D) -> Result<Option<u64>, D::Error> {
+    use serde::de::Error as _;
+    let Some(number) = Option::<serde_json::Number>::deserialize(from)? else { return Ok(None) };
+    match (number.as_u64(), number.as_i64()) {
+        (Some(seed), _) => Ok(Some(seed)),
+        (None, Some(-1)) => Ok(None),
+        _ => Err(D::Error::custom(format!(
+            "`seed` must be from 0 to {}, or -1 for a random one, got {number}",
+            u64::MAX
+        ))),
     }
 }
 
@@ -461,6 +512,20 @@ mod tests {
     }
 
     #[test]
+    fn a_seed_of_minus_one_is_random() {
+        let seed = |seed: &str| {
+            let json = format!(r#"{{"schema":"animatelcm/v1","request":{{"seed":{seed}}}}}"#);
+            Job::from_json(&json).map(|job| job.request.seed)
+        };
+        assert_eq!(seed("-1").unwrap(), None);
+        assert_eq!(seed("null").unwrap(), None);
+        assert_eq!(seed("18446744073709551615").unwrap(), Some(u64::MAX));
+        for wrong in ["-2", "1.5", "18446744073709551616", "\"7\""] {
+            assert_eq!(seed(wrong).unwrap_err().kind().exit_code(), 2, "{wrong}");
+        }
+    }
+
+    #[test]
     fn a_scale_follows_the_last_colon() {
         let parse = |s: &str| s.parse::<WeightedFile>().map(|w| (w.file, w.scale)).ok();
         assert_eq!(parse("x.safetensors"), Some(("x.safetensors".into(), 1.0)));
@@ -491,6 +556,33 @@ mod tests {
         }
         let error = "x:clip=1".parse::<WeightedFile>().unwrap_err();
         assert!(error.to_string().contains("FILE:unet=SCALE,text=SCALE"), "{error}");
+    }
+
+    #[test]
+    fn blocks_have_factors_of_their_own() {
+        let parse = |s: &str| s.parse::<WeightedFile>();
+        let ins = "1,1,1,1,0,0,0,0,0,0,0,0,0,0,0,0,0";
+        let factors: BlockFactors = ins.parse().unwrap();
+        for (text, scale, text_scale) in [
+            (format!("a:b:0.5,lbw={ins}"), 0.5, None),
+            ("a:b:0.5,lbw=INS".to_owned(), 0.5, None),
+            (format!("a:b:lbw={ins},text=0.5"), 1.0, Some(0.5)),
+            ("a:b:unet=0.2,lbw=ins".to_owned(), 0.2, Some(1.0)),
+            ("a:b:lbw=INS".to_owned(), 1.0, None),
+        ] {
+            let read = parse(&text).unwrap();
+            assert_eq!(
+                (read.file.as_str(), read.scale, read.text_scale),
+                ("a:b", scale, text_scale),
+                "{text}"
+            );
+            assert_eq!(read.blocks, Some(factors), "{text}");
+            let json = serde_json::to_string(&read).unwrap();
+            assert_eq!(serde_json::from_str::<WeightedFile>(&json).unwrap(), read);
+        }
+        for wrong in ["x:lbw=1,0", "x:lbw=NO", "x:0.5,lbw=ALL,unet=1", "x:0.5,lbw="] {
+            assert!(parse(wrong).is_err(), "{wrong}");
+        }
     }
 
     #[test]

@@ -12,6 +12,7 @@
 //! and BOFT, HRA, IA3, and full differences; DoRA stands over any of those that add.
 
 mod base;
+mod blocks;
 mod change;
 mod dora;
 mod family;
@@ -35,6 +36,7 @@ use std::sync::Arc;
 use candle_core::Tensor;
 
 use self::base::{Clues, SD1};
+pub use self::blocks::BlockFactors;
 use self::change::Change;
 use self::family::{BARE, Changes, Family, Name, Parts, is_spare, module_name, unsupported};
 use self::numbered::Numbered;
@@ -69,6 +71,8 @@ pub struct LoraOptions {
     pub scale: LoraScale,
     /// Whether modules that the model lacks are left out instead of refused.
     pub allow_partial: bool,
+    /// Factors of the strengths, block by block.
+    pub blocks: Option<BlockFactors>,
 }
 
 impl Default for LoraOptions {
@@ -78,6 +82,7 @@ impl Default for LoraOptions {
             text_strength: 1.0,
             scale: LoraScale::AlphaOverRank,
             allow_partial: false,
+            blocks: None,
         }
     }
 }
@@ -344,7 +349,12 @@ impl Lora {
             unused: self.spare.len(),
             unmatched: Vec::new(),
         };
-        let mut changes: BTreeMap<Component, BTreeMap<String, Box<dyn Change>>> = BTreeMap::new();
+        let layers = layers_per_level(checkpoint);
+        let factor = |component, weight: &str| match &options.blocks {
+            Some(blocks) => blocks.of(component, weight, layers),
+            None => Ok(1.0),
+        };
+        let mut changes: BTreeMap<Component, BTreeMap<String, Scaled>> = BTreeMap::new();
         for (written, module) in &self.modules {
             if is_projection(written) {
                 report.unused += 1;
@@ -359,7 +369,8 @@ impl Lora {
                 Component::Text => options.text_strength,
                 _ => options.unet_strength,
             };
-            if strength == 0.0 {
+            let factor = factor(component, weight)?;
+            if strength * factor == 0.0 {
                 report.switched_off += 1;
                 continue;
             }
@@ -378,7 +389,7 @@ impl Lora {
                 }
                 self.check(checkpoint, component, written, &name, change.as_ref())?;
                 let changes = changes.entry(component).or_default();
-                if changes.insert(name.clone(), change).is_some() {
+                if changes.insert(name.clone(), Scaled { change, factor }).is_some() {
                     return Err(self.wrong(format!("changes {} more than once", quoted(&name))));
                 }
             }
@@ -525,6 +536,11 @@ impl Lora {
     }
 }
 
+/// Residual layers on each level of the UNet's down path.
+fn layers_per_level(checkpoint: &Checkpoint) -> usize {
+    targets::layers_per_level(checkpoint.names(Component::UNet))
+}
+
 /// The one number in a tensor.
 fn scalar(archive: &Archive, name: &str) -> Result<f64> {
     match archive.values(name, 1)?[..] {
@@ -541,7 +557,14 @@ fn scalar(archive: &Archive, name: &str) -> Result<f64> {
 struct Patch {
     label: String,
     names: BTreeSet<String>,
-    changes: BTreeMap<String, Box<dyn Change>>,
+    changes: BTreeMap<String, Scaled>,
+}
+
+/// A change and the factor of its block.
+#[derive(Debug)]
+struct Scaled {
+    change: Box<dyn Change>,
+    factor: f64,
 }
 
 impl WeightPatch for Patch {
@@ -555,7 +578,7 @@ impl WeightPatch for Patch {
 
     fn apply(&self, name: &str, weight: &Tensor, strength: f64) -> Result<Tensor> {
         match self.changes.get(name) {
-            Some(change) => change.apply(weight, strength),
+            Some(Scaled { change, factor }) => change.apply(weight, strength * factor),
             None => Ok(weight.clone()),
         }
     }

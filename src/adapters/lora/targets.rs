@@ -106,7 +106,7 @@ fn table(checkpoint: &Checkpoint, component: Component) -> HashMap<String, &str>
 }
 
 /// Residual layers per level of the down path.
-fn layers_per_level<'a>(modules: impl Iterator<Item = &'a str>) -> usize {
+pub(super) fn layers_per_level<'a>(modules: impl Iterator<Item = &'a str>) -> usize {
     modules
         .filter_map(|module| module.strip_prefix("down_blocks.0.resnets."))
         .filter_map(|tail| tail.split('.').next()?.parse::<usize>().ok())

@@ -4,6 +4,7 @@ use std::path::PathBuf;
 use std::str::FromStr;
 
 use super::{ControlFile, IpAdapterFile};
+use crate::adapters::lora::BlockFactors;
 use crate::pipeline::embedded::Embedded;
 use crate::weights::Source;
 use crate::{Error, Result};
@@ -116,6 +117,8 @@ pub struct LoraFile {
     pub factor: Option<f64>,
     /// Whether it may fit in part.
     pub allow_partial: bool,
+    /// Factors of the strengths, block by block.
+    pub blocks: Option<BlockFactors>,
 }
 
 impl LoraFile {
@@ -127,6 +130,7 @@ impl LoraFile {
             text_scale: None,
             factor: None,
             allow_partial: false,
+            blocks: None,
         }
     }
 }

@@ -50,6 +50,9 @@ mod lora;
 mod miniature;
 /// Encoders: what is written is read again by other people's decoders.
 mod output;
+/// The text that clips carry for other programs.
+#[cfg(feature = "cli")]
+mod parameters;
 /// Whole runs.
 mod pipeline;
 /// A trained adapter of every kind.
@@ -57,6 +60,9 @@ mod pipeline;
 mod pocket_adapters;
 /// Clips whose captions are the whole truth.
 mod procedural;
+/// What is typed and where requests come from.
+#[cfg(feature = "cli")]
+mod requests;
 /// torch's generators.
 mod rng;
 /// Samplers over formulas.

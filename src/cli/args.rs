@@ -4,6 +4,7 @@ use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
+use super::typed::Seed;
 use crate::device::{DeviceChoice, DtypeChoice, KernelChoice, Quantize};
 use crate::models::motion::MotionNorm;
 use crate::pipeline::control::Control;
@@ -75,7 +76,7 @@ pub(super) enum ProgressMode {
 #[command(next_help_heading = "Reporting")]
 pub(super) struct Reporting {
     /// How progress is shown, on stderr.
-    #[arg(long, value_enum, default_value = "auto")]
+    #[arg(long, value_enum, ignore_case = true, default_value = "auto")]
     pub(super) progress: ProgressMode,
     /// Print the result as JSON instead of the path.
     #[arg(long)]
@@ -106,6 +107,9 @@ pub(super) struct GenerateArgs {
     /// Where the LoRAs are that a prompt names, as in `<lora:name:0.8>`.
     #[arg(long, value_name = "DIR")]
     pub(super) lora_dir: Option<PathBuf>,
+    /// Where the textual inversions are that a prompt or negative prompt names by their files' names.
+    #[arg(long, value_name = "DIR")]
+    pub(super) embedding_dir: Option<PathBuf>,
 
     #[command(flatten)]
     pub(super) models: ModelFlags,
@@ -120,7 +124,8 @@ pub(super) struct GenerateArgs {
     #[command(flatten)]
     pub(super) reporting: Reporting,
 
-    /// Take everything from a JSON file (see --dump-request); flags go over it.
+    /// Take everything from a JSON file (see --dump-request), from a clip of this program, or from an image or text of
+    /// A1111 or ComfyUI; flags go over it.
     #[arg(long, value_name = "FILE", help_heading = "Request files")]
     pub(super) request: Option<PathBuf>,
     /// Print the request as JSON and stop.
@@ -151,7 +156,8 @@ pub(super) struct ModelFlags {
     #[arg(long, value_name = "NAME|FILE[:SCALE]")]
     pub(super) lcm_lora: Option<WeightedFile>,
     /// A LoRA or a relative (a file, or PEFT's folder) and its strength, also `FILE:unet=SCALE,text=SCALE`;
-    /// repeatable.
+    /// repeatable. `FILE:0.8,lbw=MIDD` has factors for blocks: 17 or 26 numbers, or a preset of LoRA Block Weight. A
+    /// path with colons goes into double quotes: `"a:b.safetensors":0.8`.
     #[arg(long, value_name = "FILE[:SCALE]")]
     pub(super) lora: Vec<WeightedFile>,
     /// A textual inversion and the word for it in prompts; repeatable [default: the word that the file names].
@@ -215,13 +221,14 @@ pub(super) struct ControlFlags {
     /// the frames follow; repeatable. After NAME=HINT,model=FILE may follow scale=0.8 or a curve over the frames
     /// (scale=0:1.0,8:0.2), start=0 and end=0.6 (parts of the run), fit=stretch|crop (hints of another size),
     /// frames=0,8,15 (SparseCtrl: which frames the pictures are for; one picture is for frame 0) and guess (guess
-    /// mode).
+    /// mode). A path with commas goes into double quotes, a double quote inside is written twice:
+    /// 'canny="a, b.png",model=FILE'.
     #[arg(long, value_name = "NAME=HINT,model=FILE,...")]
     pub(super) control: Vec<Control>,
     /// An IP-Adapter and the picture that the frames are to resemble; repeatable. After IMAGE,model=FILE may follow
     /// scale=0.6 or a curve over the frames (scale=0:1.0,8:0.2), start=0 and end=1 (parts of the run), image=MORE
     /// (another picture, a folder or an animation), mask=IMAGE (white where a picture counts, one for each), per-frame
-    /// (each picture is for a frame) and name=NAME.
+    /// (each picture is for a frame) and name=NAME. Paths with commas go into double quotes, as in --control.
     #[arg(long, value_name = "IMAGE,model=FILE,...")]
     pub(super) ip_adapter: Vec<IpAdapter>,
     /// The image encoder of the IP-Adapters [default: the folder `image_encoder` beside or above the adapter, or in
@@ -239,7 +246,8 @@ pub(super) struct SamplingFlags {
     /// Classifier-free guidance; none at 1 or below [default: 1].
     #[arg(long, value_name = "SCALE", visible_alias = "guidance-scale")]
     pub(super) cfg_scale: Option<f64>,
-    /// lcm, ddim, euler, euler-a, heun, dpmpp-2m or dpmpp-2m-karras [default: lcm].
+    /// lcm, ddim, euler, euler-a, heun, dpmpp-2m or dpmpp-2m-karras; also by the names of A1111, ComfyUI,
+    /// stable-diffusion.cpp and diffusers [default: lcm].
     #[arg(long, value_name = "NAME", visible_alias = "sampling-method")]
     pub(super) sampler: Option<String>,
     /// How timesteps are spread: leading, trailing, linspace or karras [default: leading].
@@ -263,9 +271,9 @@ pub(super) struct SamplingFlags {
     /// Layers to leave out at the text encoder's end [default: 0].
     #[arg(long, value_name = "N")]
     pub(super) clip_skip: Option<usize>,
-    /// The seed [default: random, and printed].
+    /// The seed; -1 for a random one [default: random, and printed].
     #[arg(short, long, value_name = "N")]
-    pub(super) seed: Option<u64>,
+    pub(super) seed: Option<Seed>,
     /// Whose generator the seed belongs to: torch's cpu or cuda [default: cpu].
     #[arg(long, value_name = "cpu|cuda")]
     pub(super) rng: Option<RngKind>,
@@ -278,6 +286,10 @@ pub(super) struct OutputFlags {
     /// after prompt and seed].
     #[arg(short, long, value_name = "PATH")]
     pub(super) output: Option<PathBuf>,
+    /// How many clips are made, with seeds that follow each other and numbers in their names; --json prints a line for
+    /// each [default: 1].
+    #[arg(long, value_name = "N")]
+    pub(super) count: Option<u64>,
     /// Overwrite an existing file.
     #[arg(short = 'y', long)]
     pub(super) overwrite: bool,

@@ -92,7 +92,8 @@ pub(super) fn run(args: &EvalArgs, interrupted: &Arc<AtomicBool>) -> Result<()> 
             return Err(Error::request("sheet", reason));
         }
     }
-    let seed = args.sampling.seed.unwrap_or(0);
+    let seed =
+        args.sampling.seed.map_or(0, |seed| seed.number().unwrap_or_else(generate::random_seed));
     let mut clips = Clips::open(args)?;
     let mut score = Score::default();
     let mut rows: Vec<Vec<RgbImage>> = Vec::new();

@@ -1,8 +1,6 @@
 //! `animatelcm generate`: what was typed becomes a job, the job a file.
 
 use std::collections::BTreeMap;
-use std::fs::File;
-use std::io::Read;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
@@ -13,40 +11,104 @@ use serde_json::json;
 
 use super::args::{ClipFlags, GenerateArgs, ModelFlags, OutputFlags, Reporting, SamplingFlags};
 use super::controls;
+use super::parameters::Made;
 use super::progress::Progress;
 use super::record::{Hashes, check_weights, device_name, metadata, program};
 use super::resolve::{self, Names};
-use super::{lora_tags, print, tensors, to_json};
+use super::{embeddings, import, lora_tags, print, tensors, to_json};
 use crate::device::Precision;
 use crate::media::{FrameSink, RgbImage};
 use crate::output::{self, ClipInfo, Existing, Metadata};
 use crate::pipeline::load::Models;
 use crate::pipeline::request::{FileRecord, Job, Request, Spec};
-use crate::pipeline::{Pipeline, Prepared, Residency};
+use crate::pipeline::{Event, Listener, Pipeline, Prepared, Residency};
 use crate::sampler::SamplerKind;
 use crate::{Error, Result, Stop};
 
 pub(super) fn run(args: &GenerateArgs, interrupted: &Arc<AtomicBool>) -> Result<()> {
     let names = Names::new(args.models.offline)?;
-    let mut job = job(args, &names)?;
+    let (mut job, notes) = job(args, &names)?;
     if args.dump_request {
         return print(&to_json(&job)?);
     }
-    if job.request.seed.is_none() {
-        job.request.seed = Some(random_seed());
+    let mut progress = Progress::new(&args.reporting, interrupted);
+    for message in notes {
+        progress.event(Event::Warning { message })?;
     }
-    let output = match &args.output.output {
-        Some(path) => path.clone(),
-        None => default_name(&job.request),
-    };
+    let seed = job.request.seed.unwrap_or_else(random_seed);
+    job.request.seed = Some(seed);
     let OutputFlags { overwrite, no_metadata, tensors_out, .. } = &args.output;
-    let target = Target {
-        path: &output,
-        existing: if *overwrite { Existing::Replace } else { Existing::Refuse },
-        has_metadata: !no_metadata,
-        tensors: tensors_out.as_deref(),
+    let existing = if *overwrite { Existing::Replace } else { Existing::Refuse };
+    let clips = clips(args, &job.request, seed)?;
+    if clips.len() > 1 {
+        // A name that is taken is found before the first clip is made.
+        job.request.validate()?;
+        for (_, path) in &clips {
+            output::check(path, existing)?;
+        }
+    }
+    for (seed, path) in &clips {
+        let mut job = job.clone();
+        job.request.seed = Some(*seed);
+        let target = Target {
+            path,
+            existing,
+            has_metadata: !no_metadata,
+            tensors: tensors_out.as_deref(),
+            is_one_of_many: clips.len() > 1,
+        };
+        make(job, &names, &target, &args.reporting, interrupted)?;
+    }
+    Ok(())
+}
+
+/// The seed and the file of every clip.
+fn clips(args: &GenerateArgs, request: &Request, seed: u64) -> Result<Vec<(u64, PathBuf)>> {
+    let count = args.output.count.unwrap_or(1);
+    let wrong = |reason: &str| Err(Error::request("count", reason.to_owned()));
+    if count == 0 || count > MOST_CLIPS {
+        return wrong(&format!("must be from 1 to {MOST_CLIPS}, got {count}"));
+    }
+    let named = |seed: u64| {
+        let request = Request { seed: Some(seed), ..request.clone() };
+        default_name(&request)
     };
-    make(job, &names, &target, &args.reporting, interrupted)
+    let output = args.output.output.as_deref();
+    if count == 1 {
+        return Ok(vec![(seed, output.map_or_else(|| named(seed), Path::to_path_buf))]);
+    }
+    if output.is_some_and(|path| path.as_os_str() == "-") {
+        return wrong("standard output takes one clip");
+    }
+    if args.output.tensors_out.is_some() {
+        return wrong("--tensors-out is for one clip");
+    }
+    let clips = (0..count).map(|i| {
+        let seed = seed.wrapping_add(i);
+        let path = output.map_or_else(|| named(seed), |path| numbered(path, i + 1, count));
+        (seed, path)
+    });
+    Ok(clips.collect())
+}
+
+/// The most clips of one run.
+const MOST_CLIPS: u64 = 100_000;
+
+/// `clip.gif` becomes `clip-01.gif`, `f_%03d.png` becomes `f_01-%03d.png`.
+fn numbered(path: &Path, number: u64, count: u64) -> PathBuf {
+    let digits = count.to_string().len();
+    let name = path.file_name().unwrap_or_default();
+    let bytes = name.as_encoded_bytes();
+    let pattern = bytes.iter().position(|byte| *byte == b'%');
+    let point = bytes.iter().rposition(|byte| *byte == b'.').filter(|at| *at > 0);
+    // Both are ASCII, so the name may be cut there.
+    let name = name.to_string_lossy();
+    let (at, number) = match (pattern, point) {
+        (Some(at), _) => (at, format!("{number:0digits$}-")),
+        (None, at) => (at.unwrap_or(name.len()), format!("-{number:0digits$}")),
+    };
+    let (before, after) = name.split_at_checked(at).unwrap_or((&name, ""));
+    path.with_file_name(format!("{before}{number}{after}"))
 }
 
 /// Where the clip goes.
@@ -55,6 +117,8 @@ pub(super) struct Target<'a> {
     pub(super) existing: Existing,
     pub(super) has_metadata: bool,
     pub(super) tensors: Option<&'a Path>,
+    /// Whether its JSON is a line among others.
+    pub(super) is_one_of_many: bool,
 }
 
 /// Makes the clip of a complete job.
@@ -105,17 +169,22 @@ pub(super) fn make(
     let device = pipeline.device().clone();
     progress.note(&describe(&job, &prepared, &device, precision));
     // Files of gigabytes are hashed while the network runs; the result is needed at the first frame.
-    let mut hashes = Hashes::start(sources);
+    let loras = files.loras.iter().map(|lora| lora.source.path().to_path_buf()).collect();
+    let mut hashes = Hashes::start(sources.clone(), loras);
+    let has_motion = pipeline.models().unet_config().motion.is_some();
     job.program = Some(program(&device));
     let request = job.request.clone();
     let stop = Stop::from(Arc::clone(interrupted));
     let mut sink = Lazy {
         opened: None,
         open: || {
-            let weights = hashes.join()?;
+            let (weights, lora_hashes) = hashes.join()?;
             check_weights(&job.weights, &weights)?;
             job.weights = weights;
-            let metadata = if target.has_metadata { metadata(&job)? } else { Metadata::default() };
+            let made =
+                Made { files: &files, sources: &sources, lora_hashes: &lora_hashes, has_motion };
+            let metadata =
+                if target.has_metadata { metadata(&job, &made)? } else { Metadata::default() };
             output::open(target.path, &clip, &metadata, target.existing, &stop)
         },
     };
@@ -149,7 +218,9 @@ pub(super) fn make(
     });
     progress.emit(&summary);
     progress.note(&done(&progress.steps, seconds));
-    if reporting.json {
+    if reporting.json && target.is_one_of_many {
+        print(&format!("{summary}\n"))
+    } else if reporting.json {
         print(&to_json(&summary)?)
     } else if target.path.as_os_str() == "-" {
         Ok(())
@@ -170,11 +241,15 @@ fn done(steps: &[Duration], seconds: f64) -> String {
     format!("done in {seconds:.1} s, {rate:.2} steps/s")
 }
 
-/// The job that the flags mean, over a request file if there is one, over a preset's defaults if not.
-fn job(args: &GenerateArgs, names: &Names) -> Result<Job> {
+/// The job that the flags mean, over a request file if there is one, over a preset's defaults if not; and what of the
+/// file could not be taken over.
+fn job(args: &GenerateArgs, names: &Names) -> Result<(Job, Vec<String>)> {
+    let mut notes = Vec::new();
     let mut job = match &args.request {
         Some(path) => {
-            let mut job = Job::from_json(&read_request(path)?)?;
+            let read = import::read(path, args.sampling.sampler.is_some())?;
+            notes = read.notes;
+            let mut job = read.job;
             // A clip's own metadata may be used as a request: then hashes are not a demand.
             job.weights.clear();
             for control in &mut job.request.controls {
@@ -198,6 +273,9 @@ fn job(args: &GenerateArgs, names: &Names) -> Result<Job> {
     if let Some(folder) = &args.lora_dir {
         lora_tags::resolve(&mut job, folder)?;
     }
+    if let Some(folder) = &args.embedding_dir {
+        embeddings::resolve(&mut job, folder)?;
+    }
     if let Some(path) = &args.output.tensors_in {
         let Some(file) = path.to_str().map(str::to_owned) else {
             let reason =
@@ -211,21 +289,7 @@ fn job(args: &GenerateArgs, names: &Names) -> Result<Job> {
         return Err(Error::request("prompt", "is missing")
             .with_hint("animatelcm generate \"a red circle moving right on a black background\""));
     }
-    Ok(job)
-}
-
-/// The text of a request file, which may be a pipe but not without end.
-fn read_request(path: &Path) -> Result<String> {
-    const LONGEST: u64 = 16 << 20;
-    let mut text = String::new();
-    File::open(path)
-        .and_then(|file| file.take(LONGEST + 1).read_to_string(&mut text))
-        .map_err(|e| unreadable("request", path, &e))?;
-    if text.len() as u64 > LONGEST {
-        let reason = format!("{} has more than {LONGEST} bytes", path.display());
-        return Err(Error::request("request", reason));
-    }
-    Ok(text)
+    Ok((job, notes))
 }
 
 fn set<T: Clone>(slot: &mut T, value: Option<&T>) {
@@ -294,13 +358,15 @@ pub(super) fn how(clip: &ClipFlags, flags: &SamplingFlags, request: &mut Request
     set(&mut request.beta_end, flags.beta_end.as_ref());
     set(&mut request.motion_norm, flags.motion_norm.as_ref());
     set(&mut request.clip_skip, flags.clip_skip.as_ref());
-    set_some(&mut request.seed, flags.seed.as_ref());
+    if let Some(seed) = flags.seed {
+        request.seed = seed.number();
+    }
     set(&mut request.rng, flags.rng.as_ref());
     Ok(())
 }
 
 /// Good enough to be different every time; small enough to be typed again.
-fn random_seed() -> u64 {
+pub(super) fn random_seed() -> u64 {
     let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
     let mixed =
         (now.as_nanos() as u64 ^ u64::from(std::process::id())).wrapping_mul(0x9e37_79b9_7f4a_7c15);
@@ -384,4 +450,18 @@ impl<F: FnMut() -> Result<Box<dyn FrameSink + Send>>> FrameSink for Lazy<F> {
 /// A file that the user named cannot be read.
 pub(super) fn unreadable(field: &'static str, path: &Path, error: &std::io::Error) -> Error {
     Error::request(field, format!("{}: {error}", path.display()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn clips_of_one_run_are_numbered() {
+        let name = |path: &str, number, count| numbered(Path::new(path), number, count);
+        assert_eq!(name("a.gif", 1, 4), Path::new("a-1.gif"));
+        assert_eq!(name("d.x/a.b.gif", 3, 12), Path::new("d.x/a.b-03.gif"));
+        assert_eq!(name("d/f_%03d.png", 2, 3), Path::new("d/f_2-%03d.png"));
+        assert_eq!(name("é%d.png", 2, 3), Path::new("é2-%d.png"));
+    }
 }

@@ -5,12 +5,15 @@
 mod args;
 mod bench;
 mod controls;
+mod embeddings;
 mod eval;
 mod generate;
+mod import;
 mod inspect;
 mod lora_tags;
 #[cfg(feature = "hub")]
 mod models;
+mod parameters;
 mod progress;
 mod record;
 mod replay;
@@ -19,13 +22,13 @@ mod tensors;
 #[cfg(feature = "train")]
 mod train;
 mod tune;
+mod typed;
 
 use std::io::Write;
 use std::process::ExitCode;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use clap::Parser;
 use clap::error::ErrorKind;
 
 use crate::{Error, Result};
@@ -35,7 +38,7 @@ pub use tune::Allocator;
 /// Parses the command line, runs it and gives the exit code.
 pub fn main() -> ExitCode {
     tune::at_start();
-    let cli = match Cli::try_parse() {
+    let cli = match typed::parse(std::env::args_os()) {
         Ok(cli) => cli,
         Err(error) => return not_run(&error),
     };
@@ -56,10 +59,8 @@ fn not_run(error: &clap::Error) -> ExitCode {
         return ExitCode::from(error.exit_code() as u8);
     }
     let words: Vec<_> = std::env::args_os().collect();
-    let as_json = words.iter().any(|word| word == "--progress=json")
-        || words.windows(2).any(|pair| pair[0] == "--progress" && pair[1] == "json");
     let error = mistyped(&error.to_string());
-    report(&error, as_json);
+    report(&error, typed::wants_json(&words));
     ExitCode::from(error.kind().exit_code())
 }
 
@@ -68,9 +69,20 @@ fn mistyped(text: &str) -> Error {
     let text = text.strip_prefix("error: ").unwrap_or(text);
     let reason: Vec<&str> =
         text.lines().map(str::trim).take_while(|line| !line.is_empty()).collect();
-    let tip = text.lines().find_map(|line| line.trim().strip_prefix("tip: "));
-    Error::request("command line", reason.join(" "))
-        .with_hint(tip.unwrap_or("--help shows what is known"))
+    let reason = reason
+        .join(" ")
+        .replace("invalid digit found in string", "not a whole number from 0 on")
+        .replace("number too large to fit in target type", "too large a number")
+        .replace("invalid float literal", "not a number");
+    // The tip to put `--` in front has the first letter of the word only, where that is a text.
+    let tip = match text.lines().find_map(|line| line.trim().strip_prefix("tip: ")) {
+        Some(tip) if tip.starts_with("to pass") => {
+            "--help shows what is known; a prompt that begins with a dash is given with -p, a file as ./-name"
+        }
+        Some(tip) => tip,
+        None => "--help shows what is known",
+    };
+    Error::request("command line", reason).with_hint(tip)
 }
 
 fn run(cli: Cli, interrupted: &Arc<AtomicBool>) -> Result<()> {
@@ -149,7 +161,7 @@ mod tests {
     fn what_was_mistyped_fits_on_a_line() {
         let parse = |words: &[&str]| {
             let words = ["animatelcm", "generate"].iter().chain(words);
-            mistyped(&Cli::try_parse_from(words).unwrap_err().to_string())
+            mistyped(&typed::parse(words.copied()).unwrap_err().to_string())
         };
         let error = parse(&["x", "--fram", "4"]);
         assert_eq!(error.to_string(), "command line: unexpected argument '--fram' found");
@@ -157,7 +169,16 @@ mod tests {
         let error = parse(&["x", "--progress", "loud"]);
         assert!(error.to_string().contains("[possible values: auto, bar, json, none]"), "{error}");
         let error = parse(&["x", "--frames", "many"]);
-        assert!(error.to_string().contains("'many'"), "{error}");
+        assert!(
+            error.to_string().ends_with("'--frames <N>': not a whole number from 0 on"),
+            "{error}"
+        );
         assert!(error.hint().is_some());
+        let error = parse(&["x", "-W", "-64"]);
+        assert!(error.to_string().contains("'-64'"), "{error}");
+        assert!(parse(&["-blurry"]).hint().unwrap().contains("-p"));
+        let error = parse(&["x", "-n", "--seed", "1"]);
+        assert!(error.to_string().contains("`--seed` is a flag itself"), "{error}");
+        assert_eq!(error.hint().as_deref(), Some("-n=--seed takes it as the value"));
     }
 }

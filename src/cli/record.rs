@@ -1,15 +1,17 @@
 //! What a finished clip says about itself, and the check of it when the clip is made again.
 
-use std::fmt::Write;
-use std::path::Path;
+use std::fs::File;
+use std::io::{self, Read};
+use std::path::PathBuf;
 use std::thread::JoinHandle;
 
 use candle_core::Device;
+use sha2::{Digest, Sha256};
 
+use super::parameters::{self, Made};
 use crate::output::Metadata;
 use crate::pipeline::request::{FileRecord, Job, Program};
-use crate::sampler::SamplerKind;
-use crate::weights::{Source, sha256};
+use crate::weights::{Archive, Source, sha256};
 use crate::{Error, Result};
 
 /// A device's kind.
@@ -31,63 +33,32 @@ pub(super) fn program(device: &Device) -> Program {
 }
 
 /// The texts that travel in the file.
-pub(super) fn metadata(job: &Job) -> Result<Metadata> {
+pub(super) fn metadata(job: &Job, made: &Made<'_>) -> Result<Metadata> {
     let json = serde_json::to_string(job)
         .map_err(|e| Error::Encode { format: "json", reason: e.to_string() })?;
-    Ok(Metadata { request_json: json, parameters: parameters(job) })
+    Ok(Metadata { request_json: json, parameters: parameters::text(job, made) })
 }
 
-/// The request as A1111 writes it.
-fn parameters(job: &Job) -> String {
-    let request = &job.request;
-    let mut text = request.prompt.clone();
-    if !request.negative_prompt.is_empty() {
-        text.push_str("\nNegative prompt: ");
-        text.push_str(&request.negative_prompt);
-    }
-    let sampler = match request.sampler {
-        SamplerKind::Lcm => "LCM",
-        SamplerKind::Ddim => "DDIM",
-        SamplerKind::Euler => "Euler",
-        SamplerKind::EulerAncestral => "Euler a",
-        SamplerKind::Heun => "Heun",
-        SamplerKind::Dpmpp2m => "DPM++ 2M",
-    };
-    let stem = |file: &str| {
-        let stem = Path::new(file).file_stem().unwrap_or_default();
-        stem.to_string_lossy().into_owned()
-    };
-    let model = job.models.model.as_deref().map_or_else(|| "pocket".to_owned(), stem);
-    // Writing to a string cannot fail.
-    let _ = write!(
-        text,
-        "\nSteps: {}, Sampler: {sampler}, CFG scale: {}, Seed: {}, Size: {}x{}, Model: {model}",
-        request.steps,
-        request.cfg_scale,
-        request.seed.unwrap_or_default(),
-        request.width.unwrap_or_default(),
-        request.height.unwrap_or_default(),
-    );
-    if let Some(hash) = job.weights.first().and_then(|file| file.sha256.as_ref()) {
-        let _ = write!(text, ", Model hash: {}", hash.get(..10).unwrap_or(hash));
-    }
-    let _ = write!(
-        text,
-        ", Frames: {}, FPS: {}, Version: animatelcm {}",
-        request.frames,
-        request.fps,
-        env!("CARGO_PKG_VERSION")
-    );
-    text
-}
+/// The hash that A1111 has for each LoRA.
+pub(super) type LoraHashes = Vec<(Source, String)>;
+
+/// What the thread finds.
+type Found = (Vec<FileRecord>, LoraHashes);
 
 /// The hashes of weight files, on their way in a thread of their own.
-pub(super) struct Hashes(Option<JoinHandle<Result<Vec<FileRecord>>>>);
+pub(super) struct Hashes(Option<JoinHandle<Result<Found>>>);
 
 impl Hashes {
-    pub(super) fn start(sources: Vec<Source>) -> Self {
+    /// `loras` are the files or folders of those sources that are LoRAs.
+    pub(super) fn start(sources: Vec<Source>, loras: Vec<PathBuf>) -> Self {
         Self(Some(std::thread::spawn(move || {
-            sources
+            let is_lora = |source: &&Source| matches!(source, Source::File(path) if loras.iter().any(|lora| path.starts_with(lora)));
+            let loras = sources
+                .iter()
+                .filter(is_lora)
+                .map(|source| Ok((source.clone(), lora_hash(source)?)))
+                .collect::<Result<_>>()?;
+            let records = sources
                 .iter()
                 .map(|source| {
                     let file = source.path().file_name().unwrap_or_default();
@@ -99,16 +70,43 @@ impl Hashes {
                     let hash = sha256(source, &crate::Stop::default())?;
                     Ok(FileRecord { file, sha256: Some(hash) })
                 })
-                .collect()
+                .collect::<Result<_>>()?;
+            Ok((records, loras))
         })))
     }
 
-    pub(super) fn join(&mut self) -> Result<Vec<FileRecord>> {
+    pub(super) fn join(&mut self) -> Result<Found> {
         match self.0.take().map(JoinHandle::join) {
-            Some(Ok(records)) => records,
+            Some(Ok(hashes)) => hashes,
             _ => Err(Error::Encode { format: "sha256", reason: "the hashing thread died".into() }),
         }
     }
+}
+
+/// A LoRA's hash as A1111 and Kohya's tools count it: of a safetensors file without its header, so that metadata do not
+/// matter, unless the metadata have it; of another file as it is.
+fn lora_hash(source: &Source) -> Result<String> {
+    let path = source.path();
+    if path.extension().is_none_or(|extension| extension != "safetensors") {
+        return sha256(source);
+    }
+    if let Some(hash) = Archive::open(source)?.metadata().get("sshs_model_hash")
+        && hash.len() == 64
+        && hash.bytes().all(|byte| byte.is_ascii_hexdigit())
+    {
+        return Ok(hash.to_lowercase());
+    }
+    let read = || {
+        let mut file = File::open(path)?;
+        let mut length = [0; 8];
+        file.read_exact(&mut length)?;
+        let mut header = file.by_ref().take(u64::from_le_bytes(length));
+        io::copy(&mut header, &mut io::sink())?;
+        let mut hash = Sha256::new();
+        io::copy(&mut file, &mut hash)?;
+        Ok(format!("{:x}", hash.finalize()))
+    };
+    read().map_err(Error::file(path))
 }
 
 /// A clip can only be made again with the weights that it was made with.

@@ -22,6 +22,7 @@ pub(super) fn run(args: &ReplayArgs, interrupted: &Arc<AtomicBool>) -> Result<()
         existing: if args.overwrite { Existing::Replace } else { Existing::Refuse },
         has_metadata: true,
         tensors: None,
+        is_one_of_many: false,
     };
     make(job, &Names::new(true)?, &target, &args.reporting, interrupted)
 }

@@ -1,0 +1,195 @@
+//! AUTOMATIC1111's parameters: prompt, negative prompt, and a line of fields.
+
+use super::Imported;
+use crate::pipeline::request::Request;
+use crate::rng::RngKind;
+use crate::sampler::SamplerKind;
+use crate::spelling::bare;
+
+/// Fewer fields do not make a line of fields.
+const FEWEST: usize = 3;
+
+/// Whether a text is what A1111 writes.
+pub(super) fn is_parameters(text: &str) -> bool {
+    text.trim().lines().last().is_some_and(|line| fields(line).len() >= FEWEST)
+}
+
+/// The request that a text describes.
+pub(super) fn request(text: &str, has_sampler: bool) -> Result<Imported, String> {
+    let mut lines: Vec<&str> = text.trim().lines().collect();
+    let fields = lines.pop().map(fields).unwrap_or_default();
+    let (mut prompt, mut negative) = (Vec::new(), None::<Vec<&str>>);
+    for line in lines {
+        match (line.trim().strip_prefix("Negative prompt:"), &mut negative) {
+            (Some(rest), None) => negative = Some(vec![rest.trim()]),
+            (_, Some(negative)) => negative.push(line.trim()),
+            (None, None) => prompt.push(line.trim()),
+        }
+    }
+    let mut request = Request {
+        prompt: prompt.join("\n"),
+        negative_prompt: negative.unwrap_or_default().join("\n"),
+        // What A1111 does not write is its default.
+        rng: RngKind::Cuda,
+        ..Request::default()
+    };
+    let field = |key: &str| fields.iter().find(|(found, _)| found == key).map(|(_, v)| v.as_str());
+    if let Some(steps) = number(field("Steps"), "Steps")? {
+        request.steps = steps;
+    }
+    if let Some(scale) = number(field("CFG scale"), "CFG scale")? {
+        request.cfg_scale = scale;
+    }
+    request.seed = number(field("Seed"), "Seed")?;
+    if let Some(size) = field("Size") {
+        let sides =
+            size.split_once('x').and_then(|(w, h)| Some((w.parse().ok()?, h.parse().ok()?)));
+        let (width, height) = sides.ok_or_else(|| format!("`Size: {size}` is no size"))?;
+        (request.width, request.height) = (Some(width), Some(height));
+    }
+    // A1111 counts from the last layer, which is 1.
+    let skip: Option<usize> = number(field("Clip skip"), "Clip skip")?;
+    request.clip_skip = skip.unwrap_or(1).saturating_sub(1);
+    if field("RNG") == Some("CPU") {
+        request.rng = RngKind::Cpu;
+    }
+    if let Some(name) = field("Sampler").filter(|_| !has_sampler) {
+        let (sampler, spacing) = SamplerKind::with_spacing(name)
+            .map_err(|error| format!("{error}; --sampler chooses another"))?;
+        (request.sampler, request.spacing) = (sampler, spacing);
+        if let Some(kind) = field("Schedule type") {
+            request.spacing = match bare(kind).as_str() {
+                "automatic" if sampler == SamplerKind::Dpmpp2m => {
+                    Some(crate::schedule::Spacing::Karras)
+                }
+                "automatic" | "ddim" => spacing,
+                _ => Some(kind.parse().map_err(|error| format!("Schedule type: {error}"))?),
+            };
+        }
+    }
+    // Its extension for AnimateDiff has fields of its own in one.
+    let inner = |key: &str| {
+        let prefix = format!("{key}: ");
+        field("AnimateDiff")?.split(", ").find_map(|part| part.strip_prefix(prefix.as_str()))
+    };
+    if let Some(frames) = number(inner("video_length"), "video_length")?.filter(|n| *n > 0) {
+        request.frames = frames;
+    }
+    if let Some(fps) = number(inner("fps"), "fps")? {
+        request.fps = fps;
+    }
+    let mut notes = Vec::new();
+    if let Some(model) = field("Model").filter(|model| *model != "pocket") {
+        notes.push(format!(
+            "was made with the model `{model}`; --model and --checkpoint say what is used"
+        ));
+    }
+    for key in
+        ["Denoising strength", "Hires upscale", "Variation seed", "Refiner", "VAE", "ControlNet 0"]
+    {
+        if let Some(value) = field(key) {
+            notes.push(format!("`{key}: {value}` is not taken over"));
+        }
+    }
+    Ok(Imported::foreign(request, notes))
+}
+
+fn number<T: std::str::FromStr>(value: Option<&str>, key: &str) -> Result<Option<T>, String> {
+    value
+        .map(|value| value.parse().map_err(|_| format!("`{key}: {value}` is no number")))
+        .transpose()
+}
+
+/// The fields of a line, as A1111's regular expression `\s*(\w[\w \-/]+):\s*("(?:\\.|[^\\"])+"|[^,]*)(?:,|$)` finds them;
+/// none where something is no field.
+fn fields(line: &str) -> Vec<(String, String)> {
+    let is_word = |c: char| c.is_alphanumeric() || c == '_';
+    let mut fields = Vec::new();
+    let mut rest = line.trim();
+    while !rest.is_empty() {
+        let Some((key, after)) = rest.split_once(':') else { return vec![] };
+        let is_key = key.starts_with(is_word)
+            && key.chars().nth(1).is_some()
+            && key.chars().all(|c| is_word(c) || matches!(c, ' ' | '-' | '/'));
+        if !is_key {
+            return vec![];
+        }
+        let value = after.trim_start();
+        let quoted = closing(value).filter(|end| {
+            value.get(*end..).is_some_and(|after| after.is_empty() || after.starts_with(','))
+        });
+        let end = quoted.or_else(|| value.find(',')).unwrap_or(value.len());
+        let (value, after) = value.split_at(end);
+        let value = match quoted {
+            Some(_) => serde_json::from_str(value).unwrap_or_else(|_| value.to_owned()),
+            None => value.trim_end().to_owned(),
+        };
+        fields.push((key.to_owned(), value));
+        rest = after.strip_prefix(',').unwrap_or(after).trim_start();
+    }
+    fields
+}
+
+/// Where a text in double quotes ends that a text begins with.
+fn closing(text: &str) -> Option<usize> {
+    let mut escaped = false;
+    text.strip_prefix('"')?.char_indices().find_map(|(at, c)| {
+        let closes = c == '"' && !escaped;
+        escaped = c == '\\' && !escaped;
+        closes.then_some(at + 2)
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::schedule::Spacing;
+
+    const TEXT: &str = "a cat, (big:1.2) <lora:x:0.8>,\nmore: words\nNegative prompt: blurry,\nbad\nSteps: 20, Sampler: \
+                        DPM++ 2M Karras, CFG scale: 7.5, Seed: 1234567890, Size: 512x768, Model hash: 0123456789, \
+                        Model: \"a, b: c\", Clip skip: 2, Lora hashes: \"x: abc, y: def\", Version: v1.6.0";
+
+    #[test]
+    fn an_infotext_becomes_a_request() {
+        assert!(is_parameters(TEXT));
+        let Imported { job, notes } = request(TEXT, false).unwrap();
+        let request = job.request;
+        assert_eq!(request.prompt, "a cat, (big:1.2) <lora:x:0.8>,\nmore: words");
+        assert_eq!(request.negative_prompt, "blurry,\nbad");
+        assert_eq!(
+            (request.steps, request.cfg_scale, request.seed),
+            (20, 7.5, Some(1_234_567_890))
+        );
+        assert_eq!((request.width, request.height, request.clip_skip), (Some(512), Some(768), 1));
+        assert_eq!(
+            (request.sampler, request.spacing),
+            (SamplerKind::Dpmpp2m, Some(Spacing::Karras))
+        );
+        assert_eq!(request.rng, RngKind::Cuda);
+        assert_eq!(notes.len(), 1);
+        assert!(notes[0].contains("`a, b: c`"), "{notes:?}");
+    }
+
+    #[test]
+    fn newer_fields_and_those_of_animate_diff_are_known() {
+        let text = "x\nSteps: 4, Sampler: Euler, Schedule type: SGM Uniform, CFG scale: 1, Seed: 7, Size: 64x64, RNG: CPU, \
+                    AnimateDiff: \"enable: True, model: mm.ckpt, video_length: 24, fps: 12, stride: 1\"";
+        let request = request(text, false).unwrap().job.request;
+        assert_eq!((request.frames, request.fps, request.rng), (24, 12.0, RngKind::Cpu));
+        assert_eq!(request.spacing, Some(Spacing::Trailing));
+        assert_eq!((request.clip_skip, request.negative_prompt.as_str()), (0, ""));
+    }
+
+    #[test]
+    fn what_cannot_be_done_is_named() {
+        let text = "x\nSteps: 4, Sampler: Heun, CFG scale: 1";
+        let error = |text: &str| request(text, false).err().unwrap();
+        assert!(error(text).contains("`Heun`"));
+        assert!(request(text, true).is_ok(), "another sampler was chosen");
+        assert!(error("x\nSteps: many, Sampler: LCM, CFG scale: 1").contains("Steps: many"));
+        assert!(error("x\nSteps: 4, Sampler: LCM, Size: big").contains("Size: big"));
+        assert!(
+            !is_parameters("a cat: big, a dog") && !is_parameters("") && !is_parameters("Steps: 4")
+        );
+    }
+}

@@ -10,7 +10,7 @@ use animatelcm::hub::{Authority, Checked, Event, Hub, Settings, State};
 use animatelcm::{Error, ErrorKind};
 use tempfile::TempDir;
 
-use crate::support::hub_server::{COMMIT, Fault, HubServer, sha256};
+use crate::support::hub_server::{Asked, COMMIT, Fault, HubServer, sha256};
 
 const CONFIG: &[u8] = b"{\"sample_size\": 64}\n";
 
@@ -218,7 +218,9 @@ fn a_partial_file_that_is_complete_is_finished() {
     fs::write(bench.partial(), weights()).unwrap();
     let path = pull(&bench.client()).unwrap();
     assert_eq!(fs::read(path.join("weights.safetensors")).unwrap(), weights());
-    assert_eq!(bench.server.asked().pop().unwrap().range.as_deref(), Some("bytes=799999-"));
+    let asked = bench.server.asked();
+    let transfers = asked.iter().filter(|asked| asked.is_transfer()).count();
+    assert_eq!(transfers, 1, "only the small file's: {asked:?}");
 }
 
 #[test]
@@ -282,7 +284,8 @@ fn another_commit_than_the_pinned_one_is_refused() {
 
 #[test]
 fn names_from_the_server_do_not_leave_the_cache() {
-    for etag in ["../../../evil", "/evil", "a/../../evil", "", "."] {
+    let long = "a".repeat(5000);
+    for etag in ["../../../evil", "/evil", "a/../../evil", "", ".", "a.part", "a.lock", &long] {
         let bench = Bench::published();
         bench.server.publish("owner/model", "vae/config.json", CONFIG, etag, false);
         let error = pull(&bench.client()).unwrap_err();
@@ -365,6 +368,183 @@ fn the_token_is_sent_to_the_hub() {
     settings.cache = hub;
     pull(&Bench::client_of(settings, sound_manifest())).unwrap();
     assert!(bench.server.asked().iter().all(|asked| asked.token.is_none()));
+}
+
+/// Pulls with a token from a hub that keeps large files at `place`.
+fn pull_from_elsewhere(place: &HubServer, silent: bool) -> Bench {
+    let bench = Bench::published();
+    place.large("owner/model", "weights.safetensors", &weights());
+    bench.server.keep_elsewhere(&place.endpoint(), silent);
+    let mut settings = bench.settings();
+    settings.token = Some("hf_test".to_owned());
+    let path = pull(&Bench::client_of(settings, sound_manifest())).unwrap();
+    assert_eq!(fs::read(path.join("weights.safetensors")).unwrap(), weights());
+    bench
+}
+
+#[test]
+fn the_token_is_for_the_hub_alone() {
+    // Another host, and another port of the same one; asked for the size as well, or for contents only.
+    for host in ["127.0.0.2", "127.0.0.1"] {
+        for silent in [false, true] {
+            let place = HubServer::start_at(host);
+            let bench = pull_from_elsewhere(&place, silent);
+            let seen = place.asked();
+            assert_eq!(seen.len(), if silent { 2 } else { 1 }, "{host} {silent}: {seen:?}");
+            assert!(seen.iter().all(|asked| asked.token.is_none()), "{host} {silent}: {seen:?}");
+            let asked = bench.server.asked();
+            assert!(asked.iter().all(|asked| asked.token.is_some()), "{host} {silent}: {asked:?}");
+        }
+    }
+    // The hub itself under its own address is no stranger.
+    let bench = Bench::published();
+    let mut settings = bench.settings();
+    settings.token = Some("hf_test".to_owned());
+    pull(&Bench::client_of(settings, sound_manifest())).unwrap();
+    assert!(bench.server.asked().iter().all(|asked| asked.token.is_some()));
+}
+
+#[test]
+fn a_token_that_was_left_behind_does_not_come_back() {
+    // The hub leads to a stranger, and that one back to the hub.
+    let (bench, stranger) = (Bench::published(), HubServer::start_at("127.0.0.2"));
+    let back = format!("{}/cdn/owner/model/weights.safetensors", bench.server.endpoint());
+    stranger.redirect(Some(&back));
+    bench.server.keep_elsewhere(&stranger.endpoint(), true);
+    let mut settings = bench.settings();
+    settings.token = Some("hf_test".to_owned());
+    pull(&Bench::client_of(settings, sound_manifest())).unwrap();
+    assert!(stranger.asked().iter().all(|asked| asked.token.is_none()));
+    for asked in bench.server.asked() {
+        assert_eq!(asked.token.is_none(), asked.path.starts_with("/cdn/"), "{asked:?}");
+    }
+}
+
+#[test]
+fn redirects_end() {
+    for (location, words, requests) in [
+        (Some("/again?%"), "redirects more than 10 times", 11),
+        (Some("?%"), "redirects more than 10 times", 11),
+        (None, "redirects without saying where to", 1),
+        (Some(""), "redirects without saying where to", 1),
+        (Some("file:///etc/passwd"), "no address of the web", 1),
+        (Some("https://"), "no address of the web", 1),
+    ] {
+        let bench = Bench::new();
+        bench.server.redirect(location);
+        let entry = manifest(COMMIT, "", &sha256(CONFIG), &sha256(&weights()));
+        let error = pull(&Bench::client_of(bench.settings(), entry)).unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::Weights, "{location:?}: {error}");
+        assert!(error.to_string().contains(words), "{location:?}: {error}");
+        assert_eq!(bench.server.asked().len(), requests, "{location:?}");
+    }
+}
+
+#[test]
+fn no_more_bytes_are_taken_than_were_announced() {
+    for fault in [Fault::Endless, Fault::Longer] {
+        let bench = Bench::published();
+        bench.server.fail(&[Fault::Cut(usize::MAX), fault]);
+        let mut most = 0;
+        let error = bench
+            .client()
+            .pull("tiny", None, &mut |event| {
+                if let Event::Download { done, .. } = event {
+                    most = most.max(*done);
+                }
+                ControlFlow::Continue(())
+            })
+            .unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::Refused, "{fault:?}: {error}");
+        let message = error.to_string();
+        assert!(message.starts_with("owner/model/weights.safetensors: "), "{fault:?}: {message}");
+        assert!(message.contains("more bytes than it announced"), "{fault:?}: {message}");
+        assert!(most <= 800_000, "{fault:?}: {most}");
+        assert!(!bench.partial().exists(), "{fault:?}");
+        pull(&bench.client()).unwrap();
+    }
+}
+
+#[test]
+fn a_compressed_body_is_refused() {
+    let bench = Bench::published();
+    bench.server.fail(&[Fault::Cut(usize::MAX), Fault::Compressed]);
+    let error = pull(&bench.client()).unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Weights, "{error}");
+    assert!(error.to_string().contains("another encoding"), "{error}");
+    let asked = bench.server.asked();
+    assert!(asked.iter().all(|a| a.encodings.as_deref() == Some("identity")), "{asked:?}");
+}
+
+#[test]
+fn a_range_that_was_not_asked_for_is_refused() {
+    let bench = Bench::published();
+    bench.server.fail(&[Fault::Cut(usize::MAX), Fault::Cut(300_000), Fault::Shifted]);
+    let mut settings = bench.settings();
+    settings.retries = 1;
+    let error = pull(&Bench::client_of(settings, sound_manifest())).unwrap_err();
+    assert!(error.to_string().contains("another range"), "{error}");
+    // What had arrived before is still good.
+    assert_eq!(fs::metadata(bench.partial()).unwrap().len(), 300_000);
+    pull(&bench.client()).unwrap();
+}
+
+#[test]
+fn a_server_that_begins_anew_each_time_is_given_up() {
+    let bench = Bench::published();
+    let mut faults = vec![Fault::Cut(usize::MAX)];
+    // It never gets beyond the second attempt.
+    faults.extend([Fault::Cut(300_000), Fault::IgnoresRangeUntil(200_000)]);
+    faults.extend([Fault::IgnoresRangeUntil(300_000), Fault::IgnoresRangeUntil(100_000)]);
+    bench.server.fail(&faults);
+    let mut settings = bench.settings();
+    settings.retries = 1;
+    let error = pull(&Bench::client_of(settings, sound_manifest())).unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Weights, "{error}");
+    let asked = bench.server.asked();
+    let large = |asked: &&Asked| asked.is_transfer() && asked.path.starts_with("/cdn/");
+    assert_eq!(asked.iter().filter(large).count(), 3, "{asked:?}");
+}
+
+#[test]
+fn a_file_of_no_bytes_is_a_file() {
+    let bench = Bench::published();
+    bench.server.small("owner/model", "vae/config.json", b"");
+    let entry = manifest(COMMIT, "", &sha256(b""), &sha256(&weights()));
+    let path = pull(&Bench::client_of(bench.settings(), entry)).unwrap();
+    assert_eq!(fs::read(path.join("vae/config.json")).unwrap(), b"");
+}
+
+#[test]
+fn two_pulls_at_once_both_succeed_and_share_the_transfer() {
+    let bench = Bench::published();
+    bench.server.slow_down();
+    std::thread::scope(|scope| {
+        let pulls: Vec<_> = (0..2).map(|_| scope.spawn(|| pull(&bench.client()))).collect();
+        for pulled in pulls {
+            let path = pulled.join().unwrap().unwrap();
+            assert_eq!(fs::read(path.join("weights.safetensors")).unwrap(), weights());
+        }
+    });
+    let asked = bench.server.asked();
+    let large = |asked: &&Asked| asked.is_transfer() && asked.path.starts_with("/cdn/");
+    assert_eq!(asked.iter().filter(large).count(), 1, "{asked:?}");
+}
+
+#[test]
+fn what_a_killed_pull_has_left_of_its_record_is_removed() {
+    let bench = Bench::published();
+    pull(&bench.client()).unwrap();
+    let draft = bench.repo("owner/model").join("animatelcm.json.part");
+    fs::write(&draft, "{").unwrap();
+    // Not while somebody writes it.
+    let lock = fs::File::create(bench.repo("owner/model").join("animatelcm.lock")).unwrap();
+    lock.lock().unwrap();
+    pull(&bench.client()).unwrap();
+    assert!(draft.exists());
+    drop(lock);
+    pull(&bench.client()).unwrap();
+    assert!(!draft.exists());
 }
 
 #[test]
@@ -732,6 +912,31 @@ mod command_line {
         let unknown = run(&bench, &["pull", "animatlcm"]);
         assert_eq!(code(&unknown), 2);
         assert!(stderr(&unknown).starts_with("error: model: `animatlcm` is not in the manifest\n"));
+    }
+
+    #[test]
+    #[cfg(unix)]
+    fn a_manifest_that_never_ends_is_not_read() {
+        let bench = Bench::new();
+        let path = |name: &str| bench.cache.path().join(name);
+        std::os::unix::fs::symlink("/dev/zero", path("zero.toml")).unwrap();
+        assert!(Command::new("mkfifo").arg(path("fifo.toml")).status().unwrap().success());
+        for name in ["zero.toml", "fifo.toml"] {
+            let pulled = run(&bench, &["pull", path(name).to_str().unwrap()]);
+            assert_eq!(code(&pulled), 2, "{}", stderr(&pulled));
+            let words = format!("{name}: is not an ordinary file\n");
+            assert!(stderr(&pulled).ends_with(&words), "{}", stderr(&pulled));
+        }
+    }
+
+    #[test]
+    fn a_strange_redirect_is_one_line() {
+        let bench = Bench::new();
+        bench.server.redirect(None);
+        let pulled = run(&bench, &["pull", "taesd"]);
+        assert_eq!(code(&pulled), 3);
+        assert_eq!(stderr(&pulled).lines().count(), 1, "{}", stderr(&pulled));
+        assert!(stderr(&pulled).starts_with("error: taesd: "), "{}", stderr(&pulled));
     }
 
     #[test]

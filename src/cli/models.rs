@@ -167,7 +167,8 @@ fn known(name: &str, hub: &mut Hub) -> Result<String> {
     if path.extension().is_none_or(|extension| extension != "toml") {
         return hub.catalog().find(name).map(|entry| entry.name().to_owned());
     }
-    let text = std::fs::read_to_string(path).map_err(Error::file(path))?;
+    let text = crate::files::read_text(path)
+        .map_err(|e| Error::request("model", format!("{}: {e}", path.display())))?;
     let entry = Entry::parse(&text, path)?;
     let name = entry.name().to_owned();
     hub.insert(entry);
@@ -213,7 +214,7 @@ fn settings_from(
     settings.token = set("HF_TOKEN")
         .or_else(|| set("HUGGING_FACE_HUB_TOKEN"))
         .map(|token| token.to_string_lossy().into_owned())
-        .or_else(|| std::fs::read_to_string(token_file?).ok())
+        .or_else(|| crate::files::read_text(&token_file?).ok())
         .map(|token| token.trim().to_owned())
         .filter(|token| !token.is_empty());
     settings.offline = set("HF_HUB_OFFLINE").is_some_and(|value| {

@@ -8,14 +8,58 @@ use std::collections::BTreeMap;
 use std::fs;
 use std::io::Write;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
+use hf_hub::{Cache, Repo, RepoType};
 use serde::{Deserialize, Serialize};
 
 use super::manifest::{Digest, File, Model, Source, is_sha256};
-use crate::{Error, Result};
+use crate::{Error, Result, files};
 
 /// Our record beside a repository's folders.
 const RECORDS: &str = "animatelcm.json";
+
+/// The record that is being written.
+const RECORDS_DRAFT: &str = "animatelcm.json.part";
+
+/// Held while it is.
+const RECORDS_LOCK: &str = "animatelcm.lock";
+
+/// An exclusive lock among programs, which ends with its holder. The file stays.
+#[derive(Debug)]
+pub(super) struct Lock {
+    _file: fs::File,
+}
+
+impl Lock {
+    /// Takes a lock; `None` while another program has it.
+    pub(super) fn take(path: &Path) -> Result<Option<Self>> {
+        if let Some(folder) = path.parent() {
+            fs::create_dir_all(folder).map_err(Error::file(folder))?;
+        }
+        let mut options = fs::OpenOptions::new();
+        let options = options.write(true).create(true).truncate(false);
+        let file = options.open(path).map_err(Error::file(path))?;
+        match file.try_lock() {
+            Err(fs::TryLockError::WouldBlock) => Ok(None),
+            // A file system without locks has to do without.
+            Ok(()) | Err(fs::TryLockError::Error(_)) => Ok(Some(Self { _file: file })),
+        }
+    }
+
+    /// Takes a lock that nobody holds for long.
+    fn wait(path: &Path) -> Result<Self> {
+        const PAUSE: Duration = Duration::from_millis(20);
+        for _ in 0..250 {
+            if let Some(lock) = Self::take(path)? {
+                return Ok(lock);
+            }
+            std::thread::sleep(PAUSE);
+        }
+        let kind = std::io::Error::from(std::io::ErrorKind::WouldBlock);
+        Err(Error::file(path)(kind).with_hint("another program holds this lock"))
+    }
+}
 
 /// What a file was when it was pulled.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -34,12 +78,52 @@ struct Records {
 /// The folder of one repository.
 #[derive(Clone, Debug)]
 pub(super) struct Folder {
+    cache: Cache,
+    repo: String,
     root: PathBuf,
 }
 
 impl Folder {
     pub(super) fn new(cache: &Path, repo: &str) -> Self {
-        Self { root: cache.join(format!("models--{}", repo.replace('/', "--"))) }
+        let root = cache.join(Repo::model(repo.to_owned()).folder_name());
+        Self { cache: Cache::new(cache.to_path_buf()), repo: repo.to_owned(), root }
+    }
+
+    /// Removes what a killed program has left of its record.
+    pub(super) fn sweep(&self) {
+        let draft = self.root.join(RECORDS_DRAFT);
+        if draft.exists() && matches!(Lock::take(&self.root.join(RECORDS_LOCK)), Ok(Some(_))) {
+            // If it cannot be removed, the next record replaces it.
+            let _ = fs::remove_file(&draft);
+        }
+    }
+
+    /// Makes a blob a file of a snapshot: a relative link, or the blob itself where links are not possible.
+    pub(super) fn point(&self, commit: &str, path: &str, blob: &Path) -> Result<()> {
+        let pointer = self.pointer(commit, path);
+        if let Some(folder) = pointer.parent() {
+            fs::create_dir_all(folder).map_err(Error::file(folder))?;
+        }
+        // From `snapshots/COMMIT` and the file's folders below it.
+        let mut target: PathBuf = path.split('/').map(|_| "..").collect();
+        target.push("..");
+        target.push(blob.strip_prefix(&self.root).unwrap_or(blob));
+        if fs::read_link(&pointer).is_ok_and(|found| found == target) {
+            return Ok(());
+        }
+        // A pointer to nothing would be in the way, and one to other bytes would stay.
+        if fs::symlink_metadata(&pointer).is_ok() {
+            fs::remove_file(&pointer).map_err(Error::file(&pointer))?;
+        }
+        link(&target, &pointer, blob).map_err(Error::file(&pointer))
+    }
+
+    /// Records which commit a source's revision is.
+    pub(super) fn name(&self, source: Source<'_>, commit: &str) -> Result<()> {
+        let revision = source.revision.to_owned();
+        let repo = Repo::with_revision(self.repo.clone(), RepoType::Model, revision);
+        let path = self.root.join("refs").join(source.revision);
+        self.cache.repo(repo).create_ref(commit).map_err(Error::file(path))
     }
 
     /// The commits of which a source's files may be here, the best first.
@@ -50,7 +134,7 @@ impl Folder {
         }
         // Somebody may have fetched the same files under a branch.
         for branch in [source.revision, "main"] {
-            if let Ok(commit) = fs::read_to_string(self.root.join("refs").join(branch)) {
+            if let Ok(commit) = files::read_text(&self.root.join("refs").join(branch)) {
                 let commit = commit.trim().to_owned();
                 let plain = !commit.is_empty() && commit.bytes().all(|b| b.is_ascii_hexdigit());
                 if plain && !commits.contains(&commit) {
@@ -90,6 +174,7 @@ impl Folder {
     }
 
     pub(super) fn remember(&self, commit: &str, path: &str, record: Record) -> Result<()> {
+        let _lock = Lock::wait(&self.root.join(RECORDS_LOCK))?;
         let mut records = self.records();
         records.files.insert(format!("{commit}/{path}"), record);
         self.write_records(&records)
@@ -97,20 +182,20 @@ impl Folder {
 
     /// A record that cannot be read is as good as none: it only makes the next check weaker.
     fn records(&self) -> Records {
-        fs::read(self.root.join(RECORDS))
+        files::read(&self.root.join(RECORDS), files::MOST_TEXT)
             .ok()
             .and_then(|bytes| serde_json::from_slice(&bytes).ok())
             .unwrap_or_default()
     }
 
+    /// To be called with the lock.
     fn write_records(&self, records: &Records) -> Result<()> {
-        let path = self.root.join(RECORDS);
+        let (path, draft) = (self.root.join(RECORDS), self.root.join(RECORDS_DRAFT));
         let complain = |e: std::io::Error| Error::file(&path)(e);
-        let mut file = tempfile::NamedTempFile::new_in(&self.root).map_err(complain)?;
+        let mut file = fs::File::create(&draft).map_err(complain)?;
         serde_json::to_writer_pretty(&mut file, records).map_err(|e| complain(e.into()))?;
-        file.write_all(b"\n").map_err(complain)?;
-        file.persist(&path).map_err(|e| complain(e.error))?;
-        Ok(())
+        file.write_all(b"\n").and_then(|()| file.sync_all()).map_err(complain)?;
+        fs::rename(&draft, &path).map_err(complain)
     }
 
     /// Removes a file of one snapshot and its bytes, unless another snapshot still points to them.
@@ -139,6 +224,7 @@ impl Folder {
                 let _ = fs::remove_file(blob.with_extension("lock"));
             }
         }
+        let _lock = Lock::wait(&self.root.join(RECORDS_LOCK))?;
         let mut records = self.records();
         if records.files.remove(&format!("{commit}/{path}")).is_some() {
             self.write_records(&records)?;
@@ -194,6 +280,21 @@ impl Folder {
         }
         found
     }
+}
+
+#[cfg(unix)]
+fn link(target: &Path, pointer: &Path, _: &Path) -> std::io::Result<()> {
+    std::os::unix::fs::symlink(target, pointer)
+}
+
+#[cfg(not(unix))]
+fn link(target: &Path, pointer: &Path, blob: &Path) -> std::io::Result<()> {
+    #[cfg(windows)]
+    if std::os::windows::fs::symlink_file(target, pointer).is_ok() {
+        return Ok(());
+    }
+    let _ = target;
+    fs::rename(blob, pointer)
 }
 
 fn points_to(pointer: &Path, blob: &Path) -> bool {

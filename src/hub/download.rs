@@ -1,28 +1,17 @@
-//! Fetching: the transfer is hf-hub's; patience, retries, checks and plain errors are ours.
+//! Fetching: one file after another from the first repository that has them, with patience and checks.
 //!
-//! hf-hub 0.5 rather than 1.0: the latter is async and brings tokio, reqwest and hf-xet for the same requests.
-//! What it leaves to its caller and is done here:
-//! - its own retries append from byte 0 when an attempt that resumed a file fails before its first byte
-//!   (`download_tempfile`, where the position of a file opened for appending is still 0), so they stay off;
-//! - a finished partial file makes it ask for a range past the end, which servers refuse;
-//! - a server that ignores ranges has its whole answer appended to the partial file;
-//! - it trusts names from the server (etag, commit) as paths;
-//! - it cannot be interrupted, has no timeouts, and checks no hash.
+//! Partial files and their locks have the names that the hf-hub crate gives them, so that either goes on where the other
+//! stopped, and neither writes to a file that the other is writing.
 
 use std::fs;
-use std::panic::resume_unwind;
 use std::path::Path;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::mpsc::{RecvTimeoutError, channel};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use hf_hub::api::Progress;
-use hf_hub::api::sync::{Api, ApiBuilder, ApiError, Metadata};
-use hf_hub::{Cache, Repo, RepoType};
-
-use super::cache::{Folder, Record};
+use super::cache::{Folder, Lock, Record};
+use super::client::{Client, Facts, Fault, Meter};
+use super::hash;
 use super::manifest::{Digest, File, Model, Source, is_sha256};
 use super::{Authority, Event, Hub, Installed, Settings, Verdict, Watch, check};
 use crate::{Error, Result};
@@ -55,10 +44,13 @@ pub(super) fn fetch(
     variant: Option<&str>,
     watch: &mut Watch<'_>,
 ) -> Result<Installed> {
+    for source in model.sources() {
+        hub.folder(source.repo).sweep();
+    }
     if let Some(installed) = vouch(hub, model, variant, watch)? {
         return Ok(installed);
     }
-    let api = client(&hub.settings).map_err(|e| missing(&model.name, e.to_string()))?;
+    let client = Client::new(&hub.settings);
     let mut failures: Vec<String> = Vec::new();
     let mut denied: Option<(String, u16)> = None;
     for source in model.sources() {
@@ -68,7 +60,7 @@ pub(super) fn fetch(
                 return Err(Error::Cancelled);
             }
         }
-        let job = Job { settings: &hub.settings, api: &api, model: &model.name, source };
+        let job = Job { settings: &hub.settings, client: &client, model: &model.name, source };
         let mut outcome = job.fetch_all(model.files_of(variant), watch);
         if outcome.is_ok() && hub.locate(model, variant).is_none() {
             // A branch moved on in between; all files must be of one commit.
@@ -133,21 +125,10 @@ fn missing(name: &str, reason: impl Into<String>) -> Error {
     Error::Missing { name: name.to_owned(), reason: reason.into() }
 }
 
-fn client(settings: &Settings) -> Result<Api, ApiError> {
-    // The token is set in any case: left alone, the builder looks for one beside the cache.
-    ApiBuilder::from_cache(Cache::new(settings.cache.clone()))
-        .with_endpoint(settings.endpoint.clone())
-        .with_token(settings.token.clone())
-        .with_progress(false)
-        .with_retries(0)
-        .with_user_agent(env!("CARGO_PKG_NAME"), env!("CARGO_PKG_VERSION"))
-        .build()
-}
-
 /// The pull of one model from one repository.
 struct Job<'a> {
     settings: &'a Settings,
-    api: &'a Api,
+    client: &'a Client,
     model: &'a str,
     source: Source<'a>,
 }
@@ -201,13 +182,16 @@ impl Job<'_> {
         watch: &mut Watch<'_>,
     ) -> Result<(), Trouble> {
         let mut fruitless = 0;
+        let mut most = bytes_in(&folder.blob(""));
         loop {
-            let before = bytes_in(&folder.blob(""));
             let reason = match self.fetch_once(folder, file, watch) {
                 Err(Trouble::Passing(reason)) => reason,
                 end => return end,
             };
-            fruitless = if bytes_in(&folder.blob("")) > before { 0 } else { fruitless + 1 };
+            // More than ever: a server that knows no ranges begins anew each time.
+            let now = bytes_in(&folder.blob(""));
+            fruitless = if now > most { 0 } else { fruitless + 1 };
+            most = most.max(now);
             if fruitless > self.settings.retries || self.settings.retries == 0 {
                 return Err(Error::Missing { name: self.model.to_owned(), reason }
                     .with_hint("pull again to go on where it stopped")
@@ -231,48 +215,121 @@ impl Job<'_> {
         file: &File,
         watch: &mut Watch<'_>,
     ) -> Result<(), Trouble> {
-        let revision = self.source.revision.to_owned();
-        let repo = Repo::with_revision(self.source.repo.to_owned(), RepoType::Model, revision);
-        let url = self.api.repo(repo.clone()).url(&file.path);
+        let (repo, revision) = (self.source.repo.to_owned(), self.source.revision.to_owned());
+        let (client, path) = (self.client.clone(), file.path.clone());
+        let ask = move |_: &Meter| client.facts(&repo, &revision, &path);
+        let facts = self.supervise(file, 0, watch, ask)?;
+        self.vet(file, &facts)?;
 
-        let api = self.api.clone();
-        let metadata = self.supervise(file, 0, watch, move |_| api.metadata(&url))?;
-        let size = metadata.size() as u64;
-        self.vet(file, &metadata, size)?;
-
-        let blob = folder.blob(metadata.etag());
-        let pointer = folder.pointer(metadata.commit_hash(), &file.path);
-        prepare(&blob, &pointer, size)?;
-        let (api, path) = (self.api.clone(), file.path.clone());
-        self.supervise(file, size, watch, move |meter| {
-            api.repo(repo).download_with_progress(&path, meter)
-        })?;
-
-        let arrived = fs::metadata(&blob).map_err(Error::file(&blob))?.len();
-        if arrived != size {
-            folder.discard(metadata.commit_hash(), &file.path)?;
-            return Err(Trouble::Passing(format!(
-                "`{}` arrived with {arrived} bytes of {size}",
-                file.path
-            )));
+        let blob = folder.blob(&facts.etag);
+        let mut lock = self.lock(file, &blob, facts.size, watch)?;
+        if !has_hash(&blob, file, &facts, watch)? {
+            lock = self.transfer(file, &blob, facts.size, lock, watch)?;
         }
-        self.judge(folder, file, &metadata, watch)
+        folder.point(&facts.commit, &file.path, &blob)?;
+        folder.name(self.source, &facts.commit)?;
+        let verdict = self.judge(folder, file, &facts, watch);
+        drop(lock);
+        verdict
+    }
+
+    /// Waits until no other program downloads a file, for as long as that one gets on.
+    fn lock(
+        &self,
+        file: &File,
+        blob: &Path,
+        total: u64,
+        watch: &mut Watch<'_>,
+    ) -> Result<Lock, Trouble> {
+        const PATIENCE: Duration = Duration::from_secs(5);
+        let partial = blob.with_extension("part");
+        let bytes = || fs::metadata(&partial).map_or(0, |metadata| metadata.len());
+        let (mut last, mut since) = (bytes(), Instant::now());
+        loop {
+            if let Some(lock) = Lock::take(&blob.with_extension("lock"))? {
+                return Ok(lock);
+            }
+            let done = bytes();
+            if watch(&Event::Download { file: &file.path, done, total }).is_break() {
+                return Err(Error::Cancelled.into());
+            }
+            if done != last {
+                (last, since) = (done, Instant::now());
+            } else if since.elapsed() > PATIENCE {
+                let reason = format!("another program is downloading `{}`", file.path);
+                return Err(missing(self.model, reason).into());
+            }
+            thread::sleep(TICK);
+        }
+    }
+
+    /// Brings a file's bytes to where the cache has them.
+    fn transfer(
+        &self,
+        file: &File,
+        blob: &Path,
+        size: u64,
+        mut lock: Lock,
+        watch: &mut Watch<'_>,
+    ) -> Result<Lock, Trouble> {
+        let partial = blob.with_extension("part");
+        let mut draft = fs::OpenOptions::new()
+            .append(true)
+            .create(true)
+            .open(&partial)
+            .map_err(Error::file(&partial))?;
+        let found = draft.metadata().map_err(Error::file(&partial))?.len();
+        if found > size {
+            draft.set_len(0).map_err(Error::file(&partial))?;
+        }
+        if found != size {
+            let client = self.client.clone();
+            let source = (self.source.repo.to_owned(), self.source.revision.to_owned());
+            let path = file.path.clone();
+            // The lock belongs to whoever writes, also if nobody waits for that one any more.
+            let kept = partial.clone();
+            let work = move |meter: &Meter| {
+                let place = (&*source.0, &*source.1, &*path);
+                let result = client.download(place, &mut draft, size, meter);
+                let is_empty = draft.metadata().is_ok_and(|found| found.len() == 0);
+                if matches!(result, Err(Fault::Excess)) || result.is_err() && is_empty {
+                    // Of too many bytes nobody knows which are wrong.
+                    let _ = fs::remove_file(&kept);
+                }
+                result?;
+                // Some file systems find out only here that they are full.
+                draft.sync_all().map_err(Fault::Disk)?;
+                Ok(lock)
+            };
+            lock = self.supervise(file, size, watch, work)?;
+        }
+        let arrived = fs::metadata(&partial).map_err(Error::file(&partial))?.len();
+        if arrived != size {
+            let reason = format!("`{}` arrived with {arrived} bytes of {size}", file.path);
+            return Err(Trouble::Passing(reason));
+        }
+        fs::rename(&partial, blob).map_err(Error::file(blob))?;
+        Ok(lock)
     }
 
     /// Looks at what the server says about a file before any of it is fetched.
-    fn vet(&self, file: &File, metadata: &Metadata, size: u64) -> Result<(), Trouble> {
-        let (etag, commit) = (metadata.etag(), metadata.commit_hash());
+    fn vet(&self, file: &File, facts: &Facts) -> Result<(), Trouble> {
+        let Facts { etag, commit, size } = facts;
         let plain = |b: u8| b.is_ascii_alphanumeric() || matches!(b, b'.' | b'_' | b'-');
-        let is_name = |s: &str| !s.is_empty() && !s.starts_with('.') && s.bytes().all(plain);
+        let is_ours = |s: &str| s.ends_with(".part") || s.ends_with(".lock");
+        let is_name = |s: &str| {
+            let is_short = (1..=128).contains(&s.len());
+            is_short && !s.starts_with('.') && s.bytes().all(plain) && !is_ours(s)
+        };
         // A weak etag, `W/...`, is two segments.
         if !etag.split('/').all(is_name) || !is_name(commit) {
             return Err(self.refuse(file, "the server names it in a way that no hub does"));
         }
-        if self.source.is_pinned() && commit != self.source.revision {
+        if self.source.is_pinned() && *commit != self.source.revision {
             let pinned = self.source.revision;
             return Err(self.refuse(file, format!("it is of commit {commit}, not {pinned}")));
         }
-        if let Some(published) = file.size.filter(|published| *published != size) {
+        if let Some(published) = file.size.filter(|published| published != size) {
             return Err(
                 self.refuse(file, format!("it has {size} bytes, but {published} were published"))
             );
@@ -297,14 +354,14 @@ impl Job<'_> {
         &self,
         folder: &Folder,
         file: &File,
-        metadata: &Metadata,
+        facts: &Facts,
         watch: &mut Watch<'_>,
     ) -> Result<(), Trouble> {
-        let commit = metadata.commit_hash();
+        let commit = &facts.commit;
         let mut verdict = check(folder, commit, file, watch)?;
-        if verdict.authority == Authority::Nobody && is_sha256(metadata.etag()) {
+        if verdict.authority == Authority::Nobody && is_sha256(&facts.etag) {
             // Where links are not possible, the cached file does not carry its hash in a blob's name.
-            verdict.expected = Some(metadata.etag().to_owned());
+            verdict.expected = Some(facts.etag.clone());
             verdict.authority = Authority::Hub;
         }
         if verdict.is_wrong() {
@@ -326,7 +383,7 @@ impl Job<'_> {
         file: &File,
         total: u64,
         watch: &mut Watch<'_>,
-        work: impl FnOnce(Meter) -> Result<T, ApiError> + Send + 'static,
+        work: impl FnOnce(&Meter) -> Result<T, Fault> + Send + 'static,
     ) -> Result<T, Trouble> {
         let meter = Meter::default();
         let (send, receive) = channel();
@@ -334,7 +391,7 @@ impl Job<'_> {
             let meter = meter.clone();
             thread::Builder::new().name("hub".to_owned()).spawn(move || {
                 // A receiver that is gone has given up on this request.
-                let _ = send.send(work(meter));
+                let _ = send.send(work(&meter));
             })
         };
         let worker =
@@ -350,9 +407,9 @@ impl Job<'_> {
                 }
                 Err(RecvTimeoutError::Timeout) => {}
             }
-            let done = meter.done.load(Ordering::Relaxed);
+            let done = meter.done();
             if watch(&Event::Download { file: &file.path, done, total }).is_break() {
-                meter.stop.store(true, Ordering::Relaxed);
+                meter.stop();
                 // Normally the next bytes end it, which closes the partial file and its lock.
                 let end = Instant::now() + 5 * TICK;
                 while !worker.is_finished() && Instant::now() < end {
@@ -364,7 +421,7 @@ impl Job<'_> {
                 (last, since) = (done, Instant::now());
             } else if since.elapsed() > self.settings.patience {
                 // The thread still holds the file's lock, so another attempt is for another process.
-                meter.stop.store(true, Ordering::Relaxed);
+                meter.stop();
                 let seconds = self.settings.patience.as_secs();
                 let reason = format!("nothing arrived for {seconds} s");
                 return Err(missing(self.model, reason)
@@ -374,72 +431,67 @@ impl Job<'_> {
         }
     }
 
-    fn classify(&self, file: &File, error: ApiError) -> Trouble {
+    fn classify(&self, file: &File, fault: Fault) -> Trouble {
         use std::io::ErrorKind as Io;
 
         let endpoint = &self.settings.endpoint;
         let end = |reason: String| Trouble::Final(missing(self.model, reason));
-        match error {
-            ApiError::RequestError(error) => match *error {
-                ureq::Error::StatusCode(404 | 410) => {
-                    Trouble::Absent(format!("`{}` has no `{}`", self.source.repo, file.path))
-                }
-                ureq::Error::StatusCode(status @ (401 | 403)) => Trouble::Denied(status),
-                ureq::Error::StatusCode(status @ (408 | 429 | 500..=599)) => {
-                    Trouble::Passing(format!("{endpoint} answers {status}"))
-                }
-                ureq::Error::StatusCode(status) => end(format!("{endpoint} answers {status}")),
-                ureq::Error::Io(error)
-                    if matches!(
-                        error.kind(),
-                        Io::ConnectionRefused | Io::HostUnreachable | Io::NetworkUnreachable
-                    ) =>
-                {
-                    end(format!("{endpoint} cannot be reached: {error}"))
-                }
+        match fault {
+            Fault::Status(404 | 410) => {
+                Trouble::Absent(format!("`{}` has no `{}`", self.source.repo, file.path))
+            }
+            Fault::Status(status @ (401 | 403)) => Trouble::Denied(status),
+            Fault::Status(status @ (408 | 429 | 500..=599)) => {
+                Trouble::Passing(format!("{endpoint} answers {status}"))
+            }
+            Fault::Status(status) => end(format!("{endpoint} answers {status}")),
+            // Such addresses are good for a while only; the next attempt asks for another one.
+            Fault::StatusElsewhere(status) => {
+                Trouble::Passing(format!("the host that {endpoint} redirects to answers {status}"))
+            }
+            Fault::Wire(ureq::Error::Io(error))
+                if matches!(
+                    error.kind(),
+                    Io::ConnectionRefused | Io::HostUnreachable | Io::NetworkUnreachable
+                ) =>
+            {
+                end(format!("{endpoint} cannot be reached: {error}"))
+            }
+            Fault::Wire(
                 error @ (ureq::Error::Io(_)
                 | ureq::Error::Timeout(_)
                 | ureq::Error::ConnectionFailed
-                | ureq::Error::Protocol(_)) => Trouble::Passing(format!("{endpoint}: {error}")),
-                error => end(format!("{endpoint}: {error}")),
-            },
-            ApiError::TooManyRetries(error) => self.classify(file, *error),
-            ApiError::LockAcquisition(_) => {
-                end(format!("another program is downloading `{}`", file.path))
+                | ureq::Error::Protocol(_)),
+            ) => Trouble::Passing(format!("{endpoint}: {error}")),
+            Fault::Wire(error) => end(format!("{endpoint}: {error}")),
+            Fault::Answer(reason) => {
+                end(format!("{endpoint} does not answer like a hub: {reason}"))
             }
-            ApiError::IoError(error) => match error.kind() {
-                // The disk rather than the network.
-                Io::StorageFull
-                | Io::QuotaExceeded
-                | Io::FileTooLarge
-                | Io::ReadOnlyFilesystem
-                | Io::PermissionDenied
-                | Io::NotADirectory
-                | Io::NotFound => Trouble::Final(Error::file(&self.settings.cache)(error)),
-                _ => Trouble::Passing(format!("{endpoint}: {error}")),
-            },
-            error => end(format!("{endpoint} does not answer like a hub: {error}")),
+            Fault::Excess => self.refuse(file, "the server sends more bytes than it announced"),
+            Fault::Disk(error) => Trouble::Final(Error::file(&self.settings.cache)(error)),
+            Fault::Stopped => Trouble::Final(Error::Cancelled),
         }
     }
 }
 
-/// Makes a partial file and a pointer fit for hf-hub to go on with.
-fn prepare(blob: &Path, pointer: &Path, size: u64) -> Result<()> {
-    let partial = blob.with_extension("part");
-    if let Ok(metadata) = fs::metadata(&partial) {
-        if metadata.len() > size {
-            fs::remove_file(&partial).map_err(Error::file(&partial))?;
-        } else if metadata.len() == size && size > 0 {
-            // Complete but for its name. A range past the end is refused, one of a single byte is not.
-            let file = fs::OpenOptions::new().write(true).open(&partial);
-            file.and_then(|f| f.set_len(size - 1)).map_err(Error::file(&partial))?;
-        }
+/// Whether a file is in the cache under its name already, and has the hash that it should have.
+fn has_hash(
+    blob: &Path,
+    file: &File,
+    facts: &Facts,
+    watch: &mut Watch<'_>,
+) -> Result<bool, Trouble> {
+    let expected = match &file.sha256 {
+        Digest::Known(known) => known,
+        Digest::RecordedAtFirstPull if is_sha256(&facts.etag) => &facts.etag,
+        Digest::RecordedAtFirstPull => return Ok(false),
+    };
+    if !fs::metadata(blob).is_ok_and(|found| found.is_file() && found.len() == facts.size) {
+        return Ok(false);
     }
-    // A pointer to nothing would be in the way of a new one, and one to other bytes would stay.
-    if fs::symlink_metadata(pointer).is_ok() {
-        fs::remove_file(pointer).map_err(Error::file(pointer))?;
-    }
-    Ok(())
+    let total = facts.size;
+    let found = hash::sha256(blob, |done| watch(&Event::Check { file: &file.path, done, total }))?;
+    Ok(found == *expected)
 }
 
 fn remember(folder: &Folder, commit: &str, verdict: Verdict) -> Result<()> {
@@ -455,27 +507,4 @@ fn remember(folder: &Folder, commit: &str, verdict: Verdict) -> Result<()> {
 fn bytes_in(folder: &Path) -> u64 {
     let files = fs::read_dir(folder).into_iter().flatten().flatten();
     files.filter_map(|file| file.metadata().ok()).map(|m| m.len()).sum()
-}
-
-/// Counts the bytes of a transfer, and ends it on request.
-#[derive(Clone, Default)]
-struct Meter {
-    done: Arc<AtomicU64>,
-    stop: Arc<AtomicBool>,
-}
-
-impl Progress for Meter {
-    fn init(&mut self, _: usize, _: &str) {
-        self.done.store(0, Ordering::Relaxed);
-    }
-
-    fn update(&mut self, bytes: usize) {
-        self.done.fetch_add(bytes as u64, Ordering::Relaxed);
-        if self.stop.load(Ordering::Relaxed) {
-            // The only way out of hf-hub's copy loop. Unlike a panic it says nothing on stderr.
-            resume_unwind(Box::new(()));
-        }
-    }
-
-    fn finish(&mut self) {}
 }

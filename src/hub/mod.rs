@@ -3,7 +3,9 @@
 //! Files live in the ordinary hub cache, shared with Python's huggingface_hub and every other program that
 //! uses it. Finding them needs no network; only [`Hub::pull`] does.
 
+mod address;
 mod cache;
+mod client;
 mod download;
 mod hash;
 pub mod manifest;

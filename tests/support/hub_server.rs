@@ -1,4 +1,4 @@
-//! A small hub on loopback: the requests that hf-hub makes, and the ways in which a real hub fails.
+//! A small hub on loopback: the requests that a pull makes, and the ways in which a real hub fails.
 
 use std::collections::BTreeMap;
 use std::io::{BufRead, BufReader, Write};
@@ -27,6 +27,8 @@ pub(crate) struct Asked {
     pub range: Option<String>,
     /// The authorization header, if any.
     pub token: Option<String>,
+    /// Which encodings of the body are welcome.
+    pub encodings: Option<String>,
 }
 
 impl Asked {
@@ -43,8 +45,18 @@ pub(crate) enum Fault {
     Cut(usize),
     /// The range is not looked at: all of the file comes, with status 200.
     IgnoresRange,
+    /// The same, and the connection closes after this many bytes.
+    IgnoresRangeUntil(usize),
     /// After this many bytes nothing comes any more, and the connection stays open.
     Stalls(usize),
+    /// It begins well and never ends.
+    Endless,
+    /// The body is longer than the whole file, and says so.
+    Longer,
+    /// The body is said to be compressed.
+    Compressed,
+    /// The range that comes begins one byte too early.
+    Shifted,
 }
 
 struct Published {
@@ -61,6 +73,12 @@ struct State {
     faults: Vec<Fault>,
     asked: Vec<Asked>,
     slow: bool,
+    /// Where large files are, if not here.
+    elsewhere: Option<String>,
+    /// Whether the size of a large file stays a secret of that place.
+    silent: bool,
+    /// What every request is answered with: a redirect, perhaps without a `Location`.
+    redirect: Option<Option<String>>,
 }
 
 /// The server. It stops when it is dropped.
@@ -73,7 +91,12 @@ pub(crate) struct HubServer {
 impl HubServer {
     /// An empty hub.
     pub(crate) fn start() -> Self {
-        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        Self::start_at("127.0.0.1")
+    }
+
+    /// An empty hub at one of this machine's addresses.
+    pub(crate) fn start_at(host: &str) -> Self {
+        let listener = TcpListener::bind((host, 0)).unwrap();
         let address = listener.local_addr().unwrap();
         let state = Arc::new(Mutex::new(State::default()));
         let stop = Arc::new(AtomicBool::new(false));
@@ -120,6 +143,17 @@ impl HubServer {
         self.state().statuses.insert(repo.to_owned(), status);
     }
 
+    /// Redirects large files to another place; only that one tells their size if the hub is `silent`.
+    pub(crate) fn keep_elsewhere(&self, place: &str, silent: bool) {
+        let mut state = self.state();
+        (state.elsewhere, state.silent) = (Some(place.to_owned()), silent);
+    }
+
+    /// Answers every request with a redirect; `%` in its target is the number of the request.
+    pub(crate) fn redirect(&self, location: Option<&str>) {
+        self.state().redirect = Some(location.map(str::to_owned));
+    }
+
     /// Makes one transfer after another go wrong.
     pub(crate) fn fail(&self, faults: &[Fault]) {
         self.state().faults.extend(faults);
@@ -161,10 +195,17 @@ fn serve(
         path: path.clone(),
         range: headers.remove("range"),
         token: headers.remove("authorization"),
+        encodings: headers.remove("accept-encoding"),
     };
 
     let mut state = state.lock().unwrap();
     state.asked.push(asked.clone());
+    if let Some(location) = &state.redirect {
+        let number = state.asked.len().to_string();
+        let location = location.as_ref().map(|location| location.replace('%', &number));
+        let headers: Vec<_> = location.iter().map(|l| ("Location", l.as_str())).collect();
+        return respond(stream, 302, &headers, b"");
+    }
     let is_cdn = path.starts_with("/cdn/");
     let (repo, file) = if is_cdn {
         ("", path["/cdn/".len()..].to_owned())
@@ -181,15 +222,18 @@ fn serve(
     let etag = format!("\"{}\"", published.etag);
     let total = published.bytes.len();
     if published.large && !is_cdn {
-        let location = format!("http://{address}/cdn/{file}");
+        let here = format!("http://{address}");
+        let location = format!("{}/cdn/{file}", state.elsewhere.as_ref().unwrap_or(&here));
         let size = total.to_string();
-        let headers = [
+        let mut headers = vec![
             ("Location", location.as_str()),
             ("X-Repo-Commit", COMMIT),
             ("X-Linked-Etag", etag.as_str()),
-            ("X-Linked-Size", size.as_str()),
             ("ETag", "\"of-the-pointer\""),
         ];
+        if !state.silent {
+            headers.push(("X-Linked-Size", size.as_str()));
+        }
         return respond(stream, 302, &headers, b"");
     }
 
@@ -202,27 +246,61 @@ fn serve(
     let slow = state.slow && asked.is_transfer();
     drop(state);
 
-    let range = asked.range.filter(|_| !matches!(fault, Some(Fault::IgnoresRange)));
+    let ignores = matches!(fault, Some(Fault::IgnoresRange | Fault::IgnoresRangeUntil(_)));
+    let range = asked.range.filter(|_| !ignores);
     let (first, last) = match range.as_deref().and_then(|r| r.strip_prefix("bytes=")) {
         Some(range) => {
             let (first, last) = range.split_once('-')?;
-            (first.parse().ok()?, last.parse().unwrap_or(total - 1))
+            (first.parse().ok()?, last.parse().unwrap_or(total.max(1) - 1))
         }
         None => (0, total - 1),
     };
     if first >= total {
-        return respond(stream, 416, &[], b"");
+        let range = format!("bytes */{total}");
+        let headers =
+            [("ETag", etag.as_str()), ("X-Repo-Commit", COMMIT), ("Content-Range", range.as_str())];
+        return respond(stream, 416, &headers, b"");
     }
+    let first = if matches!(fault, Some(Fault::Shifted)) { first - 1 } else { first };
     let content_range = format!("bytes {first}-{last}/{total}");
     let mut headers = vec![("ETag", etag.as_str()), ("X-Repo-Commit", COMMIT)];
     if range.is_some() {
         headers.push(("Content-Range", &content_range));
     }
     let body = &bytes[first..=last];
-    let (Some(Fault::Cut(sent) | Fault::Stalls(sent)), status) = (fault, 206) else {
+    match fault {
+        Some(Fault::Endless) => {
+            let mut text = String::from("HTTP/1.1 206 -\r\nTransfer-Encoding: chunked\r\n");
+            for (name, value) in &headers {
+                text.extend([*name, ": ", *value, "\r\n"]);
+            }
+            (&*stream).write_all((text + "\r\n").as_bytes()).ok()?;
+            let piece = [&b"10000\r\n"[..], &[b'A'; 0x10000], b"\r\n"].concat();
+            // A client without a limit would fill the disk; this one is let go at 256 MiB.
+            for _ in 0..4096 {
+                (&*stream).write_all(&piece).ok()?;
+            }
+            return Some(());
+        }
+        Some(Fault::Longer) => {
+            let longer = [body, b"more"].concat();
+            return respond(stream, 206, &headers, &longer);
+        }
+        Some(Fault::Compressed) => {
+            headers.push(("Content-Encoding", "gzip"));
+            return respond(stream, 206, &headers, body);
+        }
+        _ => {}
+    }
+    let status = if ignores { 200 } else { 206 };
+    let cuts = fault.and_then(|fault| match fault {
+        Fault::Cut(sent) | Fault::Stalls(sent) | Fault::IgnoresRangeUntil(sent) => Some(sent),
+        _ => None,
+    });
+    let Some(sent) = cuts else {
         let status = if range.is_some() { 206 } else { 200 };
         head(stream, status, &headers, body.len())?;
-        for piece in body.chunks(if slow { 4096 } else { body.len().max(1) }) {
+        for piece in body.chunks(if slow { 16_384 } else { body.len().max(1) }) {
             (&*stream).write_all(piece).ok()?;
             if slow {
                 thread::sleep(Duration::from_millis(20));

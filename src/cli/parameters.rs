@@ -189,6 +189,7 @@ fn sampler(kind: SamplerKind) -> &'static str {
         SamplerKind::Ddim => "DDIM",
         SamplerKind::Euler => "Euler",
         SamplerKind::EulerAncestral => "Euler a",
+        SamplerKind::Heun => "Heun",
         SamplerKind::Dpmpp2m => "DPM++ 2M",
     }
 }

@@ -15,10 +15,10 @@ use crate::error::Bytes;
 use crate::procedural::Score;
 use crate::train::{
     Compute, Listener, Options, Places, Plan, Quality, Stage, Tick, course, memory, quality,
-    run as run_stage,
+    run as run_stage, write_bytes,
 };
 use crate::{Error, Result};
-use crate::{files, media};
+use crate::media;
 
 /// The arguments of `animatelcm train`.
 #[derive(Debug, Args)]
@@ -118,16 +118,15 @@ pub(super) fn run(args: &TrainArgs, interrupted: &Arc<AtomicBool>) -> Result<()>
     }
     let available = device::available_memory(&device);
     for stage in &stages {
-        let needed = memory(*stage, &plan, &device);
+        let needed = memory(*stage, &plan, &device)?;
         if let Some(available) = available.filter(|available| *available < needed) {
             let what = format!("stage {}", stage.name());
             return Err(Error::Memory { what, needed, available }
                 .with_hint("a smaller `batch` with a larger `accumulate` learns the same"));
         }
     }
-    std::fs::create_dir_all(out).map_err(Error::file(out))?;
-    let path = out.join("config.toml");
-    files::write("out", &path, plan.to_toml()?.as_bytes())?;
+    let _lock = places.lock()?;
+    write_bytes(&out.join("config.toml"), plan.to_toml()?.as_bytes())?;
     let mut notes = Notes {
         plan: &plan,
         places: &places,
@@ -142,7 +141,7 @@ pub(super) fn run(args: &TrainArgs, interrupted: &Arc<AtomicBool>) -> Result<()>
     let last = stages.last().copied();
     for stage in stages {
         let steps = course(stage, &plan).steps;
-        let needed = Bytes(memory(stage, &plan, &device));
+        let needed = Bytes(memory(stage, &plan, &device)?);
         notes.line(&format!("{}: {steps} steps, about {needed} of memory", stage.name()));
         let options = Options {
             every: args.checkpoint_every,
@@ -167,9 +166,9 @@ pub(super) fn run(args: &TrainArgs, interrupted: &Arc<AtomicBool>) -> Result<()>
 
 /// The plan that the flags mean.
 fn plan(args: &TrainArgs) -> Result<Plan> {
-    let mut plan = match (&args.preset, &args.config) {
+    let plan = match (&args.preset, &args.config) {
         (_, Some(path)) => {
-            let text = std::fs::read_to_string(path)
+            let text = crate::files::read_text(path)
                 .map_err(|e| Error::request("config", format!("{}: {e}", path.display())))?;
             Plan::from_toml(&path.display().to_string(), &text)?
         }
@@ -179,20 +178,7 @@ fn plan(args: &TrainArgs) -> Result<Plan> {
                 .with_hint("--preset pocket, or --config FILE"));
         }
     };
-    if !(args.scale > 0.0 && args.scale.is_finite()) {
-        return Err(Error::request("scale", format!("must be above 0, got {}", args.scale)));
-    }
-    for course in [
-        &mut plan.vae.course,
-        &mut plan.base.course,
-        &mut plan.lora.course,
-        &mut plan.motion.course,
-        &mut plan.lcm.course,
-    ] {
-        course.steps = ((course.steps as f64 * args.scale).round() as usize).max(1);
-        course.warmup = ((course.warmup as f64 * args.scale).round() as usize).max(1);
-    }
-    Ok(plan)
+    plan.scaled(args.scale)
 }
 
 /// What was measured, in one line.
@@ -280,13 +266,11 @@ impl Listener for Notes<'_> {
         let (plan, places) = (self.plan, self.places);
         let mut go_on = || self.go_on();
         let made = quality(stage, plan, places, self.device, self.samples, &mut go_on)?;
-        let folder = places.out.join("samples");
-        std::fs::create_dir_all(&folder).map_err(Error::file(&folder))?;
-        let path = folder.join(format!("{}-{step}.png", stage.name()));
-        files::write("out", &path, &media::sheet(&made.clips)?)?;
+        let path = places.out.join("samples").join(format!("{}-{step}.png", stage.name()));
+        write_bytes(&path, &media::sheet(&made.clips)?)?;
         self.line(&format!("{} {step}: {}", stage.name(), said(stage, &made, &path)));
         let path = path.with_extension("json");
-        files::write("out", &path, super::to_json(&made.score)?.as_bytes())?;
+        write_bytes(&path, super::to_json(&made.score)?.as_bytes())?;
         self.score = made.score;
         Ok(())
     }

@@ -206,7 +206,8 @@ fn beside(folder: &Path) -> Result<Vec<(PathBuf, String)>> {
         if path == text || !text.is_file() {
             continue;
         }
-        let words = std::fs::read_to_string(&text).map_err(unreadable)?;
+        let words = crate::files::read_text(&text)
+            .map_err(|e| Error::request("data", format!("{}: {e}", text.display())))?;
         found.push((path, words.trim().to_owned()));
     }
     found.sort();
@@ -218,7 +219,7 @@ fn listed(
     list: &Path,
     read: fn(&str) -> Option<(String, String)>,
 ) -> Result<Vec<(PathBuf, String)>> {
-    let text = std::fs::read_to_string(list)
+    let text = crate::files::read_text(list)
         .map_err(|e| Error::request("data", format!("{}: {e}", list.display())))?;
     let folder = list.parent().unwrap_or(Path::new("."));
     let lines = text.lines().enumerate().filter(|(_, line)| !line.trim().is_empty());

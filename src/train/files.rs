@@ -1,6 +1,6 @@
 //! What training reads and writes: published layouts, and its own state.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::BTreeMap;
 use std::path::Path;
 
 use candle_core::{DType, Device, Tensor};
@@ -20,7 +20,7 @@ use crate::{Error, Result};
 const FIELD: &str = "out";
 
 /// Writes a file at once: either it is there whole, or what was there before is.
-pub(super) fn write_bytes(path: &Path, bytes: &[u8]) -> Result<()> {
+pub(crate) fn write_bytes(path: &Path, bytes: &[u8]) -> Result<()> {
     make_folder_of(path)?;
     files::write(FIELD, path, bytes)
 }
@@ -30,16 +30,15 @@ fn make_folder_of(path: &Path) -> Result<()> {
     std::fs::create_dir_all(folder).map_err(Error::file(folder))
 }
 
-/// Writes tensors as safetensors, whole or not at all.
+/// Writes tensors as safetensors, whole or not at all. What is equal gives equal bytes.
 pub(super) fn write_tensors(
     path: &Path,
     tensors: &Weights,
-    metadata: Option<HashMap<String, String>>,
+    metadata: &BTreeMap<String, String>,
 ) -> Result<()> {
     make_folder_of(path)?;
     let mut draft = Place::resolve(FIELD, path, Existing::Replace)?.draft()?;
-    let metadata = metadata.map(BTreeMap::from_iter);
-    write_safetensors(&mut draft, tensors, metadata.as_ref()).map_err(Error::file(path))?;
+    write_safetensors(&mut draft, tensors, Some(metadata)).map_err(Error::file(path))?;
     draft.commit()
 }
 
@@ -49,8 +48,7 @@ pub(super) fn publish(path: &Path, weights: &Weights) -> Result<()> {
         Ok((name.clone(), tensor.detach().to_dtype(DType::F16)?))
     };
     let weights: Weights = weights.iter().map(half).collect::<Result<_>>()?;
-    let metadata = HashMap::from([("format".to_owned(), "pt".to_owned())]);
-    write_tensors(path, &weights, Some(metadata))
+    write_tensors(path, &weights, &[("format".to_owned(), "pt".to_owned())].into())
 }
 
 fn write_json(path: &Path, value: &Value) -> Result<()> {
@@ -102,6 +100,9 @@ pub(super) const TOKENIZER: [(&str, &str); 4] = [
     ),
 ];
 
+/// How many tokens it has.
+pub(super) const VOCABULARY: usize = 614;
+
 /// Everything of a diffusers pipeline's folder but the VAE.
 pub(super) fn write_base(
     base: &Path,
@@ -150,7 +151,7 @@ pub(super) fn write_base(
 
 /// A JSON configuration.
 pub(super) fn read_json<T: DeserializeOwned>(path: &Path) -> Result<T> {
-    let bytes = std::fs::read(path)
+    let bytes = crate::files::read(path, crate::files::MOST_TEXT)
         .map_err(|e| Error::Missing { name: path.display().to_string(), reason: e.to_string() })?;
     serde_json::from_slice(&bytes).map_err(|e| Error::format(path, e.to_string()))
 }
@@ -214,4 +215,52 @@ pub(super) fn read_lora(path: &Path, base: &Weights, device: &Device) -> Result<
 /// The schedule of a diffusers folder.
 pub(super) fn read_schedule(base: &Path) -> Result<schedule::NoiseSchedule> {
     read_json::<schedule::Config>(&base.join("scheduler/scheduler_config.json"))?.schedule()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_vocabulary_has_as_many_tokens_as_it_is_said_to_have() {
+        let vocabulary: serde_json::Map<String, Value> =
+            serde_json::from_str(TOKENIZER[0].1).unwrap();
+        assert_eq!(vocabulary.len(), VOCABULARY);
+    }
+
+    #[test]
+    fn equal_tensors_are_equal_files_that_others_read() {
+        let folder = tempfile::tempdir().unwrap();
+        let tensors: Weights = [
+            ("b \"quoted\"", Tensor::new(&[[1f32, 2.0], [3.0, 4.0]], &Device::Cpu).unwrap()),
+            ("a", Tensor::new(&[1f32], &Device::Cpu).unwrap().to_dtype(DType::F16).unwrap()),
+            ("c", Tensor::new(&[5f32, 6.0, 7.0], &Device::Cpu).unwrap()),
+        ]
+        .map(|(name, tensor)| (name.to_owned(), tensor))
+        .into();
+        let metadata: BTreeMap<String, String> =
+            ["step", "plan", "more"].map(|key| (key.to_owned(), format!("{key}\n"))).into();
+        let path = folder.path().join("made/now.safetensors");
+        write_tensors(&path, &tensors, &metadata).unwrap();
+        let bytes = std::fs::read(&path).unwrap();
+        write_tensors(&path, &tensors, &metadata).unwrap();
+        assert_eq!(std::fs::read(&path).unwrap(), bytes);
+        // The reference implementation reads it, and writes the same but for the order of metadata.
+        let (_, header) = safetensors::SafeTensors::read_metadata(&bytes).unwrap();
+        let found: BTreeMap<_, _> = header.metadata().clone().unwrap().into_iter().collect();
+        assert_eq!(found, metadata);
+        let single: BTreeMap<String, String> = [("step".into(), "1".into())].into();
+        write_tensors(&path, &tensors, &single).unwrap();
+        let reference = safetensors::serialize(&tensors, Some(single.into_iter().collect()));
+        assert_eq!(std::fs::read(&path).unwrap(), reference.unwrap());
+        #[cfg(unix)]
+        {
+            use std::os::unix::fs::PermissionsExt;
+            let plain = folder.path().join("plain");
+            std::fs::write(&plain, "").unwrap();
+            let mode = |path: &Path| std::fs::metadata(path).unwrap().permissions().mode();
+            assert_eq!(mode(&path), mode(&plain));
+        }
+        assert_eq!(std::fs::read_dir(folder.path().join("made")).unwrap().count(), 1);
+    }
 }

@@ -49,7 +49,7 @@ impl Latents {
         }
         let all: Weights = [("latents".to_owned(), Tensor::stack(&latents, 0)?)].into();
         let metadata = [("fingerprint".to_owned(), fingerprint)].into();
-        files::write_tensors(&cache, &all, Some(metadata))?;
+        files::write_tensors(&cache, &all, &metadata)?;
         Ok(Self { clips: latents, words })
     }
 

@@ -2,9 +2,15 @@
 
 use candle_core::Device;
 
-use super::plan::Plan;
+use super::is_spatial_module;
+use super::plan::{Data, Plan};
 use super::run::{at_once, course};
 use super::stages::Stage;
+use crate::models::clip::TextEncoder;
+use crate::models::unet::UNet;
+use crate::models::vae::AutoencoderKl;
+use crate::weights::random::inventory;
+use crate::{Error, Result};
 
 /// Values that a pass and its gradients hold for every value of the UNet's first stage's output. Measured peaks of the
 /// preset `pocket` lie at about nine tenths of what comes out.
@@ -19,30 +25,93 @@ const VAE_VALUES: f64 = 58.0;
 /// Bytes of the program.
 const PROGRAM: u64 = 64 << 20;
 
-/// Bytes that a stage will need at its worst moment, about; without the weights of its networks, if those come from
-/// files that do not exist yet.
-pub fn memory(stage: Stage, plan: &Plan, device: &Device) -> u64 {
+/// Bytes that a stage will need at its worst moment, about.
+///
+/// # Errors
+///
+/// When there can be no networks of the plan's sizes.
+pub fn memory(stage: Stage, plan: &Plan, device: &Device) -> Result<u64> {
     let course = course(stage, plan);
-    let factor = plan.vae.config.factor();
-    let area = (plan.side / factor).pow(2);
+    let at_once = at_once(&course, device) as f64;
+    let area = ((plan.side / plan.vae.config.factor()) as f64).powi(2);
     let (frames, unet_values) = match stage {
         Stage::Motion | Stage::Lcm => (plan.frames, MOTION_VALUES),
         _ => (1, UNET_VALUES),
     };
-    let images = (course.batch * at_once(&course, device) * frames) as f64;
+    let images = course.batch as f64 * at_once * frames as f64;
+    let first = |widths: &[usize]| widths.first().copied().unwrap_or(0) as f64;
     let values = if stage == Stage::Vae {
-        let width = plan.vae.config.block_out_channels.first().copied().unwrap_or(0);
-        images * (plan.side * plan.side * width) as f64 * VAE_VALUES
+        let width = first(&plan.vae.config.block_out_channels);
+        images * (plan.side as f64).powi(2) * width * VAE_VALUES
     } else {
-        let width = plan.base.unet.block_out_channels.first().copied().unwrap_or(0);
-        images * (area * width) as f64 * unet_values
+        images * area * first(&plan.base.unet.block_out_channels) * unet_values
     };
     let clips = match &plan.data {
-        super::plan::Data::Procedural(count) => *count,
-        super::plan::Data::Folder(_) => 0,
+        Data::Procedural(count) => *count as f64,
+        Data::Folder(_) => 0.0,
     };
     // While a cache is written, the latents are there twice.
-    let channels = plan.vae.config.latent_channels;
-    let latents = if stage == Stage::Vae { 0 } else { 8 * clips * plan.frames * area * channels };
-    PROGRAM + latents as u64 + (4.0 * values) as u64
+    let channels = plan.vae.config.latent_channels as f64;
+    let latents =
+        if stage == Stage::Vae { 0.0 } else { 2.0 * clips * plan.frames as f64 * area * channels };
+    let (learned, frozen) = weights(stage, plan)?;
+    // Each with its average, two moments and their successor, and a gradient in each pass and in all.
+    let weights = learned * (6.0 + at_once) + frozen * at_once.max(2.0);
+    // A number that is too large is the largest one.
+    Ok(PROGRAM.saturating_add((4.0 * (values + latents + weights)) as u64))
+}
+
+/// How many weights a stage teaches, and how many it leaves alone.
+fn weights(stage: Stage, plan: &Plan) -> Result<(f64, f64)> {
+    let complain =
+        |part: &'static str| move |e: Error| Error::request("config", format!("`{part}`: {e}"));
+    let size = |shape: &Vec<usize>| shape.iter().map(|n| *n as f64).product::<f64>();
+    if stage == Stage::Vae {
+        let shapes = inventory(|vb| AutoencoderKl::new(&plan.vae.config, &vb));
+        let shapes = shapes.map_err(complain("vae.config"))?;
+        return Ok((shapes.values().map(size).sum(), 0.0));
+    }
+    let sizes = &plan.base.unet;
+    let unet = inventory(|vb| UNet::new(sizes, &vb)).map_err(complain("base.unet"))?;
+    let text = inventory(|vb| TextEncoder::new(&plan.base.text, &vb));
+    let text = text.map_err(complain("base.text"))?;
+    let all = unet.values().chain(text.values()).map(size).sum::<f64>();
+    let lora: f64 = unet
+        .iter()
+        .filter(|(name, _)| name.strip_suffix(".weight").is_some_and(is_spatial_module))
+        .map(|(_, shape)| {
+            let outputs = shape.first().map_or(0.0, |n| *n as f64);
+            plan.lora.rank as f64 * (outputs + size(shape) / outputs.max(1.0))
+        })
+        .sum();
+    // Two attentions of four matrices, a feed-forward of twelve, and two projections, after every residual block.
+    let places = 2.0 * sizes.layers_per_block as f64 + 1.0;
+    let squares: f64 = sizes.block_out_channels.iter().map(|n| (*n as f64).powi(2)).sum();
+    let last = sizes.block_out_channels.last().map_or(0.0, |n| *n as f64);
+    let motion = 22.0 * (places * squares + last.powi(2));
+    Ok(match stage {
+        Stage::Vae | Stage::Base => (all, 0.0),
+        // What is changed is there twice.
+        Stage::Lora => (lora, 2.0 * all),
+        Stage::Motion => (motion, all),
+        Stage::Lcm if plan.lcm.joint => (lora + motion, 2.0 * all + motion),
+        Stage::Lcm => (motion, 2.0 * all + motion + lora),
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn weights_are_counted() {
+        // Published sizes: 83.7 million, 859.5 and 123.1 million, and 417 in motion modules without the middle one.
+        let text = "side = 512\ndata = { procedural = 4 }";
+        let plan = Plan::from_toml("sd15", text).unwrap();
+        let millions = |stage| weights(stage, &plan).unwrap().0 / 1e6;
+        assert!((millions(Stage::Vae) - 83.65).abs() < 0.1, "{}", millions(Stage::Vae));
+        assert!((millions(Stage::Base) - 982.6).abs() < 0.5, "{}", millions(Stage::Base));
+        let motion = millions(Stage::Motion);
+        assert!((415.0..480.0).contains(&motion), "{motion}");
+    }
 }

@@ -14,6 +14,7 @@
 //! against torch in `tests/train.rs`. Training runs in f32. What a stage writes is in the layouts that people publish,
 //! so everything that reads those reads it.
 
+mod bounds;
 mod compute;
 mod consistency;
 mod data;
@@ -32,11 +33,14 @@ mod run;
 mod stages;
 mod text;
 mod weights;
+mod written;
 
 pub use compute::Compute;
 use compute::Network;
 pub use consistency::{Cell, Grid, PerImage};
 pub use distill::{Batch, Distillation, Insertion, Student};
+#[allow(unused_imports, reason = "what the command line writes beside")]
+pub(crate) use files::write_bytes;
 pub use initial::fresh;
 pub use loss::Loss;
 pub use low_rank::{LowRank, is_spatial_module};
@@ -45,5 +49,5 @@ pub use optimizer::{AdamW, Pace, clip};
 pub use plan::Plan;
 pub use quality::{Quality, quality};
 pub use run::{Listener, Metric, Options, Tick, course, run};
-pub use stages::{Places, Stage};
+pub use stages::{Lock, Places, Stage};
 pub use weights::{Vars, Weights, animatediff_name, builder, gradients, move_towards, variables};

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 
-use super::{Insertion, Loss, Pace, Stage};
+use super::{Insertion, Loss, Pace, Stage, bounds, files};
 use crate::models::clip::TextConfig;
 use crate::models::motion::MotionConfig;
 use crate::models::unet::UNetConfig;
@@ -359,8 +359,37 @@ impl Plan {
         {
             return Err(Error::request("config", format!("{name}: `{field}` is not known")));
         }
+        bounds::check(&known, "")?;
         plan.validate()?;
         Ok(plan)
+    }
+
+    /// The same plan with so many times the steps in all stages.
+    ///
+    /// # Errors
+    ///
+    /// When `factor` is no positive number, or asks for too many steps.
+    pub fn scaled(mut self, factor: f64) -> Result<Self> {
+        if !(factor > 0.0 && factor.is_finite()) {
+            return Err(Error::request("scale", format!("must be above 0, got {factor}")));
+        }
+        for course in [
+            &mut self.vae.course,
+            &mut self.base.course,
+            &mut self.lora.course,
+            &mut self.motion.course,
+            &mut self.lcm.course,
+        ] {
+            for steps in [&mut course.steps, &mut course.warmup] {
+                let scaled = (*steps as f64 * factor).round().max(1.0);
+                if scaled > bounds::MOST_STEPS as f64 {
+                    let reason = format!("{scaled:e} steps are more than {}", bounds::MOST_STEPS);
+                    return Err(Error::request("scale", reason));
+                }
+                *steps = scaled as usize;
+            }
+        }
+        Ok(self)
     }
 
     /// The preset of that name.
@@ -454,7 +483,84 @@ impl Plan {
         }
         self.vae.config.validate()?;
         self.base.unet.validate()?;
-        self.base.text.validate()
+        self.base.text.validate()?;
+        self.validate_sizes()
+    }
+
+    /// Sizes that must fit each other, or what comes with the program.
+    fn validate_sizes(&self) -> Result<()> {
+        let (vae, unet, text) = (&self.vae.config, &self.base.unet, &self.base.text);
+        for (field, size, other, wanted) in [
+            ("vae.config.in_channels", vae.in_channels, "of an image", 3),
+            ("vae.config.out_channels", vae.out_channels, "of an image", 3),
+            (
+                "base.unet.in_channels",
+                unet.in_channels,
+                "`vae.config.latent_channels`",
+                vae.latent_channels,
+            ),
+            (
+                "base.unet.out_channels",
+                unet.out_channels,
+                "`vae.config.latent_channels`",
+                vae.latent_channels,
+            ),
+            (
+                "base.unet.cross_attention_dim",
+                unet.cross_attention_dim,
+                "`base.text.hidden_size`",
+                text.hidden_size,
+            ),
+        ] {
+            if size != wanted {
+                let reason = format!("`{field}` is {size}, but {other} is {wanted}");
+                return Err(Error::request("config", reason));
+            }
+        }
+        let mut divisible =
+            vec![("base.text.hidden_size", text.hidden_size, "heads", text.num_attention_heads)];
+        for width in &vae.block_out_channels {
+            divisible.push((
+                "vae.config.block_out_channels",
+                *width,
+                "groups",
+                vae.norm_num_groups,
+            ));
+        }
+        for width in &unet.block_out_channels {
+            divisible.push((
+                "base.unet.block_out_channels",
+                *width,
+                "groups",
+                unet.norm_num_groups,
+            ));
+            divisible.push(("base.unet.block_out_channels", *width, "heads of motion modules", 8));
+        }
+        for place in unet.cross_attentions()? {
+            divisible.push(("base.unet.block_out_channels", place.width, "heads", unet.heads()));
+        }
+        for (field, width, parts, count) in divisible {
+            if !width.is_multiple_of(count) {
+                let reason =
+                    format!("`{field}`: {width} channels do not divide into {count} {parts}");
+                return Err(Error::request("config", reason));
+            }
+        }
+        if text.vocab_size < files::VOCABULARY {
+            let (size, least) = (text.vocab_size, files::VOCABULARY);
+            let reason =
+                format!("`base.text.vocab_size` is {size}, but the tokenizer has {least} tokens");
+            return Err(Error::request("config", reason));
+        }
+        let longest = self.motion.config.motion_max_seq_length;
+        if self.frames > longest {
+            let reason = format!(
+                "{} frames, but `motion.config.motion_max_seq_length` is {longest}",
+                self.frames
+            );
+            return Err(Error::request("frames", reason));
+        }
+        Ok(())
     }
 }
 
@@ -509,6 +615,26 @@ mod tests {
         fails("[goals.image]\nshape = 0.9", "image");
         fails("[motion]\nconfig = { motion_num_attention_heads = 4 }", "8 heads");
         fails("[base]\nno_caption = 1.5", "share");
+        fails("[lora]\nrank = 2147483648", "`lora.rank`");
+        fails("[lora]\nrank = 0", "`lora.rank`");
+        fails("[lora]\nalpha = nan", "`lora.alpha`");
+        fails("[vae]\nemphasis = inf", "`vae.emphasis`");
+        fails("[lora]\ncourse = { accumulate = 2147483648 }", "`lora.course.accumulate`");
+        fails("[base.text]\nvocab_size = 9223372036854775807", "`base.text.vocab_size`");
+        fails("[base.text]\nvocab_size = 600", "614 tokens");
+        fails("[base.text]\nhidden_size = 2147483648", "`base.text.hidden_size`");
+        fails("[base.text]\nhidden_size = 64", "`base.text.hidden_size` is 64");
+        fails("[base.text]\nnum_hidden_layers = 1048576", "`base.text.num_hidden_layers`");
+        fails("[base.unet]\nlayers_per_block = 1048576", "`base.unet.layers_per_block`");
+        fails("[base.unet]\nnorm_num_groups = 0", "`base.unet.norm_num_groups`");
+        fails("[base.unet]\nnorm_num_groups = 7", "do not divide into 7 groups");
+        fails("[base.unet]\nattention_head_dim = 7", "do not divide into 7 heads");
+        fails("[base.text]\nnum_attention_heads = 7", "do not divide into 7 heads");
+        fails("[vae]\nconfig = { norm_num_groups = 7 }", "do not divide into 7 groups");
+        fails("[base.unet]\nin_channels = 9", "`base.unet.in_channels` is 9");
+        fails("[vae]\nconfig = { block_out_channels = [4, 4294967296] }", "block_out_channels");
+        fails("[vae]\nconfig = { block_out_channels = [4,4,4,4,4,4,4,4,4] }", "8 elements");
+        fails("[motion]\nconfig = { motion_max_seq_length = 8 }", "16 frames");
         let text = "side = 63\ndata = { procedural = 4 }";
         assert!(Plan::from_toml("x", text).unwrap_err().to_string().contains("multiple of 8"));
         assert!(Plan::from_toml("x", "side = 64\ndata = { procedural = 0 }").is_err());

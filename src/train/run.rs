@@ -1,6 +1,6 @@
 //! The conduct of a stage: steps, notes, checkpoints, and going on after an interruption.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::path::{Path, PathBuf};
 use std::sync::OnceLock;
 use std::time::Instant;
@@ -12,6 +12,7 @@ use serde_json::json;
 
 use super::plan::{Course, Plan};
 use super::stages::{Places, Stage, Task, prepare};
+use super::written::Written;
 use super::{AdamW, Compute, Vars, Weights, clip, files, gradients, move_towards, plot};
 use crate::rng::Uniform;
 use crate::weights::Archive;
@@ -92,9 +93,12 @@ pub fn run(
     listener: &mut dyn Listener,
 ) -> Result<()> {
     let course = course(stage, plan);
+    let identity = identity(stage, plan)?;
+    let written = Written::new(stage, places, &identity);
     if options.restart {
         // What was learned from this stage's results is stale as well.
         for later in Stage::ALL.into_iter().filter(|later| *later >= stage) {
+            Written::new(later, places, "").clear()?;
             let path = state_path(places, later);
             if path.exists() {
                 std::fs::remove_file(&path).map_err(Error::file(&path))?;
@@ -102,17 +106,34 @@ pub fn run(
         }
     }
     let path = state_path(places, stage);
-    let identity = identity(stage, plan)?;
     let found = found(&path, stage, &identity)?;
-    if found.is_some_and(|step| step >= course.steps) {
+    // Something is written at this step, and it is in its files.
+    let has_written =
+        |step| written.is_of(step) && stage.results(plan, places).iter().all(|path| path.is_file());
+    if found.is_some_and(|step| step >= course.steps && has_written(step)) {
         return listener.say(&format!("{} is done already", stage.name()));
     }
     let mut task = prepare(stage, plan, places, compute, &mut |text| listener.say(text))?;
     let mut state = State::new(task.vars(), &course)?;
     if found.is_some() {
         state.load(&path, task.as_mut(), &compute.device)?;
+    } else {
+        written.clear()?;
     }
+    let writes_at = |step: usize| {
+        step >= course.steps || options.write_every > 0 && step.is_multiple_of(options.write_every)
+    };
+    let write = |state: &State, task: &dyn Task, listener: &mut dyn Listener| -> Result<()> {
+        written.clear()?;
+        task.write(&state.average, places)?;
+        listener.written(stage, state.step)?;
+        written.set(state.step)
+    };
     let mut notes = Notes::open(places, stage, state.step)?;
+    if found.is_some() && writes_at(state.step) && !has_written(state.step) {
+        // Interrupted after this state was kept and before its result was complete.
+        write(&state, task.as_ref(), listener)?;
+    }
     let mut pace = Pace::default();
     while state.step < course.steps {
         let started = Instant::now();
@@ -132,14 +153,13 @@ pub fn run(
         let heard = listener.tick(&tick);
         let is_due = state.step.is_multiple_of(options.every.max(1));
         if heard.is_err() || is_due || state.step == course.steps {
-            state.save(&path, &identity, task.as_ref())?;
+            // In this order: lines beyond the state are dropped when it is taken up, others would be missing.
             notes.write()?;
+            state.save(&path, &identity, task.as_ref())?;
         }
         heard?;
-        let is_end = state.step == course.steps;
-        if is_end || options.write_every > 0 && state.step.is_multiple_of(options.write_every) {
-            task.write(&state.average, places)?;
-            listener.written(stage, state.step)?;
+        if writes_at(state.step) {
+            write(&state, task.as_ref(), listener)?;
         }
     }
     Ok(())
@@ -289,11 +309,11 @@ impl State {
         ] {
             all.extend(list.iter().map(|(name, t)| (format!("{mark}:{name}"), t.detach())));
         }
-        let metadata = HashMap::from([
+        let metadata = BTreeMap::from([
             ("step".to_owned(), self.step.to_string()),
             ("plan".to_owned(), identity.to_owned()),
         ]);
-        files::write_tensors(path, &all, Some(metadata))
+        files::write_tensors(path, &all, &metadata)
     }
 
     fn load(&mut self, path: &Path, task: &mut dyn Task, device: &Device) -> Result<()> {
@@ -369,12 +389,14 @@ impl Notes {
     /// Those of other stages, and of this one up to `step`.
     fn open(places: &Places, stage: Stage, step: usize) -> Result<Self> {
         let path = places.out.join("metrics.jsonl");
-        let text = match std::fs::read_to_string(&path) {
-            Ok(text) => text,
-            Err(error) if error.kind() == std::io::ErrorKind::NotFound => String::new(),
+        /// Of a line for each of many millions of steps.
+        const MOST: u64 = 4 << 30;
+        let bytes = match crate::files::read(&path, MOST) {
+            Ok(bytes) => bytes,
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => vec![],
             Err(error) => return Err(Error::file(&path)(error)),
         };
-        let lines = text
+        let lines = String::from_utf8_lossy(&bytes)
             .lines()
             .filter_map(|line| serde_json::from_str::<Metric>(line).ok())
             .filter(|metric| metric.stage != stage.name() || metric.step <= step)

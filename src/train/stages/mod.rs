@@ -5,6 +5,7 @@ mod consistent;
 mod motion;
 mod vae;
 
+use std::fs::{File, TryLockError};
 use std::path::PathBuf;
 
 use candle_core::{Device, Tensor};
@@ -53,6 +54,28 @@ impl Stage {
             Self::Lcm => "lcm",
         }
     }
+
+    /// The files of its result, as far as later stages cannot do without.
+    pub(super) fn results(self, plan: &Plan, places: &Places) -> Vec<PathBuf> {
+        let base = |names: &[&str]| names.iter().map(|name| places.base.join(name)).collect();
+        match self {
+            Self::Vae => base(&["vae/config.json", "vae/diffusion_pytorch_model.safetensors"]),
+            Self::Base => base(&[
+                "model_index.json",
+                "scheduler/scheduler_config.json",
+                "text_encoder/config.json",
+                "text_encoder/model.safetensors",
+                "tokenizer/merges.txt",
+                "tokenizer/vocab.json",
+                "unet/config.json",
+                "unet/diffusion_pytorch_model.safetensors",
+            ]),
+            Self::Lora => vec![places.lora()],
+            Self::Motion => vec![places.motion()],
+            Self::Lcm if plan.lcm.joint => vec![places.lcm(), places.joint_lora()],
+            Self::Lcm => vec![places.lcm()],
+        }
+    }
 }
 
 impl std::str::FromStr for Stage {
@@ -98,10 +121,38 @@ impl Places {
         self.out.join("motion_lcm.safetensors")
     }
 
+    /// Claims the folder for one training, until the lock is dropped or the program ends.
+    ///
+    /// # Errors
+    ///
+    /// When another training has it.
+    pub fn lock(&self) -> Result<Lock> {
+        std::fs::create_dir_all(&self.out).map_err(Error::file(&self.out))?;
+        let path = self.out.join(".lock");
+        let mut options = File::options();
+        let options = options.write(true).create(true).truncate(false);
+        let file = options.open(&path).map_err(Error::file(&path))?;
+        match file.try_lock() {
+            Err(TryLockError::WouldBlock) => {
+                let reason = format!("another training runs in {}", self.out.display());
+                Err(Error::request("out", reason)
+                    .with_hint("wait for its end, or name another folder"))
+            }
+            // A file system without locks has to do without.
+            Ok(()) | Err(TryLockError::Error(_)) => Ok(Lock { _file: file }),
+        }
+    }
+
     /// The LoRA that a joint distillation makes.
     pub fn joint_lora(&self) -> PathBuf {
         self.out.join("joint_lora.safetensors")
     }
+}
+
+/// See [`Places::lock`].
+#[derive(Debug)]
+pub struct Lock {
+    _file: File,
 }
 
 /// What the loop needs of a stage.

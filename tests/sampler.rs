@@ -514,7 +514,8 @@ fn names_of_other_programs_are_understood() {
         assert_eq!(name.parse::<SamplerKind>().ok(), Some(kind).filter(|_| spacing.is_none()));
     }
     // Other algorithms, of which some have similar names.
-    for name in ["dpm++2mv2", "DPM++ 2M SDE", "dpmpp_2s_a", "heunpp2", "uni_pc", "karras", "k", ""] {
+    for name in ["dpm++2mv2", "DPM++ 2M SDE", "dpmpp_2s_a", "heunpp2", "uni_pc", "karras", "k", ""]
+    {
         let error = SamplerKind::with_spacing(name).unwrap_err().to_string();
         assert!(error.contains("`dpmpp-2m-karras`"), "{name}: {error}");
     }

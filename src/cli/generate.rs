@@ -170,11 +170,11 @@ pub(super) fn make(
     progress.note(&describe(&job, &prepared, &device, precision));
     // Files of gigabytes are hashed while the network runs; the result is needed at the first frame.
     let loras = files.loras.iter().map(|lora| lora.source.path().to_path_buf()).collect();
-    let mut hashes = Hashes::start(sources.clone(), loras);
+    let stop = Stop::from(Arc::clone(interrupted));
+    let mut hashes = Hashes::start(sources.clone(), loras, &stop);
     let has_motion = pipeline.models().unet_config().motion.is_some();
     job.program = Some(program(&device));
     let request = job.request.clone();
-    let stop = Stop::from(Arc::clone(interrupted));
     let mut sink = Lazy {
         opened: None,
         open: || {

@@ -12,7 +12,7 @@ use super::parameters::{self, Made};
 use crate::output::Metadata;
 use crate::pipeline::request::{FileRecord, Job, Program};
 use crate::weights::{Archive, Source, sha256};
-use crate::{Error, Result};
+use crate::{Error, Result, Stop};
 
 /// A device's kind.
 pub(super) fn device_name(device: &Device) -> &'static str {
@@ -50,13 +50,17 @@ pub(super) struct Hashes(Option<JoinHandle<Result<Found>>>);
 
 impl Hashes {
     /// `loras` are the files or folders of those sources that are LoRAs.
-    pub(super) fn start(sources: Vec<Source>, loras: Vec<PathBuf>) -> Self {
+    pub(super) fn start(sources: Vec<Source>, loras: Vec<PathBuf>, stop: &Stop) -> Self {
+        let stop = stop.clone();
         Self(Some(std::thread::spawn(move || {
-            let is_lora = |source: &&Source| matches!(source, Source::File(path) if loras.iter().any(|lora| path.starts_with(lora)));
+            let is_lora = |source: &&Source| match source {
+                Source::File(path) => loras.iter().any(|lora| path.starts_with(lora)),
+                Source::Embedded { .. } => false,
+            };
             let loras = sources
                 .iter()
                 .filter(is_lora)
-                .map(|source| Ok((source.clone(), lora_hash(source)?)))
+                .map(|source| Ok((source.clone(), lora_hash(source, &stop)?)))
                 .collect::<Result<_>>()?;
             let records = sources
                 .iter()
@@ -67,7 +71,7 @@ impl Hashes {
                         Source::File(_) => file.to_string_lossy().into_owned(),
                         Source::Embedded { name, .. } => (*name).to_owned(),
                     };
-                    let hash = sha256(source, &crate::Stop::default())?;
+                    let hash = sha256(source, &stop)?;
                     Ok(FileRecord { file, sha256: Some(hash) })
                 })
                 .collect::<Result<_>>()?;
@@ -85,10 +89,10 @@ impl Hashes {
 
 /// A LoRA's hash as A1111 and Kohya's tools count it: of a safetensors file without its header, so that metadata do not
 /// matter, unless the metadata have it; of another file as it is.
-fn lora_hash(source: &Source) -> Result<String> {
+fn lora_hash(source: &Source, stop: &Stop) -> Result<String> {
     let path = source.path();
     if path.extension().is_none_or(|extension| extension != "safetensors") {
-        return sha256(source);
+        return sha256(source, stop);
     }
     if let Some(hash) = Archive::open(source)?.metadata().get("sshs_model_hash")
         && hash.len() == 64

@@ -12,13 +12,13 @@ use clap::Args;
 use super::{print, tune};
 use crate::device::{self, DeviceChoice, DtypeChoice};
 use crate::error::Bytes;
+use crate::media;
 use crate::procedural::Score;
 use crate::train::{
     Compute, Listener, Options, Places, Plan, Quality, Stage, Tick, course, memory, quality,
     run as run_stage, write_bytes,
 };
 use crate::{Error, Result};
-use crate::media;
 
 /// The arguments of `animatelcm train`.
 #[derive(Debug, Args)]

@@ -31,9 +31,9 @@ mod patch;
 pub mod random;
 mod report;
 mod resident;
+mod side_file;
 #[allow(dead_code, reason = "some builds write no weights")]
 mod write;
-mod side_file;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
@@ -54,9 +54,9 @@ pub use self::patch::{PatchStack, WeightPatch};
 pub(crate) use self::report::some;
 pub use self::report::{Ignored, LoadReport, Replaced};
 pub use self::resident::Resident;
+pub(crate) use self::side_file::{find_text, read_text};
 #[allow(unused_imports, reason = "some builds write no weights")]
 pub(crate) use self::write::write_safetensors;
-pub(crate) use self::side_file::{find_text, read_text};
 use crate::{Error, Result};
 
 /// A network with weights of its own.

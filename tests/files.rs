@@ -185,6 +185,34 @@ fn names_that_the_system_does_not_take_are_refused_before_any_work() {
 }
 
 #[test]
+fn a_series_that_a_killed_run_was_renaming_is_made_whole_by_the_next() {
+    let folder = Folder::new();
+    let killed = |name: &str, text: &str| {
+        folder.write(&format!(".animatelcm-killed.part/{name}"), text);
+    };
+    // Of three old frames one was away already.
+    folder.write("f_1.png", "old 1");
+    folder.write("f_2.png", "old 2");
+    let plan = r#"{"old":["f_0.png","f_1.png","f_2.png"],"new":["f_0.png","f_1.png"],"is_replacing":true}"#;
+    for (name, text) in
+        [("lock", ""), ("plan", plan), ("old-0", "old 0"), ("new-0", "new 0"), ("new-1", "new 1")]
+    {
+        killed(name, text);
+    }
+    // Even a run that is refused puts it right.
+    folder.run(&quick(&["-o", "f_%d.png"])).fails(2);
+    assert_eq!(folder.names(), ["f_0.png", "f_1.png"]);
+    assert_eq!(folder.read("f_0.png"), b"new 0");
+    assert_eq!(folder.read("f_1.png"), b"new 1");
+    // Without a plan nothing had begun.
+    for (name, text) in [("lock", ""), ("new-0", "half")] {
+        killed(name, text);
+    }
+    folder.run(&quick(&["-o", "other.y4m"])).ok();
+    assert_eq!(folder.names(), ["f_0.png", "f_1.png", "other.y4m"]);
+}
+
+#[test]
 fn an_animated_png_may_be_called_apng() {
     let folder = Folder::new();
     folder.run(&quick(&["-o", "a.apng"])).ok();

@@ -117,9 +117,12 @@ pub(super) fn clean(folder: &Path, own: &File, is_renaming: bool) {
         let name = entry.file_name();
         let is_draft =
             name.to_str().is_some_and(|name| name.starts_with(PREFIX) && name.ends_with(SUFFIX));
-        // What the link would lead to is nobody's draft.
+        if !is_draft {
+            continue;
+        }
+        // Links are not followed: what they lead to is nobody's draft.
         let found = match entry.metadata() {
-            Ok(found) if is_draft && is_of_same_owner(&found, &own) => found,
+            Ok(found) if is_of_same_owner(&found, &own) => found,
             _ => continue,
         };
         let path = entry.path();

@@ -198,6 +198,10 @@ impl Format {
 pub fn check(path: &Path, existing: Existing) -> Result<Format> {
     let format = Format::from_path(path)?;
     format.need()?;
+    if format == Format::Png {
+        // A series that a killed run was renaming is made whole before its files are looked at.
+        Target::resolve(path, format, Existing::Replace)?.probe()?;
+    }
     Target::resolve(path, format, existing)?.probe()?;
     Ok(format)
 }

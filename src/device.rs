@@ -1,5 +1,9 @@
 //! Where a run happens and how precisely.
 
+mod memory;
+
+pub use memory::available_memory;
+
 use std::fmt;
 use std::str::FromStr;
 
@@ -108,49 +112,6 @@ fn open_metal() -> Result<Device> {
 
 fn first_line(s: &str) -> String {
     s.lines().next().unwrap_or_default().to_owned()
-}
-
-/// Bytes that a run may take on a device without pushing anything out; `None` where that cannot be told.
-pub fn available_memory(device: &Device) -> Option<u64> {
-    match device {
-        Device::Cpu => {
-            let free = meminfo(&std::fs::read_to_string("/proc/meminfo").ok()?)?;
-            Some(cgroup_headroom().map_or(free, |headroom| headroom.min(free)))
-        }
-        Device::Cuda(_) => cuda_memory(),
-        Device::Metal(_) => None,
-    }
-}
-
-#[cfg(feature = "cuda")]
-fn cuda_memory() -> Option<u64> {
-    let (free, _) = candle_core::cuda::cudarc::driver::result::mem_get_info().ok()?;
-    Some(free as u64)
-}
-
-#[cfg(not(feature = "cuda"))]
-fn cuda_memory() -> Option<u64> {
-    None
-}
-
-/// `MemAvailable` of Linux's `/proc/meminfo`.
-fn meminfo(text: &str) -> Option<u64> {
-    let line = text.lines().find_map(|line| line.strip_prefix("MemAvailable:"))?;
-    let kib: u64 = line.trim().strip_suffix("kB")?.trim().parse().ok()?;
-    kib.checked_mul(1024)
-}
-
-/// What the container's limit leaves, where there is one. Cached files count as free.
-fn cgroup_headroom() -> Option<u64> {
-    let read = |name: &str| std::fs::read_to_string(format!("/sys/fs/cgroup/{name}")).ok();
-    let limit: u64 = read("memory.max")?.trim().parse().ok()?;
-    let used: u64 = read("memory.current")?.trim().parse().ok()?;
-    let cached: u64 = read("memory.stat")?
-        .lines()
-        .find_map(|line| line.strip_prefix("file "))
-        .and_then(|n| n.trim().parse().ok())
-        .unwrap_or(0);
-    Some(limit.saturating_sub(used.saturating_sub(cached)))
 }
 
 /// The user's words for a number format.
@@ -337,14 +298,6 @@ mod tests {
             assert_eq!(word.parse::<DtypeChoice>().unwrap(), dtype, "{word}");
         }
         assert!("fp8".parse::<DtypeChoice>().is_err());
-    }
-
-    #[test]
-    fn free_memory_is_read_in_bytes() {
-        let text = "MemTotal: 9 kB\nMemAvailable:   2048 kB\n";
-        assert_eq!(meminfo(text), Some(2 << 20));
-        assert_eq!(meminfo("MemAvailable: many kB"), None);
-        assert_eq!(meminfo(""), None);
     }
 
     #[cfg(not(feature = "cuda"))]

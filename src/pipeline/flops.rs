@@ -13,6 +13,11 @@ use crate::models::t2i_adapter::T2iAdapterConfig;
 use crate::models::unet::UNetConfig;
 use crate::models::vae::{TinyVaeConfig, VaeConfig};
 
+/// A product that stays at the largest number where it would go beyond.
+pub(super) fn product(factors: &[usize]) -> u64 {
+    factors.iter().fold(1, |all, factor| all.saturating_mul(*factor as u64))
+}
+
 /// Multiplications, each with its addition, by kind of layer.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
 pub struct Work {
@@ -27,25 +32,25 @@ pub struct Work {
 impl Work {
     /// Multiplications with their additions.
     pub fn macs(self) -> u64 {
-        self.convolution + self.linear + self.attention
+        self.convolution.saturating_add(self.linear).saturating_add(self.attention)
     }
 
     /// Floating-point operations: two for each multiplication with its addition.
     pub fn flops(self) -> u64 {
-        2 * self.macs()
+        self.macs().saturating_mul(2)
     }
 
     fn conv3x3(inputs: usize, outputs: usize, pixels: usize) -> Self {
-        Self { convolution: (9 * inputs * outputs * pixels) as u64, ..Self::default() }
+        Self { convolution: product(&[9, inputs, outputs, pixels]), ..Self::default() }
     }
 
     fn linear(inputs: usize, outputs: usize, tokens: usize) -> Self {
-        Self { linear: (inputs * outputs * tokens) as u64, ..Self::default() }
+        Self { linear: product(&[inputs, outputs, tokens]), ..Self::default() }
     }
 
     /// Scores of `queries` with `keys`, and the sums of values, over all heads together `width` wide.
     fn attention(queries: usize, keys: usize, width: usize) -> Self {
-        Self { attention: (2 * queries * keys * width) as u64, ..Self::default() }
+        Self { attention: product(&[2, queries, keys, width]), ..Self::default() }
     }
 
     fn resnet(inputs: usize, outputs: usize, pixels: usize) -> Self {
@@ -65,9 +70,9 @@ impl Add for Work {
 
     fn add(self, other: Self) -> Self {
         Self {
-            convolution: self.convolution + other.convolution,
-            linear: self.linear + other.linear,
-            attention: self.attention + other.attention,
+            convolution: self.convolution.saturating_add(other.convolution),
+            linear: self.linear.saturating_add(other.linear),
+            attention: self.attention.saturating_add(other.attention),
         }
     }
 }
@@ -84,9 +89,9 @@ impl Mul<usize> for Work {
     fn mul(self, times: usize) -> Self {
         let times = times as u64;
         Self {
-            convolution: self.convolution * times,
-            linear: self.linear * times,
-            attention: self.attention * times,
+            convolution: self.convolution.saturating_mul(times),
+            linear: self.linear.saturating_mul(times),
+            attention: self.attention.saturating_mul(times),
         }
     }
 }

@@ -5,6 +5,7 @@ use std::collections::BTreeSet;
 use candle_core::{DType, Device};
 
 use super::denoiser::Guidance;
+use super::flops::product;
 use super::ip_adapter::Pictures;
 use super::load::{Models, SideConfig};
 use super::request::Request;
@@ -72,7 +73,9 @@ impl Plan {
             let size = dtype.size_in_bytes();
             (if device.is_cpu() { size.max(4) } else { size }) as f64
         };
-        let latents = (size.0 / models.factor()) * (size.1 / models.factor());
+        // Products are of floats, and whole numbers stay at the largest: what is asked for may be absurd.
+        let area = |(width, height): (usize, usize)| width as f64 * height as f64;
+        let latents = area((size.0 / models.factor(), size.1 / models.factor()));
         let first = models.unet_config().block_out_channels[0];
         let kinds = request.controls.iter().filter_map(|c| models.side_config(&c.model));
         let (adapters, others): (Vec<_>, Vec<_>) =
@@ -84,35 +87,40 @@ impl Plan {
         };
         let residuals = others.len().min(2) as f64 * RESIDUAL_VALUES;
         let values =
-            (request.frames * latents * first) as f64 * (UNET_VALUES + residuals + features);
+            request.frames as f64 * latents * first as f64 * (UNET_VALUES + residuals + features);
         let encode = if others.iter().any(|config| config.sees_latents()) {
-            let encoded = (size.0 * size.1 * models.encoder_width()) as f64 * ENCODER_VALUES;
-            models.vae_encoder_bytes(precision.vae) + (encoded * bytes(precision.vae)) as u64
+            let encoded = area(size) * models.encoder_width() as f64 * ENCODER_VALUES;
+            let values = (encoded * bytes(precision.vae)) as u64;
+            models.vae_encoder_bytes(precision.vae).saturating_add(values)
         } else {
             0
         };
         // A decoder's last stages work at full size, the one before the last in twice the channels.
-        let at_once = (64 * 64 / latents.max(1)).clamp(1, request.frames);
-        let pixels = size.0 * size.1 * at_once;
-        let decoded = (pixels * models.decoder_width()) as f64 * DECODER_VALUES;
+        let at_once =
+            (64.0 * 64.0 / latents.max(1.0)).floor().clamp(1.0, request.frames.max(1) as f64);
+        let decoded = area(size) * at_once * models.decoder_width() as f64 * DECODER_VALUES;
         // The way up begins with a convolution of twice the channels that it makes, which is packed from a copy.
         let deepest = models.unet_config().block_out_channels.iter().max().copied().unwrap_or(0);
-        let kernel = 2 * deepest * deepest * 9;
+        let kernel = product(&[2, deepest, deepest, 9]);
         let copies = if device.is_cpu() {
-            4 * kernel + TRANSFORMED + SUMS * rayon::current_num_threads()
+            let sums = product(&[SUMS, rayon::current_num_threads()]);
+            kernel.saturating_mul(4).saturating_add(TRANSFORMED as u64).saturating_add(sums)
         } else {
             0
         };
         // Controls may share a network.
         let nets: BTreeSet<&str> = request.controls.iter().map(|c| c.model.as_str()).collect();
-        let nets: u64 = nets.into_iter().map(|net| models.side_network_bytes(net, precision)).sum();
+        let nets = nets.into_iter().map(|net| models.side_network_bytes(net, precision));
         Self {
-            weights: models.unet_bytes(precision) + models.vae_bytes(precision.vae) + nets,
+            weights: [models.unet_bytes(precision), models.vae_bytes(precision.vae)]
+                .into_iter()
+                .chain(nets)
+                .fold(0, u64::saturating_add),
             pass: (values * bytes(precision.unet)) as u64,
             clips: if request.is_guided() { 2 } else { 1 },
             decode: (decoded * bytes(precision.vae)) as u64,
             encode,
-            fixed: (PROGRAM + copies) as u64,
+            fixed: copies.saturating_add(PROGRAM as u64),
             looking: 0,
         }
     }
@@ -134,9 +142,11 @@ impl Plan {
         for (adapter, pictures) in request.ip_adapters.iter().zip(pictures) {
             let (config, path, encoder) = models.ip_adapter_config(&adapter.model)?;
             self.looking = self.looking.max(models.image_encoder_bytes(path, dtype));
-            let tokens = pictures.images.len() * config.tokens(encoder.tokens());
-            let values = (2 * tokens * width) as u64 * self.clips;
-            self.fixed += values * precision.unet.size_in_bytes() as u64;
+            let tokens = config.tokens(encoder.tokens());
+            let values = product(&[2, pictures.images.len(), tokens, width]);
+            let bytes = values.saturating_mul(self.clips);
+            let bytes = bytes.saturating_mul(precision.unet.size_in_bytes() as u64);
+            self.fixed = self.fixed.saturating_add(bytes);
         }
         Ok(self)
     }
@@ -147,8 +157,9 @@ impl Plan {
             Guidance::Batched => self.clips,
             Guidance::TwoPasses => 1,
         };
-        let steps = self.weights + (self.pass * clips).max(self.decode);
-        steps.max(self.encode).max(self.looking) + self.fixed
+        let values = self.pass.saturating_mul(clips).max(self.decode);
+        let steps = self.weights.saturating_add(values);
+        steps.max(self.encode).max(self.looking).saturating_add(self.fixed)
     }
 
     /// How guidance is to be computed so that the run fits.
@@ -180,6 +191,22 @@ impl Plan {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn absurd_sizes_stay_at_the_largest_number() {
+        let most = u64::MAX;
+        let plan = Plan {
+            weights: most,
+            pass: most,
+            clips: 2,
+            decode: 1,
+            encode: 0,
+            looking: 0,
+            fixed: 9,
+        };
+        assert_eq!(plan.total(Guidance::Batched), most);
+        assert!(plan.choose(Some(1 << 40)).is_err());
+    }
 
     #[test]
     fn guidance_takes_two_passes_where_one_would_not_fit() {

@@ -415,6 +415,9 @@ fn check_words(field: &'static str, text: &str) -> Result<()> {
 /// The longest prompt that is looked at.
 const MAX_PROMPT_BYTES: usize = 1 << 20;
 
+/// The longest clip that any output holds.
+const MOST_FRAMES: usize = 1 << 24;
+
 impl Request {
     /// Checks everything that can be checked without a model.
     pub fn validate(&self) -> Result<()> {
@@ -428,6 +431,10 @@ impl Request {
             Ok(())
         };
         at_least("frames", self.frames, 1)?;
+        if self.frames > MOST_FRAMES {
+            let reason = format!("must be at most {MOST_FRAMES}, got {}", self.frames);
+            return Err(Error::request("frames", reason));
+        }
         at_least("steps", self.steps, 1)?;
         let finite = |field: &'static str, value: f64, least: f64, most: f64| {
             if value.is_finite() && value >= least && value <= most {

@@ -103,7 +103,7 @@ pub enum Error {
     Cancelled,
     /// The tensor library failed.
     #[error(transparent)]
-    Tensor(#[from] candle_core::Error),
+    Tensor(candle_core::Error),
     /// Another error with advice of its own.
     #[error("{error}")]
     Hinted {
@@ -205,6 +205,28 @@ impl Error {
     }
 }
 
+/// An error of this crate that went through the tensor library comes out as it went in.
+impl From<candle_core::Error> for Error {
+    fn from(error: candle_core::Error) -> Self {
+        match error {
+            candle_core::Error::Io(error) => {
+                error.downcast().unwrap_or_else(|other| Self::Tensor(candle_core::Error::Io(other)))
+            }
+            other => Self::Tensor(other),
+        }
+    }
+}
+
+/// Carries an error of this crate through the tensor library.
+impl From<Error> for candle_core::Error {
+    fn from(error: Error) -> Self {
+        match error {
+            Error::Tensor(error) => error,
+            other => Self::Io(std::io::Error::other(other)),
+        }
+    }
+}
+
 /// Whether the system says that there is no room left.
 fn is_full(error: &std::io::Error) -> bool {
     use std::io::ErrorKind::{FileTooLarge, QuotaExceeded, StorageFull};
@@ -243,6 +265,21 @@ mod tests {
         assert_eq!(hinted.to_string(), message);
         assert_eq!(hinted.kind(), ErrorKind::Request);
         assert_eq!(hinted.hint().as_deref(), Some("try --frames 16"));
+    }
+
+    #[test]
+    fn an_error_passes_through_the_tensor_library_unchanged() {
+        let within = |error: Error| -> candle_core::Result<()> { Err(error.into()) };
+        let through = |error: Error| Error::from(within(error).unwrap_err());
+        assert!(matches!(through(Error::Cancelled), Error::Cancelled));
+        let hinted = Error::request("frames", "must be at least 1").with_hint("try 16");
+        let back = through(hinted);
+        assert_eq!(back.to_string(), "frames: must be at least 1");
+        assert_eq!((back.kind().exit_code(), back.hint().as_deref()), (2, Some("try 16")));
+        // What is not ours stays the tensor library's.
+        let own = std::io::Error::other("a disk");
+        let own = Error::from(candle_core::Error::Io(own));
+        assert!(matches!(own, Error::Tensor(candle_core::Error::Io(_))), "{own:?}");
     }
 
     #[test]

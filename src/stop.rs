@@ -19,13 +19,6 @@ use crate::{Error, Result};
 #[derive(Clone, Debug, Default)]
 pub struct Stop(Arc<AtomicBool>);
 
-/// The flag that somebody else sets.
-impl From<Arc<AtomicBool>> for Stop {
-    fn from(flag: Arc<AtomicBool>) -> Self {
-        Self(flag)
-    }
-}
-
 impl Stop {
     /// Asks the work to stop. Returns whether it had been asked before.
     pub fn request(&self) -> bool {

@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::path::Path;
 
+use animatelcm::Stop;
 use animatelcm::adapters::control_net::Control as ControlAdapter;
 use animatelcm::adapters::{Conditioner, ControlSettings, Pass, Progress, Strength};
 use animatelcm::device::{DtypeChoice, Precision};
@@ -65,9 +66,9 @@ fn first_hint() -> Tensor {
 /// Residuals of one clip at timestep 759, without strengths.
 fn residuals(net: &ControlNet, hint: &Tensor) -> Residuals {
     let unit = case("unet");
-    let hint = net.embed(hint).unwrap();
+    let hint = net.embed(hint, &Stop::default()).unwrap();
     let context = unit["ctx"].narrow(0, 0, 1).unwrap();
-    net.forward(&fold(&unit["x"]), &hint, 759.0, &context).unwrap()
+    net.forward(&fold(&unit["x"]), &hint, 759.0, &context, &Stop::default()).unwrap()
 }
 
 #[test]
@@ -118,6 +119,7 @@ fn injected(
         context: &context,
         negatives,
         motion_norm: MotionNorm::PerFrame,
+        stop: &Stop::default(),
     };
     let mut injection = Injection::default();
     adapter.inject(&pass, &mut injection).unwrap();
@@ -126,7 +128,14 @@ fn injected(
 
 fn output(x: &Tensor, context: &Tensor, injection: &Injection) -> Tensor {
     let motion_norm = MotionNorm::PerFrame;
-    let input = UNetInput { timestep: 759.0, frames: 6, context, motion_norm, injection };
+    let input = UNetInput {
+        timestep: 759.0,
+        frames: 6,
+        context,
+        motion_norm,
+        injection,
+        stop: &Stop::default(),
+    };
     tiny::unet(DType::F32).forward(x, &input).unwrap()
 }
 
@@ -152,7 +161,7 @@ fn guess_mode_weighs_residuals_as_diffusers_does() {
     let net = net();
     let settings =
         ControlSettings { guess: true, strength: Strength::constant(0.7), ..Default::default() };
-    let mut control = ControlAdapter::new(&net, &first_hint(), settings).unwrap();
+    let mut control = ControlAdapter::new(&net, &first_hint(), settings, &Stop::default()).unwrap();
     let got = injected(&mut control, &ALL, 0, 1);
     assert_relative(&got, &output_with(want, 1), F32);
 }
@@ -161,7 +170,7 @@ fn guess_mode_weighs_residuals_as_diffusers_does() {
 fn guess_mode_leaves_the_negative_half_alone() {
     let net = net();
     let settings = ControlSettings { guess: true, ..Default::default() };
-    let mut control = ControlAdapter::new(&net, &first_hint(), settings).unwrap();
+    let mut control = ControlAdapter::new(&net, &first_hint(), settings, &Stop::default()).unwrap();
     let both = injected(&mut control, &ALL, 1, 2);
     let alone = injected(&mut control, &ALL, 0, 1);
     let unit = case("unet");
@@ -185,7 +194,8 @@ fn strengths_and_hints_belong_to_frames() {
     };
     let want = output_with(plain.map(|_, x| by_frame(x)).unwrap(), 1);
     let settings = || ControlSettings { strength: strength.clone(), ..Default::default() };
-    let mut control = ControlAdapter::new(&net, &first_hint(), settings()).unwrap();
+    let mut control =
+        ControlAdapter::new(&net, &first_hint(), settings(), &Stop::default()).unwrap();
     let got = injected(&mut control, &ALL, 0, 1);
     assert_relative(&got, &want, F32);
 
@@ -196,7 +206,7 @@ fn strengths_and_hints_belong_to_frames() {
     let text = order.iter().enumerate().map(|(i, f)| format!("{i}:{}", scales[*f]));
     let strength = text.collect::<Vec<_>>().join(",").parse().unwrap();
     let settings = ControlSettings { strength, ..Default::default() };
-    let mut other = ControlAdapter::new(&net, &reordered, settings).unwrap();
+    let mut other = ControlAdapter::new(&net, &reordered, settings, &Stop::default()).unwrap();
     let (a, b) = (injected(&mut control, &order, 0, 1), injected(&mut other, &ALL, 0, 1));
     assert_close(&a, &b, 1e-5);
     assert!(relative_l2(&a, &got) > 1e-3);
@@ -461,7 +471,8 @@ fn guidance_in_two_passes_gives_the_same_clip() {
     for guess in [false, true] {
         let denoised = |guidance| {
             let settings_of = ControlSettings { guess, ..Default::default() };
-            let control = ControlAdapter::new(&net, &first_hint(), settings_of).unwrap();
+            let control =
+                ControlAdapter::new(&net, &first_hint(), settings_of, &Stop::default()).unwrap();
             let mut guided = Guided::new(&unet, settings, &prompts["prompt_embeds"])
                 .unwrap()
                 .guide(&prompts["negative_embeds"], 1.5, guidance)

@@ -12,6 +12,7 @@ use std::collections::{BTreeMap, HashMap};
 use std::path::PathBuf;
 use std::time::Instant;
 
+use animatelcm::Stop;
 use animatelcm::adapters::lora::{Lora, LoraOptions};
 use animatelcm::device::Quantize;
 use animatelcm::models::clip::{TextConfig, TextEncoder};
@@ -145,7 +146,9 @@ fn full_size_text_equals_transformers() {
     for (dtype, tolerance) in [(DType::F32, F32), (DType::F16, 4e-3), (DType::BF16, 3e-2)] {
         let config = TextConfig::default();
         let model = draw(Component::Text, dtype, |vb| TextEncoder::new(&config, &vb));
-        let got = timed(&format!("text {dtype:?}"), want, || model.forward(&ids, 0).unwrap());
+        let got = timed(&format!("text {dtype:?}"), want, || {
+            model.forward(&ids, 0, &Stop::default()).unwrap()
+        });
         assert_relative(&got, want, tolerance);
     }
 }
@@ -159,11 +162,13 @@ fn full_size_autoencoder_equals_diffusers() {
             draw(Component::Vae, dtype, |vb| AutoencoderKl::new(&VaeConfig::default(), &vb));
         let z = reference["z"].to_dtype(dtype).unwrap();
         let want = &reference["image"];
-        let got = timed(&format!("decode {dtype:?}"), want, || model.decode(&z).unwrap());
+        let got = timed(&format!("decode {dtype:?}"), want, || {
+            model.decode(&z, &Stop::default()).unwrap()
+        });
         assert_relative(&got, want, tolerance);
 
         let image = reference["image_in"].to_dtype(dtype).unwrap();
-        let posterior = model.encode(&image).unwrap();
+        let posterior = model.encode(&image, &Stop::default()).unwrap();
         for (name, got) in [("mean", posterior.mean), ("logvar", posterior.log_variance)] {
             let got = timed(&format!("{name} {dtype:?}"), &reference[name], || got);
             assert_relative(&got, &reference[name], tolerance);
@@ -184,6 +189,7 @@ fn unet_pass(dtype: DType, quantize: Quantize, reference: &HashMap<String, Tenso
         context,
         motion_norm: MotionNorm::PerFrame,
         injection: &Injection::default(),
+        stop: &Stop::default(),
     };
     timed(&format!("unet {dtype:?}{}", quantize.words()), &reference["unet"], || {
         unfold(&model.forward(&fold(&latents), &input).unwrap(), 1)

@@ -143,7 +143,15 @@ fn linear_layers_on_a_gpu_equal_their_reference() {
 /// All that a convolution can do beside multiplying, but stretching.
 fn everything(x: &[Tensor], stride: usize, padding: (usize, usize)) -> ConvArgs<'_> {
     let (shift, residual) = (Some(&x[3]), Some(&x[4]));
-    ConvArgs { padding, stride, shift, activation: Activation::Silu, residual, stretch: None }
+    ConvArgs {
+        padding,
+        stride,
+        shift,
+        activation: Activation::Silu,
+        residual,
+        stretch: None,
+        stop: None,
+    }
 }
 
 #[test]

@@ -2,6 +2,7 @@
 
 use std::collections::{BTreeMap, HashMap};
 
+use animatelcm::Stop;
 use animatelcm::kernels::{self, ConvArgs, GroupNormOptions, Weights};
 use animatelcm::models::clip::{TextConfig, TextEncoder};
 use animatelcm::models::motion::{MotionConfig, MotionNorm};
@@ -247,6 +248,7 @@ fn the_unet_has_the_gradients_of_torch() {
         context: &context,
         motion_norm: MotionNorm::Pooled,
         injection: &Injection::default(),
+        stop: &Stop::default(),
     };
     let y = unet.forward_each(&x, &[999.0, 430.0, 7.0], &input).unwrap();
     network(&golden, "unet", &y, &[("x", &x), ("context", &context)], &vars);
@@ -271,6 +273,7 @@ fn motion_modules_have_the_gradients_of_torch() {
         context: &context,
         motion_norm: MotionNorm::Pooled,
         injection: &Injection::default(),
+        stop: &Stop::default(),
     };
     let y = unet.forward_each(&tiny::fold(&x), &[640.0, 81.0], &input).unwrap();
     let y = tiny::unfold(&y, 2);
@@ -286,11 +289,11 @@ fn the_autoencoder_has_the_gradients_of_torch() {
     let vars = variables(&[VAE]);
     let vae = AutoencoderKl::new(&config, &builder(&vars)).unwrap();
     let x = Var::from_tensor(&golden.tensor("encoder.x")).unwrap();
-    let posterior = vae.encode(&x).unwrap();
+    let posterior = vae.encode(&x, &Stop::default()).unwrap();
     let y = Tensor::cat(&[&posterior.mean, &posterior.log_variance], 1).unwrap();
     network(&golden, "encoder", &y, &[("x", &x)], &vars);
     let x = Var::from_tensor(&golden.tensor("decoder.x")).unwrap();
-    let y = vae.decode(&x).unwrap();
+    let y = vae.decode(&x, &Stop::default()).unwrap();
     network(&golden, "decoder", &y, &[("x", &x)], &vars);
 }
 
@@ -301,7 +304,7 @@ fn the_text_encoder_has_the_gradients_of_torch() {
     let vars = variables(&["tiny/model/text_encoder/model.safetensors"]);
     let text = TextEncoder::new(&config, &builder(&vars)).unwrap();
     let ids = golden.tensor("text.ids").to_dtype(DType::U32).unwrap();
-    let y = text.forward(&ids, 0).unwrap();
+    let y = text.forward(&ids, 0, &Stop::default()).unwrap();
     network(&golden, "text", &y, &[], &vars);
 }
 

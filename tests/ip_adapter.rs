@@ -4,6 +4,7 @@
 use std::collections::BTreeMap;
 use std::path::Path;
 
+use animatelcm::Stop;
 use animatelcm::adapters::ip_adapter::{ImagePrompt, ImagePromptSettings, Neighbour, Share, Sight};
 use animatelcm::adapters::{Conditioner, Mask, Pass, Progress, Strength};
 use animatelcm::device::{DtypeChoice, Precision};
@@ -73,9 +74,13 @@ fn the_image_encoder_equals_transformers() {
     let (want, encoder) = (case("image_encoder"), encoder());
     let pixels = encoder.pixels(&refs()[0]).unwrap();
     assert_eq!(floats(&pixels), floats(&want["pixels"]));
-    assert_relative(&encoder.embed(&pixels).unwrap(), &want["image_embeds"], F32);
-    assert_relative(&encoder.penultimate(&pixels).unwrap(), &want["penultimate"], F32);
-    let grey = encoder.penultimate(&pixels.zeros_like().unwrap()).unwrap();
+    assert_relative(&encoder.embed(&pixels, &Stop::default()).unwrap(), &want["image_embeds"], F32);
+    assert_relative(
+        &encoder.penultimate(&pixels, &Stop::default()).unwrap(),
+        &want["penultimate"],
+        F32,
+    );
+    let grey = encoder.penultimate(&pixels.zeros_like().unwrap(), &Stop::default()).unwrap();
     assert_relative(&grey, &want["uncond_penultimate"], F32);
 }
 
@@ -130,11 +135,11 @@ fn a_second_opinion_on_openais_activation() {
     let pixels = ours.pixels(&refs()[1]).unwrap();
     let states = theirs.output_hidden_states(&pixels).unwrap();
     let want = &states[states.len() - 3];
-    assert_relative(&ours.penultimate(&pixels).unwrap(), want, F32);
+    assert_relative(&ours.penultimate(&pixels, &Stop::default()).unwrap(), want, F32);
     let projection = vb.pp("visual_projection").get((10, 14), "weight").unwrap();
     let want = theirs.forward(&pixels).unwrap().matmul(&projection.t().unwrap()).unwrap();
-    assert_relative(&ours.embed(&pixels).unwrap(), &want, F32);
-    let exact = encoder().embed(&pixels).unwrap();
+    assert_relative(&ours.embed(&pixels, &Stop::default()).unwrap(), &want, F32);
+    let exact = encoder().embed(&pixels, &Stop::default()).unwrap();
     assert!(relative_l2(&exact, &want) > 1e-4, "the activation does not matter");
 }
 
@@ -188,7 +193,8 @@ fn neighbour() -> Neighbour {
 
 fn prompt(kind: &str, pictures: &[RgbImage], settings: ImagePromptSettings) -> ImagePrompt {
     let net = net(kind);
-    let sight = Sight::of(&encoder(), pictures, net.config().wants(), true).unwrap();
+    let sight =
+        Sight::of(&encoder(), pictures, net.config().wants(), true, &Stop::default()).unwrap();
     ImagePrompt::new(&net, &sight, settings, &neighbour()).unwrap()
 }
 
@@ -213,6 +219,7 @@ fn output(
         context: &context,
         negatives,
         motion_norm: MotionNorm::PerFrame,
+        stop: &Stop::default(),
     };
     let mut injection = Injection::default();
     for prompt in prompts {
@@ -224,6 +231,7 @@ fn output(
         context: &context,
         motion_norm: MotionNorm::PerFrame,
         injection: &injection,
+        stop: &Stop::default(),
     };
     unet.forward(&x, &input).unwrap()
 }
@@ -282,6 +290,7 @@ fn every_frame_can_have_a_picture_of_its_own() {
             context: &case("unet")["ctx"].narrow(0, 0, 1).unwrap(),
             negatives: 0,
             motion_norm: MotionNorm::PerFrame,
+            stop: &Stop::default(),
         },
         &mut Injection::default(),
     );
@@ -317,7 +326,7 @@ fn masks_and_curves_go_together() {
 fn keys_for_another_unet_are_refused() {
     let (unet, [a, _]) = (still(), refs());
     let net = net("base");
-    let sight = Sight::of(&encoder(), &[a], net.config().wants(), false).unwrap();
+    let sight = Sight::of(&encoder(), &[a], net.config().wants(), false, &Stop::default()).unwrap();
     let settings = at(1.0);
     let mut prompt = ImagePrompt::new(&net, &sight, settings, &neighbour()).unwrap();
     let unit = case("unet");
@@ -330,6 +339,7 @@ fn keys_for_another_unet_are_refused() {
         context: &context,
         negatives: 1,
         motion_norm: MotionNorm::PerFrame,
+        stop: &Stop::default(),
     };
     // It was not asked what no picture looks like.
     let error = prompt.inject(&pass, &mut Injection::default()).unwrap_err();
@@ -348,6 +358,7 @@ fn keys_for_another_unet_are_refused() {
         context: &context,
         motion_norm: MotionNorm::PerFrame,
         injection: &injection,
+        stop: &Stop::default(),
     };
     let error = smaller.forward(&x, &input).unwrap_err().to_string();
     assert!(error.contains("16 side contexts for 10 cross attentions"), "{error}");

@@ -69,8 +69,14 @@ mod rng;
 mod sampler;
 /// Noise schedules and timesteps.
 mod schedule;
+/// Signals and limits of the system.
+#[cfg(feature = "cli")]
+mod signals;
 /// SparseCtrl.
 mod sparse_ctrl;
+/// What clips and files of strangers may not do.
+#[cfg(all(feature = "cli", feature = "apng"))]
+mod strangers;
 mod support;
 /// T2I-Adapters.
 mod t2i_adapter;

@@ -81,7 +81,7 @@ fn convolution() {
     fn args(t: &[Tensor], (stride, stretch): (usize, Option<(usize, usize)>)) -> ConvArgs<'_> {
         let (shift, residual) = (Some(&t[3]), Some(&t[4]));
         let activation = Activation::Silu;
-        ConvArgs { padding: (1, 1), stride, stretch, shift, residual, activation }
+        ConvArgs { padding: (1, 1), stride, stretch, shift, residual, activation, stop: None }
     }
     for (size, steps) in [((5, 5), (1, None)), ((3, 3), (2, None)), ((7, 6), (1, Some((7, 6))))] {
         check(

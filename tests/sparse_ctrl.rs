@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
+use animatelcm::Stop;
 use animatelcm::adapters::sparse_ctrl::{SparseControl, SparseHint};
 use animatelcm::adapters::{Conditioner, ControlSettings, Pass, Progress, Strength};
 use animatelcm::device::{DtypeChoice, Precision};
@@ -79,13 +80,14 @@ fn hint_pixels() -> Tensor {
 
 fn residuals(net: &SparseCtrl, hint: &Tensor, frames: &[usize], norm: MotionNorm) -> Residuals {
     let context = case("unet")["ctx"].narrow(0, 0, 1).unwrap();
-    let x = net.embed(&hint.contiguous().unwrap(), frames, 6).unwrap();
+    let x = net.embed(&hint.contiguous().unwrap(), frames, 6, &Stop::default()).unwrap();
     let input = UNetInput {
         timestep: 759.0,
         frames: 6,
         context: &context,
         motion_norm: norm,
         injection: &Injection::default(),
+        stop: &Stop::default(),
     };
     net.forward(&x, &input).unwrap()
 }
@@ -136,7 +138,7 @@ fn hints_go_with_their_frames_in_any_order() {
     assert!(relative_l2(&other.mid, &want.mid) > 1e-3);
 
     for (frames, part) in [(&[0, 6, 2][..], "frame 6"), (&[0, 2], "3 hints for 2 frames")] {
-        let error = net.embed(&hint, frames, 6).unwrap_err();
+        let error = net.embed(&hint, frames, 6, &Stop::default()).unwrap_err();
         assert!(error.to_string().contains(part), "{error}");
     }
 }
@@ -145,7 +147,7 @@ fn hints_go_with_their_frames_in_any_order() {
 fn injected(net: &SparseCtrl, settings: ControlSettings, frames: &[usize], clip: usize) -> Tensor {
     let hint = hint_latents().contiguous().unwrap();
     let hint = SparseHint { hints: &hint, frames: &[0, 2, 5], clip };
-    let mut control = SparseControl::new(net, hint, settings).unwrap();
+    let mut control = SparseControl::new(net, hint, settings, &Stop::default()).unwrap();
     let unit = case("unet");
     let (x, context) = (fold(&unit["x"]), unit["ctx"].narrow(0, 0, 1).unwrap());
     let motion_norm = MotionNorm::PerFrame;
@@ -157,6 +159,7 @@ fn injected(net: &SparseCtrl, settings: ControlSettings, frames: &[usize], clip:
         context: &context,
         negatives: 0,
         motion_norm,
+        stop: &Stop::default(),
     };
     let mut injection = Injection::default();
     control.inject(&pass, &mut injection).unwrap();
@@ -166,6 +169,7 @@ fn injected(net: &SparseCtrl, settings: ControlSettings, frames: &[usize], clip:
         context: &context,
         motion_norm,
         injection: &injection,
+        stop: &Stop::default(),
     };
     tiny::unet(DType::F32).forward(&x, &input).unwrap()
 }
@@ -191,6 +195,7 @@ fn strengths_belong_to_frames() {
         context: &context,
         motion_norm: MotionNorm::PerFrame,
         injection: &injection,
+        stop: &Stop::default(),
     };
     let want = tiny::unet(DType::F32).forward(&fold(&unit["x"]), &input).unwrap();
     let got = injected(&net, settings("0:1.0,4:0.2"), &all, 6);

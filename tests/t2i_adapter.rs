@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use animatelcm::Error;
+use animatelcm::Stop;
 use animatelcm::adapters::t2i_adapter::T2iControl;
 use animatelcm::adapters::{Conditioner, ControlSettings, Pass, Progress, Strength};
 use animatelcm::media::RgbImage;
@@ -76,13 +77,19 @@ fn coloured() -> Tensor {
 #[test]
 fn features_equal_diffusers() {
     let (full, light) = (net("full"), net("light"));
-    assert_features(&full.forward(&coloured()).unwrap(), "full");
+    assert_features(&full.forward(&coloured(), &Stop::default()).unwrap(), "full");
     let grey = to_grey(&grey_pictures("grey_u8"), &Device::Cpu).unwrap();
-    assert_features(&light.forward(&grey).unwrap(), "light");
+    assert_features(&light.forward(&grey, &Stop::default()).unwrap(), "light");
     // Sizes whose halves are odd.
     let odd = [odd_picture()];
-    assert_features(&full.forward(&from_rgb(&odd, &Device::Cpu).unwrap()).unwrap(), "full_odd");
-    assert_features(&light.forward(&to_grey(&odd, &Device::Cpu).unwrap()).unwrap(), "light_odd");
+    assert_features(
+        &full.forward(&from_rgb(&odd, &Device::Cpu).unwrap(), &Stop::default()).unwrap(),
+        "full_odd",
+    );
+    assert_features(
+        &light.forward(&to_grey(&odd, &Device::Cpu).unwrap(), &Stop::default()).unwrap(),
+        "light_odd",
+    );
 }
 
 #[test]
@@ -108,10 +115,11 @@ fn features_go_where_diffusers_adds_them() {
             context: &context,
             motion_norm: MotionNorm::PerFrame,
             injection,
+            stop: &Stop::default(),
         };
         unet.forward(&fold(&unit["x"]), &input)
     };
-    let features = net("full").forward(&coloured()).unwrap();
+    let features = net("full").forward(&coloured(), &Stop::default()).unwrap();
     let mut injection = Injection::default();
     injection.add_stage_features(features.clone()).unwrap();
     assert_relative(&pass(&injection).unwrap(), &golden::load(UNITS).tensor("unet.y"), F32);
@@ -138,6 +146,7 @@ fn injected(control: &mut T2iControl, frames: &[usize], clips: usize, at: Progre
         context: &context,
         negatives: clips - 1,
         motion_norm,
+        stop: &Stop::default(),
     };
     let mut injection = Injection::default();
     control.inject(&pass, &mut injection).unwrap();
@@ -147,6 +156,7 @@ fn injected(control: &mut T2iControl, frames: &[usize], clips: usize, at: Progre
         context: &context,
         motion_norm,
         injection: &injection,
+        stop: &Stop::default(),
     };
     tiny::unet(DType::F32).forward(&x, &input).unwrap()
 }
@@ -158,7 +168,13 @@ fn strengths_and_hints_belong_to_frames() {
     let net = net("full");
     let control = |hint: &Tensor, scale: &str| {
         let strength = scale.parse::<Strength>().unwrap();
-        T2iControl::new(&net, hint, ControlSettings { strength, ..Default::default() }).unwrap()
+        T2iControl::new(
+            &net,
+            hint,
+            ControlSettings { strength, ..Default::default() },
+            &Stop::default(),
+        )
+        .unwrap()
     };
     let order = [3usize, 4, 5, 0, 1, 2];
     let index = Tensor::new(&[3u32, 4, 5, 0, 1, 2], &Device::Cpu).unwrap();

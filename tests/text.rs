@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 
+use animatelcm::Stop;
 use animatelcm::device::{DtypeChoice, Precision};
 use animatelcm::pipeline::load::{Base, EmbeddingFile, Files, Models};
 use animatelcm::pipeline::request::Request;
@@ -39,7 +40,7 @@ fn tiny() -> TextModel {
 
 fn states(text: &TextModel, prompt: &str, mode: PromptMode) -> Tensor {
     let chunks = text.read(prompt, mode).unwrap();
-    text.states(&chunks, 1, 0).unwrap()
+    text.states(&chunks, 1, 0, &Stop::default()).unwrap()
 }
 
 #[track_caller]
@@ -60,7 +61,7 @@ fn weighted_and_long_prompts_are_encoded_as_the_web_ui_does() {
         assert_eq!(chunks.len() as u64, case["chunks"].as_u64().unwrap(), "{name}");
         assert_eq!(chunks.truncated(), None);
         let skip = case["skip"].as_u64().unwrap() as usize;
-        let got = text.states(&chunks, 1, skip).unwrap();
+        let got = text.states(&chunks, 1, skip, &Stop::default()).unwrap();
         assert_relative(&got, &want.tensor(name), 1e-5);
     }
 }
@@ -89,16 +90,16 @@ fn plain_prompts_keep_their_brackets_and_lose_their_end() {
     let chunks = text.read(&long, PromptMode::Plain).unwrap();
     assert_eq!((chunks.len(), chunks.truncated()), (1, Some("The END")));
     let cut = states(&text, &"corgi ".repeat(75), PromptMode::Plain);
-    assert_same(&text.states(&chunks, 1, 0).unwrap(), &cut);
+    assert_same(&text.states(&chunks, 1, 0, &Stop::default()).unwrap(), &cut);
 }
 
 #[test]
 fn a_shorter_prompt_is_filled_up_with_empty_chunks() {
     let text = tiny();
     let chunks = text.read("a (corgi:1.3)", PromptMode::A1111).unwrap();
-    let got = text.states(&chunks, 3, 0).unwrap();
+    let got = text.states(&chunks, 3, 0, &Stop::default()).unwrap();
     assert_eq!(got.dims(), [1, 231, 12]);
-    let alone = text.states(&chunks, 1, 0).unwrap();
+    let alone = text.states(&chunks, 1, 0, &Stop::default()).unwrap();
     let empty = states(&text, "", PromptMode::A1111);
     assert_same(&got, &Tensor::cat(&[&alone, &empty, &empty], 1).unwrap());
 }
@@ -107,7 +108,7 @@ fn a_shorter_prompt_is_filled_up_with_empty_chunks() {
 fn weights_that_cancel_each_other_out_are_refused() {
     let text = tiny();
     let chunks = text.read("(corgi:9999999999999999999999999999999999999999)", PromptMode::A1111);
-    let error = text.states(&chunks.unwrap(), 1, 0).unwrap_err();
+    let error = text.states(&chunks.unwrap(), 1, 0, &Stop::default()).unwrap_err();
     assert_eq!(error.to_string(), "prompt: its weights cancel each other out");
 }
 
@@ -254,7 +255,7 @@ fn endless_prompts_end_after_32_chunks() {
     assert_eq!((most.len(), most.truncated()), (32, None));
     let more = read(&format!("{}The (END", "corgi ".repeat(32 * 75)));
     assert_eq!((more.len(), more.truncated()), (32, Some("The")));
-    assert_eq!(text.states(&more, 1, 0).unwrap().dims(), [1, 32 * 77, 12]);
+    assert_eq!(text.states(&more, 1, 0, &Stop::default()).unwrap().dims(), [1, 32 * 77, 12]);
     assert_eq!(read(&"BREAK ".repeat(100_000)).len(), 32);
 }
 

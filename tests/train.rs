@@ -1,5 +1,6 @@
 //! The parts of training and short distillations, against torch.
 
+use animatelcm::Stop;
 use animatelcm::models::motion::{MotionConfig, MotionNorm};
 use animatelcm::models::unet::UNetConfig;
 use animatelcm::schedule::{BetaSchedule, NoiseSchedule};
@@ -339,6 +340,7 @@ fn a_network_learns_one_clip_by_heart() {
         context: &context,
         motion_norm: MotionNorm::PerFrame,
         injection: &animatelcm::models::unet::Injection::default(),
+        stop: &Stop::default(),
     };
     let mut optimizer = AdamW::new(0.0);
     let pace = Pace { rate: 1e-2, warmup: 10, steps: 250, floor: 0.02 };

@@ -406,7 +406,7 @@ fn mixed_precision_learns_the_same() {
     let losses = |dtype: DType| -> Vec<f64> {
         let folder = tempfile::tempdir().unwrap();
         let places = Places::new(folder.path());
-        let compute = Compute { device: Device::Cpu, dtype };
+        let compute = Compute { dtype, ..Compute::exact(&Device::Cpu) };
         for stage in Stage::ALL {
             run(stage, &plan, &places, &compute, OPTIONS, &mut Stop::default()).unwrap();
         }

@@ -1,5 +1,6 @@
 //! The UNet and its motion modules against diffusers.
 
+use animatelcm::Stop;
 use animatelcm::models::motion::{MotionConfig, MotionModule, MotionNorm};
 use animatelcm::models::unet::{Injection, UNet, UNetConfig, UNetInput};
 use animatelcm::weights::{Component, random};
@@ -22,6 +23,7 @@ fn pass(unet: &UNet, x: &Tensor, context: &Tensor, motion_norm: MotionNorm) -> T
                 context,
                 motion_norm,
                 injection: &Injection::default(),
+                stop: &Stop::default(),
             },
         )
         .unwrap();
@@ -73,7 +75,11 @@ fn one_motion_module_equals_diffusers_with_both_norms() {
         (MotionNorm::PerFrame, "down0.motion0.per_frame_norm"),
     ] {
         let module = MotionModule::new(&config, 8, 4, &vb).unwrap();
-        assert_relative(&module.forward(&case["down0.attn0"], 6, norm).unwrap(), &case[want], F32);
+        assert_relative(
+            &module.forward(&case["down0.attn0"], 6, norm, &Stop::default()).unwrap(),
+            &case[want],
+            F32,
+        );
     }
 }
 
@@ -120,7 +126,14 @@ fn without_motion_it_agrees_with_a_second_implementation() {
     let context = &case("unet")["ctx"];
     let motion_norm = MotionNorm::PerFrame;
     let injection = &Injection::default();
-    let input = UNetInput { timestep: 759.0, frames: 1, context, motion_norm, injection };
+    let input = UNetInput {
+        timestep: 759.0,
+        frames: 1,
+        context,
+        motion_norm,
+        injection,
+        stop: &Stop::default(),
+    };
     let ours = build(DType::F32).forward(&x, &input).unwrap();
     let theirs = theirs.forward(&x, 759.0, &context.repeat((2, 1, 1)).unwrap()).unwrap();
     // They use the tanh approximation of GELU: close, but not equal.
@@ -142,6 +155,7 @@ fn too_many_frames_are_refused_with_both_numbers() {
                 context,
                 motion_norm: MotionNorm::Pooled,
                 injection: &Injection::default(),
+                stop: &Stop::default(),
             },
         )
         .unwrap_err();

@@ -1,5 +1,6 @@
 //! The autoencoders against diffusers.
 
+use animatelcm::Stop;
 use animatelcm::models::vae::{AutoencoderKl, AutoencoderTiny, TinyVaeConfig, VaeConfig};
 use candle_core::DType;
 
@@ -17,13 +18,13 @@ fn vae() -> AutoencoderKl {
 #[test]
 fn decoding_equals_diffusers() {
     let case = case("vae");
-    assert_relative(&vae().decode(&case["z"]).unwrap(), &case["dec"], F32);
+    assert_relative(&vae().decode(&case["z"], &Stop::default()).unwrap(), &case["dec"], F32);
 }
 
 #[test]
 fn encoding_equals_diffusers() {
     let case = case("vae");
-    let posterior = vae().encode(&case["img"]).unwrap();
+    let posterior = vae().encode(&case["img"], &Stop::default()).unwrap();
     assert_relative(&posterior.mean, &case["mean"], F32);
     assert_relative(&posterior.log_variance, &case["logvar"], F32);
 }
@@ -35,6 +36,6 @@ fn the_tiny_autoencoder_equals_diffusers() {
     let taesd = AutoencoderTiny::new(&config, &vb).unwrap();
     let (kl, want) = (case("vae"), case("taesd"));
     let z = kl["z"].narrow(0, 0, 1).unwrap();
-    assert_relative(&taesd.decode(&z).unwrap(), &want["dec"], F32);
-    assert_relative(&taesd.encode(&kl["img"]).unwrap(), &want["enc"], F32);
+    assert_relative(&taesd.decode(&z, &Stop::default()).unwrap(), &want["dec"], F32);
+    assert_relative(&taesd.encode(&kl["img"], &Stop::default()).unwrap(), &want["enc"], F32);
 }

@@ -3,9 +3,9 @@
 use candle_core::Tensor;
 
 use super::{Conditioner, ControlSettings, Pass};
-use crate::Result;
 use crate::models::control_net::ControlNet;
 use crate::models::unet::Injection;
+use crate::{Result, Stop};
 
 /// A ControlNet with its hint.
 #[derive(Debug)]
@@ -19,10 +19,16 @@ pub struct Control<'a> {
 impl<'a> Control<'a> {
     /// Gives a network its hint, `(frames, 3, height, width)` in `[0, 1]` and in the network's number format. One
     /// picture serves all frames. What does not depend on the step is computed here, once.
-    pub fn new(net: &'a ControlNet, hint: &Tensor, settings: ControlSettings) -> Result<Self> {
+    pub fn new(
+        net: &'a ControlNet,
+        hint: &Tensor,
+        settings: ControlSettings,
+        stop: &Stop,
+    ) -> Result<Self> {
         // A network that adds means knows no other mode.
         let guess = settings.guess || net.config().global_pool_conditions;
-        Ok(Self { net, hint: net.embed(hint)?, settings: ControlSettings { guess, ..settings } })
+        let hint = net.embed(hint, stop)?;
+        Ok(Self { net, hint, settings: ControlSettings { guess, ..settings } })
     }
 }
 
@@ -35,7 +41,7 @@ impl Conditioner for Control<'_> {
         let is_graded = !self.net.config().global_pool_conditions;
         self.settings.inject(pass, injection, is_graded, |seen| {
             let hint = self.settings.of_frames(&self.hint, pass.frames, seen.clips)?;
-            Ok(self.net.forward(seen.x, &hint, pass.timestep, seen.context)?)
+            Ok(self.net.forward(seen.x, &hint, pass.timestep, seen.context, pass.stop)?)
         })
     }
 }

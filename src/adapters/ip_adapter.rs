@@ -8,7 +8,7 @@ use crate::models::clip::VisionEncoder;
 use crate::models::image_projection::{Features, IpAdapter};
 use crate::models::unet::{CrossAttention, Injection};
 use crate::nn::SideContext;
-use crate::{Error, Result};
+use crate::{Error, Result, Stop};
 
 /// Pictures as an image encoder sees them.
 #[derive(Clone, Debug)]
@@ -30,12 +30,13 @@ impl Sight {
         pictures: &[RgbImage],
         wants: Features,
         with_nothing: bool,
+        stop: &Stop,
     ) -> Result<Self> {
         let see = |picture: &RgbImage| {
             let pixels = encoder.pixels(picture)?;
             match wants {
-                Features::Embedding => encoder.embed(&pixels),
-                Features::Penultimate => encoder.penultimate(&pixels),
+                Features::Embedding => encoder.embed(&pixels, stop),
+                Features::Penultimate => encoder.penultimate(&pixels, stop),
             }
         };
         let seen: Vec<Tensor> = pictures.iter().map(see).collect::<candle_core::Result<_>>()?;
@@ -47,7 +48,8 @@ impl Sight {
             // The embedding of nothing is zero; the states are those of a grey picture.
             Features::Embedding => Some(first.zeros_like()?),
             Features::Penultimate => {
-                Some(encoder.penultimate(&encoder.pixels(picture)?.zeros_like()?)?)
+                let grey = encoder.pixels(picture)?.zeros_like()?;
+                Some(encoder.penultimate(&grey, stop)?)
             }
         };
         Ok(Self { pictures: Tensor::cat(&seen, 0)?, nothing })

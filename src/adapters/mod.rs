@@ -14,9 +14,9 @@ use std::fmt;
 
 use candle_core::Tensor;
 
-use crate::Result;
 use crate::models::motion::MotionNorm;
 use crate::models::unet::Injection;
+use crate::{Result, Stop};
 
 pub use self::mask::Mask;
 pub use self::range::ActiveRange;
@@ -49,6 +49,8 @@ pub struct Pass<'a> {
     pub negatives: usize,
     /// Over what motion modules normalize.
     pub motion_norm: MotionNorm,
+    /// What ends the pass early.
+    pub stop: &'a Stop,
 }
 
 impl Pass<'_> {

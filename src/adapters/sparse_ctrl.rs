@@ -3,9 +3,9 @@
 use candle_core::Tensor;
 
 use super::{Conditioner, ControlSettings, Pass};
-use crate::Result;
 use crate::models::sparse_ctrl::SparseCtrl;
 use crate::models::unet::{Injection, UNetInput};
+use crate::{Result, Stop};
 
 /// A SparseCtrl network with its hints.
 #[derive(Debug)]
@@ -34,8 +34,9 @@ impl<'a> SparseControl<'a> {
         net: &'a SparseCtrl,
         hint: SparseHint<'_>,
         settings: ControlSettings,
+        stop: &Stop,
     ) -> Result<Self> {
-        let hint = net.embed(hint.hints, hint.frames, hint.clip)?;
+        let hint = net.embed(hint.hints, hint.frames, hint.clip, stop)?;
         Ok(Self { net, hint, settings })
     }
 }
@@ -54,6 +55,7 @@ impl Conditioner for SparseControl<'_> {
                 context: seen.context,
                 motion_norm: pass.motion_norm,
                 injection: &Injection::default(),
+                stop: pass.stop,
             };
             Ok(self.net.forward(&x, &input)?)
         })

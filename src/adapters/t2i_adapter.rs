@@ -4,9 +4,9 @@ use candle_core::Tensor;
 
 use super::settings::scale;
 use super::{Conditioner, ControlSettings, Pass};
-use crate::Result;
 use crate::models::t2i_adapter::T2iAdapter;
 use crate::models::unet::Injection;
+use crate::{Result, Stop};
 
 /// What a T2I-Adapter made of its hint. The network itself is no longer needed.
 #[derive(Debug)]
@@ -19,8 +19,13 @@ pub struct T2iControl {
 impl T2iControl {
     /// Gives a network its hint, `(frames, in_channels, height, width)` in `[0, 1]` and in the network's number
     /// format. One picture serves all frames. Everything is computed here, once; guess mode has no meaning.
-    pub fn new(net: &T2iAdapter, hint: &Tensor, settings: ControlSettings) -> Result<Self> {
-        Ok(Self { features: net.forward(hint)?, settings })
+    pub fn new(
+        net: &T2iAdapter,
+        hint: &Tensor,
+        settings: ControlSettings,
+        stop: &Stop,
+    ) -> Result<Self> {
+        Ok(Self { features: net.forward(hint, stop)?, settings })
     }
 }
 

@@ -7,8 +7,6 @@ mod process;
 mod report;
 mod summary;
 
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Instant;
 
 use candle_core::{Device, Tensor};
@@ -28,7 +26,7 @@ use crate::pipeline::flops::Work;
 use crate::pipeline::load::{Base, ControlFile, Files, Models, Motion, Preset};
 use crate::pipeline::request::{Job, Request, Spec};
 use crate::pipeline::{Event, Pipeline, Residency, Tensors};
-use crate::{Error, Result};
+use crate::{Result, Stop};
 
 /// The arguments of `animatelcm bench`.
 #[derive(Debug, Args)]
@@ -85,30 +83,31 @@ fn at_least_one(text: &str) -> std::result::Result<usize, String> {
     }
 }
 
-pub(super) fn run(args: &BenchArgs, interrupted: &Arc<AtomicBool>) -> Result<()> {
-    let report = measure(args, interrupted)?;
+pub(super) fn run(args: &BenchArgs, stop: &Stop) -> Result<()> {
+    let report = measure(args, stop)?;
     print(&if args.json { to_json(&report)? } else { report.table() })
 }
 
-fn measure(args: &BenchArgs, interrupted: &Arc<AtomicBool>) -> Result<Report> {
+fn measure(args: &BenchArgs, stop: &Stop) -> Result<Report> {
     let names = Names::new(args.models.offline)?;
     let mut job = job(args, &names)?;
     job.request.validate()?;
-    controls::check_hints(&mut job.request.controls)?;
+    controls::check_hints(&mut job.request.controls, stop)?;
     let device = job.models.open()?;
     let precision = job.models.precision(&device)?;
     let models = Models::open(&files(args, &job, &names)?)?;
-    let mut pipeline = Pipeline::new(models, device, precision, Residency::KeepAll);
+    let pipeline = Pipeline::new(models, device, precision, Residency::KeepAll);
+    let mut pipeline = pipeline.until(stop);
     let prepared = pipeline.prepare(&job.request)?;
     let size = (prepared.width, prepared.height);
-    let notes = Notes { quiet: args.quiet, interrupted };
+    let notes = Notes { quiet: args.quiet, stop };
 
     // First, while this process has nothing in memory yet.
     let cold_start = if args.random_weights.is_some() || args.no_cold_start {
         None
     } else {
         notes.say("cold start");
-        let command = Command { job: &job, offline: args.models.offline, interrupted };
+        let command = Command { job: &job, offline: args.models.offline, stop };
         Some(command.seconds_to_first_clip()?)
     };
 
@@ -257,18 +256,18 @@ fn files(args: &BenchArgs, job: &Job, names: &Names) -> Result<Files> {
 /// Lines on stderr, and the ear for Ctrl-C.
 struct Notes<'a> {
     quiet: bool,
-    interrupted: &'a AtomicBool,
+    stop: &'a Stop,
 }
 
 impl Notes<'_> {
     fn say(&self, text: &str) {
         if !self.quiet {
-            super::progress::line(text);
+            super::terminal::line(text);
         }
     }
 
     fn go_on(&self) -> Result<()> {
-        if self.interrupted.load(Ordering::SeqCst) { Err(Error::Cancelled) } else { Ok(()) }
+        self.stop.check()
     }
 }
 

@@ -2,8 +2,6 @@
 
 use std::io::Write;
 use std::path::PathBuf;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
 
 use clap::Args;
 use image::RgbImage;
@@ -19,7 +17,7 @@ use crate::pipeline::request::{Job, Request, Spec};
 use crate::pipeline::{Event, Pipeline, Residency, Tensors};
 use crate::procedural::{Caption, Count, Oracle, Scene, Score, Seen};
 use crate::rng::Uniform;
-use crate::{Error, Result};
+use crate::{Error, Result, Stop};
 
 /// The arguments of `animatelcm eval`.
 #[derive(Debug, Args)]
@@ -77,7 +75,7 @@ const ROWS: usize = 16;
 /// The side of clips that no model makes.
 const SIDE: usize = 64;
 
-pub(super) fn run(args: &EvalArgs, interrupted: &Arc<AtomicBool>) -> Result<()> {
+pub(super) fn run(args: &EvalArgs, stop: &Stop) -> Result<()> {
     if args.prompts == 0 {
         return Err(Error::request("prompts", "must be at least 1, got 0"));
     }
@@ -94,7 +92,7 @@ pub(super) fn run(args: &EvalArgs, interrupted: &Arc<AtomicBool>) -> Result<()> 
     }
     let seed =
         args.sampling.seed.map_or(0, |seed| seed.number().unwrap_or_else(generate::random_seed));
-    let mut clips = Clips::open(args)?;
+    let mut clips = Clips::open(args, stop)?;
     let mut score = Score::default();
     let mut rows: Vec<Vec<RgbImage>> = Vec::new();
     for i in 0..args.prompts {
@@ -103,21 +101,19 @@ pub(super) fn run(args: &EvalArgs, interrupted: &Arc<AtomicBool>) -> Result<()> 
         let caption = Caption::draw(&mut random);
         let frames = match &mut clips {
             Clips::Rendered { side, frames } => {
-                if interrupted.load(Ordering::SeqCst) {
-                    return Err(Error::Cancelled);
-                }
+                stop.check()?;
                 Scene::new(caption, random.bits()).frames(*side, *frames)
             }
             Clips::Generated { pipeline, request, .. } => {
                 request.prompt = caption.to_string();
                 request.seed = Some(seed.wrapping_add(i as u64));
-                generated(pipeline, request, interrupted)?
+                generated(pipeline, request, stop)?
             }
         };
         let seen = Oracle::default().look(&frames);
         score.add(&caption, seen.matches(&caption));
         if !args.quiet {
-            super::progress::line(&format!("{}/{} {}", i + 1, args.prompts, said(caption, &seen)));
+            super::terminal::line(&format!("{}/{} {}", i + 1, args.prompts, said(caption, &seen)));
         }
         if args.sheet.is_some() && rows.len() < ROWS {
             rows.push(frames);
@@ -148,7 +144,7 @@ enum Clips {
 }
 
 impl Clips {
-    fn open(args: &EvalArgs) -> Result<Self> {
+    fn open(args: &EvalArgs, stop: &Stop) -> Result<Self> {
         if args.ground_truth {
             let side = args.clip.width.or(args.clip.height).unwrap_or(SIDE);
             let frames = args.clip.frames.unwrap_or(16);
@@ -170,7 +166,7 @@ impl Clips {
         let device = job.models.open()?;
         let precision = job.models.precision(&device)?;
         let models = Models::open(&resolve::files(&job.models, &names)?)?;
-        let pipeline = Pipeline::new(models, device, precision, Residency::KeepAll);
+        let pipeline = Pipeline::new(models, device, precision, Residency::KeepAll).until(stop);
         let prepared = pipeline.prepare(&job.request)?;
         Ok(Self::Generated {
             size: (prepared.width, prepared.height),
@@ -210,17 +206,13 @@ impl Clips {
     }
 }
 
-fn generated(
-    pipeline: &mut Pipeline,
-    request: &Request,
-    interrupted: &AtomicBool,
-) -> Result<Vec<RgbImage>> {
+fn generated(pipeline: &mut Pipeline, request: &Request, stop: &Stop) -> Result<Vec<RgbImage>> {
     let mut frames = Vec::new();
     let mut listener = |event: Event| {
         if matches!(event, Event::Loaded) {
             tune::keep_freed_memory();
         }
-        if interrupted.load(Ordering::SeqCst) { Err(Error::Cancelled) } else { Ok(()) }
+        stop.check()
     };
     pipeline.generate(request, &mut Tensors::default(), &mut listener, &mut &mut frames)?;
     Ok(frames)

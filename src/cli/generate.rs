@@ -2,8 +2,6 @@
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
-use std::sync::atomic::AtomicBool;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use candle_core::Device;
@@ -25,13 +23,13 @@ use crate::pipeline::{Event, Listener, Pipeline, Prepared, Residency};
 use crate::sampler::SamplerKind;
 use crate::{Error, Result, Stop};
 
-pub(super) fn run(args: &GenerateArgs, interrupted: &Arc<AtomicBool>) -> Result<()> {
+pub(super) fn run(args: &GenerateArgs, stop: &Stop) -> Result<()> {
     let names = Names::new(args.models.offline)?;
     let (mut job, notes) = job(args, &names)?;
     if args.dump_request {
         return print(&to_json(&job)?);
     }
-    let mut progress = Progress::new(&args.reporting, interrupted);
+    let mut progress = Progress::new(&args.reporting, stop);
     for message in notes {
         progress.event(Event::Warning { message })?;
     }
@@ -57,7 +55,7 @@ pub(super) fn run(args: &GenerateArgs, interrupted: &Arc<AtomicBool>) -> Result<
             tensors: tensors_out.as_deref(),
             is_one_of_many: clips.len() > 1,
         };
-        make(job, &names, &target, &args.reporting, interrupted)?;
+        make(job, &names, &target, &args.reporting, stop)?;
     }
     Ok(())
 }
@@ -127,7 +125,7 @@ pub(super) fn make(
     names: &Names,
     target: &Target<'_>,
     reporting: &Reporting,
-    interrupted: &Arc<AtomicBool>,
+    stop: &Stop,
 ) -> Result<()> {
     // Everything that can fail without a network fails before one is loaded.
     job.request.validate()?;
@@ -145,17 +143,18 @@ pub(super) fn make(
     let mut files = resolve::files(&job.models, names)?;
     files.controls = resolve::controls(&job.request, names)?;
     files.ip_adapters = resolve::ip_adapters(&job.request, names)?;
-    controls::check_hints(&mut job.request.controls)?;
-    controls::check_pictures(&mut job.request.ip_adapters)?;
-    let mut extra = tensors::read(&mut job)?;
+    controls::check_hints(&mut job.request.controls, stop)?;
+    controls::check_pictures(&mut job.request.ip_adapters, stop)?;
+    let mut extra = tensors::read(&mut job, stop)?;
     extra.recorded = tensors_out.as_ref().map(|_| BTreeMap::new());
     let models = Models::open(&files)?;
     let sources = models.sources();
-    let mut progress = Progress::new(reporting, interrupted);
+    let mut progress = Progress::new(reporting, stop);
     for adapter in models.adapters() {
         progress.detail(adapter);
     }
-    let mut pipeline = Pipeline::new(models, device, precision, Residency::OneAtATime);
+    let pipeline = Pipeline::new(models, device, precision, Residency::OneAtATime);
+    let mut pipeline = pipeline.until(stop);
     let prepared = pipeline.prepare(&job.request)?;
     // What is written down is what was used, not what was left out.
     job.request.width = Some(prepared.width);
@@ -170,8 +169,7 @@ pub(super) fn make(
     progress.note(&describe(&job, &prepared, &device, precision));
     // Files of gigabytes are hashed while the network runs; the result is needed at the first frame.
     let loras = files.loras.iter().map(|lora| lora.source.path().to_path_buf()).collect();
-    let stop = Stop::from(Arc::clone(interrupted));
-    let mut hashes = Hashes::start(sources.clone(), loras, &stop);
+    let mut hashes = Hashes::start(sources.clone(), loras, stop)?;
     let has_motion = pipeline.models().unet_config().motion.is_some();
     job.program = Some(program(&device));
     let request = job.request.clone();
@@ -185,7 +183,7 @@ pub(super) fn make(
                 Made { files: &files, sources: &sources, lora_hashes: &lora_hashes, has_motion };
             let metadata =
                 if target.has_metadata { metadata(&job, &made)? } else { Metadata::default() };
-            output::open(target.path, &clip, &metadata, target.existing, &stop)
+            output::open(target.path, &clip, &metadata, target.existing, stop)
         },
     };
     let result = pipeline.generate(&request, &mut extra, &mut progress, &mut sink);
@@ -193,6 +191,7 @@ pub(super) fn make(
         progress.finish();
         return Err(error);
     }
+    stop.check()?;
     progress.encoding(format.name());
     // Both files or none: the one that has its name last is complete before the other has one.
     let kept = match (tensors_out, extra.recorded.take()) {

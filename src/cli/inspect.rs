@@ -11,14 +11,14 @@ use std::path::Path;
 
 use super::args::InspectArgs;
 use super::print;
-use crate::Result;
 use crate::output::{Format, metadata};
 use crate::weights::{Archive, Source};
+use crate::{Result, Stop};
 
-pub(super) fn run(args: &InspectArgs) -> Result<()> {
+pub(super) fn run(args: &InspectArgs, stop: &Stop) -> Result<()> {
     let path = args.file.as_path();
     if path.is_dir() {
-        return print(&weights::folder(path, args.json)?);
+        return print(&weights::folder(path, args.json, stop)?);
     }
     let source = Source::from(path.to_path_buf());
     let archive = match Archive::open(&source) {
@@ -33,17 +33,12 @@ pub(super) fn run(args: &InspectArgs) -> Result<()> {
         },
         Err(error) => return Err(error),
     };
-    print(&weights::file(&archive, args.json)?)
+    print(&weights::file(&archive, args.json, stop)?)
 }
 
 /// Whether a file's name is that of an output of this program.
 fn claims_to_be_a_clip(path: &Path) -> bool {
     path != Path::new("-") && Format::from_path(path).is_ok()
-}
-
-/// A text from a file, safe for a terminal: control characters other than line breaks and tabs show as U+FFFD.
-fn plain(text: &str) -> String {
-    text.replace(|c: char| c.is_control() && !matches!(c, '\n' | '\t'), "\u{fffd}")
 }
 
 /// Lines of a label and its value, the values under each other; further lines of a value are indented.
@@ -52,7 +47,7 @@ struct Table(String);
 
 impl Table {
     fn row(&mut self, label: &str, value: impl std::fmt::Display) {
-        let value = plain(&value.to_string());
+        let value = value.to_string();
         let mut lines = value.lines();
         let first = lines.next().unwrap_or_default();
         self.0.push_str(format!("  {label:<11} {first}").trim_end());
@@ -73,11 +68,6 @@ impl Table {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn escape_sequences_do_not_reach_the_terminal() {
-        assert_eq!(plain("a\x1b[2Jb\u{9b}c\nd\te"), "a\u{fffd}[2Jb\u{fffd}c\nd\te");
-    }
 
     #[test]
     fn further_lines_stand_under_the_first() {

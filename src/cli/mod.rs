@@ -13,37 +13,42 @@ mod inspect;
 mod lora_tags;
 #[cfg(feature = "hub")]
 mod models;
+mod panics;
 mod parameters;
 mod progress;
 mod record;
 mod replay;
 mod resolve;
+mod signals;
 mod tensors;
+mod terminal;
+mod threads;
 #[cfg(feature = "train")]
 mod train;
 mod tune;
 mod typed;
 
-use std::io::Write;
 use std::process::ExitCode;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
 
 use clap::error::ErrorKind;
 
-use crate::{Error, Result};
+use crate::{Error, Result, Stop};
 use args::{Cli, Command};
+use signals::Answer;
+use terminal::print;
 pub use tune::Allocator;
 
 /// Parses the command line, runs it and gives the exit code.
 pub fn main() -> ExitCode {
     tune::at_start();
+    panics::hide();
     let cli = match typed::parse(std::env::args_os()) {
         Ok(cli) => cli,
         Err(error) => return not_run(&error),
     };
     let as_json = cli.wants_json_events();
-    match interruptible().and_then(|interrupted| run(cli, &interrupted)) {
+    let answer = if as_json { Answer::Json } else { Answer::Line };
+    match panics::caught(|| threads::start().and_then(|()| run(cli, &signals::stop(answer)?))) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             report(&error, as_json);
@@ -85,36 +90,21 @@ fn mistyped(text: &str) -> Error {
     Error::request("command line", reason).with_hint(tip)
 }
 
-fn run(cli: Cli, interrupted: &Arc<AtomicBool>) -> Result<()> {
+fn run(cli: Cli, stop: &Stop) -> Result<()> {
     match cli.command {
-        Command::Generate(args) => generate::run(&args, interrupted),
-        Command::Replay(args) => replay::run(&args, interrupted),
-        Command::Inspect(args) => inspect::run(&args),
-        Command::Eval(args) => eval::run(&args, interrupted),
+        Command::Generate(args) => generate::run(&args, stop),
+        Command::Replay(args) => replay::run(&args, stop),
+        Command::Inspect(args) => inspect::run(&args, stop),
+        Command::Eval(args) => eval::run(&args, stop),
         #[cfg(feature = "train")]
-        Command::Train(args) => train::run(&args, interrupted),
-        Command::Bench(args) => bench::run(&args, interrupted),
+        Command::Train(args) => train::run(&args, stop),
+        Command::Bench(args) => bench::run(&args, stop),
         #[cfg(feature = "hub")]
         Command::Models(args) => {
-            let context = models::Context { offline: false, quiet: false, interrupted };
+            let context = models::Context { offline: false, quiet: false, stop };
             models::run(&args, context)
         }
     }
-}
-
-/// A flag that Ctrl-C sets. A second Ctrl-C ends the program at once.
-fn interruptible() -> Result<Arc<AtomicBool>> {
-    let flag = Arc::new(AtomicBool::new(false));
-    let handler = Arc::clone(&flag);
-    ctrlc::set_handler(move || {
-        if handler.swap(true, Ordering::SeqCst) {
-            crate::files::remove_drafts();
-            #[allow(clippy::exit)]
-            std::process::exit(130);
-        }
-    })
-    .map_err(|e| Error::Missing { name: "Ctrl-C".into(), reason: e.to_string() })?;
-    Ok(flag)
 }
 
 /// Says what went wrong: a line and perhaps a hint, or one JSON event.
@@ -126,24 +116,13 @@ fn report(error: &Error, as_json: bool) {
             "message": error.to_string(),
             "hint": error.hint(),
         });
-        format!("{event}\n")
+        event.to_string()
     } else {
         let one_line = error.to_string().replace('\n', " ");
-        let hint = error.hint().map(|hint| format!("hint: {hint}\n")).unwrap_or_default();
-        format!("error: {one_line}\n{hint}")
+        let hint = error.hint().map(|hint| format!("\nhint: {}", hint.replace('\n', " ")));
+        format!("error: {one_line}{}", hint.unwrap_or_default())
     };
-    let _ = std::io::stderr().write_all(text.as_bytes());
-}
-
-/// Writes a result to stdout. A reader that has gone away is no error.
-fn print(text: &str) -> Result<()> {
-    let mut out = std::io::stdout().lock();
-    match out.write_all(text.as_bytes()).and_then(|()| out.flush()) {
-        Err(error) if error.kind() != std::io::ErrorKind::BrokenPipe => {
-            Err(Error::file("stdout")(error))
-        }
-        _ => Ok(()),
-    }
+    terminal::line(&text);
 }
 
 /// Pretty JSON with a line break at its end.

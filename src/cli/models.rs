@@ -4,15 +4,15 @@ use std::ffi::OsString;
 use std::io::{IsTerminal, Write};
 use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicBool, Ordering};
 
 use clap::{Args, Subcommand};
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 
+use super::terminal::{escaped, line as say, print_to as print};
 use crate::error::Bytes;
 use crate::hub::manifest::Entry;
 use crate::hub::{ENDPOINT, Event, Hub, Listing, Settings, State};
-use crate::{Error, Result};
+use crate::{Error, Result, Stop};
 
 /// The arguments of `animatelcm models`.
 #[derive(Clone, Debug, Args)]
@@ -67,7 +67,7 @@ pub(super) struct Context<'a> {
     /// Whether progress is kept back.
     pub(super) quiet: bool,
     /// Set when the user wants the program to stop.
-    pub(super) interrupted: &'a AtomicBool,
+    pub(super) stop: &'a Stop,
 }
 
 /// Runs `animatelcm models` with the settings of the environment; results go to stdout.
@@ -75,14 +75,7 @@ pub(super) fn run(args: &ModelsArgs, context: Context<'_>) -> Result<()> {
     let offline = context.offline || args.offline;
     let context = Context { offline, quiet: context.quiet || args.quiet, ..context };
     let settings = settings(offline)?;
-    let mut out = std::io::stdout().lock();
-    match run_with(args, settings, context, &mut out) {
-        // Somebody closed the pipe: they have seen enough.
-        Err(Error::File { source, .. }) if source.kind() == std::io::ErrorKind::BrokenPipe => {
-            Ok(())
-        }
-        result => result,
-    }
+    run_with(args, settings, context, &mut std::io::stdout().lock())
 }
 
 /// Runs `animatelcm models` with given settings; results go to `out`.
@@ -270,17 +263,8 @@ fn table(listings: &[Listing]) -> String {
     text
 }
 
-fn print(out: &mut dyn Write, text: &str) -> Result<()> {
-    out.write_all(text.as_bytes()).and_then(|()| out.flush()).map_err(print_error)
-}
-
 fn print_error(error: std::io::Error) -> Error {
     Error::file("stdout")(error)
-}
-
-/// A line on stderr. If stderr is gone there is nobody left to tell.
-fn say(text: &str) {
-    let _ = writeln!(std::io::stderr(), "{text}");
 }
 
 /// Shows a pull or a check: a bar on a terminal, a line now and then elsewhere.
@@ -318,7 +302,7 @@ impl<'a> Progress<'a> {
             Event::Retry { file, reason } => self.words(format!("{file}: {reason}, trying again")),
             Event::Mirror { reason, repo } => self.words(format!("{reason}, trying `{repo}`")),
         }
-        if self.context.interrupted.load(Ordering::Relaxed) {
+        if self.context.stop.is_requested() {
             self.pause();
             return ControlFlow::Break(());
         }
@@ -327,10 +311,10 @@ impl<'a> Progress<'a> {
 
     fn advance(&mut self, verb: &'static str, file: &str, done: u64, total: u64) {
         if let Some(bar) = &self.bar {
-            if bar.message() != file || bar.prefix() != verb {
+            if bar.message() != escaped(file) || bar.prefix() != verb {
                 bar.reset();
                 bar.set_prefix(verb);
-                bar.set_message(file.to_owned());
+                bar.set_message(escaped(file).into_owned());
             }
             bar.set_length(total);
             bar.set_position(done);

@@ -1,18 +1,17 @@
 //! Shows how far a run is: a bar, lines, or JSON events.
 
-use std::io::{IsTerminal, Write};
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::io::IsTerminal;
 use std::time::{Duration, Instant};
 
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use serde_json::json;
 
 use super::args::{ProgressMode, Reporting};
+use super::terminal::{escaped, line};
 use super::tune;
 use crate::error::Bytes;
 use crate::pipeline::{Event, Listener};
-use crate::{Error, Result};
+use crate::{Result, Stop};
 
 /// How progress is shown.
 #[derive(Debug)]
@@ -28,14 +27,14 @@ enum View {
 pub(super) struct Progress {
     view: View,
     verbose: bool,
-    interrupted: Arc<AtomicBool>,
+    stop: Stop,
     started: Instant,
     step_started: Instant,
     pub(super) steps: Vec<Duration>,
 }
 
 impl Progress {
-    pub(super) fn new(reporting: &Reporting, interrupted: &Arc<AtomicBool>) -> Self {
+    pub(super) fn new(reporting: &Reporting, stop: &Stop) -> Self {
         let bar = || {
             let bar = ProgressBar::with_draw_target(None, ProgressDrawTarget::stderr());
             View::Bar(bar)
@@ -52,7 +51,7 @@ impl Progress {
         Self {
             view,
             verbose: reporting.verbose,
-            interrupted: Arc::clone(interrupted),
+            stop: stop.clone(),
             started: now,
             step_started: now,
             steps: vec![],
@@ -142,7 +141,7 @@ impl Listener for Progress {
     fn event(&mut self, event: Event) -> Result<()> {
         match event {
             Event::Load { part, bytes } => match &self.view {
-                View::Bar(bar) => bar.set_message(format!("loading {part}")),
+                View::Bar(bar) => bar.set_message(escaped(&format!("loading {part}")).into_owned()),
                 View::Lines => line(&format!("loading {part}, {}", Bytes(bytes))),
                 View::Json => {
                     line(&json!({"event": "load", "part": part, "bytes": bytes}).to_string());
@@ -169,11 +168,6 @@ impl Listener for Progress {
                 View::Lines | View::Silent => {}
             },
         }
-        if self.interrupted.load(Ordering::SeqCst) { Err(Error::Cancelled) } else { Ok(()) }
+        self.stop.check()
     }
-}
-
-/// A line on stderr. That nobody reads it is no error.
-pub(super) fn line(text: &str) {
-    let _ = std::io::stderr().write_all(format!("{text}\n").as_bytes());
 }

@@ -9,6 +9,7 @@ use candle_core::Device;
 use sha2::{Digest, Sha256};
 
 use super::parameters::{self, Made};
+use super::threads;
 use crate::output::Metadata;
 use crate::pipeline::request::{FileRecord, Job, Program};
 use crate::weights::{Archive, Source, sha256};
@@ -50,9 +51,9 @@ pub(super) struct Hashes(Option<JoinHandle<Result<Found>>>);
 
 impl Hashes {
     /// `loras` are the files or folders of those sources that are LoRAs.
-    pub(super) fn start(sources: Vec<Source>, loras: Vec<PathBuf>, stop: &Stop) -> Self {
+    pub(super) fn start(sources: Vec<Source>, loras: Vec<PathBuf>, stop: &Stop) -> Result<Self> {
         let stop = stop.clone();
-        Self(Some(std::thread::spawn(move || {
+        let hash = move || {
             let is_lora = |source: &&Source| match source {
                 Source::File(path) => loras.iter().any(|lora| path.starts_with(lora)),
                 Source::Embedded { .. } => false,
@@ -76,7 +77,9 @@ impl Hashes {
                 })
                 .collect::<Result<_>>()?;
             Ok((records, loras))
-        })))
+        };
+        let thread = std::thread::Builder::new().name("hashes".into()).spawn(hash);
+        thread.map(|thread| Self(Some(thread))).map_err(|error| threads::refused(&error))
     }
 
     pub(super) fn join(&mut self) -> Result<Found> {

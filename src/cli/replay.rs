@@ -1,17 +1,15 @@
 //! `animatelcm replay`: a clip's own metadata, run again.
 
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
-use std::sync::atomic::AtomicBool;
 
 use super::args::ReplayArgs;
 use super::generate::{Target, make};
 use super::resolve::Names;
 use crate::output::{Existing, metadata};
 use crate::pipeline::request::Job;
-use crate::{Error, Result};
+use crate::{Error, Result, Stop};
 
-pub(super) fn run(args: &ReplayArgs, interrupted: &Arc<AtomicBool>) -> Result<()> {
+pub(super) fn run(args: &ReplayArgs, stop: &Stop) -> Result<()> {
     let job = job(&args.clip)?;
     let output = match &args.output {
         Some(path) => path.clone(),
@@ -24,7 +22,7 @@ pub(super) fn run(args: &ReplayArgs, interrupted: &Arc<AtomicBool>) -> Result<()
         tensors: None,
         is_one_of_many: false,
     };
-    make(job, &Names::new(true)?, &target, &args.reporting, interrupted)
+    make(job, &Names::new(true)?, &target, &args.reporting, stop)
 }
 
 /// The job that a clip was made by.

@@ -10,10 +10,10 @@ use crate::output::{self, Existing};
 use crate::pipeline::Tensors;
 use crate::pipeline::request::Job;
 use crate::weights::{Source, sha256, write_safetensors};
-use crate::{Error, Result};
+use crate::{Error, Result, Stop};
 
 /// Reads `--tensors-in` and writes down which file it was.
-pub(super) fn read(job: &mut Job) -> Result<Tensors> {
+pub(super) fn read(job: &mut Job, stop: &Stop) -> Result<Tensors> {
     let Some(record) = &mut job.tensors_in else { return Ok(Tensors::default()) };
     let path = PathBuf::from(&record.file);
     let field = "tensors-in";
@@ -26,7 +26,7 @@ pub(super) fn read(job: &mut Job) -> Result<Tensors> {
         Ok(_) => {}
         Err(error) => return Err(super::generate::unreadable(field, &path, &error)),
     }
-    let found = sha256(&Source::from(path.clone()), &crate::Stop::default())?;
+    let found = sha256(&Source::from(path.clone()), stop)?;
     if let Some(wanted) = record.sha256.replace(found.clone())
         && wanted != found
     {

@@ -2,8 +2,6 @@
 
 use std::path::PathBuf;
 use std::str::FromStr;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Instant;
 
 use candle_core::{DType, Device};
@@ -18,7 +16,7 @@ use crate::train::{
     Compute, Listener, Options, Places, Plan, Quality, Stage, Tick, course, memory, quality,
     run as run_stage, write_bytes,
 };
-use crate::{Error, Result};
+use crate::{Error, Result, Stop};
 
 /// The arguments of `animatelcm train`.
 #[derive(Debug, Args)]
@@ -95,14 +93,15 @@ impl Format {
     }
 }
 
-pub(super) fn run(args: &TrainArgs, interrupted: &Arc<AtomicBool>) -> Result<()> {
+pub(super) fn run(args: &TrainArgs, stop: &Stop) -> Result<()> {
     let plan = plan(args)?;
     let Some(out) = args.out.as_ref().filter(|_| !args.print_config) else {
         return print(&plan.to_toml()?);
     };
     tune::keep_freed_memory();
     let device = args.device.open()?;
-    let compute = Compute { device: device.clone(), dtype: args.dtype.on(&device)? };
+    let dtype = args.dtype.on(&device)?;
+    let compute = Compute { device: device.clone(), dtype, stop: stop.clone() };
     let mut places = Places::new(out);
     if let Some(base) = &args.base {
         if !base.is_dir() {
@@ -130,10 +129,9 @@ pub(super) fn run(args: &TrainArgs, interrupted: &Arc<AtomicBool>) -> Result<()>
     let mut notes = Notes {
         plan: &plan,
         places: &places,
-        device: &device,
+        compute: &compute,
         samples: args.samples,
         quiet: args.quiet,
-        interrupted,
         last: None,
         mean: 0.0,
         score: None,
@@ -198,10 +196,9 @@ fn said(stage: Stage, made: &Quality, sheet: &std::path::Path) -> String {
 struct Notes<'a> {
     plan: &'a Plan,
     places: &'a Places,
-    device: &'a Device,
+    compute: &'a Compute,
     samples: usize,
     quiet: bool,
-    interrupted: &'a AtomicBool,
     last: Option<Instant>,
     mean: f64,
     /// What was measured last.
@@ -221,12 +218,12 @@ impl Notes<'_> {
 
     fn line(&self, text: &str) {
         if !self.quiet {
-            super::progress::line(text);
+            super::terminal::line(text);
         }
     }
 
     fn go_on(&self) -> Result<()> {
-        if self.interrupted.load(Ordering::SeqCst) { Err(Error::Cancelled) } else { Ok(()) }
+        self.compute.stop.check()
     }
 }
 
@@ -265,7 +262,7 @@ impl Listener for Notes<'_> {
         }
         let (plan, places) = (self.plan, self.places);
         let mut go_on = || self.go_on();
-        let made = quality(stage, plan, places, self.device, self.samples, &mut go_on)?;
+        let made = quality(stage, plan, places, self.compute, self.samples, &mut go_on)?;
         let path = places.out.join("samples").join(format!("{}-{step}.png", stage.name()));
         write_bytes(&path, &media::sheet(&made.clips)?)?;
         self.line(&format!("{} {step}: {}", stage.name(), said(stage, &made, &path)));

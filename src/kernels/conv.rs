@@ -18,6 +18,7 @@ use super::tile::Element as _;
 use super::weights::{Form, Weights};
 use super::window::Window;
 use super::{grad, reference, winograd};
+use crate::Stop;
 
 /// What a convolution does beside multiplying. The default keeps every pixel's surroundings as they are.
 #[derive(Clone, Copy, Debug)]
@@ -34,6 +35,8 @@ pub struct ConvArgs<'a> {
     pub activation: Activation,
     /// Added last; of the shape of the result.
     pub residual: Option<&'a Tensor>,
+    /// What ends it early, with [`Error::Cancelled`](crate::Error::Cancelled) inside the tensor library's error.
+    pub stop: Option<&'a Stop>,
 }
 
 impl Default for ConvArgs<'_> {
@@ -45,6 +48,7 @@ impl Default for ConvArgs<'_> {
             shift: None,
             activation: Activation::None,
             residual: None,
+            stop: None,
         }
     }
 }
@@ -101,6 +105,7 @@ pub fn conv2d(x: &Tensor, weights: &Weights, args: &ConvArgs<'_>) -> Result<Tens
         bias: weights.packed_bias(args.shift)?,
         activation: args.activation,
         shape: Shape::from((batch, out_height, out_width, sizes.results())),
+        stop: args.stop,
     };
     let kind = if kernel > 1 { Kind::Convolution } else { Kind::Linear };
     clock::timed(kind, || channels_first(&op.run(&channels_last(x)?, residual.as_ref())?))
@@ -114,6 +119,20 @@ pub fn conv2d(x: &Tensor, weights: &Weights, args: &ConvArgs<'_>) -> Result<Tens
 ///
 /// When shapes do not agree.
 pub fn linear(x: &Tensor, weights: &Weights, residual: Option<&Tensor>) -> Result<Tensor> {
+    linear_until(x, weights, residual, None)
+}
+
+/// [`linear`], which `stop` ends early as it does [`conv2d`].
+///
+/// # Errors
+///
+/// As [`linear`], and [`Error::Cancelled`](crate::Error::Cancelled) inside the tensor library's error.
+pub fn linear_until(
+    x: &Tensor,
+    weights: &Weights,
+    residual: Option<&Tensor>,
+    stop: Option<&Stop>,
+) -> Result<Tensor> {
     let sizes = weights.sizes();
     let mut shape = x.dims().to_vec();
     if shape.last() != Some(&sizes.channels) || weights.kernel() != 1 {
@@ -153,6 +172,7 @@ pub fn linear(x: &Tensor, weights: &Weights, residual: Option<&Tensor>) -> Resul
         bias: weights.packed_bias(None)?,
         activation: Activation::None,
         shape: Shape::from(shape),
+        stop,
     };
     clock::timed(Kind::Linear, || {
         op.run(&x.contiguous()?, residual.map(Tensor::contiguous).transpose()?.as_ref())
@@ -167,6 +187,7 @@ struct Multiply<'a> {
     activation: Activation,
     /// Of the result.
     shape: Shape,
+    stop: Option<&'a Stop>,
 }
 
 impl Multiply<'_> {
@@ -181,6 +202,9 @@ impl Multiply<'_> {
             Some(residual) => x.apply_op2_no_bwd(&residual.to_dtype(format)?, self)?,
             None => x.apply_op1_no_bwd(self)?,
         };
+        if let Some(stop) = self.stop {
+            stop.check()?;
+        }
         y.to_dtype(dtype)
     }
 
@@ -229,6 +253,7 @@ impl Multiply<'_> {
             bias: self.bias.as_deref(),
             activation: self.activation,
             residual: residual.map(slice).transpose()?,
+            stop: self.stop,
         };
         Ok(T::storage(kernel(slice(x)?, &epilogue)))
     }

@@ -48,8 +48,8 @@ mod weights;
 mod window;
 mod winograd;
 
-pub use attention::{attention, attention_by_place};
-pub use conv::{ConvArgs, conv2d, linear};
+pub use attention::{attention, attention_by_place, attention_until};
+pub use conv::{ConvArgs, conv2d, linear, linear_until};
 pub use geglu::geglu;
 pub use norm::{GroupNormOptions, Positions, group_norm, layer_norm};
 pub use product::Activation;

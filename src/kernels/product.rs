@@ -15,9 +15,10 @@ use super::float::Float;
 use super::isa::{Isa, Loops, prefetch};
 use super::math;
 use super::packed::{Block, Columns, Panels, Sizes};
-use super::shared::{Aligned, Shared, filled, operand};
+use super::shared::{Aligned, Shared, abandon, filled, operand};
 use super::tile::{Element, LANES, PANEL, Product, ROWS};
 use super::window::Window;
+use crate::Stop;
 
 /// Rows, panels and bytes of a panel that a task works on.
 #[derive(Clone, Copy)]
@@ -79,9 +80,17 @@ pub(crate) struct Epilogue<'a, O> {
     pub(crate) activation: Activation,
     /// Added last; of the shape of the result.
     pub(crate) residual: Option<&'a [O]>,
+    /// Once it is requested the result is anything.
+    pub(crate) stop: Option<&'a Stop>,
 }
 
 impl<O> Epilogue<'_, O> {
+    /// Whether nobody wants the result any more.
+    #[inline(always)]
+    pub(crate) fn is_stopped(&self) -> bool {
+        self.stop.is_some_and(Stop::is_requested)
+    }
+
     /// Panics unless its parts have the sizes of a result with `len` values.
     pub(crate) fn check(&self, sizes: &Sizes, len: usize) {
         assert!(self.rows.is_none_or(|rows| {
@@ -145,6 +154,9 @@ pub(crate) fn product<T: Operand, O: Float>(
     let blocks = Block::list::<T>(&sizes, plan.block);
     let tasks = Tasks { isa, x, window, weights, epilogue, in_tiles, plan, zeros, blocks };
     let run = |task: usize, out: &Shared<'_, MaybeUninit<O>>| {
+        if epilogue.is_stopped() {
+            return;
+        }
         let (strip, group) = (task / groups * strip_rows, task % groups * together);
         let strip = strip..pixels.min(strip + strip_rows);
         let group = group..panels.min(group + together);
@@ -154,16 +166,19 @@ pub(crate) fn product<T: Operand, O: Float>(
             tasks.run(strip, group, out);
         }
     };
+    let unset = O::narrow(f32::NAN);
     let fill = |out: &mut [MaybeUninit<O>]| {
-        let out = Shared::new(out);
+        let shared = Shared::new(out);
         if 2 * pixels * sizes.width() * sizes.inner() < SERIAL {
-            (0..strips * groups).for_each(|task| run(task, &out));
+            (0..strips * groups).for_each(|task| run(task, &shared));
         } else {
-            (0..strips * groups).into_par_iter().for_each(|task| run(task, &out));
+            (0..strips * groups).into_par_iter().for_each(|task| run(task, &shared));
         }
+        abandon(epilogue.stop, out, unset);
     };
-    // SAFETY: every pixel is in a strip, every column in a panel, and each strip meets each group of panels.
-    unsafe { filled(len, O::narrow(f32::NAN), fill) }
+    // SAFETY: every pixel is in a strip, every column in a panel, and each strip meets each group of panels; or else
+    // all is abandoned.
+    unsafe { filled(len, unset, fill) }
 }
 
 /// What all tasks of a product share.

@@ -7,6 +7,7 @@ use std::ops::{Deref, DerefMut};
 use std::thread::LocalKey;
 
 use super::isa::{self, LINE};
+use crate::Stop;
 
 /// A vector of `len` values that `fill` writes. They are not cleared first, which would take as long as writing them;
 /// debug builds make them `unset`, so that what is forgotten shows in tests.
@@ -29,6 +30,14 @@ pub(crate) unsafe fn filled<T: Copy>(
     // SAFETY: there is room, and `fill` has written them.
     unsafe { values.set_len(len) };
     values
+}
+
+/// Writes all of a result whose tasks may have been left out because of `stop`. A stop is never taken back, so that what
+/// a task saw is seen here.
+pub(crate) fn abandon<T: Copy>(stop: Option<&Stop>, values: &mut [MaybeUninit<T>], unset: T) {
+    if stop.is_some_and(Stop::is_requested) {
+        values.fill(MaybeUninit::new(unset));
+    }
 }
 
 /// A slice that starts where a line of the cache does, so that loads of whole lines touch no second one.

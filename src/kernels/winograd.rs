@@ -18,7 +18,7 @@ use super::isa::{Isa, Loops};
 use super::lanes::Lanes;
 use super::packed::{Block, Panels, Sizes};
 use super::product::{Epilogue, Finish};
-use super::shared::{Aligned, Shared, filled, with_scratch};
+use super::shared::{Aligned, Shared, abandon, filled, with_scratch};
 use super::tile::{LANES, PANEL, Product, ROWS, ZEROS};
 use super::window::Window;
 
@@ -312,9 +312,14 @@ pub(super) fn convolve<T: Float>(
     let len = window.pixels() * sizes.results();
     assert!(window.is_dense_3x3() && sizes.taps == 9);
     epilogue.check(&sizes, len);
-    // SAFETY: every pixel is in a tile, every column in a panel, and each tile meets each panel.
     let unset = T::narrow(f32::NAN);
-    unsafe { filled(len, unset, |out| fill(isa, x, window, weights, epilogue, &Shared::new(out))) }
+    let fill = |out: &mut [MaybeUninit<T>]| {
+        fill(isa, x, window, weights, epilogue, &Shared::new(out));
+        abandon(epilogue.stop, out, unset);
+    };
+    // SAFETY: every pixel is in a tile, every column in a panel, and each tile meets each panel; or else all is
+    // abandoned.
+    unsafe { filled(len, unset, fill) }
 }
 
 fn fill<T: Float>(
@@ -334,6 +339,9 @@ fn fill<T: Float>(
     let spare = || SPARE.lock().unwrap_or_else(PoisonError::into_inner);
     let mut transformed = spare().pop().unwrap_or_default();
     for first in (0..all).step_by(fitting) {
+        if epilogue.is_stopped() {
+            break;
+        }
         let tiles = fitting.min(all - first);
         let stride = apart(tiles * channels);
         // The memory may have more from another convolution.
@@ -353,6 +361,9 @@ fn fill<T: Float>(
         let group = tiles.div_ceil(groups).next_multiple_of(ROWS);
         let groups = tiles.div_ceil(group);
         (0..groups * panels).into_par_iter().for_each(|task| {
+            if epilogue.is_stopped() {
+                return;
+            }
             let (panel, start) = (task / groups, task % groups * group);
             let part = Part { panel, start, count: group.min(tiles - start), stride };
             let multiply = |scratch: &mut Scratch| {

@@ -13,7 +13,7 @@ use crate::models::supported;
 use crate::models::trunk::{self, Trunk};
 use crate::models::unet::{Injection, Residuals, UNetConfig, UNetInput};
 use crate::nn::{Conv2d, ConvOptions};
-use crate::{Error, Result};
+use crate::{Error, Result, Stop};
 
 /// The sizes of a ControlNet, as in its `config.json`. The defaults are those for Stable Diffusion 1.5.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -105,13 +105,13 @@ impl ControlNet {
     /// # Errors
     ///
     /// When the shapes do not fit.
-    pub fn embed(&self, hint: &Tensor) -> TensorResult<Tensor> {
+    pub fn embed(&self, hint: &Tensor, stop: &Stop) -> TensorResult<Tensor> {
         if self.config.controlnet_conditioning_channel_order == "bgr" {
             let channels: Vec<Tensor> = hint.chunk(self.config.conditioning_channels, 1)?;
             let reversed: Vec<&Tensor> = channels.iter().rev().collect();
-            return self.hint.forward(&Tensor::cat(&reversed, 1)?)?.contiguous();
+            return self.hint.forward(&Tensor::cat(&reversed, 1)?, stop)?.contiguous();
         }
-        self.hint.forward(hint)?.contiguous()
+        self.hint.forward(hint, stop)?.contiguous()
     }
 
     /// What is to be added to a UNet that is given `x` `(images, in_channels, height, width)`.
@@ -128,6 +128,7 @@ impl ControlNet {
         hint: &Tensor,
         timestep: f64,
         context: &Tensor,
+        stop: &Stop,
     ) -> TensorResult<Residuals> {
         let input = UNetInput {
             timestep,
@@ -135,6 +136,7 @@ impl ControlNet {
             context,
             motion_norm: MotionNorm::PerFrame,
             injection: &Injection::default(),
+            stop,
         };
         let residuals = self.trunk.forward(add(&self.trunk.start(x)?, hint)?, &input)?;
         residuals.map(|_, x| self.pool(x))
@@ -196,12 +198,13 @@ impl HintEmbedding {
         })
     }
 
-    pub(super) fn forward(&self, hint: &Tensor) -> TensorResult<Tensor> {
-        let silu = ConvArgs { activation: Activation::Silu, ..ConvArgs::default() };
+    pub(super) fn forward(&self, hint: &Tensor, stop: &Stop) -> TensorResult<Tensor> {
+        let plain = ConvArgs { stop: Some(stop), ..ConvArgs::default() };
+        let silu = ConvArgs { activation: Activation::Silu, ..plain };
         let mut x = self.conv_in.forward_with(hint, silu)?;
         for block in &self.blocks {
             x = block.forward_with(&x, silu)?;
         }
-        self.conv_out.forward(&x)
+        self.conv_out.forward_with(&x, plain)
     }
 }

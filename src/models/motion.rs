@@ -6,6 +6,7 @@ use candle_core::{Result, Tensor};
 use candle_nn::VarBuilder;
 use serde::{Deserialize, Serialize};
 
+use crate::Stop;
 use crate::kernels::layout::{picture, tokens};
 use crate::kernels::{self, Positions};
 use crate::nn::{Attention, FeedForward, GroupNorm, LayerNorm, Linear, sinusoidal_positions};
@@ -118,7 +119,13 @@ impl MotionModule {
     /// # Errors
     ///
     /// When there are more frames than positions.
-    pub fn forward(&self, x: &Tensor, frames: usize, norm: MotionNorm) -> Result<Tensor> {
+    pub fn forward(
+        &self,
+        x: &Tensor,
+        frames: usize,
+        norm: MotionNorm,
+        stop: &Stop,
+    ) -> Result<Tensor> {
         let (images, channels, height, width) = x.dims4()?;
         let batch = images / frames;
         let y = match norm {
@@ -142,15 +149,16 @@ impl MotionModule {
             }
             y.reshape((batch, pixels, frames, channels))?.transpose(1, 2)?.contiguous()
         };
-        let y = self.block.forward(&self.proj_in.forward(&gather(tokens_of(&y)?)?)?)?;
-        let y = self.proj_out.forward_onto(&scatter(y)?, &tokens_of(x)?)?;
+        let y = self.proj_in.forward_until(&gather(tokens_of(&y)?)?, None, stop)?;
+        let y = self.block.forward(&y, stop)?;
+        let y = self.proj_out.forward_until(&scatter(y)?, Some(&tokens_of(x)?), stop)?;
         picture(&y.reshape((images, pixels, channels))?, height, width)
     }
 }
 
 impl Block {
     /// Over `(batch, frames, pixels, channels)`.
-    fn forward(&self, x: &Tensor) -> Result<Tensor> {
+    fn forward(&self, x: &Tensor, stop: &Stop) -> Result<Tensor> {
         let (_, frames, pixels, _) = x.dims4()?;
         let longest = self.positions.dim(0)?;
         if frames > longest {
@@ -159,11 +167,11 @@ impl Block {
         let table = self.positions.narrow(0, 0, frames)?;
         let positions = Positions { table: &table, run: pixels };
         let y = self.norm1.forward_at(x, &positions)?;
-        let mut x = self.attn1.forward_over_frames(&y, x)?;
+        let mut x = self.attn1.forward_over_frames(&y, x, stop)?;
         if let Some((norm, attention)) = &self.second {
             let y = norm.forward_at(&x, &positions)?;
-            x = attention.forward_over_frames(&y, &x)?;
+            x = attention.forward_over_frames(&y, &x, stop)?;
         }
-        self.ff.forward_onto(&self.norm3.forward(&x)?, &x)
+        self.ff.forward_onto(&self.norm3.forward(&x)?, &x, stop)
     }
 }

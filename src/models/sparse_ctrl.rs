@@ -13,7 +13,7 @@ use crate::models::supported;
 use crate::models::trunk::{self, Trunk};
 use crate::models::unet::{Residuals, UNetConfig, UNetInput};
 use crate::nn::{Conv2d, ConvOptions};
-use crate::{Error, Result};
+use crate::{Error, Result, Stop};
 
 /// The sizes of a SparseCtrl network, as in diffusers' `config.json`. The defaults are those of the published one that
 /// follows pictures.
@@ -158,7 +158,13 @@ impl SparseCtrl {
     /// # Errors
     ///
     /// When the shapes do not fit, or a frame is not in the clip.
-    pub fn embed(&self, hint: &Tensor, frames: &[usize], clip: usize) -> TensorResult<Tensor> {
+    pub fn embed(
+        &self,
+        hint: &Tensor,
+        frames: &[usize],
+        clip: usize,
+        stop: &Stop,
+    ) -> TensorResult<Tensor> {
         let (hints, channels, height, width) = hint.dims4()?;
         if hints != frames.len() {
             candle_core::bail!("{hints} hints for {} frames", frames.len());
@@ -171,7 +177,7 @@ impl SparseCtrl {
         let x = Tensor::cat(&[&masked, &nothing], 0)?; // (hints + 1, channels + 1, height, width)
         let x = match &self.hint {
             Hint::Latents(conv) => conv.forward(&x)?,
-            Hint::Pixels(embedding) => embedding.forward(&x)?,
+            Hint::Pixels(embedding) => embedding.forward(&x, stop)?,
         };
         let mut places = vec![hints as u32; clip];
         for (i, &frame) in frames.iter().enumerate() {

@@ -10,7 +10,7 @@ use serde::{Deserialize, Serialize};
 use crate::models::supported;
 use crate::models::unet::UNetConfig;
 use crate::nn::{Conv2d, ConvOptions};
-use crate::{Error, Result};
+use crate::{Error, Result, Stop};
 
 /// The sizes of an adapter, as in diffusers' `config.json`. The defaults are those for Stable Diffusion 1.5.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -150,14 +150,14 @@ impl T2iAdapter {
     /// # Errors
     ///
     /// When height or width is no multiple of `downscale_factor`, or the channels are others.
-    pub fn forward(&self, hint: &Tensor) -> TensorResult<Vec<Tensor>> {
+    pub fn forward(&self, hint: &Tensor, stop: &Stop) -> TensorResult<Vec<Tensor>> {
         let mut x = unshuffle(hint, self.config.downscale_factor)?;
         if let Some(conv) = &self.conv_in {
             x = conv.forward(&x)?;
         }
         let mut features = Vec::new();
         for stage in &self.stages {
-            x = stage.forward(&x)?;
+            x = stage.forward(&x, stop)?;
             features.push(x.clone());
         }
         Ok(features)
@@ -190,12 +190,13 @@ impl Stage {
         })
     }
 
-    fn forward(&self, x: &Tensor) -> TensorResult<Tensor> {
+    fn forward(&self, x: &Tensor, stop: &Stop) -> TensorResult<Tensor> {
         let mut x = if self.halves { halve(x)? } else { x.clone() };
         if let Some(conv) = &self.conv_in {
             x = conv.forward(&x)?;
         }
         for layer in &self.layers {
+            stop.check()?;
             let y = layer.second.forward(&layer.first.forward(&x)?.relu()?)?;
             x = (y + x)?;
         }

@@ -85,6 +85,7 @@ impl Trunk {
         x = self.mid.mid(x, &time, &input)?;
 
         // Out.
+        input.stop.check()?;
         let outs = self.skip_outs.iter().zip(&skips);
         let skips = outs.map(|(out, skip)| out.forward(skip)).collect::<TensorResult<_>>()?;
         Ok(Residuals { skips, mid: self.mid_out.forward(&x)? })

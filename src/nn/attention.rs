@@ -4,7 +4,7 @@ use candle_core::{Result, Tensor};
 use candle_nn::VarBuilder;
 
 use super::Linear;
-use crate::kernels;
+use crate::{Stop, kernels};
 
 /// Attention from tokens to themselves or to a context.
 #[derive(Clone, Debug)]
@@ -61,8 +61,14 @@ impl Attention {
     /// # Errors
     ///
     /// When the batch is not a multiple of the context's.
-    pub fn forward_onto(&self, x: &Tensor, context: &Tensor, residual: &Tensor) -> Result<Tensor> {
-        self.forward_beside(x, context, &[], residual)
+    pub fn forward_onto(
+        &self,
+        x: &Tensor,
+        context: &Tensor,
+        residual: &Tensor,
+        stop: &Stop,
+    ) -> Result<Tensor> {
+        self.forward_beside(x, (context, &[]), residual, stop)
     }
 
     /// [`forward_onto`](Self::forward_onto), with what the same queries find in other contexts added before the output
@@ -70,24 +76,25 @@ impl Attention {
     pub fn forward_beside(
         &self,
         x: &Tensor,
-        context: &Tensor,
-        sides: &[SideContext],
+        (context, sides): (&Tensor, &[SideContext]),
         residual: &Tensor,
+        stop: &Stop,
     ) -> Result<Tensor> {
-        let q = self.to_q.forward(x)?;
-        let mut y = self.find(&q, &self.to_k.forward(context)?, &self.to_v.forward(context)?)?;
+        let project = |linear: &Linear, x: &Tensor| linear.forward_until(x, None, stop);
+        let (q, k) = (project(&self.to_q, x)?, project(&self.to_k, context)?);
+        let mut y = self.find(&q, &k, &project(&self.to_v, context)?, stop)?;
         for side in sides {
-            let found = self.find(&q, &side.keys, &side.values)?;
+            let found = self.find(&q, &side.keys, &side.values, stop)?;
             y = match &side.weights {
                 Some(weights) => (y + found.broadcast_mul(weights)?)?,
                 None => (y + found)?,
             };
         }
-        self.to_out.forward_onto(&y, residual)
+        self.to_out.forward_until(&y, Some(residual), stop)
     }
 
     /// What queries `(batch, tokens, width)` find in keys and values `(batch / n, tokens', width)`.
-    fn find(&self, q: &Tensor, k: &Tensor, v: &Tensor) -> Result<Tensor> {
+    fn find(&self, q: &Tensor, k: &Tensor, v: &Tensor, stop: &Stop) -> Result<Tensor> {
         let (batch, tokens, width) = q.dims3()?;
         let contexts = k.dim(0)?;
         if contexts == 0 || batch % contexts != 0 {
@@ -97,7 +104,7 @@ impl Attention {
         let split = |y: &Tensor, tokens: usize| y.reshape((contexts, tokens, self.heads, dim));
         let q = split(q, batch / contexts * tokens)?;
         let (k, v) = (split(k, k.dim(1)?)?, split(v, v.dim(1)?)?);
-        let y = kernels::attention(&q, &k, &v, 1.0 / (dim as f64).sqrt())?;
+        let y = kernels::attention_until(&q, &k, &v, 1.0 / (dim as f64).sqrt(), Some(stop))?;
         y.reshape((batch, tokens, width))
     }
 
@@ -107,15 +114,22 @@ impl Attention {
     /// # Errors
     ///
     /// When shapes do not agree.
-    pub fn forward_over_frames(&self, x: &Tensor, residual: &Tensor) -> Result<Tensor> {
+    pub fn forward_over_frames(
+        &self,
+        x: &Tensor,
+        residual: &Tensor,
+        stop: &Stop,
+    ) -> Result<Tensor> {
+        let project = |linear: &Linear| linear.forward_until(x, None, stop);
         let (batch, frames, pixels, width) = x.dims4()?;
         let dim = width / self.heads;
         let split = |y: Tensor| y.reshape((batch, frames, pixels, self.heads, dim));
-        let q = split(self.to_q.forward(x)?)?;
-        let k = split(self.to_k.forward(x)?)?;
-        let v = split(self.to_v.forward(x)?)?;
+        let q = split(project(&self.to_q)?)?;
+        let k = split(project(&self.to_k)?)?;
+        let v = split(project(&self.to_v)?)?;
         let y = kernels::attention_by_place(&q, &k, &v, 1.0 / (dim as f64).sqrt())?;
-        self.to_out.forward_onto(&y.reshape(x.shape())?, residual)
+        stop.check()?;
+        self.to_out.forward_until(&y.reshape(x.shape())?, Some(residual), stop)
     }
 }
 

@@ -4,6 +4,7 @@ use candle_core::{Result, Tensor};
 use candle_nn::VarBuilder;
 
 use super::Linear;
+use crate::Stop;
 
 /// `Linear(width → 8 width)`, gated GELU, `Linear(4 width → width)`.
 #[derive(Clone, Debug)]
@@ -22,7 +23,7 @@ impl FeedForward {
     }
 
     /// `(batch, tokens, width)` to the same; `residual` is added.
-    pub fn forward_onto(&self, x: &Tensor, residual: &Tensor) -> Result<Tensor> {
-        self.out.forward_onto(&self.proj.forward(x)?, residual)
+    pub fn forward_onto(&self, x: &Tensor, residual: &Tensor, stop: &Stop) -> Result<Tensor> {
+        self.out.forward_until(&self.proj.forward_until(x, None, stop)?, Some(residual), stop)
     }
 }

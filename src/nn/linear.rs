@@ -3,6 +3,7 @@
 use candle_core::{Result, Tensor};
 use candle_nn::VarBuilder;
 
+use crate::Stop;
 use crate::kernels::{self, Weights};
 
 /// A linear layer over the last dimension.
@@ -35,5 +36,15 @@ impl Linear {
     /// [`forward`](Self::forward), and `residual` `(.., outputs)` added.
     pub fn forward_onto(&self, x: &Tensor, residual: &Tensor) -> Result<Tensor> {
         kernels::linear(x, &self.0, Some(residual))
+    }
+
+    /// [`forward`](Self::forward), or [`forward_onto`](Self::forward_onto), until `stop`.
+    pub fn forward_until(
+        &self,
+        x: &Tensor,
+        residual: Option<&Tensor>,
+        stop: &Stop,
+    ) -> Result<Tensor> {
+        kernels::linear_until(x, &self.0, residual, Some(stop))
     }
 }

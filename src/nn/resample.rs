@@ -4,6 +4,7 @@ use candle_core::{Result, Tensor};
 use candle_nn::VarBuilder;
 
 use super::{Conv2d, ConvOptions};
+use crate::Stop;
 use crate::kernels::ConvArgs;
 
 /// Where a [`Downsample`] puts its zeros.
@@ -33,8 +34,8 @@ impl Downsample {
     }
 
     /// `(batch, channels, height, width)` to `(batch, channels, height / 2, width / 2)`.
-    pub fn forward(&self, x: &Tensor) -> Result<Tensor> {
-        self.conv.forward(x)
+    pub fn forward(&self, x: &Tensor, stop: &Stop) -> Result<Tensor> {
+        self.conv.forward_with(x, ConvArgs { stop: Some(stop), ..ConvArgs::default() })
     }
 }
 
@@ -53,7 +54,8 @@ impl Upsample {
     /// `(batch, channels, height, width)` to `(batch, channels, target height, target width)`.
     ///
     /// The target is twice the size, or that of the next skip connection where sizes were odd.
-    pub fn forward(&self, x: &Tensor, target: (usize, usize)) -> Result<Tensor> {
-        self.conv.forward_with(x, ConvArgs { stretch: Some(target), ..ConvArgs::default() })
+    pub fn forward(&self, x: &Tensor, target: (usize, usize), stop: &Stop) -> Result<Tensor> {
+        let (stretch, stop) = (Some(target), Some(stop));
+        self.conv.forward_with(x, ConvArgs { stretch, stop, ..ConvArgs::default() })
     }
 }

@@ -4,6 +4,7 @@ use candle_core::{Result, Tensor};
 use candle_nn::VarBuilder;
 
 use super::{Conv2d, ConvOptions, GroupNorm, Linear};
+use crate::Stop;
 use crate::kernels::{self, ConvArgs};
 
 /// The sizes of a [`ResnetBlock`].
@@ -54,7 +55,8 @@ impl ResnetBlock {
     /// `(batch, inputs, height, width)` to `(batch, outputs, height, width)`.
     ///
     /// `time` is the SiLU of the time embedding, `(times, width)`: each serves `batch / times` consecutive images.
-    pub fn forward(&self, x: &Tensor, time: Option<&Tensor>) -> Result<Tensor> {
+    pub fn forward(&self, x: &Tensor, time: Option<&Tensor>, stop: &Stop) -> Result<Tensor> {
+        let plain = ConvArgs { stop: Some(stop), ..ConvArgs::default() };
         let shift = match (&self.time_emb_proj, time) {
             (Some(proj), Some(time)) => Some(proj.forward(time)?),
             _ => None,
@@ -64,16 +66,16 @@ impl ResnetBlock {
             Some(shift) if shift.dim(0)? == 1 => (Some(shift.squeeze(0)?), None),
             other => (None, other),
         };
-        let args = ConvArgs { shift: alike.as_ref(), ..ConvArgs::default() };
+        let args = ConvArgs { shift: alike.as_ref(), ..plain };
         let mut y = self.conv1.forward_with(&self.norm1.forward_silu(x)?, args)?;
         if let Some(each) = each {
             y = kernels::shift_channels(&y, &each)?;
         }
         let y = self.norm2.forward_silu(&y)?;
         let shortcut = match &self.conv_shortcut {
-            Some(shortcut) => &shortcut.forward(x)?,
+            Some(shortcut) => &shortcut.forward_with(x, plain)?,
             None => x,
         };
-        self.conv2.forward_with(&y, ConvArgs { residual: Some(shortcut), ..ConvArgs::default() })
+        self.conv2.forward_with(&y, ConvArgs { residual: Some(shortcut), ..plain })
     }
 }

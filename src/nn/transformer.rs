@@ -6,6 +6,7 @@ use candle_nn::VarBuilder;
 use super::{
     Attention, Conv2d, ConvOptions, FeedForward, GroupNorm, LayerNorm, Linear, SideContext,
 };
+use crate::Stop;
 use crate::kernels::ConvArgs;
 use crate::kernels::layout::{picture, tokens};
 
@@ -77,11 +78,16 @@ impl Block {
         })
     }
 
-    fn forward(&self, x: &Tensor, context: &Tensor, sides: &[SideContext]) -> Result<Tensor> {
+    fn forward(
+        &self,
+        x: &Tensor,
+        context: (&Tensor, &[SideContext]),
+        stop: &Stop,
+    ) -> Result<Tensor> {
         let y = self.norm1.forward(x)?;
-        let x = self.attn1.forward_onto(&y, &y, x)?;
-        let x = self.attn2.forward_beside(&self.norm2.forward(&x)?, context, sides, &x)?;
-        self.ff.forward_onto(&self.norm3.forward(&x)?, &x)
+        let x = self.attn1.forward_onto(&y, &y, x, stop)?;
+        let x = self.attn2.forward_beside(&self.norm2.forward(&x)?, context, &x, stop)?;
+        self.ff.forward_onto(&self.norm3.forward(&x)?, &x, stop)
     }
 }
 
@@ -107,6 +113,7 @@ impl SpatialTransformer {
         x: &Tensor,
         context: &Tensor,
         sides: &[Vec<SideContext>],
+        stop: &Stop,
     ) -> Result<Tensor> {
         let (_, _, height, width) = x.dims4()?;
         let y = self.norm.forward(x)?;
@@ -116,7 +123,7 @@ impl SpatialTransformer {
         }; // (batch*frames, height*width, channels)
         for (i, block) in self.blocks.iter().enumerate() {
             let sides = sides.get(i).map(Vec::as_slice).unwrap_or_default();
-            y = block.forward(&y, context, sides)?;
+            y = block.forward(&y, (context, sides), stop)?;
         }
         match &self.proj_out {
             Projection::Conv(conv) => {

@@ -29,7 +29,7 @@ impl Pipeline {
             dtype: self.precision.unet,
             motion_norm: request.motion_norm,
         };
-        let guided = Guided::new(loaded(self.unet.as_ref())?, settings, context)?;
+        let guided = Guided::new(loaded(self.unet.as_ref())?, settings, context)?.until(&self.stop);
         match negative {
             Some(negative) => guided.guide(negative, request.cfg_scale, prepared.guidance),
             None => Ok(guided),
@@ -66,9 +66,9 @@ impl Pipeline {
             .transpose()?;
         // Both have the same number of tokens, or they could not share a batch.
         let count = prompt.len().max(negative.as_ref().map_or(1, Chunks::len));
-        let context = text.states(&prompt, count, request.clip_skip)?;
+        let context = text.states(&prompt, count, request.clip_skip, &self.stop)?;
         let negative = negative
-            .map(|negative| text.states(&negative, count, request.clip_skip))
+            .map(|negative| text.states(&negative, count, request.clip_skip, &self.stop))
             .transpose()?;
         tensors.record("context", || Ok(context.to_dtype(DType::F32)?))?;
         if let Some(negative) = &negative {
@@ -121,8 +121,9 @@ impl Pipeline {
             let pictures = from_rgb(&hint.pictures, &self.device)?.affine(2.0, -1.0)?;
             let pictures = pictures.to_dtype(self.precision.vae)?;
             // One at a time: the encoder works at full size.
-            let latents = (0..shape.0)
-                .map(|i| encoder.sample(&pictures.narrow(0, i, 1)?, &drawn.narrow(0, i, 1)?));
+            let latents = (0..shape.0).map(|i| {
+                encoder.sample(&pictures.narrow(0, i, 1)?, &drawn.narrow(0, i, 1)?, &self.stop)
+            });
             let latents = Tensor::cat(&latents.collect::<Result<Vec<_>>>()?, 0)?;
             all.insert(i, latents.to_dtype(DType::F32)?);
         }
@@ -156,7 +157,9 @@ impl Pipeline {
                 if own == path {
                     let wants = self.models.ip_adapter_config(&adapter.model)?.0.wants();
                     let is_guided = request.is_guided();
-                    sights.insert(i, Sight::of(encoder, &pictures.images, wants, is_guided)?);
+                    let images = &pictures.images;
+                    let sight = Sight::of(encoder, images, wants, is_guided, &self.stop)?;
+                    sights.insert(i, sight);
                 }
             }
             if self.residency == Residency::OneAtATime {
@@ -177,6 +180,7 @@ impl Pipeline {
             self.load_ip_adapter(&adapter.model, listener)?;
             let net = loaded(self.ip_adapters.get(&adapter.model))?;
             let sight = loaded(sights.get(&i))?;
+            self.stop.check()?;
             prompts.push(ImagePrompt::new(net, sight, pictures.settings.clone(), &unet)?);
         }
         if self.residency == Residency::OneAtATime {
@@ -195,6 +199,7 @@ impl Pipeline {
     ) -> Result<Vec<Box<dyn Conditioner + '_>>> {
         let parts = control::Parts {
             networks: &self.side_networks,
+            stop: &self.stop,
             hints: &prepared.hints,
             latents: hints,
             dtype: self.precision.unet,

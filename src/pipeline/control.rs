@@ -18,7 +18,7 @@ use crate::media::RgbImage;
 use crate::media::read;
 use crate::media::resize::{Fit, resize};
 use crate::media::tensor::{from_rgb, to_grey};
-use crate::{Error, Result};
+use crate::{Error, Result, Stop};
 
 /// The name of the option and of errors about it.
 const FIELD: &str = "control";
@@ -260,6 +260,7 @@ pub(super) struct Parts<'a, 'b> {
     pub(super) latents: &'b BTreeMap<usize, Tensor>,
     pub(super) dtype: DType,
     pub(super) device: &'b Device,
+    pub(super) stop: &'b Stop,
 }
 
 /// The networks with their hints.
@@ -286,7 +287,7 @@ pub(super) fn conditioners<'a>(
             };
             Ok(match network {
                 SideNetwork::ControlNet(net) => {
-                    Box::new(ControlNetControl::new(net, &pixels()?, settings)?)
+                    Box::new(ControlNetControl::new(net, &pixels()?, settings, parts.stop)?)
                         as Box<dyn Conditioner + 'a>
                 }
                 SideNetwork::SparseCtrl(net) => {
@@ -296,7 +297,7 @@ pub(super) fn conditioners<'a>(
                     };
                     let (frames, clip) = (&hint.frames, request.frames);
                     let hint = SparseHint { hints: &hints, frames, clip };
-                    Box::new(SparseControl::new(net, hint, settings)?)
+                    Box::new(SparseControl::new(net, hint, settings, parts.stop)?)
                 }
                 SideNetwork::T2iAdapter(net) => {
                     let hint = if net.config().in_channels == 1 {
@@ -304,7 +305,7 @@ pub(super) fn conditioners<'a>(
                     } else {
                         pixels()?
                     };
-                    Box::new(T2iControl::new(net, &hint, settings)?)
+                    Box::new(T2iControl::new(net, &hint, settings, parts.stop)?)
                 }
             })
         })

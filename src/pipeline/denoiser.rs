@@ -7,7 +7,7 @@ use crate::models::motion::MotionNorm;
 use crate::models::unet::{Injection, UNet, UNetInput};
 use crate::sampler::Denoiser;
 use crate::schedule::{NoiseLevel, Prediction};
-use crate::{Error, Result};
+use crate::{Error, Result, Stop};
 
 /// How the two halves of classifier-free guidance are computed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -41,6 +41,7 @@ pub struct Guided<'a> {
     guidance: Guidance,
     conditioners: Vec<Box<dyn Conditioner + 'a>>,
     progress: Progress,
+    stop: Stop,
 }
 
 impl<'a> Guided<'a> {
@@ -55,7 +56,14 @@ impl<'a> Guided<'a> {
             guidance: Guidance::Batched,
             conditioners: vec![],
             progress: Progress { step: 0, steps: 1 },
+            stop: Stop::default(),
         })
+    }
+
+    /// Ends a pass with [`Error::Cancelled`] within a layer once `stop` is requested.
+    #[must_use]
+    pub fn until(self, stop: &Stop) -> Self {
+        Self { stop: stop.clone(), ..self }
     }
 
     /// Guides away from a negative prompt's states, of the shape of the prompt's.
@@ -111,6 +119,7 @@ impl<'a> Guided<'a> {
             context,
             negatives,
             motion_norm: self.settings.motion_norm,
+            stop: &self.stop,
         };
         let mut injection = Injection::default();
         for conditioner in &mut self.conditioners {
@@ -129,6 +138,7 @@ impl<'a> Guided<'a> {
             context,
             motion_norm: self.settings.motion_norm,
             injection: &injection,
+            stop: &self.stop,
         };
         let output = self.unet.forward(&folded, &input)?;
         // Schedules divide by small numbers: that is done in f32.

@@ -31,7 +31,7 @@ use crate::models::vae::{TinyVaeConfig, VaeConfig};
 use crate::schedule;
 use crate::text::inversion::Inversion;
 use crate::weights::{Checkpoint, Component, PatchStack, Source, WeightPatch, random};
-use crate::{Error, Result};
+use crate::{Error, Result, Stop};
 
 /// Open files and the sizes of the networks in them. Nothing is read until a network is built.
 #[derive(Debug)]
@@ -54,6 +54,7 @@ pub struct Models {
     vae: VaeSizes,
     text: TextConfig,
     scheduler: schedule::Config,
+    stop: Stop,
 }
 
 /// A LoRA and how it is applied.
@@ -190,6 +191,7 @@ impl Models {
             vae,
             text,
             scheduler,
+            stop: Stop::default(),
         };
         for file in &files.controls {
             let net = OpenSideNetwork::open(file, &models.unet, models.factor())?;
@@ -238,6 +240,7 @@ impl Models {
                 vae: VaeSizes::Kl(VaeConfig::default()),
                 text: TextConfig::default(),
                 scheduler: schedule::Config::default(),
+                stop: Stop::default(),
             },
         };
         models.unet.motion = (files.motion == Motion::Base).then(MotionConfig::default);

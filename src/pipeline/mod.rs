@@ -33,7 +33,7 @@ use crate::sampler::{Plan, PlanSettings, Progress, Run, Sampler};
 use crate::schedule::NoiseSchedule;
 use crate::text::TextModel;
 use crate::weights::{Component, LoadReport, Resident};
-use crate::{Error, Result};
+use crate::{Error, Result, Stop};
 use control::Hint;
 use denoiser::Guidance;
 use ip_adapter::Pictures;
@@ -83,7 +83,8 @@ pub enum Event {
     },
 }
 
-/// Hears of a run. An error stops it; [`Error::Cancelled`] is how to cancel.
+/// Hears of a run. An error stops it; [`Error::Cancelled`] is how to cancel between two events, [`Pipeline::until`] how
+/// to cancel at once.
 pub trait Listener {
     /// Something happened.
     fn event(&mut self, event: Event) -> Result<()>;
@@ -142,6 +143,7 @@ pub struct Pipeline {
     own_sampler: Option<Box<dyn Sampler + Send + Sync>>,
     image_encoders: BTreeMap<PathBuf, VisionEncoder>,
     ip_adapters: BTreeMap<String, IpAdapter>,
+    stop: Stop,
 }
 
 /// Which parts stay in memory.
@@ -172,7 +174,17 @@ impl Pipeline {
             own_sampler: None,
             image_encoders: BTreeMap::new(),
             ip_adapters: BTreeMap::new(),
+            stop: Stop::default(),
         }
+    }
+
+    /// Ends loading, encoding, denoising and decoding with [`Error::Cancelled`] within a layer once `stop` is
+    /// requested, for good.
+    #[must_use]
+    pub fn until(mut self, stop: &Stop) -> Self {
+        self.stop = stop.clone();
+        self.models.stop_with(stop);
+        self
     }
 
     /// What it runs.
@@ -326,7 +338,7 @@ impl Pipeline {
             self.side_networks.clear();
         }
         let vae = loaded(self.vae.as_ref())?;
-        decode(vae, &latents, self.precision.vae, tensors, listener, sink)?;
+        decode((vae, &self.stop), &latents, self.precision.vae, tensors, listener, sink)?;
         if self.residency == Residency::OneAtATime {
             self.vae = None;
         }
@@ -384,7 +396,7 @@ fn first_latents(
 
 /// Decodes a few frames at a time into the sink.
 fn decode(
-    vae: &Vae,
+    (vae, stop): (&Vae, &Stop),
     latents: &Tensor,
     dtype: DType,
     tensors: &mut Tensors,
@@ -398,7 +410,7 @@ fn decode(
     let mut kept = Vec::new();
     for start in (0..frames).step_by(step) {
         let z = latents.narrow(1, start, step.min(frames - start))?.squeeze(0)?.to_dtype(dtype)?;
-        let pictures = vae.decode(&z)?.to_dtype(DType::F32)?.affine(0.5, 0.5)?;
+        let pictures = vae.decode(&z, stop)?.to_dtype(DType::F32)?.affine(0.5, 0.5)?;
         let pictures = pictures.clamp(0f32, 1f32)?.to_device(&Device::Cpu)?; // (frames, 3, height, width)
         for i in 0..pictures.dim(0)? {
             sink.frame(&to_rgb(&pictures.get(i)?)?)?;

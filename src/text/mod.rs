@@ -12,7 +12,7 @@ use std::ops::Range;
 use candle_core::{DType, Device, Tensor};
 
 use crate::models::clip::TextEncoder;
-use crate::{Error, Result};
+use crate::{Error, Result, Stop};
 use chunks::{Chunk, Chunker};
 use inversion::Inversion;
 use prompt::{Part, PromptMode};
@@ -130,12 +130,22 @@ impl TextModel {
     ///
     /// The encoder's last `skip` layers are left out. Each chunk's states are multiplied by the weights of its
     /// tokens and then by the one number that gives them back their mean, as AUTOMATIC1111 does.
-    pub fn states(&self, prompt: &Chunks, count: usize, skip: usize) -> Result<Tensor> {
+    ///
+    /// # Errors
+    ///
+    /// When the encoder cannot skip so many layers, weights cancel each other out, or `stop` is requested.
+    pub fn states(
+        &self,
+        prompt: &Chunks,
+        count: usize,
+        skip: usize,
+        stop: &Stop,
+    ) -> Result<Tensor> {
         let empty = Chunk::default();
         let chunks = prompt.chunks.iter().chain(std::iter::repeat(&empty));
         let states: Vec<Tensor> = chunks
             .take(count.max(prompt.len()))
-            .map(|chunk| self.encode_chunk(chunk, skip))
+            .map(|chunk| self.encode_chunk(chunk, skip, stop))
             .collect::<Result<_>>()?;
         Ok(Tensor::cat(&states, 1)?)
     }
@@ -143,7 +153,8 @@ impl TextModel {
     /// Reads and encodes one prompt in the default way.
     pub fn encode(&self, prompt: &str, skip: usize) -> Result<EncodedText> {
         let chunks = self.read(prompt, PromptMode::default())?;
-        Ok(EncodedText { states: self.states(&chunks, 1, skip)?, truncated: chunks.truncated })
+        let states = self.states(&chunks, 1, skip, &Stop::default())?;
+        Ok(EncodedText { states, truncated: chunks.truncated })
     }
 
     /// How many tokens fit between begin and end.
@@ -200,7 +211,7 @@ impl TextModel {
     }
 
     /// `(1, tokens, dim)`.
-    fn encode_chunk(&self, chunk: &Chunk, skip: usize) -> Result<Tensor> {
+    fn encode_chunk(&self, chunk: &Chunk, skip: usize, stop: &Stop) -> Result<Tensor> {
         let length = self.room()? + 2;
         let mut ids = Vec::with_capacity(length);
         ids.push(self.tokenizer.bos());
@@ -208,7 +219,7 @@ impl TextModel {
         ids.push(self.tokenizer.eos());
         ids.resize(length, self.tokenizer.pad());
         let ids = Tensor::new(ids.as_slice(), &self.device)?.unsqueeze(0)?;
-        weigh(&self.encoder.forward(&ids, skip)?, &chunk.weights)
+        weigh(&self.encoder.forward(&ids, skip, stop)?, &chunk.weights)
     }
 }
 

@@ -6,9 +6,9 @@ use std::ops::Deref;
 use candle_core::{DType, Device, Tensor};
 
 use super::PerImage;
-use crate::Result;
 use crate::models::motion::MotionNorm;
 use crate::models::unet::{Injection, UNet, UNetInput};
+use crate::{Result, Stop};
 
 /// A device, and the format of networks' values. Weights that learn, their averages and all losses are f32 whatever it
 /// is: mixed precision, Micikevicius et al. (2018). bf16 has the range of f32, so losses need no scaling.
@@ -18,12 +18,14 @@ pub struct Compute {
     pub device: Device,
     /// In which format.
     pub dtype: DType,
+    /// What ends it within a layer, with [`Error::Cancelled`](crate::Error::Cancelled).
+    pub stop: Stop,
 }
 
 impl Compute {
     /// In f32.
     pub fn exact(device: &Device) -> Self {
-        Self { device: device.clone(), dtype: DType::F32 }
+        Self { device: device.clone(), dtype: DType::F32, stop: Stop::default() }
     }
 
     /// A network's input in its format.
@@ -46,6 +48,7 @@ impl Compute {
             context: &self.narrow(context)?,
             motion_norm,
             injection: &Injection::default(),
+            stop: &self.stop,
         };
         Ok(unet.forward_each(&self.narrow(x)?, &at.timesteps(), &input)?.to_dtype(DType::F32)?)
     }

@@ -6,6 +6,7 @@ use candle_core::{Device, Tensor};
 use image::RgbImage;
 use rayon::prelude::*;
 
+use super::Compute;
 use super::plan::{Data, Plan};
 use crate::media::resize::{Fit, resize};
 use crate::media::{read, tensor};
@@ -165,12 +166,12 @@ impl Clips {
         &self,
         index: usize,
         vae: &AutoencoderKl,
-        device: &Device,
+        compute: &Compute,
     ) -> Result<Tensor> {
         let all: Vec<usize> = (0..self.frames).collect();
         let frames = self.frames(index, &all)?;
-        let pictures = tensor::from_rgb(&frames, device)?.affine(2.0, -1.0)?;
-        Ok((vae.encode(&pictures)?.mean * vae.config().scaling_factor)?)
+        let pictures = tensor::from_rgb(&frames, &compute.device)?.affine(2.0, -1.0)?;
+        Ok((vae.encode(&pictures, &compute.stop)?.mean * vae.config().scaling_factor)?)
     }
 }
 

@@ -25,12 +25,13 @@ impl Latents {
     pub(super) fn open(
         clips: &Clips,
         places: &Places,
-        device: &Device,
+        compute: &Compute,
         say: &mut dyn FnMut(&str) -> Result<()>,
     ) -> Result<Self> {
+        let device = &compute.device;
         let vae_file = places.base.join("vae/diffusion_pytorch_model.safetensors");
         let config: VaeConfig = files::read_json(&places.base.join("vae/config.json"))?;
-        let hash = crate::weights::sha256(&vae_file.clone().into(), &crate::Stop::default())?;
+        let hash = crate::weights::sha256(&vae_file.clone().into(), &compute.stop)?;
         let factor = config.scaling_factor;
         let fingerprint = format!("{} vae {hash} scaled by {factor}", clips.fingerprint());
         let words = (0..clips.len()).map(|i| clips.words(i)).collect();
@@ -45,7 +46,7 @@ impl Latents {
             if index.is_multiple_of(64) {
                 say(&format!("latents of clip {index} of {}", clips.len()))?;
             }
-            latents.push(clips.latents(index, &vae, device)?);
+            latents.push(clips.latents(index, &vae, compute)?);
         }
         let all: Weights = [("latents".to_owned(), Tensor::stack(&latents, 0)?)].into();
         let metadata = [("fingerprint".to_owned(), fingerprint)].into();

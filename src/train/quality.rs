@@ -1,6 +1,5 @@
 //! What a stage came to: clips made from the files that it wrote, and how true they are.
 
-use candle_core::Device;
 use image::RgbImage;
 
 use super::data::Clips;
@@ -42,13 +41,13 @@ pub fn quality(
     stage: Stage,
     plan: &Plan,
     places: &Places,
-    device: &Device,
+    compute: &Compute,
     count: usize,
     go_on: &mut dyn FnMut() -> Result<()>,
 ) -> Result<Quality> {
     let is_procedural = matches!(plan.data, Data::Procedural(_));
     let mut quality = Quality { score: is_procedural.then(Score::default), ..Quality::default() };
-    let mut maker = Maker::open(stage, plan, places, device)?;
+    let mut maker = Maker::open(stage, plan, places, compute)?;
     // Captions that training may have seen, places and sizes that it has not.
     let fresh = Plan { seed: plan.seed ^ 0x7465_7374, ..plan.clone() };
     let clips = Clips::open(if is_procedural { &fresh } else { plan })?;
@@ -65,18 +64,19 @@ pub fn quality(
 }
 
 enum Maker {
-    Vae { vae: Box<AutoencoderKl>, frames: usize, device: Device },
+    Vae { vae: Box<AutoencoderKl>, frames: usize, compute: Compute },
     Model { pipeline: Box<Pipeline>, request: Box<Request>, seed: u64 },
 }
 
 impl Maker {
-    fn open(stage: Stage, plan: &Plan, places: &Places, device: &Device) -> Result<Self> {
+    fn open(stage: Stage, plan: &Plan, places: &Places, compute: &Compute) -> Result<Self> {
+        let device = &compute.device;
         if stage == Stage::Vae {
             let config: VaeConfig = files::read_json(&places.base.join("vae/config.json"))?;
             let weights = files::read_component(&places.base, Component::Vae, device)?;
             let vae = AutoencoderKl::new(&config, &builder(&[&weights], &Compute::exact(device)))?;
-            let (vae, device) = (Box::new(vae), device.clone());
-            return Ok(Self::Vae { vae, frames: plan.frames, device });
+            let (vae, compute) = (Box::new(vae), compute.clone());
+            return Ok(Self::Vae { vae, frames: plan.frames, compute });
         }
         let mut files = Files::new(Base::Folder(places.base.clone()));
         files.motion = match stage {
@@ -107,6 +107,7 @@ impl Maker {
         let precision = Precision::new(DtypeChoice::F32, device);
         let models = Models::open(&files)?;
         let pipeline = Pipeline::new(models, device.clone(), precision, Residency::KeepAll);
+        let pipeline = pipeline.until(&compute.stop);
         let (pipeline, request) = (Box::new(pipeline), Box::new(request));
         Ok(Self::Model { pipeline, request, seed: plan.seed })
     }
@@ -119,11 +120,12 @@ impl Maker {
         go_on: &mut dyn FnMut() -> Result<()>,
     ) -> Result<Vec<RgbImage>> {
         match self {
-            Self::Vae { vae, frames, device } => {
+            Self::Vae { vae, frames, compute } => {
+                let Compute { device, stop, .. } = &*compute;
                 let all: Vec<usize> = (0..*frames).collect();
                 let frames = clips.frames(index, &all)?;
                 let x = tensor::from_rgb(&frames, device)?.affine(2.0, -1.0)?;
-                let y = vae.decode(&vae.encode(&x)?.mean)?.affine(0.5, 0.5)?;
+                let y = vae.decode(&vae.encode(&x, stop)?.mean, stop)?.affine(0.5, 0.5)?;
                 (0..frames.len()).map(|i| tensor::to_rgb(&y.get(i)?)).collect()
             }
             Self::Model { pipeline, request, seed } => {

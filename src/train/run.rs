@@ -137,7 +137,13 @@ pub fn run(
     let mut pace = Pace::default();
     while state.step < course.steps {
         let started = Instant::now();
-        let (loss, norm) = state.advance((stage, plan, compute), &course, task.as_mut())?;
+        let advanced = state.advance((stage, plan, compute), &course, task.as_mut());
+        if matches!(advanced, Err(Error::Cancelled)) {
+            // Nothing has changed since the last step.
+            state.save(&path, &identity, task.as_ref())?;
+            notes.write()?;
+        }
+        let (loss, norm) = advanced?;
         let seconds = started.elapsed().as_secs_f64();
         let rate = course.pace().at(state.step - 1);
         notes.add(stage, &state, (loss, norm, rate, seconds));

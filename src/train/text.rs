@@ -8,10 +8,10 @@ use candle_core::{Device, Tensor};
 
 use super::files::{self, TOKENIZER};
 use super::{Compute, builder};
-use crate::Result;
 use crate::models::clip::{TextConfig, TextEncoder};
 use crate::text::tokenizer::{Settings, Tokenizer};
 use crate::weights::Component;
+use crate::{Result, Stop};
 
 /// A tokenizer that pads to what an encoder holds.
 #[derive(Debug)]
@@ -58,15 +58,17 @@ pub(super) struct Frozen {
     ids: Ids,
     encoder: TextEncoder,
     known: Mutex<HashMap<String, Tensor>>,
+    stop: Stop,
 }
 
 impl Frozen {
-    pub(super) fn open(base: &Path, device: &Device) -> Result<Self> {
+    pub(super) fn open(base: &Path, compute: &Compute) -> Result<Self> {
+        let device = &compute.device;
         let config: TextConfig = files::read_json(&base.join("text_encoder/config.json"))?;
         let weights = files::read_component(base, Component::Text, device)?;
         let encoder = TextEncoder::new(&config, &builder(&[&weights], &Compute::exact(device)))?;
         let ids = Ids::open(base, &config, device)?;
-        Ok(Self { ids, encoder, known: Mutex::default() })
+        Ok(Self { ids, encoder, known: Mutex::default(), stop: compute.stop.clone() })
     }
 
     /// `(captions, tokens, dim)`.
@@ -80,7 +82,8 @@ impl Frozen {
                 states.push(kept.clone());
                 continue;
             }
-            let new = self.encoder.forward(&self.ids.of(std::slice::from_ref(caption))?, 0)?;
+            let ids = self.ids.of(std::slice::from_ref(caption))?;
+            let new = self.encoder.forward(&ids, 0, &self.stop)?;
             if known.len() < MOST {
                 known.insert(caption.clone(), new.clone());
             }

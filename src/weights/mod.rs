@@ -32,6 +32,7 @@ pub mod random;
 mod report;
 mod resident;
 mod side_file;
+mod until;
 #[allow(dead_code, reason = "some builds write no weights")]
 mod write;
 
@@ -54,6 +55,7 @@ pub use self::patch::{PatchStack, WeightPatch};
 pub(crate) use self::report::some;
 pub use self::report::{Ignored, LoadReport, Replaced};
 pub use self::resident::Resident;
+pub(crate) use self::until::until;
 pub(crate) use self::side_file::{find_text, read_text};
 #[allow(unused_imports, reason = "some builds write no weights")]
 pub(crate) use self::write::write_safetensors;

@@ -3,11 +3,10 @@
 use std::ffi::OsString;
 use std::path::Path;
 use std::process::Stdio;
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use crate::pipeline::request::Job;
-use crate::{Error, Result};
+use crate::{Error, Result, Stop};
 
 /// The most bytes that this process has had in memory since [`reset_peak`]. Linux tells it, others do not.
 pub(super) fn peak() -> Option<u64> {
@@ -30,7 +29,7 @@ fn high_water(status: &str) -> Option<u64> {
 pub(super) struct Command<'a> {
     pub(super) job: &'a Job,
     pub(super) offline: bool,
-    pub(super) interrupted: &'a AtomicBool,
+    pub(super) stop: &'a Stop,
 }
 
 impl Command<'_> {
@@ -53,16 +52,25 @@ impl Command<'_> {
             arguments.push("--offline".into());
         }
         let started = Instant::now();
-        let output = std::process::Command::new(&program)
+        let mut process = std::process::Command::new(&program)
             .args(arguments)
             .stdin(Stdio::null())
-            .output()
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .spawn()
             .map_err(Error::file(&program))?;
-        let seconds = started.elapsed().as_secs_f64();
-        // Ctrl-C reaches both processes.
-        if self.interrupted.load(Ordering::SeqCst) {
-            return Err(Error::Cancelled);
+        // What it says fits into a pipe. A signal may have reached this process alone.
+        while process.try_wait().map_err(Error::file(&program))?.is_none() {
+            if self.stop.is_requested() {
+                let _ = process.kill();
+                let _ = process.wait();
+                return Err(Error::Cancelled);
+            }
+            std::thread::sleep(Duration::from_millis(1));
         }
+        let seconds = started.elapsed().as_secs_f64();
+        let output = process.wait_with_output().map_err(Error::file(&program))?;
+        self.stop.check()?;
         if !output.status.success() {
             let said = String::from_utf8_lossy(&output.stderr);
             let reason = said.lines().next().unwrap_or("it said nothing").to_owned();

@@ -5,7 +5,7 @@ use std::path::Path;
 use serde_json::{Value, json};
 
 use super::super::to_json;
-use super::{Table, plain};
+use super::Table;
 use crate::output::Metadata;
 use crate::pipeline::request::{Job, Request, Spec};
 use crate::text::prompt::PromptMode;
@@ -32,10 +32,10 @@ pub(super) fn show(path: &Path, metadata: Metadata, as_json: bool) -> Result<Str
         Ok(job) => text.push_str(&rows(&job)),
         Err(_) if request_json.is_empty() => text.push_str("  no request in it\n"),
         // Another program's, or of a later version: shown, not understood.
-        Err(error) => text.push_str(&format!("  {error}\n  {}\n", plain(&request_json))),
+        Err(error) => text.push_str(&format!("  {error}\n  {request_json}\n")),
     }
     if !parameters.is_empty() {
-        text.push_str(&format!("\nparameters\n{}\n", plain(&parameters)));
+        text.push_str(&format!("\nparameters\n{parameters}\n"));
     }
     Ok(text)
 }

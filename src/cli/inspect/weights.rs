@@ -6,13 +6,13 @@ use std::path::Path;
 use serde::Serialize;
 
 use super::super::to_json;
-use super::{Table, header, plain};
+use super::{Table, header};
 use crate::adapters::lora::Lora;
 use crate::error::Bytes;
 use crate::models::image_projection::{Features, IpAdapterConfig, Projection};
 use crate::text::inversion::Inversion;
 use crate::weights::{Archive, Checkpoint, Component, Source, sha256};
-use crate::{Error, Result};
+use crate::{Error, Result, Stop};
 
 /// What weights are.
 #[derive(Debug, Serialize)]
@@ -76,35 +76,36 @@ struct Folder {
 }
 
 /// Describes a weight file.
-pub(super) fn file(archive: &Archive, as_json: bool) -> Result<String> {
+pub(super) fn file(archive: &Archive, as_json: bool, stop: &Stop) -> Result<String> {
     let source = archive.source().clone();
     let mut checkpoint = Checkpoint::new();
     let about = match checkpoint.add_single_file(&source) {
-        Ok(()) => About::of(&checkpoint)?,
-        Err(error) => About::of_refused(&source, archive, &error)?,
+        Ok(()) => About::of(&checkpoint, stop)?,
+        Err(error) => About::of_refused(&source, archive, &error, stop)?,
     };
     if as_json { to_json(&about) } else { Ok(about.to_text(&source.path().display().to_string())) }
 }
 
 /// Describes a pipeline's folder, or that of one of its components.
-pub(super) fn folder(path: &Path, as_json: bool) -> Result<String> {
+pub(super) fn folder(path: &Path, as_json: bool, stop: &Stop) -> Result<String> {
     let mut parts = Vec::new();
     let mut failure = None;
     for part in PARTS {
         let inner = path.join(part.folder);
+        stop.check()?;
         if inner.is_dir() {
-            parts.push(part.describe(&inner).unwrap_or_else(|error| part.unreadable(&error)));
+            parts.push(part.describe(&inner, stop).unwrap_or_else(|error| part.unreadable(&error)));
         }
     }
     if parts.is_empty()
         && let Ok(lora) = Lora::open(&Source::from(path.to_path_buf()), "")
     {
-        return file(lora.archive(), as_json);
+        return file(lora.archive(), as_json, stop);
     }
     if parts.is_empty() {
         // Perhaps it is a component's own folder.
         for part in PARTS {
-            match part.describe(path) {
+            match part.describe(path, stop) {
                 Ok(about) => {
                     parts.push(About { name: None, ..about });
                     break;
@@ -113,6 +114,7 @@ pub(super) fn folder(path: &Path, as_json: bool) -> Result<String> {
             }
         }
     }
+    stop.check()?;
     if let (true, Some(error)) = (parts.is_empty(), failure) {
         return Err(error);
     }
@@ -151,10 +153,10 @@ const PARTS: &[Part] = &[
 ];
 
 impl Part {
-    fn describe(&self, folder: &Path) -> Result<About> {
+    fn describe(&self, folder: &Path, stop: &Stop) -> Result<About> {
         let mut checkpoint = Checkpoint::new();
         (self.add)(&mut checkpoint, &Source::from(folder.to_path_buf()))?;
-        Ok(About { name: Some(self.folder.into()), ..About::of(&checkpoint)? })
+        Ok(About { name: Some(self.folder.into()), ..About::of(&checkpoint, stop)? })
     }
 
     fn unreadable(&self, error: &Error) -> About {
@@ -184,7 +186,7 @@ impl About {
     }
 
     /// What the loaders understand.
-    fn of(checkpoint: &Checkpoint) -> Result<Self> {
+    fn of(checkpoint: &Checkpoint, stop: &Stop) -> Result<Self> {
         let count = |component| checkpoint.names(component).count();
         let all = Component::ALL.into_iter().chain(Component::BESIDE);
         let components = all.map(|component| (component.name(), count(component)));
@@ -196,15 +198,15 @@ impl About {
             files: checkpoint
                 .archives()
                 .iter()
-                .map(|archive| FileFacts::of(archive))
+                .map(|archive| FileFacts::of(archive, stop))
                 .collect::<Result<_>>()?,
             ..Self::unknown()
         })
     }
 
     /// What the checkpoint loader refuses: a LoRA, or a stranger whose name it knows.
-    fn of_refused(source: &Source, archive: &Archive, error: &Error) -> Result<Self> {
-        let mut about = Self { files: vec![FileFacts::of(archive)?], ..Self::unknown() };
+    fn of_refused(source: &Source, archive: &Archive, error: &Error, stop: &Stop) -> Result<Self> {
+        let mut about = Self { files: vec![FileFacts::of(archive, stop)?], ..Self::unknown() };
         if let Ok(lora) = Lora::open(source, source.path().display().to_string()) {
             about.kind = LoraFacts::kind(&lora);
             about.lora = Some(LoraFacts::of(&lora));
@@ -220,7 +222,7 @@ impl About {
         if beside.add_control(source).is_ok()
             || parts.into_iter().any(|part| beside.add_component(part, source).is_ok())
         {
-            return Self::of(&beside);
+            return Self::of(&beside, stop);
         }
         let reason = reason(error);
         let advice = error.hint().map(std::borrow::Cow::into_owned);
@@ -232,7 +234,7 @@ impl About {
     }
 
     fn to_text(&self, title: &str) -> String {
-        let mut table = Table(format!("{}: {}\n", super::plain(title), self.kind));
+        let mut table = Table(format!("{}: {}\n", title, self.kind));
         if let Some(note) = &self.note {
             table.row("note", note);
         }
@@ -276,7 +278,7 @@ fn inversion_kind(source: &Source) -> Option<(String, bool)> {
         .iter()
         .map(|word| format!("{} of {}", word.names.join(" or "), word.vectors.dims()[0]))
         .collect();
-    let words = plain(&words.join(", "));
+    let words = words.join(", ");
     let kind = format!("a textual inversion for {family}; words and vectors: {words}");
     Some((kind, inversion.check_width(768).is_ok()))
 }
@@ -506,7 +508,7 @@ impl std::fmt::Display for LoraFacts {
 }
 
 impl FileFacts {
-    fn of(archive: &Archive) -> Result<Self> {
+    fn of(archive: &Archive, stop: &Stop) -> Result<Self> {
         let mut dtypes = BTreeMap::new();
         let mut parameters = 0u64;
         for (_, info) in archive.tensors() {
@@ -521,7 +523,7 @@ impl FileFacts {
             parameters,
             dtypes,
             bytes: std::fs::metadata(path).map_err(Error::file(path))?.len(),
-            sha256: sha256(archive.source(), &crate::Stop::default())?,
+            sha256: sha256(archive.source(), stop)?,
             metadata: archive.metadata().clone(),
         })
     }

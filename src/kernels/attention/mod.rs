@@ -21,9 +21,10 @@ use super::clock::{self, Kind};
 use super::float::{self, Float};
 use super::isa::Isa;
 use super::lanes::Lanes;
-use super::shared::{Aligned, Shared, filled, operand};
+use super::shared::{Aligned, Shared, abandon, filled, operand};
 use super::tile::{Element, LANES, PANEL, ROWS};
 use super::{amx, grad, math, reference};
+use crate::Stop;
 use long::Piece;
 use short::Short;
 use tiled::Tiled;
@@ -52,6 +53,21 @@ const MAX_SCORES: usize = 1 << 28;
 ///
 /// When the shapes do not agree.
 pub fn attention(q: &Tensor, k: &Tensor, v: &Tensor, scale: f64) -> Result<Tensor> {
+    attention_until(q, k, v, scale, None)
+}
+
+/// [`attention`], which `stop` ends early.
+///
+/// # Errors
+///
+/// As [`attention`], and [`Error::Cancelled`](crate::Error::Cancelled) inside the tensor library's error.
+pub fn attention_until(
+    q: &Tensor,
+    k: &Tensor,
+    v: &Tensor,
+    scale: f64,
+    stop: Option<&Stop>,
+) -> Result<Tensor> {
     let (batch, queries, heads, dim) = q.dims4()?;
     let keys = k.dim(1)?;
     if k.dims() != [batch, keys, heads, dim] || v.dims() != k.dims() {
@@ -67,7 +83,7 @@ pub fn attention(q: &Tensor, k: &Tensor, v: &Tensor, scale: f64) -> Result<Tenso
     }
     if q.device().is_cpu() {
         let [q, k, v] = [q, k, v].map(|x| x.unsqueeze(2));
-        let run = || Blocked { scale }.run(&q?, &k?, &v?)?.squeeze(2);
+        let run = || Blocked { scale, stop }.run(&q?, &k?, &v?)?.squeeze(2);
         return clock::timed(Kind::Attention, run);
     }
     #[cfg(feature = "flash-attn")]
@@ -148,7 +164,9 @@ pub fn attention_by_place(q: &Tensor, k: &Tensor, v: &Tensor, scale: f64) -> Res
         );
     }
     if q.device().is_cpu() && !grad::is_tracked(&[q, k, v]) {
-        return clock::timed(Kind::AttentionOverFrames, || Blocked { scale }.run(q, k, v));
+        return clock::timed(Kind::AttentionOverFrames, || {
+            Blocked { scale, stop: None }.run(q, k, v)
+        });
     }
     #[cfg(feature = "cuda")]
     if super::has_own(q.device())
@@ -164,16 +182,21 @@ pub fn attention_by_place(q: &Tensor, k: &Tensor, v: &Tensor, scale: f64) -> Res
         .contiguous()
 }
 
-struct Blocked {
+struct Blocked<'a> {
     scale: f64,
+    stop: Option<&'a Stop>,
 }
 
-impl Blocked {
+impl Blocked<'_> {
     /// Over `(batch, tokens, places, heads, dim)`.
     fn run(&self, q: &Tensor, k: &Tensor, v: &Tensor) -> Result<Tensor> {
         let (k, v) = (k.to_dtype(q.dtype())?, v.to_dtype(q.dtype())?);
         let prepare = |x: &Tensor| if x.stride()[4] == 1 { Ok(x.clone()) } else { x.contiguous() };
-        prepare(q)?.apply_op3_no_bwd(&prepare(&k)?, &prepare(&v)?, self)
+        let y = prepare(q)?.apply_op3_no_bwd(&prepare(&k)?, &prepare(&v)?, self)?;
+        if let Some(stop) = self.stop {
+            stop.check()?;
+        }
+        Ok(y)
     }
 }
 
@@ -248,7 +271,7 @@ trait Operand: Element<Weight = Self> + Float {
 operand!(f32);
 operand!(bf16);
 
-impl CustomOp3 for Blocked {
+impl CustomOp3 for Blocked<'_> {
     fn name(&self) -> &'static str {
         "attention"
     }
@@ -278,7 +301,7 @@ impl CustomOp3 for Blocked {
     }
 }
 
-impl Blocked {
+impl Blocked<'_> {
     /// On values of `T`, by products of `E`.
     #[allow(unsafe_code)]
     fn attend<T: Float, E: Operand>(
@@ -321,9 +344,13 @@ impl Blocked {
         let rows = if given.in_tiles::<E>() { amx::ROWS } else { ROWS };
         let piece = queries.div_ceil(wanted).max(QUERIES).next_multiple_of(rows);
         let pieces = queries.div_ceil(piece);
-        let fill = |out: &mut [MaybeUninit<T>]| {
-            let out = &Shared::new(out);
+        let (unset, stop) = (T::narrow(f32::NAN), self.stop);
+        let fill = |values: &mut [MaybeUninit<T>]| {
+            let out = &Shared::new(values);
             share(units * pieces, flops, |task| {
+                if stop.is_some_and(Stop::is_requested) {
+                    return;
+                }
                 let (unit, piece_index) = (task / pieces, task % pieces);
                 let (sequence, head) = (unit / heads, unit % heads);
                 let unit = Unit { batch: sequence / places, place: sequence % places, head };
@@ -338,9 +365,10 @@ impl Blocked {
                     }
                 });
             });
+            abandon(stop, values, unset);
         };
-        // SAFETY: every query of every head of every sequence is in a piece.
-        Ok(T::storage(unsafe { filled(len, T::narrow(f32::NAN), fill) }))
+        // SAFETY: every query of every head of every sequence is in a piece, or else all is abandoned.
+        Ok(T::storage(unsafe { filled(len, unset, fill) }))
     }
 }
 

@@ -5,8 +5,8 @@ use candle_nn::VarBuilder;
 
 use super::TextConfig;
 use super::layer::{Layer, LayerOptions};
-use crate::Result;
 use crate::nn::LayerNorm;
+use crate::{Result, Stop};
 
 /// CLIP's text encoder.
 #[derive(Clone, Debug)]
@@ -77,8 +77,8 @@ impl TextEncoder {
     ///
     /// # Errors
     ///
-    /// When there are more tokens than positions, or fewer layers than are skipped.
-    pub fn forward(&self, ids: &Tensor, skip: usize) -> Result<Tensor> {
+    /// When there are more tokens than positions, fewer layers than are skipped, or `stop` is requested.
+    pub fn forward(&self, ids: &Tensor, skip: usize, stop: &Stop) -> Result<Tensor> {
         let (batch, tokens) = ids.dims2()?;
         let Some(kept) = self.layers.len().checked_sub(skip).filter(|kept| *kept > 0) else {
             return Err(crate::Error::request(
@@ -91,6 +91,7 @@ impl TextEncoder {
         let mut x = embedded.broadcast_add(&self.position_embedding.narrow(0, 0, tokens)?)?;
         let mask = causal_mask(tokens, ids.device())?;
         for layer in &self.layers[..kept] {
+            stop.check()?;
             x = layer.forward(&x, Some(&mask))?;
         }
         Ok(self.final_layer_norm.forward(&x)?)

@@ -7,10 +7,10 @@ use candle_nn::VarBuilder;
 
 use super::VisionConfig;
 use super::layer::{Layer, LayerOptions};
-use crate::Result;
 use crate::media::RgbImage;
 use crate::media::resize::square;
 use crate::nn::{Conv2d, ConvOptions, LayerNorm, Linear};
+use crate::{Result, Stop};
 
 type TensorResult = candle_core::Result<Tensor>;
 
@@ -96,20 +96,20 @@ impl VisionEncoder {
     }
 
     /// What a text about the pictures would be near to: `(batch, 3, side, side)` to `(batch, projection_dim)`.
-    pub fn embed(&self, pixels: &Tensor) -> TensorResult {
-        let states = self.states(pixels, self.layers.len())?;
+    pub fn embed(&self, pixels: &Tensor, stop: &Stop) -> TensorResult {
+        let states = self.states(pixels, self.layers.len(), stop)?;
         let class = states.narrow(1, 0, 1)?.squeeze(1)?;
         self.projection.forward(&self.post_norm.forward(&class)?)
     }
 
     /// The states before the last layer, without a norm: `(batch, 3, side, side)` to `(batch, tokens, hidden_size)`,
     /// the class first.
-    pub fn penultimate(&self, pixels: &Tensor) -> TensorResult {
-        self.states(pixels, self.layers.len().saturating_sub(1))
+    pub fn penultimate(&self, pixels: &Tensor, stop: &Stop) -> TensorResult {
+        self.states(pixels, self.layers.len().saturating_sub(1), stop)
     }
 
     /// The states after some layers.
-    fn states(&self, pixels: &Tensor, layers: usize) -> TensorResult {
+    fn states(&self, pixels: &Tensor, layers: usize, stop: &Stop) -> TensorResult {
         let patches = self.patch_embedding.forward(pixels)?;
         let patches = patches.flatten_from(2)?.transpose(1, 2)?.contiguous()?; // (batch, patches, width)
         let (batch, _, width) = patches.dims3()?;
@@ -117,6 +117,7 @@ impl VisionEncoder {
         let x = Tensor::cat(&[&class, &patches], 1)?.broadcast_add(&self.position_embedding)?;
         let mut x = self.pre_norm.forward(&x)?;
         for layer in self.layers.iter().take(layers) {
+            stop.check()?;
             x = layer.forward(&x, None)?;
         }
         Ok(x)

@@ -16,7 +16,7 @@ use candle_nn::VarBuilder;
 
 use crate::models::motion::MotionNorm;
 use crate::nn::{Conv2d, ConvOptions, GroupNorm, TimestepEmbedding};
-use crate::{Error, Result};
+use crate::{Error, Result, Stop};
 
 /// The denoising network.
 #[derive(Clone, Debug)]
@@ -45,6 +45,8 @@ pub struct UNetInput<'a> {
     pub motion_norm: MotionNorm,
     /// What others add.
     pub injection: &'a Injection,
+    /// What ends the pass early, with [`Error::Cancelled`].
+    pub stop: &'a Stop,
 }
 
 impl UNet {
@@ -91,7 +93,7 @@ impl UNet {
     ///
     /// # Errors
     ///
-    /// When the clip has more frames than the motion modules know, or shapes do not fit.
+    /// When the clip has more frames than the motion modules know, shapes do not fit, or `input.stop` is requested.
     pub fn forward(&self, x: &Tensor, input: &UNetInput<'_>) -> Result<Tensor> {
         self.forward_each(x, &[input.timestep], input)
     }
@@ -154,6 +156,7 @@ impl UNet {
         }
 
         // Out.
+        input.stop.check()?;
         Ok(self.conv_out.forward(&self.norm_out.forward_silu(&x)?)?.contiguous()?)
     }
 }

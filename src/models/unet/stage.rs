@@ -46,7 +46,6 @@ impl Stage {
     ) -> Result<Self> {
         let widths = &config.block_out_channels;
         let last = widths.len() - 1;
-        let wrap = |e: crate::Error| candle_core::Error::Msg(e.to_string());
         // The width of this stage and, for each layer, how many channels arrive.
         let (width, inputs, attention, motion) = match place {
             Place::Down(i) => {
@@ -54,7 +53,7 @@ impl Stage {
                 let inputs: Vec<usize> = (0..config.layers_per_block)
                     .map(|j| if j == 0 { before } else { widths[i] })
                     .collect();
-                let attention = config.down_kind(i).map_err(wrap)? == BlockKind::Attention;
+                let attention = config.down_kind(i)? == BlockKind::Attention;
                 (widths[i], inputs, vec![attention; config.layers_per_block], true)
             }
             Place::Mid => {
@@ -73,7 +72,7 @@ impl Stage {
                         x + widths[from]
                     })
                     .collect();
-                let attention = config.up_kind(i).map_err(wrap)? == BlockKind::Attention;
+                let attention = config.up_kind(i)? == BlockKind::Attention;
                 (widths[level], inputs, vec![attention; layers], true)
             }
         };
@@ -151,7 +150,7 @@ impl Stage {
             skips.push(x.clone());
         }
         if let Some(downsample) = &self.downsample {
-            x = downsample.forward(&x)?;
+            x = downsample.forward(&x, input.stop)?;
             skips.push(x.clone());
         }
         Ok(x)
@@ -186,7 +185,7 @@ impl Stage {
                 Some(skip) => skip.dims4()?,
                 None => candle_core::bail!("the skips ran out"),
             };
-            x = upsample.forward(&x, (height, width))?;
+            x = upsample.forward(&x, (height, width), input.stop)?;
         }
         Ok(x)
     }
@@ -194,13 +193,14 @@ impl Stage {
 
 impl Layer {
     fn forward(&self, x: &Tensor, time: &Tensor, input: &UNetInput<'_>) -> Result<Tensor> {
-        let mut x = self.resnet.forward(x, Some(time))?;
+        input.stop.check()?;
+        let mut x = self.resnet.forward(x, Some(time), input.stop)?;
         if let Some(attention) = &self.attention {
             let sides = input.injection.sides(self.crossing.clone());
-            x = attention.forward(&x, input.context, sides)?;
+            x = attention.forward(&x, input.context, sides, input.stop)?;
         }
         if let Some(motion) = &self.motion {
-            x = motion.forward(&x, input.frames, input.motion_norm)?;
+            x = motion.forward(&x, input.frames, input.motion_norm, input.stop)?;
         }
         Ok(x)
     }

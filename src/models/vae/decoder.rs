@@ -4,6 +4,8 @@ use candle_core::{Result, Tensor};
 use candle_nn::VarBuilder;
 
 use super::{EPS, Middle, VaeConfig, resnet};
+use crate::Stop;
+use crate::kernels::ConvArgs;
 use crate::nn::{Conv2d, ConvOptions, GroupNorm, ResnetBlock, Upsample};
 
 #[derive(Clone, Debug)]
@@ -51,17 +53,18 @@ impl Decoder {
     }
 
     /// `(batch, 4, height, width)` to `(batch, 3, height', width')`.
-    pub(super) fn forward(&self, z: &Tensor) -> Result<Tensor> {
-        let mut x = self.middle.forward(&self.conv_in.forward(z)?)?;
+    pub(super) fn forward(&self, z: &Tensor, stop: &Stop) -> Result<Tensor> {
+        let mut x = self.middle.forward(&self.conv_in.forward(z)?, stop)?;
         for (resnets, upsample) in &self.stages {
             for resnet in resnets {
-                x = resnet.forward(&x, None)?;
+                x = resnet.forward(&x, None, stop)?;
             }
             if let Some(upsample) = upsample {
                 let (_, _, height, width) = x.dims4()?;
-                x = upsample.forward(&x, (2 * height, 2 * width))?;
+                x = upsample.forward(&x, (2 * height, 2 * width), stop)?;
             }
         }
-        self.conv_out.forward(&self.norm_out.forward_silu(&x)?)
+        let args = ConvArgs { stop: Some(stop), ..ConvArgs::default() };
+        self.conv_out.forward_with(&self.norm_out.forward_silu(&x)?, args)
     }
 }

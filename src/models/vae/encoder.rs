@@ -4,6 +4,8 @@ use candle_core::{Result, Tensor};
 use candle_nn::VarBuilder;
 
 use super::{EPS, Middle, VaeConfig, resnet};
+use crate::Stop;
+use crate::kernels::ConvArgs;
 use crate::nn::{Conv2d, ConvOptions, Downsample, DownsamplePadding, GroupNorm, ResnetBlock};
 
 #[derive(Clone, Debug)]
@@ -57,17 +59,18 @@ impl Encoder {
     }
 
     /// `(batch, 3, height, width)` to means and log variances, `(batch, 8, height', width')`.
-    pub(super) fn forward(&self, x: &Tensor) -> Result<Tensor> {
-        let mut x = self.conv_in.forward(x)?;
+    pub(super) fn forward(&self, x: &Tensor, stop: &Stop) -> Result<Tensor> {
+        let args = ConvArgs { stop: Some(stop), ..ConvArgs::default() };
+        let mut x = self.conv_in.forward_with(x, args)?;
         for (resnets, downsample) in &self.stages {
             for resnet in resnets {
-                x = resnet.forward(&x, None)?;
+                x = resnet.forward(&x, None, stop)?;
             }
             if let Some(downsample) = downsample {
-                x = downsample.forward(&x)?;
+                x = downsample.forward(&x, stop)?;
             }
         }
-        let x = self.middle.forward(&x)?;
-        self.conv_out.forward(&self.norm_out.forward_silu(&x)?)
+        let x = self.middle.forward(&x, stop)?;
+        self.conv_out.forward_with(&self.norm_out.forward_silu(&x)?, args)
     }
 }

@@ -16,7 +16,7 @@ use candle_nn::VarBuilder;
 
 use crate::kernels::layout::{picture, tokens};
 use crate::nn::{Attention, Conv2d, ConvOptions, GroupNorm, ResnetBlock, ResnetOptions};
-use crate::{Error, Result};
+use crate::{Error, Result, Stop};
 use decoder::Decoder;
 use encoder::Encoder;
 
@@ -33,18 +33,18 @@ impl Vae {
     /// Pictures `(batch, 3, height, width)` of latents as the UNet knows them, `(batch, 4, height', width')`.
     ///
     /// About `[-1, 1]`; not clamped.
-    pub fn decode(&self, latents: &Tensor) -> Result<Tensor> {
+    pub fn decode(&self, latents: &Tensor, stop: &Stop) -> Result<Tensor> {
         match self {
-            Self::Kl(vae) => vae.decode(&(latents / vae.config.scaling_factor)?),
-            Self::Tiny(vae) => vae.decode(&(latents / vae.config().scaling_factor)?),
+            Self::Kl(vae) => vae.decode(&(latents / vae.config.scaling_factor)?, stop),
+            Self::Tiny(vae) => vae.decode(&(latents / vae.config().scaling_factor)?, stop),
         }
     }
 
     /// The most probable latents, as the UNet knows them, of pictures `(batch, 3, height, width)` in `[-1, 1]`.
-    pub fn encode(&self, pictures: &Tensor) -> Result<Tensor> {
+    pub fn encode(&self, pictures: &Tensor, stop: &Stop) -> Result<Tensor> {
         Ok(match self {
-            Self::Kl(vae) => (vae.encode(pictures)?.mean * vae.config.scaling_factor)?,
-            Self::Tiny(vae) => (vae.encode(pictures)? * vae.config().scaling_factor)?,
+            Self::Kl(vae) => (vae.encode(pictures, stop)?.mean * vae.config.scaling_factor)?,
+            Self::Tiny(vae) => (vae.encode(pictures, stop)? * vae.config().scaling_factor)?,
         })
     }
 }
@@ -62,10 +62,12 @@ impl VaeEncoder {
     /// Latents as the UNet knows them, `(batch, 4, height', width')`, of pictures `(batch, 3, height, width)` in
     /// `[-1, 1]`: drawn from their distribution with standard normal `noise` of the latents' shape. TAESD knows no
     /// distribution.
-    pub fn sample(&self, pictures: &Tensor, noise: &Tensor) -> Result<Tensor> {
+    pub fn sample(&self, pictures: &Tensor, noise: &Tensor, stop: &Stop) -> Result<Tensor> {
         Ok(match self {
-            Self::Kl(vae) => (vae.encode(pictures)?.sample(noise)? * vae.config.scaling_factor)?,
-            Self::Tiny(vae) => (vae.encode(pictures)? * vae.config().scaling_factor)?,
+            Self::Kl(vae) => {
+                (vae.encode(pictures, stop)?.sample(noise)? * vae.config.scaling_factor)?
+            }
+            Self::Tiny(vae) => (vae.encode(pictures, stop)? * vae.config().scaling_factor)?,
         })
     }
 }
@@ -131,12 +133,16 @@ impl AutoencoderKl {
     }
 
     /// Pictures `(batch, 3, height, width)`, about `[-1, 1]`, of unscaled latents `(batch, 4, height', width')`.
-    pub fn decode(&self, z: &Tensor) -> Result<Tensor> {
+    ///
+    /// # Errors
+    ///
+    /// When shapes do not fit, or `stop` is requested.
+    pub fn decode(&self, z: &Tensor, stop: &Stop) -> Result<Tensor> {
         let z = match &self.post_quant_conv {
             Some(conv) => conv.forward(z)?,
             None => z.clone(),
         };
-        Ok(self.decoder.forward(&z)?.contiguous()?)
+        Ok(self.decoder.forward(&z, stop)?.contiguous()?)
     }
 
     /// The distribution of unscaled latents of pictures `(batch, 3, height, width)` in `[-1, 1]`.
@@ -144,9 +150,9 @@ impl AutoencoderKl {
     /// # Errors
     ///
     /// When only the decoder was loaded.
-    pub fn encode(&self, pictures: &Tensor) -> Result<Posterior> {
+    pub fn encode(&self, pictures: &Tensor, stop: &Stop) -> Result<Posterior> {
         match &self.encoder {
-            Some(encoder) => encoder.encode(pictures),
+            Some(encoder) => encoder.encode(pictures, stop),
             None => Err(Error::Missing {
                 name: "vae".into(),
                 reason: "its encoder was not loaded".into(),
@@ -170,8 +176,8 @@ impl KlEncoder {
     }
 
     /// The distribution of unscaled latents of pictures `(batch, 3, height, width)` in `[-1, 1]`.
-    pub fn encode(&self, pictures: &Tensor) -> Result<Posterior> {
-        let y = self.encoder.forward(pictures)?;
+    pub fn encode(&self, pictures: &Tensor, stop: &Stop) -> Result<Posterior> {
+        let y = self.encoder.forward(pictures, stop)?;
         let y = match &self.quant_conv {
             Some(conv) => conv.forward(&y)?,
             None => y,
@@ -214,14 +220,14 @@ impl Middle {
         })
     }
 
-    fn forward(&self, x: &Tensor) -> candle_core::Result<Tensor> {
-        let mut x = self.first.forward(x, None)?;
+    fn forward(&self, x: &Tensor, stop: &Stop) -> candle_core::Result<Tensor> {
+        let mut x = self.first.forward(x, None, stop)?;
         if let Some((norm, attention)) = &self.attention {
             let (_, _, height, width) = x.dims4()?;
             let y = tokens(&norm.forward(&x)?)?;
-            x = picture(&attention.forward_onto(&y, &y, &tokens(&x)?)?, height, width)?;
+            x = picture(&attention.forward_onto(&y, &y, &tokens(&x)?, stop)?, height, width)?;
         }
-        self.second.forward(&x, None)
+        self.second.forward(&x, None, stop)
     }
 }
 

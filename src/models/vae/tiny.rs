@@ -4,10 +4,10 @@ use candle_core::Tensor;
 use candle_nn::VarBuilder;
 
 use super::TinyVaeConfig;
-use crate::Result;
 use crate::kernels::layout::map;
 use crate::kernels::{Activation, ConvArgs};
 use crate::nn::{Conv2d, ConvOptions};
+use crate::{Result, Stop};
 
 type TensorResult = candle_core::Result<Tensor>;
 
@@ -28,21 +28,19 @@ enum Layer {
 }
 
 /// Runs layers one after the other.
-fn run(layers: &[Layer], mut x: Tensor) -> TensorResult {
-    let relu = ConvArgs { activation: Activation::Relu, ..ConvArgs::default() };
+fn run(layers: &[Layer], mut x: Tensor, stop: &Stop) -> TensorResult {
+    let plain = ConvArgs { stop: Some(stop), ..ConvArgs::default() };
+    let relu = ConvArgs { activation: Activation::Relu, ..plain };
     // The size that the next convolution is to see.
     let mut stretch = None;
     for layer in layers {
         x = match layer {
             Layer::Conv(conv) => {
-                conv.forward_with(&x, ConvArgs { stretch: stretch.take(), ..ConvArgs::default() })?
+                conv.forward_with(&x, ConvArgs { stretch: stretch.take(), ..plain })?
             }
             Layer::Residual([a, b, c]) => {
                 let y = b.forward_with(&a.forward_with(&x, relu)?, relu)?;
-                map(
-                    &c.forward_with(&y, ConvArgs { residual: Some(&x), ..ConvArgs::default() })?,
-                    Tensor::relu,
-                )?
+                map(&c.forward_with(&y, ConvArgs { residual: Some(&x), ..plain })?, Tensor::relu)?
             }
             Layer::Relu => map(&x, Tensor::relu)?,
             Layer::Double => {
@@ -121,14 +119,14 @@ impl AutoencoderTiny {
     }
 
     /// Pictures `(batch, 3, height, width)`, about `[-1, 1]`, of latents `(batch, 4, height', width')`.
-    pub fn decode(&self, z: &Tensor) -> Result<Tensor> {
+    pub fn decode(&self, z: &Tensor, stop: &Stop) -> Result<Tensor> {
         let magnitude = self.config.latent_magnitude;
         let x = ((z / magnitude)?.tanh()? * magnitude)?;
-        Ok(run(&self.decoder, x)?.affine(2.0, -1.0)?)
+        Ok(run(&self.decoder, x, stop)?.affine(2.0, -1.0)?)
     }
 
     /// Latents `(batch, 4, height', width')` of pictures `(batch, 3, height, width)` in `[-1, 1]`.
-    pub fn encode(&self, pictures: &Tensor) -> Result<Tensor> {
-        Ok(run(&self.encoder, pictures.affine(0.5, 0.5)?)?)
+    pub fn encode(&self, pictures: &Tensor, stop: &Stop) -> Result<Tensor> {
+        Ok(run(&self.encoder, pictures.affine(0.5, 0.5)?, stop)?)
     }
 }

@@ -12,8 +12,8 @@ use crate::models::vae::{AutoencoderKl, AutoencoderTiny, KlEncoder, Vae, VaeEnco
 use crate::pipeline::embedded::Embedded;
 use crate::text::TextModel;
 use crate::text::tokenizer::{Settings, Tokenizer};
-use crate::weights::{Component, LoadReport, PatchStack, Resident, random};
-use crate::{Error, Result};
+use crate::weights::{Component, LoadReport, PatchStack, Resident, random, until};
+use crate::{Error, Result, Stop};
 
 impl VaeSizes {
     pub(super) fn build(&self, vb: &candle_nn::VarBuilder) -> Result<Vae> {
@@ -32,6 +32,11 @@ impl VaeSizes {
 }
 
 impl Models {
+    /// Ends every later build with [`Error::Cancelled`] once `stop` is requested.
+    pub(in crate::pipeline) fn stop_with(&mut self, stop: &Stop) {
+        self.stop = stop.clone();
+    }
+
     /// Builds the tokenizer and the text encoder.
     pub fn text(&self, dtype: DType, device: &Device) -> Result<(TextModel, LoadReport)> {
         self.rebuild_text(&mut Resident::nothing(dtype, device))
@@ -86,7 +91,8 @@ impl Models {
     ///
     /// When the files have none, or its weights do not fit.
     pub fn vae_encoder(&self, dtype: DType, device: &Device) -> Result<(VaeEncoder, LoadReport)> {
-        let build = |vb: candle_nn::VarBuilder<'static>| self.vae.build_encoder(&vb);
+        let build =
+            |vb: candle_nn::VarBuilder<'static>| self.vae.build_encoder(&until(vb, &self.stop));
         if self.drawn.is_some() {
             return random::build(Component::Vae, dtype, device, build);
         }
@@ -115,6 +121,7 @@ impl Models {
         resident: &mut Resident,
         model: impl FnOnce(candle_nn::VarBuilder<'static>) -> Result<T>,
     ) -> Result<(T, LoadReport)> {
+        let model = |vb| model(until(vb, &self.stop));
         if self.drawn.is_some() {
             return random::build(component, resident.dtype(), resident.device(), model);
         }
@@ -138,7 +145,7 @@ impl Models {
         device: &Device,
     ) -> Result<(SideNetwork, LoadReport)> {
         match self.side_networks.get(name) {
-            Some(net) => net.build(dtype, device),
+            Some(net) => net.build(dtype, device, &self.stop),
             None => Err(Error::Missing { name: name.into(), reason: "was not opened".into() }),
         }
     }
@@ -154,7 +161,7 @@ impl Models {
         dtype: DType,
         device: &Device,
     ) -> Result<(IpAdapter, LoadReport)> {
-        self.open_ip_adapter(name)?.build(dtype, device)
+        self.open_ip_adapter(name)?.build(dtype, device, &self.stop)
     }
 
     /// Builds the image encoder of an IP-Adapter.
@@ -168,7 +175,7 @@ impl Models {
         dtype: DType,
         device: &Device,
     ) -> Result<(VisionEncoder, LoadReport)> {
-        self.open_image_encoder(path)?.build(dtype, device)
+        self.open_image_encoder(path)?.build(dtype, device, &self.stop)
     }
 
     pub(super) fn open_ip_adapter(&self, name: &str) -> Result<&OpenIpAdapter> {

@@ -9,8 +9,8 @@ use crate::device::Quantize;
 use crate::models::clip::{VisionConfig, VisionEncoder};
 use crate::models::image_projection::{Features, IpAdapter, IpAdapterConfig};
 use crate::models::unet::UNetConfig;
-use crate::weights::{Checkpoint, Component, LoadReport, PatchStack};
-use crate::{Error, Result};
+use crate::weights::{Checkpoint, Component, LoadReport, PatchStack, until};
+use crate::{Error, Result, Stop};
 
 /// An IP-Adapter to use.
 #[derive(Clone, Debug)]
@@ -105,10 +105,15 @@ impl OpenIpAdapter {
         super::stored(&self.checkpoint, Component::IpAdapter, dtype, Quantize::None)
     }
 
-    pub(super) fn build(&self, dtype: DType, device: &Device) -> Result<(IpAdapter, LoadReport)> {
+    pub(super) fn build(
+        &self,
+        dtype: DType,
+        device: &Device,
+        stop: &Stop,
+    ) -> Result<(IpAdapter, LoadReport)> {
         let patches = PatchStack::new();
         self.checkpoint.build(Component::IpAdapter, dtype, device, &patches, |vb| {
-            Ok(IpAdapter::new(&self.config, &vb)?)
+            Ok(IpAdapter::new(&self.config, &until(vb, stop))?)
         })
     }
 }
@@ -159,10 +164,11 @@ impl OpenImageEncoder {
         &self,
         dtype: DType,
         device: &Device,
+        stop: &Stop,
     ) -> Result<(VisionEncoder, LoadReport)> {
         let patches = PatchStack::new();
         self.checkpoint.build(Component::ImageEncoder, dtype, device, &patches, |vb| {
-            VisionEncoder::new(&self.config, &vb)
+            VisionEncoder::new(&self.config, &until(vb, stop))
         })
     }
 }

@@ -13,8 +13,8 @@ use crate::models::sparse_ctrl::{SparseCtrl, SparseCtrlConfig};
 use crate::models::t2i_adapter::{T2iAdapter, T2iAdapterConfig};
 use crate::models::unet::UNetConfig;
 use crate::pipeline::flops::{self, ClipSize, UNetWork};
-use crate::weights::{Checkpoint, Component, LoadReport, PatchStack, random};
-use crate::{Error, Result};
+use crate::weights::{Checkpoint, Component, LoadReport, PatchStack, random, until};
+use crate::{Error, Result, Stop};
 
 /// A network that steers the UNet by hints: a ControlNet, a SparseCtrl network or a T2I-Adapter.
 #[derive(Clone, Debug)]
@@ -237,9 +237,14 @@ impl OpenSideNetwork {
         }
     }
 
-    pub(super) fn build(&self, dtype: DType, device: &Device) -> Result<(SideNetwork, LoadReport)> {
+    pub(super) fn build(
+        &self,
+        dtype: DType,
+        device: &Device,
+        stop: &Stop,
+    ) -> Result<(SideNetwork, LoadReport)> {
         let component = self.config.component();
-        let build = |vb: VarBuilder<'static>| self.config.build(&vb);
+        let build = |vb: VarBuilder<'static>| self.config.build(&until(vb, stop));
         match self.drawn {
             Some(_) => random::build(component, dtype, device, build),
             None => self.checkpoint.build(component, dtype, device, &PatchStack::new(), build),

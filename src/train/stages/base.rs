@@ -58,7 +58,7 @@ impl Task for Base {
         let (clean, chosen) = self.latents.pictures(random, count)?;
         let shares = (stage.no_caption, stage.no_part);
         let captions = self.latents.captions(&chosen, random, shares);
-        let context = self.text.forward(&self.ids.of(&captions)?, 0)?;
+        let context = self.text.forward(&self.ids.of(&captions)?, 0, &self.compute.stop)?;
         let at = draw_levels(random, &self.schedule, (count, 1), 1.0, &self.compute.device)?;
         let noise = normal(random, clean.dims(), &self.compute.device)?;
         let x = at.add_noise(&clean, &noise)?;

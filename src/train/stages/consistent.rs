@@ -76,7 +76,7 @@ impl Consistent {
             vars: distillation.vars(),
             distillation,
             grid: Grid::new(&schedule, settings.cells, settings.skip)?,
-            text: Frozen::open(base, device)?,
+            text: Frozen::open(base, setup.compute)?,
             latents,
             frames,
             count: course.batch,

@@ -203,7 +203,7 @@ pub(super) fn prepare(
     if stage == Stage::Vae {
         return Ok(Box::new(Vae::new(plan, clips, compute)?));
     }
-    let latents = Latents::open(&clips, places, &compute.device, say)?;
+    let latents = Latents::open(&clips, places, compute, say)?;
     Ok(match stage {
         Stage::Vae | Stage::Base => Box::new(Base::new(setup, latents)?),
         Stage::Motion => Box::new(Motion::new(setup, latents)?),

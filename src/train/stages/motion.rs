@@ -43,7 +43,7 @@ impl Motion {
         let make =
             move |compute: &Compute| UNet::new(&sizes, &builder(&[&base, &weights], compute));
         let unet = Network::new(compute, make)?;
-        let text = Frozen::open(&places.base, device)?;
+        let text = Frozen::open(&places.base, compute)?;
         let schedule = files::read_schedule(&places.base)?;
         let (plan, compute) = (plan.clone(), compute.clone());
         Ok(Self { vars, unet, text, latents, schedule, plan, compute })

@@ -3,12 +3,12 @@
 use candle_core::{DType, Tensor};
 
 use super::{Places, Task, normal, sub_weights};
-use crate::Result;
 use crate::models::vae::{AutoencoderKl, VaeConfig};
 use crate::rng::Uniform;
 use crate::train::data::Clips;
 use crate::train::plan::Plan;
 use crate::train::{Compute, Network, Vars, Weights, builder, files, fresh, variables};
+use crate::{Result, Stop};
 
 pub(super) struct Vae {
     vars: Vars,
@@ -47,13 +47,15 @@ impl Task for Vae {
         let stage = &self.plan.vae;
         let x = self.pictures(random, stage.course.batch)?;
         let vae = self.vae.get()?;
-        let posterior = vae.encode(&self.compute.narrow(&x)?)?;
+        let stop = &self.compute.stop;
+        let posterior = vae.encode(&self.compute.narrow(&x)?, stop)?;
         let (mean, log_variance) =
             (posterior.mean.to_dtype(DType::F32)?, posterior.log_variance.to_dtype(DType::F32)?);
         let noise = normal(random, mean.dims(), &self.compute.device)?;
         let deviation = (&log_variance * 0.5)?.exp()?;
         let z = (&mean + (deviation * noise)?)?;
-        let d = (vae.decode(&self.compute.narrow(&z)?)?.to_dtype(DType::F32)? - &x)?;
+        let y = vae.decode(&self.compute.narrow(&z)?, stop)?;
+        let d = (y.to_dtype(DType::F32)? - &x)?;
         let weight = ((foreground(&x)? * stage.emphasis)? + 0.6)?;
         let weighted = (d.sqr()? + (d.abs()? * 0.3)?)?.broadcast_mul(&weight)?.mean_all()?;
         let divergence =
@@ -67,7 +69,7 @@ impl Task for Vae {
             &builder(&[average], &Compute::exact(&self.compute.device)),
         )?;
         let x = self.pictures(&mut Uniform::part(self.plan.seed, u64::MAX), 64)?;
-        let z = vae.encode(&x)?.mean.flatten_all()?.to_vec1::<f32>()?;
+        let z = vae.encode(&x, &Stop::default())?.mean.flatten_all()?.to_vec1::<f32>()?;
         let count = z.len().max(1) as f64;
         let mean = z.iter().map(|v| f64::from(*v)).sum::<f64>() / count;
         let variance = z.iter().map(|v| (f64::from(*v) - mean).powi(2)).sum::<f64>() / count;

@@ -1,0 +1,66 @@
+//! Weights that are served until somebody asks to stop.
+
+use candle_core::{DType, Device, Result, Shape, Tensor};
+use candle_nn::var_builder::SimpleBackend;
+use candle_nn::{Init, VarBuilder};
+
+use crate::Stop;
+
+/// The same builder, whose next weight is [`Error::Cancelled`](crate::Error::Cancelled) once `stop` is requested.
+pub(crate) fn until(vb: VarBuilder<'static>, stop: &Stop) -> VarBuilder<'static> {
+    let (dtype, device) = (vb.dtype(), vb.device().clone());
+    VarBuilder::from_backend(Box::new(Until { vb, stop: stop.clone() }), dtype, device)
+}
+
+struct Until {
+    vb: VarBuilder<'static>,
+    stop: Stop,
+}
+
+impl SimpleBackend for Until {
+    fn get(
+        &self,
+        shape: Shape,
+        name: &str,
+        init: Init,
+        dtype: DType,
+        _: &Device,
+    ) -> Result<Tensor> {
+        self.stop.check()?;
+        self.vb.get_with_hints_dtype(shape, name, init, dtype)
+    }
+
+    fn get_unchecked(&self, name: &str, dtype: DType, _: &Device) -> Result<Tensor> {
+        self.stop.check()?;
+        self.vb.get_unchecked_dtype(name, dtype)
+    }
+
+    fn contains_tensor(&self, name: &str) -> bool {
+        self.vb.contains_tensor(name)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::Error;
+    use crate::weights::{Component, random};
+
+    #[test]
+    fn a_stop_ends_a_build_at_the_next_weight() {
+        let stop = Stop::default();
+        let mut served = 0;
+        let built = random::build(Component::Vae, DType::F16, &Device::Cpu, |vb| {
+            let vb = until(vb, &stop).pp("a");
+            let bias = vb.get(3, "bias")?;
+            assert_eq!((bias.dims(), bias.dtype()), (&[3][..], DType::F16));
+            served += 1;
+            stop.request();
+            vb.get((3, 2), "weight")?;
+            served += 1;
+            Ok(())
+        });
+        assert!(matches!(built, Err(Error::Cancelled)), "{:?}", built.err());
+        assert_eq!(served, 1);
+    }
+}

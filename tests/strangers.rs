@@ -1,0 +1,103 @@
+//! Clips and files of strangers: what they may not do to a terminal, and which files they may not have opened.
+
+use std::fs;
+
+use crate::support::program::{Folder, Outcome};
+use serde_json::{Value, json};
+
+/// A still PNG that carries a request.
+fn clip(folder: &Folder, name: &str, request: &Value) {
+    let file = fs::File::create(folder.path(name)).unwrap();
+    let mut encoder = png::Encoder::new(file, 1, 1);
+    encoder.set_color(png::ColorType::Rgb);
+    encoder.add_itxt_chunk("animatelcm".into(), request.to_string()).unwrap();
+    let mut writer = encoder.write_header().unwrap();
+    writer.write_image_data(&[0; 3]).unwrap();
+    writer.finish().unwrap();
+}
+
+fn job(models: &Value, request: &Value) -> Value {
+    let mut all = json!({"prompt": "x", "seed": 1, "frames": 1, "steps": 1});
+    all.as_object_mut().unwrap().extend(request.as_object().unwrap().clone());
+    json!({"schema": "animatelcm/v1", "models": models, "request": all})
+}
+
+/// A title, colours, cleared lines, the same by one character, and text from right to left.
+const EVIL: &str = "x\u{1b}]0;PWNED\u{7}\u{1b}[31m\u{9b}2J\u{7f}\u{202e}\r";
+
+/// Everything that was printed must show what a terminal would have obeyed.
+#[track_caller]
+fn is_plain(outcome: &Outcome) {
+    for text in [outcome.stdout(), &outcome.stderr] {
+        let obeyed =
+            |c: char| c.is_control() && c != '\n' || ('\u{202a}'..='\u{202e}').contains(&c);
+        assert!(!text.contains(obeyed), "{text:?}");
+    }
+    let both = format!("{}{}", outcome.stdout(), outcome.stderr);
+    assert!(both.contains(r"\u001b]0;PWNED\u0007"), "{both}");
+}
+
+#[test]
+fn no_escape_sequence_of_a_file_reaches_the_terminal() {
+    let folder = Folder::new();
+    let run = |args: &[&str]| folder.run(args);
+    let mut field = job(&json!({}), &json!({}));
+    field["request"][EVIL] = json!(1);
+    let mut schema = job(&json!({}), &json!({}));
+    schema["schema"] = json!(EVIL);
+    for request in [
+        field,
+        schema,
+        job(&json!({}), &json!({"sampler": EVIL})),
+        job(&json!({ "model": format!("{EVIL}/nofile") }), &json!({})),
+        job(&json!({}), &json!({"prompt": EVIL, "sampler": "nothing"})),
+    ] {
+        clip(&folder, "a.png", &request);
+        is_plain(&run(&["inspect", "a.png"]));
+        is_plain(&run(&["inspect", "--json", "a.png"]));
+        let replayed = run(&["replay", "a.png"]);
+        replayed.fails(replayed.code.unwrap());
+    }
+    clip(&folder, "a.png", &job(&json!({}), &json!({"prompt": EVIL})));
+    is_plain(&run(&["inspect", "a.png"]).ok());
+    let shown = run(&["inspect", "--json", "a.png"]).ok();
+    is_plain(&shown);
+    assert_eq!(shown.json()["request"]["prompt"], EVIL);
+
+    // A folder's kind, and a block of its network.
+    folder.write("m/model_index.json", json!({ "_class_name": EVIL }).to_string());
+    folder.write("m/unet/config.json", json!({"down_block_types": [EVIL]}).to_string());
+    is_plain(&run(&["inspect", "m"]));
+    is_plain(&run(&["inspect", "m", "--json"]));
+    // A header of raw video.
+    folder.write("a.y4m", format!("YUV4MPEG2 W16 H16 F8:1 C{EVIL}\nFRAME\n").replace('\r', ""));
+    let control = "c=a.y4m,model=none.safetensors";
+    let outcome = run(&["generate", "x", "--frames=1", "--control", control, "-o", "b.gif"]);
+    outcome.fails(outcome.code.unwrap());
+    // Metadata of weights, and the name of a tensor.
+    let header = json!({
+        "__metadata__": {EVIL: EVIL, "ss_network_module": EVIL},
+        format!("{EVIL}.weight"): {"dtype": "F32", "shape": [1], "data_offsets": [0, 4]},
+    })
+    .to_string();
+    let mut bytes = (header.len() as u64).to_le_bytes().to_vec();
+    bytes.extend(header.as_bytes());
+    bytes.extend([0; 4]);
+    folder.write("evil.safetensors", bytes);
+    is_plain(&run(&["inspect", "evil.safetensors"]).ok());
+    is_plain(&run(&["inspect", "evil.safetensors", "--json"]).ok());
+    // What was typed, and names of files.
+    is_plain(&run(&["generate", "x", "--sampler", EVIL]));
+    is_plain(&run(&["generate", "x", EVIL]));
+    is_plain(&run(&["inspect", EVIL]));
+    let events = run(&["generate", "x", "--model", EVIL, "--progress=json", "-o", "b.gif"]);
+    is_plain(&events);
+    assert_eq!(events.events()[0]["event"], "error");
+    #[cfg(unix)]
+    {
+        let name = format!("{EVIL}.gif");
+        let small = ["--frames=1", "--steps=1", "-q", "-o", name.as_str()];
+        is_plain(&run(&[&["generate", "x"][..], &small].concat()).ok());
+        is_plain(&run(&["inspect", &name]).ok());
+    }
+}

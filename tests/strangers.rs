@@ -2,6 +2,7 @@
 
 use std::fs;
 
+use crate::support::golden;
 use crate::support::program::{Folder, Outcome};
 use serde_json::{Value, json};
 
@@ -100,4 +101,94 @@ fn no_escape_sequence_of_a_file_reaches_the_terminal() {
         is_plain(&run(&[&["generate", "x"][..], &small].concat()).ok());
         is_plain(&run(&["inspect", &name]).ok());
     }
+}
+
+/// The only error line of a replay that was refused because of `name`.
+#[track_caller]
+fn is_refused(folder: &Folder, name: &str) {
+    let before = folder.names();
+    let outcome = folder.run(&["replay", "evil.png"]);
+    let line = outcome.fails(5);
+    assert!(line.contains(name) && line.contains("was not opened"), "{line}");
+    assert!(outcome.hint().contains("--trust-paths"), "{}", outcome.stderr);
+    assert_eq!(folder.names(), before);
+}
+
+#[test]
+fn a_clip_has_no_file_opened_that_it_does_not_know() {
+    let folder = Folder::new();
+    folder.write("secret", "root:x:0:0");
+    fs::copy(golden::path("lora/kohya.safetensors"), folder.path("other.safetensors")).unwrap();
+    #[cfg(unix)]
+    {
+        let made = std::process::Command::new("mkfifo").arg(folder.path("pipe")).status();
+        assert!(made.unwrap().success());
+        // To open it would be to wait for ever.
+        clip(&folder, "evil.png", &job(&json!({"vae": "pipe"}), &json!({})));
+        is_refused(&folder, "pipe");
+    }
+    let model = golden::path("tiny/model");
+    let model = model.to_str().unwrap();
+    for models in [
+        json!({"vae": "secret"}),
+        json!({"checkpoint": "other.safetensors"}),
+        json!({"motion": "secret"}),
+        json!({"lcm_lora": {"file": "secret"}}),
+        json!({"loras": [{"file": "secret"}]}),
+        json!({"embeddings": [{"file": "secret"}]}),
+        json!({"image_encoder": "secret"}),
+        json!({ "model": model }),
+        json!({ "model_config": model }),
+    ] {
+        clip(&folder, "evil.png", &job(&models, &json!({})));
+        let named = models.to_string();
+        let names = ["secret", "other.safetensors", model];
+        is_refused(&folder, names.into_iter().find(|name| named.contains(name)).unwrap());
+        // A hash of something else helps no more than none.
+        let mut known = job(&models, &json!({}));
+        known["weights"] = json!([{"file": "secret", "sha256": "0".repeat(64)}]);
+        clip(&folder, "evil.png", &known);
+        is_refused(&folder, "");
+    }
+    for request in [
+        json!({"controls": [{"name": "a", "hint": "secret", "model": "nowhere"}]}),
+        json!({"controls": [{"name": "a", "hint": "nowhere", "model": "secret"}]}),
+        json!({"ip_adapters": [{"images": [{"file": "secret"}], "model": "nowhere"}]}),
+        json!({"ip_adapters": [{
+            "images": [{"file": "a", "sha256": "0".repeat(64)}],
+            "masks": [{"file": "secret"}],
+            "model": "nowhere",
+        }]}),
+    ] {
+        clip(&folder, "evil.png", &job(&json!({}), &request));
+        is_refused(
+            &folder,
+            if request.to_string().contains("nowhere\",\"model\":\"secret") {
+                "secret"
+            } else {
+                ""
+            },
+        );
+    }
+    let mut tensors = job(&json!({}), &json!({}));
+    tensors["tensors_in"] = json!({"file": "secret"});
+    clip(&folder, "evil.png", &tensors);
+    is_refused(&folder, "secret");
+    // Who trusts the clip gets what it names, and what is wrong with it.
+    clip(&folder, "evil.png", &job(&json!({"vae": "secret"}), &json!({})));
+    let line = folder.run(&["replay", "evil.png", "--trust-paths"]);
+    assert!(!line.fails(3).contains("was not opened"));
+}
+
+#[test]
+fn clips_of_files_that_are_still_the_same_replay_without_a_word() {
+    let folder = Folder::new();
+    let model = golden::path("tiny/model");
+    let lora = golden::path("lora/kohya.safetensors");
+    let (model, lora) = (model.to_str().unwrap(), lora.to_str().unwrap());
+    let small = ["--frames=2", "--steps=1", "-q", "-o", "a.gif"];
+    let named = ["generate", "x", "--model", model, "--lora", lora];
+    folder.run(&[&named[..], &small].concat()).ok();
+    folder.run(&["replay", "a.gif", "-q"]).ok();
+    assert_eq!(folder.read("a.gif"), folder.read("a-replay.gif"));
 }

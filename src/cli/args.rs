@@ -324,6 +324,9 @@ pub(super) struct ReplayArgs {
     /// Overwrite an existing file.
     #[arg(short = 'y', long)]
     pub(super) overwrite: bool,
+    /// Open files that the clip names even where it has no SHA-256 of them.
+    #[arg(long)]
+    pub(super) trust_paths: bool,
     #[command(flatten)]
     pub(super) reporting: Reporting,
 }

@@ -25,6 +25,7 @@ mod terminal;
 mod threads;
 #[cfg(feature = "train")]
 mod train;
+mod trust;
 mod tune;
 mod typed;
 

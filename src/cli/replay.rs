@@ -5,12 +5,16 @@ use std::path::{Path, PathBuf};
 use super::args::ReplayArgs;
 use super::generate::{Target, make};
 use super::resolve::Names;
+use super::trust;
 use crate::output::{Existing, metadata};
 use crate::pipeline::request::Job;
 use crate::{Error, Result, Stop};
 
 pub(super) fn run(args: &ReplayArgs, stop: &Stop) -> Result<()> {
     let job = job(&args.clip)?;
+    if !args.trust_paths {
+        trust::check(&job, stop)?;
+    }
     let output = match &args.output {
         Some(path) => path.clone(),
         None => beside(&args.clip),

@@ -1,0 +1,113 @@
+//! Files that a clip's metadata names. A stranger may have written them, so nothing is opened for what it is called:
+//! a file is parsed only if the metadata have its SHA-256.
+
+use std::collections::BTreeSet;
+use std::path::{Path, PathBuf};
+
+use crate::pipeline::request::{Job, Spec};
+use crate::weights::{Source, sha256};
+use crate::{Error, Result, Stop};
+
+/// Endings of files with weights.
+const WEIGHTS: [&str; 6] = ["safetensors", "ckpt", "bin", "pt", "pth", "th"];
+
+/// Fails unless everything on this machine that a clip's job names is what the clip was made with.
+///
+/// Names of published models are no paths and pass. Hints and images have their hashes beside their names, and are
+/// compared where they are read; here they only must have one.
+///
+/// # Errors
+///
+/// [`Error::Refused`] for the first path that cannot be trusted, which was then at most hashed.
+pub(super) fn check(job: &Job, stop: &Stop) -> Result<()> {
+    let known: BTreeSet<String> = job
+        .weights
+        .iter()
+        .filter_map(|record| record.sha256.as_ref())
+        .map(|hash| hash.to_ascii_lowercase())
+        .collect();
+    if let Some(folder) = job.models.model_config.as_ref().filter(|word| Path::new(word).exists()) {
+        return Err(refused(folder, "configurations have no SHA-256 in a clip"));
+    }
+    for word in weights(job) {
+        let path = Path::new(word);
+        // What is not there is a published model's name, or missing.
+        if path.exists() && !is_known(path, &known, stop)? {
+            return Err(refused(word, "the clip has no SHA-256 of it"));
+        }
+    }
+    for (file, hash) in files(job) {
+        if hash.is_none() {
+            return Err(refused(file, "the clip has no SHA-256 of it"));
+        }
+    }
+    Ok(())
+}
+
+fn refused(name: &str, why: &str) -> Error {
+    let reason = format!("is named by the clip and was not opened: {why}");
+    Error::Refused { name: name.to_owned(), reason }.with_hint(
+        "--trust-paths opens whatever the clip names; do that for clips of your own only",
+    )
+}
+
+/// Everything that weights are read from.
+fn weights(job: &Job) -> impl Iterator<Item = &str> {
+    let Spec { model, checkpoint, vae, motion, lcm_lora, loras, embeddings, image_encoder, .. } =
+        &job.models;
+    let parts = [model, checkpoint, vae, motion, image_encoder].into_iter().flatten();
+    let loras = lcm_lora.iter().chain(loras).map(|lora| &lora.file);
+    let embeddings = embeddings.iter().map(|embedding| &embedding.file);
+    let controls = job.request.controls.iter().map(|control| &control.model);
+    let adapters = job.request.ip_adapters.iter().map(|adapter| &adapter.model);
+    parts.chain(loras).chain(embeddings).chain(controls).chain(adapters).map(String::as_str)
+}
+
+/// Every other file, and its SHA-256 if the clip has it.
+fn files(job: &Job) -> impl Iterator<Item = (&str, Option<&str>)> {
+    let hints = job.request.controls.iter().map(|control| (&control.hint, &control.sha256));
+    let adapters = job.request.ip_adapters.iter();
+    let images = adapters.flat_map(|adapter| adapter.images.iter().chain(&adapter.masks));
+    let records = images.chain(&job.tensors_in).map(|record| (&record.file, &record.sha256));
+    hints.chain(records).map(|(file, hash)| (file.as_str(), hash.as_deref()))
+}
+
+/// Whether a file is one that the clip was made with, or a folder has one.
+fn is_known(path: &Path, known: &BTreeSet<String>, stop: &Stop) -> Result<bool> {
+    if known.is_empty() {
+        return Ok(false);
+    }
+    if path.is_dir() {
+        for file in weight_files(path, 1) {
+            if is_known(&file, known, stop)? {
+                return Ok(true);
+            }
+        }
+        return Ok(false);
+    }
+    // A pipe or a device is not even opened.
+    if !path.is_file() {
+        return Ok(false);
+    }
+    let hash = sha256(&Source::from(path.to_path_buf()), stop)?;
+    Ok(known.contains(&hash))
+}
+
+/// The weight files of a folder and of those in it, so many levels deep. What cannot be listed has none.
+fn weight_files(folder: &Path, depth: usize) -> Vec<PathBuf> {
+    let Ok(entries) = std::fs::read_dir(folder) else { return vec![] };
+    let mut paths: Vec<PathBuf> = entries.filter_map(|entry| Some(entry.ok()?.path())).collect();
+    paths.sort();
+    let is_weights = |path: &Path| {
+        let ending = path.extension().and_then(|ending| ending.to_str());
+        ending.is_some_and(|ending| WEIGHTS.iter().any(|known| known.eq_ignore_ascii_case(ending)))
+    };
+    let mut found: Vec<PathBuf> =
+        paths.iter().filter(|path| path.is_file() && is_weights(path)).cloned().collect();
+    if depth > 0 {
+        for inner in paths.iter().filter(|path| path.is_dir()) {
+            found.extend(weight_files(inner, depth - 1));
+        }
+    }
+    found
+}

@@ -55,8 +55,8 @@ pub use self::patch::{PatchStack, WeightPatch};
 pub(crate) use self::report::some;
 pub use self::report::{Ignored, LoadReport, Replaced};
 pub use self::resident::Resident;
-pub(crate) use self::until::until;
 pub(crate) use self::side_file::{find_text, read_text};
+pub(crate) use self::until::until;
 #[allow(unused_imports, reason = "some builds write no weights")]
 pub(crate) use self::write::write_safetensors;
 use crate::{Error, Result};

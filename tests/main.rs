@@ -33,6 +33,9 @@ mod eval;
 mod files;
 /// Published sizes: names lists always, whole passes when asked.
 mod full_size;
+/// Every parser of a stranger's bytes.
+#[cfg(all(feature = "hub", feature = "train"))]
+mod fuzz;
 /// The same numbers on a GPU, where there is one.
 mod gpu;
 /// Gradients of every layer.

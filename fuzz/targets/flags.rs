@@ -1,0 +1,64 @@
+//! Values of flags that have a grammar of their own.
+
+use animatelcm::adapters::Strength;
+use animatelcm::device::{DeviceChoice, DtypeChoice, KernelChoice, Quantize};
+use animatelcm::media::resize::Fit;
+use animatelcm::models::motion::MotionNorm;
+use animatelcm::pipeline::control::Control;
+use animatelcm::pipeline::ip_adapter::IpAdapter;
+use animatelcm::pipeline::load::Preset;
+use animatelcm::pipeline::request::{Embedding, Job, Request, Spec, WeightedFile};
+use animatelcm::rng::RngKind;
+use animatelcm::sampler::SamplerKind;
+use animatelcm::schedule::{BetaSchedule, Prediction, Spacing};
+use animatelcm::text::prompt::PromptMode;
+
+use super::request;
+
+/// Reads the text as a value of every flag; a request with it must survive being written.
+pub fn run(data: &[u8]) {
+    let Ok(text) = std::str::from_utf8(data) else { return };
+    if let Ok(control) = text.parse::<Control>() {
+        survives(Request { controls: vec![control], ..Request::default() });
+    }
+    if let Ok(adapter) = text.parse::<IpAdapter>() {
+        survives(Request { ip_adapters: vec![adapter], ..Request::default() });
+    }
+    if let Ok(lora) = text.parse::<WeightedFile>() {
+        write(&Job::new(Spec { loras: vec![lora], ..Spec::default() }, Request::default()));
+    }
+    if let Ok(word) = text.parse::<Embedding>() {
+        write(&Job::new(Spec { embeddings: vec![word], ..Spec::default() }, Request::default()));
+    }
+    if let Ok(strength) = text.parse::<Strength>() {
+        for frame in [0, 1, 7, usize::MAX] {
+            assert!(strength.at(frame).is_finite());
+        }
+    }
+    let _ = text.parse::<BetaSchedule>();
+    let _ = text.parse::<DeviceChoice>();
+    let _ = text.parse::<DtypeChoice>();
+    let _ = text.parse::<Fit>();
+    let _ = text.parse::<KernelChoice>();
+    let _ = text.parse::<MotionNorm>();
+    let _ = text.parse::<Prediction>();
+    let _ = text.parse::<Preset>();
+    let _ = text.parse::<PromptMode>();
+    let _ = text.parse::<Quantize>();
+    let _ = text.parse::<RngKind>();
+    let _ = text.parse::<SamplerKind>();
+    let _ = text.parse::<Spacing>();
+}
+
+/// Writes a request that is valid, and reads it again.
+fn survives(request: Request) {
+    if request.validate().is_ok() {
+        write(&Job::new(Spec::default(), request));
+    }
+}
+
+fn write(job: &Job) {
+    let written = serde_json::to_string(job).expect("a job can be written");
+    assert_eq!(Job::from_json(&written).expect("a job can be read"), *job, "{written}");
+    request::read(&written);
+}

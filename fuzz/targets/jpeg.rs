@@ -1,0 +1,8 @@
+//! JPEGs as hints.
+
+use super::support::read_image;
+
+/// Reads all frames.
+pub fn run(data: &[u8]) {
+    read_image("hint.jpg", data);
+}

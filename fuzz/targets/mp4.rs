@@ -1,0 +1,8 @@
+//! H.264 in MP4 and QuickTime as hints.
+
+use super::support::read_image;
+
+/// Reads all frames.
+pub fn run(data: &[u8]) {
+    read_image("hint.mp4", data);
+}

@@ -1,0 +1,96 @@
+//! What targets share: files for bytes, a cursor over an input, checksums.
+
+use std::path::{Path, PathBuf};
+
+use tempfile::TempDir;
+
+thread_local! {
+    static FOLDER: TempDir = tempfile::tempdir().expect("a temporary folder");
+}
+
+/// A folder of this thread.
+pub(crate) fn folder() -> PathBuf {
+    FOLDER.with(|folder| folder.path().to_path_buf())
+}
+
+/// A file of that name with these contents, until the next of the same name.
+pub(crate) fn file(name: &str, data: &[u8]) -> PathBuf {
+    let path = folder().join(name);
+    std::fs::write(&path, data).expect("room for an input");
+    path
+}
+
+/// A file or folder under `tests/goldens`.
+pub(crate) fn golden(name: &str) -> PathBuf {
+    let here = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let root = if here.ends_with("fuzz") { here.join("..") } else { here.to_path_buf() };
+    root.join("tests/goldens").join(name)
+}
+
+/// Copies a folder of `tests/goldens`, with all that is in it, to `to`.
+pub(crate) fn copy_golden(name: &str, to: &Path) {
+    std::fs::create_dir_all(to).expect("a folder");
+    for entry in std::fs::read_dir(golden(name)).expect("a folder of goldens") {
+        let entry = entry.expect("an entry");
+        let own = entry.file_name().to_string_lossy().into_owned();
+        if entry.path().is_dir() {
+            copy_golden(&format!("{name}/{own}"), &to.join(&own));
+        } else {
+            std::fs::copy(entry.path(), to.join(&own)).expect("room for a copy");
+        }
+    }
+}
+
+/// Reads decisions off the front of an input; zeros once it has ended.
+pub(crate) struct Cursor<'a>(pub(crate) &'a [u8]);
+
+impl<'a> Cursor<'a> {
+    pub(crate) fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+
+    pub(crate) fn byte(&mut self) -> u8 {
+        match self.0.split_first() {
+            Some((first, rest)) => {
+                self.0 = rest;
+                *first
+            }
+            None => 0,
+        }
+    }
+
+    pub(crate) fn short(&mut self) -> u16 {
+        u16::from_le_bytes([self.byte(), self.byte()])
+    }
+
+    pub(crate) fn long(&mut self) -> u64 {
+        u64::from_le_bytes(std::array::from_fn(|_| self.byte()))
+    }
+
+    /// At most `len` of the next bytes.
+    pub(crate) fn bytes(&mut self, len: usize) -> &'a [u8] {
+        let (taken, rest) = self.0.split_at(len.min(self.0.len()));
+        self.0 = rest;
+        taken
+    }
+}
+
+/// The parts of an input between zero bytes: `N` of them, the last with all that is left.
+pub(crate) fn parts<const N: usize>(data: &[u8]) -> [&[u8]; N] {
+    let mut parts = data.splitn(N, |byte| *byte == 0);
+    std::array::from_fn(|_| parts.next().unwrap_or_default())
+}
+
+/// CRC-32 as PNG and zip have it.
+pub(crate) fn crc32(bytes: &[u8]) -> u32 {
+    !bytes.iter().fold(!0, |crc, byte| {
+        (0..8).fold(crc ^ u32::from(*byte), |crc, _| {
+            if crc & 1 == 0 { crc >> 1 } else { (crc >> 1) ^ 0xedb8_8320 }
+        })
+    })
+}
+
+/// Gives an input to what reads hints and other images, as a file of that name.
+pub(crate) fn read_image(name: &str, data: &[u8]) {
+    let _ = animatelcm::media::read::frames("control", &file(name, data));
+}

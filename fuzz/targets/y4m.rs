@@ -1,0 +1,8 @@
+//! Y4M videos as hints.
+
+use super::support::read_image;
+
+/// Reads all frames.
+pub fn run(data: &[u8]) {
+    read_image("hint.y4m", data);
+}

@@ -211,7 +211,7 @@ impl Model {
 
     /// The bytes of a variant, counting only files whose size is known.
     pub fn size_of(&self, variant: Option<&str>) -> u64 {
-        self.files_of(variant).filter_map(|file| file.size).sum()
+        self.files_of(variant).filter_map(|file| file.size).fold(0, u64::saturating_add)
     }
 
     fn validate(&self) -> Result<(), String> {
@@ -481,6 +481,17 @@ mod tests {
                 assert!(kinds.contains(&Kind::Motion), "{}", preset.name);
             }
         }
+    }
+
+    #[test]
+    fn sizes_that_no_number_holds_are_the_largest() {
+        let Ok(Entry::Model(mut model)) = model("") else { panic!("a model was described") };
+        for (i, size) in [u64::MAX - 1, 1, 1].into_iter().enumerate() {
+            let path = i.to_string();
+            let sha256 = Digest::RecordedAtFirstPull;
+            model.files.push(File { path, variant: None, size: Some(size), sha256 });
+        }
+        assert_eq!(model.size_of(None), u64::MAX);
     }
 
     #[test]

@@ -379,8 +379,11 @@ impl Hub {
             title: title.clone(),
             state,
             variants,
-            bytes: models.iter().map(|model| self.bytes(model)).sum(),
-            download: models.iter().map(|m| m.size_of(m.variants.first().map(|v| &**v))).sum(),
+            bytes: models.iter().map(|model| self.bytes(model)).fold(0, u64::saturating_add),
+            download: models
+                .iter()
+                .map(|m| m.size_of(m.variants.first().map(|v| &**v)))
+                .fold(0, u64::saturating_add),
             parts,
             licences: models.iter().map(|model| model.licence.clone()).collect(),
         })

@@ -31,7 +31,7 @@ macro_rules! targets {
         fn every_target_is_tested_and_has_a_corpus() {
             let tested = [$(stringify!($name)),*];
             assert_eq!(targets::ALL.map(|(name, _)| name), tested);
-            assert!(tested.iter().all(|name| !corpus(name).is_empty()));
+            assert!(tested.iter().all(|name| !inputs("corpus", name).is_empty()));
         }
     };
 }
@@ -66,12 +66,12 @@ targets! {
 /// Executes a target over its corpus and `executions` mutations of it, in a process of limited memory.
 #[track_caller]
 fn check(name: &str, run: targets::Run, executions: usize) {
-    let corpus = corpus(name);
+    let (corpus, bombs) = (inputs("corpus", name), inputs("bombs", name));
     if let Some(folder) = std::env::var_os(CHILD) {
-        return execute(Path::new(&folder), run, &corpus, executions);
+        return execute(Path::new(&folder), run, &corpus, &bombs, executions);
     }
     let folder = scratch();
-    let longest = corpus.iter().map(Vec::len).max().unwrap_or(0).max(LONGEST);
+    let longest = corpus.iter().chain(&bombs).map(Vec::len).max().unwrap_or(0).max(LONGEST);
     let limit = own_space() + targets::allowance(longest);
     if let Err(said) = run_again(name, Some(limit), folder.path()) {
         let kept = Path::new(env!("CARGO_TARGET_TMPDIR")).join(format!("fuzz-{name}"));
@@ -80,27 +80,38 @@ fn check(name: &str, run: targets::Run, executions: usize) {
     }
 }
 
-/// Gives a target the corpus, then mutations of it. Each input is in a file before it is executed.
-fn execute(folder: &Path, run: targets::Run, corpus: &[Vec<u8>], executions: usize) {
+/// Gives a target the bombs and the corpus, then mutations of the corpus. Each input is in a file before it is executed.
+fn execute(
+    folder: &Path,
+    run: targets::Run,
+    corpus: &[Vec<u8>],
+    bombs: &[Vec<u8>],
+    executions: usize,
+) {
     let file = folder.join("input");
     let give = |input: &[u8]| {
         fs::write(&file, input).unwrap();
         run(input);
     };
     let start = Instant::now();
-    corpus.iter().for_each(|input| give(input));
+    bombs.iter().chain(corpus).for_each(|input| give(input));
     let mut random = Random(0x0a01_1ca7);
     for _ in 0..executions {
         give(&mutated(corpus, &mut random));
     }
-    println!("{} inputs in {:.2} s", corpus.len() + executions, start.elapsed().as_secs_f64());
+    println!(
+        "{} inputs in {:.2} s",
+        bombs.len() + corpus.len() + executions,
+        start.elapsed().as_secs_f64()
+    );
 }
 
-/// The inputs of a target, in the order of their names.
-fn corpus(name: &str) -> Vec<Vec<u8>> {
-    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("fuzz/corpus").join(name);
-    let mut paths: Vec<_> =
-        fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().path()).collect();
+/// The inputs of a target, in the order of their names: those that are mutated (`corpus`), or those that would take
+/// much memory or time if there were no limits (`bombs`).
+fn inputs(kind: &str, name: &str) -> Vec<Vec<u8>> {
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("fuzz").join(kind).join(name);
+    let Ok(entries) = fs::read_dir(folder) else { return vec![] };
+    let mut paths: Vec<_> = entries.map(|entry| entry.unwrap().path()).collect();
     paths.sort();
     paths.iter().map(|path| fs::read(path).unwrap()).collect()
 }

@@ -12,6 +12,7 @@ use animatelcm::weights::Source;
 use candle_core::{DType, Device};
 use serde_json::{Value, json};
 
+use super::lora::model;
 use super::support::{Cursor, copy_golden, folder};
 
 /// A configuration: its file, and what the program does with it.
@@ -111,7 +112,9 @@ fn image_encoder(root: &Path) {
 }
 
 fn peft(root: &Path) {
-    let _ = Lora::open(&Source::from(root.join("peft")), "peft");
+    if let Ok(lora) = Lora::open(&Source::from(root.join("peft")), "peft") {
+        let _ = lora.apply(model(), &Default::default(), &mut Default::default());
+    }
 }
 
 /// Opens a model and works out everything that is known of it before it is built.

@@ -87,7 +87,7 @@ fn change(component: Component, patches: &PatchStack) {
 }
 
 /// The tiny model's weights.
-fn model() -> &'static Checkpoint {
+pub(crate) fn model() -> &'static Checkpoint {
     static MODEL: OnceLock<Checkpoint> = OnceLock::new();
     MODEL.get_or_init(|| {
         let source = Source::from(golden("tiny/model"));

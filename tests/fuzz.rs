@@ -24,7 +24,7 @@ macro_rules! targets {
     ($($name:ident: $executions:literal,)*) => {
         $(#[test]
         fn $name() {
-            check(stringify!($name), targets::$name::run, $executions);
+            print!("{}", check(stringify!($name), targets::$name::run, $executions));
         })*
 
         #[test]
@@ -63,9 +63,9 @@ targets! {
     y4m: 1000,
 }
 
-/// Executes a target over its corpus and `executions` mutations of it, in a process of limited memory.
+/// Executes a target over its corpus and `executions` mutations of it, in a process of limited memory; what was done.
 #[track_caller]
-fn check(name: &str, run: targets::Run, executions: usize) {
+fn check(name: &str, run: targets::Run, executions: usize) -> String {
     let (corpus, bombs) = (inputs("corpus", name), inputs("bombs", name));
     if let Some(folder) = std::env::var_os(CHILD) {
         return execute(Path::new(&folder), run, &corpus, &bombs, executions);
@@ -73,11 +73,11 @@ fn check(name: &str, run: targets::Run, executions: usize) {
     let folder = scratch();
     let longest = corpus.iter().chain(&bombs).map(Vec::len).max().unwrap_or(0).max(LONGEST);
     let limit = own_space() + targets::allowance(longest);
-    if let Err(said) = run_again(name, Some(limit), folder.path()) {
+    run_again(name, Some(limit), folder.path()).unwrap_or_else(|said| {
         let kept = Path::new(env!("CARGO_TARGET_TMPDIR")).join(format!("fuzz-{name}"));
         fs::copy(folder.path().join("input"), &kept).unwrap();
         panic!("{name} fails on {}:\n{said}", kept.display());
-    }
+    })
 }
 
 /// Gives a target the bombs and the corpus, then mutations of the corpus. Each input is in a file before it is executed.
@@ -87,7 +87,7 @@ fn execute(
     corpus: &[Vec<u8>],
     bombs: &[Vec<u8>],
     executions: usize,
-) {
+) -> String {
     let file = folder.join("input");
     let give = |input: &[u8]| {
         fs::write(&file, input).unwrap();
@@ -99,11 +99,12 @@ fn execute(
     for _ in 0..executions {
         give(&mutated(corpus, &mut random));
     }
-    println!(
-        "{} inputs in {:.2} s",
-        bombs.len() + corpus.len() + executions,
+    let count = bombs.len() + corpus.len() + executions;
+    format!(
+        "{count} inputs in {:.2} s
+",
         start.elapsed().as_secs_f64()
-    );
+    )
 }
 
 /// The inputs of a target, in the order of their names: those that are mutated (`corpus`), or those that would take
@@ -116,8 +117,8 @@ fn inputs(kind: &str, name: &str) -> Vec<Vec<u8>> {
     paths.iter().map(|path| fs::read(path).unwrap()).collect()
 }
 
-/// Runs one test of this file in another process; what it printed, if it fails.
-fn run_again(name: &str, limit: Option<usize>, folder: &Path) -> Result<(), String> {
+/// Runs one test of this file in another process; what it printed, as an error if it fails.
+fn run_again(name: &str, limit: Option<usize>, folder: &Path) -> Result<String, String> {
     // Other systems do not limit the address space.
     let limit = limit.filter(|_| cfg!(target_os = "linux"));
     let limit = limit.map_or(String::new(), |bytes| format!("ulimit -v {};", bytes >> 10));
@@ -150,10 +151,7 @@ fn run_again(name: &str, limit: Option<usize>, folder: &Path) -> Result<(), Stri
     };
     let printed = String::from_utf8_lossy(&fs::read(printed).unwrap()).into_owned();
     match ended {
-        Some(status) if status.success() => {
-            print!("{printed}");
-            Ok(())
-        }
+        Some(status) if status.success() => Ok(printed),
         Some(status) => Err(format!("{status}\n{printed}")),
         None => Err(format!("still running after {PATIENCE:?}\n{printed}")),
     }

@@ -3,12 +3,12 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use animatelcm::adapters::lora::Lora;
+use animatelcm::adapters::lora::{Lora, LoraOptions};
 use animatelcm::device::{DtypeChoice, Precision, Quantize};
 use animatelcm::pipeline::load::{Base, ControlFile, Files, IpAdapterFile, Models};
 use animatelcm::pipeline::memory::Plan;
 use animatelcm::pipeline::request::Request;
-use animatelcm::weights::Source;
+use animatelcm::weights::{PatchStack, Source};
 use candle_core::{DType, Device};
 use serde_json::{Value, json};
 
@@ -113,7 +113,7 @@ fn image_encoder(root: &Path) {
 
 fn peft(root: &Path) {
     if let Ok(lora) = Lora::open(&Source::from(root.join("peft")), "peft") {
-        let _ = lora.apply(model(), &Default::default(), &mut Default::default());
+        let _ = lora.apply(model(), &LoraOptions::default(), &mut PatchStack::new());
     }
 }
 
@@ -205,7 +205,7 @@ fn replacement(value: &Value, cursor: &mut Cursor<'_>) -> Value {
         11 => json!(1e308),
         12 => json!(WORDS[usize::from(cursor.byte()) % WORDS.len()]),
         13 => Value::Null,
-        14 => json!(cursor.byte() % 2 == 0),
+        14 => json!(cursor.byte().is_multiple_of(2)),
         15 => json!([]),
         16 => json!({}),
         17 => json!(vec![value.clone(); usize::from(cursor.byte())]),

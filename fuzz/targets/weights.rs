@@ -2,9 +2,9 @@
 
 use std::path::Path;
 
-use animatelcm::adapters::lora::Lora;
+use animatelcm::adapters::lora::{Lora, LoraOptions};
 use animatelcm::text::inversion::Inversion;
-use animatelcm::weights::{Archive, Checkpoint, Component, Source};
+use animatelcm::weights::{Archive, Checkpoint, Component, PatchStack, Source};
 use candle_core::{DType, Device};
 
 /// Bytes of tensors that are read of a file, in f32.
@@ -34,6 +34,6 @@ pub(crate) fn open(path: &Path) {
     }
     let _ = Inversion::open(&source, None);
     if let Ok(lora) = Lora::open(&source, "lora") {
-        let _ = lora.apply(&checkpoint, &Default::default(), &mut Default::default());
+        let _ = lora.apply(&checkpoint, &LoraOptions::default(), &mut PatchStack::new());
     }
 }

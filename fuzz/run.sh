@@ -53,7 +53,7 @@ run() {
     {
         # Bombs are too slow to be mutated.
         if [ -d "$here/bombs/$target" ]; then
-            nice -n 10 "$binary" "${options[@]}" -runs=1 "$here/bombs/$target"/*
+            nice -n 10 "$binary" "${options[@]}" -runs=1 -timeout=20 "$here/bombs/$target"/*
         fi && nice -n 10 "$binary" "${options[@]}" "$work/corpus" "$here/corpus/$target"
     } >"$work/log" 2>&1 && echo ok >"$work/result" || echo failed >"$work/result"
     rm -rf "${scratch:?}/$target"
@@ -64,23 +64,23 @@ export out here scratch executions seconds
 printf '%s\n' "${targets[@]}" | xargs -P "$jobs" -I{} bash -c 'run {}'
 
 # A figure of libFuzzer's statistics.
-stat() { grep -a "^stat::$2:" "$out/run/$1/log" | tail -1 | awk '{print $2}'; }
+figure() { grep -a "^stat::$2:" "$out/run/$1/log" | tail -1 | awk '{print $2}' || true; }
 
 echo "| Target | Executions | A second | Edges | Slowest, s | Largest heap, MiB | Peak RSS, MiB | Panics caught | Result |"
 echo "|---|---|---|---|---|---|---|---|---|"
 status=0
 for target in "${targets[@]}"; do
     log=$out/run/$target/log
-    edges=$(grep -ao ' cov: [0-9]*' "$log" | tail -1 | awk '{print $2}')
-    heap=$(grep -ao '^largest heap of an execution: [0-9]*' "$log" | tail -1 | awk '{print int($6 / 1024)}')
+    edges=$(grep -ao ' cov: [0-9]*' "$log" | tail -1 | awk '{print $2}' || true)
+    heap=$(grep -ao '^largest heap of an execution: [0-9]*' "$log" | tail -1 | awk '{print int($6 / 1024)}' || true)
     panics=$(grep -ac '^panicked at' "$log" || true)
     result=$(cat "$out/run/$target/result")
     if [ "$result" != ok ]; then
         status=1
-        result="$result: $(grep -ao 'Test unit written to .*' "$log" | tail -1 | sed 's|.*/||')"
+        result="$result: $(grep -ao 'Test unit written to .*' "$log" | tail -1 | sed 's|.*/||' || true)"
     fi
-    echo "| \`$target\` | $(stat "$target" number_of_executed_units) | $(stat "$target" average_exec_per_sec)" \
-        "| ${edges:-0} | $(stat "$target" slowest_unit_time_sec) | ${heap:-0} | $(stat "$target" peak_rss_mb)" \
+    echo "| \`$target\` | $(figure "$target" number_of_executed_units) | $(figure "$target" average_exec_per_sec)" \
+        "| ${edges:-0} | $(figure "$target" slowest_unit_time_sec) | ${heap:-0} | $(figure "$target" peak_rss_mb)" \
         "| $panics | $result |"
 done
 exit $status

@@ -22,15 +22,14 @@ pub fn run(data: &[u8]) {
         data.to_vec()
     };
     let source = Source::from(file("style.pt", &bytes));
-    for name in [None, Some("word")] {
-        let Ok(inversion) = Inversion::open(&source, name) else { continue };
-        let mut model = small(&inversion);
-        if model.add(&inversion).is_ok() {
-            for name in inversion.words().iter().flat_map(|word| &word.names) {
-                let _ = model.read(&format!("a {name}, (b {name}_1:1.2)"), PromptMode::A1111);
-                let _ = model.read(name, PromptMode::Plain);
-            }
-        }
+    let _ = Inversion::open(&source, Some("word"));
+    let Ok(inversion) = Inversion::open(&source, None) else { return };
+    let mut model = small(&inversion);
+    if model.add(&inversion).is_ok() {
+        let names = inversion.words().iter().flat_map(|word| &word.names);
+        let names: Vec<&str> = names.map(String::as_str).take(4).collect();
+        let _ = model.read(&format!("a {}, (b_1:1.2)", names.join(" ")), PromptMode::A1111);
+        let _ = model.read(&names.join(", "), PromptMode::Plain);
     }
 }
 

@@ -3,7 +3,7 @@
 use animatelcm::text::tokenizer::{Settings, Tokenizer};
 
 use super::support::parts;
-use super::tokenizer_files::{WORDS, encode};
+use super::tokenizer_files::encode;
 
 /// Builds the tokenizer that is described up to a zero byte, and encodes what follows.
 pub fn run(data: &[u8]) {
@@ -11,13 +11,5 @@ pub fn run(data: &[u8]) {
     let Ok(json) = std::str::from_utf8(json) else { return };
     if let Ok(tokenizer) = Tokenizer::from_tokenizer_json(json, &Settings::default()) {
         encode(tokenizer, &String::from_utf8_lossy(words));
-        encode_words(json);
-    }
-}
-
-/// Once more, with words that every tokenizer knows parts of.
-fn encode_words(json: &str) {
-    if let Ok(tokenizer) = Tokenizer::from_tokenizer_json(json, &Settings::default()) {
-        encode(tokenizer, WORDS);
     }
 }

@@ -505,6 +505,15 @@ mod tests {
     }
 
     #[test]
+    fn numbers_are_read_back_to_the_last_bit() {
+        for cfg_scale in [446_744_073.709_551_63, 23.976_023_976_023_978, 1.0 / 3.0] {
+            let job = Job::new(Spec::default(), Request { cfg_scale, ..Request::default() });
+            let json = serde_json::to_string(&job).unwrap();
+            assert_eq!(Job::from_json(&json).unwrap().request.cfg_scale, cfg_scale);
+        }
+    }
+
+    #[test]
     fn unknown_fields_and_other_schemas_are_refused() {
         for json in [
             r#"{"schema":"animatelcm/v1","request":{"promt":"a"}}"#,

@@ -66,13 +66,13 @@ printf '%s\n' "${targets[@]}" | xargs -P "$jobs" -I{} bash -c 'run {}'
 # A figure of libFuzzer's statistics.
 figure() { grep -a "^stat::$2:" "$out/run/$1/log" | tail -1 | awk '{print $2}' || true; }
 
-echo "| Target | Executions | A second | Edges | Slowest, s | Largest heap, MiB | Peak RSS, MiB | Panics caught | Result |"
+echo "| Target | Executions | A second | Edges | Slowest, s | Heap of one input below, MiB | Peak RSS, MiB | Panics caught | Result |"
 echo "|---|---|---|---|---|---|---|---|---|"
 status=0
 for target in "${targets[@]}"; do
     log=$out/run/$target/log
     edges=$(grep -ao ' cov: [0-9]*' "$log" | tail -1 | awk '{print $2}' || true)
-    heap=$(grep -ao '^largest heap of an execution: [0-9]*' "$log" | tail -1 | awk '{print int($6 / 1024)}' || true)
+    heap=$(grep -ao '^largest heap of an execution: [0-9]*' "$log" | tail -1 | awk '{print int($6 / 1024) + 1}' || true)
     panics=$(grep -ac '^panicked at' "$log" || true)
     result=$(cat "$out/run/$target/result")
     if [ "$result" != ok ]; then
@@ -80,7 +80,7 @@ for target in "${targets[@]}"; do
         result="$result: $(grep -ao 'Test unit written to .*' "$log" | tail -1 | sed 's|.*/||' || true)"
     fi
     echo "| \`$target\` | $(figure "$target" number_of_executed_units) | $(figure "$target" average_exec_per_sec)" \
-        "| ${edges:-0} | $(figure "$target" slowest_unit_time_sec) | ${heap:-0} | $(figure "$target" peak_rss_mb)" \
+        "| ${edges:-0} | $(figure "$target" slowest_unit_time_sec) | ${heap:-1} | $(figure "$target" peak_rss_mb)" \
         "| $panics | $result |"
 done
 exit $status

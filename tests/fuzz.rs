@@ -19,7 +19,7 @@ const PATIENCE: Duration = Duration::from_secs(120);
 /// No mutated input is longer.
 const LONGEST: usize = 1 << 14;
 
-/// A test for each target, with the number of mutated inputs that take about a second.
+/// A test for each target, with a number of mutated inputs that takes about half a second.
 macro_rules! targets {
     ($($name:ident: $executions:literal,)*) => {
         $(#[test]
@@ -37,30 +37,30 @@ macro_rules! targets {
 }
 
 targets! {
-    bmp: 1000,
-    clip_metadata: 1000,
-    configs: 1000,
-    flags: 1000,
-    gif: 1000,
-    index_json: 1000,
-    inversion: 1000,
-    jpeg: 1000,
-    lora: 1000,
-    manifest: 1000,
-    mp4: 1000,
-    pickle: 1000,
-    png: 1000,
-    prompt: 1000,
-    request: 1000,
-    safetensors_file: 1000,
-    tiff: 1000,
-    tokenizer_files: 1000,
-    tokenizer_json: 1000,
-    torch_legacy: 1000,
-    torch_zip: 1000,
-    train_plan: 1000,
-    webp: 1000,
-    y4m: 1000,
+    bmp: 2000,
+    clip_metadata: 10000,
+    configs: 200,
+    flags: 10000,
+    gif: 2000,
+    index_json: 8000,
+    inversion: 3000,
+    jpeg: 2000,
+    lora: 1500,
+    manifest: 5000,
+    mp4: 2000,
+    pickle: 6000,
+    png: 2000,
+    prompt: 3000,
+    request: 5000,
+    safetensors_file: 8000,
+    tiff: 2000,
+    tokenizer_files: 4000,
+    tokenizer_json: 3000,
+    torch_legacy: 8000,
+    torch_zip: 5000,
+    train_plan: 2000,
+    webp: 2000,
+    y4m: 5000,
 }
 
 /// Executes a target over its corpus and `executions` mutations of it, in a process of limited memory; what was done.

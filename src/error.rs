@@ -102,7 +102,7 @@ pub enum Error {
     #[error("interrupted")]
     Cancelled,
     /// The tensor library failed.
-    #[error(transparent)]
+    #[error("{}", Self::of_tensors(.0))]
     Tensor(candle_core::Error),
     /// Another error with advice of its own.
     #[error("{error}")]
@@ -170,6 +170,15 @@ impl Error {
     #[must_use]
     pub fn with_hint(self, hint: impl Into<String>) -> Self {
         Self::Hinted { error: Box::new(self), hint: hint.into() }
+    }
+
+    /// What the tensor library says, without the backtrace that its errors carry where `RUST_BACKTRACE` is set.
+    pub(crate) fn of_tensors(error: &candle_core::Error) -> String {
+        let text = error.to_string();
+        // Each frame begins with its number, and the first is 0.
+        let is_frame = |line: &&str| line.trim_start().starts_with("0: ");
+        let lines: Vec<&str> = text.lines().take_while(|line| !is_frame(line)).collect();
+        lines.join(" ").trim_end().to_owned()
     }
 
     /// What the error means to a caller.
@@ -280,6 +289,17 @@ mod tests {
         let own = std::io::Error::other("a disk");
         let own = Error::from(candle_core::Error::Io(own));
         assert!(matches!(own, Error::Tensor(candle_core::Error::Io(_))), "{own:?}");
+    }
+
+    #[test]
+    fn tensor_errors_have_no_backtrace() {
+        let trace = "shape mismatch\n   0: std::backtrace::Backtrace::create\n             at lib.rs:1\n   1: main";
+        let error = Error::from(candle_core::Error::Msg(trace.into()));
+        assert_eq!(error.to_string(), "shape mismatch");
+        let context = candle_core::Error::Msg(trace.into()).context("while loading");
+        let text = Error::from(context).to_string();
+        assert!(text.contains("while loading") && text.contains("shape mismatch"), "{text}");
+        assert!(!text.contains("main"), "{text}");
     }
 
     #[test]

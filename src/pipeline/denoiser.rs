@@ -127,7 +127,7 @@ impl<'a> Guided<'a> {
                 // The tensor library does not know whose shapes are wrong.
                 Error::Tensor(error) => Error::Adapter {
                     adapter: conditioner.label().to_owned(),
-                    reason: error.to_string(),
+                    reason: Error::of_tensors(&error),
                 },
                 other => other,
             })?;

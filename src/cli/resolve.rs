@@ -7,7 +7,7 @@ use crate::pipeline::load::{
     Base, ControlFile, EmbeddingFile, Files, IpAdapterFile, LoraFile, Motion,
 };
 use crate::pipeline::request::{Embedding, Request, Spec, WeightedFile};
-use crate::weights::{Checkpoint, Component, Source};
+use crate::weights::{Checkpoint, Component, Source, find_text};
 use crate::{Error, Result};
 
 /// The motion modules that a base model without any is given, and the LoRA that belongs to them.
@@ -248,9 +248,9 @@ fn has_motion(base: &Base) -> Result<bool> {
     Ok(match base {
         Base::Embedded | Base::Random(_) => true,
         Base::Folder(folder) => {
-            let config = std::fs::read_to_string(folder.join("unet").join("config.json"));
+            let config = folder.join("unet").join("config.json");
             folder.join("motion_adapter").is_dir()
-                || config.is_ok_and(|text| text.contains("UNetMotionModel"))
+                || find_text(&config)?.is_some_and(|text| text.contains("UNetMotionModel"))
         }
         Base::File(file) => {
             let mut checkpoint = Checkpoint::new();

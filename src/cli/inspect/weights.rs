@@ -11,7 +11,7 @@ use crate::adapters::lora::Lora;
 use crate::error::Bytes;
 use crate::models::image_projection::{Features, IpAdapterConfig, Projection};
 use crate::text::inversion::Inversion;
-use crate::weights::{Archive, Checkpoint, Component, Source, sha256};
+use crate::weights::{Archive, Checkpoint, Component, Source, find_text, sha256};
 use crate::{Error, Result, Stop};
 
 /// What weights are.
@@ -118,7 +118,10 @@ pub(super) fn folder(path: &Path, as_json: bool, stop: &Stop) -> Result<String> 
     if let (true, Some(error)) = (parts.is_empty(), failure) {
         return Err(error);
     }
-    let class = class(&path.join("model_index.json")).or_else(|| class(&path.join("config.json")));
+    let class = match class(&path.join("model_index.json"))? {
+        Some(class) => Some(class),
+        None => class(&path.join("config.json"))?,
+    };
     let kind =
         class.map_or_else(|| "a folder".into(), |class| format!("a folder of diffusers, {class}"));
     let folder = Folder { path: path.display().to_string(), kind, parts };
@@ -165,10 +168,11 @@ impl Part {
     }
 }
 
-/// The `_class_name` of a diffusers configuration.
-fn class(config: &Path) -> Option<String> {
-    let json: serde_json::Value = serde_json::from_slice(&std::fs::read(config).ok()?).ok()?;
-    json.get("_class_name")?.as_str().map(str::to_owned)
+/// The `_class_name` of a diffusers configuration, if there is one.
+fn class(config: &Path) -> Result<Option<String>> {
+    let Some(text) = find_text(config)? else { return Ok(None) };
+    let json: Option<serde_json::Value> = serde_json::from_str(&text).ok();
+    Ok(json.and_then(|json| json.get("_class_name")?.as_str().map(str::to_owned)))
 }
 
 impl About {

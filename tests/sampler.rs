@@ -5,7 +5,7 @@ use animatelcm::sampler::{
     Ddim, Denoiser, Dpmpp2m, Euler, EulerAncestral, Heun, Lcm, Plan, PlanSettings, Progress, Run,
     Sampler, SamplerKind, Step,
 };
-use animatelcm::schedule::{BetaSchedule, NoiseLevel, NoiseSchedule, Prediction, Spacing};
+use animatelcm::schedule::{BetaSchedule, Config, NoiseLevel, NoiseSchedule, Prediction, Spacing};
 use animatelcm::{Error, Result};
 use candle_core::{DType, Device, Tensor};
 use serde_json::Value;
@@ -15,6 +15,10 @@ use crate::support::golden;
 
 /// A whole run in f32 against another in f32.
 const RUN: f64 = 2e-6;
+
+/// The same from where noise counts 4096-fold. The reference differs by 2e-5 from its own formula in f64 there, which is
+/// where the difference of two numbers of that size is rounded.
+const RUN_FROM_PURE_NOISE: f64 = 5e-5;
 
 /// A noise level, relatively.
 const LEVEL: f64 = 2e-6;
@@ -148,7 +152,7 @@ fn every_run_is_that_of_the_reference() {
     let inputs = golden::load("samplers/inputs");
     let ours = |x: Tensor| x.transpose(1, 2).unwrap();
     let cases = golden::json("samplers/samplers");
-    assert_eq!(cases.as_object().unwrap().len(), 20);
+    assert_eq!(cases.as_object().unwrap().len(), 40);
     for (name, case) in cases.as_object().unwrap() {
         let want = golden::load(&format!("samplers/{name}"));
         let config = &case["config"];
@@ -160,10 +164,14 @@ fn every_run_is_that_of_the_reference() {
             "HeunDiscreteScheduler" => SamplerKind::Heun,
             _ => SamplerKind::Dpmpp2m,
         };
-        let schedule = schedule(
-            config["beta_schedule"].as_str().unwrap(),
-            config["beta_end"].as_f64().unwrap(),
-        );
+        let scheduler = Config {
+            beta_schedule: config["beta_schedule"].as_str().unwrap().parse().unwrap(),
+            beta_end: config["beta_end"].as_f64().unwrap(),
+            rescale_betas_zero_snr: config.get("rescale_betas_zero_snr").is_some(),
+            ..Config::default()
+        };
+        let schedule = scheduler.schedule().unwrap();
+        let prediction: Prediction = config["prediction_type"].as_str().unwrap().parse().unwrap();
         let spacing = match kind {
             SamplerKind::Lcm => None,
             _ if name.contains("karras") => Some(Spacing::Karras),
@@ -176,6 +184,7 @@ fn every_run_is_that_of_the_reference() {
             ..PlanSettings::default()
         };
         let plan = kind.plan(&schedule, &settings).unwrap();
+        let run = if plan.start().ratio().round() == 4096.0 { RUN_FROM_PURE_NOISE } else { RUN };
 
         let drawn = case["noises"].as_u64().unwrap();
         let replay = (0..drawn).map(|i| ours(inputs.tensor(&format!("noise.{i}")))).collect();
@@ -184,7 +193,7 @@ fn every_run_is_that_of_the_reference() {
         let mut network = |x: &Tensor, at: NoiseLevel| {
             given.push(x.clone());
             let output = ((x.tanh()? * 0.7)? + 0.1 * (at.timestep / 100.0).cos())?;
-            Prediction::Epsilon.denoised(x, &output, at)
+            prediction.denoised(x, &output, at)
         };
         let x = (ours(inputs.tensor("init")) * plan.initial_scale).unwrap();
         let clean =
@@ -196,12 +205,12 @@ fn every_run_is_that_of_the_reference() {
         for (i, x) in given.iter().enumerate() {
             let input = format!("input.{i}");
             if names.contains(&input.as_str()) {
-                assert_relative(x, &ours(want.tensor(&input)), RUN);
+                assert_relative(x, &ours(want.tensor(&input)), run);
             } else if i > 0 {
-                assert_relative(x, &ours(want.tensor(&format!("latents.{}", i - 1))), RUN);
+                assert_relative(x, &ours(want.tensor(&format!("latents.{}", i - 1))), run);
             }
         }
-        assert_relative(&clean, &ours(want.tensor(&format!("latents.{}", evaluations - 1))), RUN);
+        assert_relative(&clean, &ours(want.tensor(&format!("latents.{}", evaluations - 1))), run);
         // The recorded noise is used up: the next draw is the generator's first.
         let fresh = Noise::new(RngKind::Cpu, 0).like(&clean).unwrap();
         assert_close(&noise.like(&clean).unwrap(), &fresh, 0.0);

@@ -131,9 +131,44 @@ fn an_unknown_beta_schedule_fails() {
 }
 
 #[test]
-fn a_model_that_starts_from_pure_noise_is_refused() {
-    let config: Config = serde_json::from_str(r#"{"rescale_betas_zero_snr": true}"#).unwrap();
-    assert!(config.schedule().is_err());
+fn schedules_that_end_in_pure_noise_are_those_of_diffusers() {
+    let tables = golden::load("schedules/zero_snr");
+    assert_eq!(tables.names().len(), 5);
+    for name in tables.names() {
+        let (kind, end) = name.split_once('.').unwrap_or((name, "0.012"));
+        let config = Config {
+            beta_schedule: kind.parse().unwrap(),
+            beta_end: end.parse().unwrap(),
+            rescale_betas_zero_snr: true,
+            ..Config::default()
+        };
+        let schedule = config.schedule().unwrap();
+        let (got, want) = (schedule.cumulative(), tables.values(name));
+        assert_all_close(got, &want, TABLE);
+        assert_eq!((got[999], want[999]), (0.0, 0.0));
+        // Differences of nearly equal roots: what f32 leaves of them.
+        let errors: Vec<_> = got[..999].iter().zip(&want).map(|(g, w)| g / w - 1.0).collect();
+        assert_all_close(&errors, &[0.0; 999], 3e-4);
+        let last = schedule.level(999).unwrap();
+        assert_eq!((last.alpha, last.sigma), (0.0, 1.0));
+    }
+}
+
+#[test]
+fn schedulers_that_no_model_has_are_refused() {
+    for (field, value) in [
+        ("num_train_timesteps", 0_u64),
+        ("num_train_timesteps", 1 << 31),
+        ("num_train_timesteps", u64::MAX),
+        ("steps_offset", 1001),
+        ("steps_offset", u64::MAX),
+    ] {
+        let config: Config = serde_json::from_value(serde_json::json!({ field: value })).unwrap();
+        let error = config.validate().unwrap_err();
+        assert_eq!(error.kind().exit_code(), 3);
+        assert!(error.to_string().contains(&format!("`{field}` {value}")), "{error}");
+    }
+    assert!(Config::default().validate().is_ok());
 }
 
 #[test]
@@ -156,7 +191,10 @@ fn names_are_read_and_written_alike() {
         assert_eq!(prediction.to_string().parse::<Prediction>().unwrap(), prediction);
         assert_eq!(serde_json::to_value(prediction).unwrap(), prediction.to_string());
     }
-    assert_eq!(serde_json::from_str::<Prediction>(r#""v_prediction""#).unwrap(), Prediction::V);
+    for name in ["v", "v_prediction", "v-prediction"] {
+        assert_eq!(serde_json::from_value::<Prediction>(name.into()).unwrap(), Prediction::V);
+        assert_eq!(name.parse::<Prediction>().unwrap(), Prediction::V);
+    }
     let spacings = [
         Spacing::SD15,
         Spacing::Leading { offset: 0 },

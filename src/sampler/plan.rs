@@ -118,10 +118,11 @@ impl SamplerKind {
             }
             Self::Ddim => ddim(schedule, spacing, settings)?.last_part(strength),
             Self::Euler | Self::EulerAncestral | Self::Heun => {
-                euler(schedule, spacing, steps)?.last_part(strength)
+                euler(&schedule.above_zero_snr(), spacing, steps)?.last_part(strength)
             }
             Self::Dpmpp2m => {
-                Plan::through(&dpmpp_2m(schedule, spacing, steps)?, 1.0).last_part(strength)
+                let levels = dpmpp_2m(&schedule.above_zero_snr(), spacing, steps)?;
+                Plan::through(&levels, 1.0).last_part(strength)
             }
         }
     }

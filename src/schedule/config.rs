@@ -5,6 +5,9 @@ use serde::{Deserialize, Serialize};
 use super::{BetaSchedule, NoiseSchedule, Prediction, Spacing};
 use crate::{Error, Result};
 
+/// The most timesteps that a model is trained with.
+const MOST_STEPS: usize = 100_000;
+
 /// What a `scheduler_config.json` says about the model it belongs to.
 ///
 /// Missing fields take the values with which Stable Diffusion 1.5 was published. Fields of
@@ -34,7 +37,7 @@ pub struct Config {
     pub original_inference_steps: Option<usize>,
     /// What timesteps are multiplied by in a consistency model's boundary condition.
     pub timestep_scaling: f64,
-    /// Whether the schedule was changed to end in pure noise, which is not supported.
+    /// Whether the betas are rescaled so that the schedule ends in pure noise: Lin et al. (2024).
     pub rescale_betas_zero_snr: bool,
 }
 
@@ -58,15 +61,41 @@ impl Default for Config {
 }
 
 impl Config {
+    /// Fails on values that no model was trained with.
+    pub fn validate(&self) -> Result<()> {
+        let wrong = |field: &str, reason: String| {
+            let reason = format!("`{field}` {reason}");
+            Err(Error::Missing { name: "scheduler config".into(), reason })
+        };
+        let steps = self.num_train_timesteps;
+        if !(1..=MOST_STEPS).contains(&steps) {
+            return wrong(
+                "num_train_timesteps",
+                format!("{steps} is not between 1 and {MOST_STEPS}"),
+            );
+        }
+        if let Some(betas) = &self.trained_betas
+            && !(1..=MOST_STEPS).contains(&betas.len())
+        {
+            let count = betas.len();
+            return wrong(
+                "trained_betas",
+                format!("lists {count}, not between 1 and {MOST_STEPS}"),
+            );
+        }
+        if self.steps_offset > steps {
+            let offset = self.steps_offset;
+            return wrong(
+                "steps_offset",
+                format!("{offset} is beyond the last of {steps} timesteps"),
+            );
+        }
+        Ok(())
+    }
+
     /// The schedule that the model was trained on.
     pub fn schedule(&self) -> Result<NoiseSchedule> {
-        if self.rescale_betas_zero_snr {
-            return Err(Error::request(
-                "rescale_betas_zero_snr",
-                "models that were trained to start from pure noise are not supported",
-            ));
-        }
-        match &self.trained_betas {
+        let schedule = match &self.trained_betas {
             Some(betas) => NoiseSchedule::from_betas(betas),
             None => NoiseSchedule::new(
                 self.beta_schedule,
@@ -74,7 +103,8 @@ impl Config {
                 self.beta_end,
                 self.num_train_timesteps,
             ),
-        }
+        }?;
+        Ok(if self.rescale_betas_zero_snr { schedule.to_zero_snr() } else { schedule })
     }
 
     /// How the model's timesteps are spread.

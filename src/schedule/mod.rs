@@ -90,16 +90,48 @@ impl NoiseSchedule {
             let reason = format!("beta {step} must lie between 0 and 1, got {beta}");
             return Err(Error::request("betas", reason));
         }
+        Ok(Self::of_alphas(betas.iter().map(|beta| 1.0 - beta)))
+    }
+
+    /// The products of what each step keeps of the clean latents' variance.
+    fn of_alphas(alphas: impl Iterator<Item = f32>) -> Self {
         // torch multiplies on in f64 and rounds each product to f32.
         let mut product = 1.0;
-        let cumulative = betas
-            .iter()
-            .map(|beta| {
-                product *= f64::from(1.0 - beta);
-                f64::from(product as f32)
-            })
-            .collect();
-        Ok(Self { cumulative })
+        let round = |alpha| {
+            product *= f64::from(alpha);
+            f64::from(product as f32)
+        };
+        Self { cumulative: alphas.map(round).collect() }
+    }
+
+    /// The schedule rescaled so that nothing is left of the clean latents at the last timestep: Lin et al. (2024),
+    /// algorithm 1, in f32 and in torch's order of operations.
+    ///
+    /// A schedule of one timestep stays what it is.
+    pub(crate) fn to_zero_snr(&self) -> Self {
+        let roots: Vec<f32> = self.cumulative.iter().map(|share| (*share as f32).sqrt()).collect();
+        let (Some(&first), Some(&last)) = (roots.first(), roots.last()) else {
+            return self.clone();
+        };
+        if first <= last {
+            return self.clone();
+        }
+        let scale = first / (first - last);
+        let shares: Vec<f32> = roots.iter().map(|root| ((root - last) * scale).powi(2)).collect();
+        let before = std::iter::once(&1.0).chain(&shares);
+        // Betas are what torch keeps, and it is their rounding that counts.
+        let betas = shares.iter().zip(before).map(|(share, before)| 1.0 - share / before);
+        Self::of_alphas(betas.map(|beta| 1.0 - beta))
+    }
+
+    /// The schedule for samplers that divide by what is left of the clean latents: if that is nothing, it counts as the
+    /// smallest number of f16, as in diffusers.
+    pub(crate) fn above_zero_snr(&self) -> Self {
+        let mut cumulative = self.cumulative.clone();
+        if let Some(last) = cumulative.last_mut() {
+            *last = last.max(2f64.powi(-24));
+        }
+        Self { cumulative }
     }
 
     /// The number of timesteps that the model was trained with.

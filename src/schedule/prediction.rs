@@ -17,7 +17,7 @@ pub enum Prediction {
     #[serde(rename = "epsilon")]
     Epsilon,
     /// The velocity `alpha * noise - sigma * clean`: Salimans and Ho (2022).
-    #[serde(rename = "v-prediction", alias = "v_prediction")]
+    #[serde(rename = "v-prediction", alias = "v_prediction", alias = "v")]
     V,
     /// The clean latents.
     #[serde(rename = "sample")]
@@ -73,7 +73,7 @@ impl FromStr for Prediction {
             ("sample", Self::Sample),
         ];
         crate::spelling::find(name, &known).ok_or_else(|| {
-            let reason = format!("`{name}` is none of `epsilon`, `v-prediction`, `sample`");
+            let reason = format!("`{name}` is none of `epsilon`, `v`, `sample`");
             Error::request("prediction", reason)
         })
     }

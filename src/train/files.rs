@@ -12,7 +12,7 @@ use crate::files::{self, Existing, Place};
 use crate::models::clip::TextConfig;
 use crate::models::unet::UNetConfig;
 use crate::models::vae::VaeConfig;
-use crate::schedule;
+use crate::schedule::{self, Prediction};
 use crate::weights::{Archive, Checkpoint, Component, PatchStack, Source, write_safetensors};
 use crate::{Error, Result};
 
@@ -212,9 +212,17 @@ pub(super) fn read_lora(path: &Path, base: &Weights, device: &Device) -> Result<
     }
 }
 
-/// The schedule of a diffusers folder.
+/// The schedule of a diffusers folder, of a model that predicts noise: losses and solver are those of such.
 pub(super) fn read_schedule(base: &Path) -> Result<schedule::NoiseSchedule> {
-    read_json::<schedule::Config>(&base.join("scheduler/scheduler_config.json"))?.schedule()
+    let path = base.join("scheduler/scheduler_config.json");
+    let config: schedule::Config = read_json(&path)?;
+    config.validate()?;
+    if config.prediction_type != Prediction::Epsilon || config.rescale_betas_zero_snr {
+        let reason =
+            "only models that predict noise, on a schedule that does not end in it, are trained";
+        return Err(Error::format(path, reason));
+    }
+    config.schedule()
 }
 
 #[cfg(test)]

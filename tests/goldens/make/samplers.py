@@ -64,6 +64,21 @@ def cases():
     for original, end in ((50, 0.012), (100, 0.012), (200, 0.014)):
         yield f"lcm_{original}", LCMScheduler(beta_start=0.00085, beta_end=end, beta_schedule="linear", original_inference_steps=original,
                                               set_alpha_to_one=False, steps_offset=1)
+    # the same "network", whose output means something else, and schedules that end in pure noise
+    for kind in ("v_prediction", "sample"):
+        lcm = dict(beta_start=0.00085, beta_end=0.012, original_inference_steps=50, set_alpha_to_one=False, steps_offset=1)
+        for zero in (False, True):
+            end = "_zero_snr" if zero else ""
+            common = dict(SETTINGS["trailing"], prediction_type=kind)
+            rescaled = dict(rescale_betas_zero_snr=zero)
+            yield f"lcm_{kind}{end}", LCMScheduler(**lcm, beta_schedule="linear", prediction_type=kind, **rescaled)
+            yield f"ddim_{kind}{end}", DDIMScheduler(**common, **rescaled, clip_sample=False, set_alpha_to_one=False)
+            yield f"euler_{kind}{end}", EulerDiscreteScheduler(**common, **rescaled)
+            if kind == "v_prediction":  # the reference knows no other output here
+                yield f"euler_a_{kind}{end}", EulerAncestralDiscreteScheduler(**common, **rescaled)
+            yield f"dpmpp_2m_{kind}{end}", DPMSolverMultistepScheduler(**common, **rescaled, algorithm_type="dpmsolver++")
+    yield "ddim_v_prediction_sd15", DDIMScheduler(**SETTINGS["sd15"], prediction_type="v_prediction", clip_sample=False, set_alpha_to_one=False)
+    yield "euler_v_prediction_sd15_zero_snr", EulerDiscreteScheduler(**SETTINGS["sd15"], prediction_type="v_prediction", rescale_betas_zero_snr=True)
 
 
 def main():

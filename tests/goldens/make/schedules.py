@@ -6,6 +6,7 @@ Pinned: torch 2.15.0, diffusers 0.42.1, numpy 2.4.6 (`requirements.txt`).
     python schedules.py
 
 ../schedules/alphas_cumprod.safetensors   `{beta schedule}.{beta end}` -> (1000,) float32; beta start is 0.00085 everywhere
+../schedules/zero_snr.safetensors         the same, rescaled to zero terminal SNR
 ../schedules/schedules.json
     lcm          beta_end, original_steps, steps, strength -> timesteps, or error (diffusers' first line)
     boundary     timestep -> c_skip, c_out with timestep_scaling 10 and sigma_data 0.5
@@ -60,6 +61,12 @@ def main():
             tables[f"{kind}.{end}"] = LCMScheduler(beta_start=START, beta_end=end, beta_schedule=kind).alphas_cumprod
     tables["squaredcos_cap_v2"] = LCMScheduler(beta_schedule="squaredcos_cap_v2").alphas_cumprod
     save_file({k: v.contiguous() for k, v in tables.items()}, f"{OUT}/alphas_cumprod.safetensors")
+    zero_snr = {}
+    for name in tables:
+        kind, _, end = name.partition(".")
+        s = LCMScheduler(beta_start=START, beta_end=float(end or 0.012), beta_schedule=kind, rescale_betas_zero_snr=True)
+        zero_snr[name] = s.alphas_cumprod.contiguous()
+    save_file(zero_snr, f"{OUT}/zero_snr.safetensors")
 
     out = {"lcm": []}
     for original, end in ((50, 0.012), (100, 0.012), (200, 0.014)):

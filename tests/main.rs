@@ -23,6 +23,9 @@ mod clip;
 /// Everything at once.
 #[cfg(feature = "cli")]
 mod composition;
+/// Configurations that lie, and files that contradict them.
+#[cfg(feature = "cli")]
+mod configs;
 /// ControlNets.
 mod control;
 /// How often clips show what their prompts say.

@@ -9,9 +9,9 @@ use serde::{Deserialize, Serialize};
 use crate::kernels::layout::add;
 use crate::kernels::{Activation, ConvArgs};
 use crate::models::motion::MotionNorm;
-use crate::models::supported;
 use crate::models::trunk::{self, Trunk};
 use crate::models::unet::{Injection, Residuals, UNetConfig, UNetInput};
+use crate::models::{MOST_CHANNELS, possible_widths, supported, within};
 use crate::nn::{Conv2d, ConvOptions};
 use crate::{Error, Result, Stop};
 
@@ -61,12 +61,9 @@ impl ControlNetConfig {
         let name = "controlnet";
         let order = &self.controlnet_conditioning_channel_order;
         supported(name, "controlnet_conditioning_channel_order", order, &orders)?;
-        if self.conditioning_embedding_out_channels.is_empty() {
-            return Err(Error::Missing {
-                name: "controlnet config".into(),
-                reason: "`conditioning_embedding_out_channels` is empty".into(),
-            });
-        }
+        within(name, "conditioning_channels", self.conditioning_channels, 1..=MOST_CHANNELS)?;
+        let widths = &self.conditioning_embedding_out_channels;
+        possible_widths(name, "conditioning_embedding_out_channels", widths)?;
         trunk::whole(&self.unet).validate()
     }
 }

@@ -6,6 +6,7 @@
 use candle_core::{D, Result as TensorResult, Tensor};
 use candle_nn::VarBuilder;
 
+use crate::models::MOST_CHANNELS;
 use crate::nn::{LayerNorm, Linear};
 use crate::{Error, Result, kernels};
 
@@ -76,8 +77,12 @@ impl IpAdapterConfig {
         let wrong = |summary: String| Error::Weights { component: "ip-adapter".into(), summary };
         let dim = |name: &str, axis: usize| {
             let found = shape(name).and_then(|shape| shape.get(axis).copied());
-            let missing = || wrong(format!("`{name}` is missing, so its size cannot be told"));
-            found.filter(|dim| *dim > 0).ok_or_else(missing)
+            let found = found
+                .ok_or_else(|| wrong(format!("`{name}` is missing, so its size cannot be told")))?;
+            if (1..=MOST_CHANNELS).contains(&found) {
+                return Ok(found);
+            }
+            Err(wrong(format!("`{name}` has a side of {found}, not between 1 and {MOST_CHANNELS}")))
         };
         let has = |name: &str| shape(name).is_some();
         let (projection, features, context) = if has("image_proj.proj.weight") {

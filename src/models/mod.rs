@@ -10,7 +10,47 @@ mod trunk;
 pub mod unet;
 pub mod vae;
 
+use std::ops::RangeInclusive;
+
 use crate::{Error, Result};
+
+/// The widest layer: far beyond any network of the family, and small enough that products of sizes do not overflow.
+const MOST_CHANNELS: usize = 1 << 16;
+/// The most layers in a row.
+const MOST_LAYERS: usize = 256;
+/// The most resolutions; each halves the size.
+const MOST_STAGES: usize = 16;
+/// The most attention heads.
+const MOST_HEADS: usize = 1024;
+
+/// Fails unless `value` lies in `range`.
+fn within<T: PartialOrd + std::fmt::Display>(
+    config: &'static str,
+    field: &str,
+    value: T,
+    range: RangeInclusive<T>,
+) -> Result<()> {
+    if range.contains(&value) {
+        return Ok(());
+    }
+    let (least, most) = (range.start(), range.end());
+    Err(Error::Missing {
+        name: format!("{config} config"),
+        reason: format!("`{field}` {value} is not between {least} and {most}"),
+    })
+}
+
+/// Fails unless there are some widths, not too many, and all of them are possible.
+fn possible_widths(config: &'static str, field: &str, widths: &[usize]) -> Result<()> {
+    if !(1..=MOST_STAGES).contains(&widths.len()) {
+        let count = widths.len();
+        return Err(Error::Missing {
+            name: format!("{config} config"),
+            reason: format!("`{field}` lists {count} stages, not between 1 and {MOST_STAGES}"),
+        });
+    }
+    widths.iter().try_for_each(|width| within(config, field, *width, 1..=MOST_CHANNELS))
+}
 
 /// Fails unless `value` is one that this program implements.
 fn supported<T: PartialEq + std::fmt::Debug>(

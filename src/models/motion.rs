@@ -2,13 +2,16 @@
 //!
 //! Guo et al. (2023), "AnimateDiff". AnimateLCM has the same structure with its own weights.
 
-use candle_core::{Result, Tensor};
+use std::sync::OnceLock;
+
+use candle_core::{DType, Device, Result, Tensor};
 use candle_nn::VarBuilder;
 use serde::{Deserialize, Serialize};
 
 use crate::Stop;
 use crate::kernels::layout::{picture, tokens};
 use crate::kernels::{self, Positions};
+use crate::models::{MOST_HEADS, within};
 use crate::nn::{Attention, FeedForward, GroupNorm, LayerNorm, Linear, sinusoidal_positions};
 
 /// Over what the group norm of a motion module takes its statistics.
@@ -49,6 +52,23 @@ pub struct MotionConfig {
     pub double_self_attention: bool,
 }
 
+/// More frames than any clip has: a table of positions has as many rows.
+const LONGEST: usize = 4096;
+
+impl MotionConfig {
+    /// Fails on values that no motion module has.
+    pub fn validate(&self) -> crate::Result<()> {
+        let config = "motion";
+        within(
+            config,
+            "motion_num_attention_heads",
+            self.motion_num_attention_heads,
+            1..=MOST_HEADS,
+        )?;
+        within(config, "motion_max_seq_length", self.motion_max_seq_length, 1..=LONGEST)
+    }
+}
+
 impl Default for MotionConfig {
     fn default() -> Self {
         Self {
@@ -79,8 +99,32 @@ struct Block {
     second: Option<(LayerNorm, Attention)>,
     norm3: LayerNorm,
     ff: FeedForward,
-    /// `(max frames, channels)`.
-    positions: Tensor,
+    positions: Table,
+}
+
+/// The table of positions, computed when it is first needed: its size is in no file's header.
+#[derive(Clone, Debug)]
+struct Table {
+    longest: usize,
+    channels: usize,
+    dtype: DType,
+    device: Device,
+    computed: OnceLock<Tensor>,
+}
+
+impl Table {
+    /// The first `frames` rows, `(frames, channels)`.
+    fn first(&self, frames: usize) -> Result<Tensor> {
+        let Self { longest, channels, dtype, device, computed } = self;
+        if frames > *longest {
+            candle_core::bail!("{frames} frames, but the motion module knows {longest} positions");
+        }
+        if let Some(table) = computed.get() {
+            return table.narrow(0, 0, frames);
+        }
+        let table = sinusoidal_positions(*longest, *channels, device)?.to_dtype(*dtype)?;
+        computed.get_or_init(|| table).narrow(0, 0, frames)
+    }
 }
 
 impl MotionModule {
@@ -95,7 +139,6 @@ impl MotionModule {
         let norm = |name: &str| LayerNorm::new(channels, 1e-5, &block.pp(name));
         let heads = config.motion_num_attention_heads;
         let attention = |name: &str| Attention::new(channels, channels, heads, &block.pp(name));
-        let positions = sinusoidal_positions(config.motion_max_seq_length, channels, vb.device())?;
         Ok(Self {
             norm: GroupNorm::new(groups, channels, 1e-6, &vb.pp("norm"))?,
             proj_in: Linear::new(channels, channels, &vb.pp("proj_in"))?,
@@ -108,7 +151,13 @@ impl MotionModule {
                     .transpose()?,
                 norm3: norm("norm3")?,
                 ff: FeedForward::new(channels, &block.pp("ff"))?,
-                positions: positions.to_dtype(vb.dtype())?,
+                positions: Table {
+                    longest: config.motion_max_seq_length,
+                    channels,
+                    dtype: vb.dtype(),
+                    device: vb.device().clone(),
+                    computed: OnceLock::new(),
+                },
             },
             proj_out: Linear::new(channels, channels, &vb.pp("proj_out"))?,
         })
@@ -160,11 +209,7 @@ impl Block {
     /// Over `(batch, frames, pixels, channels)`.
     fn forward(&self, x: &Tensor, stop: &Stop) -> Result<Tensor> {
         let (_, frames, pixels, _) = x.dims4()?;
-        let longest = self.positions.dim(0)?;
-        if frames > longest {
-            candle_core::bail!("{frames} frames, but the motion module knows {longest} positions");
-        }
-        let table = self.positions.narrow(0, 0, frames)?;
+        let table = self.positions.first(frames)?;
         let positions = Positions { table: &table, run: pixels };
         let y = self.norm1.forward_at(x, &positions)?;
         let mut x = self.attn1.forward_over_frames(&y, x, stop)?;

@@ -9,9 +9,9 @@ use serde::{Deserialize, Serialize};
 
 use crate::models::control_net::{HintEmbedding, HintSizes, hint_factor};
 use crate::models::motion::MotionConfig;
-use crate::models::supported;
 use crate::models::trunk::{self, Trunk};
 use crate::models::unet::{Residuals, UNetConfig, UNetInput};
+use crate::models::{MOST_CHANNELS, possible_widths, supported, within};
 use crate::nn::{Conv2d, ConvOptions};
 use crate::{Error, Result, Stop};
 
@@ -40,9 +40,6 @@ pub struct SparseCtrlConfig {
     #[serde(flatten)]
     pub unet: UNetConfig,
 }
-
-/// More frames than any clip has: tables of positions are computed for as many.
-const LONGEST: usize = 4096;
 
 impl Default for SparseCtrlConfig {
     fn default() -> Self {
@@ -85,20 +82,12 @@ impl SparseCtrlConfig {
         supported(name, "controlnet_conditioning_channel_order", order, &["rgb".to_owned()])?;
         supported(name, "concat_conditioning_mask", &self.concat_conditioning_mask, &[true])?;
         supported(name, "global_pool_conditions", &self.global_pool_conditions, &[false])?;
-        if self.motion_max_seq_length > LONGEST {
-            let longest = self.motion_max_seq_length;
-            return Err(Error::Missing {
-                name: "sparsectrl config".into(),
-                reason: format!("`motion_max_seq_length` {longest} is beyond {LONGEST}"),
-            });
+        within(name, "conditioning_channels", self.conditioning_channels, 1..=MOST_CHANNELS)?;
+        if self.factor().is_some() {
+            let widths = &self.conditioning_embedding_out_channels;
+            possible_widths(name, "conditioning_embedding_out_channels", widths)?;
         }
-        if self.factor().is_some() && self.conditioning_embedding_out_channels.is_empty() {
-            return Err(Error::Missing {
-                name: "sparsectrl config".into(),
-                reason: "`conditioning_embedding_out_channels` is empty".into(),
-            });
-        }
-        trunk::whole(&self.unet).validate()
+        trunk::whole(&self.with_motion()).validate()
     }
 
     /// The UNet whose first half this is, with its motion modules: they attend once, and the middle has none.

@@ -7,8 +7,8 @@ use candle_core::{Result as TensorResult, Tensor};
 use candle_nn::VarBuilder;
 use serde::{Deserialize, Serialize};
 
-use crate::models::supported;
 use crate::models::unet::UNetConfig;
+use crate::models::{MOST_LAYERS, MOST_STAGES, possible_widths, supported, within};
 use crate::nn::{Conv2d, ConvOptions};
 use crate::{Error, Result, Stop};
 
@@ -74,13 +74,9 @@ impl T2iAdapterConfig {
         let known = [FULL.to_owned(), LIGHT.to_owned()];
         supported(name, "adapter_type", &self.adapter_type, &known)?;
         supported(name, "in_channels", &self.in_channels, &[1, 3])?;
-        if self.channels.is_empty() || self.downscale_factor == 0 {
-            return Err(Error::Missing {
-                name: format!("{name} config"),
-                reason: "`channels` is empty or `downscale_factor` 0".into(),
-            });
-        }
-        Ok(())
+        possible_widths(name, "channels", &self.channels)?;
+        within(name, "num_res_blocks", self.num_res_blocks, 0..=MOST_LAYERS)?;
+        within(name, "downscale_factor", self.downscale_factor, 1..=1 << (MOST_STAGES - 1))
     }
 
     /// Channels of the first layer's input: those of all pixels that become one value.

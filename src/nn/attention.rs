@@ -30,26 +30,28 @@ pub struct SideContext {
 impl Attention {
     /// The form of transformer blocks: no biases but that of the output.
     pub fn new(width: usize, context: usize, heads: usize, vb: &VarBuilder) -> Result<Self> {
-        check_heads(width, heads)?;
-        Ok(Self {
+        let attention = Self {
             to_q: Linear::without_bias(width, width, &vb.pp("to_q"))?,
             to_k: Linear::without_bias(context, width, &vb.pp("to_k"))?,
             to_v: Linear::without_bias(context, width, &vb.pp("to_v"))?,
             to_out: Linear::new(width, width, &vb.pp("to_out.0"))?,
             heads,
-        })
+        };
+        check_heads(width, heads, vb)?;
+        Ok(attention)
     }
 
     /// The form of the VAE: biases everywhere.
     pub fn with_bias(width: usize, heads: usize, vb: &VarBuilder) -> Result<Self> {
-        check_heads(width, heads)?;
-        Ok(Self {
+        let attention = Self {
             to_q: Linear::new(width, width, &vb.pp("to_q"))?,
             to_k: Linear::new(width, width, &vb.pp("to_k"))?,
             to_v: Linear::new(width, width, &vb.pp("to_v"))?,
             to_out: Linear::new(width, width, &vb.pp("to_out.0"))?,
             heads,
-        })
+        };
+        check_heads(width, heads, vb)?;
+        Ok(attention)
     }
 
     /// `x` `(batch, tokens, width)` looks at `context` `(batch / n, tokens', context width)`; `residual`, of the shape
@@ -133,9 +135,11 @@ impl Attention {
     }
 }
 
-fn check_heads(width: usize, heads: usize) -> Result<()> {
+/// Comes after the weights: where those are of another width, that is what is wrong.
+pub(crate) fn check_heads(width: usize, heads: usize, vb: &VarBuilder) -> Result<()> {
     if heads == 0 || !width.is_multiple_of(heads) {
-        candle_core::bail!("{width} channels do not divide into {heads} heads");
+        let name = vb.prefix();
+        candle_core::bail!("`{name}`: {width} channels do not divide into {heads} heads");
     }
     Ok(())
 }

@@ -13,6 +13,7 @@ mod resnet;
 mod timestep;
 mod transformer;
 
+pub(crate) use attention::check_heads;
 pub use attention::{Attention, SideContext};
 pub use conv::{Conv2d, ConvOptions};
 pub use feed_forward::FeedForward;

@@ -17,12 +17,13 @@ pub struct GroupNorm {
 impl GroupNorm {
     /// Reads `weight` and `bias`, `(channels)` each.
     pub fn new(groups: usize, channels: usize, eps: f64, vb: &VarBuilder) -> Result<Self> {
-        Ok(Self {
-            weight: vb.get(channels, "weight")?,
-            bias: vb.get(channels, "bias")?,
-            groups,
-            eps,
-        })
+        let weight = vb.get(channels, "weight")?;
+        let bias = vb.get(channels, "bias")?;
+        if groups == 0 || !channels.is_multiple_of(groups) {
+            let name = vb.prefix();
+            candle_core::bail!("`{name}`: {channels} channels do not divide into {groups} groups");
+        }
+        Ok(Self { weight, bias, groups, eps })
     }
 
     /// Normalizes every image of `(batch, channels, height, width)` by itself.

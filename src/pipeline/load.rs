@@ -1,6 +1,7 @@
 //! Files to networks: which weights, which sizes.
 
 mod build;
+mod configs;
 mod facts;
 mod files;
 mod ip_adapters;
@@ -13,8 +14,8 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use candle_core::DType;
-use serde::de::DeserializeOwned;
 
+use configs::Configs;
 pub use files::{Base, EmbeddingFile, Files, LoraFile, Motion, Preset};
 pub use ip_adapters::IpAdapterFile;
 use ip_adapters::{OpenImageEncoder, OpenIpAdapter};
@@ -22,6 +23,7 @@ use side_networks::OpenSideNetwork;
 pub use side_networks::{ControlFile, SideConfig, SideNetwork, SideWork};
 
 use super::embedded::Embedded;
+use super::request::{LEAST_PIXELS, MOST_PIXELS};
 use crate::adapters::lora::{Lora, LoraOptions, LoraReport, LoraScale};
 use crate::device::Quantize;
 use crate::models::clip::{TextConfig, TextEncoder};
@@ -69,6 +71,23 @@ struct OpenLora {
 enum VaeSizes {
     Kl(VaeConfig),
     Tiny(TinyVaeConfig),
+}
+
+impl VaeSizes {
+    fn validate(&self) -> Result<()> {
+        match self {
+            Self::Kl(config) => config.validate(),
+            Self::Tiny(config) => config.validate(),
+        }
+    }
+
+    /// How many pixels a latent is wide.
+    fn factor(&self) -> usize {
+        match self {
+            Self::Kl(config) => config.factor(),
+            Self::Tiny(config) => config.factor(),
+        }
+    }
 }
 
 impl Models {
@@ -130,7 +149,9 @@ impl Models {
             .has_motion()
             .then(|| motion_config(&configs, motion_folder.as_deref(), &checkpoint))
             .transpose()?;
+        unet.validate()?;
         let vae = vae_sizes(&configs, vae_folder, &checkpoint)?;
+        vae.validate()?;
         let mut encoder = checkpoint.clone();
         if matches!(vae, VaeSizes::Kl(_)) {
             let is_encoder =
@@ -142,7 +163,12 @@ impl Models {
             Some(config) => config,
             None => sizes::text(&checkpoint)?,
         };
-        let scheduler = configs.read("scheduler")?.unwrap_or_default();
+        text.validate()?;
+        agree(&unet, &vae, &text)?;
+        let scheduler: schedule::Config = configs.read("scheduler")?.unwrap_or_default();
+        checkpoint.check(Component::UNet, |vb| UNet::new(&unet, &vb))?;
+        checkpoint.check(Component::Vae, |vb| vae.build(&vb))?;
+        checkpoint.check(Component::Text, |vb| TextEncoder::new(&text, &vb))?;
 
         let (mut loras, mut adapters, mut embeddings) = (Vec::new(), Vec::new(), Vec::new());
         let mut known = BTreeSet::new();
@@ -195,6 +221,10 @@ impl Models {
         };
         for file in &files.controls {
             let net = OpenSideNetwork::open(file, &models.unet, models.factor())?;
+            net.check()?;
+            if net.config().sees_latents() && models.encoder.has(Component::Vae) {
+                models.encoder.check(Component::Vae, |vb| models.vae.build_encoder(&vb))?;
+            }
             models.side_networks.insert(file.name.clone(), net);
         }
         for file in &files.ip_adapters {
@@ -202,9 +232,14 @@ impl Models {
             let adapter = OpenIpAdapter::open(file, &models.unet, chosen, &models.base)?;
             let encoder = match models.image_encoders.entry(adapter.encoder.clone()) {
                 Entry::Occupied(entry) => entry.into_mut(),
-                Entry::Vacant(entry) => entry.insert(OpenImageEncoder::open(&adapter.encoder)?),
+                Entry::Vacant(entry) => {
+                    let encoder = OpenImageEncoder::open(&adapter.encoder)?;
+                    encoder.check()?;
+                    entry.insert(encoder)
+                }
             };
             adapter.check(&file.name, &encoder.config)?;
+            adapter.check_weights()?;
             models.ip_adapters.insert(file.name.clone(), adapter);
         }
         Ok(models)
@@ -315,6 +350,31 @@ impl Models {
     }
 }
 
+/// Fails unless the networks take what the others make of it.
+fn agree(unet: &UNetConfig, vae: &VaeSizes, text: &TextConfig) -> Result<()> {
+    let latents = match vae {
+        VaeSizes::Kl(config) => config.latent_channels,
+        VaeSizes::Tiny(config) => config.latent_channels,
+    };
+    let (component, makes, wanted) = if text.hidden_size != unet.cross_attention_dim {
+        (Component::Text, format!("states of {}", text.hidden_size), unet.cross_attention_dim)
+    } else if latents != unet.in_channels {
+        (Component::Vae, format!("latents of {latents}"), unet.in_channels)
+    } else if unet.out_channels != unet.in_channels {
+        (Component::UNet, format!("latents of {}", unet.out_channels), unet.in_channels)
+    } else {
+        let side = unet.sample_size * vae.factor();
+        if (LEAST_PIXELS..=MOST_PIXELS).contains(&side) {
+            return Ok(());
+        }
+        let size = unet.sample_size;
+        let reason = format!("`sample_size` {size} makes frames of {side}x{side} pixels");
+        return Err(Error::Missing { name: "unet config".into(), reason });
+    };
+    let summary = format!("makes {makes} channels, the unet takes {wanted}");
+    Err(Error::Weights { component: component.to_string(), summary })
+}
+
 /// Shapes of weights that are in no file.
 type DrawnShapes = Vec<Vec<usize>>;
 
@@ -372,7 +432,7 @@ fn motion_config(
     checkpoint: &Checkpoint,
 ) -> Result<MotionConfig> {
     let own: Option<MotionConfig> = match folder {
-        Some(folder) => read_json(&folder.join("config.json"))?,
+        Some(folder) => configs::read(&folder.join("config.json"))?,
         None => None,
     };
     let mut config = match own {
@@ -402,10 +462,10 @@ fn vae_sizes(
         None => None,
     };
     Ok(if is_tiny {
-        let config = own.map(|path| read_json(&path)).transpose()?.flatten();
+        let config = own.map(|path| configs::read(&path)).transpose()?.flatten();
         VaeSizes::Tiny(config.unwrap_or_default())
     } else {
-        let own = own.map(|path| read_json(&path)).transpose()?.flatten();
+        let own = own.map(|path| configs::read(&path)).transpose()?.flatten();
         let config = match own {
             Some(config) => Some(config),
             None => configs.read("vae")?,
@@ -417,30 +477,6 @@ fn vae_sizes(
     })
 }
 
-/// Where configurations are looked for: the extra folder, then the base.
-struct Configs<'a> {
-    base: &'a Base,
-    extra: Option<&'a Path>,
-}
-
-impl Configs<'_> {
-    fn read<T: DeserializeOwned>(&self, part: &str) -> Result<Option<T>> {
-        let file = if part == "scheduler" { "scheduler_config.json" } else { "config.json" };
-        if let Some(extra) = self.extra
-            && let Some(config) = read_json(&extra.join(part).join(file))?
-        {
-            return Ok(Some(config));
-        }
-        match self.base {
-            Base::Embedded => Embedded::config(part)
-                .map(|json| parse_json(Path::new(part), json.as_bytes()))
-                .transpose(),
-            Base::Folder(folder) => read_json(&folder.join(part).join(file)),
-            Base::File(_) | Base::Random(_) => Ok(None),
-        }
-    }
-}
-
 /// Adds a checkpoint, without its autoencoder where another one is given.
 fn add_single_file(checkpoint: &mut Checkpoint, file: &Path, files: &Files) -> Result<()> {
     let source = Source::from(file.to_path_buf());
@@ -448,16 +484,4 @@ fn add_single_file(checkpoint: &mut Checkpoint, file: &Path, files: &Files) -> R
         Some(_) => checkpoint.add_single_file_except(Component::Vae, &source),
         None => checkpoint.add_single_file(&source),
     }
-}
-
-fn read_json<T: DeserializeOwned>(path: &Path) -> Result<Option<T>> {
-    match std::fs::read(path) {
-        Ok(bytes) => parse_json(path, &bytes).map(Some),
-        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(None),
-        Err(error) => Err(Error::file(path)(error)),
-    }
-}
-
-fn parse_json<T: DeserializeOwned>(path: &Path, bytes: &[u8]) -> Result<T> {
-    serde_json::from_slice(bytes).map_err(|e| Error::format(path, e.to_string()))
 }

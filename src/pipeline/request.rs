@@ -412,6 +412,11 @@ fn check_words(field: &'static str, text: &str) -> Result<()> {
     })
 }
 
+/// The shortest side of a frame.
+pub(super) const LEAST_PIXELS: usize = 8;
+/// The longest side of a frame.
+pub(super) const MOST_PIXELS: usize = 8192;
+
 /// The longest prompt that is looked at.
 const MAX_PROMPT_BYTES: usize = 1 << 20;
 
@@ -461,11 +466,11 @@ impl Request {
         ip_adapter::validate(&self.ip_adapters)?;
         for (field, value) in [("width", self.width), ("height", self.height)] {
             if let Some(value) = value {
-                at_least(field, value, 8)?;
-                if value > 8192 {
+                at_least(field, value, LEAST_PIXELS)?;
+                if value > MOST_PIXELS {
                     return Err(Error::request(
                         field,
-                        format!("must be at most 8192, got {value}"),
+                        format!("must be at most {MOST_PIXELS}, got {value}"),
                     ));
                 }
             }

@@ -185,7 +185,7 @@ fn collect(checkpoint: &Checkpoint, component: Component, device: &Device) -> Re
                 let tensor = vb.get(shape, &name)?;
                 Ok((name, tensor))
             };
-            shapes.into_iter().map(get).collect::<Result<Weights>>()
+            shapes.iter().cloned().map(get).collect::<Result<Weights>>()
         })?;
     Ok(weights)
 }

@@ -18,9 +18,6 @@ use crate::{Error, Result};
 pub(super) struct Record {
     pub(super) used: BTreeSet<String>,
     pub(super) bytes: u64,
-    pub(super) missing: BTreeSet<String>,
-    /// Name, stored shape, wanted shape.
-    pub(super) misshapen: BTreeMap<String, (Vec<usize>, Vec<usize>)>,
     /// How many weights each patch changed.
     pub(super) patched: Vec<usize>,
     /// What need not be loaded, then all that was served if it is to be kept.
@@ -30,13 +27,6 @@ pub(super) struct Record {
     pub(super) kept: usize,
     /// The first failure that is not a matter of names and shapes.
     pub(super) failure: Option<Error>,
-}
-
-impl Record {
-    /// Once something does not fit, the model is lost; reading gigabytes for it would be a waste.
-    fn is_lost(&self) -> bool {
-        self.failure.is_some() || !self.missing.is_empty() || !self.misshapen.is_empty()
-    }
 }
 
 /// A value of an `f32` tensor on the CPU that `dtype` cannot hold.
@@ -54,7 +44,8 @@ fn misfit_of(tensor: &Tensor, dtype: DType) -> Result<Option<f32>> {
 /// Serves one component.
 pub(super) struct Backend {
     pub(super) archives: Vec<Arc<Archive>>,
-    pub(super) index: BTreeMap<String, Located>,
+    /// It has every weight in the shape that will be asked for.
+    pub(super) index: Arc<BTreeMap<String, Located>>,
     pub(super) patches: Vec<PatchEntry>,
     pub(super) record: Arc<Mutex<Record>>,
 }
@@ -120,35 +111,14 @@ impl Backend {
         Ok(tensor.to_dtype(dtype)?.to_device(device)?)
     }
 
-    fn serve(
-        &self,
-        name: &str,
-        wanted: Option<&Shape>,
-        dtype: DType,
-        device: &Device,
-    ) -> candle_core::Result<Tensor> {
+    fn serve(&self, name: &str, dtype: DType, device: &Device) -> candle_core::Result<Tensor> {
         let Some(at) = self.index.get(name) else {
-            self.record().missing.insert(name.to_owned());
-            // The constructor goes on, so that all misfits are found at once.
-            return match wanted {
-                Some(shape) => Tensor::zeros(shape, dtype, device),
-                None => Err(candle_core::Error::msg(format!("{} is missing", quoted(name)))),
-            };
+            candle_core::bail!("{} is missing", quoted(name));
         };
         let mut record = self.record();
         record.used.insert(name.to_owned());
-        if let Some(shape) = wanted
-            && shape.dims() != at.shape
-        {
-            let pair = (at.shape.clone(), shape.dims().to_vec());
-            record.misshapen.insert(name.to_owned(), pair);
-        }
-        let lost = record.is_lost();
         let resident = record.resident.get(name).cloned();
         drop(record);
-        if lost {
-            return Tensor::zeros(wanted.map_or(at.shape.as_slice(), Shape::dims), dtype, device);
-        }
         let is_kept = resident.is_some();
         let tensor = match resident {
             Some(tensor) => tensor,
@@ -172,13 +142,13 @@ impl Backend {
 impl SimpleBackend for Backend {
     fn get(
         &self,
-        shape: Shape,
+        _: Shape,
         name: &str,
         _: Init,
         dtype: DType,
         device: &Device,
     ) -> candle_core::Result<Tensor> {
-        self.serve(name, Some(&shape), dtype, device)
+        self.serve(name, dtype, device)
     }
 
     fn get_unchecked(
@@ -187,7 +157,7 @@ impl SimpleBackend for Backend {
         dtype: DType,
         device: &Device,
     ) -> candle_core::Result<Tensor> {
-        self.serve(name, None, dtype, device)
+        self.serve(name, dtype, device)
     }
 
     fn contains_tensor(&self, name: &str) -> bool {

@@ -32,11 +32,12 @@ pub mod random;
 mod report;
 mod resident;
 mod side_file;
+mod survey;
 mod until;
 #[allow(dead_code, reason = "some builds write no weights")]
 mod write;
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::fmt;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -56,6 +57,7 @@ pub(crate) use self::report::some;
 pub use self::report::{Ignored, LoadReport, Replaced};
 pub use self::resident::Resident;
 pub(crate) use self::side_file::{find_text, read_text};
+use self::survey::Survey;
 pub(crate) use self::until::until;
 #[allow(unused_imports, reason = "some builds write no weights")]
 pub(crate) use self::write::write_safetensors;
@@ -478,9 +480,59 @@ impl Checkpoint {
         dtype: DType,
         device: &Device,
         patches: &PatchStack,
-        model: impl FnOnce(VarBuilder<'static>) -> Result<T>,
+        model: impl Fn(VarBuilder<'static>) -> Result<T>,
     ) -> Result<(T, LoadReport)> {
         self.rebuild(component, patches, &mut Resident::nothing(dtype, device), model)
+    }
+
+    /// Compares what `model` asks for with the headers of the files; no weight is read, and none is allocated.
+    ///
+    /// # Errors
+    ///
+    /// A weight that is missing, of another shape, or that nobody asked for; what the constructor says.
+    pub fn check<T>(
+        &self,
+        component: Component,
+        model: impl Fn(VarBuilder<'static>) -> Result<T>,
+    ) -> Result<()> {
+        self.survey(component, &self.index_of(component)?, DType::F32, model)
+    }
+
+    fn index_of(&self, component: Component) -> Result<Arc<BTreeMap<String, Located>>> {
+        let index = self.index.get(&component).cloned().unwrap_or_default();
+        if index.is_empty() {
+            let reason = match self.archives.first() {
+                Some(_) => "none of the given files has its weights",
+                None => "no file with its weights was given",
+            };
+            return Err(Error::Missing { name: component.to_string(), reason: reason.to_owned() });
+        }
+        Ok(Arc::new(index))
+    }
+
+    fn survey<T>(
+        &self,
+        component: Component,
+        index: &Arc<BTreeMap<String, Located>>,
+        dtype: DType,
+        model: impl FnOnce(VarBuilder<'static>) -> Result<T>,
+    ) -> Result<()> {
+        let (survey, error) = Survey::of(index, dtype, model);
+        let unexpected: Vec<&String> =
+            index.keys().filter(|name| !survey.used.contains(*name)).collect();
+        match error {
+            _ if !survey.fits() => Err(misfits(component, &survey, &unexpected)),
+            // The shapes are right, so the configuration is not: it asks for what no network can do.
+            Some(error @ Error::Tensor(_)) => {
+                let (component, summary) = (component.to_string(), error.to_string());
+                Err(Error::Weights { component, summary }.with_hint(
+                    "heads and groups are in no tensor's shape, only in the config.json that belongs to the file",
+                ))
+            }
+            Some(error) => Err(error),
+            None if unexpected.is_empty() => Ok(()),
+            None => Err(misfits(component, &survey, &unexpected)),
+        }
     }
 
     /// Builds one component as [`build`](Self::build) does, with the tensors that are `resident` instead of reading
@@ -497,17 +549,11 @@ impl Checkpoint {
         component: Component,
         patches: &PatchStack,
         resident: &mut Resident,
-        model: impl FnOnce(VarBuilder<'static>) -> Result<T>,
+        model: impl Fn(VarBuilder<'static>) -> Result<T>,
     ) -> Result<(T, LoadReport)> {
         let (dtype, device) = (resident.dtype(), resident.device().clone());
-        let index = self.index.get(&component).cloned().unwrap_or_default();
-        if index.is_empty() {
-            let reason = match self.archives.first() {
-                Some(_) => "none of the given files has its weights",
-                None => "no file with its weights was given",
-            };
-            return Err(Error::Missing { name: component.to_string(), reason: reason.to_owned() });
-        }
+        let index = self.index_of(component)?;
+        self.survey(component, &index, dtype, &model)?;
         let patches: Vec<_> = patches.of(component).cloned().collect();
         let record = Record {
             patched: vec![0; patches.len()],
@@ -518,7 +564,7 @@ impl Checkpoint {
         let record = Arc::new(Mutex::new(record));
         let backend = Backend {
             archives: self.archives.clone(),
-            index: index.clone(),
+            index: Arc::clone(&index),
             patches: patches.clone(),
             record: Arc::clone(&record),
         };
@@ -530,15 +576,7 @@ impl Checkpoint {
         if let Some(failure) = record.failure {
             return Err(failure);
         }
-        let unexpected: Vec<&String> =
-            index.keys().filter(|name| !record.used.contains(*name)).collect();
-        if !record.missing.is_empty() || !record.misshapen.is_empty() {
-            return Err(misfits(component, &record.missing, &record.misshapen, &unexpected));
-        }
         let built = built?;
-        if !unexpected.is_empty() {
-            return Err(misfits(component, &record.missing, &record.misshapen, &unexpected));
-        }
         for entry in &patches {
             let lost: Vec<&String> =
                 entry.patch.names().iter().filter(|name| !record.used.contains(*name)).collect();
@@ -638,31 +676,31 @@ fn check_positions(archive: &Archive, name: &str) -> Result<usize> {
 }
 
 /// One line that says how the weights and the model differ.
-fn misfits(
-    component: Component,
-    missing: &BTreeSet<String>,
-    misshapen: &BTreeMap<String, (Vec<usize>, Vec<usize>)>,
-    unexpected: &[&String],
-) -> Error {
+fn misfits(component: Component, survey: &Survey, unexpected: &[&String]) -> Error {
     let mut parts = Vec::new();
-    let missing: Vec<&String> = missing.iter().collect();
+    let missing: Vec<&String> = survey.missing.iter().collect();
+    let at_least = if survey.is_cut() { "at least " } else { "" };
     if !missing.is_empty() {
-        parts.push(format!("{} weights missing ({})", missing.len(), some(&missing)));
+        parts.push(format!("{at_least}{} weights missing ({})", missing.len(), some(&missing)));
     }
-    if let Some((name, (stored, wanted))) = misshapen.iter().next() {
+    if let Some((name, (stored, wanted))) = survey.misshapen.iter().next() {
         parts.push(format!(
-            "{} of another shape ({} is {stored:?}, the model wants {wanted:?})",
-            misshapen.len(),
+            "{at_least}{} of another shape ({} is {stored:?}, the model wants {wanted:?})",
+            survey.misshapen.len(),
             quoted(name)
         ));
     }
-    if !unexpected.is_empty() {
+    if !unexpected.is_empty() && !survey.is_cut() {
         parts.push(format!("{} not wanted ({})", unexpected.len(), some(unexpected)));
     }
     let error = Error::Weights { component: component.to_string(), summary: parts.join(", ") };
 
     let all_motion =
         |names: &[&String]| !names.is_empty() && names.iter().all(|name| is_motion(name));
+    let misshapen: Vec<&String> = survey.misshapen.keys().collect();
+    if all_motion(&misshapen) && (missing.is_empty() || all_motion(&missing)) {
+        return error.with_hint("the motion modules were made for a model of other sizes");
+    }
     if all_motion(&missing) && unexpected.is_empty() {
         return error.with_hint("the model wants motion modules that no given file has");
     }

@@ -25,6 +25,7 @@ use candle_nn::var_builder::SimpleBackend;
 use candle_nn::{Init, VarBuilder};
 use rayon::prelude::*;
 
+use super::survey::placeholder;
 use super::{Component, LoadReport};
 use crate::{Error, Result};
 
@@ -169,8 +170,7 @@ impl SimpleBackend for Drawn {
                     .to_dtype(dtype)?
                     .to_device(device)?
             }
-            // One number, seen as if it were a whole tensor.
-            None => Tensor::zeros((), dtype, device)?.broadcast_as(shape)?,
+            None => placeholder(shape, dtype)?,
         };
         self.shapes.lock().unwrap_or_else(PoisonError::into_inner).insert(name.to_owned(), dims);
         Ok(tensor)

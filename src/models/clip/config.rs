@@ -2,7 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use crate::models::supported;
+use crate::models::{MOST_CHANNELS, MOST_HEADS, MOST_LAYERS, supported, within};
 use crate::{Error, Result};
 
 /// A CLIP text encoder. The defaults are those of Stable Diffusion 1.5's ViT-L/14.
@@ -42,11 +42,30 @@ impl Default for TextConfig {
     }
 }
 
+/// The largest vocabulary.
+const MOST_TOKENS: usize = 1 << 24;
+/// The longest prompt, in tokens.
+const MOST_POSITIONS: usize = 1 << 16;
+/// The largest pictures that an image encoder looks at, in pixels on a side.
+const MOST_PIXELS: usize = 4096;
+
 impl TextConfig {
     /// Fails on a configuration that this program does not implement.
     pub fn validate(&self) -> Result<()> {
         let known = ["quick_gelu".to_owned(), "gelu".to_owned()];
-        supported("text encoder", "hidden_act", &self.hidden_act, &known)
+        const NAME: &str = "text encoder";
+        supported(NAME, "hidden_act", &self.hidden_act, &known)?;
+        for (field, value, most) in [
+            ("vocab_size", self.vocab_size, MOST_TOKENS),
+            ("hidden_size", self.hidden_size, MOST_CHANNELS),
+            ("intermediate_size", self.intermediate_size, MOST_CHANNELS),
+            ("num_hidden_layers", self.num_hidden_layers, MOST_LAYERS),
+            ("num_attention_heads", self.num_attention_heads, MOST_HEADS),
+            ("max_position_embeddings", self.max_position_embeddings, MOST_POSITIONS),
+        ] {
+            within(NAME, field, value, 1..=most)?;
+        }
+        within(NAME, "layer_norm_eps", self.layer_norm_eps, 0.0..=1.0)
     }
 }
 
@@ -116,7 +135,19 @@ impl VisionConfig {
         let known = ["quick_gelu".to_owned(), "gelu".to_owned()];
         supported(NAME, "hidden_act", &self.hidden_act, &known)?;
         supported(NAME, "num_channels", &self.num_channels, &[3])?;
-        if self.patch_size == 0 || self.image_size < self.patch_size {
+        for (field, value, most) in [
+            ("hidden_size", self.hidden_size, MOST_CHANNELS),
+            ("intermediate_size", self.intermediate_size, MOST_CHANNELS),
+            ("num_hidden_layers", self.num_hidden_layers, MOST_LAYERS),
+            ("num_attention_heads", self.num_attention_heads, MOST_HEADS),
+            ("image_size", self.image_size, MOST_PIXELS),
+            ("patch_size", self.patch_size, MOST_PIXELS),
+            ("projection_dim", self.projection_dim, MOST_CHANNELS),
+        ] {
+            within(NAME, field, value, 1..=most)?;
+        }
+        within(NAME, "layer_norm_eps", self.layer_norm_eps, 0.0..=1.0)?;
+        if self.image_size < self.patch_size {
             let (image, patch) = (self.image_size, self.patch_size);
             let reason = format!("pictures of {image} pixels have no patches of {patch}");
             return Err(Error::Missing { name: format!("{NAME} config"), reason });

@@ -4,7 +4,7 @@ use candle_core::{D, DType, Result, Tensor};
 use candle_nn::VarBuilder;
 
 use crate::kernels;
-use crate::nn::{LayerNorm, Linear};
+use crate::nn::{LayerNorm, Linear, check_heads};
 
 /// The sizes of a [`Layer`].
 #[derive(Clone, Copy, Debug)]
@@ -38,10 +38,7 @@ impl Layer {
         let norm = |name: &str| LayerNorm::new(width, eps, &vb.pp(name));
         let attention = vb.pp("self_attn");
         let projection = |name: &str| Linear::new(width, width, &attention.pp(name));
-        if heads == 0 || !width.is_multiple_of(heads) {
-            candle_core::bail!("{width} channels do not divide into {heads} heads");
-        }
-        Ok(Self {
+        let layer = Self {
             layer_norm1: norm("layer_norm1")?,
             q_proj: projection("q_proj")?,
             k_proj: projection("k_proj")?,
@@ -52,7 +49,9 @@ impl Layer {
             fc1: Linear::new(width, inner, &vb.pp("mlp.fc1"))?,
             fc2: Linear::new(inner, width, &vb.pp("mlp.fc2"))?,
             quick_gelu,
-        })
+        };
+        check_heads(width, heads, &attention)?;
+        Ok(layer)
     }
 
     /// `(batch, tokens, width)` to the same; `mask` `(tokens, tokens)` is added to the scores.

@@ -5,7 +5,7 @@ use serde::{Deserialize, Serialize};
 
 use super::Place;
 use crate::models::motion::MotionConfig;
-use crate::models::supported;
+use crate::models::{MOST_CHANNELS, MOST_HEADS, MOST_LAYERS, possible_widths, supported, within};
 use crate::nn::{TimestepEmbedding, timestep_features};
 use crate::{Error, Result};
 
@@ -121,6 +121,9 @@ impl Default for UNetConfig {
     }
 }
 
+/// The longest side of the latents.
+const MOST_PIXELS: usize = 8192;
+
 impl UNetConfig {
     /// Stable Diffusion 1.5 without motion modules.
     pub fn sd15() -> Self {
@@ -150,6 +153,31 @@ impl UNetConfig {
                 ),
             });
         }
+        let config = "unet";
+        possible_widths(config, "block_out_channels", &self.block_out_channels)?;
+        for (field, value, most) in [
+            ("sample_size", self.sample_size, MOST_PIXELS),
+            ("in_channels", self.in_channels, MOST_CHANNELS),
+            ("out_channels", self.out_channels, MOST_CHANNELS),
+            ("layers_per_block", self.layers_per_block, MOST_LAYERS),
+            ("transformer_layers_per_block", self.transformer_layers_per_block, MOST_LAYERS),
+            ("cross_attention_dim", self.cross_attention_dim, MOST_CHANNELS),
+            ("attention_head_dim", self.heads(), MOST_HEADS),
+            ("norm_num_groups", self.norm_num_groups, MOST_CHANNELS),
+        ] {
+            within(config, field, value, 1..=most)?;
+        }
+        within(config, "norm_eps", self.norm_eps, 0.0..=1.0)?;
+        within(config, "freq_shift", self.freq_shift, 0.0..=1.0)?;
+        let features = self.block_out_channels[0] / 2;
+        if features as f64 <= self.freq_shift {
+            let (shift, width) = (self.freq_shift, self.block_out_channels[0]);
+            let reason = format!("`freq_shift` {shift} leaves no frequency of {width} channels");
+            return Err(Error::Missing { name: "unet config".into(), reason });
+        }
+        if let Some(motion) = &self.motion {
+            motion.validate()?;
+        }
         for name in &self.down_block_types {
             kind(name, "Down")?;
         }
@@ -157,7 +185,6 @@ impl UNetConfig {
             kind(name, "Up")?;
         }
         let none = [None];
-        let config = "unet";
         supported(config, "act_fn", &self.act_fn, &["silu".to_owned(), "swish".to_owned()])?;
         supported(config, "downsample_padding", &self.downsample_padding, &[1])?;
         supported(

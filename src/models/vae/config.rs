@@ -1,9 +1,11 @@
 //! The sizes of the autoencoders, as in their `config.json`.
 
+use std::ops::RangeInclusive;
+
 use serde::{Deserialize, Serialize};
 
 use crate::Result;
-use crate::models::supported;
+use crate::models::{MOST_CHANNELS, MOST_LAYERS, possible_widths, supported, within};
 
 /// Stable Diffusion's autoencoder. The defaults are those of version 1.5.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -51,17 +53,22 @@ impl Default for VaeConfig {
     }
 }
 
+/// What latents may be multiplied by: divisions by it stay finite.
+const SCALES: RangeInclusive<f64> = 1e-6..=1e6;
+
 impl VaeConfig {
     /// Fails on a configuration that this program does not implement.
     pub fn validate(&self) -> Result<()> {
         let known = ["silu".to_owned(), "swish".to_owned()];
-        supported("vae", "act_fn", &self.act_fn, &known)?;
-        supported(
-            "vae",
-            "block_out_channels.is_empty()",
-            &self.block_out_channels.is_empty(),
-            &[false],
-        )
+        let config = "vae";
+        supported(config, "act_fn", &self.act_fn, &known)?;
+        supported(config, "in_channels", &self.in_channels, &[3])?;
+        supported(config, "out_channels", &self.out_channels, &[3])?;
+        within(config, "latent_channels", self.latent_channels, 1..=MOST_CHANNELS)?;
+        within(config, "layers_per_block", self.layers_per_block, 1..=MOST_LAYERS)?;
+        within(config, "norm_num_groups", self.norm_num_groups, 1..=MOST_CHANNELS)?;
+        within(config, "scaling_factor", self.scaling_factor, SCALES)?;
+        possible_widths(config, "block_out_channels", &self.block_out_channels)
     }
 
     /// How many pixels a latent is wide.
@@ -121,21 +128,23 @@ impl TinyVaeConfig {
     pub fn validate(&self) -> Result<()> {
         supported("vae", "act_fn", &self.act_fn, &["relu".to_owned()])?;
         supported("vae", "upsampling_scaling_factor", &self.upsampling_scaling_factor, &[2])?;
-        let stages =
-            |widths: &[usize], blocks: &[usize]| (widths.len(), widths.len() == blocks.len());
-        let known: Vec<_> = (1..16).map(|n| (n, true)).collect();
-        supported(
-            "vae",
-            "encoder stages",
-            &stages(&self.encoder_block_out_channels, &self.num_encoder_blocks),
-            &known,
-        )?;
-        supported(
-            "vae",
-            "decoder stages",
-            &stages(&self.decoder_block_out_channels, &self.num_decoder_blocks),
-            &known,
-        )
+        let config = "vae";
+        supported(config, "in_channels", &self.in_channels, &[3])?;
+        supported(config, "out_channels", &self.out_channels, &[3])?;
+        within(config, "latent_channels", self.latent_channels, 1..=MOST_CHANNELS)?;
+        within(config, "scaling_factor", self.scaling_factor, SCALES)?;
+        within(config, "latent_magnitude", self.latent_magnitude, SCALES)?;
+        let (encoder, decoder) =
+            (&self.encoder_block_out_channels, &self.decoder_block_out_channels);
+        for (field, widths, blocks, counts) in [
+            ("encoder_block_out_channels", encoder, "num_encoder_blocks", &self.num_encoder_blocks),
+            ("decoder_block_out_channels", decoder, "num_decoder_blocks", &self.num_decoder_blocks),
+        ] {
+            possible_widths(config, field, widths)?;
+            supported(config, blocks, &counts.len(), &[widths.len()])?;
+            counts.iter().try_for_each(|n| within(config, blocks, *n, 0..=MOST_LAYERS))?;
+        }
+        Ok(())
     }
 
     /// How many pixels a latent is wide.

@@ -119,7 +119,7 @@ impl Models {
         &self,
         component: Component,
         resident: &mut Resident,
-        model: impl FnOnce(candle_nn::VarBuilder<'static>) -> Result<T>,
+        model: impl Fn(candle_nn::VarBuilder<'static>) -> Result<T>,
     ) -> Result<(T, LoadReport)> {
         let model = |vb| model(until(vb, &self.stop));
         if self.drawn.is_some() {

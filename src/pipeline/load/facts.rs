@@ -68,10 +68,7 @@ impl Models {
 
     /// How many pixels a latent is wide.
     pub fn factor(&self) -> usize {
-        match &self.vae {
-            VaeSizes::Kl(config) => config.factor(),
-            VaeSizes::Tiny(config) => config.factor(),
-        }
+        self.vae.factor()
     }
 
     /// Channels of the latents.

@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 
 use candle_core::{DType, Device};
 
-use super::{Base, Source, parse_json, sizes};
+use super::{Base, Source, configs, sizes};
 use crate::device::Quantize;
 use crate::models::clip::{VisionConfig, VisionEncoder};
 use crate::models::image_projection::{Features, IpAdapter, IpAdapterConfig};
@@ -105,6 +105,12 @@ impl OpenIpAdapter {
         super::stored(&self.checkpoint, Component::IpAdapter, dtype, Quantize::None)
     }
 
+    /// Fails unless the shapes of the weights agree with each other.
+    pub(super) fn check_weights(&self) -> Result<()> {
+        let build = |vb| Ok(IpAdapter::new(&self.config, &vb)?);
+        self.checkpoint.check(Component::IpAdapter, build)
+    }
+
     pub(super) fn build(
         &self,
         dtype: DType,
@@ -160,6 +166,11 @@ impl OpenImageEncoder {
         super::stored(&self.checkpoint, Component::ImageEncoder, dtype, Quantize::None)
     }
 
+    /// Fails unless the file holds the network that its configuration describes.
+    pub(super) fn check(&self) -> Result<()> {
+        self.checkpoint.check(Component::ImageEncoder, |vb| VisionEncoder::new(&self.config, &vb))
+    }
+
     pub(super) fn build(
         &self,
         dtype: DType,
@@ -175,26 +186,16 @@ impl OpenImageEncoder {
 
 /// The configuration in the folder, or beside the file, if it is an image encoder's or that of a whole CLIP.
 fn own_config(path: &Path) -> Result<Option<VisionConfig>> {
-    let folder = if path.is_dir() {
-        let inner = path.join("image_encoder");
-        if inner.is_dir() { inner } else { path.to_path_buf() }
-    } else {
-        path.parent().map(Path::to_path_buf).unwrap_or_default()
-    };
-    let path = folder.join("config.json");
-    let Ok(bytes) = std::fs::read(&path) else { return Ok(None) };
-    let json: serde_json::Value = parse_json(&path, &bytes)?;
-    let read = |json: &serde_json::Value| {
-        serde_json::from_value(json.clone()).map_err(|e| Error::format(&path, e.to_string()))
-    };
+    let source = Source::from(path.to_path_buf());
+    let Some(path) = configs::beside(&source, "image_encoder") else { return Ok(None) };
+    let Some(json) = configs::json(&path)? else { return Ok(None) };
     if let Some(vision) = json.get("vision_config") {
-        let mut config: VisionConfig = read(vision)?;
-        let shared = json.get("projection_dim").and_then(serde_json::Value::as_u64);
-        if let (None, Some(dim)) = (vision.get("projection_dim"), shared) {
-            config.projection_dim = dim as usize;
+        let mut vision = vision.clone();
+        if let (Some(fields), Some(dim)) = (vision.as_object_mut(), json.get("projection_dim")) {
+            fields.entry("projection_dim").or_insert_with(|| dim.clone());
         }
-        return Ok(Some(config));
+        return configs::part(&path, &vision).map(Some);
     }
     let kind = json.get("model_type").and_then(serde_json::Value::as_str);
-    if kind == Some("clip_vision_model") { read(&json).map(Some) } else { Ok(None) }
+    if kind == Some("clip_vision_model") { configs::part(&path, &json).map(Some) } else { Ok(None) }
 }

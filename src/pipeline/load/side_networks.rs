@@ -1,12 +1,11 @@
 //! Networks beside the UNet: open files, what they are, their sizes, and whether they belong to the UNet.
 
-use std::path::Path;
-
 use candle_core::{DType, Device};
 use candle_nn::VarBuilder;
 
+use super::configs::{self, Config};
 use super::sizes::Shapes;
-use super::{DrawnShapes, Source, parse_json};
+use super::{DrawnShapes, Source};
 use crate::device::Precision;
 use crate::models::control_net::{ControlNet, ControlNetConfig};
 use crate::models::sparse_ctrl::{SparseCtrl, SparseCtrlConfig};
@@ -237,6 +236,14 @@ impl OpenSideNetwork {
         }
     }
 
+    /// Fails unless the file holds the network that its configuration describes.
+    pub(super) fn check(&self) -> Result<()> {
+        match self.drawn {
+            Some(_) => Ok(()),
+            None => self.checkpoint.check(self.config.component(), |vb| self.config.build(&vb)),
+        }
+    }
+
     pub(super) fn build(
         &self,
         dtype: DType,
@@ -315,22 +322,11 @@ fn same_half(kind: &str, own: &UNetConfig, unet: &UNetConfig) -> Result<(), Stri
 }
 
 /// The configuration in the folder, or beside the file, if it is that of a `class`.
-fn own_config<T: serde::de::DeserializeOwned>(source: &Source, class: &str) -> Result<Option<T>> {
-    let Source::File(path) = source else { return Ok(None) };
-    let folder = if path.is_dir() {
-        let inner = path.join("controlnet");
-        if inner.is_dir() { inner } else { path.clone() }
-    } else {
-        path.parent().map(Path::to_path_buf).unwrap_or_default()
-    };
-    let path = folder.join("config.json");
-    let Ok(bytes) = std::fs::read(&path) else { return Ok(None) };
-    let json: serde_json::Value = parse_json(&path, &bytes)?;
-    let found = json.get("_class_name").and_then(serde_json::Value::as_str).unwrap_or_default();
-    if found != class {
-        return Ok(None);
-    }
-    parse_json(&path, &bytes).map(Some)
+fn own_config<T: Config>(source: &Source, class: &str) -> Result<Option<T>> {
+    let Some(path) = configs::beside(source, "controlnet") else { return Ok(None) };
+    let Some(json) = configs::json(&path)? else { return Ok(None) };
+    let found = json.get("_class_name").and_then(serde_json::Value::as_str);
+    if found == Some(class) { configs::part(&path, &json).map(Some) } else { Ok(None) }
 }
 
 /// What shapes tell of the first half of a UNet; the rest is the UNet's.

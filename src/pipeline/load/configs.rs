@@ -1,0 +1,116 @@
+//! Configurations of models: where they are, and whether this program implements what they say.
+
+use std::io::ErrorKind;
+use std::path::{Path, PathBuf};
+
+use serde::de::DeserializeOwned;
+
+use super::Base;
+use crate::models::clip::{TextConfig, VisionConfig};
+use crate::models::control_net::ControlNetConfig;
+use crate::models::motion::MotionConfig;
+use crate::models::sparse_ctrl::SparseCtrlConfig;
+use crate::models::unet::UNetConfig;
+use crate::models::vae::{TinyVaeConfig, VaeConfig};
+use crate::pipeline::embedded::Embedded;
+use crate::weights::Source;
+use crate::{Error, Result, files, schedule};
+
+/// A configuration whose values have bounds.
+pub(super) trait Config: DeserializeOwned {
+    /// Fails on what this program does not implement.
+    fn check(&self) -> Result<()>;
+}
+
+macro_rules! config {
+    ($($config:ty),* $(,)?) => {
+        $(impl Config for $config {
+            fn check(&self) -> Result<()> {
+                self.validate()
+            }
+        })*
+    };
+}
+
+config!(
+    ControlNetConfig,
+    MotionConfig,
+    SparseCtrlConfig,
+    TextConfig,
+    TinyVaeConfig,
+    UNetConfig,
+    VaeConfig,
+    VisionConfig,
+    schedule::Config,
+);
+
+/// Where configurations are looked for: the extra folder, then the base.
+pub(super) struct Configs<'a> {
+    pub(super) base: &'a Base,
+    pub(super) extra: Option<&'a Path>,
+}
+
+impl Configs<'_> {
+    pub(super) fn read<T: Config>(&self, part: &str) -> Result<Option<T>> {
+        let file = if part == "scheduler" { "scheduler_config.json" } else { "config.json" };
+        if let Some(extra) = self.extra
+            && let Some(config) = read(&extra.join(part).join(file))?
+        {
+            return Ok(Some(config));
+        }
+        match self.base {
+            Base::Embedded => Embedded::config(part)
+                .map(|json| checked(Path::new(part), serde_json::from_str(json)))
+                .transpose(),
+            Base::Folder(folder) => read(&folder.join(part).join(file)),
+            Base::File(_) | Base::Random(_) => Ok(None),
+        }
+    }
+}
+
+/// A configuration that may be missing.
+pub(super) fn read<T: Config>(path: &Path) -> Result<Option<T>> {
+    match json(path)? {
+        Some(json) => checked(path, serde_json::from_value(json)).map(Some),
+        None => Ok(None),
+    }
+}
+
+/// The JSON of a file that may be missing.
+pub(super) fn json(path: &Path) -> Result<Option<serde_json::Value>> {
+    match files::read(path, files::MOST_TEXT) {
+        Ok(bytes) => parsed(path, serde_json::from_slice(&bytes)).map(Some),
+        Err(error) if error.kind() == ErrorKind::NotFound => Ok(None),
+        Err(error) => Err(files::unusable(path)(error)),
+    }
+}
+
+/// A configuration that is a part of a file's JSON.
+pub(super) fn part<T: Config>(path: &Path, json: &serde_json::Value) -> Result<T> {
+    checked(path, serde_json::from_value(json.clone()))
+}
+
+fn parsed<T>(path: &Path, json: serde_json::Result<T>) -> Result<T> {
+    json.map_err(|e| Error::format(path, e.to_string()))
+}
+
+fn checked<T: Config>(path: &Path, json: serde_json::Result<T>) -> Result<T> {
+    let config: T = parsed(path, json)?;
+    config.check().map_err(|error| match error {
+        Error::Missing { reason, .. } => Error::format(path, reason),
+        other => other,
+    })?;
+    Ok(config)
+}
+
+/// The `config.json` of a network: in its folder, in the folder `inner` of that, or beside its file.
+pub(super) fn beside(source: &Source, inner: &str) -> Option<PathBuf> {
+    let Source::File(path) = source else { return None };
+    let folder = if path.is_dir() {
+        let inner = path.join(inner);
+        if inner.is_dir() { inner } else { path.clone() }
+    } else {
+        path.parent().map(Path::to_path_buf).unwrap_or_default()
+    };
+    Some(folder.join("config.json"))
+}

@@ -11,7 +11,7 @@ use crate::pipeline::control::Control;
 use crate::pipeline::ip_adapter::IpAdapter;
 use crate::pipeline::request::{Embedding, WeightedFile};
 use crate::rng::RngKind;
-use crate::schedule::{BetaSchedule, Spacing};
+use crate::schedule::{BetaSchedule, Prediction, Spacing};
 use crate::text::prompt::PromptMode;
 
 /// Few-step video diffusion: a prompt becomes a short clip in about four denoising steps.
@@ -265,6 +265,12 @@ pub(super) struct SamplingFlags {
     /// The last beta [default: 0.012].
     #[arg(long, value_name = "BETA")]
     pub(super) beta_end: Option<f64>,
+    /// What the network's output means: epsilon (the noise), v or sample [default: what the model says].
+    #[arg(long, value_name = "epsilon|v|sample")]
+    pub(super) prediction: Option<Prediction>,
+    /// Whether the noise schedule is rescaled to end in pure noise [default: what the model says].
+    #[arg(long, value_name = "true|false")]
+    pub(super) zero_snr: Option<bool>,
     /// Over what motion modules normalize: per-frame as trained, pooled as in diffusers [default: per-frame].
     #[arg(long, value_name = "per-frame|pooled")]
     pub(super) motion_norm: Option<MotionNorm>,

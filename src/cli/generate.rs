@@ -161,6 +161,11 @@ pub(super) fn make(
     job.request.height = Some(prepared.height);
     job.request.beta_schedule =
         Some(job.request.betas(pipeline.models().unet_config().motion.is_some()));
+    job.request.spacing = pipeline.models().spacing(&job.request)?;
+    job.request.prediction = Some(pipeline.models().prediction(&job.request));
+    if pipeline.models().zero_snr(&job.request) {
+        job.request.zero_snr = Some(true);
+    }
     let clip = clip_info(&prepared, &job.request);
     format.check_clip(&clip)?;
     tensors::check(&extra, latents_shape(pipeline.models(), &prepared, &job.request))?;
@@ -355,6 +360,8 @@ pub(super) fn how(clip: &ClipFlags, flags: &SamplingFlags, request: &mut Request
     set_some(&mut request.beta_schedule, flags.beta_schedule.as_ref());
     set(&mut request.beta_start, flags.beta_start.as_ref());
     set(&mut request.beta_end, flags.beta_end.as_ref());
+    set_some(&mut request.prediction, flags.prediction.as_ref());
+    set_some(&mut request.zero_snr, flags.zero_snr.as_ref());
     set(&mut request.motion_norm, flags.motion_norm.as_ref());
     set(&mut request.clip_skip, flags.clip_skip.as_ref());
     if let Some(seed) = flags.seed {

@@ -25,7 +25,7 @@ impl Pipeline {
         (context, negative): &(Tensor, Option<Tensor>),
     ) -> Result<Guided<'_>> {
         let settings = Settings {
-            prediction: self.models.prediction(),
+            prediction: self.models.prediction(request),
             dtype: self.precision.unet,
             motion_norm: request.motion_norm,
         };

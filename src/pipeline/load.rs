@@ -7,6 +7,7 @@ mod files;
 mod ip_adapters;
 mod side_networks;
 mod sizes;
+mod stated;
 
 use std::collections::btree_map::Entry;
 use std::collections::{BTreeMap, BTreeSet};
@@ -56,6 +57,8 @@ pub struct Models {
     vae: VaeSizes,
     text: TextConfig,
     scheduler: schedule::Config,
+    /// The folder of the tokenizer, where that is not CLIP's or the embedded model's.
+    tokenizer: Option<PathBuf>,
     stop: Stop,
 }
 
@@ -165,7 +168,8 @@ impl Models {
         };
         text.validate()?;
         agree(&unet, &vae, &text)?;
-        let scheduler: schedule::Config = configs.read("scheduler")?.unwrap_or_default();
+        let mut scheduler: schedule::Config = configs.read("scheduler")?.unwrap_or_default();
+        stated::apply(files, &checkpoint, &mut scheduler)?;
         checkpoint.check(Component::UNet, |vb| UNet::new(&unet, &vb))?;
         checkpoint.check(Component::Vae, |vb| vae.build(&vb))?;
         checkpoint.check(Component::Text, |vb| TextEncoder::new(&text, &vb))?;
@@ -217,6 +221,7 @@ impl Models {
             vae,
             text,
             scheduler,
+            tokenizer: configs.tokenizer(),
             stop: Stop::default(),
         };
         for file in &files.controls {
@@ -275,6 +280,7 @@ impl Models {
                 vae: VaeSizes::Kl(VaeConfig::default()),
                 text: TextConfig::default(),
                 scheduler: schedule::Config::default(),
+                tokenizer: None,
                 stop: Stop::default(),
             },
         };

@@ -30,7 +30,7 @@ use crate::models::unet::UNet;
 use crate::models::vae::{Vae, VaeEncoder};
 use crate::rng::Noise;
 use crate::sampler::{Plan, PlanSettings, Progress, Run, Sampler};
-use crate::schedule::NoiseSchedule;
+use crate::schedule::{NoiseSchedule, Prediction};
 use crate::text::TextModel;
 use crate::weights::{Component, LoadReport, Resident};
 use crate::{Error, Result, Stop};
@@ -270,12 +270,19 @@ impl Pipeline {
             &schedule,
             &PlanSettings {
                 steps: request.steps,
-                spacing: request.spacing,
+                spacing: self.models.spacing(request)?,
                 lcm_original_steps: request.lcm_original_steps,
                 set_alpha_to_one: self.models.set_alpha_to_one(),
                 ..PlanSettings::default()
             },
         )?;
+        let prediction = self.models.prediction(request);
+        if prediction == Prediction::Epsilon && plan.steps.iter().any(|step| step.at.alpha == 0.0) {
+            let reason =
+                "noise alone does not tell the image, and the schedule begins with nothing else";
+            return Err(Error::request("prediction", reason)
+                .with_hint("--prediction v, or --zero-snr false"));
+        }
         let size = (width, height);
         let memory = MemoryPlan::new(&self.models, self.precision, &self.device, request, size)
             .with_pictures(&self.models, self.precision, request, &pictures)?;

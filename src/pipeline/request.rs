@@ -12,7 +12,7 @@ use crate::kernels;
 use crate::models::motion::MotionNorm;
 use crate::rng::RngKind;
 use crate::sampler::SamplerKind;
-use crate::schedule::{BetaSchedule, Spacing};
+use crate::schedule::{BetaSchedule, Prediction, Spacing};
 use crate::text::prompt::{self, PromptMode};
 use crate::{Error, Result};
 
@@ -334,6 +334,12 @@ pub struct Request {
     pub beta_start: f64,
     /// The last beta.
     pub beta_end: f64,
+    /// What the network's output means; what the model says if left out.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub prediction: Option<Prediction>,
+    /// Whether the noise schedule is rescaled to end in pure noise; what the model says if left out.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub zero_snr: Option<bool>,
     /// Over what motion modules normalize.
     pub motion_norm: MotionNorm,
     /// Layers of the text encoder that are left out at its end.
@@ -369,6 +375,8 @@ impl Default for Request {
             beta_schedule: None,
             beta_start: 0.00085,
             beta_end: 0.012,
+            prediction: None,
+            zero_snr: None,
             motion_norm: MotionNorm::PerFrame,
             clip_skip: 0,
             seed: None,

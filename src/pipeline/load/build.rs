@@ -47,14 +47,12 @@ impl Models {
     pub fn rebuild_text(&self, resident: &mut Resident) -> Result<(TextModel, LoadReport)> {
         let (encoder, report) =
             self.build(Component::Text, resident, |vb| TextEncoder::new(&self.text, &vb))?;
-        let tokenizer = match &self.base {
-            Base::Embedded => {
+        let tokenizer = match (&self.tokenizer, &self.base) {
+            (Some(folder), _) => Tokenizer::open(folder)?,
+            (None, Base::Embedded) => {
                 Tokenizer::from_files(Embedded::VOCABULARY, Embedded::MERGES, &Settings::default())?
             }
-            Base::Folder(folder) if folder.join("tokenizer").is_dir() => {
-                Tokenizer::open(&folder.join("tokenizer"))?
-            }
-            Base::Folder(_) | Base::File(_) | Base::Random(_) => Tokenizer::clip()?,
+            (None, Base::Folder(_) | Base::File(_) | Base::Random(_)) => Tokenizer::clip()?,
         };
         if tokenizer.vocab_size() > self.text.vocab_size {
             return Err(Error::Weights {

@@ -66,6 +66,16 @@ impl Configs<'_> {
             Base::File(_) | Base::Random(_) => Ok(None),
         }
     }
+
+    /// The folder of the tokenizer, if one of the two has one.
+    pub(super) fn tokenizer(&self) -> Option<PathBuf> {
+        let base = match self.base {
+            Base::Folder(folder) => Some(folder.as_path()),
+            Base::Embedded | Base::File(_) | Base::Random(_) => None,
+        };
+        let folders = self.extra.into_iter().chain(base);
+        folders.map(|folder| folder.join("tokenizer")).find(|folder| folder.is_dir())
+    }
 }
 
 /// A configuration that may be missing.

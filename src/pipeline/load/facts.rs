@@ -16,7 +16,8 @@ use crate::models::image_projection::IpAdapterConfig;
 use crate::models::unet::UNetConfig;
 use crate::pipeline::flops::{self, ClipSize, UNetWork, Work};
 use crate::pipeline::request::Request;
-use crate::schedule::{self, NoiseSchedule, Prediction};
+use crate::sampler::SamplerKind;
+use crate::schedule::{self, NoiseSchedule, Prediction, Spacing};
 use crate::text::inversion::Inversion;
 use crate::weights::{Checkpoint, Component, Source, random};
 
@@ -97,14 +98,36 @@ impl Models {
         self.unet.motion.as_ref().map(|motion| motion.motion_max_seq_length)
     }
 
-    /// What the UNet's output means.
-    pub fn prediction(&self) -> Prediction {
-        self.scheduler.prediction_type
+    /// What the UNet's output means, as a request says or the model.
+    pub fn prediction(&self, request: &Request) -> Prediction {
+        request.prediction.unwrap_or(self.scheduler.prediction_type)
     }
 
     /// Whether DDIM's last step ends without noise.
     pub fn set_alpha_to_one(&self) -> bool {
         self.scheduler.set_alpha_to_one
+    }
+
+    /// Whether the noise schedule of a request ends in pure noise, as the request says or the model.
+    pub fn zero_snr(&self, request: &Request) -> bool {
+        request.zero_snr.unwrap_or(self.scheduler.rescale_betas_zero_snr)
+    }
+
+    /// How timesteps are spread if a request does not say it: as Stable Diffusion 1.5 was published, and for a schedule
+    /// that ends in pure noise as the model says, because it has to be started from there.
+    ///
+    /// # Errors
+    ///
+    /// When the model's spacing is not known.
+    pub fn spacing(&self, request: &Request) -> Result<Option<Spacing>> {
+        if request.spacing.is_some() || request.sampler == SamplerKind::Lcm {
+            return Ok(request.spacing);
+        }
+        match (self.zero_snr(request), self.scheduler.rescale_betas_zero_snr) {
+            (false, _) => Ok(None),
+            (true, false) => Ok(Some(Spacing::Trailing)),
+            (true, true) => self.scheduler.spacing().map(Some),
+        }
     }
 
     /// The noise schedule of a request.
@@ -114,6 +137,7 @@ impl Models {
             beta_start: request.beta_start,
             beta_end: request.beta_end,
             trained_betas: None,
+            rescale_betas_zero_snr: self.zero_snr(request),
             ..self.scheduler.clone()
         }
         .schedule()

@@ -85,6 +85,8 @@ fn checkpoint(names: &Names) -> Mapper {
             Some("global_step" | "epoch" | "iter") => {
                 Mapped::Ignored { why: "a note of the trainer" }
             }
+            // Empty tensors that say what the UNet predicts and how its noise schedule ends.
+            Some("v_pred" | "ztsnr") => Mapped::Ignored { why: "says how the model is sampled" },
             Some("embedding_manager") => Mapped::Ignored { why: "a trainer's textual inversion" },
             Some("cond_stage_model")
                 if ["cond_stage_model.logit_scale", "cond_stage_model.text_projection"]

@@ -207,6 +207,7 @@ impl Draft {
 }
 
 /// The same error without the temporary file's name, which nobody asked about.
+#[allow(clippy::needless_pass_by_value, reason = "for map_err")]
 pub(super) fn plain(error: io::Error) -> io::Error {
     error.kind().into()
 }

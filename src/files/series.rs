@@ -416,9 +416,9 @@ mod tests {
                 let now = seen(folder.path());
                 assert!(now == clip(old, count) || now == clip("new", 3), "{old} {left}: {now:?}");
                 if now == clip("new", 3) {
-                    made += 1
+                    made += 1;
                 } else {
-                    kept += 1
+                    kept += 1;
                 }
                 assert_eq!(entries(folder.path()), now.len(), "{old} {left}: something stays");
                 write(folder.path(), "next", 2).unwrap();

@@ -58,18 +58,6 @@ pub(crate) fn write(field: &'static str, path: &Path, bytes: &[u8]) -> Result<()
     draft.commit()
 }
 
-/// The error of a file whose contents are wanted: what no such file can be is wrong with the file, not with the system.
-pub(crate) fn unusable(path: &Path) -> impl FnOnce(io::Error) -> Error {
-    use io::ErrorKind::{FileTooLarge, InvalidData, InvalidInput, IsADirectory};
-    let path = path.to_path_buf();
-    move |error| match error.kind() {
-        FileTooLarge | InvalidData | InvalidInput | IsADirectory => {
-            Error::format(path, error.to_string())
-        }
-        _ => Error::file(path)(error),
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -106,6 +106,7 @@ fn options(byte: u8) -> LoraOptions {
         text_strength: if byte & 2 == 0 { 1.0 } else { 0.0 },
         scale: if byte & 4 == 0 { LoraScale::AlphaOverRank } else { LoraScale::Fixed(0.125) },
         allow_partial: byte & 8 == 0,
+        ..LoraOptions::default()
     }
 }
 

@@ -13,7 +13,7 @@ use crate::models::trunk::{self, Trunk};
 use crate::models::unet::{Injection, Residuals, UNetConfig, UNetInput};
 use crate::models::{MOST_CHANNELS, possible_widths, supported, within};
 use crate::nn::{Conv2d, ConvOptions};
-use crate::{Error, Result, Stop};
+use crate::{Result, Stop};
 
 /// The sizes of a ControlNet, as in its `config.json`. The defaults are those for Stable Diffusion 1.5.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]

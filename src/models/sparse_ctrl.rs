@@ -13,7 +13,7 @@ use crate::models::trunk::{self, Trunk};
 use crate::models::unet::{Residuals, UNetConfig, UNetInput};
 use crate::models::{MOST_CHANNELS, possible_widths, supported, within};
 use crate::nn::{Conv2d, ConvOptions};
-use crate::{Error, Result, Stop};
+use crate::{Result, Stop};
 
 /// The sizes of a SparseCtrl network, as in diffusers' `config.json`. The defaults are those of the published one that
 /// follows pictures.

@@ -10,7 +10,7 @@ use serde::{Deserialize, Serialize};
 use crate::models::unet::UNetConfig;
 use crate::models::{MOST_LAYERS, MOST_STAGES, possible_widths, supported, within};
 use crate::nn::{Conv2d, ConvOptions};
-use crate::{Error, Result, Stop};
+use crate::{Result, Stop};
 
 /// The sizes of an adapter, as in diffusers' `config.json`. The defaults are those for Stable Diffusion 1.5.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]

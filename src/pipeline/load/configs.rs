@@ -1,6 +1,5 @@
 //! Configurations of models: where they are, and whether this program implements what they say.
 
-use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 
 use serde::de::DeserializeOwned;
@@ -13,8 +12,8 @@ use crate::models::sparse_ctrl::SparseCtrlConfig;
 use crate::models::unet::UNetConfig;
 use crate::models::vae::{TinyVaeConfig, VaeConfig};
 use crate::pipeline::embedded::Embedded;
-use crate::weights::Source;
-use crate::{Error, Result, files, schedule};
+use crate::weights::{Source, find_text};
+use crate::{Error, Result, schedule};
 
 /// A configuration whose values have bounds.
 pub(super) trait Config: DeserializeOwned {
@@ -88,11 +87,7 @@ pub(super) fn read<T: Config>(path: &Path) -> Result<Option<T>> {
 
 /// The JSON of a file that may be missing.
 pub(super) fn json(path: &Path) -> Result<Option<serde_json::Value>> {
-    match files::read(path, files::MOST_TEXT) {
-        Ok(bytes) => parsed(path, serde_json::from_slice(&bytes)).map(Some),
-        Err(error) if error.kind() == ErrorKind::NotFound => Ok(None),
-        Err(error) => Err(files::unusable(path)(error)),
-    }
+    find_text(path)?.map(|text| parsed(path, serde_json::from_str(&text))).transpose()
 }
 
 /// A configuration that is a part of a file's JSON.

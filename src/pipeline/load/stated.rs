@@ -3,13 +3,12 @@
 //! In this order: a configuration beside the file, as AUTOMATIC1111 reads it; empty tensors in the file, as ComfyUI and
 //! AUTOMATIC1111 read them; its metadata, as kohya's scripts write them.
 
-use std::io::ErrorKind;
 use std::path::Path;
 
 use super::{Base, Files};
 use crate::schedule::{self, Prediction};
-use crate::weights::{Archive, Checkpoint, Source};
-use crate::{Error, Result, files};
+use crate::weights::{Archive, Checkpoint, Source, find_text};
+use crate::{Error, Result};
 
 /// What is said; nothing where the file says nothing.
 #[derive(Debug, Default, PartialEq)]
@@ -68,21 +67,18 @@ fn in_metadata(archive: &Archive) -> Result<Option<Prediction>> {
 /// What `NAME.yaml` says, the configuration of the trainer that belongs to `NAME.safetensors`.
 fn beside(file: &Path) -> Result<Option<Prediction>> {
     let path = file.with_extension("yaml");
-    match files::read_text(&path) {
-        Ok(text) => parameterization(&text)
-            .map(|said| match said {
-                "eps" => Ok(Prediction::Epsilon),
-                "v" => Ok(Prediction::V),
-                "x0" => Ok(Prediction::Sample),
-                other => {
-                    let said = crate::weights::quoted(other);
-                    Err(Error::format(&path, format!("`parameterization` {said} is not known")))
-                }
-            })
-            .transpose(),
-        Err(error) if error.kind() == ErrorKind::NotFound => Ok(None),
-        Err(error) => Err(files::unusable(&path)(error)),
-    }
+    let Some(text) = find_text(&path)? else { return Ok(None) };
+    parameterization(&text)
+        .map(|said| match said {
+            "eps" => Ok(Prediction::Epsilon),
+            "v" => Ok(Prediction::V),
+            "x0" => Ok(Prediction::Sample),
+            other => {
+                let said = crate::weights::quoted(other);
+                Err(Error::format(&path, format!("`parameterization` {said} is not known")))
+            }
+        })
+        .transpose()
 }
 
 /// The value of `parameterization`, which trainers' configurations have once, a line of its own or in braces.

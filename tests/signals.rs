@@ -194,6 +194,8 @@ mod processes {
 
         let eval = ["eval", "--procedural", "--prompts=1", "-W=1024", "-H=1024", "--frames=12"];
         interrupted(&folder, &eval, "", 2 * second);
+        let random = ["bench", "--random-weights=sd15", "--frames=1", "-W=64", "-H=64"];
+        interrupted(&folder, &random, "", second);
         let bench = ["bench", "-W=1024", "-H=1024", "--frames=12", "--steps=1", "--no-cold-start"];
         interrupted(&folder, &bench, "warm-up", second);
         interrupted(&folder, &["train", "--preset=pocket", "--out=run"], "vae:", second);
@@ -205,11 +207,11 @@ mod processes {
         use std::os::unix::process::CommandExt;
 
         let folder = Folder::new();
-        let mut command = std::process::Command::new("sh");
+        let mut command = std::process::Command::new("bash");
         let script = "ulimit -u 1 && exec \"$@\"";
         let program = env!("CARGO_BIN_EXE_animatelcm");
         let clip = golden::path("tiny/cases/unet.safetensors");
-        command.args(["-c", script, "sh", program, "inspect"]).arg(clip);
+        command.args(["-c", script, "bash", program, "inspect"]).arg(clip);
         command.current_dir(folder.path("."));
         // Limits do not hold root, who therefore becomes nobody.
         let is_root = std::process::Command::new("id").arg("-u").output().unwrap().stdout == b"0\n";

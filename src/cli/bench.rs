@@ -95,7 +95,7 @@ fn measure(args: &BenchArgs, stop: &Stop) -> Result<Report> {
     controls::check_hints(&mut job.request.controls, stop)?;
     let device = job.models.open()?;
     let precision = job.models.precision(&device)?;
-    let models = Models::open(&files(args, &job, &names)?)?;
+    let models = Models::open_until(&files(args, &job, &names)?, stop)?;
     let pipeline = Pipeline::new(models, device, precision, Residency::KeepAll);
     let mut pipeline = pipeline.until(stop);
     let prepared = pipeline.prepare(&job.request)?;

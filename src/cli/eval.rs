@@ -165,7 +165,7 @@ impl Clips {
         job.request.validate()?;
         let device = job.models.open()?;
         let precision = job.models.precision(&device)?;
-        let models = Models::open(&resolve::files(&job.models, &names)?)?;
+        let models = Models::open_until(&resolve::files(&job.models, &names)?, stop)?;
         let pipeline = Pipeline::new(models, device, precision, Residency::KeepAll).until(stop);
         let prepared = pipeline.prepare(&job.request)?;
         Ok(Self::Generated {

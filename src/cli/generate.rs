@@ -147,7 +147,7 @@ pub(super) fn make(
     controls::check_pictures(&mut job.request.ip_adapters, stop)?;
     let mut extra = tensors::read(&mut job, stop)?;
     extra.recorded = tensors_out.as_ref().map(|_| BTreeMap::new());
-    let models = Models::open(&files)?;
+    let models = Models::open_until(&files, stop)?;
     let sources = models.sources();
     let mut progress = Progress::new(reporting, stop);
     for adapter in models.adapters() {

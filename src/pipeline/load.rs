@@ -33,7 +33,7 @@ use crate::models::unet::{UNet, UNetConfig};
 use crate::models::vae::{TinyVaeConfig, VaeConfig};
 use crate::schedule;
 use crate::text::inversion::Inversion;
-use crate::weights::{Checkpoint, Component, PatchStack, Source, WeightPatch, random};
+use crate::weights::{Checkpoint, Component, PatchStack, Source, WeightPatch, random, until};
 use crate::{Error, Result, Stop};
 
 /// Open files and the sizes of the networks in them. Nothing is read until a network is built.
@@ -100,8 +100,17 @@ impl Models {
     ///
     /// When a file is missing, broken, or not what it is used as.
     pub fn open(files: &Files) -> Result<Self> {
+        Self::open_until(files, &Stop::default())
+    }
+
+    /// [`open`](Self::open), which `stop` ends early, as it does every later build.
+    ///
+    /// # Errors
+    ///
+    /// As [`open`](Self::open), and [`Error::Cancelled`].
+    pub fn open_until(files: &Files, stop: &Stop) -> Result<Self> {
         if let Base::Random(preset) = files.base {
-            return Self::random(preset, files);
+            return Self::random(preset, files, stop);
         }
         let configs = Configs { base: &files.base, extra: files.config.as_deref() };
         let mut checkpoint = Checkpoint::new();
@@ -177,6 +186,7 @@ impl Models {
         let (mut loras, mut adapters, mut embeddings) = (Vec::new(), Vec::new(), Vec::new());
         let mut known = BTreeSet::new();
         for lora in &files.loras {
+            stop.check()?;
             let name = lora.source.path().display().to_string();
             let adapter = Lora::open(&lora.source, name.clone())?;
             let path = adapter.archive().path();
@@ -201,6 +211,7 @@ impl Models {
             loras.push(OpenLora { lora: adapter, options, patches });
         }
         for file in &files.embeddings {
+            stop.check()?;
             let inversion = Inversion::open(&file.source, file.word.as_deref())?;
             inversion.check_width(text.hidden_size)?;
             embeddings.push(inversion);
@@ -222,9 +233,10 @@ impl Models {
             text,
             scheduler,
             tokenizer: configs.tokenizer(),
-            stop: Stop::default(),
+            stop: stop.clone(),
         };
         for file in &files.controls {
+            stop.check()?;
             let net = OpenSideNetwork::open(file, &models.unet, models.factor())?;
             net.check()?;
             if net.config().sees_latents() && models.encoder.has(Component::Vae) {
@@ -233,6 +245,7 @@ impl Models {
             models.side_networks.insert(file.name.clone(), net);
         }
         for file in &files.ip_adapters {
+            stop.check()?;
             let chosen = files.image_encoder.as_deref();
             let adapter = OpenIpAdapter::open(file, &models.unet, chosen, &models.base)?;
             let encoder = match models.image_encoders.entry(adapter.encoder.clone()) {
@@ -251,7 +264,7 @@ impl Models {
     }
 
     /// Networks of a preset's sizes; their weights are drawn when they are built.
-    fn random(preset: Preset, files: &Files) -> Result<Self> {
+    fn random(preset: Preset, files: &Files, stop: &Stop) -> Result<Self> {
         let is_alone = files.config.is_none()
             && files.checkpoint.is_none()
             && files.vae.is_none()
@@ -281,16 +294,16 @@ impl Models {
                 text: TextConfig::default(),
                 scheduler: schedule::Config::default(),
                 tokenizer: None,
-                stop: Stop::default(),
+                stop: stop.clone(),
             },
         };
         models.unet.motion = (files.motion == Motion::Base).then(MotionConfig::default);
         let shapes = |inventory: BTreeMap<String, Vec<usize>>| inventory.into_values().collect();
-        let unet = random::inventory(|vb| UNet::new(&models.unet, &vb))?;
-        let vae = random::inventory(|vb| models.vae.build(&vb))?;
-        let text = random::inventory(|vb| TextEncoder::new(&models.text, &vb))?;
+        let unet = random::inventory(|vb| UNet::new(&models.unet, &until(vb, stop)))?;
+        let vae = random::inventory(|vb| models.vae.build(&until(vb, stop)))?;
+        let text = random::inventory(|vb| TextEncoder::new(&models.text, &until(vb, stop)))?;
         for file in &files.controls {
-            let net = OpenSideNetwork::random(file, &models.unet)?;
+            let net = OpenSideNetwork::random(file, &models.unet, stop)?;
             models.side_networks.insert(file.name.clone(), net);
         }
         models.drawn = Some(BTreeMap::from([

@@ -105,7 +105,7 @@ impl Maker {
             request.cfg_scale = 2.5;
         }
         let precision = Precision::new(DtypeChoice::F32, device);
-        let models = Models::open(&files)?;
+        let models = Models::open_until(&files, &compute.stop)?;
         let pipeline = Pipeline::new(models, device.clone(), precision, Residency::KeepAll);
         let pipeline = pipeline.until(&compute.stop);
         let (pipeline, request) = (Box::new(pipeline), Box::new(request));

@@ -207,7 +207,7 @@ impl OpenSideNetwork {
     }
 
     /// A network whose weights are drawn; the file's path is the name of its kind.
-    pub(super) fn random(file: &ControlFile, unet: &UNetConfig) -> Result<Self> {
+    pub(super) fn random(file: &ControlFile, unet: &UNetConfig, stop: &Stop) -> Result<Self> {
         let kind = file.source.path().to_string_lossy();
         let Some(config) = SideConfig::of_kind(&kind, unet) else {
             let reason = format!("`{kind}` is no kind of network with random weights");
@@ -215,7 +215,7 @@ impl OpenSideNetwork {
                 "controlnet, sparsectrl-rgb, sparsectrl-scribble, t2i-adapter or t2i-adapter-light",
             ));
         };
-        let shapes = random::inventory(|vb| config.build(&vb))?;
+        let shapes = random::inventory(|vb| config.build(&until(vb, stop)))?;
         let drawn = shapes.into_values().collect();
         Ok(Self { checkpoint: Checkpoint::new(), config, drawn: Some(drawn) })
     }

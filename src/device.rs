@@ -2,8 +2,6 @@
 
 mod memory;
 
-pub use memory::available_memory;
-
 use std::fmt;
 use std::str::FromStr;
 
@@ -112,6 +110,26 @@ fn open_metal() -> Result<Device> {
 
 fn first_line(s: &str) -> String {
     s.lines().next().unwrap_or_default().to_owned()
+}
+
+/// Bytes that a run may take on a device without pushing anything out; `None` where that cannot be told.
+pub fn available_memory(device: &Device) -> Option<u64> {
+    match device {
+        Device::Cpu => memory::available(),
+        Device::Cuda(_) => cuda_memory(),
+        Device::Metal(_) => None,
+    }
+}
+
+#[cfg(feature = "cuda")]
+fn cuda_memory() -> Option<u64> {
+    let (free, _) = candle_core::cuda::cudarc::driver::result::mem_get_info().ok()?;
+    Some(free as u64)
+}
+
+#[cfg(not(feature = "cuda"))]
+fn cuda_memory() -> Option<u64> {
+    None
 }
 
 /// The user's words for a number format.

@@ -33,7 +33,7 @@ pub(super) fn check(job: &Job, stop: &Stop) -> Result<()> {
         let path = Path::new(word);
         // What is not there is a published model's name, or missing.
         if path.exists() && !is_known(path, &known, stop)? {
-            return Err(refused(word, "the clip has no SHA-256 of it"));
+            return Err(refused(word, &why(job, path, stop)?));
         }
     }
     for (file, hash) in files(job) {
@@ -49,6 +49,19 @@ fn refused(name: &str, why: &str) -> Error {
     Error::Refused { name: name.to_owned(), reason }.with_hint(
         "--trust-paths opens whatever the clip names; do that for clips of your own only",
     )
+}
+
+/// What is wrong with a file or folder that is not known.
+fn why(job: &Job, path: &Path, stop: &Stop) -> Result<String> {
+    let name = path.file_name().unwrap_or_default().to_string_lossy();
+    let same = job.weights.iter().find(|record| record.file == name);
+    Ok(match same.and_then(|record| record.sha256.as_ref()).filter(|_| path.is_file()) {
+        Some(wanted) => {
+            let found = sha256(&Source::from(path.to_path_buf()), stop)?;
+            format!("its sha256 is {found}, the clip was made with {wanted}")
+        }
+        None => "the clip has no SHA-256 of it".into(),
+    })
 }
 
 /// Everything that weights are read from.

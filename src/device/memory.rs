@@ -1,27 +1,10 @@
-//! How much memory a run may take.
+//! How much memory a run may take on the CPU.
 
 use std::path::{Path, PathBuf};
 
-use candle_core::Device;
-
-/// Bytes that a run may take on a device without pushing anything out; `None` where that cannot be told.
-pub fn available_memory(device: &Device) -> Option<u64> {
-    match device {
-        Device::Cpu => on_the_cpu(&|path| std::fs::read_to_string(path).ok()),
-        Device::Cuda(_) => cuda_memory(),
-        Device::Metal(_) => None,
-    }
-}
-
-#[cfg(feature = "cuda")]
-fn cuda_memory() -> Option<u64> {
-    let (free, _) = candle_core::cuda::cudarc::driver::result::mem_get_info().ok()?;
-    Some(free as u64)
-}
-
-#[cfg(not(feature = "cuda"))]
-fn cuda_memory() -> Option<u64> {
-    None
+/// Bytes that a run may take on the CPU without pushing anything out; `None` where that cannot be told.
+pub(super) fn available() -> Option<u64> {
+    on_the_cpu(&|path| std::fs::read_to_string(path).ok())
 }
 
 /// The text of a file, if it can be read.
@@ -168,8 +151,8 @@ mod tests {
         assert_eq!(meminfo(""), None);
     }
 
-    /// What is available where the system's files are these.
-    fn available(files: &[(&str, &str)]) -> Option<u64> {
+    /// What is left where the system's files are these.
+    fn left(files: &[(&str, &str)]) -> Option<u64> {
         let files: BTreeMap<&Path, &str> =
             files.iter().map(|(path, text)| (Path::new(*path), *text)).collect();
         on_the_cpu(&|path| files.get(path).map(|text| (*text).to_owned()))
@@ -190,19 +173,19 @@ mod tests {
         );
         let inner = ("/sys/fs/cgroup/user.slice/run-1.scope/memory.max", "max\n");
         // 3000 less 1500, of which 500 are cached files; shared memory in `file` cannot be dropped.
-        assert_eq!(available(&[FREE, V2, group, outer, used, stat, inner]), Some(2000));
+        assert_eq!(left(&[FREE, V2, group, outer, used, stat, inner]), Some(2000));
         let inner = ("/sys/fs/cgroup/user.slice/run-1.scope/memory.max", "700\n");
         let inner_used = ("/sys/fs/cgroup/user.slice/run-1.scope/memory.current", "100\n");
         let all = [FREE, V2, group, outer, used, stat, inner, inner_used];
-        assert_eq!(available(&all), Some(600));
+        assert_eq!(left(&all), Some(600));
         // A container sees its own group as the root.
         let container = ("/proc/self/cgroup", "0::/\n");
         let max = ("/sys/fs/cgroup/memory.max", "500\n");
         let current = ("/sys/fs/cgroup/memory.current", "600\n");
-        assert_eq!(available(&[FREE, V2, container, max, current]), Some(0));
+        assert_eq!(left(&[FREE, V2, container, max, current]), Some(0));
         let outside = ("/proc/self/cgroup", "0::/../other\n");
-        assert_eq!(available(&[FREE, V2, outside, max, current]), Some(0));
-        assert_eq!(available(&[FREE, V2, group]), Some(8 << 30));
+        assert_eq!(left(&[FREE, V2, outside, max, current]), Some(0));
+        assert_eq!(left(&[FREE, V2, group]), Some(8 << 30));
     }
 
     #[test]
@@ -216,13 +199,13 @@ mod tests {
         let limit = ("/sys/fs/cgroup/memory/job/memory.limit_in_bytes", "4096\n");
         let usage = ("/sys/fs/cgroup/memory/job/memory.usage_in_bytes", "1024\n");
         let stat = ("/sys/fs/cgroup/memory/job/memory.stat", "total_inactive_file 24\n");
-        assert_eq!(available(&[FREE, mounts, group, limit, usage, stat]), Some(3096));
+        assert_eq!(left(&[FREE, mounts, group, limit, usage, stat]), Some(3096));
         let none = ("/sys/fs/cgroup/memory/job/memory.limit_in_bytes", "9223372036854771712\n");
-        assert_eq!(available(&[FREE, mounts, group, none, usage, stat]), Some(8 << 30));
+        assert_eq!(left(&[FREE, mounts, group, none, usage, stat]), Some(8 << 30));
         let above = ("/sys/fs/cgroup/memory/memory.limit_in_bytes", "2048\n");
         let above_usage = ("/sys/fs/cgroup/memory/memory.usage_in_bytes", "2000\n");
         let all = [FREE, mounts, group, limit, usage, stat, above, above_usage];
-        assert_eq!(available(&all), Some(48));
+        assert_eq!(left(&all), Some(48));
     }
 
     #[test]
@@ -231,11 +214,11 @@ mod tests {
         let limits = |text| ("/proc/self/limits", text);
         let none = "Max data size             unlimited            unlimited            bytes\n\
                     Max address space         unlimited            unlimited            bytes\n";
-        assert_eq!(available(&[FREE, status, limits(none)]), Some(8 << 30));
+        assert_eq!(left(&[FREE, status, limits(none)]), Some(8 << 30));
         let data = "Max data size             3145728   unlimited bytes\n";
-        assert_eq!(available(&[FREE, status, limits(data)]), Some(2 << 20));
+        assert_eq!(left(&[FREE, status, limits(data)]), Some(2 << 20));
         let addresses = "Max address space         1073741825   unlimited bytes\n";
-        assert_eq!(available(&[FREE, status, limits(addresses)]), Some(0));
-        assert_eq!(available(&[]), None);
+        assert_eq!(left(&[FREE, status, limits(addresses)]), Some(0));
+        assert_eq!(left(&[]), None);
     }
 }

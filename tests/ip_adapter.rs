@@ -19,7 +19,7 @@ use animatelcm::pipeline::load::{Base, Files, IpAdapterFile, Models};
 use animatelcm::pipeline::request::Request;
 use animatelcm::pipeline::{Event, Pipeline, Residency, Tensors};
 use animatelcm::weights::{Checkpoint, Component, PatchStack, Source, random};
-use animatelcm::{Error, Result};
+use animatelcm::{Error, Result, Stop};
 use candle_core::{DType, Device, Tensor};
 
 use crate::support::close::{assert_close, assert_relative, relative_l2};
@@ -161,7 +161,7 @@ fn masks_equal_diffusers() {
     let want = golden::load("ip_adapter/masks");
     for i in 0..3 {
         let picture = picture("ip_adapter/masks", &format!("{i}.u8"));
-        let mask = Mask::new(&resize(&picture, 64, 32, Fit::Stretch));
+        let mask = Mask::new(&resize(&picture, 64, 32, Fit::Stretch, &Stop::default()).unwrap());
         assert_eq!(mask.size(), (32, 64));
         assert_eq!(mask.at(32, 64), floats(&want.tensor(&format!("{i}.mask"))), "mask {i}");
         let at = |name: &str| {

@@ -52,6 +52,9 @@ mod ip_adapter;
 mod kernels;
 /// Every spelling of a LoRA.
 mod lora;
+/// Images and videos as people have them.
+#[cfg(feature = "mp4")]
+mod media;
 /// Kernels in an interpreter.
 mod miniature;
 /// Encoders: what is written is read again by other people's decoders.

@@ -2,7 +2,8 @@
 
 use std::collections::HashMap;
 
-use animatelcm::media::read;
+use animatelcm::Stop;
+use animatelcm::media::read::{self, Selection};
 use candle_core::{Device, Tensor};
 use serde_json::Value;
 
@@ -161,7 +162,8 @@ fn across(frame: &[Color]) -> f32 {
 /// How much object and silhouette overlap: intersection over union, the mean over frames.
 fn overlap(clip: &[&Vec<Color>], hint: &str) -> f64 {
     let path = golden::path(&format!("pocket_adapters/{hint}.gif"));
-    let hints = read::frames("control", &path).unwrap();
+    let hints =
+        read::frames("control", &path, Selection::default(), &Stop::default()).unwrap().images;
     assert_eq!(hints.len(), clip.len());
     let shares = clip.iter().zip(&hints).map(|(frame, hint)| {
         let wanted = hint.pixels().map(|pixel| pixel.0[0] > 127);

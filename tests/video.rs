@@ -7,11 +7,16 @@ use std::path::Path;
 
 use animatelcm::Stop;
 use animatelcm::media::RgbImage;
-use animatelcm::media::read::frames;
+use animatelcm::media::read::{self, Selection};
 use animatelcm::output::{self, ClipInfo, Existing, Metadata};
+use animatelcm::{Result, Stop};
 use image::Rgb;
 
 use crate::support::tiny;
+
+fn frames(field: &'static str, path: &Path) -> Result<Vec<RgbImage>> {
+    Ok(read::frames(field, path, Selection::default(), &Stop::default())?.images)
+}
 
 /// The mean and the largest difference of two clips' values.
 fn difference(a: &[u8], b: &[u8]) -> (f64, u8) {

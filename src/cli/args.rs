@@ -220,9 +220,9 @@ pub(super) struct ControlFlags {
     /// A ControlNet, SparseCtrl network or T2I-Adapter and the picture, animation, video or folder of pictures that
     /// the frames follow; repeatable. After NAME=HINT,model=FILE may follow scale=0.8 or a curve over the frames
     /// (scale=0:1.0,8:0.2), start=0 and end=0.6 (parts of the run), fit=stretch|crop (hints of another size),
-    /// frames=0,8,15 (SparseCtrl: which frames the pictures are for; one picture is for frame 0) and guess (guess
-    /// mode). A path with commas goes into double quotes, a double quote inside is written twice:
-    /// 'canny="a, b.png",model=FILE'.
+    /// frames=0,8,15 (SparseCtrl: which frames the pictures are for; one picture is for frame 0), from=0 and every=2
+    /// (which frames of a video are taken, as many as the clip has) and guess (guess mode). A path with commas goes
+    /// into double quotes, a double quote inside is written twice: 'canny="a, b.png",model=FILE'.
     #[arg(long, value_name = "NAME=HINT,model=FILE,...")]
     pub(super) control: Vec<Control>,
     /// An IP-Adapter and the picture that the frames are to resemble; repeatable. After IMAGE,model=FILE may follow

@@ -1,9 +1,17 @@
 //! Frames, where they come from and where they go: the meeting point of the pipeline and the encoders.
 
+mod animation;
+mod exif;
+mod fault;
+mod foreign;
+mod guard;
 pub mod read;
 pub mod resize;
+mod still;
+mod take;
 pub mod tensor;
 mod video;
+mod webp;
 
 pub use image::RgbImage;
 

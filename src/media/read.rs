@@ -1,45 +1,69 @@
-//! Pictures and animations that the user gives: what adapters follow.
+//! Images, animations and videos that the user gives: what adapters follow.
 
 use std::cmp::Ordering;
-use std::fs::File;
-use std::io::{BufReader, Read, Seek};
 use std::path::{Path, PathBuf};
 
-use image::codecs::{gif::GifDecoder, png::PngDecoder, webp::WebPDecoder};
-use image::{
-    AnimationDecoder, DynamicImage, Frames, ImageDecoder, ImageError, ImageFormat, ImageReader,
-    Limits,
-};
+use image::ImageFormat;
 
-use super::RgbImage;
-use super::video;
-use crate::{Error, Result};
+use super::fault::Fault;
+use super::guard::guarded;
+use super::take::{Budget, MOST_FRAMES, Take, Taken};
+use super::{RgbImage, animation, foreign, still, video, webp};
+use crate::{Result, Stop, files};
 
-/// The most frames that are read; a clip never has as many.
-const MOST_FRAMES: usize = 4096;
-
-/// The most bytes of a video, on disk and of its frames: a gigabyte.
+/// The most bytes of one file: a gigabyte.
 const MOST_BYTES: u64 = 1 << 30;
 
-/// What tells a video.
-const VIDEO_HEAD: u64 = 16;
+/// What a folder's images are told by.
+const EXTENSIONS: [&str; 8] = ["png", "jpg", "jpeg", "webp", "gif", "bmp", "tif", "tiff"];
 
-/// What a folder's pictures are told by.
-const EXTENSIONS: [&str; 5] = ["png", "jpg", "jpeg", "webp", "gif"];
+/// Which frames of an animation, a video or a folder are taken.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Selection {
+    /// The first, from 0.
+    pub from: usize,
+    /// Every so many; at least 1.
+    pub every: usize,
+    /// How many at most; all if left out. What comes after them is not even read.
+    pub count: Option<usize>,
+}
 
-/// The files of a picture, an animation, or a folder of pictures, in order.
+impl Default for Selection {
+    fn default() -> Self {
+        Self { from: 0, every: 1, count: None }
+    }
+}
+
+impl Selection {
+    /// Whether it has the frame of that number, were there no limit to their count.
+    pub(super) fn has(&self, number: usize) -> bool {
+        number.checked_sub(self.from).is_some_and(|after| after.is_multiple_of(self.every.max(1)))
+    }
+}
+
+/// What was read of an input.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Frames {
+    /// The frames that were selected.
+    pub images: Vec<RgbImage>,
+    /// How many frames were seen: all that the input has, unless [`Selection::count`] was reached.
+    pub seen: usize,
+}
+
+/// The files of an image, an animation, or a folder of images, in order.
 ///
 /// Those of a folder are ordered by name, with numbers as numbers: `2.png` before `10.png`. Files of other kinds and
 /// hidden ones are passed over.
 ///
 /// # Errors
 ///
-/// When there is no such file, or no picture in the folder. `field` is what the user called it.
+/// When there is no such file, or no image in the folder. `field` is what the user called it.
 pub fn files(field: &'static str, path: &Path) -> Result<Vec<PathBuf>> {
     if !path.is_dir() {
         return Ok(vec![path.to_path_buf()]);
     }
-    let unreadable = |e: std::io::Error| wrong(field, path, e);
+    let wrong = |reason: String| Fault::from(reason).error(field, path);
+    let unreadable = |e: std::io::Error| wrong(e.to_string());
     let mut found = Vec::new();
     for entry in std::fs::read_dir(path).map_err(unreadable)? {
         let file = entry.map_err(unreadable)?.path();
@@ -50,128 +74,88 @@ pub fn files(field: &'static str, path: &Path) -> Result<Vec<PathBuf>> {
         }
     }
     if found.is_empty() {
-        return Err(wrong(field, path, format!("no picture in it ({})", EXTENSIONS.join(", "))));
+        return Err(wrong(format!("no image in it ({})", EXTENSIONS.join(", "))));
     }
     found.sort_by(|(a, _), (b, _)| natural(a, b));
     Ok(found.into_iter().map(|(_, file)| file).collect())
 }
 
-/// The frames of a picture (one), an animation (GIF, WebP, PNG), a video (H.264 in MP4, Y4M), or a folder of pictures.
+/// The frames of an image (one), an animation (GIF, WebP, PNG), a video (H.264 in MP4, Y4M), or a folder of images.
 ///
-/// Transparency is dropped, as PIL does. Nothing is resized.
+/// They are upright, as their metadata say. Transparency is dropped, as PIL does. Nothing is resized. What an input
+/// would need in memory is known and bounded before it is allocated.
 ///
 /// # Errors
 ///
-/// When a file cannot be read or holds something else. `field` is what the user called it.
-pub fn frames(field: &'static str, path: &Path) -> Result<Vec<RgbImage>> {
+/// When a file cannot be read, holds something else, or has more pixels than are read; [`crate::Error::Cancelled`] once `stop`
+/// is requested. `field` is what the user called it.
+pub fn frames(
+    field: &'static str,
+    path: &Path,
+    selection: Selection,
+    stop: &Stop,
+) -> Result<Frames> {
     if !path.is_dir() {
-        let unreadable = |e: std::io::Error| wrong(field, path, e);
-        let mut head = Vec::new();
-        let mut file = File::open(path).map_err(unreadable)?;
-        file.by_ref().take(VIDEO_HEAD).read_to_end(&mut head).map_err(unreadable)?;
-        return match video::Kind::of(&head) {
-            Some(kind) => film(file, kind).map_err(|reason| wrong(field, path, reason)),
-            None => animation(path).map_err(|error| picture_error(field, path, error)),
-        };
+        let bytes = bytes(path).map_err(|fault| fault.error(field, path))?;
+        let take = Take::new(selection, Budget::new(bytes.len() as u64), stop);
+        let taken = file(&bytes, take).and_then(|taken| match taken.seen {
+            0 => Err("has no frames".into()),
+            _ => Ok(taken),
+        });
+        let taken = taken.map_err(|fault| fault.error(field, path))?;
+        return Ok(Frames { images: taken.frames, seen: taken.seen });
     }
     let files = files(field, path)?;
-    if files.len() > MOST_FRAMES {
-        let reason = format!("{} pictures, at most {MOST_FRAMES} are read", files.len());
-        return Err(wrong(field, path, reason));
+    let chosen = (0..files.len()).filter(|number| selection.has(*number));
+    let chosen: Vec<usize> = chosen.take(selection.count.unwrap_or(usize::MAX)).collect();
+    if chosen.len() > MOST_FRAMES {
+        let reason = format!("{} images, at most {MOST_FRAMES} are read", chosen.len());
+        return Err(Fault::TooLong(reason).error(field, path));
     }
-    files
-        .iter()
-        .map(|file| {
-            let picture = open(file).and_then(ImageReader::decode);
-            Ok(picture.map_err(|error| picture_error(field, file, error))?.to_rgb8())
-        })
-        .collect()
+    let length = |at: &usize| std::fs::metadata(&files[*at]).map_or(0, |found| found.len());
+    let mut budget = Budget::new(chosen.iter().map(length).sum());
+    let mut images = Vec::with_capacity(chosen.len());
+    for at in chosen {
+        let path = &files[at];
+        let first = Selection { count: Some(1), ..Selection::default() };
+        let taken = bytes(path).and_then(|bytes| file(&bytes, Take::new(first, budget, stop)));
+        let taken = taken.map_err(|fault| fault.error(field, path))?;
+        images.extend(taken.frames);
+        budget = taken.budget;
+    }
+    Ok(Frames { images, seen: files.len() })
 }
 
-/// All frames of a video.
-fn film(mut file: File, kind: video::Kind) -> Result<Vec<RgbImage>, String> {
-    let unreadable = |e: std::io::Error| e.to_string();
-    let mut bytes = Vec::new();
-    file.rewind().map_err(unreadable)?;
-    file.take(MOST_BYTES + 1).read_to_end(&mut bytes).map_err(unreadable)?;
-    let mut left = MOST_BYTES.checked_sub(bytes.len() as u64).ok_or("is larger than a gigabyte")?;
-    let mut frames = Vec::new();
-    video::read(kind, &bytes, &mut |frame| {
-        let is_room = frames.len() < MOST_FRAMES;
-        let room = left.checked_sub(frame.as_raw().len() as u64).filter(|_| is_room);
-        left = room.ok_or("is too long")?;
-        frames.push(frame);
-        Ok(())
+/// The bytes of an ordinary file.
+fn bytes(path: &Path) -> Result<Vec<u8>, Fault> {
+    files::read(path, MOST_BYTES).map_err(|error| error.to_string().into())
+}
+
+/// Takes the frames of a file with these bytes.
+fn file(bytes: &[u8], mut take: Take<'_>) -> Result<Taken, Fault> {
+    take.check()?;
+    guarded(|| {
+        if let Some((name, convert)) = foreign::of_brand(bytes) {
+            return Err(Fault::Foreign(format!("is {name}, which is not read"), convert));
+        }
+        if let Some(kind) = video::Kind::of(bytes) {
+            return video::read(kind, bytes, &mut take);
+        }
+        match image::guess_format(bytes) {
+            Ok(ImageFormat::Gif) => animation::gif(bytes, &mut take),
+            Ok(ImageFormat::Png) if animation::is_apng(bytes) => animation::apng(bytes, &mut take),
+            Ok(ImageFormat::WebP) if webp::is_animated(bytes) => webp::read(bytes, &mut take),
+            Ok(
+                format @ (ImageFormat::Png
+                | ImageFormat::WebP
+                | ImageFormat::Jpeg
+                | ImageFormat::Bmp
+                | ImageFormat::Tiff),
+            ) => still::read(format, bytes, &mut take),
+            _ => Err(foreign::fault(bytes)),
+        }
     })?;
-    if frames.is_empty() { Err("has no frames".into()) } else { Ok(frames) }
-}
-
-fn open(path: &Path) -> Result<ImageReader<BufReader<File>>, ImageError> {
-    Ok(ImageReader::open(path)?.with_guessed_format()?)
-}
-
-/// All frames of a file.
-fn animation(path: &Path) -> Result<Vec<RgbImage>, ImageError> {
-    let reader = open(path)?;
-    let format = reader.format();
-    let mut bytes = reader.into_inner();
-    bytes.rewind()?;
-    match format {
-        Some(ImageFormat::Gif) => {
-            let mut decoder = GifDecoder::new(bytes)?;
-            decoder.set_limits(Limits::default())?;
-            all(decoder.into_frames())
-        }
-        Some(ImageFormat::WebP) => {
-            let mut decoder = WebPDecoder::new(bytes)?;
-            decoder.set_limits(Limits::default())?;
-            if decoder.has_animation() {
-                all(decoder.into_frames())
-            } else {
-                Ok(vec![DynamicImage::from_decoder(decoder)?.to_rgb8()])
-            }
-        }
-        Some(ImageFormat::Png) => {
-            let decoder = PngDecoder::with_limits(bytes, Limits::default())?;
-            if decoder.is_apng()? {
-                all(decoder.apng()?.into_frames())
-            } else {
-                Ok(vec![DynamicImage::from_decoder(decoder)?.to_rgb8()])
-            }
-        }
-        _ => Ok(vec![open(path)?.decode()?.to_rgb8()]),
-    }
-}
-
-fn all(frames: Frames<'_>) -> Result<Vec<RgbImage>, ImageError> {
-    frames
-        .take(MOST_FRAMES + 1)
-        .enumerate()
-        .map(|(i, frame)| {
-            if i == MOST_FRAMES {
-                let reason = format!("more than {MOST_FRAMES} frames");
-                return Err(ImageError::IoError(std::io::Error::other(reason)));
-            }
-            Ok(DynamicImage::ImageRgba8(frame?.into_buffer()).to_rgb8())
-        })
-        .collect()
-}
-
-fn picture_error(field: &'static str, path: &Path, error: ImageError) -> Error {
-    match error {
-        ImageError::IoError(error) => wrong(field, path, error),
-        ImageError::Unsupported(_) => {
-            wrong(field, path, "is not a GIF, PNG, JPEG, WebP, MP4 or Y4M")
-                .with_hint("of another kind of video, give the frames as a folder of pictures")
-        }
-        error => wrong(field, path, error),
-    }
-}
-
-fn wrong(field: &'static str, path: &Path, reason: impl std::fmt::Display) -> Error {
-    // Decoders may say more than a line.
-    let reason = reason.to_string().split_whitespace().collect::<Vec<_>>().join(" ");
-    Error::request(field, format!("{}: {reason}", path.display()))
+    Ok(take.finish())
 }
 
 /// Compares names with the numbers in them taken as numbers.

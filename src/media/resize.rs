@@ -1,11 +1,13 @@
 //! Pictures at another size, pixel for pixel as PIL 13 makes them.
 
+use std::borrow::Cow;
 use std::ops::Range;
 
+use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
 
 use super::RgbImage;
-use crate::{Error, Result};
+use crate::{Error, Result, Stop};
 
 /// How a picture comes to another size. Pixels are weighted by Lanczos' window of three lobes.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -35,26 +37,39 @@ impl std::str::FromStr for Fit {
     }
 }
 
-/// A picture at another size.
-pub fn resize(picture: &RgbImage, width: u32, height: u32, fit: Fit) -> RgbImage {
-    let from = picture.dimensions();
+/// An image at another size.
+///
+/// # Errors
+///
+/// [`Error::Cancelled`] once `stop` is requested.
+pub fn resize(
+    image: &RgbImage,
+    width: u32,
+    height: u32,
+    fit: Fit,
+    stop: &Stop,
+) -> Result<RgbImage> {
+    let from = image.dimensions();
     if from == (width, height) || [from.0, from.1, width, height].contains(&0) {
-        return picture.clone();
+        return Ok(image.clone());
     }
-    let part = match fit {
-        Fit::Stretch => picture.clone(),
+    let (width, height) = (Axis::whole(width), Axis::whole(height));
+    let image = match fit {
+        Fit::Stretch => Cow::Borrowed(image),
         Fit::Crop => {
             // The largest part of the wanted proportions, in the middle.
-            let scale =
-                (f64::from(from.0) / f64::from(width)).min(f64::from(from.1) / f64::from(height));
+            let scale = (f64::from(from.0) / f64::from(width.length))
+                .min(f64::from(from.1) / f64::from(height.length));
             let part =
                 |side: u32, most: u32| ((f64::from(side) * scale).round() as u32).clamp(1, most);
-            let (width, height) = (part(width, from.0), part(height, from.1));
+            let (width, height) = (part(width.length, from.0), part(height.length, from.1));
             let (x, y) = ((from.0 - width) / 2, (from.1 - height) / 2);
-            image::imageops::crop_imm(picture, x, y, width, height).to_image()
+            Cow::Owned(image::imageops::crop_imm(image, x, y, width, height).to_image())
         }
     };
-    resample(&part, &Axis::whole(width), &Axis::whole(height), Filter::Lanczos)
+    let resized = resample(&image, &width, &height, Filter::Lanczos, stop);
+    stop.check()?;
+    Ok(resized)
 }
 
 /// The middle of a picture, `side` pixels wide and high: its shorter side is brought to that length with bicubic
@@ -70,7 +85,7 @@ pub fn square(picture: &RgbImage, side: u32) -> RgbImage {
         let start = (length - side) / 2;
         Axis { length, part: start as usize..(start + side) as usize }
     };
-    resample(picture, &axis(width), &axis(height), Filter::Bicubic)
+    resample(picture, &axis(width), &axis(height), Filter::Bicubic, &Stop::default())
 }
 
 /// A side of a resized picture, and which pixels of it are wanted: the others are never computed.
@@ -113,14 +128,31 @@ impl Filter {
     }
 }
 
-fn resample(picture: &RgbImage, width: &Axis, height: &Axis, filter: Filter) -> RgbImage {
+/// What is left of it once `stop` is requested is black.
+fn resample(
+    image: &RgbImage,
+    width: &Axis,
+    height: &Axis,
+    filter: Filter,
+    stop: &Stop,
+) -> RgbImage {
     // Between the two directions pixels are bytes, so it matters which comes first.
-    let is_down_first = picture.height() > height.length && picture.width() < width.length;
-    if is_down_first {
-        across(&down(picture, height, filter), width, filter)
-    } else {
-        down(&across(picture, width, filter), height, filter)
+    let is_down_first = image.height() > height.length && image.width() < width.length;
+    let mut image = Cow::Borrowed(image);
+    for is_down in [is_down_first, !is_down_first] {
+        let (axis, length) =
+            if is_down { (height, image.height()) } else { (width, image.width()) };
+        if axis.is(length) {
+            continue;
+        }
+        let windows = windows(length as usize, axis, filter);
+        image = Cow::Owned(if is_down {
+            down(&image, &windows, stop)
+        } else {
+            across(&image, &windows, stop)
+        });
     }
+    image.into_owned()
 }
 
 /// Weights are whole numbers, with this many binary digits after the point.
@@ -131,40 +163,62 @@ struct Window {
     /// The first.
     start: usize,
     /// How much each counts; they add up to one.
-    weights: Vec<i64>,
+    weights: Vec<i32>,
 }
 
-/// A picture of another height.
-fn down(picture: &RgbImage, height: &Axis, filter: Filter) -> RgbImage {
-    if height.is(picture.height()) {
-        return picture.clone();
-    }
-    turn(&across(&turn(picture), height, filter))
+/// The sum that is rounded to the nearest byte.
+const HALF: i32 = 1 << (PRECISION - 1);
+
+/// The byte that a sum of weighted values stands for.
+fn byte(sum: i32) -> u8 {
+    (sum >> PRECISION).clamp(0, 255) as u8
 }
 
-/// A picture of another width.
-fn across(picture: &RgbImage, width: &Axis, filter: Filter) -> RgbImage {
-    if width.is(picture.width()) {
-        return picture.clone();
-    }
-    let windows = windows(picture.width() as usize, width, filter);
-    let row_length = 3 * picture.width() as usize;
-    let mut pixels = Vec::with_capacity(3 * windows.len() * picture.height() as usize);
-    for row in picture.as_raw().chunks_exact(row_length) {
-        for window in &windows {
-            let seen = row.chunks_exact(3).skip(window.start).zip(&window.weights);
-            let mut sums = [1i64 << (PRECISION - 1); 3];
-            for (pixel, weight) in seen {
+/// An image of another height.
+fn down(image: &RgbImage, windows: &[Window], stop: &Stop) -> RgbImage {
+    let row = 3 * image.width() as usize;
+    rows(image.width(), windows.len() as u32, stop, |y, out| {
+        let window = &windows[y];
+        let mut sums = vec![HALF; row];
+        let rows = image.as_raw().chunks_exact(row).skip(window.start);
+        for (values, weight) in rows.zip(&window.weights) {
+            for (sum, value) in sums.iter_mut().zip(values) {
+                *sum += i32::from(*value) * weight;
+            }
+        }
+        for (out, sum) in out.iter_mut().zip(sums) {
+            *out = byte(sum);
+        }
+    })
+}
+
+/// An image of another width.
+fn across(image: &RgbImage, windows: &[Window], stop: &Stop) -> RgbImage {
+    let row = 3 * image.width() as usize;
+    rows(windows.len() as u32, image.height(), stop, |y, out| {
+        let values = &image.as_raw()[y * row..(y + 1) * row];
+        for (out, window) in out.chunks_exact_mut(3).zip(windows) {
+            let seen = &values[3 * window.start..3 * (window.start + window.weights.len())];
+            let mut sums = [HALF; 3];
+            for (pixel, weight) in seen.as_chunks::<3>().0.iter().zip(&window.weights) {
                 for (sum, value) in sums.iter_mut().zip(pixel) {
-                    *sum += i64::from(*value) * weight;
+                    *sum += i32::from(*value) * weight;
                 }
             }
-            pixels.extend(sums.map(|sum| (sum >> PRECISION).clamp(0, 255) as u8));
+            out.copy_from_slice(&sums.map(byte));
         }
-    }
-    let (width, height) = (windows.len() as u32, picture.height());
-    // The lengths agree: nothing is lost here.
-    RgbImage::from_raw(width, height, pixels).unwrap_or_else(|| RgbImage::new(width, height))
+    })
+}
+
+/// An image whose rows `fill` makes, on all processors; the rest stays black once `stop` is requested.
+fn rows(width: u32, height: u32, stop: &Stop, fill: impl Fn(usize, &mut [u8]) + Sync) -> RgbImage {
+    let mut image = RgbImage::new(width, height);
+    image.par_chunks_exact_mut(3 * width as usize).enumerate().for_each(|(y, row)| {
+        if !stop.is_requested() {
+            fill(y, row);
+        }
+    });
+    image
 }
 
 /// The windows of the pixels that are wanted of a row.
@@ -180,7 +234,7 @@ fn windows(from: usize, to: &Axis, filter: Filter) -> Vec<Window> {
         let weight = |j: usize| filter.weight((j as f64 - centre + 0.5) / stretch);
         let weights: Vec<f64> = (start..end).map(weight).collect();
         let sum: f64 = weights.iter().sum();
-        let whole = |weight: &f64| (weight / sum * f64::from(1u32 << PRECISION)).round() as i64;
+        let whole = |weight: &f64| (weight / sum * f64::from(1u32 << PRECISION)).round() as i32;
         Window { start, weights: weights.iter().map(whole).collect() }
     };
     to.part.clone().map(window).collect()
@@ -210,11 +264,6 @@ fn bicubic(x: f64) -> f64 {
     }
 }
 
-/// Rows become columns.
-fn turn(picture: &RgbImage) -> RgbImage {
-    RgbImage::from_fn(picture.height(), picture.width(), |x, y| *picture.get_pixel(y, x))
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -225,12 +274,14 @@ mod tests {
         // A white square in the middle of a wide black picture.
         let picture =
             RgbImage::from_fn(32, 16, |x, _| Rgb([if (8..24).contains(&x) { 255 } else { 0 }; 3]));
-        let cropped = resize(&picture, 8, 8, Fit::Crop);
+        let resize =
+            |width, height, fit| resize(&picture, width, height, fit, &Stop::default()).unwrap();
+        let cropped = resize(8, 8, Fit::Crop);
         assert!(cropped.pixels().all(|pixel| pixel[0] > 250), "{cropped:?}");
-        let stretched = resize(&picture, 8, 8, Fit::Stretch);
+        let stretched = resize(8, 8, Fit::Stretch);
         assert!(stretched.get_pixel(0, 4)[0] < 5 && stretched.get_pixel(4, 4)[0] > 250);
-        assert_eq!(resize(&picture, 32, 16, Fit::Crop), picture);
-        assert_eq!(resize(&picture, 1, 1, Fit::Crop).dimensions(), (1, 1));
+        assert_eq!(resize(32, 16, Fit::Crop), picture);
+        assert_eq!(resize(1, 1, Fit::Crop).dimensions(), (1, 1));
     }
 
     #[test]

@@ -15,7 +15,7 @@ use crate::adapters::sparse_ctrl::{SparseControl, SparseHint};
 use crate::adapters::t2i_adapter::T2iControl;
 use crate::adapters::{ActiveRange, Conditioner, ControlSettings, Strength};
 use crate::media::RgbImage;
-use crate::media::read;
+use crate::media::read::{self, Selection};
 use crate::media::resize::{Fit, resize};
 use crate::media::tensor::{from_rgb, to_grey};
 use crate::{Error, Result, Stop};
@@ -24,17 +24,20 @@ use crate::{Error, Result, Stop};
 const FIELD: &str = "control";
 
 /// The form of the option.
-const GRAMMAR: &str = "NAME=HINT,model=FILE[,scale=0.8][,start=0][,end=0.6][,fit=crop][,frames=0,8][,guess]; \
+const GRAMMAR: &str = "NAME=HINT,model=FILE[,scale=0.8][,start=0][,end=0.6][,fit=crop][,frames=0,8][,from=0][,every=2]\
+                       [,guess]; \
                        a path with commas in double quotes: NAME=\"a, b.png\"";
 
 /// What may follow `NAME=HINT`. Curves and lists have commas of their own: `scale=0:1.0,8:0.2`, `frames=0,8,15`.
-const KEYS: [Key; 7] = [
+const KEYS: [Key; 9] = [
     Key::new("model", Kind::Path),
     Key::new("scale", Kind::List(|part| part.contains(':'))),
     Key::new("start", Kind::Text),
     Key::new("end", Kind::Text),
     Key::new("fit", Kind::Text),
     Key::new("frames", Kind::List(|part| part.trim().parse::<usize>().is_ok())),
+    Key::new("from", Kind::Text),
+    Key::new("every", Kind::Text),
     Key::new("guess", Kind::Word),
 ];
 
@@ -42,7 +45,7 @@ const KEYS: [Key; 7] = [
 /// network or a T2I-Adapter.
 ///
 /// On the command line `NAME=HINT,model=FILE` and perhaps `,scale=0.8`, `,start=0`, `,end=0.6`, `,fit=crop`,
-/// `,frames=0,8` and `,guess`. Paths with commas are in double quotes.
+/// `,frames=0,8`, `,from=0`, `,every=2` and `,guess`. Paths with commas are in double quotes.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Control {
@@ -68,6 +71,14 @@ pub struct Control {
     /// The frames, from 0, that the pictures are for: SparseCtrl only.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub frames: Vec<usize>,
+    /// The first frame of the hint's animation, video or folder that is taken, from 0.
+    ///
+    /// With it or `every` as many frames are taken as the clip (or `frames`) needs, and the others passed over.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub from: Option<usize>,
+    /// Every so many frames one is taken.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub every: Option<usize>,
     /// Guess mode: shallow residuals count less, and the negative prompt goes without.
     #[serde(default)]
     pub guess: bool,
@@ -110,6 +121,13 @@ impl FromStr for Control {
             let frames: Option<_> = value.split(',').map(frame).collect();
             frames.ok_or_else(|| wrong(format!("`{value}` in `{text}` is not a list of frames")))
         };
+        let whole = |value: Option<String>| match value {
+            None => Ok(None),
+            Some(value) => value
+                .parse()
+                .map(Some)
+                .map_err(|_| wrong(format!("`{value}` in `{text}` is not a number of frames"))),
+        };
         Ok(Self {
             name,
             hint,
@@ -119,6 +137,8 @@ impl FromStr for Control {
             start: number(take("start"), 0.0)?,
             end: number(take("end"), 1.0)?,
             frames: frames(take("frames"))?,
+            from: whole(take("from"))?,
+            every: whole(take("every"))?,
             guess,
             fit: take("fit").map(|fit| fit.parse()).transpose()?.unwrap_or_default(),
         })
@@ -137,18 +157,22 @@ impl Control {
         &self,
         config: &SideConfig,
         clip: usize,
+        longest: Option<usize>,
         (width, height): (usize, usize),
+        stop: &Stop,
     ) -> Result<Hint> {
         let wrong = |reason: String| Error::request(FIELD, format!("`{}`: {reason}", self.name));
-        let pictures = read::frames(FIELD, Path::new(&self.hint))?;
+        let pictures = self.pictures(clip, stop)?;
         let found = pictures.len();
-        let fit = |picture| resize(picture, width as u32, height as u32, self.fit);
+        let fit = |picture| resize(picture, width as u32, height as u32, self.fit, stop);
+        let all = longest.unwrap_or(usize::MAX);
         let frames = match config {
             SideConfig::SparseCtrl(config) => {
                 let longest = config.motion_max_seq_length;
                 if clip > longest {
                     let reason = format!("{clip} frames asked for, the network knows {longest}");
-                    return Err(wrong(reason).with_hint(format!("--frames {longest} or fewer")));
+                    let known = longest.min(all);
+                    return Err(wrong(reason).with_hint(format!("--frames {known} or fewer")));
                 }
                 self.sparse_frames(found, clip)?
             }
@@ -160,14 +184,43 @@ impl Control {
             _ if found == 1 || found == clip => vec![],
             _ => {
                 let reason = format!("{} has {found} frames, the clip {clip}", self.hint);
-                let hint = format!("--frames {found}, or one picture for all frames");
+                let some = "one image for all frames";
+                // Never a number that the motion modules refuse.
+                let hint = match (found > clip, found <= all) {
+                    (true, true) => format!("{}, or --frames {found}", some_of(found, clip)),
+                    (true, false) => some_of(found, clip),
+                    (false, _) => format!("--frames {found}, or {some}"),
+                };
                 return Err(wrong(reason).with_hint(hint));
             }
         };
         if self.guess && matches!(config, SideConfig::T2iAdapter(_)) {
             return Err(wrong(format!("{} has no guess mode", config.kind())));
         }
-        Ok(Hint { pictures: pictures.iter().map(fit).collect(), frames })
+        Ok(Hint { pictures: pictures.iter().map(fit).collect::<Result<_>>()?, frames })
+    }
+
+    /// The pictures of its hint that are taken, in their own size.
+    fn pictures(&self, clip: usize, stop: &Stop) -> Result<Vec<RgbImage>> {
+        let path = Path::new(&self.hint);
+        if self.from.is_none() && self.every.is_none() {
+            return Ok(read::frames(FIELD, path, Selection::default(), stop)?.images);
+        }
+        let (from, every) = (self.from.unwrap_or(0), self.every.unwrap_or(1));
+        let count = if self.frames.is_empty() { clip } else { self.frames.len() };
+        let found = read::frames(FIELD, path, Selection { from, every, count: Some(count) }, stop)?;
+        let taken = found.images.len();
+        // A still image is for all frames, whatever is taken of it.
+        let is_still = found.seen == 1 && taken == 1;
+        if taken < count && !is_still {
+            let (name, hint, seen) = (&self.name, &self.hint, found.seen);
+            let reason = format!(
+                "`{name}`: {hint} has {seen} frames, from={from},every={every} takes {taken} of {count}"
+            );
+            let error = Error::request(FIELD, reason);
+            return Err(if seen >= count { error.with_hint(some_of(seen, count)) } else { error });
+        }
+        Ok(found.images)
     }
 
     /// The frame of each of so many pictures.
@@ -179,7 +232,12 @@ impl Control {
         let pictures = if found == 1 { "picture" } else { "pictures" };
         if self.frames.is_empty() {
             let reason = format!("{} has {found} {pictures}, but for which frames", self.hint);
-            return Err(wrong(reason).with_hint("say so: frames=0,8,15"));
+            let hint = "say so: frames=0,8,15";
+            return Err(wrong(reason).with_hint(if found > clip {
+                format!("{hint}; or {}", some_of(found, clip))
+            } else {
+                hint.to_owned()
+            }));
         }
         if self.frames.len() != found {
             let (hint, wanted) = (&self.hint, self.frames.len());
@@ -192,6 +250,11 @@ impl Control {
     fn is_idle(&self, clip: usize) -> bool {
         (0..clip).all(|frame| self.scale.at(frame) == 0.0)
     }
+}
+
+/// How so many frames of a longer hint are taken, spread over it.
+fn some_of(found: usize, count: usize) -> String {
+    format!("from=0,every={} takes {count} of them", found / count.max(1))
 }
 
 /// The pictures of a control.
@@ -213,6 +276,9 @@ pub(super) fn validate(controls: &[Control], clip: usize) -> Result<()> {
         if !names.insert(name) {
             return wrong(format!("two are called `{name}`"));
         }
+        if control.every == Some(0) {
+            return wrong(format!("`{name}`: `every` must be at least 1"));
+        }
         let mut seen = HashSet::new();
         for &frame in &control.frames {
             if frame >= clip {
@@ -230,7 +296,12 @@ pub(super) fn validate(controls: &[Control], clip: usize) -> Result<()> {
 }
 
 /// The hint of every control of a request, for a clip of that size (width, height).
-pub(super) fn hints(request: &Request, models: &Models, size: (usize, usize)) -> Result<Vec<Hint>> {
+pub(super) fn hints(
+    request: &Request,
+    models: &Models,
+    size: (usize, usize),
+    stop: &Stop,
+) -> Result<Vec<Hint>> {
     let hint = |control: &Control| {
         let Some(config) = models.side_config(&control.model) else {
             return Err(unopened(control));
@@ -238,7 +309,7 @@ pub(super) fn hints(request: &Request, models: &Models, size: (usize, usize)) ->
         if config.sees_latents() {
             models.check_encoder()?;
         }
-        control.hint(config, request.frames, size)
+        control.hint(config, request.frames, models.longest_clip(), size, stop)
     };
     request.controls.iter().map(hint).collect()
 }
@@ -369,6 +440,8 @@ mod tests {
             ("a=b,c.gif,model=c", "`c.gif`"),
             ("a=b,model=c,frames=0,-1", "`-1`"),
             ("a=b,model=c,frames=x", "not a list of frames"),
+            ("a=b,model=c,from=-1", "`-1`"),
+            ("a=b,model=c,every=x", "not a number of frames"),
             ("a=b,model=c,frames=0,scale=1,8", "`8`"),
             ("a=b,model=c,frames=0,1:2", "`1:2`"),
         ] {
@@ -386,6 +459,8 @@ mod tests {
         let error = validate(&[control("a=b,model=c,start=0.7,end=0.3")], 4).unwrap_err();
         assert!(error.to_string().starts_with("control: `a`"), "{error}");
         assert!(validate(&two[..1], 4).is_ok());
+        let error = validate(&[control("a=b,model=c,every=0")], 4).unwrap_err().to_string();
+        assert!(error.contains("`every` must be at least 1"), "{error}");
         assert!(validate(&[control("a=b,model=c,frames=3,0")], 4).is_ok());
         for (frames, part) in [("0,4", "frame 4 is not in the clip, 0 to 3"), ("1,2,1", "twice")] {
             let control = control(&format!("a=b,model=c,frames={frames}"));

@@ -11,9 +11,9 @@ use super::request::{FileRecord, Request};
 use crate::adapters::ip_adapter::{ImagePromptSettings, Share};
 use crate::adapters::{ActiveRange, Mask, Strength};
 use crate::media::RgbImage;
-use crate::media::read;
+use crate::media::read::{self, Selection};
 use crate::media::resize::{Fit, resize};
-use crate::{Error, Result};
+use crate::{Error, Result, Stop};
 
 /// The name of the option and of errors about it.
 const FIELD: &str = "ip-adapter";
@@ -136,10 +136,19 @@ impl IpAdapter {
     }
 
     /// Reads its pictures and, at the clip's size, its masks.
-    fn read(&self, frames: usize, (width, height): (usize, usize)) -> Result<Pictures> {
+    fn read(
+        &self,
+        frames: usize,
+        longest: Option<usize>,
+        (width, height): (usize, usize),
+        stop: &Stop,
+    ) -> Result<Pictures> {
+        let read = |file: &str| {
+            Ok::<_, Error>(read::frames(FIELD, Path::new(file), Selection::default(), stop)?.images)
+        };
         let mut images = Vec::new();
         for image in &self.images {
-            images.extend(read::frames(FIELD, Path::new(&image.file))?);
+            images.extend(read(&image.file)?);
         }
         let found = images.len();
         if let Some(empty) = images.iter().find(|image| image.width() == 0 || image.height() == 0) {
@@ -148,18 +157,23 @@ impl IpAdapter {
         }
         if self.per_frame && found != frames {
             let reason = format!("{found} pictures for {frames} frames");
-            return Err(self
-                .wrong(reason)
-                .with_hint(format!("--frames {found}, or no `per-frame`")));
+            // Never a number that the motion modules refuse.
+            let hint = if longest.is_some_and(|longest| found > longest) {
+                format!("give {frames}, or no `per-frame`")
+            } else {
+                format!("--frames {found}, or no `per-frame`")
+            };
+            return Err(self.wrong(reason).with_hint(hint));
         }
         let mut masks = Vec::new();
         for mask in &self.masks {
-            let pictures = read::frames(FIELD, Path::new(&mask.file))?;
+            let pictures = read(&mask.file)?;
             let [picture] = pictures.as_slice() else {
                 let reason = format!("the mask {} has {} frames", mask.file, pictures.len());
                 return Err(self.wrong(reason).with_hint("a mask is one picture"));
             };
-            masks.push(Mask::new(&resize(picture, width as u32, height as u32, Fit::Stretch)));
+            let mask = resize(picture, width as u32, height as u32, Fit::Stretch, stop)?;
+            masks.push(Mask::new(&mask));
         }
         if !masks.is_empty() && masks.len() != found {
             let reason = format!("{found} pictures have {} masks", masks.len());
@@ -208,8 +222,14 @@ pub(super) fn validate(adapters: &[IpAdapter]) -> Result<()> {
 }
 
 /// The pictures of every IP-Adapter of a request, for a clip of that size (width, height).
-pub(super) fn pictures(request: &Request, size: (usize, usize)) -> Result<Vec<Pictures>> {
-    request.ip_adapters.iter().map(|adapter| adapter.read(request.frames, size)).collect()
+pub(super) fn pictures(
+    request: &Request,
+    longest: Option<usize>,
+    size: (usize, usize),
+    stop: &Stop,
+) -> Result<Vec<Pictures>> {
+    let read = |adapter: &IpAdapter| adapter.read(request.frames, longest, size, stop);
+    request.ip_adapters.iter().map(read).collect()
 }
 
 /// A request may only use adapters that the pipeline was given.

@@ -263,8 +263,9 @@ impl Pipeline {
                 return Err(ip_adapter::unopened(adapter));
             }
         }
-        let hints = control::hints(request, &self.models, (width, height))?;
-        let pictures = ip_adapter::pictures(request, (width, height))?;
+        let hints = control::hints(request, &self.models, (width, height), &self.stop)?;
+        let pictures =
+            ip_adapter::pictures(request, self.models.longest_clip(), (width, height), &self.stop)?;
         let schedule = self.models.schedule(request)?;
         let plan = request.sampler.plan(
             &schedule,

@@ -8,13 +8,14 @@ use rayon::prelude::*;
 
 use super::Compute;
 use super::plan::{Data, Plan};
+use crate::media::read::{self, Selection};
 use crate::media::resize::{Fit, resize};
-use crate::media::{read, tensor};
+use crate::media::tensor;
 use crate::models::vae::AutoencoderKl;
 use crate::procedural::grammar::Part;
 use crate::procedural::{Caption, Scene};
 use crate::rng::Uniform;
-use crate::{Error, Result};
+use crate::{Error, Result, Stop};
 
 /// What a clip is said to show.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -125,20 +126,23 @@ impl Clips {
             }
             Kind::Folder { stride, clips } => {
                 let (path, _) = &clips[index % clips.len()];
-                let all = read::frames("data", path)?;
-                let needed = (self.frames - 1) * stride + 1;
+                let stop = Stop::default();
+                let some = Selection { from: 0, every: *stride, count: Some(self.frames) };
+                let read::Frames { images, seen } = read::frames("data", path, some, &stop)?;
                 // A picture is a clip of which every frame is the same.
-                if all.len() != 1 && all.len() < needed {
+                let is_still = seen == 1;
+                if images.len() < self.frames && !is_still {
+                    let needed = (self.frames - 1) * stride + 1;
                     let reason =
-                        format!("{} has {} frames, {needed} are needed", path.display(), all.len());
+                        format!("{} has {seen} frames, {needed} are needed", path.display());
                     return Err(Error::request("data", reason));
                 }
                 let side = self.side as u32;
                 let frame = |i: &usize| {
-                    let at = if all.len() == 1 { 0 } else { i * stride };
-                    resize(&all[at], side, side, Fit::Crop)
+                    let at = if is_still { 0 } else { *i };
+                    resize(&images[at], side, side, Fit::Crop, &stop)
                 };
-                Ok(wanted.iter().map(frame).collect())
+                wanted.iter().map(frame).collect()
             }
         }
     }

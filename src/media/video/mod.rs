@@ -1,10 +1,19 @@
 //! Videos that the user gives, frame by frame: Y4M, and H.264 in MP4.
 
 #[cfg(feature = "mp4")]
+mod boxes;
+#[cfg(feature = "mp4")]
+mod h264;
+#[cfg(feature = "mp4")]
 mod mp4;
+#[cfg(feature = "mp4")]
+mod samples;
 mod y4m;
 
 use image::RgbImage;
+
+use super::fault::Fault;
+use super::take::Take;
 
 /// A kind of video, told by its first bytes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -21,23 +30,34 @@ impl Kind {
         if bytes.starts_with(y4m::MAGIC) {
             return Some(Self::Y4m);
         }
-        matches!(bytes.get(4..8), Some(b"ftyp" | b"moov" | b"mdat" | b"wide")).then_some(Self::Mp4)
+        // The boxes that such files begin with.
+        let kind = bytes.get(4..8)?;
+        let is_mp4 = matches!(
+            kind,
+            b"ftyp"
+                | b"moov"
+                | b"mdat"
+                | b"moof"
+                | b"styp"
+                | b"sidx"
+                | b"wide"
+                | b"free"
+                | b"skip"
+                | b"pnot"
+                | b"PICT"
+                | b"junk"
+                | b"uuid"
+        );
+        is_mp4.then_some(Self::Mp4)
     }
 }
 
-/// Why a video cannot be read, in a line.
-pub(super) type Fault = String;
-
-/// All frames of the video that `bytes` are; `each` takes them and may stop.
-pub(super) fn read(
-    kind: Kind,
-    bytes: &[u8],
-    each: &mut dyn FnMut(RgbImage) -> Result<(), Fault>,
-) -> Result<(), Fault> {
+/// Takes the frames of the video that `bytes` are.
+pub(super) fn read(kind: Kind, bytes: &[u8], take: &mut Take<'_>) -> Result<(), Fault> {
     match kind {
-        Kind::Y4m => y4m::read(bytes, each),
+        Kind::Y4m => y4m::read(bytes, take),
         #[cfg(feature = "mp4")]
-        Kind::Mp4 => mp4::read(bytes, each),
+        Kind::Mp4 => mp4::read(bytes, take),
         #[cfg(not(feature = "mp4"))]
         Kind::Mp4 => Err("is an MP4, and this build has no `mp4` support".into()),
     }

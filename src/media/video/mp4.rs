@@ -1,147 +1,153 @@
 //! H.264 in MP4, decoded by Cisco's openh264: 8 bits, 4:2:0, progressive.
 
-use h264_reader::nal::sps::{ChromaFormat, FrameMbsFlags, SeqParameterSet};
-use h264_reader::rbsp::{BitReader, decode_nal};
 use image::{RgbImage, imageops};
 use openh264::OpenH264API;
 use openh264::decoder::{DecodedYUV, Decoder, DecoderConfig, Flush};
 use openh264::formats::YUVSource;
-use re_mp4::{Avc1Box, Mp4, StsdBoxContent, TkhdBox, TrackKind};
 
-use super::{Fault, Matrix, Picture, Plane};
+use super::boxes::{Part, boxes, child, descendant, i32_at};
+use super::h264::Stream;
+use super::samples::{Samples, track_id};
+use crate::media::fault::{Convert, Fault};
+use crate::media::take::{Decoded, Take};
 
-/// What stands before every unit of a stream.
-const START_CODE: [u8; 4] = [0, 0, 0, 1];
+/// Bytes of a sample entry before the boxes in it.
+const ENTRY: usize = 78;
 
-/// The first video track's frames, in the order in which they are shown.
-pub(super) fn read(
-    bytes: &[u8],
-    each: &mut dyn FnMut(RgbImage) -> Result<(), Fault>,
-) -> Result<(), Fault> {
-    let fault = |error: &dyn std::fmt::Display| format!("is not a whole MP4: {error}");
-    let mp4 = Mp4::read_bytes(bytes).map_err(|error| fault(&error))?;
-    let track = mp4.tracks().values().find(|track| track.kind == Some(TrackKind::Video));
-    let track = track.ok_or("has no video track")?;
-    let trak = track.trak(&mp4);
-    let avc = match &trak.mdia.minf.stbl.stsd.contents {
-        StsdBoxContent::Avc1(avc) => avc,
-        other => {
-            let codec = other.codec_string().unwrap_or_else(|| "an unknown codec".into());
-            return Err(format!("holds {codec}, only H.264 is decoded"));
-        }
+/// The frames of the first video track that can be decoded, in the order in which they are shown.
+pub(super) fn read(bytes: &[u8], take: &mut Take<'_>) -> Result<(), Fault> {
+    let moov = child(bytes, b"moov").ok_or("is not a whole MP4: its index (`moov`) is missing")?;
+    if child(moov, b"cmov").is_some() {
+        let reason = "is a QuickTime file whose index is compressed".into();
+        return Err(Fault::Foreign(reason, Convert::Video));
+    }
+    let (trak, entry) = track(moov)?;
+    let avcc = avcc(entry)?;
+    let turn = Turn::of(child(trak, b"tkhd").unwrap_or_default())?;
+    let samples = Samples::read(bytes, moov, trak)?;
+    let sample = |i: usize| -> Result<&[u8], Fault> {
+        let found = samples.all.get(i).and_then(|sample| {
+            let start = usize::try_from(sample.offset).ok()?;
+            bytes.get(start..start.checked_add(sample.size as usize)?)
+        });
+        found.ok_or_else(|| "ends within a frame".into())
     };
-    let stream = Stream::new(avc)?;
-    let turn = Turn::of(&trak.tkhd)?;
+    if samples.all.is_empty() {
+        return Err("has no frames".into());
+    }
+    let stream = Stream::new(avcc, sample(0)?)?;
 
     let config = DecoderConfig::new().flush_after_decode(Flush::NoFlush);
     let mut decoder = Decoder::with_api_config(OpenH264API::from_source(), config)
         .map_err(|error| error.to_string())?;
-    let undecodable = |error: openh264::Error| format!("cannot be decoded: {error}");
-    decoder.decode(&stream.head).map_err(undecodable)?;
-    for sample in &track.samples {
-        let range = usize::try_from(sample.offset).ok().and_then(|start| {
-            let end = start.checked_add(usize::try_from(sample.size).ok()?)?;
-            bytes.get(start..end)
-        });
-        let units = stream.units(range.ok_or("ends within a frame")?)?;
-        if let Some(picture) = decoder.decode(&units).map_err(undecodable)? {
-            each(turn.apply(stream.picture(&picture)?))?;
+    let undecodable = |error: openh264::Error| {
+        Fault::Foreign(format!("cannot be decoded: {error}"), Convert::Video)
+    };
+    if !stream.head.is_empty() {
+        decoder.decode(&stream.head).map_err(undecodable)?;
+    }
+    take.listed(&samples.shown, |each| {
+        // Pictures come in the order of their times.
+        let mut rank = 0;
+        let mut show = |picture: &DecodedYUV<'_>| {
+            let make = || Ok(turn.apply(stream.picture(picture)?));
+            let (width, height) = picture.dimensions();
+            rank += 1;
+            each(rank - 1, Decoded { size: (width as u32, height as u32), make: &make })
+        };
+        for i in 0..samples.all.len() {
+            let units = stream.units(sample(i)?)?;
+            if let Some(picture) = decoder.decode(&units).map_err(undecodable)?
+                && !show(&picture)?
+            {
+                return Ok(());
+            }
         }
-    }
-    for picture in decoder.flush_remaining().map_err(undecodable)? {
-        each(turn.apply(stream.picture(&picture)?))?;
-    }
-    Ok(())
+        for picture in decoder.flush_remaining().map_err(undecodable)? {
+            if !show(&picture)? {
+                break;
+            }
+        }
+        Ok(())
+    })
 }
 
-/// What is common to all frames.
-struct Stream {
-    /// The parameter sets, with start codes.
-    head: Vec<u8>,
-    /// Bytes of the length before every unit of a sample.
-    length_bytes: usize,
-    is_full: bool,
-    /// As the stream says; otherwise players go by the size.
-    matrix: Option<Matrix>,
+/// The first video track that is H.264, or else the first; and its first sample entry.
+fn track<'a>(moov: &'a [u8]) -> Result<(&'a [u8], Part<'a>), Fault> {
+    let is_video = |trak: &&[u8]| {
+        let kind = descendant(trak, &[b"mdia", b"hdlr"]).and_then(|body| body.get(8..12));
+        kind == Some(b"vide")
+    };
+    let traks = boxes(moov).filter(|part| part.kind == b"trak").map(|part| part.body);
+    let mut traks: Vec<&[u8]> = traks.filter(is_video).collect();
+    traks.sort_by_key(|trak| track_id(trak));
+    let entry = |trak: &&'a [u8]| {
+        let table = descendant(trak, &[b"mdia", b"minf", b"stbl", b"stsd"])?;
+        Some((*trak, boxes(table.get(8..)?).next()?))
+    };
+    let found: Vec<_> = traks.iter().filter_map(entry).collect();
+    let is_h264 = |(_, entry): &&(&[u8], Part<'_>)| is_h264(*entry.kind);
+    let best = found.iter().find(is_h264).or(found.first());
+    best.copied().ok_or_else(|| "has no video track".into())
 }
 
-impl Stream {
-    fn new(avc: &Avc1Box) -> Result<Self, Fault> {
-        let avcc = &*avc.avcc;
-        let mut head = Vec::new();
-        for set in avcc.sequence_parameter_sets.iter().chain(&avcc.picture_parameter_sets) {
-            head.extend(START_CODE);
-            head.extend(&set.bytes);
-        }
-        let Some(set) = avcc.sequence_parameter_sets.first() else {
-            return Err("has no parameters of its video".into());
-        };
-        let unread = |error: &dyn std::fmt::Debug| format!("its parameters are broken: {error:?}");
-        let bits = decode_nal(&set.bytes).map_err(|error| unread(&error))?;
-        let sps = SeqParameterSet::from_bits(BitReader::new(&*bits)).map_err(|e| unread(&e))?;
-        let chroma = &sps.chroma_info;
-        if chroma.chroma_format != ChromaFormat::YUV420
-            || chroma.bit_depth_luma_minus8 + chroma.bit_depth_chroma_minus8 > 0
-        {
-            return Err("is not 4:2:0 with 8 bits, only that is decoded".into());
-        }
-        if !matches!(sps.frame_mbs_flags, FrameMbsFlags::Frames) {
-            return Err("is interlaced".into());
-        }
-        let signal = sps.vui_parameters.as_ref().and_then(|vui| vui.video_signal_type.as_ref());
-        // ITU-T H.264, table E-5.
-        let matrix = signal.and_then(|signal| signal.colour_description.as_ref());
-        let matrix = match matrix.map(|colour| colour.matrix_coefficients) {
-            None | Some(2) => None,
-            Some(1) => Some(Matrix::BT709),
-            Some(4..=6) => Some(Matrix::BT601),
-            Some(9) => Some(Matrix::BT2020),
-            Some(other) => return Err(format!("has colours of an unknown kind ({other})")),
-        };
-        Ok(Self {
-            head,
-            length_bytes: usize::from(avcc.length_size_minus_one & 3) + 1,
-            is_full: signal.is_some_and(|signal| signal.video_full_range_flag),
-            matrix,
-        })
-    }
+fn is_h264(kind: [u8; 4]) -> bool {
+    matches!(&kind, b"avc1" | b"avc2" | b"avc3" | b"avc4")
+}
 
-    /// A sample's units, each with a start code in place of its length.
-    fn units(&self, mut sample: &[u8]) -> Result<Vec<u8>, Fault> {
-        let mut stream = Vec::with_capacity(sample.len() + 8);
-        while !sample.is_empty() {
-            let (length, rest) =
-                sample.split_at_checked(self.length_bytes).ok_or("a frame is cut off")?;
-            let length = length.iter().fold(0, |all, byte| all << 8 | usize::from(*byte));
-            let (unit, rest) = rest.split_at_checked(length).ok_or("a frame is cut off")?;
-            stream.extend(START_CODE);
-            stream.extend(unit);
-            sample = rest;
-        }
-        Ok(stream)
+/// The decoder's configuration in a sample entry.
+fn avcc(entry: Part<'_>) -> Result<&[u8], Fault> {
+    let parts = entry.body.get(ENTRY..).unwrap_or_default();
+    if is_h264(*entry.kind) {
+        return child(parts, b"avcC").ok_or_else(|| "has no parameters of its video".into());
     }
+    if entry.kind == b"encv" {
+        return Err("is encrypted (DRM), which is not read".into());
+    }
+    let reason = format!("holds {}, only H.264 is decoded", codec(*entry.kind, parts));
+    Err(Fault::Foreign(reason, Convert::Video))
+}
 
-    fn picture(&self, decoded: &DecodedYUV<'_>) -> Result<RgbImage, Fault> {
-        let (width, height) = decoded.dimensions();
-        let (luma_stride, cb_stride, cr_stride) = decoded.strides();
-        // What players take for high definition.
-        let is_large = width >= 1280 || height > 576;
-        let guess = if is_large { Matrix::BT709 } else { Matrix::BT601 };
-        let half = (width.div_ceil(2), height / 2);
-        let picture = || {
-            Some(Picture {
-                luma: Plane::new(decoded.y(), luma_stride, (width, height))?,
-                chroma: Some((
-                    Plane::new(decoded.u(), cb_stride, half)?,
-                    Plane::new(decoded.v(), cr_stride, half)?,
-                )),
-                shared: (2, 2),
-                is_centred: false,
-                is_full: self.is_full,
-                matrix: self.matrix.unwrap_or(guess),
-            })
-        };
-        Ok(picture().ok_or("a frame has no pixels")?.to_rgb())
+/// The name of a codec.
+fn codec(kind: [u8; 4], parts: &[u8]) -> String {
+    let name = match &kind {
+        b"hvc1" | b"hev1" | b"dvh1" | b"dvhe" => "HEVC (H.265)",
+        b"vvc1" | b"vvi1" => "VVC (H.266)",
+        b"av01" => "AV1",
+        b"vp08" => "VP8",
+        b"vp09" => "VP9",
+        b"mp4v" => child(parts, b"esds").map_or("MPEG-4 part 2", object_type),
+        b"jpeg" | b"mjpa" | b"mjpb" | b"mjpg" => "Motion JPEG",
+        b"apch" | b"apcn" | b"apcs" | b"apco" | b"ap4h" | b"ap4x" => "ProRes",
+        b"AVdn" | b"AVdh" => "DNxHD",
+        b"s263" | b"h263" => "H.263",
+        b"dvc " | b"dvcp" | b"dvpp" | b"dv5p" | b"dv5n" => "DV",
+        b"SVQ1" | b"SVQ3" => "Sorenson video",
+        b"png " => "PNG frames",
+        b"rle " => "QuickTime animation",
+        b"raw " | b"2vuy" | b"yuv2" | b"v210" => "raw frames",
+        _ => {
+            let name = kind.escape_ascii();
+            return format!("the codec `{name}`");
+        }
+    };
+    name.to_owned()
+}
+
+/// What an `esds` box says of a track of the kind `mp4v`.
+fn object_type(esds: &[u8]) -> &'static str {
+    /// The contents of a descriptor, after its tag and the bytes of its length.
+    fn inside(bytes: &[u8]) -> Option<&[u8]> {
+        let length = bytes.get(1..)?.iter().position(|byte| byte & 0x80 == 0)?;
+        bytes.get(length + 2..)
+    }
+    // The version; then the track's number and flags, before the decoder's descriptor.
+    let decoder = esds.get(4..).and_then(inside).and_then(|track| inside(track.get(3..)?));
+    match decoder.and_then(|decoder| decoder.first()) {
+        Some(0x60..=0x65) => "MPEG-2",
+        Some(0x6a) => "MPEG-1",
+        Some(0x6c) => "Motion JPEG",
+        _ => "MPEG-4 part 2",
     }
 }
 
@@ -155,17 +161,23 @@ enum Turn {
 }
 
 impl Turn {
-    /// What a track's matrix says, of which the turn is the first two rows and columns.
-    fn of(header: &TkhdBox) -> Result<Self, Fault> {
+    /// What a track's header says in its matrix, of which the turn is the first two rows and columns.
+    fn of(header: &[u8]) -> Result<Self, Fault> {
         const ONE: i32 = 0x1_0000;
         const MINUS: i32 = -ONE;
-        let matrix = &header.matrix;
-        match (matrix.a, matrix.b, matrix.c, matrix.d) {
+        let start = if header.first() == Some(&1) { 52 } else { 40 };
+        let matrix = [0, 4, 12, 16].map(|at| i32_at(header, start + at));
+        let [Some(a), Some(b), Some(c), Some(d)] = matrix else {
+            return Err("the header of its track is cut off".into());
+        };
+        match (a, b, c, d) {
             (ONE, 0, 0, ONE) => Ok(Self::Not),
             (0, ONE, MINUS, 0) => Ok(Self::Right),
             (MINUS, 0, 0, MINUS) => Ok(Self::Around),
             (0, MINUS, ONE, 0) => Ok(Self::Left),
-            other => Err(format!("is shown through the matrix {other:?}, only turns are known")),
+            other => {
+                Err(format!("is shown through the matrix {other:?}, only turns are known").into())
+            }
         }
     }
 

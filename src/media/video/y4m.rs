@@ -1,8 +1,8 @@
 //! YUV4MPEG2: a line of text, then raw planes.
 
-use image::RgbImage;
-
-use super::{Fault, Matrix, Picture, Plane};
+use super::{Matrix, Picture, Plane};
+use crate::media::fault::{Convert, Fault};
+use crate::media::take::Take;
 
 /// How such a file begins.
 pub(super) const MAGIC: &[u8] = b"YUV4MPEG2 ";
@@ -32,10 +32,7 @@ impl Chroma {
 }
 
 /// Without a word about it colours are BT.601's in their limited range, as everywhere.
-pub(super) fn read(
-    bytes: &[u8],
-    each: &mut dyn FnMut(RgbImage) -> Result<(), Fault>,
-) -> Result<(), Fault> {
+pub(super) fn read(bytes: &[u8], take: &mut Take<'_>) -> Result<(), Fault> {
     let (header, mut rest) = line(bytes)?;
     let mut size: (usize, usize) = (0, 0);
     let mut chroma = Chroma { shared: Some((2, 2)), is_centred: true };
@@ -46,10 +43,14 @@ pub(super) fn read(
         match key {
             "W" => size.0 = number()?.into(),
             "H" => size.1 = number()?.into(),
-            "I" if !["p", "?"].contains(&value) => return Err("is interlaced".into()),
+            "I" if !["p", "?"].contains(&value) => {
+                return Err(Fault::Foreign("is interlaced".into(), Convert::Deinterlaced));
+            }
             "C" => {
-                chroma = Chroma::named(value)
-                    .ok_or_else(|| format!("pixels of the kind `{value}` are not read"))?;
+                chroma = Chroma::named(value).ok_or_else(|| {
+                    let reason = format!("pixels of the kind `{value}` are not read");
+                    Fault::Foreign(reason, Convert::Video)
+                })?;
             }
             "X" => is_full |= value == "COLORRANGE=FULL",
             _ => {}
@@ -59,7 +60,7 @@ pub(super) fn read(
     if luma_bytes == 0 {
         return Err("has no width or height".into());
     }
-    while !rest.is_empty() {
+    while !rest.is_empty() && !take.is_full() {
         let (frame, planes) = line(rest)?;
         if frame != "FRAME" && !frame.starts_with("FRAME ") {
             return Err("a frame does not begin with FRAME".into());
@@ -83,7 +84,10 @@ pub(super) fn read(
                 matrix: Matrix::BT601,
             })
         };
-        each(picture().ok_or("ends within a frame")?.to_rgb())?;
+        let picture = picture().ok_or("ends within a frame")?;
+        if take.wants((size.0 as u32, size.1 as u32))? {
+            take.keep(picture.to_rgb());
+        }
         rest = &planes[luma_bytes + 2 * chroma_bytes..];
     }
     Ok(())

@@ -1,0 +1,78 @@
+//! Animations: GIF and APNG. Transparency is dropped, as PIL does.
+
+use std::io::Cursor;
+
+use image::codecs::{gif::GifDecoder, png::PngDecoder};
+use image::metadata::Orientation;
+use image::{AnimationDecoder, DynamicImage, Frames, ImageDecoder};
+
+use super::exif;
+use super::fault::{Convert, Fault};
+use super::still::{flat, limits, turned, upright};
+use super::take::{Take, pixels};
+
+/// Bytes for every pixel of the canvas that the decoder of a GIF has at once.
+const GIF_CANVAS: u64 = 12;
+
+/// The same for an APNG, whose decoder lists the pixels that it clears.
+const APNG_CANVAS: u64 = 24;
+
+/// What a frame may have beside the canvas.
+const BESIDE: u64 = 64 << 20;
+
+/// The frames of a GIF.
+pub(super) fn gif(bytes: &[u8], take: &mut Take<'_>) -> Result<(), Fault> {
+    let mut decoder = GifDecoder::new(Cursor::new(bytes))?;
+    let size = decoder.dimensions();
+    take.budget.canvas(size, GIF_CANVAS)?;
+    decoder.set_limits(limits(pixels(size) * GIF_CANVAS + BESIDE))?;
+    all(decoder.into_frames(), size, Orientation::NoTransforms, take)
+}
+
+/// Whether a PNG is an animation.
+pub(super) fn is_apng(bytes: &[u8]) -> bool {
+    const SIGNATURE: usize = 8;
+    let mut rest = bytes.get(SIGNATURE..).unwrap_or_default();
+    while let Some((&[a, b, c, d, ref kind @ ..], after)) = rest.split_first_chunk::<8>() {
+        match kind {
+            b"acTL" => return true,
+            b"IDAT" | b"IEND" => return false,
+            _ => {}
+        }
+        let length = u32::from_be_bytes([a, b, c, d]) as usize;
+        rest = length.checked_add(4).and_then(|skip| after.get(skip..)).unwrap_or_default();
+    }
+    false
+}
+
+/// The frames of an APNG.
+pub(super) fn apng(bytes: &[u8], take: &mut Take<'_>) -> Result<(), Fault> {
+    let mut decoder = PngDecoder::with_limits(Cursor::new(bytes), limits(take.budget.left()))?;
+    let color = decoder.color_type();
+    if color.bytes_per_pixel() > color.channel_count() {
+        let reason = "is an APNG with 16 bits, only those with 8 are read";
+        return Err(Fault::Foreign(reason.into(), Convert::Animation));
+    }
+    let (size, orientation) = (decoder.dimensions(), exif::orientation(&mut decoder));
+    take.budget.canvas(size, APNG_CANVAS)?;
+    decoder.set_limits(limits(pixels(size) * APNG_CANVAS + BESIDE))?;
+    all(decoder.apng()?.into_frames(), size, orientation, take)
+}
+
+/// Takes the frames of a decoder, whose canvas has this size.
+fn all(
+    mut frames: Frames<'_>,
+    size: (u32, u32),
+    orientation: Orientation,
+    take: &mut Take<'_>,
+) -> Result<(), Fault> {
+    while !take.is_full() {
+        let Some(frame) = frames.next() else { return Ok(()) };
+        let frame = frame?;
+        if take.wants(turned(size, orientation))? {
+            let image = flat(DynamicImage::ImageRgba8(frame.into_buffer()));
+            take.keep(upright(image, orientation));
+        }
+    }
+    Ok(())
+}

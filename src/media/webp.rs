@@ -1,0 +1,210 @@
+//! Animated WebP: every frame is decoded as a still image and put on the canvas as libwebp's `WebPAnimDecoder` does.
+
+use std::io::Cursor;
+
+use image::codecs::webp::WebPDecoder;
+use image::{DynamicImage, ImageDecoder, RgbaImage};
+
+use super::exif;
+use super::fault::Fault;
+use super::still::{flat, limits, turned, upright};
+use super::take::Take;
+
+/// Bytes for every pixel of the canvas that are in use at once: the canvas, a frame, and what decodes it.
+const CANVAS: u64 = 16;
+
+/// How a WebP file begins, up to its first chunk.
+const HEADER: usize = 12;
+
+/// The bit of the flags of `VP8X` that tells an animation.
+const IS_ANIMATED: u8 = 1 << 1;
+
+/// A chunk's name and contents.
+type Chunk<'a> = (&'a [u8], &'a [u8]);
+
+/// The chunks that follow each other in `bytes`; the last may be cut off.
+fn chunks(bytes: &[u8]) -> impl Iterator<Item = Chunk<'_>> {
+    let mut rest = bytes;
+    std::iter::from_fn(move || {
+        let (&[ref name @ .., a, b, c, d], after) = rest.split_first_chunk::<8>()?;
+        let length = u32::from_le_bytes([a, b, c, d]) as usize;
+        let (body, after) = after.split_at_checked(length).unwrap_or((after, &[]));
+        // A byte is added where the length is odd.
+        rest = after.get(length % 2..).unwrap_or_default();
+        Some((&name[..], body))
+    })
+}
+
+/// Whether a WebP is an animation.
+pub(super) fn is_animated(bytes: &[u8]) -> bool {
+    let first = bytes.get(HEADER..).and_then(|rest| chunks(rest).next());
+    first.is_some_and(|(name, body)| {
+        name == b"VP8X" && body.first().is_some_and(|flags| flags & IS_ANIMATED != 0)
+    })
+}
+
+/// The frames of an animation.
+pub(super) fn read(bytes: &[u8], take: &mut Take<'_>) -> Result<(), Fault> {
+    let body = bytes.get(HEADER..).unwrap_or_default();
+    let mut chunks = chunks(body).peekable();
+    let size = chunks
+        .peek()
+        .and_then(|(_, header)| Some((three(header.get(4..)?)? + 1, three(header.get(7..)?)? + 1)));
+    let size = size.ok_or("its header is cut off")?;
+    take.budget.canvas(size, CANVAS)?;
+    let orientation = exif_of(body);
+    let mut canvas = RgbaImage::new(size.0, size.1);
+    let mut before: Option<Frame<'_>> = None;
+    for (_, body) in chunks.filter(|(name, _)| *name == b"ANMF") {
+        if take.is_full() {
+            return Ok(());
+        }
+        let frame = Frame::new(body, size).ok_or("a frame is broken")?;
+        let is_wanted = take.wants(turned(size, orientation))?;
+        let image = frame.decode()?;
+        frame.draw(&image, &mut canvas, before.as_ref());
+        if is_wanted {
+            take.keep(upright(flat(DynamicImage::ImageRgba8(canvas.clone())), orientation));
+        }
+        before = Some(Frame { is_key: frame.is_key(&image, before.as_ref()), ..frame });
+    }
+    Ok(())
+}
+
+/// The orientation in the metadata of a file.
+fn exif_of(body: &[u8]) -> image::metadata::Orientation {
+    let find = |wanted: &[u8]| chunks(body).find(|(name, _)| *name == wanted).map(|found| found.1);
+    let found = find(b"EXIF").and_then(exif::of_exif);
+    let found = found.or_else(|| find(b"XMP ").and_then(exif::of_xmp));
+    found.unwrap_or(image::metadata::Orientation::NoTransforms)
+}
+
+/// A number of three bytes.
+fn three(bytes: &[u8]) -> Option<u32> {
+    let [a, b, c] = *bytes.first_chunk::<3>()?;
+    Some(u32::from_le_bytes([a, b, c, 0]))
+}
+
+/// One frame as the file has it.
+struct Frame<'a> {
+    left: u32,
+    top: u32,
+    width: u32,
+    height: u32,
+    /// Whether it fills the canvas.
+    is_whole: bool,
+    is_blended: bool,
+    /// Whether its place is cleared after it was shown.
+    is_disposed: bool,
+    /// Whether nothing of the frames before it is seen, once that is known.
+    is_key: bool,
+    data: &'a [u8],
+}
+
+impl<'a> Frame<'a> {
+    /// `None` where it is cut off or reaches beyond the canvas.
+    fn new(body: &'a [u8], canvas: (u32, u32)) -> Option<Self> {
+        let number = |at: usize| three(body.get(at..)?);
+        let (left, top) = (2 * number(0)?, 2 * number(3)?);
+        let (width, height) = (number(6)? + 1, number(9)? + 1);
+        let flags = body.get(15)?;
+        let is_within = left + width <= canvas.0 && top + height <= canvas.1;
+        is_within.then_some(Self {
+            left,
+            top,
+            width,
+            height,
+            is_whole: (width, height) == canvas,
+            is_blended: flags & 2 == 0,
+            is_disposed: flags & 1 != 0,
+            is_key: false,
+            data: body.get(16..)?,
+        })
+    }
+
+    /// Its pixels: those of a still image with the same chunks.
+    fn decode(&self) -> Result<RgbaImage, Fault> {
+        let mut file = b"RIFF\0\0\0\0WEBP".to_vec();
+        let mut add = |name: &[u8], body: &[u8]| {
+            file.extend(name);
+            file.extend((body.len() as u32).to_le_bytes());
+            file.extend(body);
+            file.extend(&[0][..body.len() % 2]);
+        };
+        let find = |wanted: &[&[u8]]| chunks(self.data).find(|(name, _)| wanted.contains(name));
+        let (name, pixels) = find(&[b"VP8 ", b"VP8L"]).ok_or("a frame has no pixels")?;
+        if let (b"VP8 ", Some((alpha_name, alpha))) = (name, find(&[b"ALPH"])) {
+            const HAS_ALPHA: u8 = 1 << 4;
+            let mut header = vec![HAS_ALPHA, 0, 0, 0];
+            header.extend(&(self.width - 1).to_le_bytes()[..3]);
+            header.extend(&(self.height - 1).to_le_bytes()[..3]);
+            add(b"VP8X", &header);
+            add(alpha_name, alpha);
+        }
+        add(name, pixels);
+        let length = (file.len() - 8) as u32;
+        file[4..8].copy_from_slice(&length.to_le_bytes());
+        let mut decoder = WebPDecoder::new(Cursor::new(file))?;
+        if decoder.dimensions() != (self.width, self.height) {
+            return Err("a frame has another size than it says".into());
+        }
+        decoder.set_limits(limits(decoder.total_bytes()))?;
+        Ok(DynamicImage::from_decoder(decoder)?.into_rgba8())
+    }
+
+    /// Whether nothing of the frames before is seen: the canvas is empty, or all of it is replaced.
+    fn is_key(&self, image: &RgbaImage, before: Option<&Self>) -> bool {
+        let Some(before) = before else { return true };
+        // libwebp goes by the bitstream's word on transparency.
+        let replaces = self.is_whole && (!self.is_blended || image.pixels().all(|p| p[3] == 255));
+        replaces || (before.is_disposed && (before.is_whole || before.is_key))
+    }
+
+    /// Draws it over the frames before it.
+    fn draw(&self, image: &RgbaImage, canvas: &mut RgbaImage, before: Option<&Self>) {
+        let is_key = self.is_key(image, before);
+        if is_key {
+            canvas.fill(0);
+        } else if let Some(before) = before.filter(|before| before.is_disposed) {
+            for y in before.top..before.top + before.height {
+                for x in before.left..before.left + before.width {
+                    canvas.put_pixel(x, y, image::Rgba([0; 4]));
+                }
+            }
+        }
+        let cleared = before.filter(|before| before.is_disposed);
+        for (x, y, pixel) in image.enumerate_pixels() {
+            let (x, y) = (x + self.left, y + self.top);
+            let is_bare = is_key || cleared.is_some_and(|before| before.has(x, y));
+            if self.is_blended && !is_bare {
+                let below = canvas.get_pixel_mut(x, y);
+                below.0 = blend(pixel.0, below.0);
+            } else {
+                canvas.put_pixel(x, y, *pixel);
+            }
+        }
+    }
+
+    fn has(&self, x: u32, y: u32) -> bool {
+        (self.left..self.left + self.width).contains(&x)
+            && (self.top..self.top + self.height).contains(&y)
+    }
+}
+
+/// A pixel over another, in the whole numbers of libwebp's `BlendPixelNonPremult`.
+fn blend(above: [u8; 4], below: [u8; 4]) -> [u8; 4] {
+    let alpha = u32::from(above[3]);
+    match alpha {
+        0 => return below,
+        255 => return above,
+        _ => {}
+    }
+    let rest = (u32::from(below[3]) * (256 - alpha)) >> 8;
+    let sum = alpha + rest;
+    let scale = (1 << 24) / sum;
+    let mix = |i: usize| {
+        let value = u32::from(above[i]) * alpha + u32::from(below[i]) * rest;
+        ((u64::from(value) * u64::from(scale)) >> 24) as u8
+    };
+    [mix(0), mix(1), mix(2), sum as u8]
+}

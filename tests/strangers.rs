@@ -114,11 +114,13 @@ fn no_escape_sequence_of_a_file_reaches_the_terminal() {
 #[track_caller]
 fn is_refused(folder: &Folder, name: &str) {
     let before = folder.names();
-    let outcome = folder.run(&["replay", "evil.png"]);
-    let line = outcome.fails(5);
-    assert!(line.contains(name) && line.contains("was not opened"), "{line}");
-    assert!(outcome.hint().contains("--trust-paths"), "{}", outcome.stderr);
-    assert_eq!(folder.names(), before);
+    for command in [&["replay", "evil.png"][..], &["generate", "--request=evil.png", "-oa.gif"]] {
+        let outcome = folder.run(command);
+        let line = outcome.fails(5);
+        assert!(line.contains(name) && line.contains("was not opened"), "{line}");
+        assert!(outcome.hint().contains("--trust-paths"), "{}", outcome.stderr);
+        assert_eq!(folder.names(), before);
+    }
 }
 
 #[test]
@@ -183,8 +185,14 @@ fn a_clip_has_no_file_opened_that_it_does_not_know() {
     is_refused(&folder, "secret");
     // Who trusts the clip gets what it names, and what is wrong with it.
     clip(&folder, "evil.png", &job(&json!({"vae": "secret"}), &json!({})));
-    let line = folder.run(&["replay", "evil.png", "--trust-paths"]);
-    assert!(!line.fails(3).contains("was not opened"));
+    for command in [&["replay", "evil.png"][..], &["generate", "--request=evil.png", "-oa.gif"]] {
+        let outcome = folder.run(&[command, &["--trust-paths"]].concat());
+        assert!(!outcome.fails(3).contains("was not opened"));
+    }
+    // What a flag replaces is not asked for.
+    let vae = golden::path("pocket_adapters/model/vae");
+    let given = ["generate", "--request=evil.png", "--vae", vae.to_str().unwrap(), "-oa.gif", "-q"];
+    folder.run(&given).ok();
 }
 
 #[test]

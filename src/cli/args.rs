@@ -128,6 +128,9 @@ pub(super) struct GenerateArgs {
     /// A1111 or ComfyUI; flags go over it.
     #[arg(long, value_name = "FILE", help_heading = "Request files")]
     pub(super) request: Option<PathBuf>,
+    /// Open files that a clip given as --request names even where it has no SHA-256 of them.
+    #[arg(long, help_heading = "Request files")]
+    pub(super) trust_paths: bool,
     /// Print the request as JSON and stop.
     #[arg(long, help_heading = "Request files")]
     pub(super) dump_request: bool,

@@ -13,7 +13,7 @@ use super::parameters::Made;
 use super::progress::Progress;
 use super::record::{Hashes, check_weights, device_name, metadata, program};
 use super::resolve::{self, Names};
-use super::{embeddings, import, lora_tags, print, tensors, to_json};
+use super::{embeddings, import, lora_tags, print, tensors, to_json, trust};
 use crate::device::Precision;
 use crate::media::{FrameSink, RgbImage};
 use crate::output::{self, ClipInfo, Existing, Metadata};
@@ -25,7 +25,7 @@ use crate::{Error, Result, Stop};
 
 pub(super) fn run(args: &GenerateArgs, stop: &Stop) -> Result<()> {
     let names = Names::new(args.models.offline)?;
-    let (mut job, notes) = job(args, &names)?;
+    let (mut job, notes) = job(args, &names, stop)?;
     if args.dump_request {
         return print(&to_json(&job)?);
     }
@@ -247,13 +247,16 @@ fn done(steps: &[Duration], seconds: f64) -> String {
 
 /// The job that the flags mean, over a request file if there is one, over a preset's defaults if not; and what of the
 /// file could not be taken over.
-fn job(args: &GenerateArgs, names: &Names) -> Result<(Job, Vec<String>)> {
+fn job(args: &GenerateArgs, names: &Names, stop: &Stop) -> Result<(Job, Vec<String>)> {
     let mut notes = Vec::new();
     let mut job = match &args.request {
         Some(path) => {
             let read = import::read(path, args.sampling.sampler.is_some())?;
             notes = read.notes;
             let mut job = read.job;
+            if read.is_of_clip && !args.trust_paths && !args.dump_request {
+                trust::check(&without_given(args, &job), stop)?;
+            }
             // A clip's own metadata may be used as a request: then hashes are not a demand.
             job.weights.clear();
             for control in &mut job.request.controls {
@@ -294,6 +297,37 @@ fn job(args: &GenerateArgs, names: &Names) -> Result<(Job, Vec<String>)> {
             .with_hint("animatelcm generate \"a red circle moving right on a black background\""));
     }
     Ok((job, notes))
+}
+
+/// A job without what flags replace.
+fn without_given(args: &GenerateArgs, job: &Job) -> Job {
+    let mut job = job.clone();
+    let (flags, models) = (&args.models, &mut job.models);
+    for (named, is_given) in [
+        (&mut models.model, flags.model.is_some()),
+        (&mut models.model_config, flags.model_config.is_some()),
+        (&mut models.checkpoint, flags.checkpoint.is_some()),
+        (&mut models.vae, flags.vae.is_some()),
+        (&mut models.motion, flags.motion.is_some()),
+        (&mut models.image_encoder, args.control.image_encoder.is_some()),
+    ] {
+        named.take_if(|_| is_given);
+    }
+    models.lcm_lora.take_if(|_| flags.lcm_lora.is_some());
+    if !flags.lora.is_empty() {
+        models.loras.clear();
+    }
+    if !flags.embedding.is_empty() {
+        models.embeddings.clear();
+    }
+    if !args.control.control.is_empty() {
+        job.request.controls.clear();
+    }
+    if !args.control.ip_adapter.is_empty() {
+        job.request.ip_adapters.clear();
+    }
+    job.tensors_in.take_if(|_| args.output.tensors_in.is_some());
+    job
 }
 
 fn set<T: Clone>(slot: &mut T, value: Option<&T>) {

@@ -25,13 +25,20 @@ const LARGEST: u64 = 256 << 20;
 /// A request, and what of its source could not be taken over, a line each.
 pub(super) struct Imported {
     pub(super) job: Job,
+    /// Whether a clip carried it, which a stranger may have made.
+    pub(super) is_of_clip: bool,
     pub(super) notes: Vec<String>,
 }
 
 impl Imported {
+    /// This program's request.
+    fn own(json: &str, is_of_clip: bool) -> Result<Self> {
+        Ok(Self { job: Job::from_json(json)?, is_of_clip, notes: vec![] })
+    }
+
     /// Another program's request, which names no files.
     fn foreign(request: Request, notes: Vec<String>) -> Self {
-        Self { job: Job::new(Spec::default(), request), notes }
+        Self { job: Job::new(Spec::default(), request), is_of_clip: false, notes }
     }
 }
 
@@ -43,11 +50,11 @@ pub(super) fn read(path: &Path, has_sampler: bool) -> Result<Imported> {
     let text = read_text(path)?;
     let wrong = |reason: String| wrong(path, &reason);
     match serde_json::from_str::<Value>(&text) {
-        Ok(json) if is_job(&json) => Ok(Imported { job: Job::from_json(&text)?, notes: vec![] }),
+        Ok(json) if is_job(&json) => Imported::own(&text, false),
         Ok(json) => comfy::request(&json, has_sampler).map_err(wrong),
         Err(_) if a1111::is_parameters(&text) => a1111::request(&text, has_sampler).map_err(wrong),
         // The error says where the JSON is wrong.
-        Err(_) => Ok(Imported { job: Job::from_json(&text)?, notes: vec![] }),
+        Err(_) => Imported::own(&text, false),
     }
 }
 
@@ -80,7 +87,7 @@ fn is_media(path: &Path) -> Result<bool> {
 fn of_media(path: &Path, has_sampler: bool) -> Result<Imported> {
     let found = metadata::read(path)?.unwrap_or_default();
     if !found.request_json.is_empty() {
-        return Ok(Imported { job: Job::from_json(&found.request_json)?, notes: vec![] });
+        return Imported::own(&found.request_json, true);
     }
     if a1111::is_parameters(&found.parameters) {
         return a1111::request(&found.parameters, has_sampler).map_err(|e| wrong(path, &e));

@@ -3,7 +3,6 @@
 use std::collections::BTreeMap;
 use std::path::Path;
 
-use animatelcm::Stop;
 use animatelcm::adapters::control_net::Control as ControlAdapter;
 use animatelcm::adapters::{Conditioner, ControlSettings, Pass, Progress, Strength};
 use animatelcm::device::{DtypeChoice, Precision};

@@ -4,7 +4,6 @@
 use std::collections::BTreeMap;
 use std::path::Path;
 
-use animatelcm::Stop;
 use animatelcm::adapters::ip_adapter::{ImagePrompt, ImagePromptSettings, Neighbour, Share, Sight};
 use animatelcm::adapters::{Conditioner, Mask, Pass, Progress, Strength};
 use animatelcm::device::{DtypeChoice, Precision};

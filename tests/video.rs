@@ -5,7 +5,6 @@
 use std::fs;
 use std::path::Path;
 
-use animatelcm::Stop;
 use animatelcm::media::RgbImage;
 use animatelcm::media::read::{self, Selection};
 use animatelcm::output::{self, ClipInfo, Existing, Metadata};

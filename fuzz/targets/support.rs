@@ -2,6 +2,8 @@
 
 use std::path::{Path, PathBuf};
 
+use animatelcm::Stop;
+use animatelcm::media::read::{Selection, frames};
 use tempfile::TempDir;
 
 thread_local! {
@@ -92,5 +94,8 @@ pub(crate) fn crc32(bytes: &[u8]) -> u32 {
 
 /// Gives an input to what reads hints and other images, as a file of that name.
 pub(crate) fn read_image(name: &str, data: &[u8]) {
-    let _ = animatelcm::media::read::frames("control", &file(name, data));
+    let (path, stop) = (file(name, data), Stop::default());
+    let _ = frames("control", &path, Selection::default(), &stop);
+    let few = Selection { from: 1, every: 2, count: Some(2) };
+    let _ = frames("control", &path, few, &stop);
 }

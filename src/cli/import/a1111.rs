@@ -152,7 +152,7 @@ mod tests {
     #[test]
     fn an_infotext_becomes_a_request() {
         assert!(is_parameters(TEXT));
-        let Imported { job, notes } = request(TEXT, false).unwrap();
+        let Imported { job, notes, .. } = request(TEXT, false).unwrap();
         let request = job.request;
         assert_eq!(request.prompt, "a cat, (big:1.2) <lora:x:0.8>,\nmore: words");
         assert_eq!(request.negative_prompt, "blurry,\nbad");

@@ -198,7 +198,7 @@ mod tests {
         let mut graph = graph();
         // The negative prompt directly: a node for both has it under another name.
         graph["8"]["inputs"]["negative"] = json!(["5", 0]);
-        let Imported { job, notes } = request(&graph, false).unwrap();
+        let Imported { job, notes, .. } = request(&graph, false).unwrap();
         let request = job.request;
         assert_eq!(request.prompt, "a cat, EasyStyle <lora:a/b.v2:0.5:0.8>");
         assert_eq!(request.negative_prompt, "blurry");

@@ -252,7 +252,8 @@ fn job(args: &GenerateArgs, names: &Names, stop: &Stop) -> Result<(Job, Vec<Stri
     let mut job = match &args.request {
         Some(path) => {
             let read = import::read(path, args.sampling.sampler.is_some())?;
-            notes = read.notes;
+            let named = |note: String| format!("{}: {note}", path.display());
+            notes = read.notes.into_iter().map(named).collect();
             let mut job = read.job;
             if read.is_of_clip && !args.trust_paths && !args.dump_request {
                 trust::check(&without_given(args, &job), stop)?;

@@ -65,14 +65,15 @@ fn not_run(error: &clap::Error) -> ExitCode {
         return ExitCode::from(error.exit_code() as u8);
     }
     let words: Vec<_> = std::env::args_os().collect();
-    let error = mistyped(&error.to_string());
+    let error = mistyped(error);
     report(&error, typed::wants_json(&words));
     ExitCode::from(error.kind().exit_code())
 }
 
 /// The paragraphs of clap as one line and a hint, like every other error.
-fn mistyped(text: &str) -> Error {
-    let text = text.strip_prefix("error: ").unwrap_or(text);
+fn mistyped(error: &clap::Error) -> Error {
+    let text = error.to_string();
+    let text = text.strip_prefix("error: ").unwrap_or(&text);
     let reason: Vec<&str> =
         text.lines().map(str::trim).take_while(|line| !line.is_empty()).collect();
     let reason = reason
@@ -88,7 +89,10 @@ fn mistyped(text: &str) -> Error {
         Some(tip) => tip,
         None => "--help shows what is known",
     };
-    Error::request("command line", reason).with_hint(tip)
+    // A value's own error may have advice, which clap does not print.
+    let cause = std::error::Error::source(error).and_then(|e| e.downcast_ref::<Error>());
+    let own = cause.and_then(Error::hint).map(std::borrow::Cow::into_owned);
+    Error::request("command line", reason).with_hint(own.unwrap_or_else(|| tip.to_owned()))
 }
 
 fn run(cli: Cli, stop: &Stop) -> Result<()> {
@@ -141,7 +145,7 @@ mod tests {
     fn what_was_mistyped_fits_on_a_line() {
         let parse = |words: &[&str]| {
             let words = ["animatelcm", "generate"].iter().chain(words);
-            mistyped(&typed::parse(words.copied()).unwrap_err().to_string())
+            mistyped(&typed::parse(words.copied()).unwrap_err())
         };
         let error = parse(&["x", "--fram", "4"]);
         assert_eq!(error.to_string(), "command line: unexpected argument '--fram' found");

@@ -87,8 +87,8 @@ pub fn files(field: &'static str, path: &Path) -> Result<Vec<PathBuf>> {
 ///
 /// # Errors
 ///
-/// When a file cannot be read, holds something else, or has more pixels than are read; [`crate::Error::Cancelled`] once `stop`
-/// is requested. `field` is what the user called it.
+/// When a file cannot be read, holds something else, or has more pixels than are read; [`crate::Error::Cancelled`] once
+/// `stop` is requested. `field` is what the user called it.
 pub fn frames(
     field: &'static str,
     path: &Path,

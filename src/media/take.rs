@@ -121,8 +121,8 @@ impl<'a> Take<'a> {
         self.frames.push(frame);
     }
 
-    /// Takes all frames of an input that knows them beforehand: `numbers` are those that it shows, in order, and `decode`
-    /// hands each decoded frame with its number to what it is given, which says whether it wants more.
+    /// Takes the frames of an input that knows them beforehand: `numbers` are those that it shows, in order. `decode`
+    /// hands each decoded frame and its number to its argument, which says whether it wants more.
     #[allow(dead_code, reason = "some builds read no MP4")]
     pub(super) fn listed(
         &mut self,
@@ -236,7 +236,7 @@ mod tests {
         let mut budget = Budget::new(0);
         assert!(budget.canvas((u32::MAX, u32::MAX), u64::MAX).is_err());
         assert!(budget.canvas((1 << 14, 1 << 14), 1).is_ok());
-        assert!(matches!(budget.frame((1 << 13, 1 << 13)), Err(Fault::TooLong(_))));
+        assert!(matches!(budget.frame((1 << 13, 1 << 14)), Err(Fault::TooLong(_))));
     }
 
     #[test]

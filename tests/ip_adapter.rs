@@ -803,8 +803,7 @@ fn adapters_that_cannot_work_are_called_by_their_name() {
         assert!(error.contains(part), "{part}: {error}");
     }
     let missing = Changed::of("base").without("ip_adapter.31.to_v_ip.weight");
-    let models = open(&missing.save(), encoder).unwrap();
-    let error = models.ip_adapter("mine", DType::F32, &Device::Cpu).unwrap_err().to_string();
+    let error = refusal(&missing.save(), encoder).to_string();
     assert!(error.contains("1 weights missing (`ip_adapter.31.to_v_ip.weight`)"), "{error}");
     for (file, part, hint) in [
         ("tiny/extras/lora-kohya.safetensors", "is a LoRA", "--lora"),
@@ -866,7 +865,7 @@ fn an_encoder_without_a_configuration_is_known_by_its_width() {
     let file = folder.path().join("clip.safetensors");
     let zeros = |shape: &[usize]| Tensor::zeros(shape, DType::F16, &Device::Cpu).unwrap();
     // As far as shapes are asked for: a small ViT-bigG.
-    let tensors = BTreeMap::from([
+    let mut tensors = BTreeMap::from([
         ("vision_model.embeddings.class_embedding".to_owned(), zeros(&[1664])),
         ("vision_model.embeddings.patch_embedding.weight".to_owned(), zeros(&[1664, 3, 14, 14])),
         ("vision_model.embeddings.position_embedding.weight".to_owned(), zeros(&[5, 1664])),
@@ -890,8 +889,30 @@ fn an_encoder_without_a_configuration_is_known_by_its_width() {
         );
         assert!(error.hint().unwrap().contains("h94/IP-Adapter"), "{:?}", error.hint());
     }
-    // And one that goes with it.
+    // And one that goes with it, once the rest is there.
     let fits = Changed::of("base").with("image_proj.proj.weight", &[48, 1280]);
+    let error = refusal(&fits.save(), Some(&file)).to_string();
+    assert!(error.contains("image encoder: 18 weights missing"), "{error}");
+    let layer = "encoder.layers.0";
+    let norms = [format!("{layer}.layer_norm1"), format!("{layer}.layer_norm2")];
+    for name in norms.into_iter().chain(["pre_layrnorm".into(), "post_layernorm".into()]) {
+        for end in ["weight", "bias"] {
+            tensors.insert(format!("vision_model.{name}.{end}"), zeros(&[1664]));
+        }
+    }
+    for (name, outputs, inputs) in [
+        ("self_attn.q_proj", 1664, 1664),
+        ("self_attn.k_proj", 1664, 1664),
+        ("self_attn.v_proj", 1664, 1664),
+        ("self_attn.out_proj", 1664, 1664),
+        ("mlp.fc1", 8192, 1664),
+        ("mlp.fc2", 1664, 8192),
+    ] {
+        let name = format!("vision_model.{layer}.{name}");
+        tensors.insert(format!("{name}.weight"), zeros(&[outputs, inputs]));
+        tensors.insert(format!("{name}.bias"), zeros(&[outputs]));
+    }
+    save(&tensors, &file);
     let models = open(&fits.save(), Some(&file)).unwrap();
     let (_, _, config) = models.ip_adapter_config("mine").unwrap();
     assert_eq!((config.image_size, config.patch_size), (28, 14));

@@ -503,8 +503,8 @@ fn impossible_configurations_are_refused() {
         open(place).to_string()
     };
     for (field, value, part) in [
-        ("motion_max_seq_length", 1_000_000_000.into(), "beyond 4096"),
-        ("conditioning_embedding_out_channels", vec![4; 70].into(), "shrinks hints to 1/"),
+        ("motion_max_seq_length", 1_000_000_000.into(), "not between 1 and 4096"),
+        ("conditioning_embedding_out_channels", vec![4; 70].into(), "lists 70 stages"),
         ("conditioning_channels", 1.into(), "hints of 1 channels"),
         ("concat_conditioning_mask", false.into(), "concat_conditioning_mask"),
         ("global_pool_conditions", true.into(), "global_pool_conditions"),

@@ -250,14 +250,11 @@ impl Models {
             let adapter = OpenIpAdapter::open(file, &models.unet, chosen, &models.base)?;
             let encoder = match models.image_encoders.entry(adapter.encoder.clone()) {
                 Entry::Occupied(entry) => entry.into_mut(),
-                Entry::Vacant(entry) => {
-                    let encoder = OpenImageEncoder::open(&adapter.encoder)?;
-                    encoder.check()?;
-                    entry.insert(encoder)
-                }
+                Entry::Vacant(entry) => entry.insert(OpenImageEncoder::open(&adapter.encoder)?),
             };
             adapter.check(&file.name, &encoder.config)?;
             adapter.check_weights()?;
+            encoder.check()?;
             models.ip_adapters.insert(file.name.clone(), adapter);
         }
         Ok(models)

@@ -52,8 +52,8 @@ const MOST_PIXELS: usize = 4096;
 impl TextConfig {
     /// Fails on a configuration that this program does not implement.
     pub fn validate(&self) -> Result<()> {
-        let known = ["quick_gelu".to_owned(), "gelu".to_owned()];
         const NAME: &str = "text encoder";
+        let known = ["quick_gelu".to_owned(), "gelu".to_owned()];
         supported(NAME, "hidden_act", &self.hidden_act, &known)?;
         for (field, value, most) in [
             ("vocab_size", self.vocab_size, MOST_TOKENS),

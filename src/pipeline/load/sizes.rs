@@ -129,7 +129,7 @@ pub(super) fn vision(checkpoint: &Checkpoint) -> Result<VisionConfig> {
         intermediate_size: shapes.dim("vision_model.encoder.layers.0.mlp.fc1.weight", 0)?,
         num_hidden_layers: shapes.count("vision_model.encoder.layers", "layer_norm1.weight"),
         num_attention_heads,
-        image_size: patches.saturating_sub(1).isqrt() * patch_size,
+        image_size: patches.saturating_sub(1).isqrt().saturating_mul(patch_size),
         patch_size,
         projection_dim: shapes.dim("visual_projection.weight", 0)?,
         hidden_act: hidden_act.into(),

@@ -41,6 +41,7 @@ targets! {
     clip_metadata: 10000,
     configs: 200,
     flags: 10000,
+    foreign_request: 5000,
     gif: 2000,
     index_json: 8000,
     inversion: 3000,

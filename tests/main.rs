@@ -37,7 +37,7 @@ mod files;
 /// Published sizes: names lists always, whole passes when asked.
 mod full_size;
 /// Every parser of a stranger's bytes.
-#[cfg(all(feature = "hub", feature = "train"))]
+#[cfg(all(feature = "cli", feature = "hub", feature = "train"))]
 mod fuzz;
 /// The same numbers on a GPU, where there is one.
 mod gpu;

@@ -10,6 +10,7 @@ pub mod bmp;
 pub mod clip_metadata;
 pub mod configs;
 pub mod flags;
+pub mod foreign_request;
 pub mod gif;
 pub mod index_json;
 pub mod inversion;
@@ -35,11 +36,12 @@ pub mod y4m;
 pub type Run = fn(&[u8]);
 
 /// Every target by its name, which is also that of its corpus.
-pub const ALL: [(&str, Run); 24] = [
+pub const ALL: [(&str, Run); 25] = [
     ("bmp", bmp::run),
     ("clip_metadata", clip_metadata::run),
     ("configs", configs::run),
     ("flags", flags::run),
+    ("foreign_request", foreign_request::run),
     ("gif", gif::run),
     ("index_json", index_json::run),
     ("inversion", inversion::run),

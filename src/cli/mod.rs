@@ -39,6 +39,16 @@ use signals::Answer;
 use terminal::print;
 pub use tune::Allocator;
 
+/// Reads a request of this or another program, without running it: for fuzzing.
+///
+/// # Errors
+///
+/// When the file holds none.
+#[doc(hidden)]
+pub fn read_request(path: &std::path::Path) -> Result<crate::pipeline::request::Job> {
+    import::read(path, false).map(|imported| imported.job)
+}
+
 /// Parses the command line, runs it and gives the exit code.
 pub fn main() -> ExitCode {
     tune::at_start();

@@ -428,7 +428,7 @@ fn impossible_numbers_are_refused_by_name() {
         (&["--beta-start", "0.5"], &["beta-end"]),
         (&["--lora", "x.safetensors:NaN"], &["x.safetensors:NaN"]),
         (&["--clip-skip", "99"], &["99"]),
-        (&["--seed", "-1"], &["-1"]),
+        (&["--seed", "-2"], &["-2"]),
         (&["--sampler", "magic"], &["magic"]),
         (&["--spacing", "odd"], &["odd"]),
         (&["--rng", "dice"], &["dice"]),

@@ -559,7 +559,7 @@ fn a_schedule_that_ends_in_pure_noise_is_obeyed_and_written_down() {
     assert_eq!(request["prediction"], "v-prediction", "{about}");
     assert_eq!(request["zero_snr"], true, "{about}");
     assert_eq!(request["spacing"], "trailing", "{about}");
-    folder.run(&["replay", "clip.gif", "-o", "again.gif"]).ok();
+    folder.run(&["replay", "clip.gif", "-o", "again.gif", "--trust-paths"]).ok();
     assert_eq!(folder.read("again.gif"), folder.read("clip.gif"));
     // Noise alone says nothing of what it hides.
     let args = ["--model=model", "--checkpoint=ztsnr.safetensors", "--frames=1", "-o", "x.gif"];

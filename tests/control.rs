@@ -551,7 +551,7 @@ fn hints_that_do_not_fit_are_refused_before_anything_is_loaded() {
     for (hint, parts) in [
         (five.as_str(), ["has 5 frames", "the clip 6"]),
         (text.to_str().unwrap(), ["text.png", "control"]),
-        (empty, ["no picture", "empty"]),
+        (empty, ["no image", "empty"]),
         ("nowhere.gif", ["nowhere.gif", "control"]),
     ] {
         let mut loaded = 0;

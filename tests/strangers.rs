@@ -190,7 +190,7 @@ fn a_clip_has_no_file_opened_that_it_does_not_know() {
         assert!(!outcome.fails(3).contains("was not opened"));
     }
     // What a flag replaces is not asked for.
-    let vae = golden::path("pocket_adapters/model/vae");
+    let vae = golden::path("../../assets/pocket/base/vae");
     let given = ["generate", "--request=evil.png", "--vae", vae.to_str().unwrap(), "-oa.gif", "-q"];
     folder.run(&given).ok();
 }

@@ -44,13 +44,13 @@ fn small(inversion: &Inversion) -> TextModel {
     encoder(tokenizer.clone(), width.filter(|width| *width <= 1024).unwrap_or(8))
 }
 
-/// A text model without layers, of zeros.
+/// A text model of one layer, of zeros.
 pub(crate) fn encoder(tokenizer: Tokenizer, width: usize) -> TextModel {
     let config = TextConfig {
         vocab_size: tokenizer.vocab_size(),
         hidden_size: width,
         intermediate_size: width,
-        num_hidden_layers: 0,
+        num_hidden_layers: 1,
         num_attention_heads: 1,
         ..TextConfig::default()
     };

@@ -141,7 +141,11 @@ fn file(bytes: &[u8], mut take: Take<'_>) -> Result<Taken, Fault> {
         if let Some(kind) = video::Kind::of(bytes) {
             return video::read(kind, bytes, &mut take);
         }
-        match image::guess_format(bytes) {
+        let format = image::guess_format(bytes);
+        if matches!(format, Ok(ImageFormat::WebP)) {
+            webp::check_whole(bytes)?;
+        }
+        match format {
             Ok(ImageFormat::Gif) => animation::gif(bytes, &mut take),
             Ok(ImageFormat::Png) if animation::is_apng(bytes) => animation::apng(bytes, &mut take),
             Ok(ImageFormat::WebP) if webp::is_animated(bytes) => webp::read(bytes, &mut take),

@@ -35,6 +35,24 @@ fn chunks(bytes: &[u8]) -> impl Iterator<Item = Chunk<'_>> {
     })
 }
 
+/// Fails unless the file and every chunk of it are as long as they say: decoders allocate what a chunk declares.
+pub(super) fn check_whole(bytes: &[u8]) -> Result<(), Fault> {
+    let cut_off = || Fault::from("is cut off: its end is missing");
+    let (_, after) = bytes.split_first_chunk::<4>().ok_or_else(cut_off)?;
+    let (length, after) = after.split_first_chunk::<4>().ok_or_else(cut_off)?;
+    // The byte that pads the last chunk does not matter.
+    if after.len() + 1 < u32::from_le_bytes(*length) as usize {
+        return Err(cut_off());
+    }
+    let mut rest = bytes.get(HEADER..).ok_or_else(cut_off)?;
+    while let Some((&[.., a, b, c, d], after)) = rest.split_first_chunk::<8>() {
+        let length = u32::from_le_bytes([a, b, c, d]) as usize;
+        let (_, after) = after.split_at_checked(length).ok_or_else(cut_off)?;
+        rest = after.get(length % 2..).unwrap_or_default();
+    }
+    Ok(())
+}
+
 /// Whether a WebP is an animation.
 pub(super) fn is_animated(bytes: &[u8]) -> bool {
     let first = bytes.get(HEADER..).and_then(|rest| chunks(rest).next());

@@ -182,9 +182,9 @@ mod tests {
 
     #[test]
     fn what_cannot_be_done_is_named() {
-        let text = "x\nSteps: 4, Sampler: Heun, CFG scale: 1";
+        let text = "x\nSteps: 4, Sampler: UniPC, CFG scale: 1";
         let error = |text: &str| request(text, false).err().unwrap();
-        assert!(error(text).contains("`Heun`"));
+        assert!(error(text).contains("`UniPC`"));
         assert!(request(text, true).is_ok(), "another sampler was chosen");
         assert!(error("x\nSteps: many, Sampler: LCM, CFG scale: 1").contains("Steps: many"));
         assert!(error("x\nSteps: 4, Sampler: LCM, Size: big").contains("Size: big"));

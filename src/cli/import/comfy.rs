@@ -232,7 +232,7 @@ mod tests {
         assert!(error(|g| *g = json!({"nodes": []})).contains("Export (API)"));
         assert!(error(|g| *g = json!([])).contains("no KSampler"));
         assert!(error(|g| g["8"]["inputs"]["steps"] = json!(["8", 0])).contains("steps"));
-        assert!(error(|g| g["8"]["inputs"]["sampler_name"] = json!("heun")).contains("`heun`"));
+        assert!(error(|g| g["8"]["inputs"]["sampler_name"] = json!("uni_pc")).contains("`uni_pc`"));
         assert!(error(|g| g["8"]["inputs"]["scheduler"] = json!("beta")).contains("`beta`"));
         assert!(
             error(|g| g["8"]["inputs"]["positive"] = json!(["8", 0])).contains("CLIPTextEncode")

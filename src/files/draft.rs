@@ -128,8 +128,10 @@ pub(super) fn clean(folder: &Path, own: &File, is_renaming: bool) {
         let path = entry.path();
         if found.is_dir() {
             series::clean(folder, &path, is_renaming);
-        } else if found.is_file() && lock_stale(&path).is_some() {
-            // Another process may have removed it first.
+        } else if found.is_file()
+            && let Some(_held) = lock_stale(&path)
+        {
+            // While it is held nobody takes it for a new draft of his own; another process may have removed it first.
             let _ = fs::remove_file(&path);
         }
     }

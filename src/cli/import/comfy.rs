@@ -10,6 +10,9 @@ use crate::schedule::Spacing;
 /// Links that are followed from the sampler; a graph has no longer way, except in a circle.
 const FARTHEST: usize = 64;
 
+/// Bytes of all LoRA tags; a circle repeats them.
+const LONGEST_TAGS: usize = 1 << 16;
+
 /// A node of a graph.
 #[derive(Clone, Copy)]
 struct Node<'a> {
@@ -43,6 +46,10 @@ impl<'a> Node<'a> {
                 return Some(value);
             }
             node = node.linked(&name)?;
+            // A sampler's inputs are not what it hands on.
+            if is_sampler(&node) {
+                return None;
+            }
             let known = ["value", "text", "string", "seed", "noise_seed", "int", "float", "number"];
             name = known.into_iter().find(|name| node.input(name).is_some())?.to_owned();
             value = node.input(&name)?;
@@ -63,6 +70,10 @@ impl<'a> Node<'a> {
     }
 }
 
+fn is_sampler(node: &Node<'_>) -> bool {
+    matches!(node.class(), "KSampler" | "KSamplerAdvanced")
+}
+
 /// The nodes from one on, each linked to the one before by the first of these inputs that it has.
 fn chain<'a>(first: Option<Node<'a>>, inputs: &'static [&str]) -> impl Iterator<Item = Node<'a>> {
     let next = |node: &Node<'a>| inputs.iter().find_map(|name| node.linked(name));
@@ -77,9 +88,7 @@ pub(super) fn request(graph: &Value, has_sampler: bool) -> Result<Imported, Stri
         );
     }
     let nodes = graph.as_object().into_iter().flat_map(|nodes| nodes.values());
-    let mut samplers = nodes
-        .map(|node| Node { graph, node })
-        .filter(|node| matches!(node.class(), "KSampler" | "KSamplerAdvanced"));
+    let mut samplers = nodes.map(|node| Node { graph, node }).filter(is_sampler);
     let Some(sampler) = samplers.next() else {
         return Err("its graph has no KSampler".into());
     };
@@ -139,6 +148,9 @@ pub(super) fn request(graph: &Value, has_sampler: bool) -> Result<Imported, Stri
             let name = stem.unwrap_or(&name);
             // Those nearest to the model come first.
             tags.insert_str(0, &format!(" <lora:{name}:{text}:{unet}>"));
+            if tags.len() > LONGEST_TAGS {
+                return Err("its LoRAs have names without end".into());
+            }
         } else if let Some(name) = node.text("ckpt_name").or_else(|| node.text("unet_name")) {
             notes.push(format!(
                 "was made with the model `{name}`; --model and --checkpoint say what is used"

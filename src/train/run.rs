@@ -384,6 +384,9 @@ impl Pace {
     }
 }
 
+/// The most bytes of `metrics.jsonl`: lines of many millions of steps.
+const MOST_METRICS: u64 = 4 << 30;
+
 /// `metrics.jsonl` and the curves made of it.
 struct Notes {
     path: PathBuf,
@@ -395,9 +398,7 @@ impl Notes {
     /// Those of other stages, and of this one up to `step`.
     fn open(places: &Places, stage: Stage, step: usize) -> Result<Self> {
         let path = places.out.join("metrics.jsonl");
-        /// Of a line for each of many millions of steps.
-        const MOST: u64 = 4 << 30;
-        let bytes = match crate::files::read(&path, MOST) {
+        let bytes = match crate::files::read(&path, MOST_METRICS) {
             Ok(bytes) => bytes,
             Err(error) if error.kind() == std::io::ErrorKind::NotFound => vec![],
             Err(error) => return Err(Error::file(&path)(error)),

@@ -78,7 +78,11 @@ struct State {
     /// Whether the size of a large file stays a secret of that place.
     silent: bool,
     /// What every request is answered with: a redirect, perhaps without a `Location`.
-    redirect: Option<Option<String>>,
+    redirect: Option<Redirect>,
+}
+
+struct Redirect {
+    location: Option<String>,
 }
 
 /// The server. It stops when it is dropped.
@@ -151,7 +155,7 @@ impl HubServer {
 
     /// Answers every request with a redirect; `%` in its target is the number of the request.
     pub(crate) fn redirect(&self, location: Option<&str>) {
-        self.state().redirect = Some(location.map(str::to_owned));
+        self.state().redirect = Some(Redirect { location: location.map(str::to_owned) });
     }
 
     /// Makes one transfer after another go wrong.
@@ -200,7 +204,7 @@ fn serve(
 
     let mut state = state.lock().unwrap();
     state.asked.push(asked.clone());
-    if let Some(location) = &state.redirect {
+    if let Some(Redirect { location }) = &state.redirect {
         let number = state.asked.len().to_string();
         let location = location.as_ref().map(|location| location.replace('%', &number));
         let headers: Vec<_> = location.iter().map(|l| ("Location", l.as_str())).collect();
@@ -275,7 +279,7 @@ fn serve(
                 text.extend([*name, ": ", *value, "\r\n"]);
             }
             (&*stream).write_all((text + "\r\n").as_bytes()).ok()?;
-            let piece = [&b"10000\r\n"[..], &[b'A'; 0x10000], b"\r\n"].concat();
+            let piece = [&b"10000\r\n"[..], &vec![b'A'; 0x10000], b"\r\n"].concat();
             // A client without a limit would fill the disk; this one is let go at 256 MiB.
             for _ in 0..4096 {
                 (&*stream).write_all(&piece).ok()?;

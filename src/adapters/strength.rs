@@ -14,6 +14,9 @@ use crate::{Error, Result};
 #[serde(try_from = "Written", into = "Written")]
 pub struct Strength(Vec<(usize, f64)>);
 
+/// The largest strength, also below zero: beyond it sums between two keys would not be finite.
+const LARGEST: f64 = 1e6;
+
 /// How a strength stands in JSON.
 #[derive(Deserialize, Serialize)]
 #[serde(untagged)]
@@ -46,7 +49,9 @@ impl Strength {
         if keys.is_empty() {
             return wrong("has no value".into());
         }
-        if let Some((_, value)) = keys.iter().find(|(_, value)| !value.is_finite()) {
+        if let Some((_, value)) =
+            keys.iter().find(|(_, value)| value.is_nan() || value.abs() > LARGEST)
+        {
             return wrong(format!("{value} is not a strength"));
         }
         for pair in keys.windows(2) {

@@ -40,11 +40,13 @@ pub(super) fn check_whole(bytes: &[u8]) -> Result<(), Fault> {
     let cut_off = || Fault::from("is cut off: its end is missing");
     let (_, after) = bytes.split_first_chunk::<4>().ok_or_else(cut_off)?;
     let (length, after) = after.split_first_chunk::<4>().ok_or_else(cut_off)?;
-    // The byte that pads the last chunk does not matter.
-    if after.len() + 1 < u32::from_le_bytes(*length) as usize {
+    let length = u32::from_le_bytes(*length) as usize;
+    // The byte that pads the last chunk does not matter, nor what follows the file.
+    if after.len() + 1 < length {
         return Err(cut_off());
     }
-    let mut rest = bytes.get(HEADER..).ok_or_else(cut_off)?;
+    let end = bytes.len().min(length + 8);
+    let mut rest = bytes.get(HEADER..end).unwrap_or_default();
     while let Some((&[.., a, b, c, d], after)) = rest.split_first_chunk::<8>() {
         let length = u32::from_le_bytes([a, b, c, d]) as usize;
         let (_, after) = after.split_at_checked(length).ok_or_else(cut_off)?;

@@ -115,7 +115,9 @@ impl Pickler {
             (1..=shape.len()).map(|dim| shape[dim..].iter().product()).collect();
         for values in [shape, &strides] {
             self.bytes.push(b'(');
-            values.iter().for_each(|value| self.int(*value));
+            for value in values {
+                self.int(*value);
+            }
             self.bytes.push(b't');
             self.put();
         }

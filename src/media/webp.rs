@@ -106,6 +106,7 @@ fn three(bytes: &[u8]) -> Option<u32> {
 }
 
 /// One frame as the file has it.
+#[allow(clippy::struct_excessive_bools, reason = "the file has them")]
 struct Frame<'a> {
     left: u32,
     top: u32,

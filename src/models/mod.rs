@@ -24,7 +24,7 @@ const MOST_STAGES: usize = 16;
 const MOST_HEADS: usize = 1024;
 
 /// Fails unless `value` lies in `range`.
-fn within<T: PartialOrd + std::fmt::Display>(
+fn within<T: PartialOrd + std::fmt::Display + Copy>(
     config: &'static str,
     field: &str,
     value: T,

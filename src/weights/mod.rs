@@ -495,7 +495,7 @@ impl Checkpoint {
         component: Component,
         model: impl Fn(VarBuilder<'static>) -> Result<T>,
     ) -> Result<()> {
-        self.survey(component, &self.index_of(component)?, DType::F32, model)
+        Self::survey(component, &self.index_of(component)?, DType::F32, model)
     }
 
     fn index_of(&self, component: Component) -> Result<Arc<BTreeMap<String, Located>>> {
@@ -511,7 +511,6 @@ impl Checkpoint {
     }
 
     fn survey<T>(
-        &self,
         component: Component,
         index: &Arc<BTreeMap<String, Located>>,
         dtype: DType,
@@ -553,7 +552,7 @@ impl Checkpoint {
     ) -> Result<(T, LoadReport)> {
         let (dtype, device) = (resident.dtype(), resident.device().clone());
         let index = self.index_of(component)?;
-        self.survey(component, &index, dtype, &model)?;
+        Self::survey(component, &index, dtype, &model)?;
         let patches: Vec<_> = patches.of(component).cloned().collect();
         let record = Record {
             patched: vec![0; patches.len()],

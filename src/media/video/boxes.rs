@@ -34,6 +34,7 @@ pub(super) fn boxes(bytes: &[u8]) -> impl Iterator<Item = Part<'_>> {
 }
 
 /// The contents of the first box of that kind.
+#[allow(clippy::trivially_copy_pass_by_ref, reason = "names are byte strings")]
 pub(super) fn child<'a>(bytes: &'a [u8], kind: &[u8; 4]) -> Option<&'a [u8]> {
     boxes(bytes).find(|part| part.kind == kind).map(|part| part.body)
 }

@@ -114,6 +114,7 @@ fn injected(
         x: &x,
         timestep: 759.0,
         progress: Progress { step: 0, steps: 1 },
+        clips,
         frames,
         context: &context,
         negatives,
@@ -481,6 +482,41 @@ fn guidance_in_two_passes_gives_the_same_clip() {
         };
         assert_relative(&denoised(Guidance::TwoPasses), &denoised(Guidance::Batched), F32);
     }
+}
+
+#[test]
+fn some_frames_of_a_clip_are_denoised_with_their_own_hints_and_strengths() {
+    use animatelcm::pipeline::denoiser::{Guidance, Guided, Settings};
+    use animatelcm::sampler::Denoiser;
+    use animatelcm::schedule::{NoiseLevel, Prediction};
+    let (net, unet) = (net(), tiny::unet(DType::F32));
+    let prompts = case("lcm_cfg");
+    let settings = Settings {
+        prediction: Prediction::Epsilon,
+        dtype: DType::F32,
+        motion_norm: MotionNorm::PerFrame,
+    };
+    let x = case("unet")["x"].transpose(1, 2).unwrap().contiguous().unwrap();
+    let window = x.narrow(1, 2, 3).unwrap().contiguous().unwrap();
+    let at = NoiseLevel::from_ratio(759.0, 5.0);
+    let guided = |hint: &Tensor, strength: &str| {
+        let settings_of =
+            ControlSettings { strength: strength.parse().unwrap(), ..Default::default() };
+        let control = ControlAdapter::new(&net, hint, settings_of, &Stop::default()).unwrap();
+        Guided::new(&unet, settings, &prompts["prompt_embeds"])
+            .unwrap()
+            .guide(&prompts["negative_embeds"], 1.5, Guidance::Batched)
+            .unwrap()
+            .condition(vec![Box::new(control)])
+    };
+    let hint = first_hint();
+    let mut of_clip = guided(&hint, "0:0.5,2:1,4:0.25");
+    let own = of_clip.denoise_frames(&window, at, &[2, 3, 4]).unwrap();
+    let alone = guided(&hint.narrow(0, 2, 3).unwrap(), "0:1,2:0.25").denoise(&window, at).unwrap();
+    assert_close(&own, &alone, 0.0);
+    let others = of_clip.denoise_frames(&window, at, &[0, 1, 2]).unwrap();
+    assert!(relative_l2(&others, &alone) > 1e-3);
+    assert!(of_clip.denoise_frames(&window, at, &[2, 3]).is_err());
 }
 
 // Hints.

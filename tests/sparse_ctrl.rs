@@ -155,6 +155,7 @@ fn injected(net: &SparseCtrl, settings: ControlSettings, frames: &[usize], clip:
         x: &x,
         timestep: 759.0,
         progress: Progress { step: 0, steps: 1 },
+        clips: 1,
         frames,
         context: &context,
         negatives: 0,

@@ -142,6 +142,7 @@ fn injected(control: &mut T2iControl, frames: &[usize], clips: usize, at: Progre
         x: &x,
         timestep: 759.0,
         progress: at,
+        clips,
         frames,
         context: &context,
         negatives: clips - 1,

@@ -172,7 +172,7 @@ impl ImagePrompt {
 
     /// The side contexts of a pass, one for every cross attention.
     fn sides(&self, part: &Part, pass: &Pass<'_>, strengths: &[f64]) -> Result<Vec<SideContext>> {
-        let clips = pass.clips()?;
+        let clips = pass.clips;
         let negatives = pass.negatives.min(clips);
         if negatives > 0 && part.nothing.is_none() {
             return Err(self.wrong("does not know what no picture looks like".into()));

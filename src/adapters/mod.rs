@@ -32,39 +32,34 @@ pub trait Conditioner: fmt::Debug + Send {
     fn inject(&mut self, pass: &Pass<'_>, injection: &mut Injection) -> Result<()>;
 }
 
-/// A pass of the UNet that is about to be made.
+/// One evaluation of the UNet, as conditioners see it before it is made.
 #[derive(Clone, Copy, Debug)]
 pub struct Pass<'a> {
-    /// What the UNet will be given, `(batch*frames, channels, height, width)`.
+    /// Input of the UNet, `(clips*frames, channels, height, width)`.
     pub x: &'a Tensor,
-    /// What the UNet will be told about the noise.
+    /// Timestep that the UNet is given.
     pub timestep: f64,
-    /// How far the run is.
+    /// Step of the run.
     pub progress: Progress,
-    /// Which frames of the clip these are: all in order, or those of a window.
+    /// Number of clips in the batch, unconditional ones included.
+    pub clips: usize,
+    /// Indices of the frames, from 0: all of the clip in order, or those of a context window.
     pub frames: &'a [usize],
-    /// Text states, `(batch, tokens, dim)`.
+    /// Text states, `(clips, tokens, dim)`, or `(clips*frames, tokens, dim)` where each frame has its own.
     pub context: &'a Tensor,
-    /// How many clips of the batch, at its beginning, have the negative prompt.
+    /// Number of clips, at the beginning of the batch, that are unconditional: they have the negative prompt.
     pub negatives: usize,
-    /// Over what motion modules normalize.
+    /// What the group norms of motion modules normalize over.
     pub motion_norm: MotionNorm,
-    /// What ends the pass early.
+    /// Cancellation of the pass.
     pub stop: &'a Stop,
-}
-
-impl Pass<'_> {
-    /// Clips in the batch, those with the negative prompt included.
-    pub fn clips(&self) -> Result<usize> {
-        Ok(self.context.dim(0)?)
-    }
 }
 
 /// A step of a run.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Progress {
-    /// Which, from 0.
+    /// Index of the step, from 0.
     pub step: usize,
-    /// Of how many.
+    /// Number of steps.
     pub steps: usize,
 }

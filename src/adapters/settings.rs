@@ -46,16 +46,18 @@ impl ControlSettings {
         is_graded: bool,
         network: impl FnOnce(Seen<'_>) -> Result<Residuals>,
     ) -> Result<()> {
-        let all = pass.clips()?;
+        let all = pass.clips;
         let skipped = if self.guess { pass.negatives } else { 0 };
         let Some(strengths) = self.strengths(pass).filter(|_| skipped < all) else {
             return Ok(());
         };
         let clips = all - skipped;
         let frames = pass.frames.len();
+        // One for a clip, or for each of its frames.
+        let contexts = pass.context.dim(0)? / all;
         let residuals = network(Seen {
             x: &pass.x.narrow(0, skipped * frames, clips * frames)?,
-            context: &pass.context.narrow(0, skipped, clips)?,
+            context: &pass.context.narrow(0, skipped * contexts, clips * contexts)?,
             clips,
         })?;
         let count = residuals.skips.len() + 1;

@@ -36,7 +36,7 @@ impl Conditioner for T2iControl {
 
     fn inject(&mut self, pass: &Pass<'_>, injection: &mut Injection) -> Result<()> {
         let Some(strengths) = self.settings.strengths(pass) else { return Ok(()) };
-        let clips = pass.clips()?;
+        let clips = pass.clips;
         let of_pass = |x: &Tensor| -> Result<Tensor> {
             let x = self.settings.of_frames(x, pass.frames, clips)?;
             Ok(scale(&x, &strengths, clips, 1.0)?)

@@ -79,22 +79,45 @@ impl<'a> Guided<'a> {
         Self { conditioners, ..self }
     }
 
-    /// The network's output for `x` `(batch, frames, channels, height, width)` in f32, guided; the same shape.
-    fn output(&mut self, x: &Tensor, at: NoiseLevel) -> Result<Tensor> {
+    /// The clean latents predicted from some frames of a clip, such as those of a context window.
+    ///
+    /// `x` and the result are `(batch, frames, channels, height, width)` in f32; `frames` are the indices of its frames in
+    /// the clip, which hints, masks and strengths follow.
+    ///
+    /// # Errors
+    ///
+    /// When `frames` are not as many as `x` has; errors of the network and of conditioners.
+    pub fn denoise_frames(
+        &mut self,
+        x: &Tensor,
+        at: NoiseLevel,
+        frames: &[usize],
+    ) -> Result<Tensor> {
+        if frames.len() != x.dim(1)? {
+            let reason = format!("{} given for latents of {}", frames.len(), x.dim(1)?);
+            return Err(Error::request("frames", reason));
+        }
+        let output = self.output(x, at, frames)?;
+        self.settings.prediction.denoised(x, &output, at)
+    }
+
+    /// The guided output of the network, of the shape of `x`.
+    fn output(&mut self, x: &Tensor, at: NoiseLevel, frames: &[usize]) -> Result<Tensor> {
         let context = self.context.clone();
         let Some((negative, scale)) = self.negative.clone() else {
-            return self.pass(x, &context, 0, at);
+            return self.pass(x, &context, 0, (at, frames));
         };
         let clips = negative.dim(0)?;
         let (away, towards) = match self.guidance {
             Guidance::Batched => {
                 let both = Tensor::cat(&[&negative, &context], 0)?;
-                let output = self.pass(&Tensor::cat(&[x, x], 0)?, &both, clips, at)?;
+                let output = self.pass(&Tensor::cat(&[x, x], 0)?, &both, clips, (at, frames))?;
                 let halves = output.chunk(2, 0)?;
                 (halves[0].clone(), halves[1].clone())
             }
             Guidance::TwoPasses => {
-                (self.pass(x, &negative, clips, at)?, self.pass(x, &context, 0, at)?)
+                let away = self.pass(x, &negative, clips, (at, frames))?;
+                (away, self.pass(x, &context, 0, (at, frames))?)
             }
         };
         Ok((&away + ((towards - &away)? * scale)?)?)
@@ -106,16 +129,16 @@ impl<'a> Guided<'a> {
         x: &Tensor,
         context: &Tensor,
         negatives: usize,
-        at: NoiseLevel,
+        (at, frames): (NoiseLevel, &[usize]),
     ) -> Result<Tensor> {
-        let count = x.dim(1)?;
+        let (clips, count) = (x.dim(0)?, x.dim(1)?);
         let folded = x.to_dtype(self.settings.dtype)?.flatten(0, 1)?; // (batch*frames, channels, height, width)
-        let frames: Vec<usize> = (0..count).collect();
         let pass = Pass {
             x: &folded,
             timestep: at.timestep,
             progress: self.progress,
-            frames: &frames,
+            clips,
+            frames,
             context,
             negatives,
             motion_norm: self.settings.motion_norm,
@@ -148,8 +171,8 @@ impl<'a> Guided<'a> {
 
 impl Denoiser for Guided<'_> {
     fn denoise(&mut self, x: &Tensor, at: NoiseLevel) -> Result<Tensor> {
-        let output = self.output(x, at)?;
-        self.settings.prediction.denoised(x, &output, at)
+        let frames: Vec<usize> = (0..x.dim(1)?).collect();
+        self.denoise_frames(x, at, &frames)
     }
 
     fn begin_step(&mut self, step: usize, steps: usize) {

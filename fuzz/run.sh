@@ -44,18 +44,14 @@ run() {
     work=$out/run/$target
     rm -rf "$work/log" "$scratch/$target"
     mkdir -p "$work/corpus" "$work/failed" "$scratch/$target"
-    options=(-runs="$executions" -max_total_time="$seconds" -max_len=16384 -timeout=2 -rss_limit_mb=1200
+    options=(-runs="$executions" -max_total_time="$seconds" -max_len=16384 -timeout=10 -rss_limit_mb=1200
         -malloc_limit_mb=600 -print_final_stats=1 -artifact_prefix="$work/failed/")
     if [ -f "$here/dict/$target.dict" ]; then options+=(-dict="$here/dict/$target.dict"); fi
     export TMPDIR=$scratch/$target MALLOC_ARENA_MAX=2 RAYON_NUM_THREADS=1 RUST_BACKTRACE=0
     export ASAN_OPTIONS=detect_leaks=0:quarantine_size_mb=16:allocator_may_return_null=1
     binary=$(echo "$out"/*/release/"$target")
-    {
-        # Bombs are too slow to be mutated.
-        if [ -d "$here/bombs/$target" ]; then
-            nice -n 10 "$binary" "${options[@]}" -runs=1 -timeout=20 "$here/bombs/$target"/*
-        fi && nice -n 10 "$binary" "${options[@]}" "$work/corpus" "$here/corpus/$target"
-    } >"$work/log" 2>&1 && echo ok >"$work/result" || echo failed >"$work/result"
+    nice -n 10 "$binary" "${options[@]}" "$work/corpus" "$here/corpus/$target" >"$work/log" 2>&1 &&
+        echo ok >"$work/result" || echo failed >"$work/result"
     rm -rf "${scratch:?}/$target"
     echo "$target: $(cat "$work/result")" >&2
 }

@@ -32,6 +32,13 @@ pub mod train_plan;
 pub mod webp;
 pub mod y4m;
 
+/// Whether an input is an image on so large a canvas that it takes long within the limits of the program. Such ones are
+/// in `fuzz/bombs`, which `tests/fuzz.rs` executes; libFuzzer would spend its time on them.
+#[allow(dead_code, reason = "for libFuzzer")]
+pub fn is_slow(data: &[u8]) -> bool {
+    support::pixels(data) > 1 << 20
+}
+
 /// What a target does with an input.
 pub type Run = fn(&[u8]);
 

@@ -92,10 +92,25 @@ pub(crate) fn crc32(bytes: &[u8]) -> u32 {
     })
 }
 
-/// Gives an input to what reads hints and other images, as a file of that name.
+/// Gives an input to what reads hints and other images, as a file of that name: all frames, or a few of them.
 pub(crate) fn read_image(name: &str, data: &[u8]) {
-    let (path, stop) = (file(name, data), Stop::default());
-    let _ = frames("control", &path, Selection::default(), &stop);
     let few = Selection { from: 1, every: 2, count: Some(2) };
-    let _ = frames("control", &path, few, &stop);
+    let selection = if data.len() % 4 == 3 { few } else { Selection::default() };
+    let _ = frames("control", &file(name, data), selection, &Stop::default());
+}
+
+/// The pixels of the canvas that an image's header declares, where it is easily found.
+pub(crate) fn pixels(data: &[u8]) -> u64 {
+    let number = |at: usize, bytes: usize, is_little: bool| -> u64 {
+        let digits = data.get(at..at + bytes).unwrap_or_default().iter();
+        let join = |sum: u64, byte: &u8| sum << 8 | u64::from(*byte);
+        if is_little { digits.rev().fold(0, join) } else { digits.fold(0, join) }
+    };
+    match data {
+        [b'G', b'I', b'F', ..] => number(6, 2, true) * number(8, 2, true),
+        [0x89, b'P', b'N', b'G', ..] => number(16, 4, false).saturating_mul(number(20, 4, false)),
+        [b'R', b'I', b'F', b'F', ..] => (number(24, 3, true) + 1) * (number(27, 3, true) + 1),
+        [b'B', b'M', ..] => number(18, 4, true).saturating_mul(number(22, 4, true)),
+        _ => 0,
+    }
 }

@@ -484,9 +484,14 @@ mod tests {
             "BREAK",
         ] {
             let prompt = piece.repeat((1 << 20) / piece.len());
-            let start = std::time::Instant::now();
-            let _ = parse(&prompt);
-            assert!(start.elapsed().as_millis() < 500, "{piece}: {:?}", start.elapsed());
+            let took = || {
+                let start = std::time::Instant::now();
+                let _ = parse(&prompt);
+                start.elapsed()
+            };
+            // The fastest of a few: the machine may be busy with something else.
+            let took = (0..5).map(|_| took()).min().unwrap();
+            assert!(took.as_millis() < 500, "{piece}: {took:?}");
         }
     }
 

@@ -548,6 +548,32 @@ fn what_a_killed_pull_has_left_of_its_record_is_removed() {
 }
 
 #[test]
+fn a_ref_is_replaced_at_once_and_only_if_it_changes() {
+    let bench = Bench::published();
+    pull(&bench.client()).unwrap();
+    let refs = bench.repo("owner/model").join("refs");
+    let name = fs::read_dir(&refs).unwrap().next().unwrap().unwrap().file_name();
+    let commit = fs::read_to_string(refs.join(&name)).unwrap();
+    for old in ["0000", commit.as_str()] {
+        fs::remove_dir_all(bench.repo("owner/model")).unwrap();
+        fs::create_dir_all(&refs).unwrap();
+        // What is written in place changes both names, what is renamed one.
+        let witness = refs.parent().unwrap().join("witness");
+        fs::write(&witness, old).unwrap();
+        fs::hard_link(&witness, refs.join(&name)).unwrap();
+        pull(&bench.client()).unwrap();
+        assert_eq!(fs::read_to_string(refs.join(&name)).unwrap(), commit);
+        assert_eq!(fs::read_to_string(&witness).unwrap(), old);
+        assert_eq!(fs::read_dir(&refs).unwrap().count(), 1);
+    }
+    // A draft of a killed pull goes like that of the record.
+    let draft = bench.repo("owner/model").join("animatelcm.ref.part");
+    fs::write(&draft, "c0").unwrap();
+    pull(&bench.client()).unwrap();
+    assert!(!draft.exists());
+}
+
+#[test]
 fn offline_means_that_nothing_is_asked() {
     let bench = Bench::published();
     let mut settings = bench.settings();

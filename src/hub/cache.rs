@@ -10,7 +10,7 @@ use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use hf_hub::{Cache, Repo, RepoType};
+use hf_hub::Repo;
 use serde::{Deserialize, Serialize};
 
 use super::manifest::{Digest, File, Model, Source, is_sha256};
@@ -22,7 +22,10 @@ const RECORDS: &str = "animatelcm.json";
 /// The record that is being written.
 const RECORDS_DRAFT: &str = "animatelcm.json.part";
 
-/// Held while it is.
+/// The ref that is being written.
+const REF_DRAFT: &str = "animatelcm.ref.part";
+
+/// Held while one of them is.
 const RECORDS_LOCK: &str = "animatelcm.lock";
 
 /// An exclusive lock among programs, which ends with its holder. The file stays.
@@ -78,23 +81,23 @@ struct Records {
 /// The folder of one repository.
 #[derive(Clone, Debug)]
 pub(super) struct Folder {
-    cache: Cache,
-    repo: String,
     root: PathBuf,
 }
 
 impl Folder {
     pub(super) fn new(cache: &Path, repo: &str) -> Self {
-        let root = cache.join(Repo::model(repo.to_owned()).folder_name());
-        Self { cache: Cache::new(cache.to_path_buf()), repo: repo.to_owned(), root }
+        Self { root: cache.join(Repo::model(repo.to_owned()).folder_name()) }
     }
 
-    /// Removes what a killed program has left of its record.
+    /// Removes what a killed program has left of a record or a ref.
     pub(super) fn sweep(&self) {
-        let draft = self.root.join(RECORDS_DRAFT);
-        if draft.exists() && matches!(Lock::take(&self.root.join(RECORDS_LOCK)), Ok(Some(_))) {
-            // If it cannot be removed, the next record replaces it.
-            let _ = fs::remove_file(&draft);
+        for draft in [RECORDS_DRAFT, REF_DRAFT].map(|name| self.root.join(name)) {
+            if draft.exists()
+                && let Ok(Some(_held)) = Lock::take(&self.root.join(RECORDS_LOCK))
+            {
+                // If it cannot be removed, the next one replaces it.
+                let _ = fs::remove_file(&draft);
+            }
         }
     }
 
@@ -120,10 +123,27 @@ impl Folder {
 
     /// Records which commit a source's revision is.
     pub(super) fn name(&self, source: Source<'_>, commit: &str) -> Result<()> {
-        let revision = source.revision.to_owned();
-        let repo = Repo::with_revision(self.repo.clone(), RepoType::Model, revision);
         let path = self.root.join("refs").join(source.revision);
-        self.cache.repo(repo).create_ref(commit).map_err(Error::file(path))
+        if fs::read(&path).is_ok_and(|found| found == commit.as_bytes()) {
+            return Ok(());
+        }
+        if let Some(folder) = path.parent() {
+            fs::create_dir_all(folder).map_err(Error::file(folder))?;
+        }
+        let _lock = Lock::wait(&self.root.join(RECORDS_LOCK))?;
+        self.replace(&path, REF_DRAFT, commit.as_bytes())
+    }
+
+    /// Gives a file new contents at once; to be called with the lock.
+    fn replace(&self, path: &Path, draft: &str, contents: &[u8]) -> Result<()> {
+        let draft = self.root.join(draft);
+        let write = || {
+            let mut file = fs::File::create(&draft)?;
+            file.write_all(contents)?;
+            file.sync_all()?;
+            fs::rename(&draft, path)
+        };
+        write().map_err(Error::file(path))
     }
 
     /// The commits of which a source's files may be here, the best first.
@@ -190,12 +210,11 @@ impl Folder {
 
     /// To be called with the lock.
     fn write_records(&self, records: &Records) -> Result<()> {
-        let (path, draft) = (self.root.join(RECORDS), self.root.join(RECORDS_DRAFT));
-        let complain = |e: std::io::Error| Error::file(&path)(e);
-        let mut file = fs::File::create(&draft).map_err(complain)?;
-        serde_json::to_writer_pretty(&mut file, records).map_err(|e| complain(e.into()))?;
-        file.write_all(b"\n").and_then(|()| file.sync_all()).map_err(complain)?;
-        fs::rename(&draft, &path).map_err(complain)
+        let path = self.root.join(RECORDS);
+        let mut json =
+            serde_json::to_vec_pretty(records).map_err(|e| Error::file(&path)(e.into()))?;
+        json.push(b'\n');
+        self.replace(&path, RECORDS_DRAFT, &json)
     }
 
     /// Removes a file of one snapshot and its bytes, unless another snapshot still points to them.

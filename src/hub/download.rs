@@ -226,8 +226,9 @@ impl Job<'_> {
         if !has_hash(&blob, file, &facts, watch)? {
             lock = self.transfer(file, &blob, facts.size, lock, watch)?;
         }
-        folder.point(&facts.commit, &file.path, &blob)?;
+        // In this order, so that whatever a snapshot has is found by its ref.
         folder.name(self.source, &facts.commit)?;
+        folder.point(&facts.commit, &file.path, &blob)?;
         let verdict = self.judge(folder, file, &facts, watch);
         drop(lock);
         verdict

@@ -153,8 +153,7 @@ mod processes {
     #[test]
     fn a_frame_that_is_decoded_is_left_at_once() {
         let folder = Folder::new();
-        let args =
-            ["generate", "x", "--steps=1", "-W=1024", "-H=1024", "--frames=1", "-o", "a.gif"];
+        let args = ["generate", "x", "--steps=1", "-W=768", "-H=768", "--frames=1", "-o", "a.gif"];
         let wait = Duration::from_millis(300);
         interrupted(
             &folder,

@@ -218,7 +218,7 @@ class Room:
                 continue
             if path.suffix == ".lock":
                 litter["lock"] += 1
-            elif kind == RECORD + ".part":
+            elif kind in (RECORD + ".part", "animatelcm.ref.part"):
                 litter["record.part"] += 1
             elif kind == RECORD:
                 try:

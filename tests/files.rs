@@ -141,8 +141,9 @@ fn names_need_not_be_text() {
         (b"\xe7\x8c\xab.gif", "猫.gif"),
     ] {
         let words = |more: &[&str]| -> Vec<OsString> {
+            // Flags come before and after the name.
             let mut words: Vec<OsString> = quick(more).into_iter().map(Into::into).collect();
-            words.extend(["-o".into(), odd(clip)]);
+            words.extend(["-o".into(), odd(clip), "--fps".into(), "8".into()]);
             words
         };
         let done = run(words(&["--json"])).ok();

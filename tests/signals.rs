@@ -190,6 +190,10 @@ mod processes {
         file.set_len(8 + header.len() as u64 + bytes).unwrap();
         let second = Duration::from_secs(1);
         interrupted(&folder, &["inspect", "big.safetensors"], "", second);
+        // A request may come through a pipe, in which nobody writes yet.
+        let made = std::process::Command::new("mkfifo").arg(folder.path("pipe")).status();
+        assert!(made.unwrap().success());
+        interrupted(&folder, &["generate", "--request=pipe", "-o", "a.gif"], "", second);
 
         let eval = ["eval", "--procedural", "--prompts=1", "-W=1024", "-H=1024", "--frames=12"];
         interrupted(&folder, &eval, "", 2 * second);

@@ -179,6 +179,20 @@ fn a_clip_has_no_file_opened_that_it_does_not_know() {
             },
         );
     }
+    // A hint is compared with its hash before it is read, by both commands.
+    let control = golden::path("pocket_adapters/controlnet");
+    let weights = control.join("diffusion_pytorch_model.safetensors");
+    let known = animatelcm::weights::sha256(&weights.into(), &animatelcm::Stop::default()).unwrap();
+    let control = control.to_str().unwrap();
+    let hint = json!({"name": "a", "hint": "secret", "sha256": "0".repeat(64), "model": control});
+    let mut foreign = job(&json!({}), &json!({"controls": [hint]}));
+    foreign["weights"] = json!([{"file": "a", "sha256": known}]);
+    clip(&folder, "evil.png", &foreign);
+    for command in [&["replay", "evil.png"][..], &["generate", "--request=evil.png", "-oa.gif"]] {
+        let outcome = folder.run(command);
+        let line = outcome.fails(5);
+        assert!(line.contains("secret") && line.contains("the clip was made with"), "{line}");
+    }
     let mut tensors = job(&json!({}), &json!({}));
     tensors["tensors_in"] = json!({"file": "secret"});
     clip(&folder, "evil.png", &tensors);

@@ -47,6 +47,12 @@ fn digest(field: &'static str, hint: &Path, stop: &Stop) -> Result<String> {
             let reason = format!("{} is not an ordinary file", file.display());
             return Err(Error::request(field, reason));
         }
+        if found.len() > read::MOST_BYTES {
+            // Nothing of it will be read, so it is not hashed either.
+            let most = read::MOST_BYTES >> 20;
+            let reason = format!("{} is larger than {most} MiB", file.display());
+            return Err(Error::request(field, reason));
+        }
         sha256(&Source::from(file.to_path_buf()), stop)
     };
     if !hint.is_dir() {

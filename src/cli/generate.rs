@@ -251,22 +251,17 @@ fn job(args: &GenerateArgs, names: &Names, stop: &Stop) -> Result<(Job, Vec<Stri
     let mut notes = Vec::new();
     let mut job = match &args.request {
         Some(path) => {
-            let read = import::read(path, args.sampling.sampler.is_some())?;
+            let read = import::read(path, args.sampling.sampler.is_some(), stop)?;
             let named = |note: String| format!("{}: {note}", path.display());
             notes = read.notes.into_iter().map(named).collect();
             let mut job = read.job;
             if read.is_of_clip && !args.trust_paths && !args.dump_request {
                 trust::check(&without_given(args, &job), stop)?;
             }
-            // A clip's own metadata may be used as a request: then hashes are not a demand.
+            // Hashes are a demand of clips, which a stranger may have made, on the hints and images that they name.
             job.weights.clear();
-            for control in &mut job.request.controls {
-                control.sha256 = None;
-            }
-            for adapter in &mut job.request.ip_adapters {
-                for picture in adapter.images.iter_mut().chain(&mut adapter.masks) {
-                    picture.sha256 = None;
-                }
+            if !read.is_of_clip || args.trust_paths {
+                forget_hashes(&mut job.request);
             }
             job
         }
@@ -298,6 +293,18 @@ fn job(args: &GenerateArgs, names: &Names, stop: &Stop) -> Result<(Job, Vec<Stri
             .with_hint("animatelcm generate \"a red circle moving right on a black background\""));
     }
     Ok((job, notes))
+}
+
+/// Takes hints and images as they are now.
+fn forget_hashes(request: &mut Request) {
+    for control in &mut request.controls {
+        control.sha256 = None;
+    }
+    for adapter in &mut request.ip_adapters {
+        for image in adapter.images.iter_mut().chain(&mut adapter.masks) {
+            image.sha256 = None;
+        }
+    }
 }
 
 /// A job without what flags replace.

@@ -7,14 +7,17 @@ mod comfy;
 use std::fs::File;
 use std::io::Read;
 use std::path::Path;
+use std::sync::mpsc::{RecvTimeoutError, channel};
+use std::time::Duration;
 
 use serde_json::Value;
 
 use super::generate::unreadable;
+use super::threads;
 use crate::files;
 use crate::output::metadata;
 use crate::pipeline::request::{Job, Request, Spec};
-use crate::{Error, Result};
+use crate::{Error, Result, Stop};
 
 /// The longest text of a request: bytes.
 const LONGEST: u64 = 16 << 20;
@@ -43,11 +46,11 @@ impl Imported {
 }
 
 /// Reads a request file. `has_sampler` says that the one in it does not matter.
-pub(super) fn read(path: &Path, has_sampler: bool) -> Result<Imported> {
+pub(super) fn read(path: &Path, has_sampler: bool, stop: &Stop) -> Result<Imported> {
     if is_media(path)? {
         return of_media(path, has_sampler);
     }
-    let text = read_text(path)?;
+    let text = read_text(path, stop)?;
     let wrong = |reason: String| wrong(path, &reason);
     match serde_json::from_str::<Value>(&text) {
         Ok(json) if is_job(&json) => Imported::own(&text, false),
@@ -103,11 +106,27 @@ fn of_media(path: &Path, has_sampler: bool) -> Result<Imported> {
 }
 
 /// The text of a request file, which may be a pipe but not without end.
-fn read_text(path: &Path) -> Result<String> {
-    let mut text = String::new();
-    File::open(path)
-        .and_then(|file| file.take(LONGEST + 1).read_to_string(&mut text))
-        .map_err(|e| unreadable("request", path, &e))?;
+fn read_text(path: &Path, stop: &Stop) -> Result<String> {
+    const TICK: Duration = Duration::from_millis(50);
+    let (send, receive) = channel();
+    let file = path.to_path_buf();
+    // A pipe is waited for in a thread, because neither opening nor reading it can be ended.
+    let read = move || {
+        let mut text = String::new();
+        let read =
+            File::open(file).and_then(|file| file.take(LONGEST + 1).read_to_string(&mut text));
+        let _ = send.send(read.map(|_| text));
+    };
+    let thread = std::thread::Builder::new().name("request".into()).spawn(read);
+    thread.map_err(|error| threads::refused(&error))?;
+    let text = loop {
+        stop.check()?;
+        match receive.recv_timeout(TICK) {
+            Ok(text) => break text.map_err(|error| unreadable("request", path, &error))?,
+            Err(RecvTimeoutError::Timeout) => {}
+            Err(RecvTimeoutError::Disconnected) => return Err(wrong(path, "cannot be read")),
+        }
+    };
     if text.len() as u64 > LONGEST {
         return Err(wrong(path, &format!("has more than {LONGEST} bytes")));
     }

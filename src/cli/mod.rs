@@ -46,7 +46,7 @@ pub use tune::Allocator;
 /// When the file holds none.
 #[doc(hidden)]
 pub fn read_request(path: &std::path::Path) -> Result<crate::pipeline::request::Job> {
-    import::read(path, false).map(|imported| imported.job)
+    import::read(path, false, &Stop::default()).map(|imported| imported.job)
 }
 
 /// Parses the command line, runs it and gives the exit code.

@@ -42,7 +42,8 @@ fn with_dashes(command: Command) -> Command {
 /// The first flag that another flag stands behind where its value should be.
 fn without_value<'a>(mut command: &Command, words: &'a [OsString]) -> Option<(&'a str, &'a str)> {
     let mut flags = Flags::of(command);
-    let mut words = words.iter().skip(1).filter_map(|word| word.to_str());
+    // What is no text, such as a path in bytes, is no flag either.
+    let mut words = words.iter().skip(1).map(|word| word.to_str().unwrap_or_default());
     while let Some(word) = words.next() {
         if word == "--" {
             break;

@@ -12,7 +12,7 @@ use super::{RgbImage, animation, foreign, still, video, webp};
 use crate::{Result, Stop, files};
 
 /// The most bytes of one file: a gigabyte.
-const MOST_BYTES: u64 = 1 << 30;
+pub(crate) const MOST_BYTES: u64 = 1 << 30;
 
 /// What a folder's images are told by.
 const EXTENSIONS: [&str; 8] = ["png", "jpg", "jpeg", "webp", "gif", "bmp", "tif", "tiff"];

@@ -194,6 +194,7 @@ mod processes {
         let made = std::process::Command::new("mkfifo").arg(folder.path("pipe")).status();
         assert!(made.unwrap().success());
         interrupted(&folder, &["generate", "--request=pipe", "-o", "a.gif"], "", second);
+        std::fs::remove_file(folder.path("pipe")).unwrap();
 
         let eval = ["eval", "--procedural", "--prompts=1", "-W=1024", "-H=1024", "--frames=12"];
         interrupted(&folder, &eval, "", 2 * second);

@@ -16,6 +16,9 @@ use crate::{Error, Result};
 const PREFIX: &str = ".animatelcm-";
 const SUFFIX: &str = ".part";
 
+/// How often a draft that is still written to is removed before it is left to the next run.
+const TRIES_TO_REMOVE: usize = 100;
+
 /// The drafts of this process.
 static LIVE: Mutex<BTreeSet<PathBuf>> = Mutex::new(BTreeSet::new());
 
@@ -29,7 +32,9 @@ pub(super) fn live() -> MutexGuard<'static, BTreeSet<PathBuf>> {
 pub(crate) fn remove_drafts() {
     let drafts = live();
     for path in drafts.iter() {
-        let _ = remove(path);
+        // A frame of a series may come into its folder while that is emptied.
+        let is_gone = |_: &usize| remove(path).is_ok() || fs::symlink_metadata(path).is_err();
+        let _ = (0..TRIES_TO_REMOVE).find(is_gone);
     }
     std::mem::forget(drafts);
 }

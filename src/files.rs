@@ -5,7 +5,7 @@ mod place;
 mod series;
 
 use std::fs::{self, File};
-use std::io::{self, Read, Write};
+use std::io::{self, Read};
 use std::path::Path;
 
 pub(crate) use draft::{Draft, remove_drafts};
@@ -53,9 +53,7 @@ pub(crate) fn read_text(path: &Path) -> io::Result<String> {
 
 /// Writes a file at once: either it is there whole, or what was there before is. `field` is for messages.
 pub(crate) fn write(field: &'static str, path: &Path, bytes: &[u8]) -> Result<()> {
-    let mut draft = Place::resolve(field, path, Existing::Replace)?.draft()?;
-    draft.write_all(bytes).map_err(Error::file(path))?;
-    draft.commit()
+    Place::resolve(field, path, Existing::Replace)?.write(bytes)
 }
 
 #[cfg(test)]

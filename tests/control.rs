@@ -12,11 +12,14 @@ use animatelcm::media::resize::{Fit, resize};
 use animatelcm::media::tensor::from_rgb;
 use animatelcm::models::control_net::{ControlNet, ControlNetConfig};
 use animatelcm::models::motion::MotionNorm;
-use animatelcm::models::unet::{Injection, Residuals, UNetInput};
+use animatelcm::models::unet::{Injection, Residuals, UNet, UNetInput};
 use animatelcm::pipeline::control::Control;
+use animatelcm::pipeline::denoiser::{Guidance, Guided, Settings};
 use animatelcm::pipeline::load::{Base, ControlFile, Files, Models};
 use animatelcm::pipeline::request::Request;
 use animatelcm::pipeline::{Event, Pipeline, Residency, Tensors};
+use animatelcm::sampler::Denoiser;
+use animatelcm::schedule::{NoiseLevel, Prediction};
 use animatelcm::weights::{Checkpoint, Component, PatchStack, Source, random};
 use animatelcm::{Error, Result, Stop};
 use candle_core::{DType, Device, Tensor};
@@ -454,31 +457,41 @@ fn one_picture_serves_all_frames_and_the_network_is_loaded_once() {
     assert_eq!(loaded.iter().filter(|part| **part == "controlnet").count(), 1, "{loaded:?}");
 }
 
-#[test]
-fn guidance_in_two_passes_gives_the_same_clip() {
-    use animatelcm::pipeline::denoiser::{Guidance, Guided, Settings};
-    use animatelcm::sampler::Denoiser;
-    use animatelcm::schedule::{NoiseLevel, Prediction};
-    let (net, unet) = (net(), tiny::unet(DType::F32));
+/// The tiny model under guidance with a control.
+fn guided<'a>(
+    (net, unet): (&'a ControlNet, &'a UNet),
+    hint: &Tensor,
+    control: ControlSettings,
+    guidance: Guidance,
+) -> Guided<'a> {
     let prompts = case("lcm_cfg");
     let settings = Settings {
         prediction: Prediction::Epsilon,
         dtype: DType::F32,
         motion_norm: MotionNorm::PerFrame,
     };
+    let control = ControlAdapter::new(net, hint, control, &Stop::default()).unwrap();
+    Guided::new(unet, settings, &prompts["prompt_embeds"])
+        .unwrap()
+        .guide(&prompts["negative_embeds"], 1.5, guidance)
+        .unwrap()
+        .condition(vec![Box::new(control)])
+}
+
+/// Latents `(1, 6, 4, height, width)` of the tiny model's goldens, and a noise level for them.
+fn noisy() -> (Tensor, NoiseLevel) {
     let x = case("unet")["x"].transpose(1, 2).unwrap().contiguous().unwrap();
-    let at = NoiseLevel::from_ratio(759.0, 5.0);
+    (x, NoiseLevel::from_ratio(759.0, 5.0))
+}
+
+#[test]
+fn guidance_in_two_passes_gives_the_same_clip() {
+    let (net, unet) = (net(), tiny::unet(DType::F32));
+    let (x, at) = noisy();
     for guess in [false, true] {
         let denoised = |guidance| {
-            let settings_of = ControlSettings { guess, ..Default::default() };
-            let control =
-                ControlAdapter::new(&net, &first_hint(), settings_of, &Stop::default()).unwrap();
-            let mut guided = Guided::new(&unet, settings, &prompts["prompt_embeds"])
-                .unwrap()
-                .guide(&prompts["negative_embeds"], 1.5, guidance)
-                .unwrap()
-                .condition(vec![Box::new(control)]);
-            guided.denoise(&x, at).unwrap()
+            let settings = ControlSettings { guess, ..Default::default() };
+            guided((&net, &unet), &first_hint(), settings, guidance).denoise(&x, at).unwrap()
         };
         assert_relative(&denoised(Guidance::TwoPasses), &denoised(Guidance::Batched), F32);
     }
@@ -486,28 +499,13 @@ fn guidance_in_two_passes_gives_the_same_clip() {
 
 #[test]
 fn some_frames_of_a_clip_are_denoised_with_their_own_hints_and_strengths() {
-    use animatelcm::pipeline::denoiser::{Guidance, Guided, Settings};
-    use animatelcm::sampler::Denoiser;
-    use animatelcm::schedule::{NoiseLevel, Prediction};
     let (net, unet) = (net(), tiny::unet(DType::F32));
-    let prompts = case("lcm_cfg");
-    let settings = Settings {
-        prediction: Prediction::Epsilon,
-        dtype: DType::F32,
-        motion_norm: MotionNorm::PerFrame,
-    };
-    let x = case("unet")["x"].transpose(1, 2).unwrap().contiguous().unwrap();
+    let (x, at) = noisy();
     let window = x.narrow(1, 2, 3).unwrap().contiguous().unwrap();
-    let at = NoiseLevel::from_ratio(759.0, 5.0);
     let guided = |hint: &Tensor, strength: &str| {
-        let settings_of =
+        let settings =
             ControlSettings { strength: strength.parse().unwrap(), ..Default::default() };
-        let control = ControlAdapter::new(&net, hint, settings_of, &Stop::default()).unwrap();
-        Guided::new(&unet, settings, &prompts["prompt_embeds"])
-            .unwrap()
-            .guide(&prompts["negative_embeds"], 1.5, Guidance::Batched)
-            .unwrap()
-            .condition(vec![Box::new(control)])
+        guided((&net, &unet), hint, settings, Guidance::Batched)
     };
     let hint = first_hint();
     let mut of_clip = guided(&hint, "0:0.5,2:1,4:0.25");

@@ -32,7 +32,7 @@ pub trait Conditioner: fmt::Debug + Send {
     fn inject(&mut self, pass: &Pass<'_>, injection: &mut Injection) -> Result<()>;
 }
 
-/// One evaluation of the UNet, as conditioners see it before it is made.
+/// Inputs of one evaluation of the UNet, as conditioners see them beforehand.
 #[derive(Clone, Copy, Debug)]
 pub struct Pass<'a> {
     /// Input of the UNet, `(clips*frames, channels, height, width)`.

@@ -1,6 +1,5 @@
 //! `animatelcm eval`: how often a model's clips show what their prompts say.
 
-use std::io::Write;
 use std::path::PathBuf;
 
 use clap::Args;
@@ -120,10 +119,7 @@ pub(super) fn run(args: &EvalArgs, stop: &Stop) -> Result<()> {
         }
     }
     if let Some(place) = sheet {
-        let path = place.path().to_path_buf();
-        let mut draft = place.draft()?;
-        draft.write_all(&media::sheet(&rows)?).map_err(Error::file(path))?;
-        draft.commit()?;
+        place.write(&media::sheet(&rows)?)?;
     }
     let report = clips.report(args.prompts, seed, score);
     print(&if args.json { to_json(&report)? } else { report.table() })

@@ -1,7 +1,7 @@
 //! Where a file is to be written: checked before any work, and never more than an ordinary file.
 
 use std::fs;
-use std::io;
+use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 
 use super::draft::Draft;
@@ -72,6 +72,14 @@ impl Place {
     pub(crate) fn draft(self) -> Result<Draft> {
         let path = self.path.clone();
         Draft::new(self).map_err(Error::file(path))
+    }
+
+    /// Writes the whole file at once: either it is there complete, or what was there before is.
+    pub(crate) fn write(self, bytes: &[u8]) -> Result<()> {
+        let path = self.path.clone();
+        let mut draft = self.draft()?;
+        draft.write_all(bytes).map_err(Error::file(path))?;
+        draft.commit()
     }
 
     pub(crate) fn path(&self) -> &Path {

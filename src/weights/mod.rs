@@ -226,18 +226,19 @@ impl Checkpoint {
 
     /// Adds a single-file checkpoint with all that it holds; the VAE or the text encoder may be absent.
     pub fn add_single_file(&mut self, source: &Source) -> Result<()> {
-        if source_is_folder(source) {
-            return Err(Error::format(source.path(), "is a folder, a single file is needed"));
-        }
-        self.add_file(Scope::Everything, source).map(|_| ())
+        self.add_single(Scope::Everything, source)
     }
 
     /// Adds a single-file checkpoint without one component, whatever the file has of it.
     pub fn add_single_file_except(&mut self, unwanted: Component, source: &Source) -> Result<()> {
+        self.add_single(Scope::Except(unwanted), source)
+    }
+
+    fn add_single(&mut self, scope: Scope, source: &Source) -> Result<()> {
         if source_is_folder(source) {
             return Err(Error::format(source.path(), "is a folder, a single file is needed"));
         }
-        self.add_file(Scope::Except(unwanted), source).map(|_| ())
+        self.add_file(scope, source).map(|_| ())
     }
 
     /// Adds motion modules: a file in any layout, or a diffusers motion adapter's folder.

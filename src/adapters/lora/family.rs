@@ -135,7 +135,7 @@ fn copy_of(module: &str) -> Option<(&str, bool)> {
     OWN.iter().any(|(_, name)| *name == copy).then_some((layer, copy == own))
 }
 
-/// Whether a module hangs on a layer of the text encoder and was never used there.
+/// Whether a module is one of the unused copies that diffusers wrote for text encoder layers in May 2023.
 pub(super) fn is_spare(module: &str) -> bool {
     matches!(copy_of(module), Some((_, false)))
 }

@@ -408,7 +408,7 @@ impl Lora {
         Ok(report)
     }
 
-    /// What the numbers stand for of modules that have no names.
+    /// Weights of the checkpoint that numbered modules, which have no names, belong to.
     fn numbered(&self, checkpoint: &Checkpoint) -> Result<Numbered> {
         let mut numbers: BTreeMap<Component, Vec<usize>> = BTreeMap::new();
         let mut changes: BTreeMap<(Component, usize), Changes> = BTreeMap::new();

@@ -37,7 +37,7 @@ pub(super) fn listed(archive: &Archive) -> BTreeMap<&str, String> {
     numbers.into_iter().map(|(stored, number)| (stored, name(number))).collect()
 }
 
-/// Whether the header says that a tensor holds the vectors of a word.
+/// Whether a tensor is a textual inversion: the header marks it with `<embed>`.
 pub(super) fn is_word(archive: &Archive, stored: &str) -> bool {
     archive.metadata().get(stored).is_some_and(|flag| flag == "<embed>")
 }
@@ -50,12 +50,12 @@ const ORDERS: [Order; 4] = [
     Order { mid_is_last: false, feed_forward_is_last: true },
 ];
 
-/// One order of the UNet's layers.
+/// Traversal order of the UNet's layers, by which modules without names are numbered.
 #[derive(Clone, Copy, Debug)]
 struct Order {
-    /// Whether the middle block comes behind those of the way up.
+    /// Whether the middle block is numbered after the up blocks.
     mid_is_last: bool,
-    /// Whether the feed-forward network comes behind both attentions, and not between them.
+    /// Whether the feed-forward network is numbered after both attentions rather than between them.
     feed_forward_is_last: bool,
 }
 

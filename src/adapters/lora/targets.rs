@@ -35,8 +35,7 @@ impl<'a> Targets<'a> {
     }
 }
 
-/// Whether a module belongs to the projection by which CLIP compares texts with images. Extracted LoRAs have it, and no
-/// image depends on it.
+/// Whether a module belongs to CLIP's `text_projection`, which extracted LoRAs have and no image depends on.
 pub(super) fn is_projection(module: &str) -> bool {
     let (component, name) = without_prefix(module);
     component == Some(Component::Text)

@@ -79,7 +79,9 @@ impl Name {
 
 impl Drop for Name {
     fn drop(&mut self) {
-        if live().remove(&self.0) {
+        // Held until the draft is gone: a process that ends meanwhile would leave the rest of it behind.
+        let mut live = live();
+        if live.remove(&self.0) {
             let _ = remove(&self.0);
         }
     }

@@ -304,10 +304,10 @@ impl RenameLock {
         let path = folder.join(draft::fixed_name("rename"));
         let started = Instant::now();
         loop {
+            let mut live = draft::live();
             let file = OpenOptions::new().write(true).create(true).truncate(false).open(&path)?;
             // Where the file system has no locks, nobody has to wait.
             let is_locked = draft::is_locked(&file);
-            let mut live = draft::live();
             if is_locked && is_still(&file, &path) {
                 return Ok(Self { _name: Name::new(path, &mut live), _file: file });
             }
@@ -325,14 +325,21 @@ impl RenameLock {
 mod tests {
     use super::*;
     use std::process::Command;
-    use std::sync::atomic::{AtomicUsize, Ordering};
+    use std::sync::atomic::{AtomicIsize, AtomicUsize, Ordering};
 
     /// How many boundaries are left to live.
     static LEFT: AtomicUsize = AtomicUsize::new(usize::MAX);
-    /// Tells the test below, run once more as a process of its own, where it works and when it dies.
+    /// Tells a test that is run once more, as a process of its own, where it works and when it dies.
     const VICTIM: &str = "ANIMATELCM_TEST_VICTIM";
 
+    /// How many boundaries were reached slowly; negative where none is slow.
+    static SLOW: AtomicIsize = AtomicIsize::new(-1);
+
     pub(super) fn boundary() {
+        if SLOW.load(Ordering::SeqCst) >= 0 {
+            SLOW.fetch_add(1, Ordering::SeqCst);
+            thread::sleep(Duration::from_millis(20));
+        }
         if LEFT.load(Ordering::SeqCst) != usize::MAX && LEFT.fetch_sub(1, Ordering::SeqCst) == 0 {
             // As sudden as SIGKILL: no destructor runs.
             std::process::abort();
@@ -425,6 +432,32 @@ mod tests {
                 assert_eq!(seen(folder.path()), clip("next", 2), "{old} {left}");
             }
         }
+    }
+
+    #[test]
+    #[allow(clippy::exit, reason = "as the second signal does")]
+    fn a_process_that_ends_while_a_draft_is_dropped_leaves_nothing() {
+        if let Ok(folder) = std::env::var(VICTIM) {
+            let draft = draft(Path::new(&folder), "new", 5, Existing::Replace);
+            SLOW.store(0, Ordering::SeqCst);
+            thread::spawn(move || drop(draft));
+            while SLOW.load(Ordering::SeqCst) == 0 {
+                thread::yield_now();
+            }
+            draft::remove_drafts();
+            std::process::exit(0);
+        }
+        let this =
+            "files::series::tests::a_process_that_ends_while_a_draft_is_dropped_leaves_nothing";
+        let folder = tempfile::tempdir().unwrap();
+        let status = Command::new(std::env::current_exe().unwrap())
+            .args([this, "--exact", "--test-threads=1"])
+            .env(VICTIM, folder.path())
+            .output()
+            .unwrap()
+            .status;
+        assert!(status.success());
+        assert_eq!(entries(folder.path()), 0);
     }
 
     #[test]

@@ -357,7 +357,7 @@ fn images_larger_than_their_budget_are_refused_with_their_size() {
     let end = [chunk(b"IDAT", b"x\x9cc\0\0\0\x01\0\x01"), chunk(b"IEND", b"")].concat();
     let mut animated = png_header(20_000, 20_000, 8, 6);
     animated.extend(chunk(b"acTL", &[0, 0, 0, 2, 0, 0, 0, 0]));
-    let mut webp = b"RIFF\0\0\0\0WEBPVP8X\x0a\0\0\0\x02\0\0\0\xff\xff\xff\xff\0\0".to_vec();
+    let mut webp = b"RIFF\x24\0\0\0WEBPVP8X\x0a\0\0\0\x02\0\0\0\xff\xff\xff\xff\0\0".to_vec();
     webp.extend(b"ANIM\x06\0\0\0\0\0\0\0\0\0");
     for (bytes, size) in [
         (png_header(1_000_000, 1_000_000, 8, 2), "1000000x1000000"),

@@ -142,9 +142,10 @@ fn file(bytes: &[u8], mut take: Take<'_>) -> Result<Taken, Fault> {
             return video::read(kind, bytes, &mut take);
         }
         let format = image::guess_format(bytes);
-        if matches!(format, Ok(ImageFormat::WebP)) {
-            webp::check_whole(bytes)?;
-        }
+        let bytes = match format {
+            Ok(ImageFormat::WebP) => webp::whole(bytes)?,
+            _ => bytes,
+        };
         match format {
             Ok(ImageFormat::Gif) => animation::gif(bytes, &mut take),
             Ok(ImageFormat::Png) if animation::is_apng(bytes) => animation::apng(bytes, &mut take),

@@ -35,8 +35,9 @@ fn chunks(bytes: &[u8]) -> impl Iterator<Item = Chunk<'_>> {
     })
 }
 
-/// Fails unless the file and every chunk of it are as long as they say: decoders allocate what a chunk declares.
-pub(super) fn check_whole(bytes: &[u8]) -> Result<(), Fault> {
+/// The file without what follows it. It and every chunk of it are as long as they say: decoders allocate what a chunk
+/// declares, and image-webp 0.2.4 looks for chunks a little beyond the file's end.
+pub(super) fn whole(bytes: &[u8]) -> Result<&[u8], Fault> {
     let cut_off = || Fault::from("is cut off: its end is missing");
     let (_, after) = bytes.split_first_chunk::<4>().ok_or_else(cut_off)?;
     let (length, after) = after.split_first_chunk::<4>().ok_or_else(cut_off)?;
@@ -45,14 +46,14 @@ pub(super) fn check_whole(bytes: &[u8]) -> Result<(), Fault> {
     if after.len() + 1 < length {
         return Err(cut_off());
     }
-    let end = bytes.len().min(length + 8);
-    let mut rest = bytes.get(HEADER..end).unwrap_or_default();
+    let file = bytes.get(..length.saturating_add(8)).unwrap_or(bytes);
+    let mut rest = file.get(HEADER..).filter(|chunks| !chunks.is_empty()).ok_or_else(cut_off)?;
     while let Some((&[.., a, b, c, d], after)) = rest.split_first_chunk::<8>() {
         let length = u32::from_le_bytes([a, b, c, d]) as usize;
         let (_, after) = after.split_at_checked(length).ok_or_else(cut_off)?;
         rest = after.get(length % 2..).unwrap_or_default();
     }
-    Ok(())
+    Ok(file)
 }
 
 /// Whether a WebP is an animation.
@@ -228,4 +229,22 @@ fn blend(above: [u8; 4], below: [u8; 4]) -> [u8; 4] {
         ((u64::from(value) * u64::from(scale)) >> 24) as u8
     };
     [mix(0), mix(1), mix(2), sum as u8]
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_follows_a_file_is_not_looked_at() {
+        let mut file = b"RIFF\x0e\0\0\0WEBPVP8L\x01\0\0\0x\0".to_vec();
+        assert_eq!(whole(&file).unwrap(), file);
+        let end = file.len();
+        // A chunk of gigabytes behind the end, which decoders would allocate.
+        file.extend(b"XMP \xff\xff\xff\xff");
+        assert_eq!(whole(&file).unwrap().len(), end);
+        file[4] += 8;
+        assert!(whole(&file).is_err());
+        assert!(whole(b"RIFF\0\0\0\0WEBPVP8L").is_err());
+    }
 }

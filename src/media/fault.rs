@@ -30,19 +30,31 @@ pub(super) enum Convert {
     Animation,
 }
 
+/// H.264 with subsampled chroma, which wants even sizes.
+const H264: &str = "-c:v libx264 -pix_fmt yuv420p -an";
+
+/// A filter that pads a side of odd length by one pixel.
+const EVEN: &str = "pad=ceil(iw/2)*2:ceil(ih/2)*2";
+
 impl Convert {
     /// The command line that converts `path`.
     fn line(self, path: &Path) -> String {
         let (options, ending) = match self {
-            Self::Video => ("-c:v libx264 -pix_fmt yuv420p -an", "-h264.mp4"),
-            Self::Deinterlaced => ("-vf yadif -c:v libx264 -pix_fmt yuv420p -an", "-h264.mp4"),
-            Self::Image => ("-frames:v 1 -update 1", ".png"),
-            Self::Animation => ("-pix_fmt rgb24 -f apng", "-8bit.png"),
+            Self::Video => (format!("-vf '{EVEN}' {H264}"), "-h264.mp4"),
+            Self::Deinterlaced => (format!("-vf 'yadif,{EVEN}' {H264}"), "-h264.mp4"),
+            Self::Image => ("-frames:v 1 -update 1".to_owned(), ".png"),
+            Self::Animation => ("-pix_fmt rgb24 -f apng".to_owned(), "-8bit.png"),
         };
         let stem = path.with_extension("");
         let output = format!("{}{ending}", stem.display());
         format!("ffmpeg -i {} {options} {}", quoted(&path.display().to_string()), quoted(&output))
     }
+}
+
+/// The command line that takes the first frames of the animation or video at `path`.
+fn first_frames(path: &Path) -> String {
+    let frames = format!("{}-%02d.png", path.with_extension("").display());
+    format!("ffmpeg -i {} -frames:v 16 {}", quoted(&path.display().to_string()), quoted(&frames))
 }
 
 /// `text` as one word of a shell.
@@ -66,8 +78,11 @@ impl Fault {
         };
         match self {
             Self::Broken(reason) => named(&reason),
+            Self::TooLong(reason) if field == "control" => {
+                named(&reason).with_hint("take some of the frames: from=0,every=8")
+            }
             Self::TooLong(reason) => {
-                named(&reason).with_hint("a control takes some frames of a video: from=0,every=8")
+                named(&reason).with_hint(format!("take some of the frames: {}", first_frames(path)))
             }
             Self::Foreign(reason, convert) => {
                 named(&reason).with_hint(format!("convert it: {}", convert.line(path)))
@@ -91,8 +106,13 @@ impl From<&str> for Fault {
 
 impl From<image::ImageError> for Fault {
     fn from(error: image::ImageError) -> Self {
+        let ends_early = |error: &std::io::Error| error.kind() == std::io::ErrorKind::UnexpectedEof;
         match error {
+            image::ImageError::IoError(error) if ends_early(&error) => {
+                Self::Broken("ends in the middle of an image".to_owned())
+            }
             image::ImageError::IoError(error) => Self::Broken(error.to_string()),
+            image::ImageError::Decoding(error) => Self::Broken(format!("is damaged: {error}")),
             error => Self::Broken(error.to_string()),
         }
     }
@@ -103,9 +123,27 @@ mod tests {
     use super::*;
 
     #[test]
+    fn frames_are_chosen_where_that_is_done() {
+        let hint = |field| {
+            let error = Fault::TooLong("has 9 frames".into()).error(field, Path::new("a b.mp4"));
+            error.hint().map(std::borrow::Cow::into_owned).unwrap_or_default()
+        };
+        assert_eq!(hint("control"), "take some of the frames: from=0,every=8");
+        let line = "ffmpeg -i 'a b.mp4' -frames:v 16 'a b-%02d.png'";
+        assert_eq!(hint("ip-adapter"), format!("take some of the frames: {line}"));
+    }
+
+    #[test]
     fn the_line_that_converts_is_safe_to_paste() {
         let line = |path: &str| Convert::Image.line(Path::new(path));
         assert_eq!(line("a/b.avif"), "ffmpeg -i a/b.avif -frames:v 1 -update 1 a/b.png");
+        let line_of = |convert: Convert| convert.line(Path::new("a.mov"));
+        assert_eq!(
+            line_of(Convert::Video),
+            "ffmpeg -i a.mov -vf 'pad=ceil(iw/2)*2:ceil(ih/2)*2' \
+             -c:v libx264 -pix_fmt yuv420p -an a-h264.mp4"
+        );
+        assert!(line_of(Convert::Deinterlaced).contains("-vf 'yadif,pad="));
         assert!(line("my cat.heic").contains("-i 'my cat.heic' "));
         assert!(line("it's.heic").contains(r"-i 'it'\''s.heic' "));
         assert!(line("-y.heic").contains("-i './-y.heic' "));

@@ -250,6 +250,19 @@ fn a_rate_that_is_a_fraction_stays_exact() {
     }
 }
 
+#[test]
+fn a_shorter_series_says_what_it_removes_of_a_longer_one() {
+    let folder = Folder::new();
+    for name in ["f_00.png", "f_01.png", "f_02.png", "f_03.png", "f_05.png"] {
+        folder.write(name, "old");
+    }
+    let run = folder.run(&quick(&["-o", "f_%02d.png", "-y"]));
+    let warning = "warning: `f_02.png` to `f_03.png` of an older series will be removed";
+    assert!(run.stderr.contains(warning), "{}", run.stderr);
+    assert_eq!(folder.names(), ["f_00.png", "f_01.png", "f_05.png"]);
+    assert!(!folder.run(&quick(&["-o", "f_%02d.png", "-y"])).stderr.contains("warning"));
+}
+
 #[cfg(unix)]
 #[test]
 fn two_signals_leave_nothing_behind() {

@@ -168,6 +168,9 @@ pub(super) fn make(
     }
     let clip = clip_info(&prepared, &job.request);
     format.check_clip(&clip)?;
+    if let Some(message) = output::surplus(target.path, clip.frames, target.existing)? {
+        progress.event(Event::Warning { message })?;
+    }
     tensors::check(&extra, latents_shape(pipeline.models(), &prepared, &job.request))?;
 
     let device = pipeline.device().clone();

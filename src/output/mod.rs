@@ -206,6 +206,18 @@ pub fn check(path: &Path, existing: Existing) -> Result<Format> {
     Ok(format)
 }
 
+/// What is lost of an older and longer series when this one takes its place, as a sentence.
+#[cfg_attr(not(feature = "cli"), allow(dead_code))]
+pub(crate) fn surplus(path: &Path, frames: usize, existing: Existing) -> Result<Option<String>> {
+    let Target::Series(series) = Target::resolve(path, Format::from_path(path)?, existing)? else {
+        return Ok(None);
+    };
+    Ok(series.surplus(frames).map(|[first, last]| {
+        let to = if first == last { String::new() } else { format!(" to `{last}`") };
+        format!("`{first}`{to} of an older series will be removed: this one is shorter")
+    }))
+}
+
 /// Checks, before any work, that a further file can be written and is not the output, or one of its frames.
 #[cfg_attr(not(feature = "cli"), allow(dead_code))]
 pub(crate) fn check_beside(

@@ -258,6 +258,17 @@ impl Series {
         }
     }
 
+    /// The first and the last file of an older series that go on after `frames` frames: they are removed with those
+    /// that are replaced.
+    pub(super) fn surplus(&self, frames: usize) -> Option<[String; 2]> {
+        if self.existing == Existing::Refuse {
+            return None;
+        }
+        let is_there = |index: &usize| fs::symlink_metadata(self.path(*index)).is_ok();
+        let last = (frames..).take_while(is_there).last()?;
+        Some([frames, last].map(|index| self.pattern.name(index)))
+    }
+
     fn probe(&self) -> Result<()> {
         match DraftSeries::new(FIELD, &self.folder, self.existing) {
             Ok(_) => Ok(()),

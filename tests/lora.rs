@@ -688,6 +688,21 @@ fn families_that_are_not_supported_are_named() {
 }
 
 #[test]
+fn files_with_the_names_of_a_lora_that_are_none_are_named() {
+    let (down, up) = (format!("{Q}.lora_down.weight"), format!("{Q}.lora_up.weight"));
+    let lora = [(down.as_str(), matrix(2, 16, 0.1)), (up.as_str(), matrix(16, 2, 0.1))];
+    for (name, what) in [
+        (format!("{Q}.lora_down.scale_weight"), "is stored in fp8 with scales beside it"),
+        ("image_proj.perceiver_resampler.proj_in.weight".into(), "is an IP-Adapter FaceID"),
+    ] {
+        let mut tensors = lora.to_vec();
+        tensors.push((&name, matrix(1, 1, 1.0)));
+        let error = one(&tensors).error();
+        assert!(error.to_string().contains(what), "{error}");
+    }
+}
+
+#[test]
 fn a_checkpoint_given_as_a_lora_is_refused() {
     let error = Lora::open(&source("tiny/model/vae/diffusion_pytorch_model.safetensors"), "vae")
         .unwrap_err();

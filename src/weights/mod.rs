@@ -642,6 +642,12 @@ pub(crate) fn stranger(archive: &Archive) -> Option<(&'static str, &'static str)
     dialect::recognise(&names, &[]).map(|foreign| (foreign.what, foreign.hint))
 }
 
+/// What a file is that has a LoRA's names but is none, to be read after "is", and what to do about it.
+pub(crate) fn stranger_to_loras(archive: &Archive) -> Option<(&'static str, &'static str)> {
+    let names: Names = archive.tensors().map(|(name, info)| (name, info.shape.clone())).collect();
+    dialect::recognise_in_lora(&names).map(|foreign| (foreign.what, foreign.hint))
+}
+
 fn source_is_folder(source: &Source) -> bool {
     matches!(source, Source::File(path) if path.is_dir())
 }

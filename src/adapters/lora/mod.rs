@@ -45,6 +45,7 @@ use self::targets::{Targets, is_projection};
 use crate::text::inversion::Inversion;
 use crate::weights::{
     Archive, Checkpoint, Component, PatchStack, Source, WeightPatch, quoted, some, stranger,
+    stranger_to_loras,
 };
 use crate::{Error, Result};
 
@@ -229,6 +230,9 @@ impl Lora {
 
         if let Some(reason) = peft.as_ref().and_then(PeftConfig::refusal) {
             return Err(wrong(reason));
+        }
+        if let Some((what, hint)) = stranger_to_loras(&archive) {
+            return Err(wrong(format!("is {what}")).with_hint(hint));
         }
         if let Some(what) = archive.names().find_map(unsupported) {
             return Err(wrong(format!("is a {what}, which is not supported")));

@@ -22,6 +22,8 @@ const fn foreign(what: &'static str, hint: &'static str) -> Foreign {
     Foreign { what, hint }
 }
 
+const LORA: Foreign = foreign("a LoRA", "give it with --lora");
+
 /// What is one of ours where one is wanted.
 const BESIDE: [(Component, Foreign); 4] = [
     (Component::ControlNet, foreign("a ControlNet", "give it with --control")),
@@ -61,12 +63,12 @@ const SIGNS: &[Sign] = &[
         ),
     ),
     (|n| n.has("lora_controlnet"), foreign("a Control-LoRA", CONTROL_NET_SD15)),
-    // Before the models that LoRAs are made for, whose names they have.
-    (is_lora, foreign("a LoRA", "give it with --lora")),
     (
         |n| n.has("scaled_fp8") || n.any_contains(".scale_weight"),
         foreign("stored in fp8 with scales beside it", "use the version in plain fp8 or fp16"),
     ),
+    // Before the models that LoRAs are made for, whose names they have.
+    (is_lora, LORA),
     (
         |n| {
             n.has_prefix("conditioner.embedders.")
@@ -212,6 +214,12 @@ pub(in crate::weights) fn recognise(names: &Names, wanted: &[Component]) -> Opti
     (!is_wanted).then_some(foreign)
 }
 
+/// What a file is that has a LoRA's names but cannot be applied as one.
+pub(in crate::weights) fn recognise_in_lora(names: &Names) -> Option<Foreign> {
+    let mut signs = SIGNS.iter().take_while(|(_, foreign)| *foreign != LORA);
+    signs.find(|(sign, _)| sign(names)).map(|(_, foreign)| *foreign)
+}
+
 /// What a component is whose names are right and whose sizes are another model's.
 ///
 /// `shape` gives the shape of a canonical name.
@@ -302,6 +310,7 @@ mod tests {
             ("diffusion_model.double_blocks.0.img_attn_qkv.lora_A.weight", "LoRA"),
             ("lora_unet_double_blocks_0_img_attn_qkv.lora_down.weight", "LoRA"),
             ("unet:0:up", "LoRA"),
+            ("lora_unet_conv_in.lora_down.scale_weight", "fp8"),
         ] {
             let found = recognise(&names(&[name]), &[]).map(|foreign| foreign.what);
             assert!(found.is_some_and(|found| found.contains(what)), "{name}: {found:?}");
@@ -360,6 +369,7 @@ mod tests {
             &[key, "ip_adapter.0.to_k_lora.down.weight"],
         ] {
             assert!(what(face, wanted).is_some_and(|what| what.contains("FaceID")), "{face:?}");
+            assert_eq!(recognise_in_lora(&names(face)), Some(FACE_ID));
         }
         let inside =
             ["mid_block.attentions.0.transformer_blocks.0.attn2.processor.to_k_ip.0.weight"];

@@ -16,7 +16,7 @@ use std::collections::BTreeMap;
 
 pub(crate) use self::animatediff::canonical as canonical_motion_name;
 pub(super) use self::animatediff::{POSITION_TOLERANCE, position};
-pub(super) use self::foreign::{Foreign, misfit, recognise};
+pub(super) use self::foreign::{Foreign, misfit, recognise, recognise_in_lora};
 pub(crate) use self::ldm::unet_module as ldm_unet_module;
 use super::Component;
 

@@ -541,6 +541,20 @@ mod tests {
     }
 
     #[test]
+    fn samplers_have_the_names_of_other_programs() {
+        let sampler = |name: &str| {
+            let json = format!(r#"{{"schema":"animatelcm/v1","request":{{"sampler":"{name}"}}}}"#);
+            Job::from_json(&json).map(|job| job.request.sampler)
+        };
+        assert_eq!(sampler("euler_ancestral").unwrap(), SamplerKind::EulerAncestral);
+        assert_eq!(sampler("DPM++ 2M").unwrap(), SamplerKind::Dpmpp2m);
+        // A request has a field for the spacing.
+        let error = sampler("dpmpp-2m-karras").unwrap_err().to_string();
+        assert!(error.contains("`dpmpp-2m` with the spacing `karras`"), "{error}");
+        assert!(sampler("unipc").unwrap_err().to_string().contains("is none of `lcm`"));
+    }
+
+    #[test]
     fn a_seed_of_minus_one_is_random() {
         let seed = |seed: &str| {
             let json = format!(r#"{{"schema":"animatelcm/v1","request":{{"seed":{seed}}}}}"#);

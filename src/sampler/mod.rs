@@ -79,7 +79,10 @@ pub trait Sampler: fmt::Debug {
 }
 
 /// The samplers by name.
+///
+/// Deserialized from any name that [`from_str`](Self::from_str) reads.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(try_from = "String")]
 pub enum SamplerKind {
     /// [`Lcm`].
     #[default]
@@ -175,6 +178,14 @@ impl SamplerKind {
 impl fmt::Display for SamplerKind {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(self.name())
+    }
+}
+
+impl TryFrom<String> for SamplerKind {
+    type Error = Error;
+
+    fn try_from(name: String) -> Result<Self> {
+        name.parse()
     }
 }
 

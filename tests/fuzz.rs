@@ -39,6 +39,7 @@ macro_rules! targets {
 targets! {
     bmp: 2000,
     clip_metadata: 10000,
+    config_json: 10000,
     configs: 200,
     flags: 10000,
     foreign_request: 5000,

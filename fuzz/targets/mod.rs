@@ -8,6 +8,7 @@ mod weights;
 
 pub mod bmp;
 pub mod clip_metadata;
+pub mod config_json;
 pub mod configs;
 pub mod flags;
 pub mod foreign_request;
@@ -43,9 +44,10 @@ pub fn is_slow(data: &[u8]) -> bool {
 pub type Run = fn(&[u8]);
 
 /// Every target by its name, which is also that of its corpus.
-pub const ALL: [(&str, Run); 25] = [
+pub const ALL: [(&str, Run); 26] = [
     ("bmp", bmp::run),
     ("clip_metadata", clip_metadata::run),
+    ("config_json", config_json::run),
     ("configs", configs::run),
     ("flags", flags::run),
     ("foreign_request", foreign_request::run),

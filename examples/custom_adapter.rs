@@ -8,9 +8,9 @@ use std::sync::Arc;
 
 use animatelcm::Result;
 use animatelcm::device::{DtypeChoice, Precision};
-use animatelcm::pipeline::load::{Base, Files, LoraFile, Models};
-use animatelcm::pipeline::request::Request;
-use animatelcm::pipeline::{Event, Pipeline, Residency, Tensors};
+use animatelcm::pipeline::load::{Files, Models};
+use animatelcm::pipeline::{Event, Inputs, Pipeline, Residency};
+use animatelcm::request::Request;
 use animatelcm::weights::{Component, WeightPatch};
 use candle_core::{Device, Tensor};
 
@@ -33,12 +33,11 @@ impl WeightPatch for MotionGain {
 }
 
 fn main() -> Result<()> {
-    let mut files = Files::new(Base::Embedded);
-    files.loras.push(LoraFile::new(Files::embedded_lora()));
-    let prompt = "a red circle moving right on a black background".to_owned();
-    let request = Request { prompt, seed: Some(1), frames: 8, ..Request::default() };
+    let mut request = Request::new("a red circle moving right on a black background");
+    request.sampling.seed = Some(1);
+    request.size.frames = 8;
     for strength in [-1.0, 0.0, 0.5] {
-        let mut models = Models::open(&files)?;
+        let mut models = Models::open(&Files::embedded())?;
         let names = models.checkpoint().names(Component::UNet);
         let names =
             names.filter(|name| name.contains(".motion_modules.") && name.contains(".proj_out."));
@@ -47,7 +46,8 @@ fn main() -> Result<()> {
         let precision = Precision::new(DtypeChoice::F32, &Device::Cpu);
         let mut pipeline = Pipeline::new(models, Device::Cpu, precision, Residency::OneAtATime);
         let (mut frames, mut silent) = (Vec::new(), |_: Event| Ok(()));
-        pipeline.generate(&request, &mut Tensors::default(), &mut silent, &mut &mut frames)?;
+        let prepared = pipeline.prepare(&request, &Inputs::default())?;
+        pipeline.generate(&prepared, &mut silent, &mut &mut frames)?;
         let pixels = frames.windows(2).flat_map(|pair| pair[0].iter().zip(pair[1].iter()));
         let moved: Vec<f64> = pixels.map(|(a, b)| f64::from(a.abs_diff(*b))).collect();
         let mean = moved.iter().sum::<f64>() / moved.len() as f64;

@@ -5,9 +5,9 @@
 
 use animatelcm::Result;
 use animatelcm::device::{DtypeChoice, Precision};
-use animatelcm::pipeline::load::{Base, Files, LoraFile, Models};
-use animatelcm::pipeline::request::Request;
-use animatelcm::pipeline::{Event, Pipeline, Residency, Tensors};
+use animatelcm::pipeline::load::{Files, Models};
+use animatelcm::pipeline::{Event, Inputs, Pipeline, Residency};
+use animatelcm::request::Request;
 use animatelcm::sampler::{Run, Sampler, Step};
 use candle_core::{Device, Tensor};
 
@@ -32,17 +32,16 @@ impl Sampler for Partial {
 }
 
 fn main() -> Result<()> {
-    let mut files = Files::new(Base::Embedded);
-    files.loras.push(LoraFile::new(Files::embedded_lora()));
     let precision = Precision::new(DtypeChoice::F32, &Device::Cpu);
-    let models = Models::open(&files)?;
+    let models = Models::open(&Files::embedded())?;
     let mut pipeline = Pipeline::new(models, Device::Cpu, precision, Residency::KeepAll);
-    let prompt = "a red circle moving right on a black background".to_owned();
-    let request = Request { prompt, seed: Some(1), ..Request::default() };
+    let mut request = Request::new("a red circle moving right on a black background");
+    request.sampling.seed = Some(1);
     for gamma in [0.0, 0.5, 1.0] {
         pipeline.set_sampler(Box::new(Partial { gamma }));
         let (mut frames, mut silent) = (Vec::new(), |_: Event| Ok(()));
-        pipeline.generate(&request, &mut Tensors::default(), &mut silent, &mut &mut frames)?;
+        let prepared = pipeline.prepare(&request, &Inputs::default())?;
+        pipeline.generate(&prepared, &mut silent, &mut &mut frames)?;
         let sum: f64 = frames.iter().flat_map(|frame| frame.iter()).map(|v| f64::from(*v)).sum();
         let mean = sum / (frames.len() * frames[0].len()) as f64;
         println!("gamma {gamma}: {} frames, mean brightness {mean:.1} of 255", frames.len());

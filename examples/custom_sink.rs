@@ -6,9 +6,9 @@
 use animatelcm::Result;
 use animatelcm::device::{DtypeChoice, Precision};
 use animatelcm::media::{FrameSink, RgbImage};
-use animatelcm::pipeline::load::{Base, Files, LoraFile, Models};
-use animatelcm::pipeline::request::Request;
-use animatelcm::pipeline::{Event, Pipeline, Residency, Tensors};
+use animatelcm::pipeline::load::{Files, Models};
+use animatelcm::pipeline::{Event, Inputs, Pipeline, Residency};
+use animatelcm::request::Request;
 use candle_core::Device;
 
 /// Prints every frame, a letter for four columns and eight rows.
@@ -39,15 +39,15 @@ impl FrameSink for Terminal {
 }
 
 fn main() -> Result<()> {
-    let mut files = Files::new(Base::Embedded);
-    files.loras.push(LoraFile::new(Files::embedded_lora()));
     let precision = Precision::new(DtypeChoice::F32, &Device::Cpu);
-    let models = Models::open(&files)?;
+    let models = Models::open(&Files::embedded())?;
     let mut pipeline = Pipeline::new(models, Device::Cpu, precision, Residency::KeepAll);
-    let prompt = "a white circle on a black background".to_owned();
-    let request = Request { prompt, seed: Some(7), frames: 4, ..Request::default() };
+    let mut request = Request::new("a white circle on a black background");
+    request.sampling.seed = Some(7);
+    request.size.frames = 4;
     let mut sink = Box::new(Terminal::default());
     let mut silent = |_: Event| Ok(());
-    pipeline.generate(&request, &mut Tensors::default(), &mut silent, &mut *sink)?;
+    let prepared = pipeline.prepare(&request, &Inputs::default())?;
+    pipeline.generate(&prepared, &mut silent, &mut *sink)?;
     sink.finish()
 }

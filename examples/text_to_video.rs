@@ -6,30 +6,29 @@
 use animatelcm::Stop;
 use animatelcm::device::{DeviceChoice, DtypeChoice, Precision};
 use animatelcm::output::{self, ClipInfo, Existing, Metadata};
-use animatelcm::pipeline::load::{Base, Files, LoraFile, Models};
-use animatelcm::pipeline::request::Request;
-use animatelcm::pipeline::{Event, Pipeline, Residency, Tensors};
+use animatelcm::pipeline::load::{Files, Models};
+use animatelcm::pipeline::{Event, Inputs, Pipeline, Residency};
+use animatelcm::request::Request;
 
 fn main() -> animatelcm::Result<()> {
     let mut words = std::env::args().skip(1);
     let prompt = words.next().unwrap_or("a red circle on a black background".into());
     let path = words.next().unwrap_or("clip.gif".into());
 
-    // Any other model: `Base::Folder(path)` or `Base::File(path)`, and `files.motion = Motion::File(path)`.
-    let mut files = Files::new(Base::Embedded);
-    files.loras.push(LoraFile::new(Files::embedded_lora()));
+    // Any other model: `Files::new(Base::Folder(path)` or `Base::File(path)`), and `files.motion = Motion::File(path)`.
     let device = DeviceChoice::Auto.open()?;
     let precision = Precision::new(DtypeChoice::Auto, &device);
-    let models = Models::open(&files)?;
+    let models = Models::open(&Files::embedded())?;
     let mut pipeline = Pipeline::new(models, device, precision, Residency::OneAtATime);
 
-    let request = Request { prompt, seed: Some(7), ..Request::default() };
-    let prepared = pipeline.prepare(&request)?;
+    let mut request = Request::new(prompt);
+    request.sampling.seed = Some(7);
+    let prepared = pipeline.prepare(&request, &Inputs::default())?;
     let clip = ClipInfo {
         width: prepared.width as u32,
         height: prepared.height as u32,
-        frames: request.frames,
-        fps: request.fps,
+        frames: request.size.frames,
+        fps: request.output.fps,
     };
     let mut sink = output::open(
         path.as_ref(),
@@ -38,13 +37,13 @@ fn main() -> animatelcm::Result<()> {
         Existing::Replace,
         &Stop::default(),
     )?;
-    let mut listener = |event: Event| {
+    let mut observer = |event: Event| {
         if let Event::Step { step, steps, .. } = event {
             eprintln!("step {step} of {steps}");
         }
         Ok(())
     };
-    pipeline.generate(&request, &mut Tensors::default(), &mut listener, &mut *sink)?;
+    pipeline.generate(&prepared, &mut observer, &mut *sink)?;
     sink.finish()?;
     println!("{path}");
     Ok(())

@@ -199,6 +199,13 @@ impl Error {
         }
     }
 
+    /// The system refused a thread.
+    pub(crate) fn no_thread(error: &dyn std::fmt::Display) -> Self {
+        let reason = format!("the system starts no more threads: {error}");
+        Self::Device { device: "cpu".into(), reason }
+            .with_hint("raise the limit of processes (`ulimit -u`) or that of memory (`ulimit -v`)")
+    }
+
     /// What to try.
     pub fn hint(&self) -> Option<Cow<'_, str>> {
         match self {

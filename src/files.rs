@@ -4,9 +4,12 @@ mod draft;
 mod place;
 mod series;
 
+use std::fmt::Write as _;
 use std::fs::{self, File};
 use std::io::{self, Read};
 use std::path::Path;
+
+use sha2::{Digest, Sha256};
 
 pub(crate) use draft::{Draft, remove_drafts};
 pub use place::Existing;
@@ -41,7 +44,7 @@ pub(crate) fn read(path: &Path, limit: u64) -> io::Result<Vec<u8>> {
     }
     let mut bytes = Vec::with_capacity(found.len() as usize);
     // Files of /proc and the like have no length beforehand.
-    File::open(path)?.take(limit + 1).read_to_end(&mut bytes)?;
+    File::open(path)?.take(limit.saturating_add(1)).read_to_end(&mut bytes)?;
     if bytes.len() as u64 > limit { Err(too_large()) } else { Ok(bytes) }
 }
 
@@ -49,6 +52,41 @@ pub(crate) fn read(path: &Path, limit: u64) -> io::Result<Vec<u8>> {
 pub(crate) fn read_text(path: &Path) -> io::Result<String> {
     String::from_utf8(read(path, MOST_TEXT)?)
         .map_err(|_| io::Error::new(io::ErrorKind::InvalidData, "is not UTF-8 text"))
+}
+
+/// A SHA-256 in lowercase hexadecimal.
+pub(crate) fn hex(hash: Sha256) -> String {
+    hash.finalize().iter().fold(String::with_capacity(64), |mut text, byte| {
+        // Writing to a string cannot fail.
+        let _ = write!(text, "{byte:02x}");
+        text
+    })
+}
+
+/// The SHA-256 of an ordinary file of any size, in lowercase hexadecimal. `watch` hears how many bytes are done.
+///
+/// # Errors
+///
+/// Those of reading and of `watch`; what is no ordinary file is not opened.
+pub(crate) fn sha256(path: &Path, mut watch: impl FnMut(u64) -> Result<()>) -> Result<String> {
+    // Before opening, because opening a pipe would wait for a writer.
+    if !fs::metadata(path).map_err(Error::file(path))?.is_file() {
+        return Err(Error::format(path, "is not an ordinary file"));
+    }
+    let mut file = File::open(path).map_err(Error::file(path))?;
+    let (mut hash, mut block, mut done) = (Sha256::new(), vec![0; 1 << 20], 0);
+    loop {
+        watch(done)?;
+        match file.read(&mut block) {
+            Ok(0) => return Ok(hex(hash)),
+            Ok(read) => {
+                hash.update(block.get(..read).unwrap_or_default());
+                done += read as u64;
+            }
+            Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
+            Err(e) => return Err(Error::file(path)(e)),
+        }
+    }
 }
 
 /// Writes a file at once: either it is there whole, or what was there before is. `field` is for messages.
@@ -59,6 +97,16 @@ pub(crate) fn write(field: &'static str, path: &Path, bytes: &[u8]) -> Result<()
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn the_hash_of_abc_is_the_published_one() {
+        // FIPS 180-2, appendix B.1.
+        let file = tempfile::NamedTempFile::new().unwrap();
+        fs::write(file.path(), "abc").unwrap();
+        let hash = sha256(file.path(), |_| Ok(())).unwrap();
+        assert_eq!(hash, "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad");
+        assert!(sha256(file.path(), |_| Err(Error::Cancelled)).is_err());
+    }
 
     #[test]
     fn only_ordinary_files_within_the_limit_are_read() {

@@ -5,9 +5,10 @@
 //! A module may use itself and any module on a lower floor; `tests/architecture.rs` holds it to that.
 //!
 //! ```text
-//! 9  cli                                        wires everything; computes nothing
-//! 8  train                                      how models are made
-//! 7  pipeline                                   request to frames
+//! 10 cli                                        flags to jobs; computes nothing
+//! 9  job      train                             job to file | how models are made
+//! 8  pipeline                                   request to frames
+//! 7  request                                    what is asked, as text
 //! 6  adapters                                   LoRA, ControlNet, IP-Adapter
 //! 5  text                                       prompt to context
 //! 4  models                                     clip, unet with motion, ControlNet, vae
@@ -24,6 +25,7 @@ pub mod error;
 mod files;
 #[cfg(feature = "hub")]
 pub mod hub;
+pub mod job;
 pub mod kernels;
 pub mod media;
 pub mod models;
@@ -31,6 +33,7 @@ pub mod nn;
 pub mod output;
 pub mod pipeline;
 pub mod procedural;
+pub mod request;
 pub mod rng;
 pub mod sampler;
 pub mod schedule;

@@ -9,14 +9,15 @@ use animatelcm::adapters::{Conditioner, Pass};
 use animatelcm::device::{DtypeChoice, Precision};
 use animatelcm::models::unet::Injection;
 use animatelcm::pipeline::load::{Base, Files, LoraFile, Models};
-use animatelcm::pipeline::request::Request;
-use animatelcm::pipeline::{Event, Pipeline, Residency, Tensors};
+use animatelcm::pipeline::{Event, Pipeline, Residency};
+use animatelcm::request::Request;
 use animatelcm::weights::{
     Checkpoint, Component, LoadReport, PatchStack, Resident, Source, WeightPatch,
 };
 use candle_core::{DType, Device, Tensor};
 
 use crate::support::golden;
+use crate::support::run::{Runs, Tensors, With};
 
 /// Two LoRAs: 20 modules of the UNet and 4 of the text encoder, and 168 of motion modules.
 fn files(strengths: [(f64, f64); 2]) -> Files {
@@ -42,15 +43,14 @@ type Recorded = BTreeMap<String, Vec<f32>>;
 
 /// What a run records, and the reports of what it loads.
 fn run(pipeline: &mut Pipeline) -> Result<(Recorded, Vec<LoadReport>)> {
-    let request = Request {
-        prompt: "a corgi".into(),
-        width: Some(32),
-        height: Some(32),
-        frames: 2,
-        steps: 2,
-        seed: Some(3),
-        ..Request::default()
-    };
+    let request = Request::default().with(|r| {
+        r.prompt.text = "a corgi".into();
+        r.size.width = Some(32);
+        r.size.height = Some(32);
+        r.size.frames = 2;
+        r.sampling.steps = 2;
+        r.sampling.seed = Some(3);
+    });
     let mut tensors = Tensors { recorded: Some(BTreeMap::new()), ..Tensors::default() };
     let (mut frames, mut reports) = (Vec::new(), Vec::new());
     let mut listener = |event: Event| {
@@ -59,7 +59,7 @@ fn run(pipeline: &mut Pipeline) -> Result<(Recorded, Vec<LoadReport>)> {
         }
         Ok(())
     };
-    pipeline.generate(&request, &mut tensors, &mut listener, &mut &mut frames)?;
+    pipeline.run(&request, &mut tensors, &mut listener, &mut &mut frames)?;
     let flat = |tensor: Tensor| tensor.flatten_all().unwrap().to_vec1::<f32>().unwrap();
     let recorded = tensors.recorded.unwrap();
     Ok((recorded.into_iter().map(|(name, tensor)| (name, flat(tensor))).collect(), reports))

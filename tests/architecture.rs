@@ -8,7 +8,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 /// Floors from the ground up.
-const FLOORS: [&[&str]; 10] = [
+const FLOORS: [&[&str]; 11] = [
     &["error", "spelling", "stop"],
     &["device", "rng", "files"],
     &["kernels", "schedule", "media", "weights", "hub"],
@@ -16,8 +16,9 @@ const FLOORS: [&[&str]; 10] = [
     &["models"],
     &["text"],
     &["adapters"],
+    &["request"],
     &["pipeline"],
-    &["server", "train"],
+    &["job", "train"],
     &["cli"],
 ];
 
@@ -29,8 +30,16 @@ const APART: [(&str, &str, &str); 3] = [
 ];
 
 /// Where `cfg(feature = ...)` may stand; a name that ends in a slash is a folder.
-const FEATURE_GATES: [&str; 7] =
-    ["kernels.rs", "kernels/", "output/mod.rs", "device.rs", "lib.rs", "media/video/", "cli/"];
+const FEATURE_GATES: [&str; 8] = [
+    "kernels.rs",
+    "kernels/",
+    "output/mod.rs",
+    "device.rs",
+    "lib.rs",
+    "media/video/",
+    "job/resolve.rs",
+    "cli/",
+];
 
 /// What is in `src/lib.rs` itself and may be named as `crate::Name`: part of the ground floor.
 const ROOT_NAMES: [&str; 5] = ["Error", "ErrorKind", "Result", "Stop", "error"];

@@ -408,8 +408,8 @@ fn impossible_numbers_are_refused_by_name() {
         (&["--steps", "0"], &["steps", "got 0"]),
         (&["--steps", "101"], &["101"]),
         (&["--steps", "4000000000"], &["4000000000"]),
-        (&["--lcm-original-steps", "0"], &["0"]),
-        (&["--lcm-original-steps", "1001"], &["1001"]),
+        (&["--original-inference-steps", "0"], &["0"]),
+        (&["--original-inference-steps", "1001"], &["1001"]),
         (&["--width", "9"], &["width", "multiple of 4", "got 9"]),
         (&["--width", "0"], &["width", "got 0"]),
         (&["--height", "7"], &["height", "got 7"]),
@@ -471,17 +471,16 @@ fn what_does_not_fit_into_memory_is_refused_with_numbers() {
 fn requests_are_read_with_suspicion() {
     let folder = Folder::new();
     let deep = "[".repeat(200_000);
-    let long =
-        format!(r#"{{"schema":"animatelcm/v1","request":{{"prompt":"{}"}}}}"#, "x".repeat(2 << 20));
+    let long = format!(r#"{{"schema":"animatelcm/v1","prompt":"{}"}}"#, "x".repeat(2 << 20));
     for (text, part) in [
         ("", "not a request"),
         ("not json", "not a request"),
         (&deep, "not a request"),
         (r#"{"schema":"animatelcm/v9"}"#, "animatelcm/v9"),
-        (r#"{"schema":"animatelcm/v1","request":{"promt":"x"}}"#, "promt"),
-        (r#"{"schema":"animatelcm/v1","request":{"steps":-4}}"#, "-4"),
-        (r#"{"schema":"animatelcm/v1","request":{"fps":1e999}}"#, "request"),
-        (r#"{"schema":"animatelcm/v1","request":{"width":1e30}}"#, "1e+30"),
+        (r#"{"schema":"animatelcm/v1","promt":"x"}"#, "promt"),
+        (r#"{"schema":"animatelcm/v1","sampling":{"steps":-4}}"#, "-4"),
+        (r#"{"schema":"animatelcm/v1","output":{"fps":1e999}}"#, "request"),
+        (r#"{"schema":"animatelcm/v1","size":{"width":1e30}}"#, "1e+30"),
         (r#"{"schema":"animatelcm/v1","models":{"device":"toaster"}}"#, "toaster"),
         (&long, "prompt: 2097152 bytes"),
     ] {
@@ -553,7 +552,7 @@ fn a_prompt_of_a_hundred_thousand_characters_is_cut_with_a_warning() {
         assert!(done.stderr.contains("too long"), "{}", done.stderr);
         assert!(done.stderr.len() < 2000, "{}", done.stderr);
         let job = folder.run(&["inspect", "--json", &name]).ok().json();
-        assert_eq!(job["request"]["prompt"], **prompt);
+        assert_eq!(job["prompt"]["text"], **prompt);
     }
     let done = folder.run(&["generate", "", "--frames=1", "--steps=1", "-o", "empty.gif"]).ok();
     assert_eq!(done.stdout(), "empty.gif\n");
@@ -563,13 +562,17 @@ fn a_prompt_of_a_hundred_thousand_characters_is_cut_with_a_warning() {
 fn control_characters_come_back_exactly_and_never_reach_the_terminal() {
     let folder = Folder::new();
     let prompt = "a\u{0}b\u{1b}[2J\u{7}\u{9b}c\r\n\u{ffff}<&>\"']]>";
-    let request = serde_json::json!({"prompt": prompt, "seed": 1, "frames": 1, "steps": 1});
-    let job = serde_json::json!({"schema": "animatelcm/v1", "request": request});
+    let job = serde_json::json!({
+        "schema": "animatelcm/v1",
+        "prompt": prompt,
+        "size": {"frames": 1},
+        "sampling": {"seed": 1, "steps": 1},
+    });
     folder.write("r.json", job.to_string());
     for name in ["a.gif", "a.webp", "a.png", "a.mp4"] {
         folder.run(&["generate", "--request", "r.json", "-o", name]).ok();
         let inside = folder.run(&["inspect", "--json", name]).ok().json();
-        assert_eq!(inside["request"]["prompt"], prompt, "{name}");
+        assert_eq!(inside["prompt"]["text"], prompt, "{name}");
         let shown = folder.run(&["inspect", name]).ok();
         let is_safe = |c: char| c == '\n' || !c.is_control();
         assert!(shown.stdout().chars().all(is_safe), "{name}: {:?}", shown.stdout());

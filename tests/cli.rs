@@ -71,9 +71,8 @@ fn the_first_command_of_the_readme_makes_a_looping_gif() {
 fn the_picture_in_the_readme_says_what_made_it() {
     let path = golden::path("../../assets/readme.gif");
     let shown = Folder::new().run(&["inspect", "--json", path.to_str().unwrap()]).ok().json();
-    let request = &shown["request"];
-    let prompt = request["prompt"].as_str().unwrap();
-    let told = format!("generate \"{prompt}\" --seed {}", request["seed"]);
+    let prompt = shown["prompt"]["text"].as_str().unwrap();
+    let told = format!("generate \"{prompt}\" --seed {}", shown["sampling"]["seed"]);
     assert!(include_str!("../README.md").contains(&told), "{told}");
     assert_eq!(shown["models"]["model"], Value::Null, "not the model inside the program");
 }
@@ -172,7 +171,11 @@ fn json_describes_the_result() {
 /// The fields of each event, as the README documents them.
 fn schema() -> HashMap<&'static str, BTreeSet<&'static str>> {
     [
+        ("start", "model width height frames steps sampler seed device dtype"),
+        ("adapter", "report"),
         ("load", "part bytes"),
+        ("report", "report"),
+        ("ready", ""),
         ("step", "step steps timestep seconds eta_seconds"),
         ("decode", "frame frames"),
         ("encode", "format"),
@@ -180,7 +183,7 @@ fn schema() -> HashMap<&'static str, BTreeSet<&'static str>> {
         ("done", "path seed width height frames fps seconds step_seconds weights"),
         ("error", "code message hint"),
     ]
-    .map(|(event, fields)| (event, fields.split(' ').chain(["event"]).collect()))
+    .map(|(event, fields)| (event, fields.split_whitespace().chain(["event"]).collect()))
     .into()
 }
 
@@ -212,7 +215,13 @@ fn progress_events_follow_one_schema() {
     assert_eq!(done.stdout(), "a.webp\n");
     let events = done.events();
     let found = kinds(&events);
-    assert_eq!(found, ["load", "warning", "load", "step", "decode", "encode", "done"]);
+    let shown: Vec<&str> = found
+        .iter()
+        .map(String::as_str)
+        .filter(|kind| !["load", "report"].contains(kind))
+        .collect();
+    let order = ["adapter", "start", "warning", "ready", "step", "decode", "encode", "done"];
+    assert_eq!(shown, order);
     let of = |kind: &str| events.iter().filter(|e| e["event"] == kind).collect::<Vec<_>>();
     let parts: Vec<_> = of("load").iter().map(|e| e["part"].as_str().unwrap()).collect();
     assert_eq!(parts.iter().collect::<BTreeSet<_>>().len(), 3, "{parts:?}");
@@ -297,8 +306,8 @@ fn a_dumped_request_makes_the_same_clip_and_flags_go_over_it() {
     let dumped = folder.run(&[&quick[..], &["--dump-request"]].concat()).ok();
     let json = dumped.json();
     assert_eq!(json["schema"], "animatelcm/v1");
-    assert_eq!(json["request"]["negative_prompt"], "grey");
-    assert_eq!(json["request"]["seed"], 5);
+    assert_eq!(json["prompt"]["negative"], "grey");
+    assert_eq!(json["sampling"]["seed"], 5);
     assert!(folder.names().is_empty(), "dumping makes no clip");
     folder.write("r.json", &dumped.bytes);
 
@@ -410,8 +419,8 @@ fn inspect_prints_what_a_clip_was_made_by() {
             assert!(shown.stdout().contains(part), "{name}, {part}: {}", shown.stdout());
         }
         let job = folder.run(&["inspect", "--json", &name]).ok().json();
-        assert_eq!(job["request"]["prompt"], "a green ring");
-        assert_eq!(job["request"]["width"], 64);
+        assert_eq!(job["prompt"]["text"], "a green ring");
+        assert_eq!(job["size"]["width"], 64);
         assert_eq!(job["program"]["name"], "animatelcm");
         for weight in job["weights"].as_array().unwrap() {
             let sha256 = weight["sha256"].as_str().unwrap();

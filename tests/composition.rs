@@ -91,6 +91,8 @@ impl Composition {
         args.extend(["--model", model.to_str().unwrap(), "--cfg-scale", &cfg, "--dtype=f32", "-q"]);
         args.extend(["--frames=6", "-W", "64", "-H", "32", "--device=cpu", "-y", "-o", "clip.png"]);
         args.extend(["--tensors-in", "in.safetensors", "--tensors-out", "out.safetensors"]);
+        // AnimateLCM's; the model's own file says 50.
+        args.extend(["--original-inference-steps", "100"]);
         if parts.iter().all(|(name, _)| *name != "lcm") {
             args.extend(["--lcm-lora", "none"]);
         }

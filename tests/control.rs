@@ -13,11 +13,11 @@ use animatelcm::media::tensor::from_rgb;
 use animatelcm::models::control_net::{ControlNet, ControlNetConfig};
 use animatelcm::models::motion::MotionNorm;
 use animatelcm::models::unet::{Injection, Residuals, UNet, UNetInput};
-use animatelcm::pipeline::control::Control;
 use animatelcm::pipeline::denoiser::{Guidance, Guided, Settings};
 use animatelcm::pipeline::load::{Base, ControlFile, Files, Models};
-use animatelcm::pipeline::request::Request;
-use animatelcm::pipeline::{Event, Pipeline, Residency, Tensors};
+use animatelcm::pipeline::{Event, Pipeline, Residency};
+use animatelcm::request::Control;
+use animatelcm::request::Request;
 use animatelcm::sampler::Denoiser;
 use animatelcm::schedule::{NoiseLevel, Prediction};
 use animatelcm::weights::{Checkpoint, Component, PatchStack, Source, random};
@@ -26,6 +26,7 @@ use candle_core::{DType, Device, Tensor};
 
 use crate::support::close::{assert_close, assert_relative, relative_l2};
 use crate::support::golden;
+use crate::support::run::{Runs, Tensors, With};
 use crate::support::tiny::{self, case, fold};
 
 /// Modules and single passes in f32, relative L2.
@@ -304,18 +305,17 @@ fn every_layout_gives_the_same_weights() {
 // Whole runs.
 
 pub(crate) fn request() -> Request {
-    Request {
-        prompt: "A corgi walking in the park, 4k!!".into(),
-        negative_prompt: "bad quality".into(),
-        width: Some(64),
-        height: Some(32),
-        frames: 6,
-        seed: Some(0),
-        lcm_original_steps: 50,
-        motion_norm: MotionNorm::Pooled,
-        cfg_scale: 1.5,
-        ..Request::default()
-    }
+    Request::default().with(|r| {
+        r.prompt.text = "A corgi walking in the park, 4k!!".into();
+        r.prompt.negative = "bad quality".into();
+        r.size.width = Some(64);
+        r.size.height = Some(32);
+        r.size.frames = 6;
+        r.sampling.seed = Some(0);
+        r.sampling.original_inference_steps = Some(50);
+        r.sampling.motion_norm = MotionNorm::Pooled;
+        r.sampling.cfg_scale = 1.5;
+    })
 }
 
 /// A folder with a GIF-free, lossless hint: one PNG a frame.
@@ -362,7 +362,7 @@ pub(crate) fn run_from(
     let models = Models::open(files)?;
     let mut pipeline = Pipeline::new(models, Device::Cpu, precision, Residency::OneAtATime);
     let mut frames = Vec::new();
-    pipeline.generate(request, &mut tensors, &mut |_: Event| Ok(()), &mut &mut frames)?;
+    pipeline.run(request, &mut tensors, &mut |_: Event| Ok(()), &mut &mut frames)?;
     Ok(tensors.recorded.unwrap())
 }
 
@@ -371,7 +371,12 @@ fn run_with(files: &Files, request: &Request) -> Result<BTreeMap<String, Tensor>
 }
 
 fn run(controls: Vec<Control>, request: Request) -> Result<BTreeMap<String, Tensor>> {
-    run_with(&files(), &Request { controls, ..request })
+    run_with(
+        &files(),
+        &request.with(|r| {
+            r.controls = controls;
+        }),
+    )
 }
 
 pub(crate) fn bits(recorded: &BTreeMap<String, Tensor>) -> Vec<u32> {
@@ -407,7 +412,13 @@ fn runs_in_guess_mode_equal_diffusers() {
     let hint = hint_folder(folder.path(), "a", &pictures("tiny/cases/controlnet", "cond_u8"));
     let want = golden::load("control/guess");
     let controls = vec![control("a", &hint, ",scale=0.8,guess")];
-    let got = run(controls.clone(), Request { cfg_scale: 1.0, ..request() }).unwrap();
+    let got = run(
+        controls.clone(),
+        request().with(|r| {
+            r.sampling.cfg_scale = 1.0;
+        }),
+    )
+    .unwrap();
     assert_close(&got["latents"], &want.tensor("plain"), RUN);
     let got = run(controls, request()).unwrap();
     assert_close(&got["latents"], &want.tensor("guided"), RUN);
@@ -417,7 +428,11 @@ fn runs_in_guess_mode_equal_diffusers() {
 fn strength_zero_is_bit_identical_to_absence() {
     let folder = tempfile::tempdir().unwrap();
     let hint = hint_folder(folder.path(), "a", &pictures("tiny/cases/controlnet", "cond_u8"));
-    let request = || Request { steps: 2, ..request() };
+    let request = || {
+        request().with(|r| {
+            r.sampling.steps = 2;
+        })
+    };
     let plain = bits(&run(vec![], request()).unwrap());
     for more in [",scale=0", ",scale=0:0,3:0", ",start=0.9", ",scale=0,guess"] {
         let got = bits(&run(vec![control("a", &hint, more)], request()).unwrap());
@@ -434,7 +449,12 @@ fn one_picture_serves_all_frames_and_the_network_is_loaded_once() {
     let still = folder.path().join("still.png");
     picture.save(&still).unwrap();
     let same = hint_folder(folder.path(), "same", &vec![picture; 6]);
-    let request = |controls| Request { steps: 1, controls, ..request() };
+    let request = |controls| {
+        request().with(|r| {
+            r.sampling.steps = 1;
+            r.controls = controls;
+        })
+    };
     let one = request(vec![control("a", still.to_str().unwrap(), "")]);
     let six = request(vec![control("a", &same, "")]);
     let frames = |request| bits(&run_with(&files(), request).unwrap());
@@ -453,7 +473,7 @@ fn one_picture_serves_all_frames_and_the_network_is_loaded_once() {
         Ok(())
     };
     let mut frames = Vec::new();
-    pipeline.generate(&two, &mut Tensors::default(), &mut listener, &mut &mut frames).unwrap();
+    pipeline.run(&two, &mut Tensors::default(), &mut listener, &mut &mut frames).unwrap();
     assert_eq!(loaded.iter().filter(|part| **part == "controlnet").count(), 1, "{loaded:?}");
 }
 
@@ -592,14 +612,16 @@ fn hints_that_do_not_fit_are_refused_before_anything_is_loaded() {
         let precision = Precision::new(DtypeChoice::F32, &Device::Cpu);
         let models = Models::open(&files()).unwrap();
         let mut pipeline = Pipeline::new(models, Device::Cpu, precision, Residency::OneAtATime);
-        let request = Request { controls: vec![control("a", hint, "")], ..request() };
+        let request = request().with(|r| {
+            r.controls = vec![control("a", hint, "")];
+        });
         let mut listener = |_: Event| {
             loaded += 1;
             Ok(())
         };
         let mut frames = Vec::new();
         let error = pipeline
-            .generate(&request, &mut Tensors::default(), &mut listener, &mut &mut frames)
+            .run(&request, &mut Tensors::default(), &mut listener, &mut &mut frames)
             .unwrap_err();
         assert_eq!(error.kind().exit_code(), 2, "{error}");
         assert!(parts.iter().all(|part| error.to_string().contains(part)), "{error}");
@@ -735,7 +757,7 @@ mod program {
         let control = flag(",scale=0.5,end=0.9");
         let dump = ["generate", "x", "--model", model, "--control", &control, "--dump-request"];
         let job = folder.run(&dump).ok().json();
-        let stored: &Value = &job["request"]["controls"][0];
+        let stored: &Value = &job["controls"][0];
         assert_eq!(stored["name"], "edges");
         assert_eq!(stored["scale"], 0.5);
         assert_eq!(stored["end"], 0.9);

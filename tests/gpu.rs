@@ -13,12 +13,13 @@ use animatelcm::kernels::{
 };
 use animatelcm::media::RgbImage;
 use animatelcm::pipeline::load::{Base, Files, LoraFile, Models};
-use animatelcm::pipeline::request::Request;
-use animatelcm::pipeline::{Event, Pipeline, Residency, Tensors};
+use animatelcm::pipeline::{Event, Pipeline, Residency};
+use animatelcm::request::Request;
 use candle_core::{DType, Device, Tensor};
 
 use crate::support::close::{assert_close, relative_l2};
 use crate::support::random::random;
+use crate::support::run::{Runs, Tensors, With};
 use crate::support::tiny::{self, case};
 
 /// A GPU of this build and machine.
@@ -246,7 +247,7 @@ fn run(
     let mut pictures = Vec::new();
     let mut tensors = Tensors { recorded: Some(BTreeMap::new()), ..tensors };
     let mut quiet = |_: Event| Ok(());
-    pipeline.generate(request, &mut tensors, &mut quiet, &mut &mut pictures).unwrap();
+    pipeline.run(request, &mut tensors, &mut quiet, &mut &mut pictures).unwrap();
     let frames = tensors.recorded.unwrap()["frames"].to_device(&Device::Cpu).unwrap();
     (frames, pictures)
 }
@@ -262,16 +263,15 @@ fn a_whole_run_on_a_gpu_equals_the_reference() {
         recorded: None,
         ..Tensors::default()
     };
-    let request = Request {
-        prompt: "A corgi walking in the park, 4k!!".into(),
-        negative_prompt: "bad quality".into(),
-        cfg_scale: 1.5,
-        width: Some(64),
-        height: Some(32),
-        frames: 6,
-        seed: Some(0),
-        ..Request::default()
-    };
+    let request = Request::default().with(|r| {
+        r.prompt.text = "A corgi walking in the park, 4k!!".into();
+        r.prompt.negative = "bad quality".into();
+        r.sampling.cfg_scale = 1.5;
+        r.size.width = Some(64);
+        r.size.height = Some(32);
+        r.size.frames = 6;
+        r.sampling.seed = Some(0);
+    });
     let files = Files::new(Base::Folder(tiny::path("tiny/model")));
     // Relative L2 of frames; the CPU has 4.8e-4 and 5.0e-3 without guidance.
     let rounded = [(DtypeChoice::F16, 2e-3), (DtypeChoice::Bf16, 1.5e-2)];
@@ -294,13 +294,17 @@ fn a_seed_is_the_same_clip_on_a_gpu() {
     let Some(device) = gpu() else { return };
     let mut files = Files::new(Base::Embedded);
     files.loras.push(LoraFile::new(Files::embedded_lora()));
-    let mut request = Request {
-        prompt: "a red circle moving left on a black background".into(),
-        seed: Some(100),
-        ..Request::default()
-    };
+    let mut request = Request::default().with(|r| {
+        r.prompt.text = "a red circle moving left on a black background".into();
+        r.sampling.seed = Some(100);
+    });
     if is_played() {
-        request = Request { width: Some(32), height: Some(32), frames: 4, steps: 2, ..request };
+        request = request.with(|r| {
+            r.size.width = Some(32);
+            r.size.height = Some(32);
+            r.size.frames = 4;
+            r.sampling.steps = 2;
+        });
     }
     let here = run(&Device::Cpu, DtypeChoice::F32, &files, &request, Tensors::default());
     let far = |(a, b): (&RgbImage, &RgbImage)| {

@@ -805,7 +805,7 @@ fn a_preset_brings_its_settings() {
     let hub = Hub::new(Settings::new(cache.path())).unwrap();
     let Entry::Preset(preset) = hub.catalog().find("animatelcm").unwrap() else { panic!() };
     assert_eq!(preset.defaults.steps, Some(4));
-    assert_eq!(preset.defaults.lcm_original_steps, Some(100));
+    assert_eq!(preset.defaults.original_inference_steps, Some(100));
     let error = hub.resolve("animatelcm", None).unwrap_err();
     assert_eq!(error.to_string(), "sd15: not downloaded");
     assert_eq!(error.hint().as_deref(), Some("animatelcm models pull animatelcm"));

@@ -13,16 +13,17 @@ use animatelcm::models::clip::{VisionConfig, VisionEncoder};
 use animatelcm::models::image_projection::{IpAdapter, IpAdapterConfig, Projection};
 use animatelcm::models::motion::MotionNorm;
 use animatelcm::models::unet::{Injection, UNet, UNetConfig, UNetInput};
-use animatelcm::pipeline::ip_adapter::IpAdapter as Asked;
 use animatelcm::pipeline::load::{Base, Files, IpAdapterFile, Models};
-use animatelcm::pipeline::request::Request;
-use animatelcm::pipeline::{Event, Pipeline, Residency, Tensors};
+use animatelcm::pipeline::{Event, Pipeline, Residency};
+use animatelcm::request::IpAdapter as Asked;
+use animatelcm::request::Request;
 use animatelcm::weights::{Checkpoint, Component, PatchStack, Source, random};
 use animatelcm::{Error, Result, Stop};
 use candle_core::{DType, Device, Tensor};
 
 use crate::support::close::{assert_close, assert_relative, relative_l2};
 use crate::support::golden;
+use crate::support::run::{Runs, Tensors, With};
 use crate::support::tiny::{self, case, fold};
 
 /// Modules and single passes in f32, relative L2.
@@ -463,19 +464,18 @@ fn the_image_half_of_a_whole_clip_is_enough() {
 // Whole runs.
 
 fn request() -> Request {
-    Request {
-        prompt: "A corgi walking in the park, 4k!!".into(),
-        negative_prompt: "bad quality".into(),
-        width: Some(64),
-        height: Some(32),
-        frames: 6,
-        steps: 2,
-        seed: Some(0),
-        lcm_original_steps: 50,
-        motion_norm: MotionNorm::Pooled,
-        cfg_scale: 1.5,
-        ..Request::default()
-    }
+    Request::default().with(|r| {
+        r.prompt.text = "A corgi walking in the park, 4k!!".into();
+        r.prompt.negative = "bad quality".into();
+        r.size.width = Some(64);
+        r.size.height = Some(32);
+        r.size.frames = 6;
+        r.sampling.steps = 2;
+        r.sampling.seed = Some(0);
+        r.sampling.original_inference_steps = Some(50);
+        r.sampling.motion_norm = MotionNorm::Pooled;
+        r.sampling.cfg_scale = 1.5;
+    })
 }
 
 fn files() -> Files {
@@ -502,9 +502,11 @@ fn run(adapters: &[Asked], request: Request) -> Result<BTreeMap<String, Tensor>>
         noise: (0..3).map(|i| noise[&format!("noise.{i}")].clone()).collect(),
         recorded: Some(BTreeMap::new()),
     };
-    let request = Request { ip_adapters: adapters.to_vec(), ..request };
+    let request = request.with(|r| {
+        r.ip_adapters = adapters.to_vec();
+    });
     let mut frames = Vec::new();
-    pipeline(Residency::OneAtATime).generate(
+    pipeline(Residency::OneAtATime).run(
         &request,
         &mut tensors,
         &mut |_: Event| Ok(()),
@@ -560,7 +562,13 @@ fn runs_of_every_kind_equal_diffusers() {
     }
     let want = golden::load("ip_adapter/runs");
     let adapter = pictures.adapter("full", "a.png,scale=0.7");
-    let got = run(&[adapter], Request { cfg_scale: 1.0, ..request() }).unwrap();
+    let got = run(
+        &[adapter],
+        request().with(|r| {
+            r.sampling.cfg_scale = 1.0;
+        }),
+    )
+    .unwrap();
     assert_close(&got["latents"], &want.tensor("unguided"), RUN);
 }
 
@@ -628,7 +636,13 @@ fn masked_runs_equal_diffusers() {
 fn a_part_of_a_run_equals_diffusers() {
     let pictures = Pictures::new();
     let adapter = pictures.adapter("plus", "b.png,scale=0.8,end=0.5");
-    let got = run(&[adapter], Request { steps: 4, ..request() }).unwrap();
+    let got = run(
+        &[adapter],
+        request().with(|r| {
+            r.sampling.steps = 4;
+        }),
+    )
+    .unwrap();
     assert_close(&got["latents"], &golden::load("ip_adapter/runs").tensor("first_half"), RUN);
 }
 
@@ -684,7 +698,10 @@ fn pictures_are_looked_at_once_a_clip_and_before_the_unet_is_loaded() {
         pictures.adapter("plus", "b.png,scale=0.5"),
         pictures.adapter("base", "b.png,scale=0.2"),
     ];
-    let request = Request { ip_adapters, steps: 3, ..request() };
+    let request = request().with(|r| {
+        r.ip_adapters = ip_adapters;
+        r.sampling.steps = 3;
+    });
     let mut loaded = Vec::new();
     let mut make = |pipeline: &mut Pipeline| {
         loaded.clear();
@@ -696,9 +713,7 @@ fn pictures_are_looked_at_once_a_clip_and_before_the_unet_is_loaded() {
             Ok(())
         };
         let mut frames = Vec::new();
-        pipeline
-            .generate(&request, &mut Tensors::default(), &mut listener, &mut &mut frames)
-            .unwrap();
+        pipeline.run(&request, &mut Tensors::default(), &mut listener, &mut &mut frames).unwrap();
         (loaded.clone(), frames)
     };
     let once = ["text", "image-encoder", "ip-adapter", "ip-adapter", "vae", "unet"];
@@ -716,8 +731,10 @@ fn pictures_are_looked_at_once_a_clip_and_before_the_unet_is_loaded() {
 fn what_pictures_need_is_part_of_the_plan() {
     let pictures = Pictures::new();
     let plan = |ip_adapters: Vec<Asked>| {
-        let request = Request { ip_adapters, ..request() };
-        pipeline(Residency::OneAtATime).prepare(&request).unwrap().memory
+        let request = request().with(|r| {
+            r.ip_adapters = ip_adapters;
+        });
+        pipeline(Residency::OneAtATime).prepared(&request).unwrap().memory
     };
     let (without, with) = (plan(vec![]), plan(vec![pictures.adapter("full", "a.png,image=b.png")]));
     let bytes = |file: &str| {
@@ -933,7 +950,9 @@ fn pictures_that_do_not_fit_are_refused_before_anything_is_loaded() {
         ("a.png,image=nowhere.png", ["nowhere.png", "ip-adapter"]),
         ("a.png,mask=nowhere.png", ["nowhere.png", "ip-adapter"]),
     ] {
-        let request = Request { ip_adapters: vec![pictures.adapter("plus", text)], ..request() };
+        let request = request().with(|r| {
+            r.ip_adapters = vec![pictures.adapter("plus", text)];
+        });
         let mut loaded = 0;
         let mut listener = |_: Event| {
             loaded += 1;
@@ -941,7 +960,7 @@ fn pictures_that_do_not_fit_are_refused_before_anything_is_loaded() {
         };
         let mut frames = Vec::new();
         let error = pipeline(Residency::OneAtATime)
-            .generate(&request, &mut Tensors::default(), &mut listener, &mut &mut frames)
+            .run(&request, &mut Tensors::default(), &mut listener, &mut &mut frames)
             .unwrap_err();
         assert_eq!(error.kind().exit_code(), 2, "{error}");
         assert!(parts.iter().all(|part| error.to_string().contains(part)), "{error}");
@@ -988,7 +1007,7 @@ mod program {
         generate(&folder, "plain.png", &[]).ok();
         assert_ne!(folder.read("c.png"), folder.read("plain.png"));
         let about = folder.run(&["inspect", "c.png", "--json"]).ok().json();
-        let stored = &about["request"]["ip_adapters"];
+        let stored = &about["ip_adapters"];
         assert_eq!(stored[0]["scale"], "0:1,5:0.5");
         assert_eq!(stored[1]["name"], "hat");
         for record in [&stored[0]["images"][0], &stored[0]["masks"][0], &stored[1]["images"][0]] {
@@ -1020,7 +1039,7 @@ mod program {
         let adapter = flag("a.png,image=b.png,scale=0.5,end=0.9");
         let dump = ["generate", "x", "--model", model, "--ip-adapter", &adapter, "--image-encoder"];
         let dump = folder.run(&[&dump[..], &[encoder, "--dump-request"]].concat()).ok().json();
-        let stored = &dump["request"]["ip_adapters"][0];
+        let stored = &dump["ip_adapters"][0];
         assert_eq!(stored["images"][1]["file"], "b.png");
         assert_eq!((&stored["scale"], &stored["end"]), (&0.5.into(), &0.9.into()));
         assert_eq!(dump["models"]["image_encoder"], encoder);

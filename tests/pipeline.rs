@@ -8,8 +8,8 @@ use animatelcm::media::RgbImage;
 use animatelcm::models::motion::MotionNorm;
 use animatelcm::pipeline::denoiser::{Guidance, Guided, Settings};
 use animatelcm::pipeline::load::{Base, Files, LoraFile, Models, Motion};
-use animatelcm::pipeline::request::Request;
-use animatelcm::pipeline::{Event, Pipeline, Residency, Tensors};
+use animatelcm::pipeline::{Event, Pipeline, Residency};
+use animatelcm::request::Request;
 use animatelcm::rng::{Noise, RngKind};
 use animatelcm::sampler::{Heun, PlanSettings, Run, SamplerKind};
 use animatelcm::schedule::{BetaSchedule, NoiseSchedule, Prediction, Spacing};
@@ -18,6 +18,7 @@ use candle_core::{DType, Device, Tensor};
 use serde_json::Value;
 
 use crate::support::close::{assert_close, relative_l2};
+use crate::support::run::{Runs, Tensors, With};
 use crate::support::tiny::{self, case};
 
 /// Whole runs in f32, absolute on frames in `[0, 1]`.
@@ -32,15 +33,16 @@ fn tiny_files() -> Files {
 
 /// The request of the tiny model's goldens under official semantics, without guidance.
 fn tiny_request() -> Request {
-    Request {
-        prompt: PROMPT.into(),
-        negative_prompt: NEGATIVE.into(),
-        width: Some(64),
-        height: Some(32),
-        frames: 6,
-        seed: Some(0),
-        ..Request::default()
-    }
+    Request::default().with(|r| {
+        r.prompt.text = PROMPT.into();
+        r.prompt.negative = NEGATIVE.into();
+        r.size.width = Some(64);
+        r.size.height = Some(32);
+        r.size.frames = 6;
+        r.sampling.seed = Some(0);
+        // AnimateLCM's; the model's own file says 50.
+        r.sampling.original_inference_steps = Some(100);
+    })
 }
 
 /// The recorded noise and first latents of the tiny model's goldens.
@@ -65,7 +67,7 @@ fn run_in(
         Pipeline::new(Models::open(files)?, Device::Cpu, precision, Residency::OneAtATime);
     let mut frames = Vec::new();
     let mut tensors = Tensors { recorded: Some(BTreeMap::new()), ..tensors };
-    pipeline.generate(request, &mut tensors, &mut |_: Event| Ok(()), &mut &mut frames)?;
+    pipeline.run(request, &mut tensors, &mut |_: Event| Ok(()), &mut &mut frames)?;
     Ok((tensors.recorded.unwrap(), frames))
 }
 
@@ -90,7 +92,9 @@ fn a_run_without_guidance_equals_the_official_semantics() {
 #[test]
 fn a_guided_run_equals_the_official_semantics_at_every_step() {
     let want = case("official_cfg");
-    let request = Request { cfg_scale: 1.5, ..tiny_request() };
+    let request = tiny_request().with(|r| {
+        r.sampling.cfg_scale = 1.5;
+    });
     let (got, _) = run(&tiny_files(), &request, tiny_tensors()).unwrap();
     for i in 0..3 {
         assert_close(&got[&format!("latents.{i}")], &want[&format!("latents.{i}")], 1e-3);
@@ -101,12 +105,11 @@ fn a_guided_run_equals_the_official_semantics_at_every_step() {
 
 #[test]
 fn with_pooled_norms_and_fifty_steps_runs_equal_diffusers() {
-    let request = Request {
-        lcm_original_steps: 50,
-        motion_norm: MotionNorm::Pooled,
-        cfg_scale: 1.5,
-        ..tiny_request()
-    };
+    let request = tiny_request().with(|r| {
+        r.sampling.original_inference_steps = Some(50);
+        r.sampling.motion_norm = MotionNorm::Pooled;
+        r.sampling.cfg_scale = 1.5;
+    });
     let want = case("lcm_cfg");
     let (got, _) = run(&tiny_files(), &request, tiny_tensors()).unwrap();
     assert_close(&got["context"], &want["prompt_embeds"], 1e-4);
@@ -114,7 +117,9 @@ fn with_pooled_norms_and_fifty_steps_runs_equal_diffusers() {
     assert_close(&got["latents"], &want["latents.final"], 1e-3);
     assert_close(&got["frames"], &want["frames"].squeeze(0).unwrap(), FRAMES);
 
-    let request = Request { cfg_scale: 1.0, ..request };
+    let request = request.with(|r| {
+        r.sampling.cfg_scale = 1.0;
+    });
     let (got, _) = run(&tiny_files(), &request, tiny_tensors()).unwrap();
     assert_close(&got["latents"], &case("lcm_nocfg")["latents.final"], 1e-3);
     assert!(!got.contains_key("negative_context"), "the negative prompt was encoded for nothing");
@@ -174,10 +179,15 @@ fn a_sampler_of_ones_own_runs_on_the_model_and_records_the_latents_of_each_step(
         }
         let mut tensors = Tensors { noise: vec![], ..tiny_tensors() };
         let (mut frames, mut silent) = (Vec::new(), |_: Event| Ok(()));
-        pipeline.generate(request, &mut tensors, &mut silent, &mut &mut frames).unwrap();
+        pipeline.run(request, &mut tensors, &mut silent, &mut &mut frames).unwrap();
         tensors.recorded.unwrap()
     };
-    let request = |sampler| Request { sampler, steps: 3, ..tiny_request() };
+    let request = |sampler| {
+        tiny_request().with(|r| {
+            r.sampling.sampler = sampler;
+            r.sampling.steps = 3;
+        })
+    };
     let heun = run(&request(SamplerKind::Heun), false);
     let own = run(&request(SamplerKind::Euler), true);
     let steps: Vec<_> = heun.keys().filter(|name| name.starts_with("latents")).collect();
@@ -201,7 +211,7 @@ fn two_prompts_in_one_batch_equal_diffusers() {
         motion_norm: MotionNorm::Pooled,
     };
     let schedule = NoiseSchedule::new(BetaSchedule::Linear, 0.00085, 0.012, 1000).unwrap();
-    let settings_of_plan = PlanSettings { lcm_original_steps: 50, ..PlanSettings::default() };
+    let settings_of_plan = PlanSettings { original_inference_steps: 50, ..PlanSettings::default() };
     let plan = SamplerKind::Lcm.plan(&schedule, &settings_of_plan).unwrap();
     let frames_first = |name: &str| want[name].transpose(1, 2).unwrap().contiguous().unwrap();
     let noise = (0..3).map(|i| frames_first(&format!("noise.{i}"))).collect();
@@ -248,13 +258,12 @@ fn loras_in_every_naming_equal_diffusers() {
         ),
     ] {
         let files = Files { loras, ..tiny_files() };
-        let request = Request {
-            steps: 2,
-            cfg_scale: 1.5,
-            lcm_original_steps: 50,
-            motion_norm: MotionNorm::Pooled,
-            ..tiny_request()
-        };
+        let request = tiny_request().with(|r| {
+            r.sampling.steps = 2;
+            r.sampling.cfg_scale = 1.5;
+            r.sampling.original_inference_steps = Some(50);
+            r.sampling.motion_norm = MotionNorm::Pooled;
+        });
         let (got, _) = run(&files, &request, tiny_tensors()).unwrap();
         let want = case(name);
         assert_close(&got["context"], &want["prompt_embeds"], 1e-4);
@@ -279,8 +288,10 @@ fn eight_bits_take_a_quarter_and_stay_within_their_measured_error() {
     let models = Models::open(&files).unwrap();
     let plain = Precision::new(DtypeChoice::F32, &Device::Cpu);
     let before = models.unet_bytes(plain);
-    let request =
-        Request { prompt: "a red circle moving right".into(), seed: Some(1), ..Request::default() };
+    let request = Request::default().with(|r| {
+        r.prompt.text = "a red circle moving right".into();
+        r.sampling.seed = Some(1);
+    });
     let clip = |precision| {
         let models = Models::open(&files).unwrap();
         let mut pipeline = Pipeline::new(models, Device::Cpu, precision, Residency::OneAtATime);
@@ -293,7 +304,7 @@ fn eight_bits_take_a_quarter_and_stay_within_their_measured_error() {
             }
             Ok(())
         };
-        pipeline.generate(&request, &mut tensors, &mut listener, &mut &mut frames).unwrap();
+        pipeline.run(&request, &mut tensors, &mut listener, &mut &mut frames).unwrap();
         (tensors.recorded.unwrap().remove("frames").unwrap(), loaded)
     };
     let (want, loaded) = clip(plain);
@@ -318,13 +329,12 @@ fn the_embedded_model_meets_its_reference_runs_from_the_seed_alone() {
     for run_info in runs {
         let file = run_info["file"].as_str().unwrap();
         let want = tiny::tensors(&[&format!("pocket/{file}")]);
-        let request = Request {
-            prompt: run_info["prompt"].as_str().unwrap().into(),
-            negative_prompt: run_info["negative_prompt"].as_str().unwrap_or_default().into(),
-            cfg_scale: run_info["guidance_scale"].as_f64().unwrap(),
-            seed: run_info["seed"].as_u64(),
-            ..Request::default()
-        };
+        let request = Request::default().with(|r| {
+            r.prompt.text = run_info["prompt"].as_str().unwrap().into();
+            r.prompt.negative = run_info["negative_prompt"].as_str().unwrap_or_default().into();
+            r.sampling.cfg_scale = run_info["guidance_scale"].as_f64().unwrap();
+            r.sampling.seed = run_info["seed"].as_u64();
+        });
         let mut files = Files::new(Base::Embedded);
         files.loras.push(LoraFile::new(Files::embedded_lora()));
         let (got, _) = run(&files, &request, Tensors::default()).unwrap();
@@ -367,7 +377,10 @@ fn every_layout_of_the_same_model_gives_bit_identical_frames() {
     let layouts: Value =
         serde_json::from_str(&std::fs::read_to_string(tiny::path("layouts/layouts.json")).unwrap())
             .unwrap();
-    let request = Request { steps: 1, frames: 2, ..tiny_request() };
+    let request = tiny_request().with(|r| {
+        r.sampling.steps = 1;
+        r.size.frames = 2;
+    });
     let frames = |files: &Files| run(files, &request, Tensors::default()).unwrap().1;
     let want = frames(&tiny_files());
 
@@ -431,7 +444,12 @@ fn every_layout_of_the_same_model_gives_bit_identical_frames() {
 #[test]
 fn one_seed_is_one_clip_and_another_seed_another() {
     let frames = |seed: u64, rng: RngKind| {
-        let request = Request { seed: Some(seed), rng, steps: 1, frames: 2, ..tiny_request() };
+        let request = tiny_request().with(|r| {
+            r.sampling.seed = Some(seed);
+            r.sampling.rng = rng;
+            r.sampling.steps = 1;
+            r.size.frames = 2;
+        });
         run(&tiny_files(), &request, Tensors::default()).unwrap().1
     };
     assert!(frames(1, RngKind::Cpu) == frames(1, RngKind::Cpu));
@@ -441,13 +459,18 @@ fn one_seed_is_one_clip_and_another_seed_another() {
 
 #[test]
 fn switching_motion_off_and_the_norm_over_change_the_clip() {
-    let request = Request { steps: 1, frames: 3, ..tiny_request() };
+    let request = tiny_request().with(|r| {
+        r.sampling.steps = 1;
+        r.size.frames = 3;
+    });
     let frames =
         |files: &Files, request: &Request| run(files, request, Tensors::default()).unwrap().1;
     let with = frames(&tiny_files(), &request);
     let without = frames(&Files { motion: Motion::None, ..tiny_files() }, &request);
     assert!(with != without);
-    let pooled = Request { motion_norm: MotionNorm::Pooled, ..request };
+    let pooled = request.with(|r| {
+        r.sampling.motion_norm = MotionNorm::Pooled;
+    });
     assert!(with != frames(&tiny_files(), &pooled));
 }
 
@@ -470,7 +493,7 @@ fn a_listener_and_a_sink_can_stop_a_run() {
     };
     let request = tiny_request();
     let error = pipeline
-        .generate(&request, &mut Tensors::default(), &mut listener, &mut &mut frames)
+        .run(&request, &mut Tensors::default(), &mut listener, &mut &mut frames)
         .unwrap_err();
     assert!(matches!(error, Error::Cancelled));
     assert_eq!((steps, frames.len()), (1, 0));
@@ -485,15 +508,33 @@ fn requests_that_the_model_cannot_meet_are_refused_before_anything_is_loaded() {
         Residency::KeepAll,
     );
     let refused = |request: Request, code: u8, words: &str| {
-        let error = pipeline.prepare(&request).unwrap_err();
+        let error = pipeline.prepared(&request).unwrap_err();
         assert_eq!(error.kind().exit_code(), code, "{error}");
         let text = format!("{error} {}", error.hint().unwrap_or_default());
         assert!(text.contains(words), "{text}");
     };
-    refused(Request { frames: 9, ..tiny_request() }, 2, "at most 8");
-    refused(Request { width: Some(62), ..tiny_request() }, 2, "try 60 or 64");
-    refused(Request { steps: 101, ..tiny_request() }, 2, "steps");
-    let memory = pipeline.prepare(&tiny_request()).unwrap().memory;
+    refused(
+        tiny_request().with(|r| {
+            r.size.frames = 9;
+        }),
+        2,
+        "at most 8",
+    );
+    refused(
+        tiny_request().with(|r| {
+            r.size.width = Some(62);
+        }),
+        2,
+        "try 60 or 64",
+    );
+    refused(
+        tiny_request().with(|r| {
+            r.sampling.steps = 101;
+        }),
+        2,
+        "steps",
+    );
+    let memory = pipeline.prepared(&tiny_request()).unwrap().memory;
     let error = memory.choose(Some(memory.weights + 1)).unwrap_err();
     assert_eq!(error.kind().exit_code(), 4);
     assert!(error.hint().unwrap().contains("--frames"));

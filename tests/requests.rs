@@ -35,15 +35,12 @@ fn png(key: &str, text: &str) -> Vec<u8> {
 fn texts_and_seeds_may_begin_with_a_dash() {
     let folder = Folder::new();
     let request = dumped(&folder, &["-p", "-x", "-n", "-blurry", "--seed", "-1"]);
-    let request = &request["request"];
-    assert_eq!(
-        (&request["prompt"], &request["negative_prompt"]),
-        (&json!("-x"), &json!("-blurry"))
-    );
-    assert_eq!(request["seed"], Value::Null);
-    folder.write("r.json", r#"{"schema":"animatelcm/v1","request":{"prompt":"a","seed":7}}"#);
+    let prompt = &request["prompt"];
+    assert_eq!((&prompt["text"], &prompt["negative"]), (&json!("-x"), &json!("-blurry")));
+    assert_eq!(request["sampling"]["seed"], Value::Null);
+    folder.write("r.json", r#"{"schema":"animatelcm/v1","prompt":"a","sampling":{"seed":7}}"#);
     let again = dumped(&folder, &["--request", "r.json", "--seed=-1"]);
-    assert_eq!(again["request"]["seed"], Value::Null, "the request's seed stayed");
+    assert_eq!(again["sampling"]["seed"], Value::Null, "the request's seed stayed");
     let done = folder.run(&["generate", "x", "--frames=1", "--steps=1", "-s", "-1", "-o", "a.gif"]);
     assert!(done.ok().stderr.contains("seed "));
 
@@ -63,17 +60,17 @@ fn texts_and_seeds_may_begin_with_a_dash() {
 fn names_of_other_programs_are_understood() {
     let folder = Folder::new();
     for (args, field, value) in [
-        (["--sampler", "DPM++ 2M Karras"], "sampler", "dpmpp-2m"),
-        (["--sampler", "DPM++ 2M Karras"], "spacing", "karras"),
-        (["--sampler", "euler_a"], "sampler", "euler-a"),
-        (["--spacing", "sgm_uniform"], "spacing", "trailing"),
-        (["--beta-schedule", "Scaled_Linear"], "beta_schedule", "scaled-linear"),
-        (["--motion-norm", "per_frame"], "motion_norm", "per-frame"),
-        (["--rng", "CUDA"], "rng", "cuda"),
-        (["--prompt-mode", "Plain"], "prompt_mode", "plain"),
+        (["--sampler", "DPM++ 2M Karras"], "sampling/sampler", "dpmpp-2m"),
+        (["--sampler", "DPM++ 2M Karras"], "sampling/spacing", "karras"),
+        (["--sampler", "euler_a"], "sampling/sampler", "euler-a"),
+        (["--spacing", "sgm_uniform"], "sampling/spacing", "trailing"),
+        (["--beta-schedule", "Scaled_Linear"], "schedule/beta_schedule", "scaled-linear"),
+        (["--motion-norm", "per_frame"], "sampling/motion_norm", "per-frame"),
+        (["--rng", "CUDA"], "sampling/rng", "cuda"),
+        (["--prompt-mode", "Plain"], "prompt/mode", "plain"),
     ] {
         let request = dumped(&folder, &[&["x"], &args[..]].concat());
-        assert_eq!(request["request"][field], value, "{args:?}");
+        assert_eq!(request.pointer(&format!("/{field}")).unwrap(), value, "{args:?}");
     }
     let models = dumped(&folder, &["x", "--dtype", "torch.float16", "--device", "CPU"]);
     assert_eq!(models["models"]["dtype"], "f16");
@@ -90,7 +87,7 @@ fn paths_may_have_commas_and_colons() {
     folder.write("a:0.5", "");
     let control = |text: &str| {
         let request = dumped(&folder, &["x", "--control", text]);
-        request["request"]["controls"][0].clone()
+        request["controls"][0].clone()
     };
     let there = control(&format!("canny={odd},model=m,end=0.5"));
     assert_eq!((&there["hint"], &there["model"]), (&json!(odd), &json!("m")));
@@ -102,7 +99,7 @@ fn paths_may_have_commas_and_colons() {
     assert!(missing.hint().contains("double quotes"), "{}", missing.stderr);
 
     let request = dumped(&folder, &["x", "--ip-adapter", &format!("{odd},model=m,mask=\"a,b\"")]);
-    let adapter = &request["request"]["ip_adapters"][0];
+    let adapter = &request["ip_adapters"][0];
     assert_eq!(adapter["images"][0]["file"], odd);
     assert_eq!(adapter["masks"][0]["file"], "a,b");
 
@@ -152,25 +149,25 @@ fn images_of_other_programs_are_requests() {
     folder.write("a1111.png", png("parameters", text));
     folder.write("a1111.txt", text);
     for file in ["a1111.png", "a1111.txt"] {
-        let request = dumped(&folder, &["--request", file])["request"].clone();
+        let request = dumped(&folder, &["--request", file]);
         for (field, value) in [
-            ("prompt", json!("a cat,\nbig")),
-            ("negative_prompt", json!("bad")),
-            ("steps", json!(6)),
-            ("sampler", json!("euler-a")),
-            ("spacing", json!("karras")),
-            ("cfg_scale", json!(2.5)),
-            ("seed", json!(9)),
-            ("width", json!(64)),
-            ("height", json!(48)),
-            ("clip_skip", json!(1)),
-            ("rng", json!("cuda")),
+            ("prompt/text", json!("a cat,\nbig")),
+            ("prompt/negative", json!("bad")),
+            ("sampling/steps", json!(6)),
+            ("sampling/sampler", json!("euler-a")),
+            ("sampling/spacing", json!("karras")),
+            ("sampling/cfg_scale", json!(2.5)),
+            ("sampling/seed", json!(9)),
+            ("size/width", json!(64)),
+            ("size/height", json!(48)),
+            ("prompt/clip_skip", json!(1)),
+            ("sampling/rng", json!("cuda")),
         ] {
-            assert_eq!(request[field], value, "{file}: {field}");
+            assert_eq!(request.pointer(&format!("/{field}")).unwrap(), &value, "{file}: {field}");
         }
     }
     let over = dumped(&folder, &["--request", "a1111.png", "--seed=3", "--steps=1"]);
-    assert_eq!((&over["request"]["seed"], &over["request"]["steps"]), (&json!(3), &json!(1)));
+    assert_eq!((&over["sampling"]["seed"], &over["sampling"]["steps"]), (&json!(3), &json!(1)));
 
     let graph = json!({
         "1": {"class_type": "CheckpointLoaderSimple", "inputs": {"ckpt_name": "real.safetensors"}},
@@ -184,9 +181,11 @@ fn images_of_other_programs_are_requests() {
     folder.write("comfy.png", png("prompt", &graph.to_string()));
     folder.write("comfy.json", graph.to_string());
     for file in ["comfy.png", "comfy.json"] {
-        let request = dumped(&folder, &["--request", file])["request"].clone();
-        assert_eq!((&request["prompt"], &request["seed"]), (&json!("a cat"), &json!(11)), "{file}");
-        assert_eq!((&request["sampler"], &request["frames"]), (&json!("lcm"), &json!(2)), "{file}");
+        let request = dumped(&folder, &["--request", file]);
+        let (prompt, sampling) = (&request["prompt"]["text"], &request["sampling"]);
+        assert_eq!((prompt, &sampling["seed"]), (&json!("a cat"), &json!(11)), "{file}");
+        let frames = &request["size"]["frames"];
+        assert_eq!((&sampling["sampler"], frames), (&json!("lcm"), &json!(2)), "{file}");
     }
     let said = tiny(&folder, &["--request", "comfy.png"]).ok().stderr;
     assert!(
@@ -263,9 +262,9 @@ fn a_request_of_many_frames_is_refused_at_once() {
         .map(|i| format!(r#"{{"name":"n{i}","images":[{{"file":"a"}}],"model":"m"}}"#))
         .collect();
     let request = format!(
-        r#"{{"schema":"animatelcm/v1","request":{{"prompt":"a","frames":200000,
+        r#"{{"schema":"animatelcm/v1","prompt":"a","size":{{"frames":200000}},
             "controls":[{{"name":"a","hint":"none.png","model":"m","frames":[{}]}}],
-            "ip_adapters":[{}]}}}}"#,
+            "ip_adapters":[{}]}}"#,
         frames.join(","),
         adapters.join(","),
     );

@@ -52,7 +52,7 @@ fn lcm_visits_the_timesteps_of_the_reference() {
     for case in golden::json("schedules/schedules")["lcm"].as_array().unwrap() {
         let settings = PlanSettings {
             steps: case["steps"].as_u64().unwrap() as usize,
-            lcm_original_steps: case["original_steps"].as_u64().unwrap() as usize,
+            original_inference_steps: case["original_steps"].as_u64().unwrap() as usize,
             strength: case["strength"].as_f64().unwrap(),
             ..PlanSettings::default()
         };
@@ -180,7 +180,8 @@ fn every_run_is_that_of_the_reference() {
         let settings = PlanSettings {
             steps: 6,
             spacing,
-            lcm_original_steps: config["original_inference_steps"].as_u64().unwrap_or(50) as usize,
+            original_inference_steps: config["original_inference_steps"].as_u64().unwrap_or(50)
+                as usize,
             ..PlanSettings::default()
         };
         let plan = kind.plan(&schedule, &settings).unwrap();
@@ -410,7 +411,7 @@ fn strength_keeps_the_last_steps() {
     assert_eq!(part.steps, whole.steps[2..]);
     assert_eq!(part.start(), whole.steps[2].at);
     // What diffusers' video-to-video pipeline does to LCM's timesteps.
-    let settings = PlanSettings { lcm_original_steps: 50, ..PlanSettings::default() };
+    let settings = PlanSettings { original_inference_steps: 50, ..PlanSettings::default() };
     let lcm = SamplerKind::Lcm.plan(&linear(), &settings).unwrap();
     assert_eq!(timesteps(&lcm.clone().last_part(0.8).unwrap()), [759.0, 499.0, 259.0]);
     let error = lcm.last_part(0.2).unwrap_err();
@@ -427,17 +428,20 @@ fn impossible_plans_say_why() {
     let refused = |kind: SamplerKind, settings: PlanSettings| {
         kind.plan(&linear(), &settings).unwrap_err().to_string()
     };
-    let lcm = |steps, lcm_original_steps, strength| {
+    let lcm = |steps, original_inference_steps, strength| {
         let settings =
-            PlanSettings { steps, lcm_original_steps, strength, ..PlanSettings::default() };
+            PlanSettings { steps, original_inference_steps, strength, ..PlanSettings::default() };
         refused(SamplerKind::Lcm, settings)
     };
     assert_eq!(lcm(0, 100, 1.0), "steps: must be at least 1, got 0");
     assert_eq!(lcm(101, 100, 1.0), "steps: lcm can take at most 100 here, got 101");
     assert_eq!(lcm(61, 100, 0.6), "steps: lcm can take at most 60 here (0.6 of 100), got 61");
     assert_eq!(lcm(1001, 100, 1.0), "steps: the model was trained with 1000, got 1001");
-    assert_eq!(lcm(4, 1001, 1.0), "lcm-original-steps: must lie between 1 and 1000, got 1001");
-    assert_eq!(lcm(4, 0, 1.0), "lcm-original-steps: must lie between 1 and 1000, got 0");
+    assert_eq!(
+        lcm(4, 1001, 1.0),
+        "original-inference-steps: must lie between 1 and 1000, got 1001"
+    );
+    assert_eq!(lcm(4, 0, 1.0), "original-inference-steps: must lie between 1 and 1000, got 0");
     let spaced =
         |steps, spacing| PlanSettings { steps, spacing: Some(spacing), ..PlanSettings::default() };
     assert_eq!(

@@ -11,10 +11,10 @@ use animatelcm::media::tensor::from_rgb;
 use animatelcm::models::motion::MotionNorm;
 use animatelcm::models::sparse_ctrl::{SparseCtrl, SparseCtrlConfig};
 use animatelcm::models::unet::{Injection, Residuals, UNetInput};
-use animatelcm::pipeline::control::Control;
 use animatelcm::pipeline::load::{Base, ControlFile, Files, Models};
-use animatelcm::pipeline::request::Request;
-use animatelcm::pipeline::{Event, Pipeline, Residency, Tensors, memory};
+use animatelcm::pipeline::{Event, Pipeline, Residency, memory};
+use animatelcm::request::Control;
+use animatelcm::request::Request;
 use animatelcm::weights::{Component, Source, random};
 use animatelcm::{Error, Result};
 use candle_core::{DType, Device, Tensor};
@@ -25,6 +25,7 @@ use crate::control::{
 };
 use crate::support::close::{assert_close, assert_relative, relative_l2};
 use crate::support::golden;
+use crate::support::run::{Runs, Tensors, With};
 use crate::support::tiny::{self, case, fold};
 
 /// Modules and single passes in f32, relative L2.
@@ -299,7 +300,13 @@ fn run(
     controls: Vec<Control>,
     request: Request,
 ) -> Result<BTreeMap<String, Tensor>> {
-    run_from(&files(folder), &Request { controls, ..request }, tensors())
+    run_from(
+        &files(folder),
+        &request.with(|r| {
+            r.controls = controls;
+        }),
+        tensors(),
+    )
 }
 
 /// Two or three hints as a folder of pictures.
@@ -322,7 +329,14 @@ fn runs_equal_diffusers() {
     assert_close(&got["latents"], &want.tensor("scribble"), RUN);
 
     let guess = control("b", &two, "scribble", ",frames=1,4,scale=0.8,guess");
-    let got = run(folder.path(), vec![guess], Request { cfg_scale: 1.0, ..request() }).unwrap();
+    let got = run(
+        folder.path(),
+        vec![guess],
+        request().with(|r| {
+            r.sampling.cfg_scale = 1.0;
+        }),
+    )
+    .unwrap();
     assert_close(&got["latents"], &want.tensor("guess"), RUN);
 }
 
@@ -332,7 +346,10 @@ fn a_seed_gives_diffusers_clip_without_any_given_noise() {
     let folder = tempfile::tempdir().unwrap();
     let hint = hints(folder.path(), 3);
     let controls = vec![control("a", &hint, "rgb", ",frames=0,2,5,scale=0.9")];
-    let request = Request { seed: Some(7), controls, ..request() };
+    let request = request().with(|r| {
+        r.sampling.seed = Some(7);
+        r.controls = controls;
+    });
     let got = run_from(&files(folder.path()), &request, Tensors::default()).unwrap();
     assert_close(&got["latents"], &want.tensor("seed"), RUN);
 }
@@ -346,7 +363,17 @@ fn one_picture_is_the_first_frame_and_as_many_as_frames_are_all_of_them() {
     let files = files(folder.path());
     let frames = |hint: &str, more: &str| {
         let controls = vec![control("b", hint, "scribble", more)];
-        bits(&run_from(&files, &Request { steps: 1, controls, ..request() }, tensors()).unwrap())
+        bits(
+            &run_from(
+                &files,
+                &request().with(|r| {
+                    r.sampling.steps = 1;
+                    r.controls = controls;
+                }),
+                tensors(),
+            )
+            .unwrap(),
+        )
     };
     assert_eq!(frames(&one, ""), frames(&one, ",frames=0"));
     assert_ne!(frames(&one, ""), frames(&one, ",frames=3"));
@@ -361,7 +388,11 @@ fn strength_zero_is_bit_identical_to_absence() {
     let files = files(folder.path());
     // With the seed's own noise: a control that does not count must not draw from it.
     let run = |controls: Vec<Control>| {
-        let request = Request { steps: 2, controls, seed: Some(3), ..request() };
+        let request = request().with(|r| {
+            r.sampling.steps = 2;
+            r.controls = controls;
+            r.sampling.seed = Some(3);
+        });
         bits(&run_from(&files, &request, Tensors::default()).unwrap())
     };
     let plain = run(vec![]);
@@ -389,7 +420,14 @@ fn the_order_of_controls_does_not_matter() {
     ];
     let files = files(folder.path());
     let run = |controls: &[Control]| {
-        run_from(&files, &Request { controls: controls.into(), ..request() }, tensors()).unwrap()
+        run_from(
+            &files,
+            &request().with(|r| {
+                r.controls = controls.into();
+            }),
+            tensors(),
+        )
+        .unwrap()
     };
     let there = run(&controls);
     controls.reverse();
@@ -409,7 +447,10 @@ fn parts_are_loaded_only_when_they_are_needed() {
         let models = Models::open(&files(folder.path())).unwrap();
         let mut pipeline = Pipeline::new(models, Device::Cpu, precision, Residency::OneAtATime);
         let controls = vec![control("a", &hint, model, &format!(",frames=0,2,5{more}"))];
-        let request = Request { steps: 1, controls, ..request() };
+        let request = request().with(|r| {
+            r.sampling.steps = 1;
+            r.controls = controls;
+        });
         let mut parts = Vec::new();
         let mut listener = |event: Event| {
             match event {
@@ -423,7 +464,7 @@ fn parts_are_loaded_only_when_they_are_needed() {
         };
         let mut frames = Vec::new();
         let mut none = Tensors::default();
-        pipeline.generate(&request, &mut none, &mut listener, &mut &mut frames).unwrap();
+        pipeline.run(&request, &mut none, &mut listener, &mut &mut frames).unwrap();
         parts.into_iter().map(|(part, _)| part).collect::<Vec<_>>()
     };
     assert_eq!(loaded("rgb", ""), ["text", "vae-encoder", "vae", "sparsectrl", "unet"]);
@@ -438,7 +479,9 @@ fn the_estimate_of_memory_knows_every_network() {
     let precision = Precision::new(DtypeChoice::F32, &Device::Cpu);
     let plan = |names: &[&str]| {
         let controls = names.iter().map(|name| control(name, "hint.png", name, "")).collect();
-        let request = Request { controls, ..request() };
+        let request = request().with(|r| {
+            r.controls = controls;
+        });
         memory::Plan::new(&models, precision, &Device::Cpu, &request, (64, 32))
     };
     let plain = plan(&[]);
@@ -461,7 +504,10 @@ fn hints_are_encoded_by_whichever_autoencoder_is_used() {
     let folder = tempfile::tempdir().unwrap();
     let hint = hints(folder.path(), 3);
     let controls = vec![control("a", &hint, "rgb", ",frames=0,2,5")];
-    let request = Request { steps: 1, controls, ..request() };
+    let request = request().with(|r| {
+        r.sampling.steps = 1;
+        r.controls = controls;
+    });
     let latents = |vae: PathBuf, tensors: Tensors| {
         let files = Files { vae: Some(vae), ..files(folder.path()) };
         run_from(&files, &request, tensors).map(|got| got["latents"].clone())
@@ -523,7 +569,10 @@ fn hints_that_do_not_fit_are_refused() {
     let (two, three) = (hints(folder.path(), 2), hints(folder.path(), 3));
     let files = files(folder.path());
     let fails = |control: Control, frames: usize| -> Error {
-        let request = Request { controls: vec![control], frames, ..request() };
+        let request = request().with(|r| {
+            r.controls = vec![control];
+            r.size.frames = frames;
+        });
         let error = run_from(&files, &request, Tensors::default()).unwrap_err();
         assert_eq!(error.kind().exit_code(), 2, "{error}");
         error
@@ -550,7 +599,14 @@ fn hints_that_do_not_fit_are_refused() {
     let hint_noise = BTreeMap::from([("a".to_owned(), hint_noise)]);
     let controls = vec![control("a", &three, "rgb", ",frames=0,2,5")];
     let wrong = Tensors { hint_noise, ..Tensors::default() };
-    let error = run_from(&files, &Request { controls, ..request() }, wrong).unwrap_err();
+    let error = run_from(
+        &files,
+        &request().with(|r| {
+            r.controls = controls;
+        }),
+        wrong,
+    )
+    .unwrap_err();
     assert!(error.to_string().contains("`noise.control.a` is [2, 4, 8, 16]"), "{error}");
 }
 
@@ -601,7 +657,9 @@ fn other_networks_are_called_by_their_name() {
             controls: vec![ControlFile { name: "sparse".into(), source }],
             ..Files::new(Base::Folder(golden::path("tiny/model")))
         };
-        let request = Request { controls: controls.clone(), ..request() };
+        let request = request().with(|r| {
+            r.controls = controls.clone();
+        });
         run_from(&files, &request, Tensors::default()).unwrap_err()
     };
     assert!(run().to_string().contains("controlnet_down_blocks.3.bias"), "{}", run());

@@ -18,9 +18,15 @@ fn clip(folder: &Folder, name: &str, request: &Value) {
 }
 
 fn job(models: &Value, request: &Value) -> Value {
-    let mut all = json!({"prompt": "x", "seed": 1, "frames": 1, "steps": 1});
+    let mut all = json!({
+        "schema": "animatelcm/v1",
+        "models": models,
+        "prompt": "x",
+        "size": {"frames": 1},
+        "sampling": {"seed": 1, "steps": 1},
+    });
     all.as_object_mut().unwrap().extend(request.as_object().unwrap().clone());
-    json!({"schema": "animatelcm/v1", "models": models, "request": all})
+    all
 }
 
 /// A title, colours, cleared lines, the same by one character, and text from right to left.
@@ -49,15 +55,15 @@ fn no_escape_sequence_of_a_file_reaches_the_terminal() {
     let folder = Folder::new();
     let run = |args: &[&str]| folder.run(args);
     let mut field = job(&json!({}), &json!({}));
-    field["request"][EVIL] = json!(1);
+    field[EVIL] = json!(1);
     let mut schema = job(&json!({}), &json!({}));
     schema["schema"] = json!(EVIL);
     for request in [
         field,
         schema,
-        job(&json!({}), &json!({"sampler": EVIL})),
+        job(&json!({}), &json!({"sampling": {"sampler": EVIL}})),
         job(&json!({ "model": format!("{EVIL}/nofile") }), &json!({})),
-        job(&json!({}), &json!({"prompt": EVIL, "sampler": "nothing"})),
+        job(&json!({}), &json!({"prompt": EVIL, "sampling": {"sampler": "nothing"}})),
     ] {
         clip(&folder, "a.png", &request);
         is_plain(&run(&["inspect", "a.png"]));
@@ -69,7 +75,7 @@ fn no_escape_sequence_of_a_file_reaches_the_terminal() {
     is_plain(&run(&["inspect", "a.png"]).ok());
     let shown = run(&["inspect", "--json", "a.png"]).ok();
     is_plain(&shown);
-    assert_eq!(shown.json()["request"]["prompt"], EVIL);
+    assert_eq!(shown.json()["prompt"], EVIL);
 
     // A folder's kind, and a block of its network.
     folder.write("m/model_index.json", json!({ "_class_name": EVIL }).to_string());

@@ -12,10 +12,8 @@ use animatelcm::media::tensor::{from_rgb, to_grey};
 use animatelcm::models::motion::MotionNorm;
 use animatelcm::models::t2i_adapter::{T2iAdapter, T2iAdapterConfig};
 use animatelcm::models::unet::{Injection, UNet, UNetConfig, UNetInput};
-use animatelcm::pipeline::Tensors;
-use animatelcm::pipeline::control::Control;
 use animatelcm::pipeline::load::{Base, ControlFile, Files, Models};
-use animatelcm::pipeline::request::Request;
+use animatelcm::request::Control;
 use animatelcm::weights::{Component, Source, random};
 use candle_core::{DType, Device, Tensor};
 
@@ -24,6 +22,7 @@ use crate::control::{
 };
 use crate::support::close::{assert_close, assert_relative, relative_l2};
 use crate::support::golden;
+use crate::support::run::{Tensors, With};
 use crate::support::tiny::{self, case, fold};
 
 /// Modules and single passes in f32, relative L2.
@@ -282,7 +281,9 @@ fn runs_equal_diffusers_with_files_of_both_layouts() {
     let grey = hint_folder(folder.path(), "grey", &grey_pictures("grey_u8"));
     let files = files(folder.path());
     let run = |controls: Vec<Control>| {
-        let request = Request { controls, ..request() };
+        let request = request().with(|r| {
+            r.controls = controls;
+        });
         run_from(&files, &request, tensors()).unwrap()["latents"].clone()
     };
     for layout in ["", "-original"] {
@@ -303,7 +304,10 @@ fn strength_zero_is_bit_identical_to_absence() {
     let hint = hint_folder(folder.path(), "colour", &pictures(UNITS, "colour_u8"));
     let files = files(folder.path());
     let run = |controls: Vec<Control>| {
-        let request = Request { steps: 2, controls, ..request() };
+        let request = request().with(|r| {
+            r.sampling.steps = 2;
+            r.controls = controls;
+        });
         bits(&run_from(&files, &request, tensors()).unwrap())
     };
     let plain = run(vec![]);
@@ -329,7 +333,9 @@ fn what_has_no_meaning_is_refused() {
         (&five, "", "has 5 frames, the clip 6"),
     ] {
         let controls = vec![control("a", hint, "full", more)];
-        let request = Request { controls, ..request() };
+        let request = request().with(|r| {
+            r.controls = controls;
+        });
         let error = run_from(&files, &request, Tensors::default()).unwrap_err();
         assert_eq!(error.kind().exit_code(), 2, "{error}");
         assert!(error.to_string().contains(part), "{error}");

@@ -5,8 +5,8 @@ use std::collections::BTreeMap;
 use animatelcm::Stop;
 use animatelcm::device::{DtypeChoice, Precision};
 use animatelcm::pipeline::load::{Base, EmbeddingFile, Files, Models};
-use animatelcm::pipeline::request::Request;
-use animatelcm::pipeline::{Event, Pipeline, Residency, Tensors};
+use animatelcm::pipeline::{Event, Pipeline, Residency};
+use animatelcm::request::Request;
 use animatelcm::text::TextModel;
 use animatelcm::text::inversion::Inversion;
 use animatelcm::text::prompt::PromptMode;
@@ -17,6 +17,7 @@ use serde_json::Value;
 
 use crate::support::close::assert_relative;
 use crate::support::golden;
+use crate::support::run::{Runs, Tensors, With};
 
 const MODES: [PromptMode; 2] = [PromptMode::A1111, PromptMode::Plain];
 
@@ -217,7 +218,7 @@ fn contexts(files: &Files, request: &Request) -> Result<(Tensor, Tensor, Tensor)
         Event::Warning { message } => panic!("{message}"),
         _ => Ok(()),
     };
-    pipeline.generate(request, &mut tensors, &mut listener, &mut &mut frames)?;
+    pipeline.run(request, &mut tensors, &mut listener, &mut &mut frames)?;
     let mut recorded = tensors.recorded.unwrap();
     let mut take = |name: &str| recorded.remove(name).unwrap();
     Ok((take("context"), take("negative_context"), take("latents")))
@@ -225,21 +226,24 @@ fn contexts(files: &Files, request: &Request) -> Result<(Tensor, Tensor, Tensor)
 
 #[test]
 fn prompt_and_negative_prompt_have_equally_many_chunks_whichever_is_longer() {
-    let short = Request {
-        prompt: "a corgi".into(),
-        negative_prompt: "bad quality".into(),
-        frames: 2,
-        steps: 1,
-        cfg_scale: 2.0,
-        seed: Some(3),
-        ..Request::default()
-    };
+    let short = Request::default().with(|r| {
+        r.prompt.text = "a corgi".into();
+        r.prompt.negative = "bad quality".into();
+        r.size.frames = 2;
+        r.sampling.steps = 1;
+        r.sampling.cfg_scale = 2.0;
+        r.sampling.seed = Some(3);
+    });
     let long = "the dog (walking) ".repeat(40);
     let (context, negative, latents) = contexts(&files(), &short).unwrap();
     assert_eq!((context.dims(), negative.dims()), (&[1, 77, 12][..], &[1, 77, 12][..]));
     for request in [
-        Request { prompt: long.clone(), ..short.clone() },
-        Request { negative_prompt: long, ..short.clone() },
+        short.clone().with(|r| {
+            r.prompt.text = long.clone();
+        }),
+        short.clone().with(|r| {
+            r.prompt.negative = long;
+        }),
     ] {
         let (context, negative, longer) = contexts(&files(), &request).unwrap();
         assert_eq!((context.dims(), negative.dims()), (&[1, 154, 12][..], &[1, 154, 12][..]));

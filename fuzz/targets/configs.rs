@@ -7,7 +7,7 @@ use animatelcm::adapters::lora::{Lora, LoraOptions};
 use animatelcm::device::{DtypeChoice, Precision, Quantize};
 use animatelcm::pipeline::load::{Base, ControlFile, Files, IpAdapterFile, Models};
 use animatelcm::pipeline::memory::Plan;
-use animatelcm::pipeline::request::Request;
+use animatelcm::request::Request;
 use animatelcm::weights::{PatchStack, Source};
 use candle_core::{DType, Device};
 use serde_json::{Value, json};
@@ -124,12 +124,12 @@ fn opened(files: &Files) -> Option<Models> {
     let request = Request::default();
     let precision = Precision::new(DtypeChoice::default(), &Device::Cpu);
     let precision = precision.quantized(Quantize::None, &Device::Cpu).expect("plain weights");
-    let _ = models.schedule(&request);
+    let _ = models.scheduler(&request).schedule();
     for size in [(width, height), (64, 64)] {
         let plan = Plan::new(&models, precision, &Device::Cpu, &request, size);
         let _ = plan.choose(Some(1 << 30));
-        let _ = models.unet_work(request.frames, size);
-        let _ = models.decoder_work(request.frames, size);
+        let _ = models.unet_work(request.size.frames, size);
+        let _ = models.decoder_work(request.size.frames, size);
     }
     let _ = (models.text_work(), models.longest_clip(), models.encoder_width());
     Some(models)

@@ -2,7 +2,7 @@
 
 use std::sync::OnceLock;
 
-use animatelcm::pipeline::request::Request;
+use animatelcm::request::Request;
 use animatelcm::text::TextModel;
 use animatelcm::text::prompt::{Part, PromptMode, first_tag, parse, take_loras};
 use animatelcm::text::tokenizer::Tokenizer;
@@ -30,7 +30,8 @@ pub fn run(data: &[u8]) {
         if let Ok(chunks) = model.read(&text, mode) {
             assert!(chunks.len() >= 1);
         }
-        let prompt = text.clone().into_owned();
-        let _ = Request { prompt, prompt_mode: mode, ..Request::default() }.validate();
+        let mut request = Request::new(text.clone());
+        request.prompt.mode = mode;
+        let _ = request.validate();
     }
 }

@@ -1,6 +1,6 @@
 //! Requests: files of users, and what clips carry.
 
-use animatelcm::pipeline::request::Job;
+use animatelcm::request::Job;
 
 /// Reads a request, and reads back what it is written as.
 pub fn run(data: &[u8]) {

@@ -1,15 +1,13 @@
 //! What was typed. No meaning yet: that is in the command's own file.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
 use super::typed::Seed;
 use crate::device::{DeviceChoice, DtypeChoice, KernelChoice, Quantize};
 use crate::models::motion::MotionNorm;
-use crate::pipeline::control::Control;
-use crate::pipeline::ip_adapter::IpAdapter;
-use crate::pipeline::request::{Embedding, WeightedFile};
+use crate::request::{Control, Embedding, IpAdapter, WeightedFile};
 use crate::rng::RngKind;
 use crate::schedule::{BetaSchedule, Prediction, Spacing};
 use crate::text::prompt::PromptMode;
@@ -156,15 +154,15 @@ pub(super) struct ModelFlags {
     #[arg(long, value_name = "NAME|DIR|FILE")]
     pub(super) motion: Option<String>,
     /// The consistency LoRA; `none` for none [default: the one made for the motion modules].
-    #[arg(long, value_name = "NAME|FILE[:SCALE]")]
+    #[arg(long, value_name = "NAME|FILE[:SCALE]", value_parser = weighted_file)]
     pub(super) lcm_lora: Option<WeightedFile>,
     /// A LoRA or a relative (a file, or PEFT's folder) and its strength, also `FILE:unet=SCALE,text=SCALE`;
     /// repeatable. `FILE:0.8,lbw=MIDD` has factors for blocks: 17 or 26 numbers, or a preset of LoRA Block Weight. A
     /// path with colons goes into double quotes: `"a:b.safetensors":0.8`.
-    #[arg(long, value_name = "FILE[:SCALE]")]
+    #[arg(long, value_name = "FILE[:SCALE]", value_parser = weighted_file)]
     pub(super) lora: Vec<WeightedFile>,
     /// A textual inversion and the word for it in prompts; repeatable [default: the word that the file names].
-    #[arg(long, value_name = "FILE[:WORD]")]
+    #[arg(long, value_name = "FILE[:WORD]", value_parser = embedding)]
     pub(super) embedding: Vec<Embedding>,
     /// Ignore the alpha of LoRAs, as AnimateLCM's own code does.
     #[arg(long)]
@@ -208,6 +206,30 @@ pub(super) struct ClipFlags {
     pub(super) fps: Option<f64>,
 }
 
+/// Whether something is at a path.
+fn is_there(path: &str) -> bool {
+    /// No path is longer: bytes.
+    const LONGEST: usize = 4096;
+    !path.is_empty() && path.len() <= LONGEST && Path::new(path).exists()
+}
+
+fn weighted_file(text: &str) -> crate::Result<WeightedFile> {
+    WeightedFile::parse(text, &is_there)
+}
+
+fn embedding(text: &str) -> crate::Result<Embedding> {
+    Embedding::parse(text, &is_there)
+}
+
+/// A control; a path that is there may have commas without quotes.
+pub(super) fn control(text: &str) -> crate::Result<Control> {
+    Control::parse(text, &is_there)
+}
+
+fn ip_adapter(text: &str) -> crate::Result<IpAdapter> {
+    IpAdapter::parse(text, &is_there)
+}
+
 /// A number, or a fraction of two, which becomes the number nearest to it: no other fraction as simple is as near.
 fn rate(text: &str) -> Result<f64, String> {
     let number = |text: &str| text.trim().parse::<f64>().map_err(|e| e.to_string());
@@ -226,13 +248,13 @@ pub(super) struct ControlFlags {
     /// frames=0,8,15 (SparseCtrl: which frames the pictures are for; one picture is for frame 0), from=0 and every=2
     /// (which frames of a video are taken, as many as the clip has) and guess (guess mode). A path with commas goes
     /// into double quotes, a double quote inside is written twice: 'canny="a, b.png",model=FILE'.
-    #[arg(long, value_name = "NAME=HINT,model=FILE,...")]
+    #[arg(long, value_name = "NAME=HINT,model=FILE,...", value_parser = control)]
     pub(super) control: Vec<Control>,
     /// An IP-Adapter and the picture that the frames are to resemble; repeatable. After IMAGE,model=FILE may follow
     /// scale=0.6 or a curve over the frames (scale=0:1.0,8:0.2), start=0 and end=1 (parts of the run), image=MORE
     /// (another picture, a folder or an animation), mask=IMAGE (white where a picture counts, one for each), per-frame
     /// (each picture is for a frame) and name=NAME. Paths with commas go into double quotes, as in --control.
-    #[arg(long, value_name = "IMAGE,model=FILE,...")]
+    #[arg(long, value_name = "IMAGE,model=FILE,...", value_parser = ip_adapter)]
     pub(super) ip_adapter: Vec<IpAdapter>,
     /// The image encoder of the IP-Adapters [default: the folder `image_encoder` beside or above the adapter, or in
     /// the model].
@@ -256,16 +278,16 @@ pub(super) struct SamplingFlags {
     /// How timesteps are spread: leading, trailing, linspace or karras [default: leading].
     #[arg(long, value_name = "NAME")]
     pub(super) spacing: Option<Spacing>,
-    /// Steps of the teacher whose timesteps LCM uses: 100 for AnimateLCM, 50 in diffusers [default: 100].
+    /// Steps of the teacher whose timesteps LCM uses: 100 for AnimateLCM, 50 in diffusers [default: what the model says, else 100].
     #[arg(long, value_name = "K")]
-    pub(super) lcm_original_steps: Option<usize>,
-    /// linear or scaled-linear [default: linear with motion].
+    pub(super) original_inference_steps: Option<usize>,
+    /// linear or scaled-linear [default: what the model says; linear with motion modules of another].
     #[arg(long, value_name = "NAME")]
     pub(super) beta_schedule: Option<BetaSchedule>,
-    /// The first beta [default: 0.00085].
+    /// The first beta [default: what the model says, else 0.00085].
     #[arg(long, value_name = "BETA")]
     pub(super) beta_start: Option<f64>,
-    /// The last beta [default: 0.012].
+    /// The last beta [default: what the model says, else 0.012].
     #[arg(long, value_name = "BETA")]
     pub(super) beta_end: Option<f64>,
     /// What the network's output means: epsilon (the noise), v or sample [default: what the model says].
@@ -274,6 +296,12 @@ pub(super) struct SamplingFlags {
     /// Whether the noise schedule is rescaled to end in pure noise [default: what the model says].
     #[arg(long, value_name = "true|false")]
     pub(super) zero_snr: Option<bool>,
+    /// Whether DDIM's last step ends without noise [default: what the model says].
+    #[arg(long, value_name = "true|false")]
+    pub(super) set_alpha_to_one: Option<bool>,
+    /// What leading spacing adds to each timestep [default: what the model says].
+    #[arg(long, value_name = "N")]
+    pub(super) steps_offset: Option<usize>,
     /// Over what motion modules normalize: per-frame as trained, pooled as in diffusers [default: per-frame].
     #[arg(long, value_name = "per-frame|pooled")]
     pub(super) motion_norm: Option<MotionNorm>,

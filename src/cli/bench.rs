@@ -15,17 +15,16 @@ use clap::Args;
 use self::process::{Command, peak, reset_peak};
 use self::report::{Part, Report, Settings, Shares, Versions};
 use self::summary::Summary;
-use super::args::ModelFlags;
-use super::resolve::{self, Names};
-use super::{controls, generate, print, to_json, tune};
+use super::args::{ModelFlags, control};
+use super::{generate, print, to_json, tune};
 use crate::device::{Precision, Quantize};
+use crate::job::{self, Names};
 use crate::kernels::{self, Weights, clock};
 use crate::media::{FrameSink, RgbImage};
-use crate::pipeline::control::Control;
 use crate::pipeline::flops::Work;
-use crate::pipeline::load::{Base, ControlFile, Files, Models, Motion, Preset};
-use crate::pipeline::request::{Job, Request, Spec};
-use crate::pipeline::{Event, Pipeline, Residency, Tensors};
+use crate::pipeline::load::{Base, ControlFile, Files, Motion, Preset};
+use crate::pipeline::{Event, Inputs, Pipeline, Prepared, Residency};
+use crate::request::{Control, Job};
 use crate::{Result, Stop};
 
 /// The arguments of `animatelcm bench`.
@@ -55,7 +54,7 @@ pub(super) struct BenchArgs {
     cfg_scale: Option<f64>,
     /// A network beside the UNet, as in `generate`; beside random weights FILE is controlnet, sparsectrl-rgb,
     /// sparsectrl-scribble, t2i-adapter or t2i-adapter-light. Repeatable.
-    #[arg(long, value_name = "NAME=HINT,model=FILE,...", help_heading = "Control")]
+    #[arg(long, value_name = "NAME=HINT,model=FILE,...", value_parser = control, help_heading = "Control")]
     control: Vec<Control>,
 
     /// Clips that are timed.
@@ -90,15 +89,13 @@ pub(super) fn run(args: &BenchArgs, stop: &Stop) -> Result<()> {
 
 fn measure(args: &BenchArgs, stop: &Stop) -> Result<Report> {
     let names = Names::new(args.models.offline)?;
-    let mut job = job(args, &names)?;
+    let job = job(args, &names)?;
     job.request.validate()?;
-    controls::check_hints(&mut job.request.controls, stop)?;
-    let device = job.models.open()?;
-    let precision = job.models.precision(&device)?;
-    let models = Models::open_until(&files(args, &job, &names)?, stop)?;
-    let pipeline = Pipeline::new(models, device, precision, Residency::KeepAll);
-    let mut pipeline = pipeline.until(stop);
-    let prepared = pipeline.prepare(&job.request)?;
+    let inputs = Inputs::read(&job.request, stop)?;
+    let files = files(args, &job, &names)?;
+    let mut pipeline = job::open_files(&job.models, &files, Residency::KeepAll, stop)?;
+    let precision = pipeline.precision();
+    let prepared = pipeline.prepare(&job.request, &inputs)?;
     let size = (prepared.width, prepared.height);
     let notes = Notes { quiet: args.quiet, stop };
 
@@ -121,30 +118,30 @@ fn measure(args: &BenchArgs, stop: &Stop) -> Result<Report> {
     let mut times = Times::default();
     for i in 0..args.warmup {
         notes.say(&format!("warm-up {}/{}", i + 1, args.warmup));
-        Stopwatch::new(pipeline.device(), &notes).clip(&mut pipeline, &job.request)?;
+        Stopwatch::new(pipeline.device(), &notes).clip(&mut pipeline, &prepared)?;
     }
     for i in 0..args.repeats {
         notes.say(&format!("clip {}/{}", i + 1, args.repeats));
         let watch = Stopwatch::new(pipeline.device(), &notes);
-        times.add(watch.clip(&mut pipeline, &job.request)?);
+        times.add(watch.clip(&mut pipeline, &prepared)?);
     }
 
     let models = pipeline.models();
-    let request = &job.request;
+    let request = &prepared.request;
     let passes = if request.is_guided() { 2 } else { 1 };
     let controls = request.controls.iter().zip(&prepared.hints);
     let sides: Vec<_> = controls
         .map(|(control, hint)| {
             let hints = hint.pictures.len();
-            models.side_network_work(&control.model, request.frames, size, hints)
+            models.side_network_work(&control.model, request.size.frames, size, hints)
         })
         .collect();
     let once = sides.iter().map(|work| work.once).sum::<Work>();
-    let unet = models.unet_work(request.frames, size).total();
+    let unet = models.unet_work(request.size.frames, size).total();
     let step = (unet + sides.iter().map(|work| work.step.total()).sum::<Work>()) * passes;
-    let decode = models.decoder_work(request.frames, size);
+    let decode = models.decoder_work(request.size.frames, size);
     let text = models.text_work() * passes;
-    let clip = step * request.steps + once + decode + text;
+    let clip = step * request.sampling.steps + once + decode + text;
     let encodes = models.side_networks().any(|(_, config)| config.sees_latents());
     let encoder = if encodes { models.vae_encoder_bytes(precision.vae) } else { 0 };
     let peaks = times.peaks;
@@ -160,10 +157,10 @@ fn measure(args: &BenchArgs, stop: &Stop) -> Result<Report> {
             },
             width: size.0,
             height: size.1,
-            frames: request.frames,
-            steps: request.steps,
-            cfg_scale: request.cfg_scale,
-            sampler: request.sampler.to_string(),
+            frames: request.size.frames,
+            steps: request.sampling.steps,
+            cfg_scale: request.sampling.cfg_scale,
+            sampler: request.sampling.sampler.to_string(),
             controls: request.controls.iter().map(|control| control.model.clone()).collect(),
             dtype: precision.unet.as_str(),
             vae_dtype: precision.vae.as_str(),
@@ -221,18 +218,18 @@ fn limit(device: &Device, precision: Precision) -> Result<Option<f64>> {
 
 /// What `generate` would do for these flags.
 fn job(args: &BenchArgs, names: &Names) -> Result<Job> {
-    let mut job = Job::new(Spec::default(), Request::default());
+    let mut job = Job::default();
     generate::spec(&args.models, &mut job.models);
-    resolve::apply_defaults(names, &job.models, &mut job.request)?;
+    job::apply_defaults(names, &job.models, &mut job.request)?;
     let request = &mut job.request;
-    request.prompt = "a corgi walking in the park, 4k".into();
-    request.negative_prompt = "blurry".into();
-    request.seed = Some(0);
-    request.width = args.width.or(request.width);
-    request.height = args.height.or(request.height);
-    request.frames = args.frames.unwrap_or(request.frames);
-    request.steps = args.steps.unwrap_or(request.steps);
-    request.cfg_scale = args.cfg_scale.unwrap_or(request.cfg_scale);
+    request.prompt.text = "a corgi walking in the park, 4k".into();
+    request.prompt.negative = "blurry".into();
+    request.sampling.seed = Some(0);
+    request.size.width = args.width.or(request.size.width);
+    request.size.height = args.height.or(request.size.height);
+    request.size.frames = args.frames.unwrap_or(request.size.frames);
+    request.sampling.steps = args.steps.unwrap_or(request.sampling.steps);
+    request.sampling.cfg_scale = args.cfg_scale.unwrap_or(request.sampling.cfg_scale);
     request.controls.clone_from(&args.control);
     Ok(job)
 }
@@ -240,11 +237,11 @@ fn job(args: &BenchArgs, names: &Names) -> Result<Job> {
 fn files(args: &BenchArgs, job: &Job, names: &Names) -> Result<Files> {
     let (spec, request) = (&job.models, &job.request);
     let Some(preset) = args.random_weights else {
-        let controls = resolve::controls(request, names)?;
-        return Ok(Files { controls, ..resolve::files(spec, names)? });
+        let controls = job::controls(request, names)?;
+        return Ok(Files { controls, ..job::files(spec, names)? });
     };
     let kind = |name: &str| ControlFile { name: name.to_owned(), source: name.into() };
-    let controls = resolve::models(request).into_iter().map(kind).collect();
+    let controls = job::networks(request).into_iter().map(kind).collect();
     let motion = match spec.motion.as_deref() {
         None => Motion::Base,
         Some("none") => Motion::None,
@@ -345,7 +342,7 @@ impl<'a> Stopwatch<'a> {
     }
 
     /// Makes a clip that nobody sees.
-    fn clip(&self, pipeline: &mut Pipeline, request: &Request) -> Result<ClipTimes> {
+    fn clip(&self, pipeline: &mut Pipeline, prepared: &Prepared) -> Result<ClipTimes> {
         let mut times = ClipTimes::default();
         self.device.synchronize()?;
         reset_peak();
@@ -359,10 +356,10 @@ impl<'a> Stopwatch<'a> {
             mark = now;
             Ok(seconds)
         };
-        let steps = request.steps;
-        let mut listener = |event: Event| {
+        let steps = prepared.request.sampling.steps;
+        let mut observer = |event: Event| {
             match event {
-                Event::Loaded => {
+                Event::Ready => {
                     times.text = lap()?;
                     times.peaks.text = peak();
                     reset_peak();
@@ -382,7 +379,7 @@ impl<'a> Stopwatch<'a> {
             }
             self.notes.go_on()
         };
-        pipeline.generate(request, &mut Tensors::default(), &mut listener, &mut Nowhere)?;
+        pipeline.generate(prepared, &mut observer, &mut Nowhere)?;
         times.decode_kinds = clock::stop();
         times.peaks.decode = peak();
         times.clip = started.elapsed().as_secs_f64();

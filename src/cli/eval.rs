@@ -7,14 +7,13 @@ use image::RgbImage;
 use serde::Serialize;
 
 use super::args::{ClipFlags, ModelFlags, SamplingFlags};
-use super::resolve::{self, Names};
 use super::{generate, print, to_json, tune};
 use crate::files::{Existing, Place};
+use crate::job::{self, Names};
 use crate::media;
-use crate::pipeline::load::Models;
-use crate::pipeline::request::{Job, Request, Spec};
-use crate::pipeline::{Event, Pipeline, Residency, Tensors};
+use crate::pipeline::{Event, Inputs, Pipeline, Residency};
 use crate::procedural::{Caption, Count, Oracle, Scene, Score, Seen};
+use crate::request::{Job, Request};
 use crate::rng::Uniform;
 use crate::{Error, Result, Stop};
 
@@ -104,8 +103,8 @@ pub(super) fn run(args: &EvalArgs, stop: &Stop) -> Result<()> {
                 Scene::new(caption, random.bits()).frames(*side, *frames)
             }
             Clips::Generated { pipeline, request, .. } => {
-                request.prompt = caption.to_string();
-                request.seed = Some(seed.wrapping_add(i as u64));
+                request.prompt.text = caption.to_string();
+                request.sampling.seed = Some(seed.wrapping_add(i as u64));
                 generated(pipeline, request, stop)?
             }
         };
@@ -154,16 +153,13 @@ impl Clips {
             return Ok(Self::Rendered { side, frames });
         }
         let names = Names::new(args.models.offline)?;
-        let mut job = Job::new(Spec::default(), Request::default());
+        let mut job = Job::default();
         generate::spec(&args.models, &mut job.models);
-        resolve::apply_defaults(&names, &job.models, &mut job.request)?;
+        job::apply_defaults(&names, &job.models, &mut job.request)?;
         generate::how(&args.clip, &args.sampling, &mut job.request)?;
         job.request.validate()?;
-        let device = job.models.open()?;
-        let precision = job.models.precision(&device)?;
-        let models = Models::open_until(&resolve::files(&job.models, &names)?, stop)?;
-        let pipeline = Pipeline::new(models, device, precision, Residency::KeepAll).until(stop);
-        let prepared = pipeline.prepare(&job.request)?;
+        let (pipeline, _) = job::open(&job, &names, Residency::KeepAll, stop)?;
+        let prepared = pipeline.prepare(&job.request, &Inputs::default())?;
         Ok(Self::Generated {
             size: (prepared.width, prepared.height),
             model: job.models.model.unwrap_or_else(|| "embedded".into()),
@@ -188,12 +184,12 @@ impl Clips {
             },
             Self::Generated { request, model, size, .. } => Report {
                 clips: model,
-                sampler: Some(request.sampler.to_string()),
-                steps: Some(request.steps),
-                cfg_scale: Some(request.cfg_scale),
+                sampler: Some(request.sampling.sampler.to_string()),
+                steps: Some(request.sampling.steps),
+                cfg_scale: Some(request.sampling.cfg_scale),
                 width: size.0,
                 height: size.1,
-                frames: request.frames,
+                frames: request.size.frames,
                 prompts,
                 seed,
                 score,
@@ -204,13 +200,14 @@ impl Clips {
 
 fn generated(pipeline: &mut Pipeline, request: &Request, stop: &Stop) -> Result<Vec<RgbImage>> {
     let mut frames = Vec::new();
-    let mut listener = |event: Event| {
-        if matches!(event, Event::Loaded) {
+    let mut observer = |event: Event| {
+        if matches!(event, Event::Ready) {
             tune::keep_freed_memory();
         }
         stop.check()
     };
-    pipeline.generate(request, &mut Tensors::default(), &mut listener, &mut &mut frames)?;
+    let prepared = pipeline.prepare(request, &Inputs::default())?;
+    pipeline.generate(&prepared, &mut observer, &mut &mut frames)?;
     Ok(frames)
 }
 

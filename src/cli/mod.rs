@@ -4,28 +4,19 @@
 
 mod args;
 mod bench;
-mod controls;
-mod embeddings;
 mod eval;
 mod generate;
-mod import;
 mod inspect;
-mod lora_tags;
 #[cfg(feature = "hub")]
 mod models;
 mod panics;
-mod parameters;
 mod progress;
-mod record;
 mod replay;
-mod resolve;
 mod signals;
-mod tensors;
 mod terminal;
 mod threads;
 #[cfg(feature = "train")]
 mod train;
-mod trust;
 mod tune;
 mod typed;
 
@@ -33,6 +24,7 @@ use std::process::ExitCode;
 
 use clap::error::ErrorKind;
 
+use crate::pipeline::Event;
 use crate::{Error, Result, Stop};
 use args::{Cli, Command};
 use signals::Answer;
@@ -45,8 +37,8 @@ pub use tune::Allocator;
 ///
 /// When the file holds none.
 #[doc(hidden)]
-pub fn read_request(path: &std::path::Path) -> Result<crate::pipeline::request::Job> {
-    import::read(path, false, &Stop::default()).map(|imported| imported.job)
+pub fn read_request(path: &std::path::Path) -> Result<crate::request::Job> {
+    crate::job::import(path, false, &Stop::default()).map(|imported| imported.job)
 }
 
 /// Parses the command line, runs it and gives the exit code.
@@ -125,13 +117,7 @@ fn run(cli: Cli, stop: &Stop) -> Result<()> {
 /// Says what went wrong: a line and perhaps a hint, or one JSON event.
 fn report(error: &Error, as_json: bool) {
     let text = if as_json {
-        let event = serde_json::json!({
-            "event": "error",
-            "code": error.kind().exit_code(),
-            "message": error.to_string(),
-            "hint": error.hint(),
-        });
-        event.to_string()
+        Event::from(error).to_json()
     } else {
         let one_line = error.to_string().replace('\n', " ");
         let hint = error.hint().map(|hint| format!("\nhint: {}", hint.replace('\n', " ")));

@@ -1,9 +1,8 @@
 //! `animatelcm models`: what is published, what is here, and moving files between the two.
 
-use std::ffi::OsString;
 use std::io::{IsTerminal, Write};
 use std::ops::ControlFlow;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use clap::{Args, Subcommand};
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
@@ -11,7 +10,7 @@ use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use super::terminal::{escaped, line as say, print_to as print};
 use crate::error::Bytes;
 use crate::hub::manifest::Entry;
-use crate::hub::{ENDPOINT, Event, Hub, Listing, Settings, State};
+use crate::hub::{Event, Hub, Listing, Settings, State};
 use crate::{Error, Result, Stop};
 
 /// The arguments of `animatelcm models`.
@@ -74,7 +73,8 @@ pub(super) struct Context<'a> {
 pub(super) fn run(args: &ModelsArgs, context: Context<'_>) -> Result<()> {
     let offline = context.offline || args.offline;
     let context = Context { offline, quiet: context.quiet || args.quiet, ..context };
-    let settings = settings(offline)?;
+    let mut settings = Settings::from_environment()?;
+    settings.offline |= offline;
     run_with(args, settings, context, &mut std::io::stdout().lock())
 }
 
@@ -166,63 +166,6 @@ fn known(name: &str, hub: &mut Hub) -> Result<String> {
     let name = entry.name().to_owned();
     hub.insert(entry);
     Ok(name)
-}
-
-/// The hub's settings from the environment, by the rules of huggingface_hub: `HF_HUB_CACHE`, `HF_HOME`,
-/// `HF_ENDPOINT`, `HF_TOKEN`, `HF_TOKEN_PATH`, `HF_HUB_OFFLINE`. `offline` is what the command line says.
-pub(super) fn settings(offline: bool) -> Result<Settings> {
-    let mut settings =
-        settings_from(&|name| std::env::var_os(name), std::env::home_dir().as_deref())?;
-    settings.offline |= offline;
-    Ok(settings)
-}
-
-/// See <https://huggingface.co/docs/huggingface_hub/package_reference/environment_variables>.
-fn settings_from(
-    variable: &dyn Fn(&str) -> Option<OsString>,
-    user_home: Option<&Path>,
-) -> Result<Settings> {
-    let set = |name: &str| variable(name).filter(|value| !value.is_empty());
-    let folder = |name: &str| set(name).map(|value| expand(PathBuf::from(value), user_home));
-    let home = folder("HF_HOME")
-        .or_else(|| folder("XDG_CACHE_HOME").map(|cache| cache.join("huggingface")))
-        .or_else(|| user_home.map(|home| home.join(".cache").join("huggingface")));
-    let Some(cache) = folder("HF_HUB_CACHE")
-        .or_else(|| folder("HUGGINGFACE_HUB_CACHE"))
-        .or_else(|| home.as_ref().map(|home| home.join("hub")))
-    else {
-        return Err(Error::request("HF_HOME", "there is no home folder, so it must be set"));
-    };
-
-    let mut settings = Settings::new(std::path::absolute(&cache).map_err(Error::file(&cache))?);
-    if let Some(endpoint) = set("HF_ENDPOINT") {
-        let endpoint = endpoint.to_string_lossy().trim_end_matches('/').to_owned();
-        if !endpoint.starts_with("http://") && !endpoint.starts_with("https://") {
-            let reason = format!("`{endpoint}` is not an address like {ENDPOINT}");
-            return Err(Error::request("HF_ENDPOINT", reason));
-        }
-        settings.endpoint = endpoint;
-    }
-    let token_file = folder("HF_TOKEN_PATH").or_else(|| home.map(|home| home.join("token")));
-    settings.token = set("HF_TOKEN")
-        .or_else(|| set("HUGGING_FACE_HUB_TOKEN"))
-        .map(|token| token.to_string_lossy().into_owned())
-        .or_else(|| crate::files::read_text(&token_file?).ok())
-        .map(|token| token.trim().to_owned())
-        .filter(|token| !token.is_empty());
-    settings.offline = set("HF_HUB_OFFLINE").is_some_and(|value| {
-        let value = value.to_string_lossy().to_uppercase();
-        matches!(value.as_str(), "1" | "ON" | "YES" | "TRUE")
-    });
-    Ok(settings)
-}
-
-/// `~/x` in a variable was written by somebody who expected a shell to read it.
-fn expand(path: PathBuf, user_home: Option<&Path>) -> PathBuf {
-    match (path.strip_prefix("~"), user_home) {
-        (Ok(rest), Some(home)) => home.join(rest),
-        _ => path,
-    }
 }
 
 /// The list for people: a line a model, presets first as in the manifest.
@@ -354,63 +297,6 @@ impl<'a> Progress<'a> {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    fn from(variables: &[(&str, &str)]) -> Result<Settings> {
-        let lookup = |name: &str| {
-            variables.iter().find(|(known, _)| *known == name).map(|(_, value)| value.into())
-        };
-        settings_from(&lookup, Some(Path::new("/nobody")))
-    }
-
-    #[test]
-    fn the_cache_is_where_huggingface_hub_has_it() {
-        for (variables, cache) in [
-            (&[][..], "/nobody/.cache/huggingface/hub"),
-            (&[("HF_HOME", "")], "/nobody/.cache/huggingface/hub"),
-            (&[("XDG_CACHE_HOME", "/x")], "/x/huggingface/hub"),
-            (&[("HF_HOME", "/h"), ("XDG_CACHE_HOME", "/x")], "/h/hub"),
-            (&[("HF_HOME", "~/h")], "/nobody/h/hub"),
-            (&[("HF_HOME", "/h"), ("HF_HUB_CACHE", "/c")], "/c"),
-            (&[("HUGGINGFACE_HUB_CACHE", "/old")], "/old"),
-        ] {
-            assert_eq!(from(variables).unwrap().cache, Path::new(cache), "{variables:?}");
-        }
-    }
-
-    #[test]
-    fn offline_is_any_of_four_words() {
-        for (value, offline) in
-            [("1", true), ("on", true), ("Yes", true), ("TRUE", true), ("0", false), ("", false)]
-        {
-            assert_eq!(from(&[("HF_HUB_OFFLINE", value)]).unwrap().offline, offline, "{value}");
-        }
-    }
-
-    #[test]
-    fn the_token_comes_from_the_variable_before_the_file() {
-        let home = tempfile::tempdir().unwrap();
-        std::fs::write(home.path().join("token"), "hf_file\n").unwrap();
-        let home = home.path().to_str().unwrap();
-        assert_eq!(from(&[("HF_HOME", home)]).unwrap().token.as_deref(), Some("hf_file"));
-        let both = from(&[("HF_HOME", home), ("HF_TOKEN", "hf_variable")]).unwrap();
-        assert_eq!(both.token.as_deref(), Some("hf_variable"));
-        assert_eq!(from(&[("HF_HOME", "/nowhere")]).unwrap().token, None);
-    }
-
-    #[test]
-    fn the_endpoint_loses_its_slash_and_must_be_an_address() {
-        let mirror = from(&[("HF_ENDPOINT", "https://mirror.example/")]).unwrap();
-        assert_eq!(mirror.endpoint, "https://mirror.example");
-        assert_eq!(from(&[]).unwrap().endpoint, ENDPOINT);
-        let error = from(&[("HF_ENDPOINT", "mirror.example")]).unwrap_err();
-        assert_eq!(error.kind(), crate::ErrorKind::Request);
-    }
-
-    #[test]
-    fn the_token_is_not_in_the_debug_output() {
-        let settings = from(&[("HF_TOKEN", "hf_secret")]).unwrap();
-        assert!(!format!("{settings:?}").contains("hf_secret"));
-    }
 
     #[test]
     fn the_table_has_a_line_for_every_entry() {

@@ -1,16 +1,14 @@
 //! Shows how far a run is: a bar, lines, or JSON events.
 
 use std::io::IsTerminal;
-use std::time::{Duration, Instant};
 
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
-use serde_json::json;
 
 use super::args::{ProgressMode, Reporting};
 use super::terminal::{escaped, line};
 use super::tune;
 use crate::error::Bytes;
-use crate::pipeline::{Event, Listener};
+use crate::pipeline::{Event, Observer};
 use crate::{Result, Stop};
 
 /// How progress is shown.
@@ -22,15 +20,12 @@ enum View {
     Silent,
 }
 
-/// Listens to a run, shows it, takes times, and stops it on Ctrl-C.
+/// Shows a run, and stops it on Ctrl-C.
 #[derive(Debug)]
 pub(super) struct Progress {
     view: View,
     verbose: bool,
     stop: Stop,
-    started: Instant,
-    step_started: Instant,
-    pub(super) steps: Vec<Duration>,
 }
 
 impl Progress {
@@ -47,50 +42,15 @@ impl Progress {
             ProgressMode::Auto if std::io::stderr().is_terminal() => bar(),
             ProgressMode::Auto => View::Lines,
         };
-        let now = Instant::now();
-        Self {
-            view,
-            verbose: reporting.verbose,
-            stop: stop.clone(),
-            started: now,
-            step_started: now,
-            steps: vec![],
-        }
+        Self { view, verbose: reporting.verbose, stop: stop.clone() }
     }
 
-    /// Seconds since the run began.
-    pub(super) fn seconds(&self) -> f64 {
-        self.started.elapsed().as_secs_f64()
-    }
-
-    /// Something to know that is not an event of the pipeline.
-    pub(super) fn note(&self, text: &str) {
+    /// A line for people.
+    fn note(&self, text: &str) {
         match &self.view {
             View::Bar(bar) => bar.suspend(|| line(text)),
             View::Lines => line(text),
             View::Json | View::Silent => {}
-        }
-    }
-
-    /// Something that only `--verbose` shows.
-    pub(super) fn detail(&self, report: &impl std::fmt::Display) {
-        if self.verbose {
-            self.note(&report.to_string());
-        }
-    }
-
-    /// An event that only programs want.
-    pub(super) fn emit(&self, event: &serde_json::Value) {
-        if matches!(self.view, View::Json) {
-            line(&event.to_string());
-        }
-    }
-
-    /// The encoder is writing what is left.
-    pub(super) fn encoding(&self, format: &str) {
-        self.emit(&json!({"event": "encode", "format": format}));
-        if let View::Bar(bar) = &self.view {
-            bar.set_message(format!("encoding {format}"));
         }
     }
 
@@ -113,60 +73,66 @@ impl Progress {
         bar.set_position(at as u64);
     }
 
-    fn step(&mut self, step: usize, steps: usize, timestep: f64) {
-        let took = self.step_started.elapsed();
-        self.step_started = Instant::now();
-        self.steps.push(took);
-        let mean = self.steps.iter().sum::<Duration>().as_secs_f64() / self.steps.len() as f64;
-        let eta = mean * (steps - step) as f64;
-        match &self.view {
-            View::Bar(bar) => Self::show_bar(bar, "step", step, steps),
-            View::Lines => {
-                let seconds = took.as_secs_f64();
-                line(&format!("step {step}/{steps}, {seconds:.2} s, {eta:.1} s to go"));
+    fn show(&self, event: &Event) {
+        match event {
+            Event::Start { .. } => self.note(&describe(event)),
+            Event::Adapter { report } if self.verbose => self.note(&report.to_string()),
+            Event::Load { part, bytes } => match &self.view {
+                View::Bar(bar) => bar.set_message(escaped(&format!("loading {part}")).into_owned()),
+                _ => self.note(&format!("loading {part}, {}", Bytes(*bytes))),
+            },
+            Event::Report { report } if self.verbose => self.note(&report.to_string()),
+            Event::Warning { message } => self.note(&format!("warning: {message}")),
+            Event::Step { step, steps, seconds, eta_seconds, .. } => match &self.view {
+                View::Bar(bar) => Self::show_bar(bar, "step", *step, *steps),
+                _ => self.note(&format!(
+                    "step {step}/{steps}, {seconds:.2} s, {eta_seconds:.1} s to go"
+                )),
+            },
+            Event::Decode { frame, frames } => match &self.view {
+                View::Bar(bar) => Self::show_bar(bar, "decode", *frame, *frames),
+                _ if frame == frames => self.note(&format!("decoded {frames} frames")),
+                _ => {}
+            },
+            Event::Encode { format } => {
+                if let View::Bar(bar) = &self.view {
+                    bar.set_message(format!("encoding {format}"));
+                }
             }
-            View::Json => line(
-                &json!({
-                    "event": "step", "step": step, "steps": steps, "timestep": timestep,
-                    "seconds": took.as_secs_f64(), "eta_seconds": eta,
-                })
-                .to_string(),
-            ),
-            View::Silent => {}
+            Event::Done(done) => {
+                let sampling: f64 = done.step_seconds.iter().sum();
+                let rate = done.step_seconds.len() as f64 / sampling.max(1e-9);
+                self.note(&format!("done in {:.1} s, {rate:.2} steps/s", done.seconds));
+            }
+            _ => {}
         }
     }
 }
 
-impl Listener for Progress {
+/// One line before the work: what will happen, and the seed.
+fn describe(start: &Event) -> String {
+    let Event::Start { model, width, height, frames, steps, sampler, seed, device, dtype } = start
+    else {
+        return String::new();
+    };
+    let model = match model {
+        Some(model) => model,
+        None => "the small model inside the program, which knows coloured shapes; see --model",
+    };
+    format!(
+        "{frames} frames of {width}x{height}, {steps} steps of {sampler}, seed {seed}, {device} {dtype}, {model}"
+    )
+}
+
+impl Observer for Progress {
     fn event(&mut self, event: Event) -> Result<()> {
-        match event {
-            Event::Load { part, bytes } => match &self.view {
-                View::Bar(bar) => bar.set_message(escaped(&format!("loading {part}")).into_owned()),
-                View::Lines => line(&format!("loading {part}, {}", Bytes(bytes))),
-                View::Json => {
-                    line(&json!({"event": "load", "part": part, "bytes": bytes}).to_string());
-                }
-                View::Silent => {}
-            },
-            Event::Report { report } => self.detail(&report),
-            Event::Loaded => {
-                tune::keep_freed_memory();
-                self.step_started = Instant::now();
-            }
-            Event::Warning { message } => {
-                self.emit(&json!({"event": "warning", "message": message}));
-                self.note(&format!("warning: {message}"));
-            }
-            Event::Step { step, steps, timestep } => self.step(step, steps, timestep),
-            Event::Decode { frame, frames } => match &self.view {
-                View::Bar(bar) => Self::show_bar(bar, "decode", frame, frames),
-                View::Lines if frame == frames => line(&format!("decoded {frames} frames")),
-                View::Json => {
-                    let event = json!({"event": "decode", "frame": frame, "frames": frames});
-                    line(&event.to_string());
-                }
-                View::Lines | View::Silent => {}
-            },
+        if matches!(event, Event::Ready) {
+            tune::keep_freed_memory();
+        }
+        match self.view {
+            View::Json => line(&event.to_json()),
+            View::Silent => {}
+            View::Bar(_) | View::Lines => self.show(&event),
         }
         self.stop.check()
     }

@@ -3,18 +3,15 @@
 use std::path::{Path, PathBuf};
 
 use super::args::ReplayArgs;
-use super::generate::{Target, make};
-use super::resolve::Names;
-use super::trust;
+use super::generate::make;
+use crate::job::{self, Known, Names, Target};
 use crate::output::{Existing, metadata};
-use crate::pipeline::request::Job;
+use crate::request::Job;
 use crate::{Error, Result, Stop};
 
 pub(super) fn run(args: &ReplayArgs, stop: &Stop) -> Result<()> {
     let job = job(&args.clip)?;
-    if !args.trust_paths {
-        trust::check(&job, stop)?;
-    }
+    let known = if args.trust_paths { Known::default() } else { job::check_trust(&job, stop)? };
     let output = match &args.output {
         Some(path) => path.clone(),
         None => beside(&args.clip),
@@ -24,9 +21,8 @@ pub(super) fn run(args: &ReplayArgs, stop: &Stop) -> Result<()> {
         existing: if args.overwrite { Existing::Replace } else { Existing::Refuse },
         has_metadata: true,
         tensors: None,
-        is_one_of_many: false,
     };
-    make(job, &Names::new(true)?, &target, &args.reporting, stop)
+    make(job, &Names::new(true)?, known, &target, (&args.reporting, false), stop)
 }
 
 /// The job that a clip was made by.

@@ -4,8 +4,8 @@ use std::io::IsTerminal;
 
 use serde_json::json;
 
-use super::{terminal, threads};
-use crate::{ErrorKind, Result, Stop};
+use super::terminal;
+use crate::{Error, ErrorKind, Result, Stop};
 
 /// How the first signal is acknowledged on stderr.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -38,7 +38,7 @@ pub(super) fn stop(answer: Answer) -> Result<Stop> {
             Answer::Line => terminal::line(SAID),
         }
     })
-    .map_err(|error| threads::refused(&error))?;
+    .map_err(|error| Error::no_thread(&error))?;
     Ok(stop)
 }
 

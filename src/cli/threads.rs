@@ -1,6 +1,5 @@
 //! Threads, and systems that have none to spare.
 
-use std::fmt::Display;
 use std::io;
 use std::panic;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -15,12 +14,12 @@ use crate::{Error, Result};
 ///
 /// [`Error::Device`] when the system refuses.
 pub(super) fn start() -> Result<()> {
-    rayon::ThreadPoolBuilder::new().build_global().map_err(|error| refused(&error))?;
+    rayon::ThreadPoolBuilder::new().build_global().map_err(|error| Error::no_thread(&error))?;
     // A pool of the tensor library that is started in part is worse than none, so room is made sure of.
-    room(rayon::current_num_threads()).map_err(|error| refused(&error))?;
+    room(rayon::current_num_threads()).map_err(|error| Error::no_thread(&error))?;
     panic::catch_unwind(candle_core::utils::barrier_pool)
         .map(|_| ())
-        .map_err(|_| refused(&"those of the tensor library"))
+        .map_err(|_| Error::no_thread(&"those of the tensor library"))
 }
 
 /// Fails unless so many more threads can run at once.
@@ -44,13 +43,6 @@ fn room(count: usize) -> io::Result<()> {
     all
 }
 
-/// The system refused a thread.
-pub(super) fn refused(error: &dyn Display) -> Error {
-    let reason = format!("the system starts no more threads: {error}");
-    Error::Device { device: "cpu".into(), reason }
-        .with_hint("raise the limit of processes (`ulimit -u`) or that of memory (`ulimit -v`)")
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -58,7 +50,7 @@ mod tests {
     #[test]
     fn a_refused_thread_is_a_matter_of_the_device() {
         assert!(room(3).is_ok());
-        let error = refused(&io::Error::from(io::ErrorKind::WouldBlock));
+        let error = Error::no_thread(&io::Error::from(io::ErrorKind::WouldBlock));
         assert_eq!(error.kind().exit_code(), 4);
         assert!(error.hint().unwrap().contains("ulimit -u"), "{error:?}");
     }

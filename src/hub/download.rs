@@ -11,10 +11,10 @@ use std::time::{Duration, Instant};
 
 use super::cache::{Folder, Lock, Record};
 use super::client::{Client, Facts, Fault, Meter};
-use super::hash;
+use super::go_on;
 use super::manifest::{Digest, File, Model, Source, is_sha256};
 use super::{Authority, Event, Hub, Installed, Settings, Verdict, Watch, check};
-use crate::{Error, Result};
+use crate::{Error, Result, files};
 
 /// How often the observer is asked whether to go on, and how long a cancelled transfer is waited for.
 const TICK: Duration = Duration::from_millis(100);
@@ -491,7 +491,8 @@ fn has_hash(
         return Ok(false);
     }
     let total = facts.size;
-    let found = hash::sha256(blob, |done| watch(&Event::Check { file: &file.path, done, total }))?;
+    let check = |done| Event::Check { file: &file.path, done, total };
+    let found = files::sha256(blob, |done| go_on(watch(&check(done))))?;
     Ok(found == *expected)
 }
 

@@ -276,7 +276,7 @@ pub struct Defaults {
     pub fps: Option<u32>,
     /// Steps of the schedule that was distilled.
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub lcm_original_steps: Option<u32>,
+    pub original_inference_steps: Option<u32>,
     /// How betas grow, `linear` or `scaled-linear`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub beta_schedule: Option<String>,

@@ -7,7 +7,7 @@ mod address;
 mod cache;
 mod client;
 mod download;
-mod hash;
+mod environment;
 pub mod manifest;
 
 use std::fmt;
@@ -19,7 +19,7 @@ use serde::Serialize;
 
 use self::cache::Folder;
 use self::manifest::{Catalog, Defaults, Digest, Entry, File, Kind, Licence, Model};
-use crate::{Error, Result};
+use crate::{Error, Result, files};
 
 /// Where the public hub is.
 pub const ENDPOINT: &str = "https://huggingface.co";
@@ -507,12 +507,17 @@ impl Verdict {
     }
 }
 
+/// [`Error::Cancelled`] where a watcher wants no more.
+fn go_on(flow: ControlFlow<()>) -> Result<()> {
+    if flow.is_break() { Err(Error::Cancelled) } else { Ok(()) }
+}
+
 /// Hashes a cached file and looks up what its hash should be.
 fn check(folder: &Folder, commit: &str, file: &File, watch: &mut Watch<'_>) -> Result<Verdict> {
     let path = folder.pointer(commit, &file.path);
     let size = std::fs::metadata(&path).map_err(Error::file(&path))?.len();
-    let sha256 =
-        hash::sha256(&path, |done| watch(&Event::Check { file: &file.path, done, total: size }))?;
+    let checking = |done| Event::Check { file: &file.path, done, total: size };
+    let sha256 = files::sha256(&path, |done| go_on(watch(&checking(done))))?;
     let (expected, authority) = if let Digest::Known(known) = &file.sha256 {
         (Some(known.clone()), Authority::Published)
     } else if let Some(record) = folder.record(commit, &file.path) {

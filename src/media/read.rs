@@ -4,6 +4,7 @@ use std::cmp::Ordering;
 use std::path::{Path, PathBuf};
 
 use image::ImageFormat;
+use sha2::{Digest, Sha256};
 
 use super::fault::Fault;
 use super::guard::guarded;
@@ -12,7 +13,10 @@ use super::{RgbImage, animation, foreign, still, video, webp};
 use crate::{Result, Stop, files};
 
 /// The most bytes of one file: a gigabyte.
-pub(crate) const MOST_BYTES: u64 = 1 << 30;
+const MOST_BYTES: u64 = 1 << 30;
+
+/// Bytes hashed between two looks at the stop.
+const BLOCK: usize = 1 << 20;
 
 /// What a folder's images are told by.
 const EXTENSIONS: [&str; 8] = ["png", "jpg", "jpeg", "webp", "gif", "bmp", "tif", "tiff"];
@@ -39,6 +43,12 @@ impl Selection {
     pub(super) fn has(&self, number: usize) -> bool {
         number.checked_sub(self.from).is_some_and(|after| after.is_multiple_of(self.every.max(1)))
     }
+
+    /// Whether it takes the frame of that number.
+    pub(crate) fn takes(&self, number: usize) -> bool {
+        let within = |count| number.saturating_sub(self.from) / self.every.max(1) < count;
+        self.has(number) && self.count.is_none_or(within)
+    }
 }
 
 /// What was read of an input.
@@ -58,7 +68,7 @@ pub struct Frames {
 /// # Errors
 ///
 /// When there is no such file, or no image in the folder. `field` is what the user called it.
-pub fn files(field: &'static str, path: &Path) -> Result<Vec<PathBuf>> {
+fn files(field: &'static str, path: &Path) -> Result<Vec<PathBuf>> {
     if !path.is_dir() {
         return Ok(vec![path.to_path_buf()]);
     }
@@ -80,55 +90,155 @@ pub fn files(field: &'static str, path: &Path) -> Result<Vec<PathBuf>> {
     Ok(found.into_iter().map(|(_, file)| file).collect())
 }
 
-/// The frames of an image (one), an animation (GIF, WebP, PNG), a video (H.264 in MP4, Y4M), or a folder of images.
+/// An image, an animation, a video or a folder of images: its bytes, read once, and their SHA-256.
 ///
-/// They are upright, as their metadata say. Transparency is dropped, as PIL does. Nothing is resized. What an input
-/// would need in memory is known and bounded before it is allocated.
+/// ```
+/// use animatelcm::Stop;
+/// use animatelcm::media::read::{Media, Selection};
+///
+/// let y4m = b"YUV4MPEG2 W2 H2 F8:1 C444\nFRAME\n\0\0\0\0\x80\x80\x80\x80\x80\x80\x80\x80";
+/// let media = Media::new("two.y4m", y4m.to_vec());
+/// let frames = media.frames("control", Selection::default(), &Stop::default())?;
+/// assert_eq!(frames.images[0].dimensions(), (2, 2));
+/// # Ok::<(), animatelcm::Error>(())
+/// ```
+#[derive(Clone, PartialEq, Eq)]
+pub struct Media {
+    /// What messages call it.
+    name: PathBuf,
+    /// The file, or those of a folder, in order.
+    files: Vec<MediaFile>,
+    is_folder: bool,
+    sha256: String,
+}
+
+#[derive(Clone, PartialEq, Eq)]
+struct MediaFile {
+    name: PathBuf,
+    /// Of a folder's files only those that were wanted.
+    bytes: Option<Vec<u8>>,
+}
+
+impl std::fmt::Debug for Media {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let Self { name, files, sha256, .. } = self;
+        let mut fields = f.debug_struct("Media");
+        fields.field("name", name).field("files", &files.len()).field("sha256", sha256);
+        fields.finish_non_exhaustive()
+    }
+}
+
+impl Media {
+    /// A file with these bytes, such as an upload.
+    pub fn new(name: impl Into<PathBuf>, bytes: Vec<u8>) -> Self {
+        let name = name.into();
+        let sha256 = files::hex(Sha256::new_with_prefix(&bytes));
+        let file = MediaFile { name: name.clone(), bytes: Some(bytes) };
+        Self { name, files: vec![file], is_folder: false, sha256 }
+    }
+
+    /// Reads a file, or those images of a folder whose numbers are `wanted`; the others are hashed only.
+    ///
+    /// # Errors
+    ///
+    /// When a file cannot be read, is no ordinary one or too large, or a folder has no image;
+    /// [`crate::Error::Cancelled`] once `stop` is requested. `field` is what the user called it.
+    pub fn read(
+        field: &'static str,
+        path: &Path,
+        wanted: impl Fn(usize) -> bool,
+        stop: &Stop,
+    ) -> Result<Self> {
+        let is_folder = path.is_dir();
+        let (mut kept, mut hashes, mut all) = (Vec::new(), Vec::new(), 0);
+        for (number, name) in self::files(field, path)?.into_iter().enumerate() {
+            let bytes = files::read(&name, MOST_BYTES);
+            let bytes = bytes.map_err(|e| Fault::from(e.to_string()).error(field, &name))?;
+            let mut hash = Sha256::new();
+            for block in bytes.chunks(BLOCK) {
+                stop.check()?;
+                hash.update(block);
+            }
+            hashes.push(files::hex(hash));
+            let bytes = (!is_folder || wanted(number)).then_some(bytes);
+            all += bytes.as_ref().map_or(0, |bytes| bytes.len() as u64);
+            if all > MOST_BYTES {
+                let reason = format!("its images have more than {} MiB", MOST_BYTES >> 20);
+                return Err(Fault::TooLong(reason).error(field, path));
+            }
+            kept.push(MediaFile { name, bytes });
+        }
+        let sha256 = match hashes.as_slice() {
+            [only] if !is_folder => only.clone(),
+            // Of a folder the hashes of its files, written one after the other.
+            hashes => files::hex(Sha256::new_with_prefix(hashes.concat())),
+        };
+        Ok(Self { name: path.to_path_buf(), files: kept, is_folder, sha256 })
+    }
+
+    /// The SHA-256 of the file; of a folder, that of its images' in order, written one after the other.
+    pub fn sha256(&self) -> &str {
+        &self.sha256
+    }
+
+    /// The frames of an image (one), an animation (GIF, WebP, PNG), a video (H.264 in MP4, Y4M), or a folder of images.
+    ///
+    /// They are upright, as their metadata say. Transparency is dropped, as PIL does. Nothing is resized. What an input
+    /// would need in memory is known and bounded before it is allocated.
+    ///
+    /// # Errors
+    ///
+    /// When it holds something else, is damaged, or has more pixels than are read; [`crate::Error::Cancelled`] once
+    /// `stop` is requested. `field` is what the user called it.
+    pub fn frames(&self, field: &'static str, selection: Selection, stop: &Stop) -> Result<Frames> {
+        if let [only] = self.files.as_slice()
+            && !self.is_folder
+        {
+            let bytes = only.bytes.as_deref().unwrap_or_default();
+            let take = Take::new(selection, Budget::new(bytes.len() as u64), stop);
+            let taken = file(bytes, take).and_then(|taken| match taken.seen {
+                0 => Err("has no frames".into()),
+                _ => Ok(taken),
+            });
+            let taken = taken.map_err(|fault| fault.error(field, &self.name))?;
+            return Ok(Frames { images: taken.frames, seen: taken.seen });
+        }
+        let chosen = self.files.iter().enumerate().filter(|(number, _)| selection.has(*number));
+        let chosen: Vec<_> =
+            chosen.map(|(_, file)| file).take(selection.count.unwrap_or(usize::MAX)).collect();
+        if chosen.len() > MOST_FRAMES {
+            let reason = format!("{} images, at most {MOST_FRAMES} are read", chosen.len());
+            return Err(Fault::TooLong(reason).error(field, &self.name));
+        }
+        let length = |file: &&MediaFile| file.bytes.as_ref().map_or(0, |b| b.len() as u64);
+        let mut budget = Budget::new(chosen.iter().map(length).sum());
+        let mut images = Vec::with_capacity(chosen.len());
+        for MediaFile { name, bytes } in chosen {
+            let first = Selection { count: Some(1), ..Selection::default() };
+            let taken = match bytes {
+                Some(bytes) => file(bytes, Take::new(first, budget, stop)),
+                None => Err("was not read".into()),
+            };
+            let taken = taken.map_err(|fault| fault.error(field, name))?;
+            images.extend(taken.frames);
+            budget = taken.budget;
+        }
+        Ok(Frames { images, seen: self.files.len() })
+    }
+}
+
+/// The frames of a file or folder; [`Media::read`] and [`Media::frames`] at once.
 ///
 /// # Errors
 ///
-/// When a file cannot be read, holds something else, or has more pixels than are read; [`crate::Error::Cancelled`] once
-/// `stop` is requested. `field` is what the user called it.
+/// Those of both.
 pub fn frames(
     field: &'static str,
     path: &Path,
     selection: Selection,
     stop: &Stop,
 ) -> Result<Frames> {
-    if !path.is_dir() {
-        let bytes = bytes(path).map_err(|fault| fault.error(field, path))?;
-        let take = Take::new(selection, Budget::new(bytes.len() as u64), stop);
-        let taken = file(&bytes, take).and_then(|taken| match taken.seen {
-            0 => Err("has no frames".into()),
-            _ => Ok(taken),
-        });
-        let taken = taken.map_err(|fault| fault.error(field, path))?;
-        return Ok(Frames { images: taken.frames, seen: taken.seen });
-    }
-    let files = files(field, path)?;
-    let chosen = (0..files.len()).filter(|number| selection.has(*number));
-    let chosen: Vec<usize> = chosen.take(selection.count.unwrap_or(usize::MAX)).collect();
-    if chosen.len() > MOST_FRAMES {
-        let reason = format!("{} images, at most {MOST_FRAMES} are read", chosen.len());
-        return Err(Fault::TooLong(reason).error(field, path));
-    }
-    let length = |at: &usize| std::fs::metadata(&files[*at]).map_or(0, |found| found.len());
-    let mut budget = Budget::new(chosen.iter().map(length).sum());
-    let mut images = Vec::with_capacity(chosen.len());
-    for at in chosen {
-        let path = &files[at];
-        let first = Selection { count: Some(1), ..Selection::default() };
-        let taken = bytes(path).and_then(|bytes| file(&bytes, Take::new(first, budget, stop)));
-        let taken = taken.map_err(|fault| fault.error(field, path))?;
-        images.extend(taken.frames);
-        budget = taken.budget;
-    }
-    Ok(Frames { images, seen: files.len() })
-}
-
-/// The bytes of an ordinary file.
-fn bytes(path: &Path) -> Result<Vec<u8>, Fault> {
-    files::read(path, MOST_BYTES).map_err(|error| error.to_string().into())
+    Media::read(field, path, |number| selection.takes(number), stop)?.frames(field, selection, stop)
 }
 
 /// Takes the frames of a file with these bytes.

@@ -6,12 +6,13 @@ use std::sync::{Mutex, PoisonError};
 use candle_core::{DType, Device, Tensor};
 
 use super::denoiser::{Guided, Settings};
-use super::request::Request;
-use super::{Event, Listener, Pipeline, Prepared, Residency, Tensors, control, loaded};
+use super::event::record;
+use super::{Event, Observer, Pipeline, Prepared, Residency, hints, loaded};
 use crate::adapters::ip_adapter::{ImagePrompt, Neighbour, Sight};
 use crate::adapters::{Conditioner, Pass};
 use crate::media::tensor::from_rgb;
 use crate::models::unet::Injection;
+use crate::request::Request;
 use crate::rng::Noise;
 use crate::text::Chunks;
 use crate::{Error, Result};
@@ -20,18 +21,19 @@ impl Pipeline {
     /// The network with its prompts, `context` and perhaps a negative one.
     pub(super) fn guided(
         &self,
-        request: &Request,
         prepared: &Prepared,
         (context, negative): &(Tensor, Option<Tensor>),
     ) -> Result<Guided<'_>> {
         let settings = Settings {
-            prediction: self.models.prediction(request),
+            prediction: self.models.scheduler(&prepared.request).prediction_type,
             dtype: self.precision.unet,
-            motion_norm: request.motion_norm,
+            motion_norm: prepared.request.sampling.motion_norm,
         };
         let guided = Guided::new(loaded(self.unet.as_ref())?, settings, context)?.until(&self.stop);
         match negative {
-            Some(negative) => guided.guide(negative, request.cfg_scale, prepared.guidance),
+            Some(negative) => {
+                guided.guide(negative, prepared.request.sampling.cfg_scale, prepared.guidance)
+            }
             None => Ok(guided),
         }
     }
@@ -40,39 +42,38 @@ impl Pipeline {
     pub(super) fn encode(
         &mut self,
         request: &Request,
-        tensors: &mut Tensors,
-        listener: &mut dyn Listener,
+        observer: &mut dyn Observer,
     ) -> Result<(Tensor, Option<Tensor>)> {
-        self.load_text(listener)?;
+        self.load_text(observer)?;
         let Some(text) = self.text.take() else {
             return Err(Error::Missing { name: "text".into(), reason: "was not loaded".into() });
         };
         let mut read = |name: &str, prompt: &str| {
-            for note in text.notes(prompt, request.prompt_mode) {
-                listener.event(Event::Warning { message: format!("{name}: {note}") })?;
+            for note in text.notes(prompt, request.prompt.mode) {
+                observer.event(Event::Warning { message: format!("{name}: {note}") })?;
             }
-            let chunks = text.read(prompt, request.prompt_mode)?;
+            let chunks = text.read(prompt, request.prompt.mode)?;
             if let Some(lost) = chunks.truncated() {
                 let lost: String = lost.chars().take(60).collect();
                 let message = format!("the {name} is too long; it ends before `{lost}`");
-                listener.event(Event::Warning { message })?;
+                observer.event(Event::Warning { message })?;
             }
             Ok::<_, Error>(chunks)
         };
-        let prompt = read("prompt", &request.prompt)?;
+        let prompt = read("prompt", &request.prompt.text)?;
         let negative = request
             .is_guided()
-            .then(|| read("negative prompt", &request.negative_prompt))
+            .then(|| read("negative prompt", &request.prompt.negative))
             .transpose()?;
         // Both have the same number of tokens, or they could not share a batch.
         let count = prompt.len().max(negative.as_ref().map_or(1, Chunks::len));
-        let context = text.states(&prompt, count, request.clip_skip, &self.stop)?;
+        let context = text.states(&prompt, count, request.prompt.clip_skip, &self.stop)?;
         let negative = negative
-            .map(|negative| text.states(&negative, count, request.clip_skip, &self.stop))
+            .map(|negative| text.states(&negative, count, request.prompt.clip_skip, &self.stop))
             .transpose()?;
-        tensors.record("context", || Ok(context.to_dtype(DType::F32)?))?;
+        record(observer, "context", || Ok(context.to_dtype(DType::F32)?))?;
         if let Some(negative) = &negative {
-            tensors.record("negative_context", || Ok(negative.to_dtype(DType::F32)?))?;
+            record(observer, "negative_context", || Ok(negative.to_dtype(DType::F32)?))?;
         }
         if self.residency == Residency::KeepAll {
             self.text = Some(text);
@@ -87,25 +88,24 @@ impl Pipeline {
     /// one, and a control changes no other noise.
     pub(super) fn encode_hints(
         &mut self,
-        request: &Request,
         prepared: &Prepared,
-        tensors: &Tensors,
-        listener: &mut dyn Listener,
+        observer: &mut dyn Observer,
     ) -> Result<BTreeMap<usize, Tensor>> {
-        let wanted = control::of_latents(request, &self.models);
+        let request = &prepared.request;
+        let wanted = hints::of_latents(request, &self.models);
         let mut all = BTreeMap::new();
         if wanted.is_empty() {
             return Ok(all);
         }
-        self.load_encoder(listener)?;
+        self.load_encoder(observer)?;
         let encoder = loaded(self.encoder.as_ref())?;
-        let mut noise = Noise::new(request.rng, request.seed.unwrap_or_default());
+        let mut noise = Noise::new(request.sampling.rng, request.sampling.seed.unwrap_or_default());
         let factor = self.models.factor();
         let (height, width) = (prepared.height / factor, prepared.width / factor);
         for (i, control) in wanted {
             let Some(hint) = prepared.hints.get(i) else { continue };
             let shape = (hint.pictures.len(), self.models.latent_channels(), height, width);
-            let drawn = match tensors.hint_noise.get(&control.name) {
+            let drawn = match prepared.hint_noise.get(&control.name) {
                 Some(given) if given.shape() == &shape.into() => given.clone(),
                 Some(given) => {
                     let (name, got) = (&control.name, given.dims());
@@ -136,10 +136,10 @@ impl Pipeline {
     /// What the IP-Adapters of a request make of their pictures. No network that took part is needed after that.
     pub(super) fn image_prompts(
         &mut self,
-        request: &Request,
         prepared: &Prepared,
-        listener: &mut dyn Listener,
+        observer: &mut dyn Observer,
     ) -> Result<Vec<ImagePrompt>> {
+        let request = &prepared.request;
         if request.ip_adapters.is_empty() {
             return Ok(vec![]);
         }
@@ -150,7 +150,7 @@ impl Pipeline {
         }
         let mut sights = BTreeMap::new();
         for path in paths.iter().collect::<BTreeSet<_>>() {
-            self.load_image_encoder(path, listener)?;
+            self.load_image_encoder(path, observer)?;
             let encoder = loaded(self.image_encoders.get(path))?;
             let all = request.ip_adapters.iter().zip(&prepared.pictures).zip(&paths).enumerate();
             for (i, ((adapter, pictures), own)) in all {
@@ -177,7 +177,7 @@ impl Pipeline {
         for (i, (adapter, pictures)) in
             request.ip_adapters.iter().zip(&prepared.pictures).enumerate()
         {
-            self.load_ip_adapter(&adapter.model, listener)?;
+            self.load_ip_adapter(&adapter.model, observer)?;
             let net = loaded(self.ip_adapters.get(&adapter.model))?;
             let sight = loaded(sights.get(&i))?;
             self.stop.check()?;
@@ -192,20 +192,19 @@ impl Pipeline {
     /// Everything that acts beside the prompt: the request's controls, its image prompts, and the pipeline's own.
     pub(super) fn conditioners(
         &self,
-        request: &Request,
         prepared: &Prepared,
-        hints: &BTreeMap<usize, Tensor>,
+        latents: &BTreeMap<usize, Tensor>,
         image_prompts: Vec<ImagePrompt>,
     ) -> Result<Vec<Box<dyn Conditioner + '_>>> {
-        let parts = control::Parts {
+        let parts = hints::Parts {
             networks: &self.side_networks,
             stop: &self.stop,
             hints: &prepared.hints,
-            latents: hints,
+            latents,
             dtype: self.precision.unet,
             device: &self.device,
         };
-        let mut conditioners = control::conditioners(request, &parts)?;
+        let mut conditioners = hints::conditioners(&prepared.request, &parts)?;
         let boxed = |prompt| Box::new(prompt) as Box<dyn Conditioner>;
         conditioners.extend(image_prompts.into_iter().map(boxed));
         let own = self.own_conditioners.iter().map(|own| Box::new(Lent::new(own)) as _);

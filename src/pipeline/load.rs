@@ -24,14 +24,14 @@ use side_networks::OpenSideNetwork;
 pub use side_networks::{ControlFile, SideConfig, SideNetwork, SideWork};
 
 use super::embedded::Embedded;
-use super::request::{LEAST_PIXELS, MOST_PIXELS};
 use crate::adapters::lora::{Lora, LoraOptions, LoraReport, LoraScale};
 use crate::device::Quantize;
 use crate::models::clip::{TextConfig, TextEncoder};
 use crate::models::motion::MotionConfig;
 use crate::models::unet::{UNet, UNetConfig};
 use crate::models::vae::{TinyVaeConfig, VaeConfig};
-use crate::schedule;
+use crate::request::{LEAST_PIXELS, MOST_PIXELS};
+use crate::schedule::{self, BetaSchedule};
 use crate::text::inversion::Inversion;
 use crate::weights::{Checkpoint, Component, PatchStack, Source, WeightPatch, random, until};
 use crate::{Error, Result, Stop};
@@ -177,7 +177,7 @@ impl Models {
         };
         text.validate()?;
         agree(&unet, &vae, &text)?;
-        let mut scheduler: schedule::Config = configs.read("scheduler")?.unwrap_or_default();
+        let mut scheduler = scheduler(configs.read("scheduler")?, files, &unet);
         stated::apply(files, &checkpoint, &mut scheduler)?;
         checkpoint.check(Component::UNet, |vb| UNet::new(&unet, &vb))?;
         checkpoint.check(Component::Vae, |vb| vae.build(&vb))?;
@@ -295,6 +295,7 @@ impl Models {
             },
         };
         models.unet.motion = (files.motion == Motion::Base).then(MotionConfig::default);
+        models.scheduler = scheduler(None, files, &models.unet);
         let shapes = |inventory: BTreeMap<String, Vec<usize>>| inventory.into_values().collect();
         let unet = random::inventory(|vb| UNet::new(&models.unet, &until(vb, stop)))?;
         let vae = random::inventory(|vb| models.vae.build(&until(vb, stop)))?;
@@ -364,6 +365,18 @@ impl Models {
     pub fn add_patch(&mut self, component: Component, patch: Arc<dyn WeightPatch>, strength: f64) {
         self.patches.push(component, patch, strength);
     }
+}
+
+/// What is known of the noise schedule: the model's own word, but AnimateDiff's and AnimateLCM's linear betas where
+/// motion modules come from elsewhere or nothing is said.
+fn scheduler(own: Option<schedule::Config>, files: &Files, unet: &UNetConfig) -> schedule::Config {
+    let is_own = own.is_some() && !matches!(files.motion, Motion::File(_));
+    let config = own.unwrap_or_default();
+    if unet.motion.is_none() || is_own {
+        return config;
+    }
+    let (beta_schedule, trained_betas) = (BetaSchedule::Linear, None);
+    schedule::Config { beta_schedule, trained_betas, original_inference_steps: None, ..config }
 }
 
 /// Fails unless the networks take what the others make of it.

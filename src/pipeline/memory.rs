@@ -6,10 +6,10 @@ use candle_core::{DType, Device};
 
 use super::denoiser::Guidance;
 use super::flops::product;
-use super::ip_adapter::Pictures;
+use super::images::Pictures;
 use super::load::{Models, SideConfig};
-use super::request::Request;
 use crate::device::Precision;
+use crate::request::Request;
 use crate::{Error, Result};
 
 /// Bytes that a run will need at its worst moments.
@@ -86,8 +86,10 @@ impl Plan {
             count => (count + count.min(2)) as f64 * FEATURE_VALUES,
         };
         let residuals = others.len().min(2) as f64 * RESIDUAL_VALUES;
-        let values =
-            request.frames as f64 * latents * first as f64 * (UNET_VALUES + residuals + features);
+        let values = request.size.frames as f64
+            * latents
+            * first as f64
+            * (UNET_VALUES + residuals + features);
         let encode = if others.iter().any(|config| config.sees_latents()) {
             let encoded = area(size) * models.encoder_width() as f64 * ENCODER_VALUES;
             let values = (encoded * bytes(precision.vae)) as u64;
@@ -97,7 +99,7 @@ impl Plan {
         };
         // A decoder's last stages work at full size, the one before the last in twice the channels.
         let at_once =
-            (64.0 * 64.0 / latents.max(1.0)).floor().clamp(1.0, request.frames.max(1) as f64);
+            (64.0 * 64.0 / latents.max(1.0)).floor().clamp(1.0, request.size.frames.max(1) as f64);
         let decoded = area(size) * at_once * models.decoder_width() as f64 * DECODER_VALUES;
         // The way up begins with a convolution of twice the channels that it makes, which is packed from a copy.
         let deepest = models.unet_config().block_out_channels.iter().max().copied().unwrap_or(0);

@@ -1,24 +1,29 @@
 //! From a request to frames.
 //!
-//! [`Pipeline::generate`] is the whole story: text, noise levels, first latents, the sampler's walk, decoding.
+//! [`Pipeline::prepare`] completes and checks a request, [`Pipeline::latents`] samples, [`Pipeline::decode`] makes
+//! frames; [`Pipeline::generate`] is the latter two. No file is opened but those of weights: images, videos and tensors
+//! come as [`Inputs`].
 
 mod conditions;
-pub mod control;
 pub mod denoiser;
 mod embedded;
+mod event;
 pub mod flops;
-mod grammar;
-pub mod ip_adapter;
+mod hints;
+mod images;
+mod inputs;
 pub mod load;
 pub mod memory;
 mod parts;
-pub mod request;
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::sync::Mutex;
 
 use candle_core::{DType, Device, Tensor};
+
+pub use event::{Done, Event, Observer, Recorder};
+pub use inputs::Inputs;
 
 use crate::adapters::Conditioner;
 use crate::device::{self, Precision};
@@ -28,102 +33,19 @@ use crate::models::clip::VisionEncoder;
 use crate::models::image_projection::IpAdapter;
 use crate::models::unet::UNet;
 use crate::models::vae::{Vae, VaeEncoder};
+use crate::request::{Request, Schedule};
 use crate::rng::Noise;
 use crate::sampler::{Plan, PlanSettings, Progress, Run, Sampler};
 use crate::schedule::{NoiseSchedule, Prediction};
 use crate::text::TextModel;
-use crate::weights::{Component, LoadReport, Resident};
+use crate::weights::{Component, Resident};
 use crate::{Error, Result, Stop};
-use control::Hint;
 use denoiser::Guidance;
-use ip_adapter::Pictures;
+use event::{Pace, record};
+use hints::Hint;
+use images::Pictures;
 use load::{Models, SideNetwork};
 use memory::Plan as MemoryPlan;
-use request::Request;
-
-/// Something that happened during a run.
-#[derive(Clone, Debug)]
-#[non_exhaustive]
-pub enum Event {
-    /// A part is about to be loaded.
-    Load {
-        /// Which: `text`, `image-encoder`, `ip-adapter`, `unet`, `vae`, `vae-encoder`, `controlnet`, `sparsectrl` or
-        /// `t2i-adapter`.
-        part: &'static str,
-        /// Bytes that it will have in memory.
-        bytes: u64,
-    },
-    /// A part is loaded; every tensor of its files is accounted for.
-    Report {
-        /// What was used, changed and left aside.
-        report: LoadReport,
-    },
-    /// Everything is loaded; the first step begins.
-    Loaded,
-    /// Something is not as it was probably meant.
-    Warning {
-        /// What, in one line.
-        message: String,
-    },
-    /// A denoising step is done.
-    Step {
-        /// Which, from 1.
-        step: usize,
-        /// Of how many.
-        steps: usize,
-        /// The timestep that the network was told.
-        timestep: f64,
-    },
-    /// A frame is decoded and with the sink.
-    Decode {
-        /// Which, from 1.
-        frame: usize,
-        /// Of how many.
-        frames: usize,
-    },
-}
-
-/// Hears of a run. An error stops it; [`Error::Cancelled`] is how to cancel between two events, [`Pipeline::until`] how
-/// to cancel at once.
-pub trait Listener {
-    /// Something happened.
-    fn event(&mut self, event: Event) -> Result<()>;
-}
-
-impl<F: FnMut(Event) -> Result<()>> Listener for F {
-    fn event(&mut self, event: Event) -> Result<()> {
-        self(event)
-    }
-}
-
-/// Tensors that go around the generator, and those that are kept for comparison.
-///
-/// All are in the layout of files, `(1, channels, frames, height, width)`.
-#[derive(Debug, Default)]
-pub struct Tensors {
-    /// First latents in place of drawn ones, as unit noise.
-    pub latents: Option<Tensor>,
-    /// Noise of the steps, drawn in place of the generator's while it lasts.
-    pub noise: Vec<Tensor>,
-    /// Noise of hints that become latents, by the control's name: `(hints, channels, height, width)`.
-    pub hint_noise: BTreeMap<String, Tensor>,
-    /// If present, receives `context`, `negative_context`, `latents.0` and so on after each step, `latents` at the
-    /// end, and `frames`, `(frames, 3, height, width)` in `[0, 1]`.
-    pub recorded: Option<BTreeMap<String, Tensor>>,
-}
-
-impl Tensors {
-    fn record(
-        &mut self,
-        name: impl Into<String>,
-        tensor: impl FnOnce() -> Result<Tensor>,
-    ) -> Result<()> {
-        if let Some(recorded) = &mut self.recorded {
-            recorded.insert(name.into(), tensor()?);
-        }
-        Ok(())
-    }
-}
 
 /// Models, a device, and what is loaded of them.
 #[derive(Debug)]
@@ -235,12 +157,96 @@ impl Pipeline {
         self.own_sampler = Some(sampler);
     }
 
-    /// Fills in what the request leaves to the model, and checks it against the model and the memory.
-    pub fn prepare(&self, request: &Request) -> Result<Prepared> {
+    /// Completes a request by what the model says, decodes its inputs, and checks both against model and memory.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Request`] for what cannot be met, [`Error::Refused`] for an input that is not the one that the request
+    /// has the hash of, [`Error::Memory`] when the run does not fit.
+    pub fn prepare(&self, request: &Request, inputs: &Inputs) -> Result<Prepared> {
         request.validate()?;
+        let is_schedule_asked = request.schedule != Schedule::default();
+        let mut request = request.clone();
+        self.models.complete(&mut request)?;
+        let (width, height) = self.size(&request)?;
+        let frames = request.size.frames;
+        if let Some(longest) = self.models.longest_clip()
+            && frames > longest
+        {
+            let reason = format!("{frames} asked for, the motion modules know {longest}");
+            return Err(
+                Error::request("frames", reason).with_hint(format!("use at most {longest}"))
+            );
+        }
+        for adapter in &request.ip_adapters {
+            if !self.models.ip_adapters().any(|name| name == adapter.model) {
+                return Err(images::unopened(adapter));
+            }
+        }
+        inputs.identify(&mut request)?;
+        let longest = self.models.longest_clip();
+        let hints = hints::hints(&request, inputs, &self.models, (width, height), &self.stop)?;
+        let pictures = images::pictures(&request, inputs, longest, (width, height), &self.stop)?;
+        let config = self.models.scheduler(&request);
+        let schedule = config.schedule()?;
+        let plan = request.sampling.sampler.plan(
+            &schedule,
+            &PlanSettings {
+                steps: request.sampling.steps,
+                spacing: request.sampling.spacing,
+                original_inference_steps: self.models.original_inference_steps(&request),
+                set_alpha_to_one: config.set_alpha_to_one,
+                ..PlanSettings::default()
+            },
+        )?;
+        if config.prediction_type == Prediction::Epsilon
+            && plan.steps.iter().any(|step| step.at.alpha == 0.0)
+        {
+            let reason =
+                "noise alone does not tell the image, and the schedule begins with nothing else";
+            let is_meant = is_schedule_asked || config.rescale_betas_zero_snr;
+            let error = if is_meant {
+                Error::request("prediction", reason)
+            } else {
+                Error::Weights { component: "scheduler".into(), summary: reason.into() }
+            };
+            return Err(error.with_hint("--prediction v, or --zero-snr false"));
+        }
+        let factor = self.models.factor();
+        inputs.check([
+            1,
+            self.models.latent_channels(),
+            frames,
+            height / factor,
+            width / factor,
+        ])?;
+        let size = (width, height);
+        let memory = MemoryPlan::new(&self.models, self.precision, &self.device, &request, size)
+            .with_pictures(&self.models, self.precision, &request, &pictures)?;
+        let available = device::available_memory(&self.device);
+        let guidance = memory.choose(available)?;
+        let Inputs { latents, noise, hint_noise, .. } = inputs.clone_tensors();
+        Ok(Prepared {
+            request,
+            width,
+            height,
+            hints,
+            pictures,
+            schedule,
+            plan,
+            guidance,
+            memory,
+            latents,
+            noise,
+            hint_noise,
+        })
+    }
+
+    /// The completed request's width and height, which the autoencoder must be able to make.
+    fn size(&self, request: &Request) -> Result<(usize, usize)> {
         let (native_width, native_height) = self.models.native_size();
-        let width = request.width.unwrap_or(native_width);
-        let height = request.height.unwrap_or(native_height);
+        let width = request.size.width.unwrap_or(native_width);
+        let height = request.size.height.unwrap_or(native_height);
         let factor = self.models.factor();
         for (field, value) in [("width", width), ("height", height)] {
             if !value.is_multiple_of(factor) {
@@ -250,103 +256,99 @@ impl Pipeline {
                 return Err(error.with_hint(format!("try {near} or {}", near + factor)));
             }
         }
-        if let Some(longest) = self.models.longest_clip()
-            && request.frames > longest
-        {
-            let reason = format!("{} asked for, the motion modules know {longest}", request.frames);
-            return Err(
-                Error::request("frames", reason).with_hint(format!("use at most {longest}"))
-            );
-        }
-        for adapter in &request.ip_adapters {
-            if !self.models.ip_adapters().any(|name| name == adapter.model) {
-                return Err(ip_adapter::unopened(adapter));
-            }
-        }
-        let hints = control::hints(request, &self.models, (width, height), &self.stop)?;
-        let pictures =
-            ip_adapter::pictures(request, self.models.longest_clip(), (width, height), &self.stop)?;
-        let schedule = self.models.schedule(request)?;
-        let plan = request.sampler.plan(
-            &schedule,
-            &PlanSettings {
-                steps: request.steps,
-                spacing: self.models.spacing(request)?,
-                lcm_original_steps: request.lcm_original_steps,
-                set_alpha_to_one: self.models.set_alpha_to_one(),
-                ..PlanSettings::default()
-            },
-        )?;
-        let prediction = self.models.prediction(request);
-        if prediction == Prediction::Epsilon && plan.steps.iter().any(|step| step.at.alpha == 0.0) {
-            let reason =
-                "noise alone does not tell the image, and the schedule begins with nothing else";
-            return Err(Error::request("prediction", reason)
-                .with_hint("--prediction v, or --zero-snr false"));
-        }
-        let size = (width, height);
-        let memory = MemoryPlan::new(&self.models, self.precision, &self.device, request, size)
-            .with_pictures(&self.models, self.precision, request, &pictures)?;
-        let available = device::available_memory(&self.device);
-        let guidance = memory.choose(available)?;
-        Ok(Prepared { width, height, hints, pictures, schedule, plan, guidance, memory })
+        Ok((width, height))
     }
 
-    /// Makes a clip.
+    /// Makes a clip: [`latents`](Self::latents), then [`decode`](Self::decode).
     ///
     /// # Errors
     ///
-    /// When the request cannot be met, weights do not fit, or the listener or the sink says stop.
+    /// Those of both.
     pub fn generate(
         &mut self,
-        request: &Request,
-        tensors: &mut Tensors,
-        listener: &mut dyn Listener,
+        prepared: &Prepared,
+        observer: &mut dyn Observer,
         sink: &mut dyn FrameSink,
     ) -> Result<()> {
-        let prepared = self.prepare(request)?;
-        let Some(seed) = request.seed else {
+        let latents = self.latents(prepared, observer)?;
+        self.decode(&latents, observer, sink)
+    }
+
+    /// Samples the clean latents of a clip, `(1, frames, channels, height, width)` in f32.
+    ///
+    /// # Errors
+    ///
+    /// When the seed is missing, weights do not fit, or the observer says stop.
+    pub fn latents(&mut self, prepared: &Prepared, observer: &mut dyn Observer) -> Result<Tensor> {
+        let request = &prepared.request;
+        let Some(seed) = request.sampling.seed else {
             return Err(Error::request("seed", "is missing"));
         };
-        let states = self.encode(request, tensors, listener)?;
-        let hints = self.encode_hints(request, &prepared, tensors, listener)?;
-        let image_prompts = self.image_prompts(request, &prepared, listener)?;
+        let states = self.encode(request, observer)?;
+        let hints = self.encode_hints(prepared, observer)?;
+        let image_prompts = self.image_prompts(prepared, observer)?;
         // The autoencoder is small: if something is wrong with it, that shows before the long part.
-        self.load_vae(listener)?;
-        self.load_side_networks(request.controls.iter().map(|c| c.model.clone()), listener)?;
-        self.load_unet(listener)?;
-        listener.event(Event::Loaded)?;
+        self.load_vae(observer)?;
+        self.load_side_networks(request.controls.iter().map(|c| c.model.clone()), observer)?;
+        self.load_unet(observer)?;
+        observer.event(Event::Ready)?;
 
-        let mut noise = Noise::new(request.rng, seed).with_replay(frames_first(&tensors.noise)?);
-        let x = first_latents(tensors, &mut noise, &prepared, request, &self.models, &self.device)?;
+        let replay = frames_first(&prepared.noise)?;
+        let mut noise = Noise::new(request.sampling.rng, seed).with_replay(replay);
+        let x = first_latents(prepared, &mut noise, &self.models, &self.device)?;
         let latents = {
-            let guided = self.guided(request, &prepared, &states)?;
-            let conditioners = self.conditioners(request, &prepared, &hints, image_prompts)?;
+            let guided = self.guided(prepared, &states)?;
+            let conditioners = self.conditioners(prepared, &hints, image_prompts)?;
             let mut guided = guided.condition(conditioners);
-            let mut observer = |Progress { step, steps, at, x, .. }: Progress<'_>| {
+            let mut pace = Pace::start();
+            let mut watch = |progress: Progress<'_>| {
+                let Progress { step, steps, at, x, .. } = progress;
                 // A step begins with the latents that the step before it made.
                 if step > 0 {
-                    tensors.record(format!("latents.{}", step - 1), || channels_first(x))?;
+                    record(observer, &format!("latents.{}", step - 1), || channels_first(x))?;
                 }
-                listener.event(Event::Step { step: step + 1, steps, timestep: at.timestep })
+                observer.step(&progress)?;
+                let (seconds, eta_seconds) = pace.lap(step + 1, steps);
+                let timestep = at.timestep;
+                observer.event(Event::Step {
+                    step: step + 1,
+                    steps,
+                    timestep,
+                    seconds,
+                    eta_seconds,
+                })
             };
-            let mut run = Run::new(&mut guided, &prepared.plan.steps, &mut noise)
-                .with_observer(&mut observer);
+            let mut run =
+                Run::new(&mut guided, &prepared.plan.steps, &mut noise).with_observer(&mut watch);
             match &self.own_sampler {
                 Some(sampler) => sampler.sample(&mut run, x)?,
-                None => request.sampler.build().sample(&mut run, x)?,
+                None => request.sampling.sampler.build().sample(&mut run, x)?,
             }
         };
         let last = prepared.plan.steps.len() - 1;
-        tensors.record(format!("latents.{last}"), || channels_first(&latents))?;
-        tensors.record("latents", || channels_first(&latents))?;
-
+        record(observer, &format!("latents.{last}"), || channels_first(&latents))?;
+        record(observer, "latents", || channels_first(&latents))?;
         if self.residency == Residency::OneAtATime {
             self.unet = None;
             self.side_networks.clear();
         }
+        Ok(latents)
+    }
+
+    /// Decodes latents, `(1, frames, channels, height, width)`, into frames, a few at a time.
+    ///
+    /// # Errors
+    ///
+    /// When weights do not fit, or the observer or the sink says stop.
+    pub fn decode(
+        &mut self,
+        latents: &Tensor,
+        observer: &mut dyn Observer,
+        sink: &mut dyn FrameSink,
+    ) -> Result<()> {
+        self.load_vae(observer)?;
         let vae = loaded(self.vae.as_ref())?;
-        decode((vae, &self.stop), &latents, self.precision.vae, tensors, listener, sink)?;
+        decode((vae, &self.stop), latents, self.precision.vae, observer, sink)?;
         if self.residency == Residency::OneAtATime {
             self.vae = None;
         }
@@ -354,50 +356,50 @@ impl Pipeline {
     }
 }
 
-/// A request that can be met: what is not written in it, worked out.
+/// A request that can be met, with everything that the run needs beside weights.
 #[derive(Debug)]
 pub struct Prepared {
-    /// Pixels.
+    /// The request, completed: nothing is left to the model but the seed, and inputs have their hashes.
+    pub request: Request,
+    /// Width of the frames in pixels.
     pub width: usize,
-    /// Pixels.
+    /// Height of the frames in pixels.
     pub height: usize,
-    /// For every control its pictures in the clip's size.
+    /// The images of every control, in the clip's size.
     pub hints: Vec<Hint>,
-    /// For every IP-Adapter its pictures and how they are used.
+    /// The images of every IP-Adapter, and how they are used.
     pub pictures: Vec<Pictures>,
     /// The noise schedule.
     pub schedule: NoiseSchedule,
-    /// The sampler's way.
+    /// Timesteps and noise levels that the sampler visits.
     pub plan: Plan,
     /// How guidance is computed, should there be any.
     pub guidance: Guidance,
-    /// What it will need.
+    /// Memory that the run needs.
     pub memory: MemoryPlan,
+    latents: Option<Tensor>,
+    noise: Vec<Tensor>,
+    hint_noise: BTreeMap<String, Tensor>,
 }
 
 /// `(1, frames, channels, height, width)` at the plan's first noise level, in f32.
 fn first_latents(
-    tensors: &Tensors,
-    noise: &mut Noise,
     prepared: &Prepared,
-    request: &Request,
+    noise: &mut Noise,
     models: &Models,
     device: &Device,
 ) -> Result<Tensor> {
     let factor = models.factor();
     let (height, width) = (prepared.height / factor, prepared.width / factor);
-    let channels = models.latent_channels();
-    let unit = match &tensors.latents {
+    let unit = match &prepared.latents {
         Some(latents) => {
-            let wanted = [1, channels, request.frames, height, width];
-            if latents.dims() != wanted {
-                let reason = format!("`latents` is {:?}, the run needs {wanted:?}", latents.dims());
-                return Err(Error::request("tensors-in", reason));
-            }
             let latents = latents.to_dtype(DType::F32)?.to_device(device)?;
             latents.transpose(1, 2)?.contiguous()?
         }
-        None => noise.latents((1, request.frames, channels, height, width), device)?,
+        None => {
+            let (frames, channels) = (prepared.request.size.frames, models.latent_channels());
+            noise.latents((1, frames, channels, height, width), device)?
+        }
     };
     Ok((unit * prepared.plan.initial_scale)?)
 }
@@ -407,8 +409,7 @@ fn decode(
     (vae, stop): (&Vae, &Stop),
     latents: &Tensor,
     dtype: DType,
-    tensors: &mut Tensors,
-    listener: &mut dyn Listener,
+    observer: &mut dyn Observer,
     sink: &mut dyn FrameSink,
 ) -> Result<()> {
     /// As many latents are decoded at once as one frame of 512×512 has.
@@ -422,13 +423,13 @@ fn decode(
         let pictures = pictures.clamp(0f32, 1f32)?.to_device(&Device::Cpu)?; // (frames, 3, height, width)
         for i in 0..pictures.dim(0)? {
             sink.frame(&to_rgb(&pictures.get(i)?)?)?;
-            listener.event(Event::Decode { frame: start + i + 1, frames })?;
+            observer.event(Event::Decode { frame: start + i + 1, frames })?;
         }
-        if tensors.recorded.is_some() {
+        if observer.wants_tensors() {
             kept.push(pictures);
         }
     }
-    tensors.record("frames", || Ok(Tensor::cat(&kept, 0)?))
+    record(observer, "frames", || Ok(Tensor::cat(&kept, 0)?))
 }
 
 fn loaded<T>(part: Option<&T>) -> Result<&T> {

@@ -40,7 +40,7 @@ pub struct PlanSettings {
     /// spacing of its own and takes no other.
     pub spacing: Option<Spacing>,
     /// The steps of the teacher that LCM's timesteps are taken from.
-    pub lcm_original_steps: usize,
+    pub original_inference_steps: usize,
     /// Which part of the way is walked: 1 from pure noise, less from a noised video.
     pub strength: f64,
     /// Whether DDIM's last step ends without noise instead of at the first training timestep.
@@ -52,7 +52,7 @@ impl Default for PlanSettings {
         Self {
             steps: 4,
             spacing: None,
-            lcm_original_steps: 100,
+            original_inference_steps: 100,
             strength: 1.0,
             set_alpha_to_one: false,
         }
@@ -91,7 +91,7 @@ impl SamplerKind {
     ///
     /// When the schedule has no such timesteps or the sampler no such spacing.
     pub fn plan(self, schedule: &NoiseSchedule, settings: &PlanSettings) -> Result<Plan> {
-        let &PlanSettings { steps, lcm_original_steps, strength, .. } = settings;
+        let &PlanSettings { steps, original_inference_steps, strength, .. } = settings;
         if steps == 0 {
             return Err(Error::request("steps", "must be at least 1, got 0"));
         }
@@ -110,10 +110,16 @@ impl SamplerKind {
                         "spacing",
                         format!("lcm has no `{spacing}` spacing"),
                     )
-                    .with_hint("leave it out; lcm takes its timesteps from --lcm-original-steps"));
+                    .with_hint(
+                        "leave it out; lcm takes its timesteps from --original-inference-steps",
+                    ));
                 }
-                let timesteps =
-                    lcm_timesteps(schedule.train_steps(), lcm_original_steps, steps, strength)?;
+                let timesteps = lcm_timesteps(
+                    schedule.train_steps(),
+                    original_inference_steps,
+                    steps,
+                    strength,
+                )?;
                 Ok(Plan::through(&levels(schedule, &timesteps)?, 1.0))
             }
             Self::Ddim => ddim(schedule, spacing, settings)?.last_part(strength),
@@ -147,7 +153,7 @@ fn lcm_timesteps(
     steps: usize,
     strength: f64,
 ) -> Result<Vec<usize>> {
-    let field = "lcm-original-steps";
+    let field = "original-inference-steps";
     if original_steps == 0 || original_steps > train_steps {
         let reason = format!("must lie between 1 and {train_steps}, got {original_steps}");
         return Err(Error::request(field, reason));

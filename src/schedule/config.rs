@@ -74,6 +74,15 @@ impl Config {
                 format!("{steps} is not between 1 and {MOST_STEPS}"),
             );
         }
+        for (field, beta) in [("beta_start", self.beta_start), ("beta_end", self.beta_end)] {
+            if !(beta > 0.0 && beta < 1.0) {
+                return wrong(field, format!("{beta} does not lie between 0 and 1"));
+            }
+        }
+        if self.beta_end < self.beta_start {
+            let (first, last) = (self.beta_start, self.beta_end);
+            return wrong("beta_end", format!("{last} is less than `beta_start`, {first}"));
+        }
         if let Some(betas) = &self.trained_betas
             && !(1..=MOST_STEPS).contains(&betas.len())
         {
@@ -82,6 +91,17 @@ impl Config {
                 "trained_betas",
                 format!("lists {count}, not between 1 and {MOST_STEPS}"),
             );
+        }
+        if let Some(beta) =
+            self.trained_betas.iter().flatten().find(|beta| !(**beta > 0.0 && **beta < 1.0))
+        {
+            return wrong("trained_betas", format!("{beta} does not lie between 0 and 1"));
+        }
+        if let Some(original) = self.original_inference_steps
+            && !(1..=steps).contains(&original)
+        {
+            let field = "original_inference_steps";
+            return wrong(field, format!("{original} is not between 1 and {steps}"));
         }
         if self.steps_offset > steps {
             let offset = self.steps_offset;

@@ -11,12 +11,12 @@ use crate::device::{DtypeChoice, Precision};
 use crate::media::tensor;
 use crate::models::vae::{AutoencoderKl, VaeConfig};
 use crate::pipeline::load::{Base, Files, LoraFile, Models, Motion};
-use crate::pipeline::request::Request;
-use crate::pipeline::{Event, Pipeline, Residency, Tensors};
+use crate::pipeline::{Event, Inputs, Pipeline, Residency};
 use crate::procedural::{Caption, Oracle, Score};
+use crate::request::{Request, Size};
 use crate::rng::Uniform;
 use crate::sampler::SamplerKind;
-use crate::schedule::Spacing;
+use crate::schedule::{BetaSchedule, Spacing};
 use crate::weights::Component;
 use crate::{Error, Result};
 
@@ -92,17 +92,19 @@ impl Maker {
         }
         let is_consistent = matches!(stage, Stage::Lora | Stage::Lcm);
         let mut request = Request {
-            width: Some(plan.side),
-            height: Some(plan.side),
-            frames: if matches!(stage, Stage::Motion | Stage::Lcm) { plan.frames } else { 1 },
-            beta_schedule: Some(crate::schedule::BetaSchedule::Linear),
+            size: Size {
+                width: Some(plan.side),
+                height: Some(plan.side),
+                frames: if matches!(stage, Stage::Motion | Stage::Lcm) { plan.frames } else { 1 },
+            },
             ..Request::default()
         };
+        request.schedule.beta_schedule = Some(BetaSchedule::Linear);
         if !is_consistent {
-            request.sampler = SamplerKind::Ddim;
-            request.spacing = Some(Spacing::Trailing);
-            request.steps = 20;
-            request.cfg_scale = 2.5;
+            request.sampling.sampler = SamplerKind::Ddim;
+            request.sampling.spacing = Some(Spacing::Trailing);
+            request.sampling.steps = 20;
+            request.sampling.cfg_scale = 2.5;
         }
         let precision = Precision::new(DtypeChoice::F32, device);
         let models = Models::open_until(&files, &compute.stop)?;
@@ -129,12 +131,12 @@ impl Maker {
                 (0..frames.len()).map(|i| tensor::to_rgb(&y.get(i)?)).collect()
             }
             Self::Model { pipeline, request, seed } => {
-                words.clone_into(&mut request.prompt);
-                request.seed = Some(Uniform::part(*seed, index as u64).bits() >> 32);
+                words.clone_into(&mut request.prompt.text);
+                request.sampling.seed = Some(Uniform::part(*seed, index as u64).bits() >> 32);
                 let mut frames = Vec::new();
-                let mut listener = |_: Event| go_on();
-                let mut tensors = Tensors::default();
-                pipeline.generate(request, &mut tensors, &mut listener, &mut &mut frames)?;
+                let mut observer = |_: Event| go_on();
+                let prepared = pipeline.prepare(request, &Inputs::default())?;
+                pipeline.generate(&prepared, &mut observer, &mut &mut frames)?;
                 Ok::<_, Error>(frames)
             }
         }

@@ -1,13 +1,9 @@
 //! The SHA-256 of a weight file, by which its publisher and a clip's metadata identify it.
 
-use std::fmt::Write as _;
-use std::fs::{self, File};
-use std::io::Read;
-
 use sha2::{Digest, Sha256};
 
 use super::Source;
-use crate::{Error, Result, Stop};
+use crate::{Result, Stop, files};
 
 /// Bytes between two looks at the stop.
 const BLOCK: usize = 1 << 20;
@@ -16,7 +12,7 @@ const BLOCK: usize = 1 << 20;
 ///
 /// # Errors
 ///
-/// A file that cannot be read or is no ordinary file; [`Error::Cancelled`] once `stop` was requested.
+/// A file that cannot be read or is no ordinary file; [`crate::Error::Cancelled`] once `stop` was requested.
 pub fn sha256(source: &Source, stop: &Stop) -> Result<String> {
     let mut hash = Sha256::new();
     match source {
@@ -26,32 +22,17 @@ pub fn sha256(source: &Source, stop: &Stop) -> Result<String> {
                 hash.update(block);
             }
         }
-        Source::File(path) => {
-            // Before opening, because opening a pipe would wait for a writer.
-            if !fs::metadata(path).map_err(Error::file(path))?.is_file() {
-                return Err(Error::format(path, "is not an ordinary file"));
-            }
-            let mut file = File::open(path).map_err(Error::file(path))?;
-            let mut block = vec![0; BLOCK];
-            loop {
-                stop.check()?;
-                match file.read(&mut block).map_err(Error::file(path))? {
-                    0 => break,
-                    read => hash.update(block.get(..read).unwrap_or_default()),
-                }
-            }
-        }
+        Source::File(path) => return files::sha256(path, |_| stop.check()),
     }
-    Ok(hash.finalize().iter().fold(String::with_capacity(64), |mut text, byte| {
-        // Writing to a string cannot fail.
-        let _ = write!(text, "{byte:02x}");
-        text
-    }))
+    Ok(files::hex(hash))
 }
 
 #[cfg(test)]
 mod tests {
+    use std::fs::File;
+
     use super::*;
+    use crate::Error;
 
     #[test]
     fn the_empty_file_has_the_published_hash() {

@@ -8,4 +8,5 @@ pub(crate) mod isa;
 #[cfg(feature = "cli")]
 pub(crate) mod program;
 pub(crate) mod random;
+pub(crate) mod run;
 pub(crate) mod tiny;

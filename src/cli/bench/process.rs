@@ -5,7 +5,7 @@ use std::path::Path;
 use std::process::Stdio;
 use std::time::{Duration, Instant};
 
-use crate::pipeline::request::Job;
+use crate::request::Job;
 use crate::{Error, Result, Stop};
 
 /// The most bytes that this process has had in memory since [`reset_peak`]. Linux tells it, others do not.

@@ -7,7 +7,7 @@ use serde_json::{Value, json};
 use super::super::to_json;
 use super::Table;
 use crate::output::Metadata;
-use crate::pipeline::request::{Job, Request, Spec};
+use crate::request::{Job, Request, Spec};
 use crate::text::prompt::PromptMode;
 use crate::{Error, Result};
 
@@ -43,11 +43,14 @@ pub(super) fn show(path: &Path, metadata: Metadata, as_json: bool) -> Result<Str
 fn rows(job: &Job) -> String {
     let Job { models, request, .. } = job;
     let mut table = Table::default();
-    table.row("prompt", &request.prompt);
-    table.row_if("negative", &request.negative_prompt);
+    table.row("prompt", &request.prompt.text);
+    table.row_if("negative", &request.prompt.negative);
     table.row(
         "seed",
-        request.seed.map_or_else(|| "random".into(), |s| format!("{s}, {} generator", request.rng)),
+        request.sampling.seed.map_or_else(
+            || "random".into(),
+            |s| format!("{s}, {} generator", request.sampling.rng),
+        ),
     );
     table.row("clip", size(request));
     table.row("sampling", sampling(request));
@@ -76,33 +79,36 @@ fn size(request: &Request) -> String {
     let side = |side: Option<usize>| side.map_or_else(|| "?".into(), |side| side.to_string());
     format!(
         "{} frames of {}x{}, {} a second",
-        request.frames,
-        side(request.width),
-        side(request.height),
-        request.fps
+        request.size.frames,
+        side(request.size.width),
+        side(request.size.height),
+        request.output.fps
     )
 }
 
 /// Everything that changes the frames beside prompt, seed and size.
 fn sampling(request: &Request) -> String {
     let mut words = vec![
-        format!("{} steps of {}", request.steps, request.sampler),
-        format!("guidance {}", request.cfg_scale),
+        format!("{} steps of {}", request.sampling.steps, request.sampling.sampler),
+        format!("guidance {}", request.sampling.cfg_scale),
     ];
-    if let Some(spacing) = request.spacing {
+    if let Some(spacing) = request.sampling.spacing {
         words.push(format!("{spacing} spacing"));
     }
-    if request.sampler == crate::sampler::SamplerKind::Lcm {
-        words.push(format!("{} original steps", request.lcm_original_steps));
+    if let Some(steps) = request.sampling.original_inference_steps {
+        words.push(format!("{steps} original steps"));
     }
-    let betas = request.beta_schedule.map(|betas| format!("{betas} ")).unwrap_or_default();
-    words.push(format!("{betas}betas {} to {}", request.beta_start, request.beta_end));
-    words.push(format!("motion norm {}", word(&request.motion_norm)));
-    if request.prompt_mode != PromptMode::default() {
-        words.push(format!("{} prompts", request.prompt_mode));
+    let schedule = &request.schedule;
+    if let (Some(first), Some(last)) = (schedule.beta_start, schedule.beta_end) {
+        let name = schedule.beta_schedule.map(|betas| format!("{betas} ")).unwrap_or_default();
+        words.push(format!("{name}betas {first} to {last}"));
     }
-    if request.clip_skip > 0 {
-        words.push(format!("clip skip {}", request.clip_skip));
+    words.push(format!("motion norm {}", word(&request.sampling.motion_norm)));
+    if request.prompt.mode != PromptMode::default() {
+        words.push(format!("{} prompts", request.prompt.mode));
+    }
+    if request.prompt.clip_skip > 0 {
+        words.push(format!("clip skip {}", request.prompt.clip_skip));
     }
     words.join(", ")
 }
@@ -165,7 +171,8 @@ mod tests {
             loras: vec!["style.safetensors:0.5".parse().unwrap()],
             ..Spec::default()
         };
-        let request = Request { prompt: "a cat".into(), seed: Some(7), ..Request::default() };
+        let mut request = Request::new("a cat");
+        request.sampling.seed = Some(7);
         let text = rows(&Job::new(spec, request));
         for part in [
             "a cat",

@@ -8,18 +8,21 @@ use super::{
     Models, OpenImageEncoder, OpenIpAdapter, OpenSideNetwork, SideConfig, SideWork, VaeSizes,
     bytes, stored,
 };
-use crate::Result;
 use crate::adapters::lora::LoraReport;
 use crate::device::{Precision, Quantize};
 use crate::models::clip::VisionConfig;
 use crate::models::image_projection::IpAdapterConfig;
 use crate::models::unet::UNetConfig;
 use crate::pipeline::flops::{self, ClipSize, UNetWork, Work};
-use crate::pipeline::request::Request;
+use crate::request::Request;
 use crate::sampler::SamplerKind;
-use crate::schedule::{self, NoiseSchedule, Prediction, Spacing};
+use crate::schedule::{self, Spacing};
 use crate::text::inversion::Inversion;
 use crate::weights::{Checkpoint, Component, Source, random};
+use crate::{Error, Result};
+
+/// Steps of AnimateLCM's teacher.
+const ANIMATE_LCM_STEPS: usize = 100;
 
 impl Models {
     /// All files that weights come from.
@@ -98,49 +101,81 @@ impl Models {
         self.unet.motion.as_ref().map(|motion| motion.motion_max_seq_length)
     }
 
-    /// What the UNet's output means, as a request says or the model.
-    pub fn prediction(&self, request: &Request) -> Prediction {
-        request.prediction.unwrap_or(self.scheduler.prediction_type)
+    /// The scheduler's configuration for a request: the model's, but for what the request says.
+    pub fn scheduler(&self, request: &Request) -> schedule::Config {
+        let (asked, own) = (&request.schedule, &self.scheduler);
+        let is_betas_asked =
+            asked.beta_schedule.is_some() || asked.beta_start.is_some() || asked.beta_end.is_some();
+        schedule::Config {
+            beta_schedule: asked.beta_schedule.unwrap_or(own.beta_schedule),
+            beta_start: asked.beta_start.unwrap_or(own.beta_start),
+            beta_end: asked.beta_end.unwrap_or(own.beta_end),
+            trained_betas: own.trained_betas.clone().filter(|_| !is_betas_asked),
+            prediction_type: asked.prediction.unwrap_or(own.prediction_type),
+            rescale_betas_zero_snr: asked.zero_snr.unwrap_or(own.rescale_betas_zero_snr),
+            set_alpha_to_one: asked.set_alpha_to_one.unwrap_or(own.set_alpha_to_one),
+            steps_offset: asked.steps_offset.unwrap_or(own.steps_offset),
+            ..own.clone()
+        }
     }
 
-    /// Whether DDIM's last step ends without noise.
-    pub fn set_alpha_to_one(&self) -> bool {
-        self.scheduler.set_alpha_to_one
+    /// Steps of the teacher whose timesteps LCM takes.
+    pub fn original_inference_steps(&self, request: &Request) -> usize {
+        let asked = request.sampling.original_inference_steps;
+        asked.or(self.scheduler.original_inference_steps).unwrap_or(ANIMATE_LCM_STEPS)
     }
 
-    /// Whether the noise schedule of a request ends in pure noise, as the request says or the model.
-    pub fn zero_snr(&self, request: &Request) -> bool {
-        request.zero_snr.unwrap_or(self.scheduler.rescale_betas_zero_snr)
-    }
-
-    /// How timesteps are spread if a request does not say it: as Stable Diffusion 1.5 was published, and for a schedule
-    /// that ends in pure noise as the model says, because it has to be started from there.
+    /// Fills in what a request leaves to the model.
     ///
     /// # Errors
     ///
     /// When the model's spacing is not known.
-    pub fn spacing(&self, request: &Request) -> Result<Option<Spacing>> {
-        if request.spacing.is_some() || request.sampler == SamplerKind::Lcm {
-            return Ok(request.spacing);
+    pub(in crate::pipeline) fn complete(&self, request: &mut Request) -> Result<()> {
+        let (width, height) = self.native_size();
+        request.size.width.get_or_insert(width);
+        request.size.height.get_or_insert(height);
+        let config = self.scheduler(request);
+        if config.beta_end < config.beta_start {
+            let (first, last) = (config.beta_start, config.beta_end);
+            let reason = format!("must be at least the first beta, {first}, got {last}");
+            return Err(Error::request("beta-end", reason));
         }
-        match (self.zero_snr(request), self.scheduler.rescale_betas_zero_snr) {
-            (false, _) => Ok(None),
-            (true, false) => Ok(Some(Spacing::Trailing)),
-            (true, true) => self.scheduler.spacing().map(Some),
+        request.sampling.spacing = self.spacing(request, &config)?;
+        if request.sampling.sampler == SamplerKind::Lcm {
+            let steps = self.original_inference_steps(request);
+            request.sampling.original_inference_steps = Some(steps);
         }
+        let asked = &mut request.schedule;
+        // Betas that are listed one by one are the model's alone.
+        if config.trained_betas.is_none() {
+            asked.beta_schedule = Some(config.beta_schedule);
+            asked.beta_start = Some(config.beta_start);
+            asked.beta_end = Some(config.beta_end);
+        }
+        asked.prediction = Some(config.prediction_type);
+        asked.zero_snr = Some(config.rescale_betas_zero_snr);
+        asked.set_alpha_to_one = Some(config.set_alpha_to_one);
+        asked.steps_offset = Some(config.steps_offset);
+        Ok(())
     }
 
-    /// The noise schedule of a request.
-    pub fn schedule(&self, request: &Request) -> Result<NoiseSchedule> {
-        schedule::Config {
-            beta_schedule: request.betas(self.unet.motion.is_some()),
-            beta_start: request.beta_start,
-            beta_end: request.beta_end,
-            trained_betas: None,
-            rescale_betas_zero_snr: self.zero_snr(request),
-            ..self.scheduler.clone()
+    /// How timesteps are spread: as Stable Diffusion 1.5 was published, and for a schedule that ends in pure noise as
+    /// the model says, because it has to be started from there. LCM takes no spacing.
+    fn spacing(&self, request: &Request, config: &schedule::Config) -> Result<Option<Spacing>> {
+        let leading = Spacing::Leading { offset: config.steps_offset };
+        let is_own = self.scheduler.rescale_betas_zero_snr;
+        match (request.sampling.spacing, request.sampling.sampler) {
+            (None, SamplerKind::Lcm) => Ok(None),
+            (Some(Spacing::Leading { .. }), _) if request.schedule.steps_offset.is_some() => {
+                Ok(Some(leading))
+            }
+            (Some(spacing), _) => Ok(Some(spacing)),
+            (None, _) => match (config.rescale_betas_zero_snr, is_own) {
+                (false, _) => Ok(Some(leading)),
+                (true, false) => Ok(Some(Spacing::Trailing)),
+                (true, true) => config.spacing().map(Some),
+            },
         }
-        .schedule()
     }
 
     /// Bytes of the text encoder in f32.

@@ -152,6 +152,12 @@ impl Files {
         }
     }
 
+    /// The small model inside the program, with its motion modules and its consistency LoRA.
+    pub fn embedded() -> Self {
+        let loras = vec![LoraFile::new(Self::embedded_lora())];
+        Self { loras, ..Self::new(Base::Embedded) }
+    }
+
     /// The consistency LoRA of the embedded model.
     pub fn embedded_lora() -> Source {
         Embedded::LCM_LORA

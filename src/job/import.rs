@@ -12,11 +12,10 @@ use std::time::Duration;
 
 use serde_json::Value;
 
-use super::generate::unreadable;
-use super::threads;
+use super::run::unreadable;
 use crate::files;
 use crate::output::metadata;
-use crate::pipeline::request::{Job, Request, Spec};
+use crate::request::{Job, Request, Spec};
 use crate::{Error, Result, Stop};
 
 /// The longest text of a request: bytes.
@@ -26,11 +25,14 @@ const LONGEST: u64 = 16 << 20;
 const LARGEST: u64 = 256 << 20;
 
 /// A request, and what of its source could not be taken over, a line each.
-pub(super) struct Imported {
-    pub(super) job: Job,
+#[derive(Debug)]
+pub struct Imported {
+    /// The job.
+    pub job: Job,
     /// Whether a clip carried it, which a stranger may have made.
-    pub(super) is_of_clip: bool,
-    pub(super) notes: Vec<String>,
+    pub is_of_clip: bool,
+    /// What could not be taken over, a line each.
+    pub notes: Vec<String>,
 }
 
 impl Imported {
@@ -46,7 +48,7 @@ impl Imported {
 }
 
 /// Reads a request file. `has_sampler` says that the one in it does not matter.
-pub(super) fn read(path: &Path, has_sampler: bool, stop: &Stop) -> Result<Imported> {
+pub fn read(path: &Path, has_sampler: bool, stop: &Stop) -> Result<Imported> {
     if is_media(path)? {
         return of_media(path, has_sampler);
     }
@@ -118,7 +120,7 @@ fn read_text(path: &Path, stop: &Stop) -> Result<String> {
         let _ = send.send(read.map(|_| text));
     };
     let thread = std::thread::Builder::new().name("request".into()).spawn(read);
-    thread.map_err(|error| threads::refused(&error))?;
+    thread.map_err(|error| Error::no_thread(&error))?;
     let text = loop {
         stop.check()?;
         match receive.recv_timeout(TICK) {

@@ -5,10 +5,10 @@ use std::fmt::Write;
 use std::path::Path;
 
 use crate::media::resize::Fit;
-use crate::pipeline::control::Control;
-use crate::pipeline::ip_adapter::IpAdapter;
 use crate::pipeline::load::{Base, Files, Motion};
-use crate::pipeline::request::{FileRecord, Job, Request};
+use crate::request::Control;
+use crate::request::IpAdapter;
+use crate::request::{FileRecord, Job, Request};
 use crate::rng::RngKind;
 use crate::sampler::SamplerKind;
 use crate::schedule::Spacing;
@@ -33,16 +33,16 @@ const SHORT_NAMED: usize = 12;
 /// The text.
 pub(super) fn text(job: &Job, made: &Made<'_>) -> String {
     let request = &job.request;
-    let mut text = request.prompt.trim().to_owned();
+    let mut text = request.prompt.text.trim().to_owned();
     for (tag, _) in loras(job, made) {
         if !text.is_empty() {
             text.push(' ');
         }
         text.push_str(&tag);
     }
-    if !request.negative_prompt.trim().is_empty() {
+    if !request.prompt.negative.trim().is_empty() {
         text.push_str("\nNegative prompt: ");
-        text.push_str(request.negative_prompt.trim());
+        text.push_str(request.prompt.negative.trim());
     }
     let fields: Vec<String> = fields(job, made)
         .into_iter()
@@ -67,12 +67,13 @@ fn fields(job: &Job, made: &Made<'_>) -> Vec<(String, String)> {
     let request = &job.request;
     let mut fields: Vec<(String, String)> = Vec::new();
     let mut field = |key: &str, value: String| fields.push((key.to_owned(), value));
-    field("Steps", request.steps.to_string());
-    field("Sampler", sampler(request.sampler).to_owned());
+    field("Steps", request.sampling.steps.to_string());
+    field("Sampler", sampler(request.sampling.sampler).to_owned());
     field("Schedule type", schedule_type(request).to_owned());
-    field("CFG scale", request.cfg_scale.to_string());
-    field("Seed", request.seed.unwrap_or_default().to_string());
-    let (width, height) = (request.width.unwrap_or_default(), request.height.unwrap_or_default());
+    field("CFG scale", request.sampling.cfg_scale.to_string());
+    field("Seed", request.sampling.seed.unwrap_or_default().to_string());
+    let (width, height) =
+        (request.size.width.unwrap_or_default(), request.size.height.unwrap_or_default());
     field("Size", format!("{width}x{height}"));
     let (model, path) = model(job, made.files);
     if let Some(hash) = made.hash(job, path, SHORT) {
@@ -85,9 +86,9 @@ fn fields(job: &Job, made: &Made<'_>) -> Vec<(String, String)> {
         }
         field("VAE", file_name(vae));
     }
-    if request.clip_skip > 0 {
+    if request.prompt.clip_skip > 0 {
         // A1111 counts from the last layer, which is 1.
-        field("Clip skip", (request.clip_skip + 1).to_string());
+        field("Clip skip", (request.prompt.clip_skip + 1).to_string());
     }
     let hashes = |named: Vec<(String, Option<String>)>| {
         let named: Vec<String> = named
@@ -117,9 +118,9 @@ fn fields(job: &Job, made: &Made<'_>) -> Vec<(String, String)> {
     if made.has_motion {
         field("AnimateDiff", animate_diff(job, made, &model));
     }
-    field("Frames", request.frames.to_string());
-    field("FPS", request.fps.to_string());
-    field("RNG", if request.rng == RngKind::Cpu { "CPU" } else { "NV" }.to_owned());
+    field("Frames", request.size.frames.to_string());
+    field("FPS", request.output.fps.to_string());
+    field("RNG", if request.sampling.rng == RngKind::Cpu { "CPU" } else { "NV" }.to_owned());
     field("Version", format!("animatelcm {}", env!("CARGO_PKG_VERSION")));
     fields
 }
@@ -196,8 +197,10 @@ fn sampler(kind: SamplerKind) -> &'static str {
 
 /// A1111's name of the way in which timesteps are spread.
 fn schedule_type(request: &Request) -> &'static str {
-    match (request.spacing, request.sampler) {
-        (None, SamplerKind::Lcm | SamplerKind::Ddim) => "Automatic",
+    match (request.sampling.spacing, request.sampling.sampler) {
+        (None, SamplerKind::Lcm) | (None | Some(Spacing::Leading { .. }), SamplerKind::Ddim) => {
+            "Automatic"
+        }
         (Some(Spacing::Leading { .. }) | None, _) => "DDIM",
         (Some(Spacing::Trailing), _) => "SGM Uniform",
         (Some(Spacing::Linspace), _) => "Uniform",
@@ -240,7 +243,7 @@ fn unit_model(model: &str) -> String {
 
 /// The fields of A1111's extension for AnimateDiff, as far as there are such things here.
 fn animate_diff(job: &Job, made: &Made<'_>, model: &str) -> String {
-    let Request { frames, fps, .. } = &job.request;
+    let (frames, fps) = (job.request.size.frames, job.request.output.fps);
     let (name, hash) = match &made.files.motion {
         Motion::File(path) => {
             let named = job.models.motion.as_deref().filter(|name| !Path::new(name).exists());

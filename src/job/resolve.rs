@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use crate::pipeline::load::{
     Base, ControlFile, EmbeddingFile, Files, IpAdapterFile, LoraFile, Motion,
 };
-use crate::pipeline::request::{Embedding, Request, Spec, WeightedFile};
+use crate::request::{Embedding, Request, Spec, WeightedFile};
 use crate::weights::{Checkpoint, Component, Source, find_text};
 use crate::{Error, Result};
 
@@ -18,19 +18,30 @@ const DEFAULT_LORA: &str = "animatelcm-t2v-lora";
 const NONE: &str = "none";
 
 /// Finds published models; without the feature `hub` there are none.
-pub(super) struct Names {
+#[derive(Debug)]
+pub struct Names {
     #[cfg(feature = "hub")]
     hub: crate::hub::Hub,
 }
 
 impl Names {
-    pub(super) fn new(offline: bool) -> Result<Self> {
+    /// Finds models where the environment says; without the network if `offline`.
+    ///
+    /// # Errors
+    ///
+    /// When the environment makes no sense, or the manifest of one's own is wrong.
+    pub fn new(offline: bool) -> Result<Self> {
+        #[cfg(feature = "hub")]
+        {
+            let mut settings = crate::hub::Settings::from_environment()?;
+            settings.offline |= offline;
+            Ok(Self { hub: crate::hub::Hub::new(settings)? })
+        }
         #[cfg(not(feature = "hub"))]
-        let _ = offline;
-        Ok(Self {
-            #[cfg(feature = "hub")]
-            hub: crate::hub::Hub::new(super::models::settings(offline)?)?,
-        })
+        {
+            let _ = offline;
+            Ok(Self {})
+        }
     }
 
     #[cfg(feature = "hub")]
@@ -64,8 +75,12 @@ fn unknown(field: &'static str, word: &str) -> Error {
     if is_path { error } else { error.with_hint("`animatelcm models list` shows the known names") }
 }
 
-/// The files of a spec. `defaults` receives what a preset was made for.
-pub(super) fn files(spec: &Spec, names: &Names) -> Result<Files> {
+/// The files of a spec.
+///
+/// # Errors
+///
+/// When a name leads nowhere.
+pub fn files(spec: &Spec, names: &Names) -> Result<Files> {
     let mut lcm_lora = None;
     let mut files = match &spec.model {
         None => Files::new(Base::Embedded),
@@ -144,16 +159,20 @@ pub(super) fn files(spec: &Spec, names: &Names) -> Result<Files> {
 }
 
 /// The networks beside the UNet that a request uses.
-pub(super) fn controls(request: &Request, names: &Names) -> Result<Vec<ControlFile>> {
+///
+/// # Errors
+///
+/// When a name leads nowhere.
+pub fn controls(request: &Request, names: &Names) -> Result<Vec<ControlFile>> {
     let open = |word: &str| {
         let source = names.path("control", word)?.into();
         Ok(ControlFile { name: word.to_owned(), source })
     };
-    models(request).into_iter().map(open).collect()
+    networks(request).into_iter().map(open).collect()
 }
 
-/// What a request calls them. Several controls may share one.
-pub(super) fn models(request: &Request) -> BTreeSet<&str> {
+/// The names of the networks beside the UNet that a request uses. Several controls may share one.
+pub fn networks(request: &Request) -> BTreeSet<&str> {
     request.controls.iter().map(|control| control.model.as_str()).collect()
 }
 
@@ -201,9 +220,13 @@ fn base(word: &str, names: &Names, lcm_lora: &mut Option<WeightedFile>) -> Resul
     Err(unknown("model", word))
 }
 
-/// What a preset was made for, where the model is one.
+/// Fills in what a preset was made for, where the model is one.
+///
+/// # Errors
+///
+/// When the manifest names an unknown sampler or schedule.
 #[cfg(feature = "hub")]
-pub(super) fn apply_defaults(names: &Names, spec: &Spec, request: &mut Request) -> Result<()> {
+pub fn apply_defaults(names: &Names, spec: &Spec, request: &mut Request) -> Result<()> {
     let Some(word) = &spec.model else { return Ok(()) };
     if Path::new(word).exists() {
         return Ok(());
@@ -212,29 +235,34 @@ pub(super) fn apply_defaults(names: &Names, spec: &Spec, request: &mut Request) 
         return Ok(());
     };
     let defaults = &preset.defaults;
+    let Request { size, sampling, schedule, output, .. } = request;
     if let Some(name) = &defaults.sampler {
-        request.sampler = name.parse()?;
+        sampling.sampler = name.parse()?;
     }
     if let Some(name) = &defaults.beta_schedule {
-        request.beta_schedule = Some(name.parse()?);
+        schedule.beta_schedule = Some(name.parse()?);
     }
     let count = |value: Option<u32>| value.map(|value| value as usize);
-    request.width = count(defaults.width).or(request.width);
-    request.height = count(defaults.height).or(request.height);
-    request.steps = count(defaults.steps).unwrap_or(request.steps);
-    request.frames = count(defaults.frames).unwrap_or(request.frames);
-    request.lcm_original_steps =
-        count(defaults.lcm_original_steps).unwrap_or(request.lcm_original_steps);
-    request.fps = defaults.fps.map_or(request.fps, f64::from);
-    request.cfg_scale = defaults.cfg_scale.unwrap_or(request.cfg_scale);
-    request.beta_start = defaults.beta_start.unwrap_or(request.beta_start);
-    request.beta_end = defaults.beta_end.unwrap_or(request.beta_end);
+    size.width = count(defaults.width).or(size.width);
+    size.height = count(defaults.height).or(size.height);
+    size.frames = count(defaults.frames).unwrap_or(size.frames);
+    sampling.steps = count(defaults.steps).unwrap_or(sampling.steps);
+    sampling.original_inference_steps =
+        count(defaults.original_inference_steps).or(sampling.original_inference_steps);
+    sampling.cfg_scale = defaults.cfg_scale.unwrap_or(sampling.cfg_scale);
+    schedule.beta_start = defaults.beta_start.or(schedule.beta_start);
+    schedule.beta_end = defaults.beta_end.or(schedule.beta_end);
+    output.fps = defaults.fps.map_or(output.fps, f64::from);
     Ok(())
 }
 
 /// Without the hub no name has defaults.
+///
+/// # Errors
+///
+/// None.
 #[cfg(not(feature = "hub"))]
-pub(super) fn apply_defaults(_: &Names, _: &Spec, _: &mut Request) -> Result<()> {
+pub fn apply_defaults(_: &Names, _: &Spec, _: &mut Request) -> Result<()> {
     Ok(())
 }
 

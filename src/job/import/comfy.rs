@@ -3,7 +3,7 @@
 use serde_json::Value;
 
 use super::Imported;
-use crate::pipeline::request::Request;
+use crate::request::Request;
 use crate::sampler::SamplerKind;
 use crate::schedule::Spacing;
 
@@ -97,12 +97,10 @@ pub(super) fn request(graph: &Value, has_sampler: bool) -> Result<Imported, Stri
         notes.push("its graph has several samplers; the first one is used".to_owned());
     }
     let seed = ["seed", "noise_seed"].iter().find_map(|name| sampler.value(name));
-    let mut request = Request {
-        seed: seed.and_then(Value::as_u64),
-        steps: sampler.count("steps").ok_or("its sampler has no steps")?,
-        cfg_scale: sampler.number("cfg").ok_or("its sampler has no cfg")?,
-        ..Request::default()
-    };
+    let mut request = Request::default();
+    request.sampling.seed = seed.and_then(Value::as_u64);
+    request.sampling.steps = sampler.count("steps").ok_or("its sampler has no steps")?;
+    request.sampling.cfg_scale = sampler.number("cfg").ok_or("its sampler has no cfg")?;
     if !has_sampler {
         how(sampler, &mut request)?;
     }
@@ -115,22 +113,23 @@ pub(super) fn request(graph: &Value, has_sampler: bool) -> Result<Imported, Stri
     let positive = encoder("positive", &["conditioning", "positive", "conditioning_to"])
         .ok_or("its prompt is in no CLIPTextEncode")?;
     let prompt = |node: Node<'_>| node.text("text").map(|text| text.replace("embedding:", ""));
-    request.prompt = prompt(positive).ok_or("its prompt is not a text")?;
-    request.negative_prompt = encoder("negative", &["conditioning", "negative", "conditioning_to"])
+    request.prompt.text = prompt(positive).ok_or("its prompt is not a text")?;
+    request.prompt.negative = encoder("negative", &["conditioning", "negative", "conditioning_to"])
         .and_then(prompt)
         .unwrap_or_default();
     for node in chain(positive.linked("clip"), &["clip"]) {
         if let Some(layer) = node.value("stop_at_clip_layer").and_then(Value::as_i64) {
-            request.clip_skip = layer.unsigned_abs().saturating_sub(1) as usize;
+            request.prompt.clip_skip = layer.unsigned_abs().saturating_sub(1) as usize;
         }
     }
     let latents = chain(sampler.linked("latent_image"), &["samples", "latent", "latent_image"]);
     match latents.into_iter().find(|node| node.input("width").is_some()) {
         Some(latents) => {
-            (request.width, request.height) = (latents.count("width"), latents.count("height"));
+            (request.size.width, request.size.height) =
+                (latents.count("width"), latents.count("height"));
             // A batch of one is an image; a clip has the usual number of frames then.
             if let Some(frames) = latents.count("batch_size").filter(|frames| *frames > 1) {
-                request.frames = frames;
+                request.size.frames = frames;
             }
         }
         None => {
@@ -161,7 +160,7 @@ pub(super) fn request(graph: &Value, has_sampler: bool) -> Result<Imported, Stri
             ));
         }
     }
-    request.prompt.push_str(&tags);
+    request.prompt.text.push_str(&tags);
     Ok(Imported::foreign(request, notes))
 }
 
@@ -170,8 +169,8 @@ fn how(sampler: Node<'_>, request: &mut Request) -> Result<(), String> {
     let name = sampler.text("sampler_name").ok_or("its sampler has no sampler_name")?;
     let choose = |error| format!("{error}; --sampler chooses another");
     let (kind, spacing) = SamplerKind::with_spacing(name).map_err(choose)?;
-    request.sampler = kind;
-    request.spacing = match sampler.text("scheduler") {
+    request.sampling.sampler = kind;
+    request.sampling.spacing = match sampler.text("scheduler") {
         // LCM takes its timesteps from the teacher's.
         _ if kind == SamplerKind::Lcm => None,
         Some(scheduler) => Some(scheduler.parse::<Spacing>().map_err(choose)?),
@@ -212,15 +211,21 @@ mod tests {
         graph["8"]["inputs"]["negative"] = json!(["5", 0]);
         let Imported { job, notes, .. } = request(&graph, false).unwrap();
         let request = job.request;
-        assert_eq!(request.prompt, "a cat, EasyStyle <lora:a/b.v2:0.5:0.8>");
-        assert_eq!(request.negative_prompt, "blurry");
-        assert_eq!((request.steps, request.cfg_scale, request.seed), (6, 2.5, Some(u64::MAX)));
-        assert_eq!((request.width, request.height, request.frames), (Some(64), Some(48), 8));
+        assert_eq!(request.prompt.text, "a cat, EasyStyle <lora:a/b.v2:0.5:0.8>");
+        assert_eq!(request.prompt.negative, "blurry");
         assert_eq!(
-            (request.sampler, request.spacing),
+            (request.sampling.steps, request.sampling.cfg_scale, request.sampling.seed),
+            (6, 2.5, Some(u64::MAX))
+        );
+        assert_eq!(
+            (request.size.width, request.size.height, request.size.frames),
+            (Some(64), Some(48), 8)
+        );
+        assert_eq!(
+            (request.sampling.sampler, request.sampling.spacing),
             (SamplerKind::EulerAncestral, Some(Spacing::Trailing))
         );
-        assert_eq!(request.clip_skip, 1);
+        assert_eq!(request.prompt.clip_skip, 1);
         assert!(notes.iter().any(|note| note.contains("`real.safetensors`")), "{notes:?}");
         assert!(notes.iter().any(|note| note.contains("`mm.ckpt`")), "{notes:?}");
     }
@@ -229,7 +234,7 @@ mod tests {
     fn a_node_for_both_prompts_is_passed_through() {
         let request = request(&graph(), false).unwrap().job.request;
         assert_eq!(
-            (request.prompt.starts_with("a cat"), request.negative_prompt.as_str()),
+            (request.prompt.text.starts_with("a cat"), request.prompt.negative.as_str()),
             (true, "blurry")
         );
     }

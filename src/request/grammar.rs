@@ -4,8 +4,6 @@
 //! written twice. A path without quotes may have commas, too, where it exists: before a comma ends a path that is not
 //! there, or begins something that is no item, the longest path that is there is taken.
 
-use std::path::Path;
-
 /// No path is longer: bytes.
 const LONGEST_PATH: usize = 4096;
 
@@ -61,10 +59,19 @@ pub(super) enum First {
     Key,
 }
 
-/// Whether something is at a path.
-pub(super) fn exists(path: &str) -> bool {
-    !path.is_empty() && path.len() <= LONGEST_PATH && Path::new(path).exists()
+/// Implements [`FromStr`](std::str::FromStr) by `parse`, for texts whose paths need not be there.
+macro_rules! from_text {
+    ($($kind:ty),*) => {
+        $(impl std::str::FromStr for $kind {
+            type Err = crate::Error;
+
+            fn from_str(text: &str) -> crate::Result<Self> {
+                Self::parse(text, &|_| false)
+            }
+        })*
+    };
 }
+pub(super) use from_text;
 
 /// The items of `text`, in order.
 ///
@@ -347,6 +354,6 @@ mod tests {
     #[test]
     fn many_commas_take_no_time() {
         let text = format!("a={}", ",".repeat(1 << 20));
-        assert!(items(&text, First::Named, &KEYS, &exists).is_err());
+        assert!(items(&text, First::Named, &KEYS, &|_| false).is_err());
     }
 }

@@ -1,7 +1,7 @@
 //! AUTOMATIC1111's parameters: prompt, negative prompt, and a line of fields.
 
 use super::Imported;
-use crate::pipeline::request::Request;
+use crate::request::Request;
 use crate::rng::RngKind;
 use crate::sampler::SamplerKind;
 use crate::spelling::bare;
@@ -26,39 +26,36 @@ pub(super) fn request(text: &str, has_sampler: bool) -> Result<Imported, String>
             (None, None) => prompt.push(line.trim()),
         }
     }
-    let mut request = Request {
-        prompt: prompt.join("\n"),
-        negative_prompt: negative.unwrap_or_default().join("\n"),
-        // What A1111 does not write is its default.
-        rng: RngKind::Cuda,
-        ..Request::default()
-    };
+    let mut request = Request::new(prompt.join("\n"));
+    request.prompt.negative = negative.unwrap_or_default().join("\n");
+    // What A1111 does not write is its default.
+    request.sampling.rng = RngKind::Cuda;
     let field = |key: &str| fields.iter().find(|(found, _)| found == key).map(|(_, v)| v.as_str());
     if let Some(steps) = number(field("Steps"), "Steps")? {
-        request.steps = steps;
+        request.sampling.steps = steps;
     }
     if let Some(scale) = number(field("CFG scale"), "CFG scale")? {
-        request.cfg_scale = scale;
+        request.sampling.cfg_scale = scale;
     }
-    request.seed = number(field("Seed"), "Seed")?;
+    request.sampling.seed = number(field("Seed"), "Seed")?;
     if let Some(size) = field("Size") {
         let sides =
             size.split_once('x').and_then(|(w, h)| Some((w.parse().ok()?, h.parse().ok()?)));
         let (width, height) = sides.ok_or_else(|| format!("`Size: {size}` is no size"))?;
-        (request.width, request.height) = (Some(width), Some(height));
+        (request.size.width, request.size.height) = (Some(width), Some(height));
     }
     // A1111 counts from the last layer, which is 1.
     let skip: Option<usize> = number(field("Clip skip"), "Clip skip")?;
-    request.clip_skip = skip.unwrap_or(1).saturating_sub(1);
+    request.prompt.clip_skip = skip.unwrap_or(1).saturating_sub(1);
     if field("RNG") == Some("CPU") {
-        request.rng = RngKind::Cpu;
+        request.sampling.rng = RngKind::Cpu;
     }
     if let Some(name) = field("Sampler").filter(|_| !has_sampler) {
         let (sampler, spacing) = SamplerKind::with_spacing(name)
             .map_err(|error| format!("{error}; --sampler chooses another"))?;
-        (request.sampler, request.spacing) = (sampler, spacing);
+        (request.sampling.sampler, request.sampling.spacing) = (sampler, spacing);
         if let Some(kind) = field("Schedule type") {
-            request.spacing = match bare(kind).as_str() {
+            request.sampling.spacing = match bare(kind).as_str() {
                 "automatic" if sampler == SamplerKind::Dpmpp2m => {
                     Some(crate::schedule::Spacing::Karras)
                 }
@@ -73,10 +70,10 @@ pub(super) fn request(text: &str, has_sampler: bool) -> Result<Imported, String>
         field("AnimateDiff")?.split(", ").find_map(|part| part.strip_prefix(prefix.as_str()))
     };
     if let Some(frames) = number(inner("video_length"), "video_length")?.filter(|n| *n > 0) {
-        request.frames = frames;
+        request.size.frames = frames;
     }
     if let Some(fps) = number(inner("fps"), "fps")? {
-        request.fps = fps;
+        request.output.fps = fps;
     }
     let mut notes = Vec::new();
     if let Some(model) = field("Model").filter(|model| *model != "pocket") {
@@ -154,18 +151,21 @@ mod tests {
         assert!(is_parameters(TEXT));
         let Imported { job, notes, .. } = request(TEXT, false).unwrap();
         let request = job.request;
-        assert_eq!(request.prompt, "a cat, (big:1.2) <lora:x:0.8>,\nmore: words");
-        assert_eq!(request.negative_prompt, "blurry,\nbad");
+        assert_eq!(request.prompt.text, "a cat, (big:1.2) <lora:x:0.8>,\nmore: words");
+        assert_eq!(request.prompt.negative, "blurry,\nbad");
         assert_eq!(
-            (request.steps, request.cfg_scale, request.seed),
+            (request.sampling.steps, request.sampling.cfg_scale, request.sampling.seed),
             (20, 7.5, Some(1_234_567_890))
         );
-        assert_eq!((request.width, request.height, request.clip_skip), (Some(512), Some(768), 1));
         assert_eq!(
-            (request.sampler, request.spacing),
+            (request.size.width, request.size.height, request.prompt.clip_skip),
+            (Some(512), Some(768), 1)
+        );
+        assert_eq!(
+            (request.sampling.sampler, request.sampling.spacing),
             (SamplerKind::Dpmpp2m, Some(Spacing::Karras))
         );
-        assert_eq!(request.rng, RngKind::Cuda);
+        assert_eq!(request.sampling.rng, RngKind::Cuda);
         assert_eq!(notes.len(), 1);
         assert!(notes[0].contains("`a, b: c`"), "{notes:?}");
     }
@@ -175,9 +175,12 @@ mod tests {
         let text = "x\nSteps: 4, Sampler: Euler, Schedule type: SGM Uniform, CFG scale: 1, Seed: 7, Size: 64x64, RNG: CPU, \
                     AnimateDiff: \"enable: True, model: mm.ckpt, video_length: 24, fps: 12, stride: 1\"";
         let request = request(text, false).unwrap().job.request;
-        assert_eq!((request.frames, request.fps, request.rng), (24, 12.0, RngKind::Cpu));
-        assert_eq!(request.spacing, Some(Spacing::Trailing));
-        assert_eq!((request.clip_skip, request.negative_prompt.as_str()), (0, ""));
+        assert_eq!(
+            (request.size.frames, request.output.fps, request.sampling.rng),
+            (24, 12.0, RngKind::Cpu)
+        );
+        assert_eq!(request.sampling.spacing, Some(Spacing::Trailing));
+        assert_eq!((request.prompt.clip_skip, request.prompt.negative.as_str()), (0, ""));
     }
 
     #[test]

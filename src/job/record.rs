@@ -9,9 +9,10 @@ use candle_core::Device;
 use sha2::{Digest, Sha256};
 
 use super::parameters::{self, Made};
-use super::threads;
+use super::trust::Known;
+use crate::files::hex;
 use crate::output::Metadata;
-use crate::pipeline::request::{FileRecord, Job, Program};
+use crate::request::{FileRecord, Job, Program};
 use crate::weights::{Archive, Source, sha256};
 use crate::{Error, Result, Stop};
 
@@ -51,7 +52,12 @@ pub(super) struct Hashes(Option<JoinHandle<Result<Found>>>);
 
 impl Hashes {
     /// `loras` are the files or folders of those sources that are LoRAs.
-    pub(super) fn start(sources: Vec<Source>, loras: Vec<PathBuf>, stop: &Stop) -> Result<Self> {
+    pub(super) fn start(
+        sources: Vec<Source>,
+        loras: Vec<PathBuf>,
+        mut known: Known,
+        stop: &Stop,
+    ) -> Result<Self> {
         let stop = stop.clone();
         let hash = move || {
             let is_lora = |source: &&Source| match source {
@@ -72,14 +78,14 @@ impl Hashes {
                         Source::File(_) => file.to_string_lossy().into_owned(),
                         Source::Embedded { name, .. } => (*name).to_owned(),
                     };
-                    let hash = sha256(source, &stop)?;
+                    let hash = known.sha256(source, &stop)?;
                     Ok(FileRecord { file, sha256: Some(hash) })
                 })
                 .collect::<Result<_>>()?;
             Ok((records, loras))
         };
         let thread = std::thread::Builder::new().name("hashes".into()).spawn(hash);
-        thread.map(|thread| Self(Some(thread))).map_err(|error| threads::refused(&error))
+        thread.map(|thread| Self(Some(thread))).map_err(|error| Error::no_thread(&error))
     }
 
     pub(super) fn join(&mut self) -> Result<Found> {
@@ -111,7 +117,7 @@ fn lora_hash(source: &Source, stop: &Stop) -> Result<String> {
         io::copy(&mut header, &mut io::sink())?;
         let mut hash = Sha256::new();
         io::copy(&mut file, &mut hash)?;
-        Ok(format!("{:x}", hash.finalize()))
+        Ok(hex(hash))
     };
     read().map_err(Error::file(path))
 }

@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 
-use crate::pipeline::request::{Job, WeightedFile};
+use crate::request::{Job, WeightedFile};
 use crate::text::prompt::{LoraTag, PromptMode, take_loras};
 use crate::{Error, Result};
 
@@ -11,15 +11,15 @@ use crate::{Error, Result};
 const EXTENSIONS: [&str; 4] = ["safetensors", "pt", "ckpt", "bin"];
 
 /// Turns the tags of a job's prompt into LoRAs of the job, found in `folder` and its folders.
-pub(super) fn resolve(job: &mut Job, folder: &Path) -> Result<()> {
+pub fn resolve(job: &mut Job, folder: &Path) -> Result<()> {
     if !folder.is_dir() {
         let reason = format!("{} is not a folder", folder.display());
         return Err(Error::request("lora-dir", reason));
     }
-    if job.request.prompt_mode == PromptMode::Plain {
+    if job.request.prompt.mode == PromptMode::Plain {
         return Ok(());
     }
-    let taken = take_loras(&job.request.prompt);
+    let taken = take_loras(&job.request.prompt.text);
     let (prompt, tags) = taken.map_err(|reason| Error::request("prompt", reason))?;
     if tags.is_empty() {
         return Ok(());
@@ -29,7 +29,7 @@ pub(super) fn resolve(job: &mut Job, folder: &Path) -> Result<()> {
         let path = find(&tag.name, &files, folder)?;
         job.models.loras.push(weighted(&tag, path)?);
     }
-    job.request.prompt = prompt;
+    job.request.prompt.text = prompt;
     Ok(())
 }
 
@@ -97,7 +97,7 @@ pub(super) fn weight_files(folder: &Path) -> Result<Vec<PathBuf>> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::pipeline::request::{Request, Spec};
+    use crate::request::{Request, Spec};
 
     fn resolved(prompt: &str, files: &[&str]) -> Result<(String, Vec<(String, f64)>)> {
         let folder = tempfile::tempdir().unwrap();
@@ -106,15 +106,14 @@ mod tests {
             std::fs::create_dir_all(path.parent().unwrap()).unwrap();
             std::fs::write(path, "").unwrap();
         }
-        let request = Request { prompt: prompt.into(), ..Request::default() };
-        let mut job = Job::new(Spec::default(), request);
+        let mut job = Job::new(Spec::default(), Request::new(prompt));
         resolve(&mut job, folder.path())?;
         let inside = |file: &str| {
             let path = Path::new(file).strip_prefix(folder.path()).unwrap();
             path.to_string_lossy().replace('\\', "/")
         };
         let loras = job.models.loras.iter().map(|lora| (inside(&lora.file), lora.scale)).collect();
-        Ok((job.request.prompt, loras))
+        Ok((job.request.prompt.text, loras))
     }
 
     #[test]

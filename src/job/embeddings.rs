@@ -3,16 +3,17 @@
 use std::path::Path;
 
 use super::lora_tags::weight_files;
-use crate::pipeline::request::{Embedding, Job};
+use crate::request::{Embedding, Job};
 use crate::{Error, Result};
 
 /// Adds the textual inversions in `folder` and its folders that a job's prompts name.
-pub(super) fn resolve(job: &mut Job, folder: &Path) -> Result<()> {
+pub fn resolve(job: &mut Job, folder: &Path) -> Result<()> {
     if !folder.is_dir() {
         let reason = format!("{} is not a folder", folder.display());
         return Err(Error::request("embedding-dir", reason));
     }
-    let prompts = [&job.request.prompt, &job.request.negative_prompt].map(|p| p.to_lowercase());
+    let prompts =
+        [&job.request.prompt.text, &job.request.prompt.negative].map(|p| p.to_lowercase());
     let given: Vec<_> = job
         .models
         .embeddings
@@ -57,7 +58,7 @@ fn names(text: &str, name: &str) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::pipeline::request::{Request, Spec};
+    use crate::request::{Request, Spec};
 
     fn resolved(prompt: &str, negative: &str, files: &[&str]) -> Result<Vec<String>> {
         let folder = tempfile::tempdir().unwrap();
@@ -66,12 +67,8 @@ mod tests {
             std::fs::create_dir_all(path.parent().unwrap()).unwrap();
             std::fs::write(path, "").unwrap();
         }
-        let request = Request {
-            prompt: prompt.into(),
-            negative_prompt: negative.into(),
-            ..Request::default()
-        };
-        let mut job = Job::new(Spec::default(), request);
+        let mut job = Job::new(Spec::default(), Request::new(prompt));
+        job.request.prompt.negative = negative.into();
         resolve(&mut job, folder.path())?;
         let inside = |embedding: &Embedding| {
             let path = Path::new(&embedding.file).strip_prefix(folder.path()).unwrap();

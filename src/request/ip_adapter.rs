@@ -1,19 +1,13 @@
-//! IP-Adapters in a request: what is asked of them, and their pictures made ready.
+//! IP-Adapters with their images.
 
 use std::collections::HashSet;
-use std::path::Path;
-use std::str::FromStr;
 
 use serde::{Deserialize, Serialize};
 
-use super::grammar::{First, Item, Key, Kind, exists, items};
-use super::request::{FileRecord, Request};
-use crate::adapters::ip_adapter::{ImagePromptSettings, Share};
-use crate::adapters::{ActiveRange, Mask, Strength};
-use crate::media::RgbImage;
-use crate::media::read::{self, Selection};
-use crate::media::resize::{Fit, resize};
-use crate::{Error, Result, Stop};
+use super::grammar::{self, First, Item, Key, Kind, items};
+use super::{FileRecord, one};
+use crate::adapters::{ActiveRange, Strength};
+use crate::{Error, Result};
 
 /// The name of the option and of errors about it.
 const FIELD: &str = "ip-adapter";
@@ -65,17 +59,16 @@ pub struct IpAdapter {
     pub per_frame: bool,
 }
 
-fn one() -> f64 {
-    1.0
-}
-
-impl FromStr for IpAdapter {
-    type Err = Error;
-
-    fn from_str(text: &str) -> Result<Self> {
+impl IpAdapter {
+    /// Reads `IMAGE,model=FILE,...`; a path that is `there` may have commas without quotes.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Request`] with the grammar.
+    pub fn parse(text: &str, there: &dyn Fn(&str) -> bool) -> Result<Self> {
         let wrong = |reason: String| Error::request(FIELD, reason).with_hint(GRAMMAR);
         let file = |value: &str| FileRecord { file: value.to_owned(), sha256: None };
-        let items = items(text, First::Path("image"), &KEYS, &exists).map_err(wrong)?;
+        let items = items(text, First::Path("image"), &KEYS, there).map_err(wrong)?;
         let mut adapter = Self {
             name: None,
             images: vec![],
@@ -116,6 +109,8 @@ impl FromStr for IpAdapter {
     }
 }
 
+grammar::from_text!(IpAdapter);
+
 impl IpAdapter {
     /// What messages call it.
     pub fn label(&self) -> &str {
@@ -127,80 +122,13 @@ impl IpAdapter {
     }
 
     /// When it works.
-    fn range(&self) -> Result<ActiveRange> {
+    pub(crate) fn range(&self) -> Result<ActiveRange> {
         ActiveRange::new(self.start, self.end).map_err(|error| self.wrong(error))
     }
 
-    fn wrong(&self, reason: impl std::fmt::Display) -> Error {
+    pub(crate) fn wrong(&self, reason: impl std::fmt::Display) -> Error {
         Error::request(FIELD, format!("`{}`: {reason}", self.label()))
     }
-
-    /// Reads its pictures and, at the clip's size, its masks.
-    fn read(
-        &self,
-        frames: usize,
-        longest: Option<usize>,
-        (width, height): (usize, usize),
-        stop: &Stop,
-    ) -> Result<Pictures> {
-        let read = |file: &str| {
-            Ok::<_, Error>(read::frames(FIELD, Path::new(file), Selection::default(), stop)?.images)
-        };
-        let mut images = Vec::new();
-        for image in &self.images {
-            images.extend(read(&image.file)?);
-        }
-        let found = images.len();
-        if let Some(empty) = images.iter().find(|image| image.width() == 0 || image.height() == 0) {
-            let (width, height) = empty.dimensions();
-            return Err(self.wrong(format!("a picture of {width}x{height} pixels")));
-        }
-        if self.per_frame && found != frames {
-            let reason = format!("{found} pictures for {frames} frames");
-            // Never a number that the motion modules refuse.
-            let hint = if longest.is_some_and(|longest| found > longest) {
-                format!("give {frames}, or no `per-frame`")
-            } else {
-                format!("--frames {found}, or no `per-frame`")
-            };
-            return Err(self.wrong(reason).with_hint(hint));
-        }
-        let mut masks = Vec::new();
-        for mask in &self.masks {
-            let pictures = read(&mask.file)?;
-            let [picture] = pictures.as_slice() else {
-                let reason = format!("the mask {} has {} frames", mask.file, pictures.len());
-                return Err(self.wrong(reason).with_hint("a mask is one picture"));
-            };
-            let mask = resize(picture, width as u32, height as u32, Fit::Stretch, stop)?;
-            masks.push(Mask::new(&mask));
-        }
-        if !masks.is_empty() && masks.len() != found {
-            let reason = format!("{found} pictures have {} masks", masks.len());
-            return Err(self.wrong(reason).with_hint("each picture has one mask, or none has"));
-        }
-        let share = match (self.per_frame, masks.is_empty()) {
-            (true, _) => Share::Frames,
-            (false, true) => Share::Everything,
-            (false, false) => Share::Masks(masks),
-        };
-        let settings = ImagePromptSettings {
-            label: self.label().to_owned(),
-            strength: self.scale.clone(),
-            range: self.range()?,
-            share,
-        };
-        Ok(Pictures { images, settings })
-    }
-}
-
-/// The pictures of an IP-Adapter, and how they are used.
-#[derive(Clone, Debug)]
-pub struct Pictures {
-    /// As they were given.
-    pub images: Vec<RgbImage>,
-    /// How strongly, when and where they count.
-    pub settings: ImagePromptSettings,
 }
 
 /// Checks what can be checked without a model.
@@ -219,22 +147,6 @@ pub(super) fn validate(adapters: &[IpAdapter]) -> Result<()> {
         }
     }
     Ok(())
-}
-
-/// The pictures of every IP-Adapter of a request, for a clip of that size (width, height).
-pub(super) fn pictures(
-    request: &Request,
-    longest: Option<usize>,
-    size: (usize, usize),
-    stop: &Stop,
-) -> Result<Vec<Pictures>> {
-    let read = |adapter: &IpAdapter| adapter.read(request.frames, longest, size, stop);
-    request.ip_adapters.iter().map(read).collect()
-}
-
-/// A request may only use adapters that the pipeline was given.
-pub(super) fn unopened(adapter: &IpAdapter) -> Error {
-    adapter.wrong(format!("the IP-Adapter `{}` was not opened", adapter.model))
 }
 
 #[cfg(test)]

@@ -1,24 +1,14 @@
-//! Controls in a request: ControlNets, SparseCtrl networks and T2I-Adapters, and their hints made ready.
+//! Controls: ControlNets, SparseCtrl networks and T2I-Adapters with their hints.
 
 use std::collections::{BTreeMap, HashSet};
-use std::path::Path;
-use std::str::FromStr;
 
-use candle_core::{DType, Device, Tensor};
 use serde::{Deserialize, Serialize};
 
-use super::grammar::{First, Key, Kind, exists, items};
-use super::load::{Models, SideConfig, SideNetwork};
-use super::request::Request;
-use crate::adapters::control_net::Control as ControlNetControl;
-use crate::adapters::sparse_ctrl::{SparseControl, SparseHint};
-use crate::adapters::t2i_adapter::T2iControl;
-use crate::adapters::{ActiveRange, Conditioner, ControlSettings, Strength};
-use crate::media::RgbImage;
-use crate::media::read::{self, Selection};
-use crate::media::resize::{Fit, resize};
-use crate::media::tensor::{from_rgb, to_grey};
-use crate::{Error, Result, Stop};
+use super::grammar::{self, First, Key, Kind, items};
+use super::one;
+use crate::adapters::{ActiveRange, Strength};
+use crate::media::resize::Fit;
+use crate::{Error, Result};
 
 /// The name of the option and of errors about it.
 const FIELD: &str = "control";
@@ -87,16 +77,15 @@ pub struct Control {
     pub fit: Fit,
 }
 
-fn one() -> f64 {
-    1.0
-}
-
-impl FromStr for Control {
-    type Err = Error;
-
-    fn from_str(text: &str) -> Result<Self> {
+impl Control {
+    /// Reads `NAME=HINT,model=FILE,...`; a path that is `there` may have commas without quotes.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Request`] with the grammar.
+    pub fn parse(text: &str, there: &dyn Fn(&str) -> bool) -> Result<Self> {
         let wrong = |reason: String| Error::request(FIELD, reason).with_hint(GRAMMAR);
-        let items = items(text, First::Named, &KEYS, &exists).map_err(wrong)?;
+        let items = items(text, First::Named, &KEYS, there).map_err(wrong)?;
         let mut items = items.into_iter();
         let (name, hint) = items.next().map(|item| (item.key, item.value)).unwrap_or_default();
         if name.is_empty() || hint.is_empty() {
@@ -145,125 +134,14 @@ impl FromStr for Control {
     }
 }
 
+grammar::from_text!(Control);
+
 impl Control {
-    /// When it works.
-    fn range(&self) -> Result<ActiveRange> {
+    /// The part of the run in which it works.
+    pub(crate) fn range(&self) -> Result<ActiveRange> {
         ActiveRange::new(self.start, self.end)
             .map_err(|error| Error::request(FIELD, format!("`{}`: {error}", self.name)))
     }
-
-    /// Its pictures in the clip's size, and the frames that they are for if its network wants to know.
-    fn hint(
-        &self,
-        config: &SideConfig,
-        clip: usize,
-        longest: Option<usize>,
-        (width, height): (usize, usize),
-        stop: &Stop,
-    ) -> Result<Hint> {
-        let wrong = |reason: String| Error::request(FIELD, format!("`{}`: {reason}", self.name));
-        let pictures = self.pictures(clip, stop)?;
-        let found = pictures.len();
-        let fit = |picture| resize(picture, width as u32, height as u32, self.fit, stop);
-        let all = longest.unwrap_or(usize::MAX);
-        let frames = match config {
-            SideConfig::SparseCtrl(config) => {
-                let longest = config.motion_max_seq_length;
-                if clip > longest {
-                    let reason = format!("{clip} frames asked for, the network knows {longest}");
-                    let known = longest.min(all);
-                    return Err(wrong(reason).with_hint(format!("--frames {known} or fewer")));
-                }
-                self.sparse_frames(found, clip)?
-            }
-            other if !self.frames.is_empty() => {
-                let reason =
-                    format!("`frames` is for SparseCtrl, {} is {}", self.model, other.kind());
-                return Err(wrong(reason).with_hint("a curve does that: scale=0:1,1:0"));
-            }
-            _ if found == 1 || found == clip => vec![],
-            _ => {
-                let reason = format!("{} has {found} frames, the clip {clip}", self.hint);
-                let some = "one image for all frames";
-                // Never a number that the motion modules refuse.
-                let hint = match (found > clip, found <= all) {
-                    (true, true) => format!("{}, or --frames {found}", some_of(found, clip)),
-                    (true, false) => some_of(found, clip),
-                    (false, _) => format!("--frames {found}, or {some}"),
-                };
-                return Err(wrong(reason).with_hint(hint));
-            }
-        };
-        if self.guess && matches!(config, SideConfig::T2iAdapter(_)) {
-            return Err(wrong(format!("{} has no guess mode", config.kind())));
-        }
-        Ok(Hint { pictures: pictures.iter().map(fit).collect::<Result<_>>()?, frames })
-    }
-
-    /// The pictures of its hint that are taken, in their own size.
-    fn pictures(&self, clip: usize, stop: &Stop) -> Result<Vec<RgbImage>> {
-        let path = Path::new(&self.hint);
-        if self.from.is_none() && self.every.is_none() {
-            return Ok(read::frames(FIELD, path, Selection::default(), stop)?.images);
-        }
-        let (from, every) = (self.from.unwrap_or(0), self.every.unwrap_or(1));
-        let count = if self.frames.is_empty() { clip } else { self.frames.len() };
-        let found = read::frames(FIELD, path, Selection { from, every, count: Some(count) }, stop)?;
-        let taken = found.images.len();
-        // A still image is for all frames, whatever is taken of it.
-        let is_still = found.seen == 1 && taken == 1;
-        if taken < count && !is_still {
-            let (name, hint, seen) = (&self.name, &self.hint, found.seen);
-            let reason = format!(
-                "`{name}`: {hint} has {seen} frames, from={from},every={every} takes {taken} of {count}"
-            );
-            let error = Error::request(FIELD, reason);
-            return Err(if seen >= count { error.with_hint(some_of(seen, count)) } else { error });
-        }
-        Ok(found.images)
-    }
-
-    /// The frame of each of so many pictures.
-    fn sparse_frames(&self, found: usize, clip: usize) -> Result<Vec<usize>> {
-        let wrong = |reason: String| Error::request(FIELD, format!("`{}`: {reason}", self.name));
-        if self.frames.is_empty() && (found == 1 || found == clip) {
-            return Ok((0..found).collect());
-        }
-        let pictures = if found == 1 { "picture" } else { "pictures" };
-        if self.frames.is_empty() {
-            let reason = format!("{} has {found} {pictures}, but for which frames", self.hint);
-            let hint = "say so: frames=0,8,15";
-            return Err(wrong(reason).with_hint(if found > clip {
-                format!("{hint}; or {}", some_of(found, clip))
-            } else {
-                hint.to_owned()
-            }));
-        }
-        if self.frames.len() != found {
-            let (hint, wanted) = (&self.hint, self.frames.len());
-            return Err(wrong(format!("{hint} has {found} {pictures}, for {wanted} frames")));
-        }
-        Ok(self.frames.clone())
-    }
-
-    /// Whether it never adds anything.
-    fn is_idle(&self, clip: usize) -> bool {
-        (0..clip).all(|frame| self.scale.at(frame) == 0.0)
-    }
-}
-
-/// How so many frames of a longer hint are taken, spread over it.
-fn some_of(found: usize, count: usize) -> String {
-    format!("from=0,every={} takes {count} of them", found / count.max(1))
-}
-
-/// The pictures of a control.
-#[derive(Clone, Debug)]
-pub struct Hint {
-    /// In the clip's size: one for all frames, or one for each; of SparseCtrl one for each of `frames`.
-    pub pictures: Vec<RgbImage>,
-    /// The frames of SparseCtrl's pictures; of others empty.
-    pub frames: Vec<usize>,
 }
 
 /// Checks what can be checked without a model, for a clip of so many frames.
@@ -293,100 +171,6 @@ pub(super) fn validate(controls: &[Control], clip: usize) -> Result<()> {
         }
     }
     Ok(())
-}
-
-/// The hint of every control of a request, for a clip of that size (width, height).
-pub(super) fn hints(
-    request: &Request,
-    models: &Models,
-    size: (usize, usize),
-    stop: &Stop,
-) -> Result<Vec<Hint>> {
-    let hint = |control: &Control| {
-        let Some(config) = models.side_config(&control.model) else {
-            return Err(unopened(control));
-        };
-        if config.sees_latents() {
-            models.check_encoder()?;
-        }
-        control.hint(config, request.frames, models.longest_clip(), size, stop)
-    };
-    request.controls.iter().map(hint).collect()
-}
-
-/// The controls whose hints are latents, with their places in the request. What never counts needs none.
-pub(super) fn of_latents<'a>(request: &'a Request, models: &Models) -> Vec<(usize, &'a Control)> {
-    let sees_latents = |control: &Control| {
-        !control.is_idle(request.frames)
-            && models.side_config(&control.model).is_some_and(SideConfig::sees_latents)
-    };
-    request.controls.iter().enumerate().filter(|(_, control)| sees_latents(control)).collect()
-}
-
-/// What conditioners are made of.
-pub(super) struct Parts<'a, 'b> {
-    pub(super) networks: &'a BTreeMap<String, SideNetwork>,
-    pub(super) hints: &'b [Hint],
-    /// Latents of hints, by the control's place in the request.
-    pub(super) latents: &'b BTreeMap<usize, Tensor>,
-    pub(super) dtype: DType,
-    pub(super) device: &'b Device,
-    pub(super) stop: &'b Stop,
-}
-
-/// The networks with their hints.
-pub(super) fn conditioners<'a>(
-    request: &Request,
-    parts: &Parts<'a, '_>,
-) -> Result<Vec<Box<dyn Conditioner + 'a>>> {
-    let controls = request.controls.iter().zip(parts.hints).enumerate();
-    // What never counts is not even computed.
-    let working = controls.filter(|(_, (control, _))| !control.is_idle(request.frames));
-    working
-        .map(|(i, (control, hint))| {
-            let Some(network) = parts.networks.get(&control.model) else {
-                return Err(unopened(control));
-            };
-            let settings = ControlSettings {
-                label: control.name.clone(),
-                strength: control.scale.clone(),
-                range: control.range()?,
-                guess: control.guess,
-            };
-            let pixels = || -> Result<Tensor> {
-                Ok(from_rgb(&hint.pictures, parts.device)?.to_dtype(parts.dtype)?)
-            };
-            Ok(match network {
-                SideNetwork::ControlNet(net) => {
-                    Box::new(ControlNetControl::new(net, &pixels()?, settings, parts.stop)?)
-                        as Box<dyn Conditioner + 'a>
-                }
-                SideNetwork::SparseCtrl(net) => {
-                    let hints = match parts.latents.get(&i) {
-                        Some(latents) => latents.to_dtype(parts.dtype)?,
-                        None => pixels()?,
-                    };
-                    let (frames, clip) = (&hint.frames, request.frames);
-                    let hint = SparseHint { hints: &hints, frames, clip };
-                    Box::new(SparseControl::new(net, hint, settings, parts.stop)?)
-                }
-                SideNetwork::T2iAdapter(net) => {
-                    let hint = if net.config().in_channels == 1 {
-                        to_grey(&hint.pictures, parts.device)?.to_dtype(parts.dtype)?
-                    } else {
-                        pixels()?
-                    };
-                    Box::new(T2iControl::new(net, &hint, settings, parts.stop)?)
-                }
-            })
-        })
-        .collect()
-}
-
-/// A request may only use networks that the pipeline was given.
-fn unopened(control: &Control) -> Error {
-    let reason = format!("`{}`: the network `{}` was not opened", control.name, control.model);
-    Error::request(FIELD, reason)
 }
 
 #[cfg(test)]

@@ -1,10 +1,10 @@
 //! Files that a clip's metadata names. A stranger may have written them, so nothing is opened for what it is called:
 //! a file is parsed only if the metadata have its SHA-256.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 
-use crate::pipeline::request::{Job, Spec};
+use crate::request::{Job, Spec};
 use crate::weights::{Source, sha256};
 use crate::{Error, Result, Stop};
 
@@ -19,7 +19,8 @@ const WEIGHTS: [&str; 6] = ["safetensors", "ckpt", "bin", "pt", "pth", "th"];
 /// # Errors
 ///
 /// [`Error::Refused`] for the first path that cannot be trusted, which was then at most hashed.
-pub(super) fn check(job: &Job, stop: &Stop) -> Result<()> {
+pub fn check(job: &Job, stop: &Stop) -> Result<Known> {
+    let mut hashes = Known::default();
     let known: BTreeSet<String> = job
         .weights
         .iter()
@@ -32,8 +33,8 @@ pub(super) fn check(job: &Job, stop: &Stop) -> Result<()> {
     for word in weights(job) {
         let path = Path::new(word);
         // What is not there is a published model's name, or missing.
-        if path.exists() && !is_known(path, &known, stop)? {
-            return Err(refused(word, &why(job, path, stop)?));
+        if path.exists() && !is_known(path, &known, &mut hashes, stop)? {
+            return Err(refused(word, &why(job, path, &mut hashes, stop)?));
         }
     }
     for (file, hash) in files(job) {
@@ -41,7 +42,29 @@ pub(super) fn check(job: &Job, stop: &Stop) -> Result<()> {
             return Err(refused(file, "the clip has no SHA-256 of it"));
         }
     }
-    Ok(())
+    Ok(hashes)
+}
+
+/// Hashes of weight files that were computed before, so that none is computed twice.
+#[derive(Clone, Debug, Default)]
+pub struct Known(BTreeMap<PathBuf, String>);
+
+impl Known {
+    /// The SHA-256 of a weight file, lowercase hexadecimal.
+    ///
+    /// # Errors
+    ///
+    /// Those of [`sha256`].
+    pub(super) fn sha256(&mut self, source: &Source, stop: &Stop) -> Result<String> {
+        let Source::File(path) = source else { return sha256(source, stop) };
+        let key = path.canonicalize().map_err(Error::file(path))?;
+        if let Some(hash) = self.0.get(&key) {
+            return Ok(hash.clone());
+        }
+        let hash = sha256(source, stop)?;
+        self.0.insert(key, hash.clone());
+        Ok(hash)
+    }
 }
 
 fn refused(name: &str, why: &str) -> Error {
@@ -52,12 +75,12 @@ fn refused(name: &str, why: &str) -> Error {
 }
 
 /// What is wrong with a file or folder that is not known.
-fn why(job: &Job, path: &Path, stop: &Stop) -> Result<String> {
+fn why(job: &Job, path: &Path, hashes: &mut Known, stop: &Stop) -> Result<String> {
     let name = path.file_name().unwrap_or_default().to_string_lossy();
     let same = job.weights.iter().find(|record| record.file == name);
     Ok(match same.and_then(|record| record.sha256.as_ref()).filter(|_| path.is_file()) {
         Some(wanted) => {
-            let found = sha256(&Source::from(path.to_path_buf()), stop)?;
+            let found = hashes.sha256(&Source::from(path.to_path_buf()), stop)?;
             format!("its sha256 is {found}, the clip was made with {wanted}")
         }
         None => "the clip has no SHA-256 of it".into(),
@@ -86,13 +109,18 @@ fn files(job: &Job) -> impl Iterator<Item = (&str, Option<&str>)> {
 }
 
 /// Whether a file is one that the clip was made with, or a folder has one.
-fn is_known(path: &Path, known: &BTreeSet<String>, stop: &Stop) -> Result<bool> {
+fn is_known(
+    path: &Path,
+    known: &BTreeSet<String>,
+    hashes: &mut Known,
+    stop: &Stop,
+) -> Result<bool> {
     if known.is_empty() {
         return Ok(false);
     }
     if path.is_dir() {
         for file in weight_files(path, 1) {
-            if is_known(&file, known, stop)? {
+            if is_known(&file, known, hashes, stop)? {
                 return Ok(true);
             }
         }
@@ -102,7 +130,7 @@ fn is_known(path: &Path, known: &BTreeSet<String>, stop: &Stop) -> Result<bool> 
     if !path.is_file() {
         return Ok(false);
     }
-    let hash = sha256(&Source::from(path.to_path_buf()), stop)?;
+    let hash = hashes.sha256(&Source::from(path.to_path_buf()), stop)?;
     Ok(known.contains(&hash))
 }
 

@@ -1,0 +1,23 @@
+//! From a job to a file: the one way of `generate`, `replay`, `bench`, `eval` and whoever else takes jobs.
+//!
+//! Names become files ([`Names`]), inputs are read once, networks opened ([`open`]), the clip made, and what was used is
+//! written into it ([`run`]).
+
+mod embeddings;
+mod import;
+mod lora_tags;
+mod open;
+mod parameters;
+mod record;
+mod resolve;
+mod run;
+mod tensors;
+mod trust;
+
+pub use embeddings::resolve as resolve_embeddings;
+pub use import::{Imported, read as import};
+pub use lora_tags::resolve as resolve_lora_tags;
+pub use open::{open, open_files};
+pub use resolve::{Names, apply_defaults, controls, files, networks};
+pub use run::{Target, run};
+pub use trust::{Known, check as check_trust};

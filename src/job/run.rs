@@ -1,0 +1,221 @@
+//! A job becomes a file.
+
+use std::collections::BTreeMap;
+use std::path::Path;
+use std::time::Instant;
+
+use candle_core::Tensor;
+
+use super::open::open;
+use super::parameters::Made;
+use super::record::{Hashes, check_weights, device_name, metadata, program};
+use super::resolve::Names;
+use super::tensors;
+use super::trust::Known;
+use crate::media::{FrameSink, RgbImage};
+use crate::output::{self, ClipInfo, Existing, Metadata};
+use crate::pipeline::{Done, Event, Inputs, Observer, Pipeline, Prepared, Recorder, Residency};
+use crate::request::Job;
+use crate::sampler::Progress;
+use crate::{Error, Result, Stop};
+
+/// Where a clip goes.
+#[derive(Clone, Copy, Debug)]
+pub struct Target<'a> {
+    /// The file, a series such as `name_%03d.png`, or `-`.
+    pub path: &'a Path,
+    /// What may happen to a file that is already there.
+    pub existing: Existing,
+    /// Whether request and hashes are written into the clip.
+    pub has_metadata: bool,
+    /// A safetensors file for intermediate tensors.
+    pub tensors: Option<&'a Path>,
+}
+
+/// Makes the clip of a complete job. `known` are hashes of weight files that were computed before.
+///
+/// # Errors
+///
+/// When the job cannot be met, a file is missing or not the one that the clip was made with, or the observer says stop.
+/// No file is left then.
+pub fn run(
+    mut job: Job,
+    names: &Names,
+    known: Known,
+    target: &Target<'_>,
+    observer: &mut dyn Observer,
+    stop: &Stop,
+) -> Result<Done> {
+    let started = Instant::now();
+    // Everything that can fail without a network fails before one is loaded.
+    job.request.validate()?;
+    let format = output::check(target.path, target.existing)?;
+    let tensors_out = target
+        .tensors
+        .map(|path| tensors::check_output(path, target.existing, target.path))
+        .transpose()?;
+    let mut inputs = Inputs::read(&job.request, stop)?;
+    inputs.identify(&mut job.request)?;
+    tensors::read(&mut job, &mut inputs, stop)?;
+    let (mut pipeline, files) = open(&job, names, Residency::OneAtATime, stop)?;
+    for report in pipeline.models().adapters() {
+        observer.event(Event::Adapter { report: report.clone() })?;
+    }
+    let prepared = pipeline.prepare(&job.request, &inputs)?;
+    drop(inputs);
+    // What is written down is what was used, not what was left out.
+    job.request = prepared.request.clone();
+    let clip = clip_info(&prepared);
+    format.check_clip(&clip)?;
+    if let Some(message) = output::surplus(target.path, clip.frames, target.existing)? {
+        observer.event(Event::Warning { message })?;
+    }
+    observer.event(start(&job, &prepared, &pipeline))?;
+
+    let sources = pipeline.models().sources();
+    // Files of gigabytes are hashed while the network runs; the result is needed at the first frame.
+    let loras = files.loras.iter().map(|lora| lora.source.path().to_path_buf()).collect();
+    let mut hashes = Hashes::start(sources.clone(), loras, known, stop)?;
+    let has_motion = pipeline.models().unet_config().motion.is_some();
+    job.program = Some(program(pipeline.device()));
+    let mut sink = Lazy {
+        opened: None,
+        open: || {
+            let (weights, lora_hashes) = hashes.join()?;
+            check_weights(&job.weights, &weights)?;
+            job.weights = weights;
+            let made =
+                Made { files: &files, sources: &sources, lora_hashes: &lora_hashes, has_motion };
+            let metadata =
+                if target.has_metadata { metadata(&job, &made)? } else { Metadata::default() };
+            output::open(target.path, &clip, &metadata, target.existing, stop)
+        },
+    };
+    let mut steps = StepTimes { inner: observer, seconds: vec![] };
+    let recorded =
+        generate(&mut pipeline, &prepared, tensors_out.is_some(), &mut steps, &mut sink)?;
+    stop.check()?;
+    steps.event(Event::Encode { format: format.name() })?;
+    // Both files or none: the one that has its name last is complete before the other has one.
+    let kept = match tensors_out {
+        Some(place) => Some(tensors::draft(place, &recorded)?),
+        None => None,
+    };
+    Box::new(sink).finish()?;
+    if let Some(draft) = kept {
+        draft.commit()?;
+    }
+    let StepTimes { inner: observer, seconds: step_seconds } = steps;
+    let done = Done {
+        path: target.path.to_string_lossy().into_owned(),
+        seed: job.request.sampling.seed.unwrap_or_default(),
+        width: prepared.width,
+        height: prepared.height,
+        frames: clip.frames,
+        fps: clip.fps,
+        seconds: started.elapsed().as_secs_f64(),
+        step_seconds,
+        weights: job.weights,
+    };
+    observer.event(Event::Done(done.clone()))?;
+    Ok(done)
+}
+
+/// Makes the clip; its intermediate tensors if they are wanted.
+fn generate(
+    pipeline: &mut Pipeline,
+    prepared: &Prepared,
+    is_recorded: bool,
+    observer: &mut dyn Observer,
+    sink: &mut dyn FrameSink,
+) -> Result<BTreeMap<String, Tensor>> {
+    if !is_recorded {
+        pipeline.generate(prepared, observer, sink)?;
+        return Ok(BTreeMap::new());
+    }
+    let mut recorder = Recorder::new(observer);
+    pipeline.generate(prepared, &mut recorder, sink)?;
+    Ok(recorder.tensors)
+}
+
+fn clip_info(prepared: &Prepared) -> ClipInfo {
+    ClipInfo {
+        width: prepared.width as u32,
+        height: prepared.height as u32,
+        frames: prepared.request.size.frames,
+        fps: prepared.request.output.fps,
+    }
+}
+
+fn start(job: &Job, prepared: &Prepared, pipeline: &Pipeline) -> Event {
+    let sampling = &prepared.request.sampling;
+    let (device, precision) = (pipeline.device(), pipeline.precision());
+    Event::Start {
+        model: job.models.model.clone(),
+        width: prepared.width,
+        height: prepared.height,
+        frames: prepared.request.size.frames,
+        steps: sampling.steps,
+        sampler: sampling.sampler.name(),
+        seed: sampling.seed.unwrap_or_default(),
+        device: device_name(device),
+        dtype: format!("{}{}", precision.describe(), job.models.kernels.words()),
+    }
+}
+
+/// An observer that keeps the time of every step.
+struct StepTimes<'a> {
+    inner: &'a mut dyn Observer,
+    seconds: Vec<f64>,
+}
+
+impl Observer for StepTimes<'_> {
+    fn event(&mut self, event: Event) -> Result<()> {
+        if let Event::Step { seconds, .. } = event {
+            self.seconds.push(seconds);
+        }
+        self.inner.event(event)
+    }
+
+    fn step(&mut self, progress: &Progress<'_>) -> Result<()> {
+        self.inner.step(progress)
+    }
+
+    fn wants_tensors(&self) -> bool {
+        self.inner.wants_tensors()
+    }
+
+    fn tensor(&mut self, name: &str, tensor: Tensor) {
+        self.inner.tensor(name, tensor);
+    }
+}
+
+/// A sink that is opened when the first frame comes: until then nothing is on disk.
+struct Lazy<F> {
+    open: F,
+    opened: Option<Box<dyn FrameSink + Send>>,
+}
+
+impl<F: FnMut() -> Result<Box<dyn FrameSink + Send>>> FrameSink for Lazy<F> {
+    fn frame(&mut self, frame: &RgbImage) -> Result<()> {
+        if self.opened.is_none() {
+            self.opened = Some((self.open)()?);
+        }
+        match &mut self.opened {
+            Some(sink) => sink.frame(frame),
+            None => Ok(()),
+        }
+    }
+
+    fn finish(self: Box<Self>) -> Result<()> {
+        match self.opened {
+            Some(sink) => sink.finish(),
+            None => Ok(()),
+        }
+    }
+}
+
+/// A file that the user named cannot be read.
+pub(super) fn unreadable(field: &'static str, path: &Path, error: &std::io::Error) -> Error {
+    Error::request(field, format!("{}: {error}", path.display()))
+}

@@ -1,0 +1,239 @@
+//! Hints of controls: decoded, brought to the clip's size, and made conditioners.
+
+use std::collections::BTreeMap;
+
+use candle_core::{DType, Device, Tensor};
+
+use super::inputs::Inputs;
+use super::load::{Models, SideConfig, SideNetwork};
+use crate::adapters::control_net::Control as ControlNetControl;
+use crate::adapters::sparse_ctrl::{SparseControl, SparseHint};
+use crate::adapters::t2i_adapter::T2iControl;
+use crate::adapters::{Conditioner, ControlSettings};
+use crate::media::RgbImage;
+use crate::media::read::{Media, Selection};
+use crate::media::resize::resize;
+use crate::media::tensor::{from_rgb, to_grey};
+use crate::request::{Control, Request};
+use crate::{Error, Result, Stop};
+
+/// The name of the option, for errors.
+const FIELD: &str = "control";
+
+/// The pictures of a hint in the clip's size, and the frames that they are for if its network wants to know.
+fn hint(
+    control: &Control,
+    media: &Media,
+    config: &SideConfig,
+    (clip, longest): (usize, Option<usize>),
+    (width, height): (usize, usize),
+    stop: &Stop,
+) -> Result<Hint> {
+    let wrong = |reason: String| Error::request(FIELD, format!("`{}`: {reason}", control.name));
+    let pictures = pictures(control, media, clip, stop)?;
+    let found = pictures.len();
+    let fit = |picture| resize(picture, width as u32, height as u32, control.fit, stop);
+    let all = longest.unwrap_or(usize::MAX);
+    let frames = match config {
+        SideConfig::SparseCtrl(config) => {
+            let longest = config.motion_max_seq_length;
+            if clip > longest {
+                let reason = format!("{clip} frames asked for, the network knows {longest}");
+                let known = longest.min(all);
+                return Err(wrong(reason).with_hint(format!("--frames {known} or fewer")));
+            }
+            sparse_frames(control, found, clip)?
+        }
+        other if !control.frames.is_empty() => {
+            let reason =
+                format!("`frames` is for SparseCtrl, {} is {}", control.model, other.kind());
+            return Err(wrong(reason).with_hint("a curve does that: scale=0:1,1:0"));
+        }
+        _ if found == 1 || found == clip => vec![],
+        _ => {
+            let reason = format!("{} has {found} frames, the clip {clip}", control.hint);
+            let some = "one image for all frames";
+            // Never a number that the motion modules refuse.
+            let hint = match (found > clip, found <= all) {
+                (true, true) => format!("{}, or --frames {found}", some_of(found, clip)),
+                (true, false) => some_of(found, clip),
+                (false, _) => format!("--frames {found}, or {some}"),
+            };
+            return Err(wrong(reason).with_hint(hint));
+        }
+    };
+    if control.guess && matches!(config, SideConfig::T2iAdapter(_)) {
+        return Err(wrong(format!("{} has no guess mode", config.kind())));
+    }
+    Ok(Hint { pictures: pictures.iter().map(fit).collect::<Result<_>>()?, frames })
+}
+
+/// Which frames of its hint a control takes, for a clip of so many.
+pub(super) fn selection(control: &Control, clip: usize) -> Selection {
+    if control.from.is_none() && control.every.is_none() {
+        return Selection::default();
+    }
+    let count = if control.frames.is_empty() { clip } else { control.frames.len() };
+    let (from, every) = (control.from.unwrap_or(0), control.every.unwrap_or(1));
+    Selection { from, every, count: Some(count) }
+}
+
+/// The pictures of a hint that are taken, in their own size.
+fn pictures(control: &Control, media: &Media, clip: usize, stop: &Stop) -> Result<Vec<RgbImage>> {
+    let selection = selection(control, clip);
+    let found = media.frames(FIELD, selection, stop)?;
+    let taken = found.images.len();
+    // A still image is for all frames, whatever is taken of it.
+    let is_still = found.seen == 1 && taken == 1;
+    if let Selection { from, every, count: Some(count) } = selection
+        && taken < count
+        && !is_still
+    {
+        let (name, hint, seen) = (&control.name, &control.hint, found.seen);
+        let reason = format!(
+            "`{name}`: {hint} has {seen} frames, from={from},every={every} takes {taken} of {count}"
+        );
+        let error = Error::request(FIELD, reason);
+        return Err(if seen >= count { error.with_hint(some_of(seen, count)) } else { error });
+    }
+    Ok(found.images)
+}
+
+/// The frame of each of so many pictures.
+fn sparse_frames(control: &Control, found: usize, clip: usize) -> Result<Vec<usize>> {
+    let wrong = |reason: String| Error::request(FIELD, format!("`{}`: {reason}", control.name));
+    if control.frames.is_empty() && (found == 1 || found == clip) {
+        return Ok((0..found).collect());
+    }
+    let pictures = if found == 1 { "picture" } else { "pictures" };
+    if control.frames.is_empty() {
+        let reason = format!("{} has {found} {pictures}, but for which frames", control.hint);
+        let hint = "say so: frames=0,8,15";
+        return Err(wrong(reason).with_hint(if found > clip {
+            format!("{hint}; or {}", some_of(found, clip))
+        } else {
+            hint.to_owned()
+        }));
+    }
+    if control.frames.len() != found {
+        let (hint, wanted) = (&control.hint, control.frames.len());
+        return Err(wrong(format!("{hint} has {found} {pictures}, for {wanted} frames")));
+    }
+    Ok(control.frames.clone())
+}
+
+/// Whether a control never adds anything.
+fn is_idle(control: &Control, clip: usize) -> bool {
+    (0..clip).all(|frame| control.scale.at(frame) == 0.0)
+}
+
+/// How so many frames of a longer hint are taken, spread over it.
+fn some_of(found: usize, count: usize) -> String {
+    format!("from=0,every={} takes {count} of them", found / count.max(1))
+}
+
+/// The pictures of a control.
+#[derive(Clone, Debug)]
+pub struct Hint {
+    /// In the clip's size: one for all frames, or one for each; of SparseCtrl one for each of `frames`.
+    pub pictures: Vec<RgbImage>,
+    /// The frames of SparseCtrl's pictures; of others empty.
+    pub frames: Vec<usize>,
+}
+
+/// The hint of every control of a request, for a clip of that size (width, height).
+pub(super) fn hints(
+    request: &Request,
+    inputs: &Inputs,
+    models: &Models,
+    size: (usize, usize),
+    stop: &Stop,
+) -> Result<Vec<Hint>> {
+    let read = |control: &Control| {
+        let Some(config) = models.side_config(&control.model) else {
+            return Err(unopened(control));
+        };
+        if config.sees_latents() {
+            models.check_encoder()?;
+        }
+        let media = inputs.get(FIELD, &control.hint)?;
+        let frames = (request.size.frames, models.longest_clip());
+        hint(control, media, config, frames, size, stop)
+    };
+    request.controls.iter().map(read).collect()
+}
+
+/// The controls whose hints are latents, with their places in the request. What never counts needs none.
+pub(super) fn of_latents<'a>(request: &'a Request, models: &Models) -> Vec<(usize, &'a Control)> {
+    let sees_latents = |control: &Control| {
+        !is_idle(control, request.size.frames)
+            && models.side_config(&control.model).is_some_and(SideConfig::sees_latents)
+    };
+    request.controls.iter().enumerate().filter(|(_, control)| sees_latents(control)).collect()
+}
+
+/// What conditioners are made of.
+pub(super) struct Parts<'a, 'b> {
+    pub(super) networks: &'a BTreeMap<String, SideNetwork>,
+    pub(super) hints: &'b [Hint],
+    /// Latents of hints, by the control's place in the request.
+    pub(super) latents: &'b BTreeMap<usize, Tensor>,
+    pub(super) dtype: DType,
+    pub(super) device: &'b Device,
+    pub(super) stop: &'b Stop,
+}
+
+/// The networks with their hints.
+pub(super) fn conditioners<'a>(
+    request: &Request,
+    parts: &Parts<'a, '_>,
+) -> Result<Vec<Box<dyn Conditioner + 'a>>> {
+    let controls = request.controls.iter().zip(parts.hints).enumerate();
+    // What never counts is not even computed.
+    let working = controls.filter(|(_, (control, _))| !is_idle(control, request.size.frames));
+    working
+        .map(|(i, (control, hint))| {
+            let Some(network) = parts.networks.get(&control.model) else {
+                return Err(unopened(control));
+            };
+            let settings = ControlSettings {
+                label: control.name.clone(),
+                strength: control.scale.clone(),
+                range: control.range()?,
+                guess: control.guess,
+            };
+            let pixels = || -> Result<Tensor> {
+                Ok(from_rgb(&hint.pictures, parts.device)?.to_dtype(parts.dtype)?)
+            };
+            Ok(match network {
+                SideNetwork::ControlNet(net) => {
+                    Box::new(ControlNetControl::new(net, &pixels()?, settings, parts.stop)?)
+                        as Box<dyn Conditioner + 'a>
+                }
+                SideNetwork::SparseCtrl(net) => {
+                    let hints = match parts.latents.get(&i) {
+                        Some(latents) => latents.to_dtype(parts.dtype)?,
+                        None => pixels()?,
+                    };
+                    let (frames, clip) = (&hint.frames, request.size.frames);
+                    let hint = SparseHint { hints: &hints, frames, clip };
+                    Box::new(SparseControl::new(net, hint, settings, parts.stop)?)
+                }
+                SideNetwork::T2iAdapter(net) => {
+                    let hint = if net.config().in_channels == 1 {
+                        to_grey(&hint.pictures, parts.device)?.to_dtype(parts.dtype)?
+                    } else {
+                        pixels()?
+                    };
+                    Box::new(T2iControl::new(net, &hint, settings, parts.stop)?)
+                }
+            })
+        })
+        .collect()
+}
+
+/// A request may only use networks that the pipeline was given.
+fn unopened(control: &Control) -> Error {
+    let reason = format!("`{}`: the network `{}` was not opened", control.name, control.model);
+    Error::request(FIELD, reason)
+}

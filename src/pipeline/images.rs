@@ -1,0 +1,99 @@
+//! Images of IP-Adapters, decoded.
+
+use super::inputs::Inputs;
+use crate::adapters::Mask;
+use crate::adapters::ip_adapter::{ImagePromptSettings, Share};
+use crate::media::RgbImage;
+use crate::media::read::Selection;
+use crate::media::resize::{Fit, resize};
+use crate::request::{IpAdapter, Request};
+use crate::{Error, Result, Stop};
+
+/// The name of the option, for errors.
+const FIELD: &str = "ip-adapter";
+
+/// The pictures of an IP-Adapter, and how they are used.
+#[derive(Clone, Debug)]
+pub struct Pictures {
+    /// As they were given.
+    pub images: Vec<RgbImage>,
+    /// How strongly, when and where they count.
+    pub settings: ImagePromptSettings,
+}
+
+/// The pictures of an IP-Adapter and, at the clip's size, its masks.
+fn read(
+    adapter: &IpAdapter,
+    inputs: &Inputs,
+    frames: usize,
+    longest: Option<usize>,
+    (width, height): (usize, usize),
+    stop: &Stop,
+) -> Result<Pictures> {
+    let read = |file: &str| {
+        Ok::<_, Error>(inputs.get(FIELD, file)?.frames(FIELD, Selection::default(), stop)?.images)
+    };
+    let mut images = Vec::new();
+    for image in &adapter.images {
+        images.extend(read(&image.file)?);
+    }
+    let found = images.len();
+    if let Some(empty) = images.iter().find(|image| image.width() == 0 || image.height() == 0) {
+        let (width, height) = empty.dimensions();
+        return Err(adapter.wrong(format!("a picture of {width}x{height} pixels")));
+    }
+    if adapter.per_frame && found != frames {
+        let reason = format!("{found} pictures for {frames} frames");
+        // Never a number that the motion modules refuse.
+        let hint = if longest.is_some_and(|longest| found > longest) {
+            format!("give {frames}, or no `per-frame`")
+        } else {
+            format!("--frames {found}, or no `per-frame`")
+        };
+        return Err(adapter.wrong(reason).with_hint(hint));
+    }
+    let mut masks = Vec::new();
+    for mask in &adapter.masks {
+        let pictures = read(&mask.file)?;
+        let [picture] = pictures.as_slice() else {
+            let reason = format!("the mask {} has {} frames", mask.file, pictures.len());
+            return Err(adapter.wrong(reason).with_hint("a mask is one picture"));
+        };
+        let mask = resize(picture, width as u32, height as u32, Fit::Stretch, stop)?;
+        masks.push(Mask::new(&mask));
+    }
+    if !masks.is_empty() && masks.len() != found {
+        let reason = format!("{found} pictures have {} masks", masks.len());
+        return Err(adapter.wrong(reason).with_hint("each picture has one mask, or none has"));
+    }
+    let share = match (adapter.per_frame, masks.is_empty()) {
+        (true, _) => Share::Frames,
+        (false, true) => Share::Everything,
+        (false, false) => Share::Masks(masks),
+    };
+    let settings = ImagePromptSettings {
+        label: adapter.label().to_owned(),
+        strength: adapter.scale.clone(),
+        range: adapter.range()?,
+        share,
+    };
+    Ok(Pictures { images, settings })
+}
+
+/// The pictures of every IP-Adapter of a request, for a clip of that size (width, height).
+pub(super) fn pictures(
+    request: &Request,
+    inputs: &Inputs,
+    longest: Option<usize>,
+    size: (usize, usize),
+    stop: &Stop,
+) -> Result<Vec<Pictures>> {
+    let frames = request.size.frames;
+    let read = |adapter: &IpAdapter| read(adapter, inputs, frames, longest, size, stop);
+    request.ip_adapters.iter().map(read).collect()
+}
+
+/// A request may only use adapters that the pipeline was given.
+pub(super) fn unopened(adapter: &IpAdapter) -> Error {
+    adapter.wrong(format!("the IP-Adapter `{}` was not opened", adapter.model))
+}

@@ -1,0 +1,157 @@
+//! What a request needs beside weights: images and videos as bytes, and tensors in place of drawn ones.
+
+use std::collections::BTreeMap;
+use std::path::Path;
+
+use candle_core::{DType, Tensor};
+
+use super::hints;
+use crate::media::read::{Media, Selection};
+use crate::request::Request;
+use crate::{Error, Result, Stop};
+
+/// What a request needs beside weights. The pipeline opens no files: images and videos come as bytes, by the names that
+/// the request has for them.
+///
+/// Tensors are in the layout of files, `(1, channels, frames, height, width)`.
+#[derive(Clone, Debug, Default)]
+pub struct Inputs {
+    media: BTreeMap<String, Media>,
+    /// First latents in place of drawn ones, as unit noise.
+    pub latents: Option<Tensor>,
+    /// Noise of the steps, taken in place of the generator's while it lasts.
+    pub noise: Vec<Tensor>,
+    /// Noise of hints that become latents, by the control's name: `(hints, channels, height, width)`.
+    pub hint_noise: BTreeMap<String, Tensor>,
+}
+
+impl Inputs {
+    /// Reads every file and folder that a request names, each once.
+    ///
+    /// # Errors
+    ///
+    /// Those of [`Media::read`].
+    pub fn read(request: &Request, stop: &Stop) -> Result<Self> {
+        let mut inputs = Self::default();
+        for control in &request.controls {
+            let selections: Vec<Selection> = request
+                .controls
+                .iter()
+                .filter(|other| other.hint == control.hint)
+                .map(|other| hints::selection(other, request.size.frames))
+                .collect();
+            let wanted = |number| selections.iter().any(|selection| selection.takes(number));
+            inputs.read_one("control", &control.hint, wanted, stop)?;
+        }
+        for adapter in &request.ip_adapters {
+            for image in adapter.images.iter().chain(&adapter.masks) {
+                inputs.read_one("ip-adapter", &image.file, |_| true, stop)?;
+            }
+        }
+        Ok(inputs)
+    }
+
+    fn read_one(
+        &mut self,
+        field: &'static str,
+        name: &str,
+        wanted: impl Fn(usize) -> bool,
+        stop: &Stop,
+    ) -> Result<()> {
+        if !self.media.contains_key(name) {
+            let media = Media::read(field, Path::new(name), wanted, stop)?;
+            self.media.insert(name.to_owned(), media);
+        }
+        Ok(())
+    }
+
+    /// Gives an image or video by the name that a request has for it.
+    pub fn insert(&mut self, name: impl Into<String>, media: Media) {
+        self.media.insert(name.into(), media);
+    }
+
+    /// Writes into a request which images and videos it has.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Request`] when one was not given, [`Error::Refused`] when it is not the one that the request has the
+    /// hash of.
+    pub fn identify(&self, request: &mut Request) -> Result<()> {
+        for control in &mut request.controls {
+            self.identify_one("control", &control.hint, &mut control.sha256)?;
+        }
+        for adapter in &mut request.ip_adapters {
+            for image in adapter.images.iter_mut().chain(&mut adapter.masks) {
+                self.identify_one("ip-adapter", &image.file, &mut image.sha256)?;
+            }
+        }
+        Ok(())
+    }
+
+    fn identify_one(
+        &self,
+        field: &'static str,
+        name: &str,
+        sha256: &mut Option<String>,
+    ) -> Result<()> {
+        let found = self.get(field, name)?.sha256().to_owned();
+        match sha256.replace(found.clone()) {
+            Some(wanted) if wanted != found => {
+                let reason = format!("sha256 is {found}, the clip was made with {wanted}");
+                Err(Error::Refused { name: name.to_owned(), reason })
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// The image or video of that name.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Request`] for `field` when it was not given.
+    pub(super) fn get(&self, field: &'static str, name: &str) -> Result<&Media> {
+        self.media.get(name).ok_or_else(|| Error::request(field, format!("{name} was not given")))
+    }
+
+    /// The tensors alone.
+    pub(super) fn clone_tensors(&self) -> Self {
+        let Self { latents, noise, hint_noise, .. } = self;
+        Self {
+            media: BTreeMap::new(),
+            latents: latents.clone(),
+            noise: noise.clone(),
+            hint_noise: hint_noise.clone(),
+        }
+    }
+
+    /// Fails unless the tensors are finite and of the shape of the run's latents,
+    /// `(1, channels, frames, height, width)`.
+    pub(super) fn check(&self, wanted: [usize; 5]) -> Result<()> {
+        let noise = self.noise.iter().enumerate().map(|(i, noise)| (format!("noise.{i}"), noise));
+        let latents = self.latents.iter().map(|latents| ("latents".to_owned(), latents));
+        let wrong =
+            |name: &str, reason| Err(Error::request("tensors-in", format!("`{name}` {reason}")));
+        for (name, tensor) in latents.chain(noise) {
+            if tensor.dims() != wanted {
+                let reason = format!("is {:?}, the run needs {wanted:?}", tensor.dims());
+                return wrong(&name, reason);
+            }
+            if let Some(value) = not_finite(tensor)? {
+                return wrong(&name, format!("holds the value {value}"));
+            }
+        }
+        // How many hints there are is known where they are encoded.
+        for (name, tensor) in &self.hint_noise {
+            if let Some(value) = not_finite(tensor)? {
+                return wrong(&format!("noise.control.{name}"), format!("holds the value {value}"));
+            }
+        }
+        Ok(())
+    }
+}
+
+/// A value that is NaN or infinite.
+fn not_finite(tensor: &Tensor) -> Result<Option<f32>> {
+    let values = tensor.to_dtype(DType::F32)?.flatten_all()?.to_vec1::<f32>()?;
+    Ok(values.into_iter().find(|value| !value.is_finite()))
+}

@@ -1,0 +1,288 @@
+//! Requests: the vocabulary of the command line, of request files and of the metadata in clips.
+//!
+//! Text only: nothing here opens a file, reads weights or knows a device. A [`Job`] is a whole document; its JSON has
+//! the sections `models` ([`Spec`]), `prompt`, `size`, `sampling`, `schedule`, `controls`, `ip_adapters` and `output`
+//! (those of [`Request`]). Every section and every field may be left out; what is `None` the model decides.
+//!
+//! ```
+//! use animatelcm::request::Job;
+//!
+//! let job = Job::from_json(r#"{"schema": "animatelcm/v1", "prompt": "a red circle", "size": {"frames": 8}}"#)?;
+//! assert_eq!((job.request.prompt.text.as_str(), job.request.size.frames), ("a red circle", 8));
+//! # Ok::<(), animatelcm::Error>(())
+//! ```
+
+mod control;
+mod grammar;
+mod ip_adapter;
+mod job;
+mod prompt;
+mod spec;
+
+use serde::{Deserialize, Serialize};
+
+pub use control::Control;
+pub use ip_adapter::IpAdapter;
+pub use job::{FileRecord, Job, Program, SCHEMA};
+pub use prompt::Prompt;
+pub use spec::{Embedding, Spec, WeightedFile};
+
+use crate::models::motion::MotionNorm;
+use crate::rng::RngKind;
+use crate::sampler::SamplerKind;
+use crate::schedule::{BetaSchedule, Prediction, Spacing};
+use crate::{Error, Result};
+
+/// The shortest side of a frame, in pixels.
+pub(crate) const LEAST_PIXELS: usize = 8;
+/// The longest side of a frame, in pixels.
+pub(crate) const MOST_PIXELS: usize = 8192;
+
+/// The longest clip that any output holds, in frames.
+const MOST_FRAMES: usize = 1 << 24;
+
+/// What a clip is to show, and how it is sampled.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Request {
+    /// The prompts.
+    pub prompt: Prompt,
+    /// Width, height and length of the clip.
+    pub size: Size,
+    /// The sampler and its settings.
+    pub sampling: Sampling,
+    /// The noise schedule that the model was trained on.
+    pub schedule: Schedule,
+    /// ControlNets, SparseCtrl networks and T2I-Adapters with their hints.
+    pub controls: Vec<Control>,
+    /// IP-Adapters with their images.
+    pub ip_adapters: Vec<IpAdapter>,
+    /// How the frames become a file.
+    pub output: Output,
+}
+
+/// Width, height and length of a clip.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Size {
+    /// Width in pixels.
+    pub width: Option<usize>,
+    /// Height in pixels.
+    pub height: Option<usize>,
+    /// Number of frames.
+    pub frames: usize,
+}
+
+impl Default for Size {
+    fn default() -> Self {
+        Self { width: None, height: None, frames: 16 }
+    }
+}
+
+/// The sampler and its settings.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Sampling {
+    /// The sampler.
+    pub sampler: SamplerKind,
+    /// Denoising steps.
+    pub steps: usize,
+    /// Scale of classifier-free guidance; none at 1 or below.
+    pub cfg_scale: f64,
+    /// How timesteps are spread; LCM takes none.
+    pub spacing: Option<Spacing>,
+    /// Steps of the teacher whose timesteps LCM takes.
+    pub original_inference_steps: Option<usize>,
+    /// Axes over which the motion modules' group norm normalizes.
+    pub motion_norm: MotionNorm,
+    /// The seed; random if `None` or, in JSON, -1.
+    #[serde(deserialize_with = "seed")]
+    pub seed: Option<u64>,
+    /// The generator that the seed is for: torch's on the CPU or on CUDA.
+    pub rng: RngKind,
+}
+
+impl Default for Sampling {
+    fn default() -> Self {
+        Self {
+            sampler: SamplerKind::Lcm,
+            steps: 4,
+            cfg_scale: 1.0,
+            spacing: None,
+            original_inference_steps: None,
+            motion_norm: MotionNorm::PerFrame,
+            seed: None,
+            rng: RngKind::Cpu,
+        }
+    }
+}
+
+/// The noise schedule that a model was trained on; what is `None` its scheduler's file says.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Schedule {
+    /// How betas run from the first to the last.
+    pub beta_schedule: Option<BetaSchedule>,
+    /// The first beta.
+    pub beta_start: Option<f64>,
+    /// The last beta.
+    pub beta_end: Option<f64>,
+    /// What the UNet's output means.
+    pub prediction: Option<Prediction>,
+    /// Whether the betas are rescaled so that the schedule ends in pure noise.
+    pub zero_snr: Option<bool>,
+    /// Whether DDIM's last step ends without noise instead of at the first training timestep.
+    pub set_alpha_to_one: Option<bool>,
+    /// What `leading` spacing adds to each timestep.
+    pub steps_offset: Option<usize>,
+}
+
+/// How the frames become a file.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Output {
+    /// Frames a second.
+    pub fps: f64,
+}
+
+impl Default for Output {
+    fn default() -> Self {
+        Self { fps: 8.0 }
+    }
+}
+
+/// Reads a seed; -1 stands for a random one.
+fn seed<'de, D: serde::Deserializer<'de>>(from: D) -> Result<Option<u64>, D::Error> {
+    use serde::de::Error as _;
+    let Some(number) = Option::<serde_json::Number>::deserialize(from)? else { return Ok(None) };
+    match (number.as_u64(), number.as_i64()) {
+        (Some(seed), _) => Ok(Some(seed)),
+        (None, Some(-1)) => Ok(None),
+        _ => Err(D::Error::custom(format!(
+            "`seed` must be from 0 to {}, or -1 for a random one, got {number}",
+            u64::MAX
+        ))),
+    }
+}
+
+impl Request {
+    /// A request for a clip of that prompt, everything else by default.
+    pub fn new(prompt: impl Into<String>) -> Self {
+        Self { prompt: Prompt { text: prompt.into(), ..Prompt::default() }, ..Self::default() }
+    }
+
+    /// Checks everything that can be checked without a model.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Request`] with the field that is wrong.
+    pub fn validate(&self) -> Result<()> {
+        at_least("frames", self.size.frames, 1)?;
+        if self.size.frames > MOST_FRAMES {
+            let reason = format!("must be at most {MOST_FRAMES}, got {}", self.size.frames);
+            return Err(Error::request("frames", reason));
+        }
+        at_least("steps", self.sampling.steps, 1)?;
+        between("fps", Some(self.output.fps), 0.1, 240.0)?;
+        between("cfg-scale", Some(self.sampling.cfg_scale), 0.0, 1000.0)?;
+        let Schedule { beta_start, beta_end, .. } = self.schedule;
+        between("beta-start", beta_start, 1e-9, 0.999)?;
+        between("beta-end", beta_end, beta_start.unwrap_or(1e-9), 0.999)?;
+        self.prompt.validate()?;
+        control::validate(&self.controls, self.size.frames)?;
+        ip_adapter::validate(&self.ip_adapters)?;
+        for (field, value) in [("width", self.size.width), ("height", self.size.height)] {
+            let Some(value) = value else { continue };
+            at_least(field, value, LEAST_PIXELS)?;
+            if value > MOST_PIXELS {
+                let reason = format!("must be at most {MOST_PIXELS}, got {value}");
+                return Err(Error::request(field, reason));
+            }
+        }
+        Ok(())
+    }
+
+    /// Whether the negative prompt and guidance count.
+    pub fn is_guided(&self) -> bool {
+        self.sampling.cfg_scale > 1.0
+    }
+}
+
+fn at_least(field: &'static str, value: usize, least: usize) -> Result<()> {
+    if value < least {
+        return Err(Error::request(field, format!("must be at least {least}, got {value}")));
+    }
+    Ok(())
+}
+
+fn between(field: &'static str, value: Option<f64>, least: f64, most: f64) -> Result<()> {
+    match value {
+        Some(value) if !(value >= least && value <= most) => {
+            let reason = format!("must be between {least} and {most}, got {value}");
+            Err(Error::request(field, reason))
+        }
+        _ => Ok(()),
+    }
+}
+
+fn is_default<T: Default + PartialEq>(value: &T) -> bool {
+    *value == T::default()
+}
+
+fn one() -> f64 {
+    1.0
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_seed_of_minus_one_is_random() {
+        let seed = |seed: &str| {
+            let json = format!(r#"{{"schema":"animatelcm/v1","sampling":{{"seed":{seed}}}}}"#);
+            Job::from_json(&json).map(|job| job.request.sampling.seed)
+        };
+        assert_eq!(seed("-1").unwrap(), None);
+        assert_eq!(seed("null").unwrap(), None);
+        assert_eq!(seed("18446744073709551615").unwrap(), Some(u64::MAX));
+        for wrong in ["-2", "1.5", "18446744073709551616", "\"7\""] {
+            assert_eq!(seed(wrong).unwrap_err().kind().exit_code(), 2, "{wrong}");
+        }
+    }
+
+    #[test]
+    fn samplers_have_the_names_of_other_programs() {
+        let sampler = |name: &str| {
+            let json = format!(r#"{{"schema":"animatelcm/v1","sampling":{{"sampler":"{name}"}}}}"#);
+            Job::from_json(&json).map(|job| job.request.sampling.sampler)
+        };
+        assert_eq!(sampler("euler_ancestral").unwrap(), SamplerKind::EulerAncestral);
+        assert_eq!(sampler("DPM++ 2M").unwrap(), SamplerKind::Dpmpp2m);
+        // A request has a field for the spacing.
+        let error = sampler("dpmpp-2m-karras").unwrap_err().to_string();
+        assert!(error.contains("`dpmpp-2m` with the spacing `karras`"), "{error}");
+        assert!(sampler("unipc").unwrap_err().to_string().contains("is none of `lcm`"));
+    }
+
+    #[test]
+    fn impossible_requests_name_their_field() {
+        let bad = |change: fn(&mut Request), field: &str| {
+            let mut request = Request::default();
+            change(&mut request);
+            let error = request.validate().unwrap_err();
+            assert_eq!(error.kind().exit_code(), 2);
+            assert!(error.to_string().starts_with(field), "{error}");
+        };
+        assert!(Request::default().validate().is_ok());
+        bad(|r| r.size.frames = 0, "frames");
+        bad(|r| r.sampling.steps = 0, "steps");
+        bad(|r| r.output.fps = f64::NAN, "fps");
+        bad(|r| r.output.fps = 0.0, "fps");
+        bad(|r| r.sampling.cfg_scale = -1.0, "cfg-scale");
+        bad(|r| r.schedule.beta_end = Some(0.0), "beta-end");
+        bad(|r| r.schedule.beta_start = Some(1.0), "beta-start");
+        bad(|r| r.size.width = Some(0), "width");
+        bad(|r| r.size.height = Some(1 << 20), "height");
+        bad(|r| r.prompt.text = "x".repeat(2 << 20), "prompt");
+    }
+}

@@ -26,7 +26,12 @@ pub(super) fn read(format: ImageFormat, bytes: &[u8], take: &mut Take<'_>) -> Re
         ImageFormat::Png => one(PngDecoder::with_limits(input, limits)?, 0, take),
         ImageFormat::WebP => one(WebPDecoder::new(input)?, 4, take),
         ImageFormat::Bmp => one(BmpDecoder::new(input)?, 0, take),
-        ImageFormat::Tiff => one(TiffDecoder::new(input)?, 0, take),
+        ImageFormat::Tiff => {
+            let decoder = TiffDecoder::new(input)?;
+            // Its decoder has a buffer of its own, from which it copies.
+            let extra = u64::from(decoder.color_type().bytes_per_pixel());
+            one(decoder, extra, take)
+        }
         _ => Err("is not an image that is read".into()),
     }
 }

@@ -48,7 +48,15 @@ fn half(x: &Tensor) -> Tensor {
 }
 
 fn packed(weight: &Tensor, gated: bool) -> Weights {
-    let weights = if gated { Weights::gated(weight, None) } else { Weights::new(weight, None) };
+    quantized(weight, gated, Quantize::None)
+}
+
+fn quantized(weight: &Tensor, gated: bool, quantize: Quantize) -> Weights {
+    let weights = if gated {
+        Weights::gated(weight, None, quantize)
+    } else {
+        Weights::quantized(weight, None, quantize)
+    };
     match weights {
         Ok(weights) => weights,
         Err(error) => panic!("{weight}: {error}"),
@@ -124,7 +132,7 @@ fn linear(c: &mut Criterion) {
         let (x, weight) = (input(&[rows, inputs]), input(&[outputs, inputs]));
         let (half_x, half_weight) = (half(&x), packed(&half(&weight), false));
         let weights = packed(&weight, false);
-        let bytes = Quantize::W8A8.scope(|| packed(&weight, false));
+        let bytes = quantized(&weight, false, Quantize::W8A8);
         compare(
             c,
             name,

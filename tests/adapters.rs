@@ -169,7 +169,7 @@ fn a_model_that_is_built_again_shares_the_memory_of_what_is_kept() {
     let mut resident = Resident::new(DType::F32, &Device::Cpu);
     let build = |resident: &mut Resident| {
         let shape = |name: &str| checkpoint.shape_of(Component::Text, name).unwrap().to_vec();
-        let model = |vb: candle_nn::VarBuilder<'static>| {
+        let model = |vb: animatelcm::weights::VarBuilder<'static>| {
             names.iter().map(|name| Ok(vb.get(shape(name), name)?)).collect::<Result<Vec<_>>>()
         };
         checkpoint.rebuild(Component::Text, &PatchStack::new(), resident, model).unwrap().0

@@ -73,7 +73,9 @@ fn guidance_doubles_the_work_of_a_step() {
         assert!(report["cold_start_seconds"].is_null());
         report["unet_step"]["gflop"].as_f64().unwrap()
     };
-    assert!((work("7.5") / work("1") - 2.0).abs() < 1e-9);
+    // Both halves share the embedding of the timestep, and nothing else.
+    let ratio = work("7.5") / work("1");
+    assert!(ratio > 1.99 && ratio < 2.0, "{ratio}");
 }
 
 #[test]

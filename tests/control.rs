@@ -270,7 +270,7 @@ pub(crate) fn all_weights(component: Component, source: &Source) -> BTreeMap<Str
     let mut checkpoint = Checkpoint::new();
     assert_eq!(checkpoint.add_control(source).unwrap(), component);
     let names: Vec<String> = checkpoint.names(component).map(str::to_owned).collect();
-    let read = |vb: candle_nn::VarBuilder<'static>| {
+    let read = |vb: animatelcm::weights::VarBuilder<'static>| {
         let values = names.iter().map(|name| {
             let shape = checkpoint.shape_of(component, name).unwrap();
             let tensor = vb.get(shape, name)?;

@@ -109,7 +109,7 @@ fn reference() -> HashMap<String, Tensor> {
 fn draw<T>(
     component: Component,
     dtype: DType,
-    model: impl FnOnce(candle_nn::VarBuilder<'static>) -> animatelcm::Result<T>,
+    model: impl FnOnce(animatelcm::weights::VarBuilder<'static>) -> animatelcm::Result<T>,
 ) -> T {
     random::build(component, dtype, &Device::Cpu, model).unwrap().0
 }
@@ -177,7 +177,7 @@ fn full_size_autoencoder_equals_diffusers() {
 }
 
 fn unet_pass(dtype: DType, quantize: Quantize, reference: &HashMap<String, Tensor>) -> Tensor {
-    let model = quantize.scope(|| draw(Component::UNet, dtype, |vb| UNet::new(&config(), &vb)));
+    let model = draw(Component::UNet, dtype, |vb| UNet::new(&config(), &vb.quantized(quantize)));
     let latents = reference["latents"].to_dtype(dtype).unwrap();
     let context = &reference["context"].to_dtype(dtype).unwrap();
     let timestep = reference["timestep"].to_dtype(DType::F64).unwrap();

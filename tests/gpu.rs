@@ -7,7 +7,7 @@
 
 use std::collections::BTreeMap;
 
-use animatelcm::device::{DeviceChoice, DtypeChoice, KernelChoice, Precision};
+use animatelcm::device::{DeviceChoice, DtypeChoice, KernelChoice, Precision, Quantize};
 use animatelcm::kernels::{
     self, Activation, ConvArgs, GroupNormOptions, Positions, Weights, reference,
 };
@@ -136,7 +136,13 @@ fn linear_layers_on_a_gpu_equal_their_reference() {
     compare(
         "gated linear",
         &with(&residuals[1]),
-        |x| kernels::linear(&x[0], &Weights::gated(&x[1], Some(&x[2]))?, Some(&x[3])),
+        |x| {
+            kernels::linear(
+                &x[0],
+                &Weights::gated(&x[1], Some(&x[2]), Quantize::None)?,
+                Some(&x[3]),
+            )
+        },
         |x| reference::geglu(&reference::linear(&x[0], &x[1], Some(&x[2]))?)? + &x[3],
     );
 }

@@ -8,9 +8,9 @@ use animatelcm::models::clip::{TextConfig, TextEncoder};
 use animatelcm::models::motion::{MotionConfig, MotionNorm};
 use animatelcm::models::unet::{Injection, UNet, UNetConfig, UNetInput};
 use animatelcm::models::vae::{AutoencoderKl, VaeConfig};
+use animatelcm::weights::VarBuilder;
 use animatelcm::weights::random;
 use candle_core::{DType, Device, Result, Tensor, Var};
-use candle_nn::VarBuilder;
 
 use crate::support::close::assert_relative;
 use crate::support::golden::{self, Golden};

@@ -130,7 +130,7 @@ fn a_second_opinion_on_openais_activation() {
         image_size: ours.image_size,
         patch_size: ours.patch_size,
     };
-    let theirs = other::ClipVisionTransformer::new(vb.pp("vision_model"), &theirs).unwrap();
+    let theirs = other::ClipVisionTransformer::new(vb.pp("vision_model").into(), &theirs).unwrap();
     let ours = VisionEncoder::new(&ours, &vb).unwrap();
     let pixels = ours.pixels(&refs()[1]).unwrap();
     let states = theirs.output_hidden_states(&pixels).unwrap();
@@ -418,7 +418,7 @@ fn all_weights(component: Component, source: &Source) -> BTreeMap<String, Vec<u3
     let mut checkpoint = Checkpoint::new();
     checkpoint.add_component(component, source).unwrap();
     let names: Vec<String> = checkpoint.names(component).map(str::to_owned).collect();
-    let read = |vb: candle_nn::VarBuilder<'static>| {
+    let read = |vb: animatelcm::weights::VarBuilder<'static>| {
         let values = names.iter().map(|name| {
             let tensor = vb.get(checkpoint.shape_of(component, name).unwrap(), name)?;
             let bits = floats(&tensor).into_iter().map(f32::to_bits).collect();

@@ -325,7 +325,7 @@ fn linear_layers_equal_their_reference() {
             for got in results(|| kernels::linear(&x, &weights, Some(&residual))) {
                 assert_relative(&got, &(&want + &residual).unwrap(), 1e-6);
             }
-            let gated = Weights::gated(&weight, bias).unwrap();
+            let gated = Weights::gated(&weight, bias, Quantize::None).unwrap();
             for got in results(|| kernels::linear(&x, &gated, None)) {
                 assert_relative(&got, &reference::geglu(&want).unwrap(), 2e-6);
             }
@@ -334,7 +334,7 @@ fn linear_layers_equal_their_reference() {
         assert!(kernels::linear(&random(&[rows, inputs + 1], 75), &weights, None).is_err());
         assert!(kernels::linear(&x, &weights, Some(&random(&[rows, outputs + 1], 76))).is_err());
     }
-    assert!(Weights::gated(&random(&[3, 2], 1), None).is_err());
+    assert!(Weights::gated(&random(&[3, 2], 1), None, Quantize::None).is_err());
     assert!(Weights::new(&random(&[3, 2], 1), Some(&random(&[2], 1))).is_err());
     assert!(Weights::new(&random(&[3, 2, 3, 1], 1), None).is_err());
 }
@@ -443,7 +443,7 @@ fn products_in_half_precision_are_those_of_f32_rounded() {
             let rows = random(&[11, inputs], 35);
             let matrix = random(&[34, inputs], 36);
             let want = full(&rows).matmul(&full(&matrix).t().unwrap()).unwrap();
-            let gated = Weights::gated(&half(&matrix), None).unwrap();
+            let gated = Weights::gated(&half(&matrix), None, Quantize::None).unwrap();
             for got in results(|| kernels::linear(&half(&rows), &gated, None)) {
                 assert_relative(&got, &reference::geglu(&want).unwrap(), rounding);
             }
@@ -465,7 +465,7 @@ fn products_of_many_channels_in_half_precision_are_those_of_f32_rounded() {
         let want = full(&x).matmul(&full(&weight).t().unwrap()).unwrap();
         let want = want.broadcast_add(&full(&bias)).unwrap();
         let weights = Weights::new(&half(&weight), Some(&half(&bias))).unwrap();
-        let gated = Weights::gated(&half(&weight), Some(&half(&bias))).unwrap();
+        let gated = Weights::gated(&half(&weight), Some(&half(&bias)), Quantize::None).unwrap();
         for got in results(|| kernels::linear(&half(&x), &weights, Some(&half(&residual)))) {
             assert_relative(&got, &(&want + full(&residual)).unwrap(), 2.5e-3);
         }
@@ -525,7 +525,7 @@ fn rounded(weight: &Tensor) -> Tensor {
 #[test]
 fn products_with_int8_weights_are_those_of_the_rounded_weights() {
     let int8 = |weight: &Tensor, bias: Option<&Tensor>| {
-        Quantize::Int8.scope(|| Weights::new(weight, bias)).unwrap()
+        Weights::quantized(weight, bias, Quantize::Int8).unwrap()
     };
     // Multiplied out and transformed; whole and partial panels and blocks of channels.
     for (inputs, outputs, size, stride) in
@@ -566,7 +566,7 @@ fn products_with_int8_weights_are_those_of_the_rounded_weights() {
         for got in results(|| kernels::linear(&x, &weights, Some(&residual))) {
             assert_relative(&got, &(&want + &residual).unwrap(), 1e-6);
         }
-        let gated = Quantize::Int8.scope(|| Weights::gated(&weight, Some(&bias))).unwrap();
+        let gated = Weights::gated(&weight, Some(&bias), Quantize::Int8).unwrap();
         for got in results(|| kernels::linear(&x, &gated, None)) {
             assert_relative(&got, &reference::geglu(&want).unwrap(), 2e-6);
         }
@@ -593,7 +593,7 @@ fn whole_rows(rows: usize, inputs: usize) -> Tensor {
 #[test]
 fn products_of_rounded_rows_are_exact_where_rounding_changes_nothing() {
     let w8a8 = |weight: &Tensor, bias: Option<&Tensor>| {
-        Quantize::W8A8.scope(|| Weights::new(weight, bias)).unwrap()
+        Weights::quantized(weight, bias, Quantize::W8A8).unwrap()
     };
     // One and several panels and blocks of the inner dimension, tails of rows and columns.
     for (rows, inputs, outputs) in
@@ -607,7 +607,7 @@ fn products_of_rounded_rows_are_exact_where_rounding_changes_nothing() {
         for got in results(|| kernels::linear(&x, &weights, Some(&residual))) {
             assert_relative(&got, &(&want + &residual).unwrap(), 2e-6);
         }
-        let gated = Quantize::W8A8.scope(|| Weights::gated(&weight, Some(&bias))).unwrap();
+        let gated = Weights::gated(&weight, Some(&bias), Quantize::W8A8).unwrap();
         for got in results(|| kernels::linear(&x, &gated, None)) {
             assert_relative(&got, &reference::geglu(&want).unwrap(), 2e-6);
         }
@@ -642,7 +642,7 @@ fn products_of_rounded_rows_are_exact_where_rounding_changes_nothing() {
     for (inputs, kernel) in [(48, 3), (50, 1)] {
         let weight = random(&[40, inputs, kernel, kernel], 146);
         let x = random(&[1, inputs, 6, 5], 147);
-        let int8 = Quantize::Int8.scope(|| Weights::new(&weight, None)).unwrap();
+        let int8 = Weights::quantized(&weight, None, Quantize::Int8).unwrap();
         let args = ConvArgs::default();
         let run = |weights| values(&kernels::conv2d(&x, weights, &args).unwrap());
         assert_eq!(run(&w8a8(&weight, None)), run(&int8));
@@ -655,7 +655,7 @@ fn rounding_rows_costs_what_steps_of_their_range_must() {
         let x = random(&[rows, 640], 151);
         let weight = random(&[200, 640], 152);
         let want = reference::linear(&x, &rounded(&weight), None).unwrap();
-        let weights = Quantize::W8A8.scope(|| Weights::new(&weight, None)).unwrap();
+        let weights = Weights::quantized(&weight, None, Quantize::W8A8).unwrap();
         let half = x.to_dtype(DType::BF16).unwrap();
         let rounded_once = half.to_dtype(DType::F32).unwrap();
         let half_want = reference::linear(&rounded_once, &rounded(&weight), None).unwrap();
@@ -690,7 +690,7 @@ fn rounding_rows_costs_what_steps_of_their_range_must() {
 fn rounded_rows_pass_on_what_is_not_finite_and_keep_what_is_constant() {
     let (inputs, outputs) = (52, 32);
     let weight = random(&[outputs, inputs], 161);
-    let weights = Quantize::W8A8.scope(|| Weights::new(&weight, None)).unwrap();
+    let weights = Weights::quantized(&weight, None, Quantize::W8A8).unwrap();
     let mut numbers = values(&random(&[8, inputs], 162));
     let rows: Vec<&mut [f32]> = numbers.chunks_exact_mut(inputs).collect();
     for (i, row) in rows.into_iter().enumerate() {
@@ -732,7 +732,7 @@ fn small_layers_keep_their_weights_and_odd_weights_their_meaning() {
     // Beside too few outputs, too few inputs, and an odd number of them.
     for shape in [[31, 40], [40, 31], [64, 33]] {
         let (x, weight) = (random(&[3, shape[1]], 132), random(&shape, 133));
-        let weights = Quantize::Int8.scope(|| Weights::new(&weight, None)).unwrap();
+        let weights = Weights::quantized(&weight, None, Quantize::Int8).unwrap();
         let plain = Weights::new(&weight, None).unwrap();
         let run = |weights| values(&kernels::linear(&x, weights, None).unwrap());
         assert_eq!(run(&weights), run(&plain), "{shape:?}");
@@ -748,7 +748,7 @@ fn small_layers_keep_their_weights_and_odd_weights_their_meaning() {
     numbers[45] = f32::NAN;
     numbers[80..120].fill(f32::from_bits(3));
     let weight = Tensor::from_vec(numbers, (32, 40), &Device::Cpu).unwrap();
-    let weights = Quantize::Int8.scope(|| Weights::new(&weight, None)).unwrap();
+    let weights = Weights::quantized(&weight, None, Quantize::Int8).unwrap();
     everywhere(|| {
         let got = values(&kernels::linear(&x, &weights, None).unwrap());
         for row in got.chunks_exact(32) {
@@ -818,10 +818,10 @@ fn gradients_reach_what_is_trained_through_every_kernel() {
     let want =
         reference::geglu(&x.matmul(&weight.t().unwrap()).unwrap().broadcast_add(&bias).unwrap());
     let want = want.unwrap();
-    let frozen = Weights::gated(&weight.detach(), Some(&bias.detach())).unwrap();
+    let frozen = Weights::gated(&weight.detach(), Some(&bias.detach()), Quantize::None).unwrap();
     let got = kernels::linear(&x, &frozen, None).unwrap();
     assert_relative(&gradient(&got, &x), &gradient(&want, &x), 1e-6);
-    let trained = Weights::gated(&weight, Some(&bias)).unwrap();
+    let trained = Weights::gated(&weight, Some(&bias), Quantize::None).unwrap();
     let got = kernels::linear(&x.detach(), &trained, None).unwrap();
     for var in [&weight, &bias] {
         assert_relative(&gradient(&got, var), &gradient(&want, var), 1e-6);

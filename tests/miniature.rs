@@ -56,7 +56,7 @@ fn linear() {
     }
     check(
         &tensors([&[7, 6], &[36, 6], &[36]]),
-        |t| kernels::linear(&t[0], &Weights::gated(&t[1], Some(&t[2]))?, None),
+        |t| kernels::linear(&t[0], &Weights::gated(&t[1], Some(&t[2]), Quantize::None)?, None),
         |t| reference::geglu(&reference::linear(&t[0], &t[1], Some(&t[2]))?),
     );
 }
@@ -66,7 +66,7 @@ fn rounded() {
     let inputs = tensors([&[7, 64], &[34, 64]]);
     let want = reference::linear(&inputs[0], &inputs[1], None).unwrap();
     for quantize in [Quantize::Int8, Quantize::W8A8] {
-        let weights = quantize.scope(|| Weights::new(&inputs[1], None)).unwrap();
+        let weights = Weights::quantized(&inputs[1], None, quantize).unwrap();
         for dtype in [DType::F32, DType::BF16] {
             let x = inputs[0].to_dtype(dtype).unwrap();
             for got in results(|| kernels::linear(&x, &weights, None)) {

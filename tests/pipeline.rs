@@ -539,3 +539,39 @@ fn requests_that_the_model_cannot_meet_are_refused_before_anything_is_loaded() {
     assert_eq!(error.kind().exit_code(), 4);
     assert!(error.hint().unwrap().contains("--frames"));
 }
+
+#[test]
+fn pipelines_of_different_precision_do_not_meet() {
+    let request = Request::new("a red circle moving right").with(|r| {
+        r.size.frames = 2;
+        r.sampling.steps = 2;
+        r.sampling.seed = Some(4);
+    });
+    let clip = |dtype: DtypeChoice, quantize: Quantize| {
+        let precision = Precision::new(dtype, &Device::Cpu).quantized(quantize, &Device::Cpu);
+        let models = Models::open(&Files::embedded()).unwrap();
+        let mut pipeline =
+            Pipeline::new(models, Device::Cpu, precision.unwrap(), Residency::OneAtATime);
+        let mut frames = Vec::new();
+        let mut quiet = |_: Event| Ok(());
+        pipeline.run(&request, &mut Tensors::default(), &mut quiet, &mut &mut frames).unwrap();
+        frames
+    };
+    let kinds = [
+        (DtypeChoice::F32, Quantize::None),
+        (DtypeChoice::F32, Quantize::Int8),
+        (DtypeChoice::Bf16, Quantize::None),
+    ];
+    let alone: Vec<_> = kinds.iter().map(|(dtype, quantize)| clip(*dtype, *quantize)).collect();
+    assert!(alone[0] != alone[1] && alone[0] != alone[2], "the precision changes nothing");
+    // Twice each, all at once.
+    std::thread::scope(|scope| {
+        let threads: Vec<_> = (0..2 * kinds.len())
+            .map(|i| scope.spawn(move || (i, clip(kinds[i % 3].0, kinds[i % 3].1))))
+            .collect();
+        for thread in threads {
+            let (i, frames) = thread.join().unwrap();
+            assert!(frames == alone[i % 3], "{:?} is another clip", kinds[i % 3]);
+        }
+    });
+}

@@ -15,10 +15,10 @@ use animatelcm::pipeline::load::{Base, ControlFile, Files, Models};
 use animatelcm::pipeline::{Event, Pipeline, Residency, memory};
 use animatelcm::request::Control;
 use animatelcm::request::Request;
+use animatelcm::weights::VarBuilder;
 use animatelcm::weights::{Component, Source, random};
 use animatelcm::{Error, Result};
 use candle_core::{DType, Device, Tensor};
-use candle_nn::VarBuilder;
 
 use crate::control::{
     all_weights, bits, hint_folder, pictures, published, request, run_from, save,

@@ -119,7 +119,7 @@ fn without_motion_it_agrees_with_a_second_implementation() {
         ..Default::default()
     };
     let (theirs, _) = random::build(Component::UNet, DType::F32, &Device::Cpu, |vb| {
-        Ok(other::UNet2DConditionModel::new(vb, 4, 4, false, settings)?)
+        Ok(other::UNet2DConditionModel::new(vb.into(), 4, 4, false, settings)?)
     })
     .unwrap();
     let x = fold(&case("unet")["x"]).narrow(0, 0, 2).unwrap();

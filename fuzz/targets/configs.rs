@@ -4,7 +4,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use animatelcm::adapters::lora::{Lora, LoraOptions};
-use animatelcm::device::{DtypeChoice, Precision, Quantize};
+use animatelcm::device::{DtypeChoice, Precision};
 use animatelcm::pipeline::load::{Base, ControlFile, Files, IpAdapterFile, Models};
 use animatelcm::pipeline::memory::Plan;
 use animatelcm::request::Request;
@@ -92,8 +92,7 @@ fn control(net: &Path) {
     let root = root();
     let net = ControlFile { name: "net".into(), source: Source::from(net.to_path_buf()) };
     if let Some(models) = opened(&Files { controls: vec![net], ..files(&root) }) {
-        let _ = models.side_network_work("net", 2, (64, 64), 1);
-        let _ = models.side_network("net", DType::F32, &Device::Cpu);
+        let _ = models.side_network("net", plain(), &Device::Cpu);
     }
 }
 
@@ -117,21 +116,22 @@ fn peft(root: &Path) {
     }
 }
 
+fn plain() -> Precision {
+    Precision::new(DtypeChoice::default(), &Device::Cpu)
+}
+
 /// Opens a model and works out everything that is known of it before it is built.
 fn opened(files: &Files) -> Option<Models> {
     let models = Models::open(files).ok()?;
     let (width, height) = models.native_size();
     let request = Request::default();
-    let precision = Precision::new(DtypeChoice::default(), &Device::Cpu);
-    let precision = precision.quantized(Quantize::None, &Device::Cpu).expect("plain weights");
+    let precision = plain();
     let _ = models.scheduler(&request).schedule();
     for size in [(width, height), (64, 64)] {
         let plan = Plan::new(&models, precision, &Device::Cpu, &request, size);
         let _ = plan.choose(Some(1 << 30));
-        let _ = models.unet_work(request.size.frames, size);
-        let _ = models.decoder_work(request.size.frames, size);
     }
-    let _ = (models.text_work(), models.longest_clip(), models.encoder_width());
+    let _ = (models.longest_clip(), models.encoder_width());
     Some(models)
 }
 

@@ -54,7 +54,7 @@ pub(crate) fn encoder(tokenizer: Tokenizer, width: usize) -> TextModel {
         num_attention_heads: 1,
         ..TextConfig::default()
     };
-    let weights = VarBuilder::zeros(DType::F32, &Device::Cpu);
+    let weights = VarBuilder::zeros(DType::F32, &Device::Cpu).into();
     let encoder = TextEncoder::new(&config, &weights).expect("a small text encoder");
     TextModel::new(tokenizer, encoder, &Device::Cpu)
 }

@@ -7,7 +7,7 @@ mod process;
 mod report;
 mod summary;
 
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use candle_core::{Device, Tensor};
 use clap::Args;
@@ -21,7 +21,6 @@ use crate::device::{Precision, Quantize};
 use crate::job::{self, Names};
 use crate::kernels::{self, Weights, clock};
 use crate::media::{FrameSink, RgbImage};
-use crate::pipeline::flops::Work;
 use crate::pipeline::load::{Base, ControlFile, Files, Motion, Preset};
 use crate::pipeline::{Event, Inputs, Pipeline, Prepared, Residency};
 use crate::request::{Control, Job};
@@ -128,23 +127,10 @@ fn measure(args: &BenchArgs, stop: &Stop) -> Result<Report> {
 
     let models = pipeline.models();
     let request = &prepared.request;
-    let passes = if request.is_guided() { 2 } else { 1 };
-    let controls = request.controls.iter().zip(&prepared.hints);
-    let sides: Vec<_> = controls
-        .map(|(control, hint)| {
-            let hints = hint.pictures.len();
-            models.side_network_work(&control.model, request.size.frames, size, hints)
-        })
-        .collect();
-    let once = sides.iter().map(|work| work.once).sum::<Work>();
-    let unet = models.unet_work(request.size.frames, size).total();
-    let step = (unet + sides.iter().map(|work| work.step.total()).sum::<Work>()) * passes;
-    let decode = models.decoder_work(request.size.frames, size);
-    let text = models.text_work() * passes;
-    let clip = step * request.sampling.steps + once + decode + text;
     let encodes = models.side_networks().any(|(_, config)| config.sees_latents());
     let encoder = if encodes { models.vae_encoder_bytes(precision.vae) } else { 0 };
     let peaks = times.peaks;
+    let steps = prepared.plan.steps.len().max(1) as u64;
     let part = |times: &[f64], flops, peak| Part::new(Summary::of(times), flops, peak);
     let on_cpu = pipeline.device().is_cpu();
     let shares = |kinds, seconds: &[f64]| on_cpu.then(|| Shares::new(kinds, seconds.iter().sum()));
@@ -181,16 +167,16 @@ fn measure(args: &BenchArgs, stop: &Stop) -> Result<Report> {
         },
         cold_start_seconds: cold_start,
         load_seconds: load,
-        text_encode: part(&times.text, text.flops(), peaks.text),
+        text_encode: part(&times.text, times.work.text, peaks.text),
         unet_step: Part {
             shares: shares(&times.step_kinds, &times.steps),
-            ..part(&times.steps, step.flops(), peaks.steps)
+            ..part(&times.steps, times.work.steps / steps, peaks.steps)
         },
         decode: Part {
             shares: shares(&times.decode_kinds, &times.decode),
-            ..part(&times.decode, decode.flops(), peaks.decode)
+            ..part(&times.decode, times.work.decode, peaks.decode)
         },
-        clip: part(&times.clip, clip.flops(), peaks.whole()),
+        clip: part(&times.clip, times.work.whole(), peaks.whole()),
         peak_memory_bytes: peaks.whole(),
         // A run drops text encoder and the autoencoder's encoder before the rest is loaded.
         estimated_memory_bytes: prepared.memory.total(prepared.guidance)
@@ -206,7 +192,7 @@ fn limit(device: &Device, precision: Precision) -> Result<Option<f64>> {
         return Ok(None);
     }
     let square = Tensor::ones((SIDE, SIDE), precision.unet, device)?;
-    let weights = precision.quantize.scope(|| Weights::new(&square, None))?;
+    let weights = Weights::quantized(&square, None, precision.quantize)?;
     let mut fastest = f64::INFINITY;
     for _ in 0..20 {
         let started = Instant::now();
@@ -276,9 +262,27 @@ struct ClipTimes {
     decode: f64,
     clip: f64,
     peaks: Peaks,
+    work: Work,
     /// Of all steps.
-    step_kinds: clock::Times,
-    decode_kinds: clock::Times,
+    step_kinds: Kinds,
+    decode_kinds: Kinds,
+}
+
+/// Seconds of each kind of operation.
+type Kinds = [Duration; clock::Kind::ALL.len()];
+
+/// Floating-point operations of each part of a clip.
+#[derive(Clone, Copy, Debug, Default)]
+struct Work {
+    text: u64,
+    steps: u64,
+    decode: u64,
+}
+
+impl Work {
+    fn whole(self) -> u64 {
+        self.text.saturating_add(self.steps).saturating_add(self.decode)
+    }
 }
 
 /// Peak memory of each part of a clip, in bytes, where the system tells it.
@@ -311,8 +315,10 @@ struct Times {
     decode: Vec<f64>,
     clip: Vec<f64>,
     peaks: Peaks,
-    step_kinds: clock::Times,
-    decode_kinds: clock::Times,
+    /// Of the last clip; all take the same.
+    work: Work,
+    step_kinds: Kinds,
+    decode_kinds: Kinds,
 }
 
 impl Times {
@@ -322,7 +328,8 @@ impl Times {
         self.decode.push(clip.decode);
         self.clip.push(clip.clip);
         self.peaks = self.peaks.or_higher(clip.peaks);
-        let add = |sum: &mut clock::Times, times: clock::Times| {
+        self.work = clip.work;
+        let add = |sum: &mut Kinds, times: Kinds| {
             sum.iter_mut().zip(times).for_each(|(sum, time)| *sum += time);
         };
         add(&mut self.step_kinds, clip.step_kinds);
@@ -346,6 +353,7 @@ impl<'a> Stopwatch<'a> {
         let mut times = ClipTimes::default();
         self.device.synchronize()?;
         reset_peak();
+        clock::start();
         let started = Instant::now();
         let mut mark = started;
         let mut lap = || -> Result<f64> {
@@ -363,12 +371,15 @@ impl<'a> Stopwatch<'a> {
                     times.text = lap()?;
                     times.peaks.text = peak();
                     reset_peak();
+                    times.work.text = clock::stop().flops();
                     clock::start();
                 }
                 Event::Step { step, .. } => {
                     times.steps.push(lap()?);
                     if step == steps {
-                        times.step_kinds = clock::stop();
+                        let tally = clock::stop();
+                        times.step_kinds = tally.times;
+                        times.work.steps = tally.flops();
                         times.peaks.steps = peak();
                         reset_peak();
                         clock::start();
@@ -380,7 +391,9 @@ impl<'a> Stopwatch<'a> {
             self.notes.go_on()
         };
         pipeline.generate(prepared, &mut observer, &mut Nowhere)?;
-        times.decode_kinds = clock::stop();
+        let tally = clock::stop();
+        times.decode_kinds = tally.times;
+        times.work.decode = tally.flops();
         times.peaks.decode = peak();
         times.clip = started.elapsed().as_secs_f64();
         Ok(times)

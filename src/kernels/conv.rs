@@ -84,6 +84,8 @@ pub fn conv2d(x: &Tensor, weights: &Weights, args: &ConvArgs<'_>) -> Result<Tens
     {
         candle_core::bail!("a residual {:?} for a convolution to {shape:?}", residual.dims());
     }
+    let taps = kernel * kernel;
+    clock::count(&[batch, out_height, out_width, sizes.outputs, channels, taps]);
     let mut given = [Some(x), args.shift, args.residual].into_iter().flatten();
     let track = weights.track() || given.any(Tensor::track_op);
     if track {
@@ -144,6 +146,7 @@ pub fn linear_until(
     if residual.is_some_and(|residual| residual.dims() != shape) {
         candle_core::bail!("a residual of another shape than {shape:?}");
     }
+    clock::count(&[x.elem_count(), sizes.outputs]);
     let mut given = [Some(x), residual].into_iter().flatten();
     let track = weights.track() || given.any(Tensor::track_op);
     #[cfg(feature = "cuda")]

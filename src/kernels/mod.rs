@@ -57,18 +57,18 @@ pub use resize::upsample_nearest;
 pub use shift::shift_channels;
 pub use weights::Weights;
 
-use std::cell::Cell;
+use std::sync::{PoisonError, RwLock};
 
 use candle_core::{DType, Device, Result, Tensor};
 
 use crate::Error;
 use crate::device::KernelChoice;
 
-thread_local! {
-    static CHOICE: Cell<KernelChoice> = const { Cell::new(KernelChoice::Default) };
-}
+/// The GPUs, as they were opened, on which experimental kernels run.
+static EXPERIMENTAL: RwLock<Vec<Device>> = RwLock::new(Vec::new());
 
-/// Says which kernels run what this thread calls from now on. Models are to be loaded by the same choice.
+/// Says which kernels run on `device`, as it was opened: the same GPU opened once more may have others. Models are to
+/// be loaded by the same choice.
 ///
 /// # Errors
 ///
@@ -82,17 +82,22 @@ pub fn choose(choice: KernelChoice, device: &Device) -> crate::Result<()> {
     if let (KernelChoice::Experimental, Device::Cuda(device)) = (choice, device) {
         cuda::keep_memory(device)?;
     }
-    CHOICE.set(choice);
+    let mut all = EXPERIMENTAL.write().unwrap_or_else(PoisonError::into_inner);
+    all.retain(|other| !other.same_device(device));
+    if choice == KernelChoice::Experimental {
+        all.push(device.clone());
+    }
     Ok(())
 }
 
-fn is_experimental() -> bool {
-    CHOICE.get() == KernelChoice::Experimental
+fn is_experimental(device: &Device) -> bool {
+    let all = EXPERIMENTAL.read().unwrap_or_else(PoisonError::into_inner);
+    all.iter().any(|other| other.same_device(device))
 }
 
 /// Whether own kernels run on `device`, a GPU.
 fn has_own(device: &Device) -> bool {
-    cfg!(feature = "cuda") && device.is_cuda() && is_experimental()
+    cfg!(feature = "cuda") && device.is_cuda() && is_experimental(device)
 }
 
 /// Whether pictures lie with their channels innermost on `device`, and attention reads tokens from where they are.

@@ -1,6 +1,5 @@
 //! The weights of linear layers and convolutions, packed for the CPU when they are loaded.
 
-use std::cell::Cell;
 use std::fmt;
 use std::sync::{Arc, OnceLock};
 
@@ -50,23 +49,7 @@ pub(super) enum Form {
     },
 }
 
-thread_local! {
-    static QUANTIZE: Cell<Quantize> = const { Cell::new(Quantize::None) };
-}
-
 impl Quantize {
-    /// Runs `f`; layers on the CPU that are made on this thread meanwhile have rounded weights.
-    pub fn scope<R>(self, f: impl FnOnce() -> R) -> R {
-        struct Restore(Quantize);
-        impl Drop for Restore {
-            fn drop(&mut self) {
-                QUANTIZE.set(self.0);
-            }
-        }
-        let _restore = Restore(QUANTIZE.replace(self));
-        f()
-    }
-
     /// Bytes of a weight of `dtype` in memory.
     pub fn bytes(self, shape: &[usize], dtype: DType) -> u64 {
         let values = shape.iter().product::<usize>() as u64;
@@ -98,7 +81,16 @@ impl Weights {
     ///
     /// When the shapes do not agree.
     pub fn new(weight: &Tensor, bias: Option<&Tensor>) -> Result<Self> {
-        Self::with_columns(weight, bias, Columns::Plain)
+        Self::quantized(weight, bias, Quantize::None)
+    }
+
+    /// The same; on the CPU the weights are rounded, unless the layer is small.
+    ///
+    /// # Errors
+    ///
+    /// When the shapes do not agree.
+    pub fn quantized(weight: &Tensor, bias: Option<&Tensor>, quantize: Quantize) -> Result<Self> {
+        Self::with_columns(weight, bias, (Columns::Plain, quantize))
     }
 
     /// The same for a layer whose outputs are values, then their gates; see [`linear`](super::linear()).
@@ -106,14 +98,18 @@ impl Weights {
     /// # Errors
     ///
     /// When the shapes do not agree, or the number of outputs is odd.
-    pub fn gated(weight: &Tensor, bias: Option<&Tensor>) -> Result<Self> {
+    pub fn gated(weight: &Tensor, bias: Option<&Tensor>, quantize: Quantize) -> Result<Self> {
         if weight.dim(0)? % 2 != 0 {
             candle_core::bail!("gated gelu wants an even width, got {}", weight.dim(0)?);
         }
-        Self::with_columns(weight, bias, Columns::Gated)
+        Self::with_columns(weight, bias, (Columns::Gated, quantize))
     }
 
-    fn with_columns(weight: &Tensor, bias: Option<&Tensor>, columns: Columns) -> Result<Self> {
+    fn with_columns(
+        weight: &Tensor,
+        bias: Option<&Tensor>,
+        (columns, quantize): (Columns, Quantize),
+    ) -> Result<Self> {
         let (outputs, channels, kernel) = match *weight.dims() {
             [outputs, channels] => (outputs, channels, 1),
             [outputs, channels, kernel, width] if kernel == width => (outputs, channels, kernel),
@@ -128,7 +124,7 @@ impl Weights {
         let trained = weight.track_op() || bias.is_some_and(Tensor::track_op);
         let packable = weight.device().is_cpu() && !trained && weight.elem_count() > 0;
         let form = if packable {
-            pack(weight, sizes)?
+            pack(weight, sizes, quantize)?
         } else if weight.rank() == 4 && !trained && super::has_own(weight.device()) {
             Form::Plain(channels_first(&channels_last(weight)?)?)
         } else {
@@ -223,14 +219,13 @@ impl Weights {
     }
 }
 
-fn pack(weight: &Tensor, sizes: Sizes) -> Result<Form> {
+fn pack(weight: &Tensor, sizes: Sizes, quantize: Quantize) -> Result<Form> {
     let weight = weight.contiguous()?;
     let (storage, layout) = weight.storage_and_layout();
     let start = layout.start_offset();
     let Storage::Cpu(storage) = &*storage else { candle_core::bail!("weights off the CPU") };
     let (inner, taps) = (sizes.channels * sizes.taps, sizes.taps);
     let place = move |o: usize, t: usize, c: usize| start + o * inner + c * taps + t;
-    let quantize = QUANTIZE.get();
     if quantize != Quantize::None && is_large(sizes.outputs, sizes.channels) {
         let grouped = sizes.channels.is_multiple_of(Byte::GROUP);
         let bytes = quantize == Quantize::W8A8 && taps == 1 && grouped;

@@ -2,8 +2,8 @@
 //!
 //! Zhang, Rao and Agrawala (2023). It knows nothing of motion: every frame is an image to it.
 
+use crate::weights::VarBuilder;
 use candle_core::{Result as TensorResult, Tensor};
-use candle_nn::VarBuilder;
 use serde::{Deserialize, Serialize};
 
 use crate::kernels::layout::add;

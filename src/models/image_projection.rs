@@ -3,8 +3,8 @@
 //! Ye et al. (2023). The names are those of the published files, `image_proj` and `ip_adapter`; keys and values are
 //! computed here, outside the UNet, because they depend on the picture only.
 
+use crate::weights::VarBuilder;
 use candle_core::{D, Result as TensorResult, Tensor};
-use candle_nn::VarBuilder;
 
 use crate::models::MOST_CHANNELS;
 use crate::nn::{LayerNorm, Linear};

@@ -4,8 +4,8 @@
 
 use std::sync::OnceLock;
 
+use crate::weights::VarBuilder;
 use candle_core::{DType, Device, Result, Tensor};
-use candle_nn::VarBuilder;
 use serde::{Deserialize, Serialize};
 
 use crate::Stop;

@@ -3,8 +3,8 @@
 //! Guo et al. (2023), "SparseCtrl". It does not see the noisy latents: zeros stand in their place. See
 //! `animatediff/models/sparse_controlnet.py` of guoyww/AnimateDiff@cf80ddeb47b69cf0b16f225800de081d486d7f21.
 
+use crate::weights::VarBuilder;
 use candle_core::{Result as TensorResult, Tensor};
-use candle_nn::VarBuilder;
 use serde::{Deserialize, Serialize};
 
 use crate::models::control_net::{HintEmbedding, HintSizes, hint_factor};

@@ -3,8 +3,8 @@
 //! Mou et al. (2023). It sees neither noise nor time, so that its work is done once a clip. See
 //! `ldm/modules/encoders/adapter.py` of TencentARC/T2I-Adapter@686de4681515662c0ac2ffa07bf5dda83af1038a.
 
+use crate::weights::VarBuilder;
 use candle_core::{Result as TensorResult, Tensor};
-use candle_nn::VarBuilder;
 use serde::{Deserialize, Serialize};
 
 use crate::models::unet::UNetConfig;

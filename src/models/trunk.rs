@@ -1,7 +1,7 @@
 //! The first half of a UNet, read out at every skip: what ControlNet and SparseCtrl are built on.
 
+use crate::weights::VarBuilder;
 use candle_core::{Result as TensorResult, Tensor};
-use candle_nn::VarBuilder;
 
 use crate::models::unet::{Injection, Place, Residuals, Stage, UNetConfig, UNetInput};
 use crate::nn::{Conv2d, ConvOptions, TimestepEmbedding};

@@ -1,7 +1,7 @@
 //! Multi-head attention.
 
+use crate::weights::VarBuilder;
 use candle_core::{Result, Tensor};
-use candle_nn::VarBuilder;
 
 use super::Linear;
 use crate::{Stop, kernels};

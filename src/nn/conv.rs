@@ -1,7 +1,7 @@
 //! Convolution over an image.
 
+use crate::weights::VarBuilder;
 use candle_core::{Result, Tensor};
-use candle_nn::VarBuilder;
 
 use crate::kernels::{self, ConvArgs, Weights};
 
@@ -42,7 +42,7 @@ impl Conv2d {
     ) -> Result<Self> {
         let weight = vb.get((outputs, inputs, options.kernel, options.kernel), "weight")?;
         let bias = if options.bias { Some(vb.get(outputs, "bias")?) } else { None };
-        Ok(Self { weights: Weights::new(&weight, bias.as_ref())?, options })
+        Ok(Self { weights: Weights::quantized(&weight, bias.as_ref(), vb.quantize())?, options })
     }
 
     /// `(batch, inputs, height, width)` to `(batch, outputs, height', width')`.

@@ -1,7 +1,7 @@
 //! The gated feed-forward part of a transformer block.
 
+use crate::weights::VarBuilder;
 use candle_core::{Result, Tensor};
-use candle_nn::VarBuilder;
 
 use super::Linear;
 use crate::Stop;

@@ -1,7 +1,7 @@
 //! `y = x Wᵀ + b`.
 
+use crate::weights::VarBuilder;
 use candle_core::{Result, Tensor};
-use candle_nn::VarBuilder;
 
 use crate::Stop;
 use crate::kernels::{self, Weights};
@@ -14,18 +14,18 @@ impl Linear {
     /// With a bias.
     pub fn new(inputs: usize, outputs: usize, vb: &VarBuilder) -> Result<Self> {
         let (weight, bias) = (vb.get((outputs, inputs), "weight")?, vb.get(outputs, "bias")?);
-        Ok(Self(Weights::new(&weight, Some(&bias))?))
+        Ok(Self(Weights::quantized(&weight, Some(&bias), vb.quantize())?))
     }
 
     /// Without a bias.
     pub fn without_bias(inputs: usize, outputs: usize, vb: &VarBuilder) -> Result<Self> {
-        Ok(Self(Weights::new(&vb.get((outputs, inputs), "weight")?, None)?))
+        Ok(Self(Weights::quantized(&vb.get((outputs, inputs), "weight")?, None, vb.quantize())?))
     }
 
     /// With a bias and a gated GELU: values and gates are the first and the second half of `2 outputs` rows.
     pub fn gated(inputs: usize, outputs: usize, vb: &VarBuilder) -> Result<Self> {
         let weight = vb.get((2 * outputs, inputs), "weight")?;
-        Ok(Self(Weights::gated(&weight, Some(&vb.get(2 * outputs, "bias")?))?))
+        Ok(Self(Weights::gated(&weight, Some(&vb.get(2 * outputs, "bias")?), vb.quantize())?))
     }
 
     /// `(.., inputs)` to `(.., outputs)`.

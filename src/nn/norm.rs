@@ -1,7 +1,7 @@
 //! Normalization with f32 statistics.
 
+use crate::weights::VarBuilder;
 use candle_core::{Result, Tensor};
-use candle_nn::VarBuilder;
 
 use crate::kernels::{self, GroupNormOptions, Positions};
 

@@ -1,7 +1,7 @@
 //! Halving and doubling the resolution.
 
+use crate::weights::VarBuilder;
 use candle_core::{Result, Tensor};
-use candle_nn::VarBuilder;
 
 use super::{Conv2d, ConvOptions};
 use crate::Stop;

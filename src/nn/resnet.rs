@@ -1,7 +1,7 @@
 //! The residual block of the UNet and the VAE.
 
+use crate::weights::VarBuilder;
 use candle_core::{Result, Tensor};
-use candle_nn::VarBuilder;
 
 use super::{Conv2d, ConvOptions, GroupNorm, Linear};
 use crate::Stop;

@@ -1,7 +1,7 @@
 //! What the network is told about the noise.
 
+use crate::weights::VarBuilder;
 use candle_core::{DType, Device, Result, Tensor};
-use candle_nn::VarBuilder;
 
 use super::Linear;
 

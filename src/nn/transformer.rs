@@ -1,7 +1,7 @@
 //! The transformer over the pixels of an image.
 
+use crate::weights::VarBuilder;
 use candle_core::{Result, Tensor};
-use candle_nn::VarBuilder;
 
 use super::{
     Attention, Conv2d, ConvOptions, FeedForward, GroupNorm, LayerNorm, Linear, SideContext,

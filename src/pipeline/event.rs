@@ -61,7 +61,7 @@ pub enum Event {
         #[serde(serialize_with = "as_text")]
         report: LoadReport,
     },
-    /// Everything is loaded; the first step begins.
+    /// Everything is loaded and encoded; the first step begins.
     Ready,
     /// Something is not as it was probably meant.
     Warning {

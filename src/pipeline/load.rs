@@ -21,7 +21,7 @@ pub use files::{Base, EmbeddingFile, Files, LoraFile, Motion, Preset};
 pub use ip_adapters::IpAdapterFile;
 use ip_adapters::{OpenImageEncoder, OpenIpAdapter};
 use side_networks::OpenSideNetwork;
-pub use side_networks::{ControlFile, SideConfig, SideNetwork, SideWork};
+pub use side_networks::{ControlFile, SideConfig, SideNetwork};
 
 use super::embedded::Embedded;
 use crate::adapters::lora::{Lora, LoraOptions, LoraReport, LoraScale};

@@ -5,7 +5,6 @@ use std::collections::BTreeSet;
 use candle_core::{DType, Device};
 
 use super::denoiser::Guidance;
-use super::flops::product;
 use super::images::Pictures;
 use super::load::{Models, SideConfig};
 use crate::device::Precision;
@@ -58,6 +57,11 @@ const TRANSFORMED: usize = 32 << 20;
 
 /// Bytes in which a thread holds sums and transformed weights; an upper bound.
 const SUMS: usize = 8 << 20;
+
+/// A product that stays at the largest number where it would go beyond.
+fn product(factors: &[usize]) -> u64 {
+    factors.iter().fold(1, |all, factor| all.saturating_mul(*factor as u64))
+}
 
 impl Plan {
     /// For a request at `size` (width, height) in pixels.

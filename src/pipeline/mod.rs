@@ -8,7 +8,6 @@ mod conditions;
 pub mod denoiser;
 mod embedded;
 mod event;
-pub mod flops;
 mod hints;
 mod images;
 mod inputs;
@@ -291,7 +290,6 @@ impl Pipeline {
         self.load_vae(observer)?;
         self.load_side_networks(request.controls.iter().map(|c| c.model.clone()), observer)?;
         self.load_unet(observer)?;
-        observer.event(Event::Ready)?;
 
         let replay = frames_first(&prepared.noise)?;
         let mut noise = Noise::new(request.sampling.rng, seed).with_replay(replay);
@@ -300,6 +298,7 @@ impl Pipeline {
             let guided = self.guided(prepared, &states)?;
             let conditioners = self.conditioners(prepared, &hints, image_prompts)?;
             let mut guided = guided.condition(conditioners);
+            observer.event(Event::Ready)?;
             let mut pace = Pace::start();
             let mut watch = |progress: Progress<'_>| {
                 let Progress { step, steps, at, x, .. } = progress;

@@ -91,8 +91,9 @@ impl Pipeline {
             let Precision { unet: dtype, quantize, .. } = self.precision;
             let bytes = self.models.unet_bytes(self.precision);
             observer.event(Event::Load { part: "unet", bytes })?;
-            let (unet, report) =
-                quantize.scope(|| self.build(Component::UNet, dtype, Models::rebuild_unet))?;
+            let (unet, report) = self.build(Component::UNet, dtype, |models, resident| {
+                models.rebuild_unet(resident, quantize)
+            })?;
             observer.event(Event::Report { report })?;
             self.unet = Some(unet);
         }
@@ -104,7 +105,6 @@ impl Pipeline {
         names: impl IntoIterator<Item = String>,
         observer: &mut dyn Observer,
     ) -> Result<()> {
-        let Precision { unet: dtype, quantize, .. } = self.precision;
         for name in names {
             if self.side_networks.contains_key(&name) {
                 continue;
@@ -113,8 +113,7 @@ impl Pipeline {
             let part =
                 self.models.side_config(&name).map_or("controlnet", |c| c.component().name());
             observer.event(Event::Load { part, bytes })?;
-            let (net, report) =
-                quantize.scope(|| self.models.side_network(&name, dtype, &self.device))?;
+            let (net, report) = self.models.side_network(&name, self.precision, &self.device)?;
             observer.event(Event::Report { report })?;
             self.side_networks.insert(name, net);
         }

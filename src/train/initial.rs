@@ -1,7 +1,7 @@
 //! First weights of networks that are made from nothing.
 
+use crate::weights::VarBuilder;
 use candle_core::{Device, Tensor};
-use candle_nn::VarBuilder;
 
 use super::Weights;
 use crate::Result;

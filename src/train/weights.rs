@@ -2,9 +2,9 @@
 
 use std::collections::{BTreeMap, HashMap};
 
+use crate::weights::VarBuilder;
 use candle_core::backprop::GradStore;
 use candle_core::{Tensor, Var};
-use candle_nn::VarBuilder;
 
 use super::Compute;
 use crate::{Error, Result};

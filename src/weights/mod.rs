@@ -23,6 +23,7 @@
 //! ```
 
 mod backend;
+mod builder;
 mod dialect;
 mod digest;
 mod folder;
@@ -43,9 +44,9 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use candle_core::{DType, Device};
-use candle_nn::VarBuilder;
 
 use self::backend::{Backend, Record};
+pub use self::builder::VarBuilder;
 use self::dialect::{DIALECTS, Foreign, Mapped, Names};
 pub(crate) use self::dialect::{canonical_motion_name, ldm_unet_module};
 pub use self::digest::sha256;

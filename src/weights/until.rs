@@ -1,19 +1,22 @@
 //! Weights that are served until somebody asks to stop.
 
 use candle_core::{DType, Device, Result, Shape, Tensor};
+use candle_nn::Init;
 use candle_nn::var_builder::SimpleBackend;
-use candle_nn::{Init, VarBuilder};
+
+use super::VarBuilder;
 
 use crate::Stop;
 
 /// The same builder, whose next weight is [`Error::Cancelled`](crate::Error::Cancelled) once `stop` is requested.
 pub(crate) fn until(vb: VarBuilder<'static>, stop: &Stop) -> VarBuilder<'static> {
-    let (dtype, device) = (vb.dtype(), vb.device().clone());
-    VarBuilder::from_backend(Box::new(Until { vb, stop: stop.clone() }), dtype, device)
+    let (dtype, device, quantize) = (vb.dtype(), vb.device().clone(), vb.quantize());
+    let backend = Until { vb: vb.into(), stop: stop.clone() };
+    VarBuilder::from_backend(Box::new(backend), dtype, device).quantized(quantize)
 }
 
 struct Until {
-    vb: VarBuilder<'static>,
+    vb: candle_nn::VarBuilder<'static>,
     stop: Stop,
 }
 

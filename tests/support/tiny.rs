@@ -5,8 +5,8 @@ use std::path::PathBuf;
 
 use animatelcm::models::motion::MotionConfig;
 use animatelcm::models::unet::{UNet, UNetConfig};
+use animatelcm::weights::VarBuilder;
 use candle_core::{DType, Device, Tensor};
-use candle_nn::VarBuilder;
 
 /// A file or folder under `tests/goldens`.
 pub(crate) fn path(name: &str) -> PathBuf {

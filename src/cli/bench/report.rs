@@ -7,10 +7,11 @@ use std::time::Duration;
 use candle_core::Device;
 use serde::Serialize;
 
+use super::Kinds;
 use super::summary::Summary;
 use crate::device::{KernelChoice, Quantize};
 use crate::error::Bytes;
-use crate::kernels::clock::{Kind, Times};
+use crate::kernels::clock::Kind;
 use crate::kernels::isa::Isa;
 
 /// Everything that was measured, and under which circumstances.
@@ -113,7 +114,7 @@ pub(super) struct Shares {
 
 impl Shares {
     /// Of `seconds` in all.
-    pub(super) fn new(times: &Times, seconds: f64) -> Self {
+    pub(super) fn new(times: &Kinds, seconds: f64) -> Self {
         let seconds = seconds.max(f64::MIN_POSITIVE);
         let share = |(kind, time): (Kind, &Duration)| (kind.name(), time.as_secs_f64() / seconds);
         let kinds: BTreeMap<_, _> = Kind::ALL.into_iter().zip(times).map(share).collect();

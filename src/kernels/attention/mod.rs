@@ -78,6 +78,8 @@ pub fn attention_until(
             v.dims()
         );
     }
+    // Scores, and sums of values.
+    clock::count(&[2, batch, queries, keys, heads, dim]);
     if grad::is_tracked(&[q, k, v]) {
         return grad::attention(q, k, v, scale);
     }
@@ -100,7 +102,7 @@ pub fn attention_until(
         }
     }
     if q.device().is_metal()
-        && super::is_experimental()
+        && super::is_experimental(q.device())
         && let Some(y) = sdpa::attention(q, k, v, scale)?
     {
         return Ok(y);
@@ -163,7 +165,9 @@ pub fn attention_by_place(q: &Tensor, k: &Tensor, v: &Tensor, scale: f64) -> Res
             v.dims()
         );
     }
+    let count = || clock::count(&[2, batch, tokens, tokens, places, heads, dim]);
     if q.device().is_cpu() && !grad::is_tracked(&[q, k, v]) {
+        count();
         return clock::timed(Kind::AttentionOverFrames, || {
             Blocked { scale, stop: None }.run(q, k, v)
         });
@@ -173,6 +177,7 @@ pub fn attention_by_place(q: &Tensor, k: &Tensor, v: &Tensor, scale: f64) -> Res
         && !grad::is_tracked(&[q, k, v])
         && let Some(y) = super::cuda::attention(q, k, v, scale)?
     {
+        count();
         return Ok(y);
     }
     let sequences = |x: &Tensor| x.transpose(1, 2)?.reshape((batch * places, tokens, heads, dim));

@@ -1,7 +1,7 @@
 //! A block of CLIP's transformers: self attention and an MLP, each after a norm and added to its input.
 
+use crate::weights::VarBuilder;
 use candle_core::{D, DType, Result, Tensor};
-use candle_nn::VarBuilder;
 
 use crate::kernels;
 use crate::nn::{LayerNorm, Linear, check_heads};

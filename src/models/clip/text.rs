@@ -1,7 +1,7 @@
 //! The text transformer: pre-norm blocks with causal self attention.
 
+use crate::weights::VarBuilder;
 use candle_core::{D, Device, Tensor};
-use candle_nn::VarBuilder;
 
 use super::TextConfig;
 use super::layer::{Layer, LayerOptions};

@@ -2,8 +2,8 @@
 //!
 //! Radford et al. (2021), Dosovitskiy et al. (2021).
 
+use crate::weights::VarBuilder;
 use candle_core::{Device, Tensor};
-use candle_nn::VarBuilder;
 
 use super::VisionConfig;
 use super::layer::{Layer, LayerOptions};

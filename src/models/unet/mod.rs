@@ -11,8 +11,8 @@ pub use config::{BlockKind, CrossAttention, UNetConfig};
 pub use injection::{Injection, Residuals};
 pub(super) use stage::{Place, Stage};
 
+use crate::weights::VarBuilder;
 use candle_core::Tensor;
-use candle_nn::VarBuilder;
 
 use crate::models::motion::MotionNorm;
 use crate::nn::{Conv2d, ConvOptions, GroupNorm, TimestepEmbedding};

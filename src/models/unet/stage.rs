@@ -2,8 +2,8 @@
 
 use std::ops::Range;
 
+use crate::weights::VarBuilder;
 use candle_core::{Result, Tensor};
-use candle_nn::VarBuilder;
 
 use super::{BlockKind, UNetConfig, UNetInput};
 use crate::kernels::layout::{add, cat};

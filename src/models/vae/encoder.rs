@@ -1,7 +1,7 @@
 //! Pictures to moments of latents.
 
+use crate::weights::VarBuilder;
 use candle_core::{Result, Tensor};
-use candle_nn::VarBuilder;
 
 use super::{EPS, Middle, VaeConfig, resnet};
 use crate::Stop;

@@ -11,8 +11,8 @@ mod tiny;
 pub use config::{TinyVaeConfig, VaeConfig};
 pub use tiny::AutoencoderTiny;
 
+use crate::weights::VarBuilder;
 use candle_core::Tensor;
-use candle_nn::VarBuilder;
 
 use crate::kernels::layout::{picture, tokens};
 use crate::nn::{Attention, Conv2d, ConvOptions, GroupNorm, ResnetBlock, ResnetOptions};

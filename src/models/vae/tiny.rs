@@ -1,7 +1,7 @@
 //! TAESD: convolutions and ReLU only, <https://github.com/madebyollin/taesd>.
 
+use crate::weights::VarBuilder;
 use candle_core::Tensor;
-use candle_nn::VarBuilder;
 
 use super::TinyVaeConfig;
 use crate::kernels::layout::map;

@@ -5,6 +5,7 @@ use std::path::Path;
 use candle_core::{DType, Device};
 
 use super::{Base, Models, OpenImageEncoder, OpenIpAdapter, SideNetwork, VaeSizes};
+use crate::device::{Precision, Quantize};
 use crate::models::clip::{TextEncoder, VisionEncoder};
 use crate::models::image_projection::IpAdapter;
 use crate::models::unet::UNet;
@@ -12,18 +13,18 @@ use crate::models::vae::{AutoencoderKl, AutoencoderTiny, KlEncoder, Vae, VaeEnco
 use crate::pipeline::embedded::Embedded;
 use crate::text::TextModel;
 use crate::text::tokenizer::{Settings, Tokenizer};
-use crate::weights::{Component, LoadReport, PatchStack, Resident, random, until};
+use crate::weights::{Component, LoadReport, PatchStack, Resident, VarBuilder, random, until};
 use crate::{Error, Result, Stop};
 
 impl VaeSizes {
-    pub(super) fn build(&self, vb: &candle_nn::VarBuilder) -> Result<Vae> {
+    pub(super) fn build(&self, vb: &VarBuilder) -> Result<Vae> {
         Ok(match self {
             Self::Kl(config) => Vae::Kl(Box::new(AutoencoderKl::decoder_only(config, vb)?)),
             Self::Tiny(config) => Vae::Tiny(Box::new(AutoencoderTiny::new(config, vb)?)),
         })
     }
 
-    pub(super) fn build_encoder(&self, vb: &candle_nn::VarBuilder) -> Result<VaeEncoder> {
+    pub(super) fn build_encoder(&self, vb: &VarBuilder) -> Result<VaeEncoder> {
         Ok(match self {
             Self::Kl(config) => VaeEncoder::Kl(Box::new(KlEncoder::new(config, vb)?)),
             Self::Tiny(config) => VaeEncoder::Tiny(Box::new(AutoencoderTiny::new(config, vb)?)),
@@ -75,12 +76,17 @@ impl Models {
 
     /// Builds the UNet.
     pub fn unet(&self, dtype: DType, device: &Device) -> Result<(UNet, LoadReport)> {
-        self.rebuild_unet(&mut Resident::nothing(dtype, device))
+        self.rebuild_unet(&mut Resident::nothing(dtype, device), Quantize::None)
     }
 
     /// Builds the UNet of what is `resident` and the files; see [`Checkpoint::rebuild`](crate::weights::Checkpoint::rebuild).
-    pub fn rebuild_unet(&self, resident: &mut Resident) -> Result<(UNet, LoadReport)> {
-        self.build(Component::UNet, resident, |vb| UNet::new(&self.unet, &vb))
+    pub fn rebuild_unet(
+        &self,
+        resident: &mut Resident,
+        quantize: Quantize,
+    ) -> Result<(UNet, LoadReport)> {
+        let build = |vb: VarBuilder<'static>| UNet::new(&self.unet, &vb.quantized(quantize));
+        self.build(Component::UNet, resident, build)
     }
 
     /// Builds the autoencoder's encoder.
@@ -89,8 +95,7 @@ impl Models {
     ///
     /// When the files have none, or its weights do not fit.
     pub fn vae_encoder(&self, dtype: DType, device: &Device) -> Result<(VaeEncoder, LoadReport)> {
-        let build =
-            |vb: candle_nn::VarBuilder<'static>| self.vae.build_encoder(&until(vb, &self.stop));
+        let build = |vb: VarBuilder<'static>| self.vae.build_encoder(&until(vb, &self.stop));
         if self.drawn.is_some() {
             return random::build(Component::Vae, dtype, device, build);
         }
@@ -117,7 +122,7 @@ impl Models {
         &self,
         component: Component,
         resident: &mut Resident,
-        model: impl Fn(candle_nn::VarBuilder<'static>) -> Result<T>,
+        model: impl Fn(VarBuilder<'static>) -> Result<T>,
     ) -> Result<(T, LoadReport)> {
         let model = |vb| model(until(vb, &self.stop));
         if self.drawn.is_some() {
@@ -139,11 +144,11 @@ impl Models {
     pub fn side_network(
         &self,
         name: &str,
-        dtype: DType,
+        precision: Precision,
         device: &Device,
     ) -> Result<(SideNetwork, LoadReport)> {
         match self.side_networks.get(name) {
-            Some(net) => net.build(dtype, device, &self.stop),
+            Some(net) => net.build(precision, device, &self.stop),
             None => Err(Error::Missing { name: name.into(), reason: "was not opened".into() }),
         }
     }

@@ -5,15 +5,13 @@ use std::path::Path;
 use candle_core::DType;
 
 use super::{
-    Models, OpenImageEncoder, OpenIpAdapter, OpenSideNetwork, SideConfig, SideWork, VaeSizes,
-    bytes, stored,
+    Models, OpenImageEncoder, OpenIpAdapter, OpenSideNetwork, SideConfig, VaeSizes, bytes, stored,
 };
 use crate::adapters::lora::LoraReport;
 use crate::device::{Precision, Quantize};
 use crate::models::clip::VisionConfig;
 use crate::models::image_projection::IpAdapterConfig;
 use crate::models::unet::UNetConfig;
-use crate::pipeline::flops::{self, ClipSize, UNetWork, Work};
 use crate::request::Request;
 use crate::sampler::SamplerKind;
 use crate::schedule::{self, Spacing};
@@ -204,32 +202,6 @@ impl Models {
         }
     }
 
-    /// One pass of the UNet over a clip of `frames` frames of `size` (width, height) in pixels.
-    pub fn unet_work(&self, frames: usize, size: (usize, usize)) -> UNetWork {
-        flops::unet(&self.unet, self.clip_size(frames, size))
-    }
-
-    /// A clip of `frames` frames of `size` (width, height) in pixels, in latents.
-    fn clip_size(&self, frames: usize, size: (usize, usize)) -> ClipSize {
-        let (width, height) = (size.0 / self.factor(), size.1 / self.factor());
-        ClipSize { frames, height, width, tokens: self.text.max_position_embeddings }
-    }
-
-    /// Decoding of `frames` frames of `size` (width, height) in pixels.
-    pub fn decoder_work(&self, frames: usize, size: (usize, usize)) -> Work {
-        let (width, height) = (size.0 / self.factor(), size.1 / self.factor());
-        let frame = match &self.vae {
-            VaeSizes::Kl(config) => flops::decoder(config, height, width),
-            VaeSizes::Tiny(config) => flops::tiny_decoder(config, height, width),
-        };
-        frame * frames
-    }
-
-    /// Encoding of one prompt.
-    pub fn text_work(&self) -> Work {
-        flops::text(&self.text)
-    }
-
     fn bytes(&self, component: Component, dtype: DType) -> u64 {
         self.bytes_of(component, dtype, Quantize::None)
     }
@@ -254,19 +226,6 @@ impl Models {
     /// Bytes of a network beside the UNet; 0 if there is none of that name.
     pub fn side_network_bytes(&self, name: &str, precision: Precision) -> u64 {
         self.side_networks.get(name).map_or(0, |net| net.bytes(precision))
-    }
-
-    /// What a network beside the UNet computes for a clip of `frames` frames of `size` (width, height) in pixels with
-    /// `hints` pictures; nothing if there is none of that name.
-    pub fn side_network_work(
-        &self,
-        name: &str,
-        frames: usize,
-        size: (usize, usize),
-        hints: usize,
-    ) -> SideWork {
-        let clip = self.clip_size(frames, size);
-        self.side_config(name).map_or_else(SideWork::default, |config| config.work(clip, hints))
     }
 
     /// The names of the IP-Adapters that requests may use.

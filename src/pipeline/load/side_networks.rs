@@ -1,7 +1,7 @@
 //! Networks beside the UNet: open files, what they are, their sizes, and whether they belong to the UNet.
 
-use candle_core::{DType, Device};
-use candle_nn::VarBuilder;
+use crate::weights::VarBuilder;
+use candle_core::Device;
 
 use super::configs::{self, Config};
 use super::sizes::Shapes;
@@ -11,7 +11,6 @@ use crate::models::control_net::{ControlNet, ControlNetConfig};
 use crate::models::sparse_ctrl::{SparseCtrl, SparseCtrlConfig};
 use crate::models::t2i_adapter::{T2iAdapter, T2iAdapterConfig};
 use crate::models::unet::UNetConfig;
-use crate::pipeline::flops::{self, ClipSize, UNetWork};
 use crate::weights::{Checkpoint, Component, LoadReport, PatchStack, random, until};
 use crate::{Error, Result, Stop};
 
@@ -107,51 +106,9 @@ impl SideConfig {
             }
         })
     }
-
-    /// What it computes for a clip with so many hints.
-    pub(super) fn work(&self, clip: ClipSize, hints: usize) -> SideWork {
-        let hinted = ClipSize { frames: hints, ..clip };
-        match self {
-            Self::ControlNet(config) => SideWork {
-                step: flops::trunk(&config.unet, clip),
-                once: flops::hint(
-                    config.conditioning_channels,
-                    &config.conditioning_embedding_out_channels,
-                    config.unet.block_out_channels[0],
-                    hinted,
-                ),
-            },
-            Self::SparseCtrl(config) => SideWork {
-                step: flops::trunk(&config.with_motion(), clip),
-                once: flops::hint(
-                    config.conditioning_channels + 1,
-                    if config.factor().is_some() {
-                        &config.conditioning_embedding_out_channels
-                    } else {
-                        &[]
-                    },
-                    config.unet.block_out_channels[0],
-                    // Frames without a hint share one.
-                    ClipSize { frames: hints + 1, ..clip },
-                ),
-            },
-            Self::T2iAdapter(config) => {
-                SideWork { step: UNetWork::default(), once: flops::t2i_adapter(config, hinted) }
-            }
-        }
-    }
 }
 
 const T2I_FITS: &str = "a T2I-Adapter fits the kind of model that it was trained beside";
-
-/// What a network beside the UNet computes.
-#[derive(Clone, Copy, Debug, Default)]
-pub struct SideWork {
-    /// In every pass over one clip.
-    pub step: UNetWork,
-    /// Once a clip.
-    pub once: flops::Work,
-}
 
 /// An open network. Nothing is read until it is built.
 #[derive(Debug)]
@@ -246,12 +203,14 @@ impl OpenSideNetwork {
 
     pub(super) fn build(
         &self,
-        dtype: DType,
+        precision: Precision,
         device: &Device,
         stop: &Stop,
     ) -> Result<(SideNetwork, LoadReport)> {
         let component = self.config.component();
-        let build = |vb: VarBuilder<'static>| self.config.build(&until(vb, stop));
+        let Precision { unet: dtype, quantize, .. } = precision;
+        let build =
+            |vb: VarBuilder<'static>| self.config.build(&until(vb, stop).quantized(quantize));
         match self.drawn {
             Some(_) => random::build(component, dtype, device, build),
             None => self.checkpoint.build(component, dtype, device, &PatchStack::new(), build),

@@ -5,7 +5,8 @@
 #
 # Without targets: all. -s ends a target after so many seconds, however few its executions. -d holds the build, the
 # grown corpora, logs and failing inputs (default: fuzz/target). -b takes the binaries that are there. -a chooses
-# AddressSanitizer (default) or none; limits of memory hold in both. The exit status is 1 if a target failed.
+# AddressSanitizer (default) or none; what one input may allocate is limited in both. The process may grow: tokenizers
+# leave about 2 KB behind each. The exit status is 1 if a target failed.
 #
 # Needs cargo-fuzz; works with a stable compiler.
 set -euo pipefail
@@ -44,7 +45,7 @@ run() {
     work=$out/run/$target
     rm -rf "$work/log" "$scratch/$target"
     mkdir -p "$work/corpus" "$work/failed" "$scratch/$target"
-    options=(-runs="$executions" -max_total_time="$seconds" -max_len=16384 -timeout=10 -rss_limit_mb=1200
+    options=(-runs="$executions" -max_total_time="$seconds" -max_len=16384 -timeout=10 -rss_limit_mb=4096
         -malloc_limit_mb=600 -print_final_stats=1 -artifact_prefix="$work/failed/")
     if [ -f "$here/dict/$target.dict" ]; then options+=(-dict="$here/dict/$target.dict"); fi
     export TMPDIR=$scratch/$target MALLOC_ARENA_MAX=2 RAYON_NUM_THREADS=1 RUST_BACKTRACE=0

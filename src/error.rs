@@ -199,6 +199,11 @@ impl Error {
         }
     }
 
+    /// A file that the user named as `field` cannot be read.
+    pub(crate) fn unreadable(field: &'static str, path: &Path, error: &std::io::Error) -> Self {
+        Self::request(field, format!("{}: {error}", path.display()))
+    }
+
     /// The system refused a thread.
     pub(crate) fn no_thread(error: &dyn std::fmt::Display) -> Self {
         let reason = format!("the system starts no more threads: {error}");

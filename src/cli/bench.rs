@@ -15,7 +15,7 @@ use clap::Args;
 use self::process::{Command, peak, reset_peak};
 use self::report::{Part, Report, Settings, Shares, Versions};
 use self::summary::Summary;
-use super::args::{ModelFlags, control};
+use super::flags::{ModelFlags, control};
 use super::{generate, print, to_json, tune};
 use crate::device::{Precision, Quantize};
 use crate::job::{self, Names};

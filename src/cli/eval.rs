@@ -6,7 +6,7 @@ use clap::Args;
 use image::RgbImage;
 use serde::Serialize;
 
-use super::args::{ClipFlags, ModelFlags, SamplingFlags};
+use super::flags::{ClipFlags, ModelFlags, SamplingFlags};
 use super::{generate, print, to_json, tune};
 use crate::files::{Existing, Place};
 use crate::job::{self, Names};

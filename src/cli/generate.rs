@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 use std::time::{SystemTime, UNIX_EPOCH};
 
-use super::args::{ClipFlags, GenerateArgs, ModelFlags, OutputFlags, Reporting, SamplingFlags};
+use super::flags::{ClipFlags, GenerateArgs, ModelFlags, OutputFlags, Reporting, SamplingFlags};
 use super::progress::Progress;
 use super::{print, to_json};
 use crate::job::{self, Known, Names, Target};

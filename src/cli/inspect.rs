@@ -9,7 +9,7 @@ mod weights;
 
 use std::path::Path;
 
-use super::args::InspectArgs;
+use super::flags::InspectArgs;
 use super::print;
 use crate::output::{Format, metadata};
 use crate::weights::{Archive, Source};

@@ -5,6 +5,7 @@
 mod args;
 mod bench;
 mod eval;
+mod flags;
 mod generate;
 mod inspect;
 #[cfg(feature = "hub")]

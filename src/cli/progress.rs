@@ -4,7 +4,7 @@ use std::io::IsTerminal;
 
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 
-use super::args::{ProgressMode, Reporting};
+use super::flags::{ProgressMode, Reporting};
 use super::terminal::{escaped, line};
 use super::tune;
 use crate::error::Bytes;

@@ -2,7 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
-use super::args::ReplayArgs;
+use super::flags::ReplayArgs;
 use super::generate::make;
 use crate::job::{self, Known, Names, Target};
 use crate::output::{Existing, metadata};

@@ -4,7 +4,6 @@
 
 use std::collections::HashMap;
 use std::ffi::{OsStr, OsString};
-use std::str::FromStr;
 
 use clap::error::ErrorKind;
 use clap::{Command, CommandFactory, FromArgMatches};
@@ -106,39 +105,6 @@ impl Flags {
     }
 }
 
-/// The value of `--seed`.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Seed {
-    /// `-1`, as in A1111, ComfyUI and stable-diffusion.cpp.
-    Random,
-    /// A number.
-    Of(u64),
-}
-
-impl Seed {
-    /// The number, if there is one.
-    pub(super) fn number(self) -> Option<u64> {
-        match self {
-            Self::Random => None,
-            Self::Of(seed) => Some(seed),
-        }
-    }
-}
-
-impl FromStr for Seed {
-    type Err = String;
-
-    fn from_str(text: &str) -> Result<Self, String> {
-        match text.trim() {
-            "-1" | "random" => Ok(Self::Random),
-            number => number
-                .parse()
-                .map(Self::Of)
-                .map_err(|_| format!("must be from 0 to {}, or -1 for a random one", u64::MAX)),
-        }
-    }
-}
-
 /// Whether JSON events were asked for on a command line that could not be read.
 pub(super) fn wants_json(words: &[OsString]) -> bool {
     let is = |word: &OsStr, text: &str| word.to_str().is_some_and(|w| w.eq_ignore_ascii_case(text));
@@ -153,8 +119,9 @@ pub(super) fn wants_json(words: &[OsString]) -> bool {
 mod tests {
     use super::*;
     use crate::cli::args;
+    use crate::cli::flags::{GenerateArgs, Seed};
 
-    fn generate(words: &[&str]) -> Result<Box<args::GenerateArgs>, clap::Error> {
+    fn generate(words: &[&str]) -> Result<Box<GenerateArgs>, clap::Error> {
         let words = ["animatelcm", "generate"].iter().chain(words).copied();
         parse(words).map(|cli| match cli.command {
             args::Command::Generate(args) => args,

@@ -12,7 +12,6 @@ use std::time::Duration;
 
 use serde_json::Value;
 
-use super::run::unreadable;
 use crate::files;
 use crate::output::metadata;
 use crate::request::{Job, Request, Spec};
@@ -77,7 +76,7 @@ fn wrong(path: &Path, reason: &str) -> Error {
 
 /// Whether a file is an image or a video by its first bytes. Pipes are not looked at.
 fn is_media(path: &Path) -> Result<bool> {
-    let failed = |error| unreadable("request", path, &error);
+    let failed = |error| Error::unreadable("request", path, &error);
     if !std::fs::metadata(path).map_err(failed)?.is_file() {
         return Ok(false);
     }
@@ -97,7 +96,8 @@ fn of_media(path: &Path, has_sampler: bool) -> Result<Imported> {
     if a1111::is_parameters(&found.parameters) {
         return a1111::request(&found.parameters, has_sampler).map_err(|e| wrong(path, &e));
     }
-    let bytes = files::read(path, LARGEST).map_err(|error| unreadable("request", path, &error))?;
+    let bytes =
+        files::read(path, LARGEST).map_err(|error| Error::unreadable("request", path, &error))?;
     let Some(prompt) = png_text(&bytes, "prompt") else {
         let reason = "has no request in it, neither this program's nor A1111's nor ComfyUI's";
         return Err(wrong(path, reason));
@@ -124,7 +124,7 @@ fn read_text(path: &Path, stop: &Stop) -> Result<String> {
     let text = loop {
         stop.check()?;
         match receive.recv_timeout(TICK) {
-            Ok(text) => break text.map_err(|error| unreadable("request", path, &error))?,
+            Ok(text) => break text.map_err(|error| Error::unreadable("request", path, &error))?,
             Err(RecvTimeoutError::Timeout) => {}
             Err(RecvTimeoutError::Disconnected) => return Err(wrong(path, "cannot be read")),
         }

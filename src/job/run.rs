@@ -17,7 +17,7 @@ use crate::output::{self, ClipInfo, Existing, Metadata};
 use crate::pipeline::{Done, Event, Inputs, Observer, Pipeline, Prepared, Recorder, Residency};
 use crate::request::Job;
 use crate::sampler::Progress;
-use crate::{Error, Result, Stop};
+use crate::{Result, Stop};
 
 /// Where a clip goes.
 #[derive(Clone, Copy, Debug)]
@@ -213,9 +213,4 @@ impl<F: FnMut() -> Result<Box<dyn FrameSink + Send>>> FrameSink for Lazy<F> {
             None => Ok(()),
         }
     }
-}
-
-/// A file that the user named cannot be read.
-pub(super) fn unreadable(field: &'static str, path: &Path, error: &std::io::Error) -> Error {
-    Error::request(field, format!("{}: {error}", path.display()))
 }

@@ -6,7 +6,6 @@ use std::path::{Path, PathBuf};
 use candle_core::{Device, Tensor};
 use sha2::{Digest, Sha256};
 
-use super::run::unreadable;
 use crate::files::{self, Draft, Place};
 use crate::output::{self, Existing};
 use crate::pipeline::Inputs;
@@ -19,7 +18,8 @@ pub(super) fn read(job: &mut Job, inputs: &mut Inputs, stop: &Stop) -> Result<()
     let Some(record) = &mut job.tensors_in else { return Ok(()) };
     let path = PathBuf::from(&record.file);
     let field = "tensors-in";
-    let bytes = files::read(&path, u64::MAX).map_err(|error| unreadable(field, &path, &error))?;
+    let bytes =
+        files::read(&path, u64::MAX).map_err(|error| Error::unreadable(field, &path, &error))?;
     stop.check()?;
     let found = files::hex(Sha256::new_with_prefix(&bytes));
     if let Some(wanted) = record.sha256.replace(found.clone())

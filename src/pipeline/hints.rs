@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use candle_core::{DType, Device, Tensor};
 
-use super::inputs::Inputs;
+use super::inputs::{Inputs, selection};
 use super::load::{Models, SideConfig, SideNetwork};
 use crate::adapters::control_net::Control as ControlNetControl;
 use crate::adapters::sparse_ctrl::{SparseControl, SparseHint};
@@ -66,16 +66,6 @@ fn hint(
         return Err(wrong(format!("{} has no guess mode", config.kind())));
     }
     Ok(Hint { pictures: pictures.iter().map(fit).collect::<Result<_>>()?, frames })
-}
-
-/// Which frames of its hint a control takes, for a clip of so many.
-pub(super) fn selection(control: &Control, clip: usize) -> Selection {
-    if control.from.is_none() && control.every.is_none() {
-        return Selection::default();
-    }
-    let count = if control.frames.is_empty() { clip } else { control.frames.len() };
-    let (from, every) = (control.from.unwrap_or(0), control.every.unwrap_or(1));
-    Selection { from, every, count: Some(count) }
 }
 
 /// The pictures of a hint that are taken, in their own size.

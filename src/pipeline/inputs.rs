@@ -5,9 +5,8 @@ use std::path::Path;
 
 use candle_core::{DType, Tensor};
 
-use super::hints;
 use crate::media::read::{Media, Selection};
-use crate::request::Request;
+use crate::request::{Control, Request};
 use crate::{Error, Result, Stop};
 
 /// What a request needs beside weights. The pipeline opens no files: images and videos come as bytes, by the names that
@@ -38,7 +37,7 @@ impl Inputs {
                 .controls
                 .iter()
                 .filter(|other| other.hint == control.hint)
-                .map(|other| hints::selection(other, request.size.frames))
+                .map(|other| selection(other, request.size.frames))
                 .collect();
             let wanted = |number| selections.iter().any(|selection| selection.takes(number));
             inputs.read_one("control", &control.hint, wanted, stop)?;
@@ -154,4 +153,14 @@ impl Inputs {
 fn not_finite(tensor: &Tensor) -> Result<Option<f32>> {
     let values = tensor.to_dtype(DType::F32)?.flatten_all()?.to_vec1::<f32>()?;
     Ok(values.into_iter().find(|value| !value.is_finite()))
+}
+
+/// Which frames of its hint a control takes, for a clip of so many.
+pub(super) fn selection(control: &Control, clip: usize) -> Selection {
+    if control.from.is_none() && control.every.is_none() {
+        return Selection::default();
+    }
+    let count = if control.frames.is_empty() { clip } else { control.frames.len() };
+    let (from, every) = (control.from.unwrap_or(0), control.every.unwrap_or(1));
+    Selection { from, every, count: Some(count) }
 }

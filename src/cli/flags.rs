@@ -1,0 +1,374 @@
+//! Flags, in groups that commands share. No meaning yet: that is in each command's own file.
+
+use std::path::{Path, PathBuf};
+use std::str::FromStr;
+
+use clap::{Args, ValueEnum};
+
+use crate::device::{DeviceChoice, DtypeChoice, KernelChoice, Quantize};
+use crate::models::motion::MotionNorm;
+use crate::request::{Control, Embedding, IpAdapter, WeightedFile};
+use crate::rng::RngKind;
+use crate::schedule::{BetaSchedule, Prediction, Spacing};
+use crate::text::prompt::PromptMode;
+
+/// How a run is followed.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
+pub(super) enum ProgressMode {
+    /// A bar on a terminal, lines elsewhere.
+    #[default]
+    Auto,
+    /// A bar.
+    Bar,
+    /// One JSON object a line on stderr.
+    Json,
+    /// Nothing.
+    None,
+}
+
+/// What is said during and after a run.
+#[derive(Debug, Args)]
+#[command(next_help_heading = "Reporting")]
+pub(super) struct Reporting {
+    /// How progress is shown, on stderr.
+    #[arg(long, value_enum, ignore_case = true, default_value = "auto")]
+    pub(super) progress: ProgressMode,
+    /// Print the result as JSON instead of the path.
+    #[arg(long)]
+    pub(super) json: bool,
+    /// Say nothing but errors.
+    #[arg(short, long)]
+    pub(super) quiet: bool,
+    /// Say which weights were used and which were not.
+    #[arg(short, long)]
+    pub(super) verbose: bool,
+}
+
+#[derive(Debug, Args)]
+pub(super) struct GenerateArgs {
+    /// What to show.
+    #[arg(value_name = "PROMPT")]
+    pub(super) prompt: Option<String>,
+    /// What to show; the same as PROMPT.
+    #[arg(short = 'p', long = "prompt", value_name = "TEXT", conflicts_with = "prompt")]
+    pub(super) prompt_flag: Option<String>,
+    /// What to avoid; counts only with --cfg-scale above 1.
+    #[arg(short, long, value_name = "TEXT")]
+    pub(super) negative_prompt: Option<String>,
+    /// How prompts are read: a1111 knows `(word:1.2)`, `[word]`, `BREAK` and prompts of any length, plain takes
+    /// every character as it is and cuts off what is too long [default: a1111].
+    #[arg(long, value_name = "a1111|plain")]
+    pub(super) prompt_mode: Option<PromptMode>,
+    /// Where the LoRAs are that a prompt names, as in `<lora:name:0.8>`.
+    #[arg(long, value_name = "DIR")]
+    pub(super) lora_dir: Option<PathBuf>,
+    /// Where the textual inversions are that a prompt or negative prompt names by their files' names.
+    #[arg(long, value_name = "DIR")]
+    pub(super) embedding_dir: Option<PathBuf>,
+
+    #[command(flatten)]
+    pub(super) models: ModelFlags,
+    #[command(flatten)]
+    pub(super) clip: ClipFlags,
+    #[command(flatten)]
+    pub(super) control: ControlFlags,
+    #[command(flatten)]
+    pub(super) sampling: SamplingFlags,
+    #[command(flatten)]
+    pub(super) output: OutputFlags,
+    #[command(flatten)]
+    pub(super) reporting: Reporting,
+
+    /// Take everything from a JSON file (see --dump-request), from a clip of this program, or from an image or text of
+    /// A1111 or ComfyUI; flags go over it.
+    #[arg(long, value_name = "FILE", help_heading = "Request files")]
+    pub(super) request: Option<PathBuf>,
+    /// Open files that a clip given as --request names even where it has no SHA-256 of them.
+    #[arg(long, help_heading = "Request files")]
+    pub(super) trust_paths: bool,
+    /// Print the request as JSON and stop.
+    #[arg(long, help_heading = "Request files")]
+    pub(super) dump_request: bool,
+}
+
+#[derive(Debug, Args)]
+#[command(next_help_heading = "Models")]
+pub(super) struct ModelFlags {
+    /// A name from `models list`, a diffusers folder or a single-file checkpoint [default: the small model
+    /// inside the program].
+    #[arg(short, long, value_name = "NAME|DIR|FILE")]
+    pub(super) model: Option<String>,
+    /// A folder with `unet/config.json` and so on, for a single file of unusual sizes.
+    #[arg(long, value_name = "DIR")]
+    pub(super) model_config: Option<String>,
+    /// Personalised single-file weights laid over --model.
+    #[arg(long, value_name = "FILE")]
+    pub(super) checkpoint: Option<String>,
+    /// Another autoencoder.
+    #[arg(long, value_name = "NAME|DIR|FILE")]
+    pub(super) vae: Option<String>,
+    /// The motion modules; `none` for pictures without motion [default: the model's own, else animatelcm-t2v].
+    #[arg(long, value_name = "NAME|DIR|FILE")]
+    pub(super) motion: Option<String>,
+    /// The consistency LoRA; `none` for none [default: the one made for the motion modules].
+    #[arg(long, value_name = "NAME|FILE[:SCALE]", value_parser = weighted_file)]
+    pub(super) lcm_lora: Option<WeightedFile>,
+    /// A LoRA or a relative (a file, or PEFT's folder) and its strength, also `FILE:unet=SCALE,text=SCALE`;
+    /// repeatable. `FILE:0.8,lbw=MIDD` has factors for blocks: 17 or 26 numbers, or a preset of LoRA Block Weight. A
+    /// path with colons goes into double quotes: `"a:b.safetensors":0.8`.
+    #[arg(long, value_name = "FILE[:SCALE]", value_parser = weighted_file)]
+    pub(super) lora: Vec<WeightedFile>,
+    /// A textual inversion and the word for it in prompts; repeatable [default: the word that the file names].
+    #[arg(long, value_name = "FILE[:WORD]", value_parser = embedding)]
+    pub(super) embedding: Vec<Embedding>,
+    /// Ignore the alpha of LoRAs, as AnimateLCM's own code does.
+    #[arg(long)]
+    pub(super) lora_legacy_scale: bool,
+    /// Accept LoRAs that fit only in part.
+    #[arg(long)]
+    pub(super) allow_partial: bool,
+    /// Where to run: auto, cpu, cuda, cuda:N or metal [default: auto].
+    #[arg(long, value_name = "DEVICE")]
+    pub(super) device: Option<DeviceChoice>,
+    /// Number format of the UNet: auto, f32, f16 or bf16 [default: auto].
+    #[arg(long, value_name = "DTYPE")]
+    pub(super) dtype: Option<DtypeChoice>,
+    /// Round the UNet and the networks beside it, on the CPU: none, int8 (weights, a quarter of f32's memory) or w8a8
+    /// (what linear layers are given, too, which is faster and a little less exact) [default: none].
+    #[arg(long, value_name = "BITS")]
+    pub(super) quantize: Option<Quantize>,
+    /// Which kernels run on a GPU: default, or experimental, which no GPU has tested yet (own ones for NVIDIA, Metal's
+    /// attention) [default: default].
+    #[arg(long, value_name = "SET")]
+    pub(super) kernels: Option<KernelChoice>,
+    /// Never use the network.
+    #[arg(long)]
+    pub(super) offline: bool,
+}
+
+#[derive(Debug, Args)]
+#[command(next_help_heading = "Clip")]
+pub(super) struct ClipFlags {
+    /// Width in pixels [default: the model's own].
+    #[arg(short = 'W', long, value_name = "PIXELS")]
+    pub(super) width: Option<usize>,
+    /// Height in pixels [default: the model's own].
+    #[arg(short = 'H', long, value_name = "PIXELS")]
+    pub(super) height: Option<usize>,
+    /// Number of frames [default: 16].
+    #[arg(short, long, value_name = "N", visible_alias = "video-frames")]
+    pub(super) frames: Option<usize>,
+    /// Frames a second of the file, also as a fraction such as 30000/1001 [default: 8].
+    #[arg(long, value_name = "FPS", value_parser = rate)]
+    pub(super) fps: Option<f64>,
+}
+
+/// Whether something is at a path.
+fn is_there(path: &str) -> bool {
+    /// No path is longer: bytes.
+    const LONGEST: usize = 4096;
+    !path.is_empty() && path.len() <= LONGEST && Path::new(path).exists()
+}
+
+fn weighted_file(text: &str) -> crate::Result<WeightedFile> {
+    WeightedFile::parse(text, &is_there)
+}
+
+fn embedding(text: &str) -> crate::Result<Embedding> {
+    Embedding::parse(text, &is_there)
+}
+
+/// A control; a path that is there may have commas without quotes.
+pub(super) fn control(text: &str) -> crate::Result<Control> {
+    Control::parse(text, &is_there)
+}
+
+fn ip_adapter(text: &str) -> crate::Result<IpAdapter> {
+    IpAdapter::parse(text, &is_there)
+}
+
+/// A number, or a fraction of two, which becomes the number nearest to it: no other fraction as simple is as near.
+fn rate(text: &str) -> Result<f64, String> {
+    let number = |text: &str| text.trim().parse::<f64>().map_err(|e| e.to_string());
+    match text.split_once('/') {
+        Some((over, under)) => Ok(number(over)? / number(under)?),
+        None => number(text),
+    }
+}
+
+#[derive(Debug, Args)]
+#[command(next_help_heading = "Control")]
+pub(super) struct ControlFlags {
+    /// A ControlNet, SparseCtrl network or T2I-Adapter and the picture, animation, video or folder of pictures that
+    /// the frames follow; repeatable. After NAME=HINT,model=FILE may follow scale=0.8 or a curve over the frames
+    /// (scale=0:1.0,8:0.2), start=0 and end=0.6 (parts of the run), fit=stretch|crop (hints of another size),
+    /// frames=0,8,15 (SparseCtrl: which frames the pictures are for; one picture is for frame 0), from=0 and every=2
+    /// (which frames of a video are taken, as many as the clip has) and guess (guess mode). A path with commas goes
+    /// into double quotes, a double quote inside is written twice: 'canny="a, b.png",model=FILE'.
+    #[arg(long, value_name = "NAME=HINT,model=FILE,...", value_parser = control)]
+    pub(super) control: Vec<Control>,
+    /// An IP-Adapter and the picture that the frames are to resemble; repeatable. After IMAGE,model=FILE may follow
+    /// scale=0.6 or a curve over the frames (scale=0:1.0,8:0.2), start=0 and end=1 (parts of the run), image=MORE
+    /// (another picture, a folder or an animation), mask=IMAGE (white where a picture counts, one for each), per-frame
+    /// (each picture is for a frame) and name=NAME. Paths with commas go into double quotes, as in --control.
+    #[arg(long, value_name = "IMAGE,model=FILE,...", value_parser = ip_adapter)]
+    pub(super) ip_adapter: Vec<IpAdapter>,
+    /// The image encoder of the IP-Adapters [default: the folder `image_encoder` beside or above the adapter, or in
+    /// the model].
+    #[arg(long, value_name = "NAME|DIR|FILE")]
+    pub(super) image_encoder: Option<String>,
+}
+
+#[derive(Debug, Args)]
+#[command(next_help_heading = "Sampling")]
+pub(super) struct SamplingFlags {
+    /// Denoising steps [default: 4].
+    #[arg(long, value_name = "N")]
+    pub(super) steps: Option<usize>,
+    /// Classifier-free guidance; none at 1 or below [default: 1].
+    #[arg(long, value_name = "SCALE", visible_alias = "guidance-scale")]
+    pub(super) cfg_scale: Option<f64>,
+    /// lcm, ddim, euler, euler-a, heun, dpmpp-2m or dpmpp-2m-karras; also by the names of A1111, ComfyUI,
+    /// stable-diffusion.cpp and diffusers [default: lcm].
+    #[arg(long, value_name = "NAME", visible_alias = "sampling-method")]
+    pub(super) sampler: Option<String>,
+    /// How timesteps are spread: leading, trailing, linspace or karras [default: leading].
+    #[arg(long, value_name = "NAME")]
+    pub(super) spacing: Option<Spacing>,
+    /// Steps of the teacher whose timesteps LCM uses: 100 for AnimateLCM, 50 in diffusers [default: what the model says, else 100].
+    #[arg(long, value_name = "K")]
+    pub(super) original_inference_steps: Option<usize>,
+    /// linear or scaled-linear [default: what the model says; linear with motion modules of another].
+    #[arg(long, value_name = "NAME")]
+    pub(super) beta_schedule: Option<BetaSchedule>,
+    /// The first beta [default: what the model says, else 0.00085].
+    #[arg(long, value_name = "BETA")]
+    pub(super) beta_start: Option<f64>,
+    /// The last beta [default: what the model says, else 0.012].
+    #[arg(long, value_name = "BETA")]
+    pub(super) beta_end: Option<f64>,
+    /// What the network's output means: epsilon (the noise), v or sample [default: what the model says].
+    #[arg(long, value_name = "epsilon|v|sample")]
+    pub(super) prediction: Option<Prediction>,
+    /// Whether the noise schedule is rescaled to end in pure noise [default: what the model says].
+    #[arg(long, value_name = "true|false")]
+    pub(super) zero_snr: Option<bool>,
+    /// Whether DDIM's last step ends without noise [default: what the model says].
+    #[arg(long, value_name = "true|false")]
+    pub(super) set_alpha_to_one: Option<bool>,
+    /// What leading spacing adds to each timestep [default: what the model says].
+    #[arg(long, value_name = "N")]
+    pub(super) steps_offset: Option<usize>,
+    /// Over what motion modules normalize: per-frame as trained, pooled as in diffusers [default: per-frame].
+    #[arg(long, value_name = "per-frame|pooled")]
+    pub(super) motion_norm: Option<MotionNorm>,
+    /// Layers to leave out at the text encoder's end [default: 0].
+    #[arg(long, value_name = "N")]
+    pub(super) clip_skip: Option<usize>,
+    /// The seed; -1 for a random one [default: random, and printed].
+    #[arg(short, long, value_name = "N")]
+    pub(super) seed: Option<Seed>,
+    /// Whose generator the seed belongs to: torch's cpu or cuda [default: cpu].
+    #[arg(long, value_name = "cpu|cuda")]
+    pub(super) rng: Option<RngKind>,
+}
+
+#[derive(Debug, Args)]
+#[command(next_help_heading = "Output")]
+pub(super) struct OutputFlags {
+    /// .gif, .webp, .png or .apng (animated), .mp4, .y4m, name_%03d.png, or - for Y4M on stdout [default: a GIF named
+    /// after prompt and seed].
+    #[arg(short, long, value_name = "PATH")]
+    pub(super) output: Option<PathBuf>,
+    /// How many clips are made, with seeds that follow each other and numbers in their names; --json prints a line for
+    /// each [default: 1].
+    #[arg(long, value_name = "N")]
+    pub(super) count: Option<u64>,
+    /// Overwrite an existing file.
+    #[arg(short = 'y', long)]
+    pub(super) overwrite: bool,
+    /// Leave request and weights' hashes out of the file.
+    #[arg(long)]
+    pub(super) no_metadata: bool,
+    /// Take `latents` and `noise.0`, `noise.1`, … (1,4,F,h,w) from a safetensors file; and for the control NAME that
+    /// follows latents `noise.control.NAME` (hints,4,h,w).
+    #[arg(long, value_name = "FILE")]
+    pub(super) tensors_in: Option<PathBuf>,
+    /// Write `context`, `latents.0` …, `latents` and `frames` to a safetensors file.
+    #[arg(long, value_name = "FILE")]
+    pub(super) tensors_out: Option<PathBuf>,
+}
+
+#[derive(Debug, Args)]
+pub(super) struct InspectArgs {
+    /// A checkpoint, an adapter or a clip.
+    pub(super) file: PathBuf,
+    /// Print JSON.
+    #[arg(long)]
+    pub(super) json: bool,
+}
+
+#[derive(Debug, Args)]
+pub(super) struct ReplayArgs {
+    /// A clip that this program made.
+    pub(super) clip: PathBuf,
+    /// Where to write [default: beside the clip, with `-replay` in its name].
+    #[arg(short, long, value_name = "PATH")]
+    pub(super) output: Option<PathBuf>,
+    /// Overwrite an existing file.
+    #[arg(short = 'y', long)]
+    pub(super) overwrite: bool,
+    /// Open files that the clip names even where it has no SHA-256 of them.
+    #[arg(long)]
+    pub(super) trust_paths: bool,
+    #[command(flatten)]
+    pub(super) reporting: Reporting,
+}
+
+/// The value of `--seed`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Seed {
+    /// `-1`, as in A1111, ComfyUI and stable-diffusion.cpp.
+    Random,
+    /// A number.
+    Of(u64),
+}
+
+impl Seed {
+    /// The number, if there is one.
+    pub(super) fn number(self) -> Option<u64> {
+        match self {
+            Self::Random => None,
+            Self::Of(seed) => Some(seed),
+        }
+    }
+}
+
+impl FromStr for Seed {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        match text.trim() {
+            "-1" | "random" => Ok(Self::Random),
+            number => number
+                .parse()
+                .map(Self::Of)
+                .map_err(|_| format!("must be from 0 to {}, or -1 for a random one", u64::MAX)),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn rates_are_numbers_or_fractions() {
+        assert_eq!(rate("12.5"), Ok(12.5));
+        assert_eq!(rate("30000/1001"), Ok(30_000.0 / 1001.0));
+        assert_eq!(rate("24000 / 1001"), Ok(24_000.0 / 1001.0));
+        for wrong in ["", "/", "30/", "/1", "a/b", "1/2/3", "30:1"] {
+            assert!(rate(wrong).is_err(), "{wrong}");
+        }
+    }
+}

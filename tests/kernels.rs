@@ -2,7 +2,7 @@
 //! that this processor has.
 
 use animatelcm::device::Quantize;
-use animatelcm::kernels::isa::Isa;
+use animatelcm::kernels::cpu::isa::Isa;
 use animatelcm::kernels::layout::is_channels_last;
 use animatelcm::kernels::{
     self, Activation, ConvArgs, GroupNormOptions, Positions, Weights, reference,

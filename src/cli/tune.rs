@@ -2,7 +2,7 @@
 
 use std::alloc::{GlobalAlloc, Layout, System};
 
-use crate::kernels::isa::LINE;
+use crate::kernels::cpu::isa::LINE;
 
 /// The system's allocator, which large blocks get from the start of a line of the cache: vectors as wide as a line
 /// then touch no second one.

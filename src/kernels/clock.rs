@@ -22,7 +22,7 @@ pub enum Kind {
 }
 
 impl Kind {
-    /// All of them, in the order of [`Times`].
+    /// All kinds, in the order of [`Tally::times`].
     pub const ALL: [Self; 5] =
         [Self::Convolution, Self::Linear, Self::Attention, Self::AttentionOverFrames, Self::Norm];
 

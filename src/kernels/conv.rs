@@ -8,16 +8,17 @@ use candle_core::{CpuStorage, CustomOp1, CustomOp2, DType, Layout, Result, Shape
 use half::bf16;
 
 use super::clock::{self, Kind};
-use super::float::{self, Byte, Float};
-use super::isa::Isa;
+use super::cpu::amx::MatrixUnit as _;
+use super::cpu::conv_geometry::Window;
+use super::cpu::float::{self, Byte, Float};
+use super::cpu::gemm::{self, Activation, Epilogue};
+use super::cpu::isa::Isa;
+use super::cpu::pack::{Columns, Packed, Panels, Widened};
+use super::cpu::quantize::{Rounded, Whole};
+use super::cpu::winograd;
 use super::layout::{channels_first, channels_last};
-use super::packed::{Columns, Packed, Panels, Widened};
-use super::product::{self, Activation, Epilogue};
-use super::round::{Rounded, Whole};
-use super::tile::Element as _;
 use super::weights::{Form, Weights};
-use super::window::Window;
-use super::{grad, reference, winograd};
+use super::{autograd, reference};
 use crate::Stop;
 
 /// What a convolution does beside multiplying. The default keeps every pixel's surroundings as they are.
@@ -89,7 +90,7 @@ pub fn conv2d(x: &Tensor, weights: &Weights, args: &ConvArgs<'_>) -> Result<Tens
     let mut given = [Some(x), args.shift, args.residual].into_iter().flatten();
     let track = weights.track() || given.any(Tensor::track_op);
     if track {
-        return grad::conv2d_with(x, &weights.plain()?, weights.bias(), args);
+        return autograd::conv2d_with(x, &weights.plain()?, weights.bias(), args);
     }
     #[cfg(feature = "cuda")]
     if super::has_own(x.device())
@@ -159,7 +160,7 @@ pub fn linear_until(
     if track || !weights.is_packed() {
         let (weight, bias) = (weights.plain()?, weights.bias());
         let y = if track {
-            grad::linear(x, &weight, bias)?
+            autograd::linear(x, &weight, bias)?
         } else {
             reference::linear(x, &weight, bias)?
         };
@@ -269,14 +270,14 @@ impl Multiply<'_> {
         (values, totals): (&Packed<Byte>, &[f32]),
     ) -> Result<CpuStorage> {
         /// With whole numbers kept as `W`.
-        fn multiply<T: Float, W: Whole + product::Operand>(
+        fn multiply<T: Float, W: Whole + gemm::Operand>(
             (isa, x, window): (Isa, &[T], &Window),
             (panels, totals): (&impl Panels<W::Weight>, &[f32]),
             epilogue: &Epilogue<'_, T>,
         ) -> Vec<T> {
             let x = Rounded::<W>::new(isa, x, panels.sizes().channels);
             let epilogue = Epilogue { rows: Some(x.rows(totals)), ..*epilogue };
-            product::product(isa, &x.values, window, panels, &epilogue)
+            gemm::product(isa, &x.values, window, panels, &epilogue)
         }
         let isa = Isa::current();
         self.call::<T>(x, residual, |x, epilogue| {
@@ -306,26 +307,26 @@ impl Multiply<'_> {
             (Form::Bf16(packed), CpuStorage::BF16(_)) if transformed => {
                 with!(winograd::convolve::<bf16>, &Widened(packed))
             }
-            (Form::Bf16(packed), CpuStorage::BF16(_)) => with!(product::product::<bf16, _>, packed),
+            (Form::Bf16(packed), CpuStorage::BF16(_)) => with!(gemm::product::<bf16, _>, packed),
             (Form::F32(packed), _) if transformed => with!(winograd::convolve::<f32>, packed),
-            (Form::F32(packed), _) => with!(product::product::<f32, _>, packed),
-            (Form::Bf16(packed), _) => with!(product::product::<f32, _>, &Widened(packed)),
+            (Form::F32(packed), _) => with!(gemm::product::<f32, _>, packed),
+            (Form::Bf16(packed), _) => with!(gemm::product::<f32, _>, &Widened(packed)),
             (Form::F16(packed), _) if transformed => {
                 with!(winograd::convolve::<f32>, &Widened(packed))
             }
-            (Form::F16(packed), _) => with!(product::product::<f32, _>, &Widened(packed)),
+            (Form::F16(packed), _) => with!(gemm::product::<f32, _>, &Widened(packed)),
             (Form::Int8 { values, .. }, CpuStorage::BF16(_)) if transformed => {
                 with!(winograd::convolve::<bf16>, &Widened(values))
             }
             (Form::Int8 { values, .. }, CpuStorage::BF16(_)) => {
-                with!(product::product::<bf16, _>, &Widened(values))
+                with!(gemm::product::<bf16, _>, &Widened(values))
             }
             (Form::Int8 { values, .. }, _) if transformed => {
                 with!(winograd::convolve::<f32>, &Widened(values))
             }
-            (Form::Int8 { values, .. }, _) => with!(product::product::<f32, _>, &Widened(values)),
+            (Form::Int8 { values, .. }, _) => with!(gemm::product::<f32, _>, &Widened(values)),
             (Form::Bytes { values, .. }, _) if !self.rounds() => {
-                with!(product::product::<f32, _>, &Widened(values))
+                with!(gemm::product::<f32, _>, &Widened(values))
             }
             (Form::Bytes { values, totals, .. }, CpuStorage::BF16(_)) => {
                 self.multiply_rounded::<bf16>(x, residual, (values, totals))

@@ -3,9 +3,10 @@
 use candle_core::{CpuStorage, CustomOp1, D, Layout, Result, Shape, Tensor};
 use rayon::prelude::*;
 
-use super::float;
-use super::isa::{Isa, Loops};
-use super::{grad, in_f32, math, reference};
+use super::cpu::float;
+use super::cpu::isa::{Isa, Loops};
+use super::cpu::math;
+use super::{autograd, in_f32, reference};
 
 /// `value · gelu(gate)` of a last dimension that holds values, then gates; see [`reference::geglu`].
 ///
@@ -16,8 +17,8 @@ pub fn geglu(x: &Tensor) -> Result<Tensor> {
     if x.dim(D::Minus1)? % 2 != 0 {
         candle_core::bail!("gated gelu wants an even width, got {}", x.dim(D::Minus1)?);
     }
-    if grad::is_tracked(&[x]) {
-        return grad::geglu(x);
+    if autograd::is_tracked(&[x]) {
+        return autograd::geglu(x);
     }
     #[cfg(feature = "cuda")]
     if super::has_own(x.device())

@@ -13,46 +13,33 @@
 //! Where [asked for](choose), there are own kernels for most on NVIDIA GPUs, see `cuda/mod.rs`, and attention in one on
 //! Apple's. No GPU has run them.
 //!
-//! On the CPU the instructions are chosen when the program runs, see [`isa::Isa`]; bf16 and bytes go through the matrix
+//! On the CPU the instructions are chosen when the program runs, see [`cpu::isa::Isa`]; bf16 and bytes go through the matrix
 //! unit where there is one. Tensors that take part in a gradient go other ways, with the same values; see
-//! `grad/mod.rs`.
+//! `autograd/mod.rs`.
 
 // A function is compiled for the instructions of the one that it is inlined into; see `isa`.
 #![allow(clippy::inline_always)]
 
-mod amx;
 pub mod attention;
+mod autograd;
 pub mod clock;
 pub mod conv;
+pub mod cpu;
 #[cfg(any(test, feature = "cuda"))]
 mod cuda;
-mod float;
 mod geglu;
-mod grad;
-#[cfg(all(test, target_os = "linux", not(miri)))]
-mod guarded;
-pub mod isa;
-mod lanes;
 pub mod layout;
-pub mod math;
 mod norm;
-mod packed;
-mod product;
 pub mod reference;
 mod resize;
-mod round;
-mod shared;
 mod shift;
-mod tile;
 mod weights;
-mod window;
-mod winograd;
 
 pub use attention::{attention, attention_by_place, attention_until};
 pub use conv::{ConvArgs, conv2d, linear, linear_until};
+pub use cpu::gemm::Activation;
 pub use geglu::geglu;
 pub use norm::{GroupNormOptions, Positions, group_norm, layer_norm};
-pub use product::Activation;
 pub use resize::upsample_nearest;
 pub use shift::shift_channels;
 pub use weights::Weights;

@@ -8,11 +8,12 @@ use half::{bf16, f16};
 use rayon::prelude::*;
 
 use super::clock::{self, Kind};
-use super::float::{self, Float};
-use super::isa::{Isa, Loops};
+use super::cpu::buffer::filled;
+use super::cpu::float::{self, Float};
+use super::cpu::isa::{Isa, Loops};
+use super::cpu::math;
 use super::layout::{channels_first, channels_last};
-use super::shared::filled;
-use super::{grad, math, reference};
+use super::{autograd, reference};
 
 /// Values that are in a core's first cache when they are read again.
 const CHUNK: usize = 4096;
@@ -51,8 +52,8 @@ pub fn group_norm(
     if options.frames == 0 || images % options.frames != 0 {
         candle_core::bail!("{images} images are not clips of {} frames", options.frames);
     }
-    if grad::is_tracked(&[x, weight, bias]) {
-        return grad::group_norm(x, weight, bias, options);
+    if autograd::is_tracked(&[x, weight, bias]) {
+        return autograd::group_norm(x, weight, bias, options);
     }
     #[cfg(feature = "cuda")]
     if super::has_own(x.device())
@@ -334,7 +335,7 @@ pub fn layer_norm(
     }
     let mut given = [Some(x), Some(weight), Some(bias), positions_table].into_iter().flatten();
     if given.any(Tensor::track_op) {
-        let y = grad::layer_norm(x, weight, bias, eps)?;
+        let y = autograd::layer_norm(x, weight, bias, eps)?;
         return match positions {
             Some(positions) => reference::add_positions(&y, positions),
             None => Ok(y),

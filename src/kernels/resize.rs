@@ -2,12 +2,12 @@
 
 use candle_core::{Result, Tensor};
 
-use super::grad;
+use super::autograd;
 
 /// `(batch, channels, height, width)` enlarged to `(height, width)` `size`, each pixel taking the nearest one's value.
 pub fn upsample_nearest(x: &Tensor, size: (usize, usize)) -> Result<Tensor> {
-    if grad::is_tracked(&[x]) {
-        return grad::upsample_nearest(x, size);
+    if autograd::is_tracked(&[x]) {
+        return autograd::upsample_nearest(x, size);
     }
     x.upsample_nearest2d(size.0, size.1)
 }

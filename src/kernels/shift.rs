@@ -2,7 +2,7 @@
 
 use candle_core::{Result, Tensor};
 
-use super::{grad, reference};
+use super::{autograd, reference};
 
 /// Adds `shift` `(shifts, channels)` to all pixels of `(images, channels, height, width)`.
 ///
@@ -17,8 +17,8 @@ pub fn shift_channels(x: &Tensor, shift: &Tensor) -> Result<Tensor> {
     if shifts == 0 || images % shifts != 0 || width != channels {
         candle_core::bail!("shifts {:?} for images {:?}", shift.dims(), x.dims());
     }
-    if grad::is_tracked(&[x, shift]) {
-        return grad::shift_channels(x, shift);
+    if autograd::is_tracked(&[x, shift]) {
+        return autograd::shift_channels(x, shift);
     }
     reference::shift_channels(x, shift)
 }

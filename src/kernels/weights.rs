@@ -7,9 +7,9 @@ use candle_core::{CpuStorage, DType, Result, Storage, Tensor};
 use half::{bf16, f16};
 use rayon::prelude::*;
 
-use super::float::{Byte, Stored};
+use super::cpu::float::{Byte, Stored};
+use super::cpu::pack::{Columns, Packed, Sizes};
 use super::layout::{channels_first, channels_last};
-use super::packed::{Columns, Packed, Sizes};
 use crate::device::Quantize;
 
 /// A weight matrix `(outputs, inputs)` or kernel `(outputs, inputs, k, k)`, and a bias.

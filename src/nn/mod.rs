@@ -1,4 +1,4 @@
-//! Layers: sizes in, weights from a [`VarBuilder`], `forward` out. They know no model.
+//! Layers: sizes in, weights from a [`VarBuilder`](crate::weights::VarBuilder), `forward` out. They know no model.
 //!
 //! The names that a constructor asks for are those of diffusers.
 

@@ -1,6 +1,6 @@
 //! Every set of instructions.
 
-use animatelcm::kernels::isa::Isa;
+use animatelcm::kernels::cpu::isa::Isa;
 use candle_core::{Result, Tensor};
 
 /// The results on every set that is there; the portable one always is.

@@ -12,7 +12,7 @@ use super::summary::Summary;
 use crate::device::{KernelChoice, Quantize};
 use crate::error::Bytes;
 use crate::kernels::clock::Kind;
-use crate::kernels::isa::Isa;
+use crate::kernels::cpu::isa::Isa;
 
 /// Everything that was measured, and under which circumstances.
 #[derive(Debug, Serialize)]

@@ -5,12 +5,12 @@ use std::mem::MaybeUninit;
 use std::ops::Range;
 
 use super::{Given, Operand, Scale, Scratch, Unit, View, exponentials, width};
-use crate::kernels::float::Float;
-use crate::kernels::isa::{Isa, Loops};
-use crate::kernels::lanes::Lanes;
-use crate::kernels::math;
-use crate::kernels::shared::Shared;
-use crate::kernels::tile::{LANES, PANEL, Product, ROWS};
+use crate::kernels::cpu::buffer::Shared;
+use crate::kernels::cpu::float::Float;
+use crate::kernels::cpu::isa::{Isa, Loops};
+use crate::kernels::cpu::lanes::Lanes;
+use crate::kernels::cpu::math;
+use crate::kernels::cpu::microkernel::{LANES, PANEL, Product, ROWS};
 
 /// Keys that a few queries meet at once; whole panels.
 const KEYS: usize = 8 * PANEL;

@@ -18,12 +18,14 @@ use half::{bf16, f16};
 use rayon::prelude::*;
 
 use super::clock::{self, Kind};
-use super::float::{self, Float};
-use super::isa::Isa;
-use super::lanes::Lanes;
-use super::shared::{Aligned, Shared, abandon, filled, operand};
-use super::tile::{Element, LANES, PANEL, ROWS};
-use super::{amx, grad, math, reference};
+use super::cpu::amx::{self, MatrixUnit};
+use super::cpu::buffer::{Aligned, Shared, abandon, filled, operand};
+use super::cpu::float::{self, Float};
+use super::cpu::isa::Isa;
+use super::cpu::lanes::Lanes;
+use super::cpu::math;
+use super::cpu::microkernel::{LANES, PANEL, ROWS};
+use super::{autograd, reference};
 use crate::Stop;
 use long::Piece;
 use short::Short;
@@ -80,8 +82,8 @@ pub fn attention_until(
     }
     // Scores, and sums of values.
     clock::count(&[2, batch, queries, keys, heads, dim]);
-    if grad::is_tracked(&[q, k, v]) {
-        return grad::attention(q, k, v, scale);
+    if autograd::is_tracked(&[q, k, v]) {
+        return autograd::attention(q, k, v, scale);
     }
     if q.device().is_cpu() {
         let [q, k, v] = [q, k, v].map(|x| x.unsqueeze(2));
@@ -166,7 +168,7 @@ pub fn attention_by_place(q: &Tensor, k: &Tensor, v: &Tensor, scale: f64) -> Res
         );
     }
     let count = || clock::count(&[2, batch, tokens, tokens, places, heads, dim]);
-    if q.device().is_cpu() && !grad::is_tracked(&[q, k, v]) {
+    if q.device().is_cpu() && !autograd::is_tracked(&[q, k, v]) {
         count();
         return clock::timed(Kind::AttentionOverFrames, || {
             Blocked { scale, stop: None }.run(q, k, v)
@@ -174,7 +176,7 @@ pub fn attention_by_place(q: &Tensor, k: &Tensor, v: &Tensor, scale: f64) -> Res
     }
     #[cfg(feature = "cuda")]
     if super::has_own(q.device())
-        && !grad::is_tracked(&[q, k, v])
+        && !autograd::is_tracked(&[q, k, v])
         && let Some(y) = super::cuda::attention(q, k, v, scale)?
     {
         count();
@@ -269,7 +271,7 @@ struct Scratch<E> {
 }
 
 /// What queries, keys, values and weights can be multiplied as.
-trait Operand: Element<Weight = Self> + Float {
+trait Operand: MatrixUnit<Weight = Self> + Float {
     fn with_scratch<R>(f: impl FnOnce(&mut Scratch<Self>) -> R) -> R;
 }
 
@@ -388,7 +390,7 @@ struct Given<'a, T> {
 
 impl<T> Given<'_, T> {
     /// Whether values that are multiplied as `E` go through the matrix unit.
-    fn in_tiles<E: Element>(&self) -> bool {
+    fn in_tiles<E: MatrixUnit>(&self) -> bool {
         E::fits_tiles(self.isa, amx::BYTES / size_of::<E>())
     }
 }

@@ -5,11 +5,11 @@ use std::mem::MaybeUninit;
 use std::ops::Range;
 
 use super::{Given, Operand, Scale, Scratch, Unit, exponentials, width};
-use crate::kernels::float::Float;
-use crate::kernels::isa::{Isa, Loops};
-use crate::kernels::lanes::Lanes;
-use crate::kernels::shared::Shared;
-use crate::kernels::tile::{LANES, PANEL, Product, ROWS};
+use crate::kernels::cpu::buffer::Shared;
+use crate::kernels::cpu::float::Float;
+use crate::kernels::cpu::isa::{Isa, Loops};
+use crate::kernels::cpu::lanes::Lanes;
+use crate::kernels::cpu::microkernel::{LANES, PANEL, Product, ROWS};
 
 /// Whole sequences of at most [`SHORT`](super::SHORT) queries and keys.
 pub(super) struct Short<'a, T, E> {

@@ -2,16 +2,16 @@
 
 use super::long::Piece;
 use super::{Given, Operand, width};
-use crate::kernels::amx::{BYTES, Left, ROWS};
-use crate::kernels::float::Float;
-use crate::kernels::isa::Loops;
-use crate::kernels::math;
-use crate::kernels::tile::{LANES, PANEL};
+use crate::kernels::cpu::amx::{BYTES, Left, ROWS};
+use crate::kernels::cpu::float::Float;
+use crate::kernels::cpu::isa::Loops;
+use crate::kernels::cpu::math;
+use crate::kernels::cpu::microkernel::{LANES, PANEL};
 
 /// Keys that a few queries meet at once; whole panels.
 const KEYS: usize = 4 * PANEL;
 
-/// A piece within [`with_tiles`](crate::kernels::amx::with_tiles).
+/// A piece within [`with_tiles`](crate::kernels::cpu::amx::with_tiles).
 pub(super) struct Tiled<'a, T, E>(pub(super) Piece<'a, T, E>);
 
 impl<T: Float, E: Operand> Loops for Tiled<'_, T, E> {

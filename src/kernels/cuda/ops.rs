@@ -4,8 +4,8 @@ use candle_core::{DType, Result, Tensor};
 
 use super::launch::{device, launch, unset};
 use super::plan::{self, Format, Patches, Reading, View};
+use crate::kernels::cpu::conv_geometry::Window;
 use crate::kernels::layout::{channels_first, channels_last};
-use crate::kernels::window::Window;
 use crate::kernels::{Activation, ConvArgs, GroupNormOptions, Positions, Weights};
 
 /// Values of a matrix of patches that exist at once.

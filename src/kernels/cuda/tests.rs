@@ -5,7 +5,7 @@ use half::{bf16, f16};
 
 use super::emulator::Emulator;
 use super::plan::{self, Format, Launch, Patches, Reading, View};
-use crate::kernels::window::Window;
+use crate::kernels::cpu::conv_geometry::Window;
 use crate::kernels::{self, Activation, ConvArgs, GroupNormOptions, Positions, reference};
 
 /// Bell-shaped values around `mean`, a function of the seed.

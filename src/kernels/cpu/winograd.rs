@@ -13,14 +13,14 @@ use std::sync::{Mutex, PoisonError};
 
 use rayon::prelude::*;
 
+use super::buffer::{Aligned, Shared, abandon, filled, with_scratch};
+use super::conv_geometry::Window;
 use super::float::Float;
+use super::gemm::{Epilogue, Finish};
 use super::isa::{Isa, Loops};
 use super::lanes::Lanes;
-use super::packed::{Block, Panels, Sizes};
-use super::product::{Epilogue, Finish};
-use super::shared::{Aligned, Shared, abandon, filled, with_scratch};
-use super::tile::{LANES, PANEL, Product, ROWS, ZEROS};
-use super::window::Window;
+use super::microkernel::{LANES, PANEL, Product, ROWS, ZEROS};
+use super::pack::{Block, Panels, Sizes};
 
 /// Lines and columns of a tile's results.
 const OUT: usize = 4;
@@ -53,7 +53,7 @@ fn apart(len: usize) -> usize {
 }
 
 /// Whether this is the faster way, for weights of these sizes, where multiplying out is so many times as fast as in f32.
-pub(super) fn pays(sizes: &Sizes, window: &Window, times: f64) -> bool {
+pub(in crate::kernels) fn pays(sizes: &Sizes, window: &Window, times: f64) -> bool {
     if !window.is_dense_3x3() {
         return false;
     }
@@ -299,9 +299,9 @@ thread_local! {
 /// Memory for transformed inputs that waits for the next convolution.
 static SPARE: Mutex<Vec<Aligned<f32>>> = Mutex::new(Vec::new());
 
-/// Like [`product`](super::product::product), where that [`pays`].
+/// Like [`product`](super::gemm::product), where that [`pays`].
 #[allow(unsafe_code)]
-pub(super) fn convolve<T: Float>(
+pub(in crate::kernels) fn convolve<T: Float>(
     isa: Isa,
     x: &[T],
     window: &Window,

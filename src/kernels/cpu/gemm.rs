@@ -10,14 +10,14 @@ use std::ops::Range;
 use half::bf16;
 use rayon::prelude::*;
 
-use super::amx;
+use super::amx::{self, MatrixUnit};
+use super::buffer::{Aligned, Shared, abandon, filled, operand};
+use super::conv_geometry::Window;
 use super::float::Float;
 use super::isa::{Isa, Loops, prefetch};
 use super::math;
-use super::packed::{Block, Columns, Panels, Sizes};
-use super::shared::{Aligned, Shared, abandon, filled, operand};
-use super::tile::{Element, LANES, PANEL, Product, ROWS};
-use super::window::Window;
+use super::microkernel::{Element, LANES, PANEL, Product, ROWS};
+use super::pack::{Block, Columns, Panels, Sizes};
 use crate::Stop;
 
 /// Rows, panels and bytes of a panel that a task works on.
@@ -116,7 +116,7 @@ pub(crate) struct Scratch<T: Element> {
 }
 
 /// What can be multiplied, and has scratch memory for it.
-pub(crate) trait Operand: Element {
+pub(crate) trait Operand: MatrixUnit {
     fn with_scratch<R>(f: impl FnOnce(&mut Scratch<Self>) -> R) -> R;
 }
 

@@ -4,8 +4,9 @@ use candle_core::{D, Device, Result, Tensor};
 use rayon::prelude::*;
 
 use super::{Gradients, View, applies, attach, nothing};
-use crate::kernels::isa::{ALWAYS_FMA, vectorized};
-use crate::kernels::{math, reference};
+use crate::kernels::cpu::isa::{ALWAYS_FMA, vectorized};
+use crate::kernels::cpu::math;
+use crate::kernels::reference;
 
 /// Rows that a task computes.
 const ROWS: usize = 16;

@@ -4,13 +4,13 @@ use std::mem::MaybeUninit;
 
 use rayon::prelude::*;
 
+use super::buffer::filled;
 use super::float::{Float, Stored};
+use super::gemm::Rows;
 use super::isa::{Isa, Loops};
 use super::lanes::Lanes;
 use super::math;
-use super::product::Rows;
-use super::shared::filled;
-use super::tile::LANES;
+use super::microkernel::LANES;
 
 /// The greatest whole number.
 const MOST: f32 = 255.0;

@@ -9,10 +9,10 @@ use rayon::prelude::*;
 
 use super::matrix::{Into, Matrix, multiply};
 use super::{Gradients, View, applies, attach, is_tracked, nothing, parts, sum_of_rows, total};
-use crate::kernels::isa::Isa;
-use crate::kernels::packed::{self, Columns, Packed};
-use crate::kernels::product::{self, Epilogue};
-use crate::kernels::window::Window;
+use crate::kernels::cpu::conv_geometry::Window;
+use crate::kernels::cpu::gemm::{self, Epilogue};
+use crate::kernels::cpu::isa::Isa;
+use crate::kernels::cpu::pack::{self, Columns, Packed};
 use crate::kernels::{self, Activation, ConvArgs, reference};
 
 /// See [`crate::kernels::conv2d`]: what comes before and after are ops of their own.
@@ -179,13 +179,13 @@ fn packed(
     (outputs, taps, channels): (usize, usize, usize),
     at: impl Fn(usize, usize, usize) -> f32 + Sync,
 ) -> Kernel {
-    let sizes = packed::Sizes { outputs, taps, channels, columns: Columns::Plain };
+    let sizes = pack::Sizes { outputs, taps, channels, columns: Columns::Plain };
     Kernel { sizes, packed: Packed::new(sizes, at) }
 }
 
 /// Weights for one product.
 struct Kernel {
-    sizes: packed::Sizes,
+    sizes: pack::Sizes,
     packed: Packed<f32>,
 }
 
@@ -197,7 +197,7 @@ impl Kernel {
     /// With pictures whose channels are innermost.
     fn product(&self, x: &[f32], window: &Window, bias: Option<&[f32]>) -> Vec<f32> {
         let epilogue = Epilogue { bias, ..Epilogue::default() };
-        product::product(Isa::current(), x, window, &self.packed, &epilogue)
+        gemm::product(Isa::current(), x, window, &self.packed, &epilogue)
     }
 }
 

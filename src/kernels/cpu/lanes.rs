@@ -1,7 +1,7 @@
 //! As many values as a vector of the processor has, by value, so that the compiler keeps them in one.
 
 use super::float::Float;
-use super::tile::LANES;
+use super::microkernel::LANES;
 
 /// Neighbouring values.
 #[derive(Clone, Copy)]
@@ -76,7 +76,11 @@ mod arm {
 
     #[allow(unsafe_code)]
     #[inline(always)]
-    pub(super) fn each(a: Lanes, b: Lanes, f: impl Fn(Vector, Vector) -> Vector) -> Lanes {
+    pub(in crate::kernels) fn each(
+        a: Lanes,
+        b: Lanes,
+        f: impl Fn(Vector, Vector) -> Vector,
+    ) -> Lanes {
         type Vectors = [Vector; LANES / 4];
         // SAFETY: both are as many numbers, without padding.
         let (mut a, b) = unsafe {
@@ -92,7 +96,7 @@ mod arm {
         ($name:ident($($argument:ident: $type:ty),*) = $instruction:expr) => {
             #[allow(unsafe_code)]
             #[inline(always)]
-            pub(super) fn $name($($argument: $type),*) -> Vector {
+            pub(in crate::kernels) fn $name($($argument: $type),*) -> Vector {
                 // SAFETY: NEON is part of what this target assumes.
                 unsafe { $instruction }
             }

@@ -4,8 +4,9 @@ use candle_core::{D, Device, Result, Tensor};
 use rayon::prelude::*;
 
 use super::{Gradients, View, applies, attach, is_tracked, parts, sum_of, total};
-use crate::kernels::isa::{ALWAYS_FMA, vectorized};
-use crate::kernels::{GroupNormOptions, math, reference};
+use crate::kernels::cpu::isa::{ALWAYS_FMA, vectorized};
+use crate::kernels::cpu::math;
+use crate::kernels::{GroupNormOptions, reference};
 
 /// See [`crate::kernels::group_norm`].
 pub(in crate::kernels) fn group_norm(

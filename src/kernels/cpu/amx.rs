@@ -6,14 +6,92 @@
 
 use std::marker::PhantomData;
 
-use super::shared::Aligned;
-use super::tile::{Element, LANES, PANEL, ZEROS};
+use super::buffer::Aligned;
+use super::isa::Isa;
+use super::microkernel::{Element, LANES, PANEL, ZEROS};
 
 /// Rows of a left operand.
 pub(crate) const ROWS: usize = 32;
 
 /// What the unit reads of a row at once.
 pub(crate) const BYTES: usize = 64;
+
+/// Elements of a left operand that the unit may multiply; those that it does not know are left to
+/// [microkernels](Element::tile).
+pub(crate) trait MatrixUnit: Element {
+    /// Whether the unit multiplies them.
+    const TILED: bool = false;
+
+    /// Whether rows that are made of segments of `length` values can be multiplied.
+    fn fits_tiles(isa: Isa, length: usize) -> bool {
+        let whole = (length * size_of::<Self>()).is_multiple_of(BYTES);
+        Self::TILED && isa == Isa::Amx && whole
+    }
+
+    /// Adds a product of many rows to sums, or writes it there.
+    ///
+    /// # Safety
+    ///
+    /// `work` must be true, and [`with_tiles`] running.
+    #[allow(unsafe_code)]
+    unsafe fn in_tiles(work: Work<Self>, columns: usize) {
+        let _ = (work, columns);
+        unreachable!("products that do not fit tiles");
+    }
+
+    /// Writes `e^(scale (score - maximum))`, where the maximum is that of the scores and of `least`; returns it, and the
+    /// sum before rounding. Within 3e-6, for whole lanes.
+    ///
+    /// # Safety
+    ///
+    /// As above.
+    #[allow(unsafe_code)]
+    unsafe fn exponentials(
+        scores: &[f32],
+        least: f32,
+        scale: f32,
+        weights: &mut [Self],
+    ) -> (f32, f32) {
+        let _ = (scores, least, scale, weights);
+        unreachable!("products that do not fit tiles");
+    }
+}
+
+impl MatrixUnit for f32 {}
+
+impl MatrixUnit for half::bf16 {
+    const TILED: bool = true;
+
+    #[cfg(target_arch = "x86_64")]
+    #[allow(unsafe_code)]
+    unsafe fn in_tiles(work: Work<Self>, columns: usize) {
+        // SAFETY: the caller's promises are those that this asks for.
+        unsafe { bf16(work, columns) }
+    }
+
+    #[cfg(target_arch = "x86_64")]
+    #[allow(unsafe_code)]
+    unsafe fn exponentials(
+        scores: &[f32],
+        least: f32,
+        scale: f32,
+        weights: &mut [Self],
+    ) -> (f32, f32) {
+        // SAFETY: a processor with the unit has all others, too.
+        unsafe { exponentials(scores, least, scale, weights) }
+    }
+}
+
+impl MatrixUnit for u8 {
+    const TILED: bool = true;
+
+    #[cfg(target_arch = "x86_64")]
+    #[allow(unsafe_code)]
+    unsafe fn in_tiles(work: Work<Self>, columns: usize) {
+        // SAFETY: the caller's promises are those that this asks for.
+        unsafe { bytes(work, columns) }
+    }
+}
 
 /// Sixteen or thirty-two columns of a product, by addresses; strides and steps are in bytes.
 #[cfg_attr(not(target_arch = "x86_64"), allow(dead_code))]
@@ -70,7 +148,7 @@ pub(crate) struct Left<'a, T> {
     values: PhantomData<&'a [T]>,
 }
 
-impl<'a, T: Element> Left<'a, T> {
+impl<'a, T: MatrixUnit> Left<'a, T> {
     /// Rows of `length` values, of which one starts every `stride` values.
     pub(crate) fn new(values: &'a [T], stride: usize, length: usize) -> Self {
         let segments = Segments::One([Segment::new(values, stride, length)]);
@@ -165,7 +243,7 @@ impl<'a, T: Element> Left<'a, T> {
 }
 
 #[cfg(target_arch = "x86_64")]
-pub(crate) use x86::{bf16, bytes, exponentials, is_running, is_there, with_tiles};
+pub(crate) use x86::{bf16, bytes, exponentials, is_running, with_tiles};
 
 #[cfg(target_arch = "x86_64")]
 mod x86 {
@@ -173,42 +251,17 @@ mod x86 {
 
     use std::arch::asm;
     use std::arch::x86_64::{
-        __cpuid, __cpuid_count, __m256bh, _mm512_add_ps, _mm512_cvtneps_pbh, _mm512_fmadd_ps,
-        _mm512_loadu_ps, _mm512_max_ps, _mm512_mul_ps, _mm512_reduce_add_ps, _mm512_reduce_max_ps,
-        _mm512_reduce_ps, _mm512_scalef_ps, _mm512_set1_ps, _mm512_setzero_ps, _mm512_sub_ps,
+        __m256bh, _mm512_add_ps, _mm512_cvtneps_pbh, _mm512_fmadd_ps, _mm512_loadu_ps,
+        _mm512_max_ps, _mm512_mul_ps, _mm512_reduce_add_ps, _mm512_reduce_max_ps, _mm512_reduce_ps,
+        _mm512_scalef_ps, _mm512_set1_ps, _mm512_setzero_ps, _mm512_sub_ps,
     };
     use std::cell::Cell;
-    use std::sync::OnceLock;
 
-    use super::{LANES, ROWS, Work};
+    use super::{Isa, LANES, ROWS, Work};
 
     thread_local! {
         /// How many calls of [`with_tiles`] are running.
         static RUNNING: Cell<usize> = const { Cell::new(0) };
-    }
-
-    /// Whether the processor has the unit, for bf16 and for bytes, and the system lets this process use it.
-    pub(crate) fn is_there() -> bool {
-        static THERE: OnceLock<bool> = OnceLock::new();
-        *THERE.get_or_init(|| {
-            /// In `edx`: bf16, tiles, bytes.
-            const NEEDED: u32 = 1 << 22 | 1 << 24 | 1 << 25;
-            __cpuid(0).eax >= 7 && __cpuid_count(7, 0).edx & NEEDED == NEEDED && may_use()
-        })
-    }
-
-    /// Asks Linux for the permission that a process needs, because tiles make what is saved of a thread 8 KiB larger.
-    #[cfg(target_os = "linux")]
-    fn may_use() -> bool {
-        const ARCH_REQ_XCOMP_PERM: libc::c_long = 0x1023;
-        const TILE_DATA: libc::c_long = 18;
-        // SAFETY: it reads and writes no memory of ours.
-        unsafe { libc::syscall(libc::SYS_arch_prctl, ARCH_REQ_XCOMP_PERM, TILE_DATA) == 0 }
-    }
-
-    #[cfg(not(target_os = "linux"))]
-    fn may_use() -> bool {
-        false
     }
 
     /// Whether this thread's tiles are set up.
@@ -228,7 +281,7 @@ mod x86 {
                 }
             }
         }
-        assert!(is_there());
+        assert!(Isa::Amx.is_there());
         if RUNNING.get() == 0 {
             #[repr(C, align(64))]
             struct Layout {
@@ -353,7 +406,7 @@ mod x86 {
 
     /// # Safety
     ///
-    /// See [`Element::in_tiles`](super::Element::in_tiles).
+    /// See [`MatrixUnit::in_tiles`](super::MatrixUnit::in_tiles).
     pub(crate) unsafe fn bf16(work: Work<half::bf16>, columns: usize) {
         // SAFETY: by the caller's promise.
         unsafe { multiply!("tdpbf16ps", work, columns) }
@@ -363,7 +416,7 @@ mod x86 {
     ///
     /// # Safety
     ///
-    /// See [`Element::in_tiles`](super::Element::in_tiles).
+    /// See [`MatrixUnit::in_tiles`](super::MatrixUnit::in_tiles).
     #[target_feature(enable = "avx512f")]
     pub(crate) unsafe fn bytes(work: Work<u8>, columns: usize) {
         let mut whole = [0i32; ROWS * 2 * LANES];
@@ -383,7 +436,7 @@ mod x86 {
         }
     }
 
-    /// See [`Element::exponentials`](super::Element::exponentials).
+    /// See [`MatrixUnit::exponentials`](super::MatrixUnit::exponentials).
     ///
     /// # Safety
     ///

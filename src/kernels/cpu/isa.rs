@@ -69,7 +69,7 @@ impl Isa {
                 Self::Avx512 => fused() && wide(),
                 Self::Avx512Vnni => whole(),
                 Self::Avx512Bf16 => paired(),
-                Self::Amx => paired() && super::amx::is_there(),
+                Self::Amx => paired() && matrix_unit::is_there(),
             }
         }
         #[cfg(not(target_arch = "x86_64"))]
@@ -181,4 +181,36 @@ pub(crate) fn vectorized<R>(f: impl FnOnce() -> R) -> R {
         }
     }
     Isa::current().vectorize(Closure(f))
+}
+
+/// The matrix unit of x86-64 servers (AMX).
+#[cfg(target_arch = "x86_64")]
+mod matrix_unit {
+    use std::arch::x86_64::{__cpuid, __cpuid_count};
+    use std::sync::OnceLock;
+
+    /// Whether the processor has the unit, for bf16 and for bytes, and the system lets this process use it.
+    pub(super) fn is_there() -> bool {
+        static THERE: OnceLock<bool> = OnceLock::new();
+        *THERE.get_or_init(|| {
+            /// In `edx`: bf16, tiles, bytes.
+            const NEEDED: u32 = 1 << 22 | 1 << 24 | 1 << 25;
+            __cpuid(0).eax >= 7 && __cpuid_count(7, 0).edx & NEEDED == NEEDED && may_use()
+        })
+    }
+
+    /// Asks Linux for the permission that a process needs, because tiles make what is saved of a thread 8 KiB larger.
+    #[cfg(target_os = "linux")]
+    #[allow(unsafe_code)]
+    fn may_use() -> bool {
+        const ARCH_REQ_XCOMP_PERM: libc::c_long = 0x1023;
+        const TILE_DATA: libc::c_long = 18;
+        // SAFETY: it reads and writes no memory of ours.
+        unsafe { libc::syscall(libc::SYS_arch_prctl, ARCH_REQ_XCOMP_PERM, TILE_DATA) == 0 }
+    }
+
+    #[cfg(not(target_os = "linux"))]
+    fn may_use() -> bool {
+        false
+    }
 }

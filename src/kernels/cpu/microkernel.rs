@@ -2,7 +2,6 @@
 
 use half::bf16;
 
-use super::amx;
 use super::float::{Byte, Stored};
 use super::isa::{ALWAYS_FMA, Isa};
 use super::math::fused;
@@ -24,9 +23,6 @@ pub(crate) trait Element: Stored {
     /// What the right operand is made of; of the same group.
     type Weight: Stored;
 
-    /// Whether [`amx`] can multiply it.
-    const TILED: bool = false;
-
     /// Adds a product to `sums`, or writes it there if they are `fresh`.
     ///
     /// The product is summed up by itself first, so that rounding errors grow with the length of a call and with the
@@ -37,40 +33,6 @@ pub(crate) trait Element: Stored {
     /// The promises of [`Tile`] must hold, and the processor must have `isa`.
     #[allow(unsafe_code)]
     unsafe fn tile(isa: Isa, tile: Tile<'_, Self>);
-
-    /// Whether rows that are made of segments of `length` values can be multiplied by [`amx`].
-    fn fits_tiles(isa: Isa, length: usize) -> bool {
-        let whole = (length * size_of::<Self>()).is_multiple_of(amx::BYTES);
-        Self::TILED && isa == Isa::Amx && whole
-    }
-
-    /// Adds a product of many rows to sums, or writes it there.
-    ///
-    /// # Safety
-    ///
-    /// `work` must be true, and [`amx::with_tiles`] running.
-    #[allow(unsafe_code)]
-    unsafe fn in_tiles(work: amx::Work<Self>, columns: usize) {
-        let _ = (work, columns);
-        unreachable!("products that do not fit tiles");
-    }
-
-    /// Writes `e^(scale (score - maximum))`, where the maximum is that of the scores and of `least`; returns it, and the
-    /// sum before rounding. Within 3e-6, for whole lanes.
-    ///
-    /// # Safety
-    ///
-    /// As above.
-    #[allow(unsafe_code)]
-    unsafe fn exponentials(
-        scores: &[f32],
-        least: f32,
-        scale: f32,
-        weights: &mut [Self],
-    ) -> (f32, f32) {
-        let _ = (scores, least, scale, weights);
-        unreachable!("products that do not fit tiles");
-    }
 }
 
 /// A tile as the innermost loops want it.
@@ -173,7 +135,6 @@ impl Element for f32 {
 
 impl Element for bf16 {
     type Weight = Self;
-    const TILED: bool = true;
 
     #[allow(unsafe_code)]
     unsafe fn tile(isa: Isa, tile: Tile<'_, Self>) {
@@ -191,30 +152,10 @@ impl Element for bf16 {
             }
         }
     }
-
-    #[cfg(target_arch = "x86_64")]
-    #[allow(unsafe_code)]
-    unsafe fn in_tiles(work: amx::Work<Self>, columns: usize) {
-        // SAFETY: the caller's promises are those that this asks for.
-        unsafe { amx::bf16(work, columns) }
-    }
-
-    #[cfg(target_arch = "x86_64")]
-    #[allow(unsafe_code)]
-    unsafe fn exponentials(
-        scores: &[f32],
-        least: f32,
-        scale: f32,
-        weights: &mut [Self],
-    ) -> (f32, f32) {
-        // SAFETY: a processor with the unit has all others, too.
-        unsafe { amx::exponentials(scores, least, scale, weights) }
-    }
 }
 
 impl Element for u8 {
     type Weight = Byte;
-    const TILED: bool = true;
 
     #[allow(unsafe_code)]
     unsafe fn tile(isa: Isa, tile: Tile<'_, Self>) {
@@ -231,13 +172,6 @@ impl Element for u8 {
                 _ => portable(tile),
             }
         }
-    }
-
-    #[cfg(target_arch = "x86_64")]
-    #[allow(unsafe_code)]
-    unsafe fn in_tiles(work: amx::Work<Self>, columns: usize) {
-        // SAFETY: the caller's promises are those that this asks for.
-        unsafe { amx::bytes(work, columns) }
     }
 }
 
@@ -304,7 +238,7 @@ mod arm {
     ///
     /// See [`super::Element::tile`].
     #[target_feature(enable = "neon")]
-    pub(super) unsafe fn f32_128(tile: Tile<'_, f32>) {
+    pub(in crate::kernels) unsafe fn f32_128(tile: Tile<'_, f32>) {
         let Tile { rows, length, panel, width, sums, fresh } = tile;
         for column in (0..width).step_by(LANES) {
             let mut acc = [[vdupq_n_f32(0.0); LANES / WIDE]; ROWS];
@@ -376,7 +310,7 @@ mod x86 {
     ///
     /// See [`super::Element::tile`]; `V` is the tile's `width / LANES`.
     #[target_feature(enable = "avx512f")]
-    pub(super) unsafe fn f32_512<const V: usize>(tile: Tile<'_, f32>) {
+    pub(in crate::kernels) unsafe fn f32_512<const V: usize>(tile: Tile<'_, f32>) {
         let Tile { rows, length, mut panel, sums, fresh, .. } = tile;
         let mut acc = [[_mm512_setzero_ps(); V]; ROWS];
         // SAFETY: by the caller's promise.
@@ -410,7 +344,7 @@ mod x86 {
     ///
     /// See [`super::Element::tile`].
     #[target_feature(enable = "avx2,fma")]
-    pub(super) unsafe fn f32_256(tile: Tile<'_, f32>) {
+    pub(in crate::kernels) unsafe fn f32_256(tile: Tile<'_, f32>) {
         let Tile { rows, length, panel, width, sums, fresh } = tile;
         for column in (0..width).step_by(LANES) {
             let mut acc = [[_mm256_setzero_ps(); 2]; ROWS];
@@ -445,7 +379,7 @@ mod x86 {
     ///
     /// See [`super::Element::tile`]; `V` is the tile's `width / LANES`.
     #[target_feature(enable = "avx512f,avx512bf16")]
-    pub(super) unsafe fn bf16_512<const V: usize>(tile: Tile<'_, bf16>) {
+    pub(in crate::kernels) unsafe fn bf16_512<const V: usize>(tile: Tile<'_, bf16>) {
         let Tile { rows, length, mut panel, sums, fresh, .. } = tile;
         let mut acc = [[_mm512_setzero_ps(); V]; ROWS];
         // SAFETY: by the caller's promise; a pair of bf16 is read as the bytes of one integer.
@@ -486,7 +420,7 @@ mod x86 {
     ///
     /// See [`super::Element::tile`]; `V` is the tile's `width / LANES`.
     #[target_feature(enable = "avx512f,avx512vnni")]
-    pub(super) unsafe fn u8_512<const V: usize>(tile: Tile<'_, u8>) {
+    pub(in crate::kernels) unsafe fn u8_512<const V: usize>(tile: Tile<'_, u8>) {
         let Tile { rows, length, mut panel, sums, fresh, .. } = tile;
         let mut acc = [[_mm512_setzero_si512(); V]; ROWS];
         // SAFETY: by the caller's promise; four neighbours are read as the bytes of one integer.

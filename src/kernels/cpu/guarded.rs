@@ -5,11 +5,11 @@ use std::ops::{Deref, DerefMut};
 
 use half::bf16;
 
-use super::amx::{self, Gathered, Left};
+use super::amx::{self, Gathered, Left, MatrixUnit};
 use super::float::{Byte, Float as _, Stored as _};
+use super::gemm::Operand;
 use super::isa::Isa;
-use super::product::Operand;
-use super::tile::{Element, LANES, PANEL, Product, ROWS, ZEROS};
+use super::microkernel::{LANES, PANEL, Product, ROWS, ZEROS};
 
 /// Values that end where such a page begins, or begin where one ends.
 struct Guarded<T> {
@@ -73,7 +73,7 @@ fn whole<T>(len: usize, range: usize, of: impl Fn(i8) -> T) -> Vec<T> {
 }
 
 /// `before` and a product of so many rows, as it is defined.
-fn sums<T: Element>(product: &Product<'_, T>, rows: usize, before: f32) -> Vec<f32> {
+fn sums<T: MatrixUnit>(product: &Product<'_, T>, rows: usize, before: f32) -> Vec<f32> {
     let Product { values, offsets, length, panel, width, .. } = *product;
     let mut sums = vec![before; rows * width];
     for (s, offsets) in offsets.chunks_exact(rows).enumerate() {

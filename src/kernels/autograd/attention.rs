@@ -5,8 +5,9 @@ use rayon::prelude::*;
 
 use super::matrix::{Into, Matrix, multiply};
 use super::{Gradients, View, applies, attach};
-use crate::kernels::isa::{ALWAYS_FMA, vectorized};
-use crate::kernels::{math, reference};
+use crate::kernels::cpu::isa::{ALWAYS_FMA, vectorized};
+use crate::kernels::cpu::math;
+use crate::kernels::reference;
 
 /// Queries whose scores exist at once.
 const BLOCK: usize = 64;

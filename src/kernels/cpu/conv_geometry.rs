@@ -1,14 +1,14 @@
 //! What the pixels of a convolution's result see.
 
-use super::packed::Block;
-use super::tile::ZEROS;
+use super::microkernel::ZEROS;
+use super::pack::Block;
 
 /// Where the pixels of a result find what they depend on in an input `(images, height, width, channels)`.
 pub(crate) struct Window {
     images: usize,
     height: usize,
     width: usize,
-    pub(super) kernel: usize,
+    pub(in crate::kernels) kernel: usize,
     stride: usize,
     /// The input's line for every line of the result and line of the kernel, or [`ZEROS`].
     ys: Vec<usize>,
@@ -100,7 +100,7 @@ impl Window {
     }
 
     /// Offsets `(taps of the block, rows)` for the pixels from `pixel`; `last` stands in for those behind it.
-    pub(super) fn offsets(
+    pub(in crate::kernels) fn offsets(
         &self,
         pixel: usize,
         last: usize,

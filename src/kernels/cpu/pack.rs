@@ -4,10 +4,10 @@ use half::bf16;
 use rayon::prelude::*;
 
 use super::amx;
+use super::buffer::Aligned;
 use super::float::{Float, Stored};
 use super::isa::{Isa, Loops};
-use super::shared::Aligned;
-use super::tile::{LANES, PANEL};
+use super::microkernel::{LANES, PANEL};
 
 /// Which column of the result a packed column is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -63,7 +63,7 @@ impl Sizes {
         (self.width() - panel * PANEL).min(PANEL)
     }
 
-    pub(super) fn inner(&self) -> usize {
+    pub(in crate::kernels) fn inner(&self) -> usize {
         self.taps * self.channels
     }
 }
@@ -137,7 +137,7 @@ pub(crate) struct Block {
 
 impl Block {
     /// Divides the inner dimension of matrices of `T` in blocks of so many bytes.
-    pub(super) fn list<T>(sizes: &Sizes, bytes: usize) -> Vec<Self> {
+    pub(in crate::kernels) fn list<T>(sizes: &Sizes, bytes: usize) -> Vec<Self> {
         let fitting = bytes / (PANEL * size_of::<T>());
         if sizes.channels <= fitting {
             let count = sizes.taps.div_ceil((fitting / sizes.channels).clamp(1, sizes.taps));

@@ -45,7 +45,7 @@ fn reduced<const FMA: bool>(x: f32) -> (f32, f32) {
 }
 
 /// Adding and subtracting 1.5 · 2²³ rounds to the nearest integer without a call.
-pub(super) const ROUND: f32 = 12_582_912.0;
+pub(in crate::kernels) const ROUND: f32 = 12_582_912.0;
 
 /// The error function, absolute error below 5e-7 (about four units in the last place at 1).
 ///

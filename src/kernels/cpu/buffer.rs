@@ -111,7 +111,7 @@ macro_rules! operand {
                 thread_local! {
                     static SCRATCH: RefCell<Scratch<$type>> = RefCell::new(Scratch::default());
                 }
-                $crate::kernels::shared::with_scratch(&SCRATCH, f)
+                $crate::kernels::cpu::buffer::with_scratch(&SCRATCH, f)
             }
         }
     };

@@ -1,4 +1,4 @@
-//! Where a run happens and how precisely.
+//! Devices and dtypes of a run.
 
 mod memory;
 
@@ -11,16 +11,16 @@ use serde::{Deserialize, Serialize};
 use crate::spelling::{bare, find};
 use crate::{Error, Result};
 
-/// The user's words for a device.
+/// Device option of the user.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]
 pub enum DeviceChoice {
-    /// The first GPU that this build and this machine have, else the CPU.
+    /// The first GPU supported by the build and present on the machine, else the CPU.
     #[default]
     Auto,
     /// The CPU.
     Cpu,
-    /// An NVIDIA GPU by its number.
+    /// An NVIDIA GPU by index.
     Cuda(usize),
     /// An Apple GPU.
     Metal,
@@ -79,7 +79,8 @@ impl DeviceChoice {
     ///
     /// # Errors
     ///
-    /// [`Error::Feature`] where the build lacks it, [`Error::Device`] where the machine does. `auto` never fails.
+    /// [`Error::Feature`] if the build does not support the device, [`Error::Device`] if it cannot be used. `auto`
+    /// never fails.
     pub fn open(self) -> Result<Device> {
         match self {
             Self::Auto => Ok(open_cuda(0).or_else(|_| open_metal()).unwrap_or(Device::Cpu)),
@@ -112,7 +113,7 @@ fn first_line(s: &str) -> String {
     s.lines().next().unwrap_or_default().to_owned()
 }
 
-/// Bytes that a run may take on a device without pushing anything out; `None` where that cannot be told.
+/// Memory available to a run on a device, in bytes, without swapping or evicting; `None` if unknown.
 pub fn available_memory(device: &Device) -> Option<u64> {
     match device {
         Device::Cpu => memory::available(),
@@ -132,18 +133,18 @@ fn cuda_memory() -> Option<u64> {
     None
 }
 
-/// The user's words for a number format.
+/// Dtype option of the user.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum DtypeChoice {
     /// f32 on the CPU, f16 elsewhere.
     #[default]
     Auto,
-    /// 32 bits.
+    /// IEEE single precision, 32 bits.
     F32,
-    /// 16 bits, IEEE.
+    /// IEEE half precision, 16 bits.
     F16,
-    /// 16 bits with the range of f32.
+    /// bfloat16: 16 bits with the range of f32.
     Bf16,
 }
 
@@ -171,17 +172,17 @@ impl FromStr for DtypeChoice {
     }
 }
 
-/// To how many bits large layers are rounded.
+/// Quantization of large layers.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Quantize {
-    /// Not at all.
+    /// No quantization.
     #[default]
     None,
-    /// Weights to 8, by a scale for every output: the largest weight is 127.
+    /// 8-bit weights with one scale per output; the largest weight maps to 127.
     Int8,
-    /// The same, and what linear layers and 1×1 convolutions are given, by a scale for every token or pixel: its
-    /// least value is 0, its greatest 255.
+    /// W8A8: as [`Int8`](Self::Int8), plus 8-bit inputs of linear layers and 1×1 convolutions with one scale per
+    /// token or pixel; the minimum maps to 0, the maximum to 255.
     W8A8,
 }
 
@@ -196,7 +197,7 @@ impl FromStr for Quantize {
 }
 
 impl Quantize {
-    /// What comes after the name of a number format; nothing where weights are as they were.
+    /// Suffix of the dtype in descriptions; empty without quantization.
     pub fn words(self) -> &'static str {
         match self {
             Self::None => "",
@@ -206,15 +207,15 @@ impl Quantize {
     }
 }
 
-/// Which kernels run on a GPU.
+/// Choice of GPU kernels.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum KernelChoice {
-    /// candle's, which others run there.
+    /// candle's kernels, which are widely used.
     #[default]
     Default,
-    /// Others that have only been tested on a CPU: own ones for NVIDIA GPUs, whose source is run there, and Metal's
-    /// attention.
+    /// Kernels tested only on a CPU: own ones for NVIDIA GPUs, whose source is also run on the CPU, and attention on
+    /// Metal.
     Experimental,
 }
 
@@ -229,7 +230,7 @@ impl FromStr for KernelChoice {
 }
 
 impl KernelChoice {
-    /// What comes after the name of a number format; nothing where it is the default.
+    /// Suffix of the dtype in descriptions; empty for the default kernels.
     pub fn words(self) -> &'static str {
         match self {
             Self::Default => "",
@@ -238,21 +239,21 @@ impl KernelChoice {
     }
 }
 
-/// Which part runs in which number format.
+/// Dtype of each component.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Precision {
-    /// The text encoder: always f32, it is small and runs once.
+    /// Dtype of the text encoder: always f32, because it is small and runs once.
     pub text: DType,
-    /// The UNet.
+    /// Dtype of the UNet.
     pub unet: DType,
-    /// The autoencoder. f16 overflows in published ones, so it runs in f32 unless bf16 was asked for.
+    /// Dtype of the autoencoder. f16 overflows in published ones, so it is f32 unless bf16 was requested.
     pub vae: DType,
-    /// The weights of the UNet and of networks beside it.
+    /// Quantization of the UNet and of its auxiliary networks.
     pub quantize: Quantize,
 }
 
 impl Precision {
-    /// What `choice` means on `device`.
+    /// The dtypes of `choice` on `device`.
     pub fn new(choice: DtypeChoice, device: &Device) -> Self {
         let unet = match choice {
             DtypeChoice::Auto if device.is_cpu() => DType::F32,
@@ -264,11 +265,11 @@ impl Precision {
         Self { text: DType::F32, unet, vae, quantize: Quantize::None }
     }
 
-    /// The same with rounded weights.
+    /// The same dtypes with quantization.
     ///
     /// # Errors
     ///
-    /// On another `device` than the CPU, whose kernels alone know such weights.
+    /// When `device` is not the CPU, the only one with quantized kernels.
     pub fn quantized(self, quantize: Quantize, device: &Device) -> Result<Self> {
         if quantize != Quantize::None && !device.is_cpu() {
             let error = Error::request("quantize", "rounded weights are for the CPU");
@@ -277,7 +278,7 @@ impl Precision {
         Ok(Self { quantize, ..self })
     }
 
-    /// The UNet's number formats in a few letters.
+    /// Short description of the UNet's dtype and quantization.
     pub fn describe(&self) -> String {
         format!("{}{}", self.unet.as_str(), self.quantize.words())
     }

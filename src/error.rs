@@ -1,115 +1,115 @@
-//! The one error type, its kinds (which become exit codes) and its hints.
+//! The crate's error type, with its kinds (which determine exit codes) and hints.
 //!
-//! It holds plain data only, so every floor of the crate can use it. Messages are one line, lowercase,
-//! without a period, and name the culprit.
+//! It holds plain data only, so every module of the crate can use it. Messages are one line, lowercase, without a
+//! period, and name the cause.
 
 use std::borrow::Cow;
 use std::path::{Path, PathBuf};
 
-/// Everything that can go wrong.
+/// Error of this crate.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum Error {
-    /// A value that the user asked for cannot be used.
+    /// Invalid value of an option or request field.
     #[error("{field}: {reason}")]
     Request {
-        /// The option or request field.
+        /// Name of the option or request field.
         field: Cow<'static, str>,
-        /// What is wrong with its value.
+        /// Reason why the value is invalid.
         reason: String,
     },
-    /// The operating system refused something about a file.
+    /// I/O error of a file.
     #[error("{}: {source}", path.display())]
     File {
-        /// The file.
+        /// Path of the file.
         path: PathBuf,
-        /// What the system said.
+        /// Error of the operating system.
         source: std::io::Error,
     },
-    /// A file's bytes are not what its name promises, or not what is needed.
+    /// Invalid or unsuitable contents of a file.
     #[error("{}: {reason}", path.display())]
     Format {
-        /// The file.
+        /// Path of the file.
         path: PathBuf,
-        /// What is wrong with its contents.
+        /// Reason why the contents are invalid.
         reason: String,
     },
-    /// A model or one of its files is not there.
+    /// Missing model, or a missing file of a model.
     #[error("{name}: {reason}")]
     Missing {
-        /// The model, repository or file.
+        /// Name of the model, repository or file.
         name: String,
-        /// Why it could not be had.
+        /// Reason why it is missing.
         reason: String,
     },
-    /// A component's weights are not exactly those that its configuration asks for.
+    /// Weights that do not match the configuration of a component.
     #[error("{component}: {summary}")]
     Weights {
-        /// The component, such as `unet`.
+        /// Name of the component, such as `unet`.
         component: String,
-        /// Counts and the first few names of each kind of misfit.
+        /// Counts and the first few names of each kind of mismatch.
         summary: String,
     },
-    /// An adapter cannot be applied.
+    /// Adapter that cannot be applied.
     #[error("adapter `{adapter}`: {reason}")]
     Adapter {
-        /// The adapter's file or name.
+        /// File or name of the adapter.
         adapter: String,
-        /// Why not.
+        /// Reason why it cannot be applied.
         reason: String,
     },
-    /// A file is not the file that was published, or may not be used.
+    /// File that differs from the published one, or that may not be used.
     #[error("{name}: {reason}")]
     Refused {
-        /// The file or model.
+        /// Name of the file or model.
         name: String,
-        /// Which hash or licence is the trouble.
+        /// The hash or licence in question.
         reason: String,
     },
-    /// The build lacks a feature.
+    /// Feature that the build lacks.
     #[error("this build has no `{feature}` support")]
     Feature {
-        /// The cargo feature.
+        /// Name of the cargo feature.
         feature: &'static str,
     },
-    /// A device cannot be used.
+    /// Device that cannot be used.
     #[error("device {device}: {reason}")]
     Device {
-        /// What was asked for, such as `cuda:0`.
+        /// Requested device, such as `cuda:0`.
         device: String,
-        /// Why it cannot be used.
+        /// Reason why it cannot be used.
         reason: String,
     },
-    /// The run does not fit into memory.
+    /// Insufficient memory for the run.
     #[error("{what} needs about {}, {} are free", Bytes(*needed), Bytes(*available))]
     Memory {
-        /// What needs it.
+        /// The part that needs the memory.
         what: String,
-        /// Bytes needed.
+        /// Memory needed, in bytes.
         needed: u64,
-        /// Bytes available.
+        /// Memory available, in bytes.
         available: u64,
     },
-    /// An encoder failed.
+    /// Failed encoder.
     #[error("{format} encoder: {reason}")]
     Encode {
-        /// The container or codec.
+        /// Name of the container or codec.
         format: &'static str,
-        /// What it said.
+        /// Error message of the encoder.
         reason: String,
     },
-    /// Somebody asked the run to stop.
+    /// Cancelled run.
     #[error("interrupted")]
     Cancelled,
-    /// The tensor library failed.
+    /// Error of the tensor library.
     #[error("{}", Self::of_tensors(.0))]
     Tensor(candle_core::Error),
-    /// Another error with advice of its own.
+    /// Another error with a hint.
     #[error("{error}")]
     Hinted {
-        /// The error.
+        /// The underlying error.
         error: Box<Self>,
-        /// What to try.
+        /// Suggested action.
         hint: String,
     },
 }
@@ -117,26 +117,26 @@ pub enum Error {
 /// `Result` with this crate's [`Error`].
 pub type Result<T, E = Error> = std::result::Result<T, E>;
 
-/// What an error means to a caller.
+/// Category of an error, which determines the exit code.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum ErrorKind {
-    /// A defect, a full disk, or something else nobody asked for: exit code 1.
+    /// A defect, a full disk, or another unexpected failure: exit code 1.
     Internal,
-    /// The request or the command line is wrong: exit code 2.
+    /// An invalid request or command line: exit code 2.
     Request,
-    /// Weights are missing or do not fit: exit code 3.
+    /// Missing or mismatched weights: exit code 3.
     Weights,
-    /// Memory or device: exit code 4.
+    /// Insufficient memory, an unusable device, or a feature missing from the build: exit code 4.
     Environment,
-    /// A hash or a licence was refused: exit code 5.
+    /// A rejected hash or licence: exit code 5.
     Refused,
-    /// Interrupted: exit code 130.
+    /// Interruption: exit code 130.
     Cancelled,
 }
 
 impl ErrorKind {
-    /// The exit code of the program.
+    /// Exit code of the program.
     pub fn exit_code(self) -> u8 {
         match self {
             Self::Internal => 1,
@@ -150,29 +150,29 @@ impl ErrorKind {
 }
 
 impl Error {
-    /// A request that cannot be met.
+    /// An [`Error::Request`] for an invalid value.
     pub fn request(field: impl Into<Cow<'static, str>>, reason: impl Into<String>) -> Self {
         Self::Request { field: field.into(), reason: reason.into() }
     }
 
-    /// A file whose contents are wrong.
+    /// An [`Error::Format`] for a file with invalid contents.
     pub fn format(path: impl AsRef<Path>, reason: impl Into<String>) -> Self {
         Self::Format { path: path.as_ref().to_path_buf(), reason: reason.into() }
     }
 
-    /// Something the system said about a file. To be used with `map_err`.
+    /// Converts an I/O error of a file to [`Error::File`], for use with `map_err`.
     pub fn file(path: impl AsRef<Path>) -> impl FnOnce(std::io::Error) -> Self {
         let path = path.as_ref().to_path_buf();
         move |source| Self::File { path, source }
     }
 
-    /// The same error with advice.
+    /// The same error with a hint.
     #[must_use]
     pub fn with_hint(self, hint: impl Into<String>) -> Self {
         Self::Hinted { error: Box::new(self), hint: hint.into() }
     }
 
-    /// What the tensor library says, without the backtrace that its errors carry where `RUST_BACKTRACE` is set.
+    /// Message of a tensor library error, without the backtrace that it contains if `RUST_BACKTRACE` is set.
     pub(crate) fn of_tensors(error: &candle_core::Error) -> String {
         let text = error.to_string();
         // Each frame begins with its number, and the first is 0.
@@ -181,7 +181,7 @@ impl Error {
         lines.join(" ").trim_end().to_owned()
     }
 
-    /// What the error means to a caller.
+    /// Category of the error.
     pub fn kind(&self) -> ErrorKind {
         match self {
             Self::Request { .. } => ErrorKind::Request,
@@ -204,14 +204,14 @@ impl Error {
         Self::request(field, format!("{}: {error}", path.display()))
     }
 
-    /// The system refused a thread.
+    /// Error for a thread that could not be started.
     pub(crate) fn no_thread(error: &dyn std::fmt::Display) -> Self {
         let reason = format!("the system starts no more threads: {error}");
         Self::Device { device: "cpu".into(), reason }
             .with_hint("raise the limit of processes (`ulimit -u`) or that of memory (`ulimit -v`)")
     }
 
-    /// What to try.
+    /// Suggested action, if any.
     pub fn hint(&self) -> Option<Cow<'_, str>> {
         match self {
             Self::Hinted { hint, .. } => Some(Cow::Borrowed(hint)),
@@ -226,7 +226,7 @@ impl Error {
     }
 }
 
-/// An error of this crate that went through the tensor library comes out as it went in.
+/// Unwraps an error of this crate that was passed through the tensor library.
 impl From<candle_core::Error> for Error {
     fn from(error: candle_core::Error) -> Self {
         match error {
@@ -238,7 +238,7 @@ impl From<candle_core::Error> for Error {
     }
 }
 
-/// Carries an error of this crate through the tensor library.
+/// Wraps an error of this crate to pass it through the tensor library.
 impl From<Error> for candle_core::Error {
     fn from(error: Error) -> Self {
         match error {
@@ -248,13 +248,13 @@ impl From<Error> for candle_core::Error {
     }
 }
 
-/// Whether the system says that there is no room left.
+/// Returns whether the error means that the disk is full.
 fn is_full(error: &std::io::Error) -> bool {
     use std::io::ErrorKind::{FileTooLarge, QuotaExceeded, StorageFull};
     matches!(error.kind(), StorageFull | QuotaExceeded | FileTooLarge)
 }
 
-/// A number of bytes, printed for people: `1.3 GiB`.
+/// Number of bytes, displayed in binary units: `1.3 GiB`.
 #[derive(Clone, Copy, Debug)]
 pub struct Bytes(pub u64);
 
@@ -297,7 +297,7 @@ mod tests {
         let back = through(hinted);
         assert_eq!(back.to_string(), "frames: must be at least 1");
         assert_eq!((back.kind().exit_code(), back.hint().as_deref()), (2, Some("try 16")));
-        // What is not ours stays the tensor library's.
+        // Other errors of the tensor library are kept.
         let own = std::io::Error::other("a disk");
         let own = Error::from(candle_core::Error::Io(own));
         assert!(matches!(own, Error::Tensor(candle_core::Error::Io(_))), "{own:?}");

@@ -1,4 +1,4 @@
-//! Files: read whole within a limit, and written so that a name never leads to half of one.
+//! File I/O: size-limited reads and atomic writes.
 
 mod draft;
 mod place;
@@ -18,15 +18,15 @@ pub(crate) use series::DraftSeries;
 
 use crate::{Error, Result};
 
-/// The most bytes of a text file that a person or a tool writes: a config, a manifest, a plan, a vocabulary.
+/// Maximum size in bytes of a text file: a config, a manifest, a plan, a vocabulary.
 pub(crate) const MOST_TEXT: u64 = 64 << 20;
 
-/// The bytes of an ordinary file of at most `limit` bytes.
+/// Reads a regular file of at most `limit` bytes.
 ///
 /// # Errors
 ///
-/// [`io::ErrorKind::InvalidInput`] for what is no ordinary file (a pipe, a device, a folder), which is never opened,
-/// and [`io::ErrorKind::FileTooLarge`] for a larger one, whatever its metadata say.
+/// [`io::ErrorKind::InvalidInput`] for anything but a regular file (a pipe, a device, a folder), which is never
+/// opened, and [`io::ErrorKind::FileTooLarge`] for a larger one, regardless of its metadata.
 pub(crate) fn read(path: &Path, limit: u64) -> io::Result<Vec<u8>> {
     let found = fs::metadata(path)?;
     if found.is_dir() {
@@ -43,12 +43,12 @@ pub(crate) fn read(path: &Path, limit: u64) -> io::Result<Vec<u8>> {
         return Err(too_large());
     }
     let mut bytes = Vec::with_capacity(found.len() as usize);
-    // Files of /proc and the like have no length beforehand.
+    // Files in /proc and similar report no length.
     File::open(path)?.take(limit.saturating_add(1)).read_to_end(&mut bytes)?;
     if bytes.len() as u64 > limit { Err(too_large()) } else { Ok(bytes) }
 }
 
-/// The text of an ordinary UTF-8 file of at most [`MOST_TEXT`] bytes, as [`read`] reads it.
+/// Reads a regular UTF-8 file of at most [`MOST_TEXT`] bytes, as [`read`] does.
 pub(crate) fn read_text(path: &Path) -> io::Result<String> {
     String::from_utf8(read(path, MOST_TEXT)?)
         .map_err(|_| io::Error::new(io::ErrorKind::InvalidData, "is not UTF-8 text"))
@@ -63,11 +63,12 @@ pub(crate) fn hex(hash: Sha256) -> String {
     })
 }
 
-/// The SHA-256 of an ordinary file of any size, in lowercase hexadecimal. `watch` hears how many bytes are done.
+/// SHA-256 of a regular file of any size, in lowercase hexadecimal. `watch` receives the number of bytes hashed so
+/// far.
 ///
 /// # Errors
 ///
-/// Those of reading and of `watch`; what is no ordinary file is not opened.
+/// Errors of reading and of `watch`; anything but a regular file is not opened.
 pub(crate) fn sha256(path: &Path, mut watch: impl FnMut(u64) -> Result<()>) -> Result<String> {
     // Before opening, because opening a pipe would wait for a writer.
     if !fs::metadata(path).map_err(Error::file(path))?.is_file() {
@@ -89,7 +90,7 @@ pub(crate) fn sha256(path: &Path, mut watch: impl FnMut(u64) -> Result<()>) -> R
     }
 }
 
-/// Writes a file at once: either it is there whole, or what was there before is. `field` is for messages.
+/// Writes a file atomically: afterwards it holds either the new content or the old. `field` is used in messages.
 pub(crate) fn write(field: &'static str, path: &Path, bytes: &[u8]) -> Result<()> {
     Place::resolve(field, path, Existing::Replace)?.write(bytes)
 }

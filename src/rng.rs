@@ -1,8 +1,8 @@
-//! Seeded normal noise, drawn on the host: the values that torch draws for the same seed.
+//! Seeded normal noise, generated on the host: the same values as torch for the same seed.
 //!
-//! Two of torch's generators are here, [`RngKind::Cpu`] and [`RngKind::Cuda`]. Both are computed in
-//! plain arithmetic, so a seed gives the same clip on every device. Latents are drawn in diffusers'
-//! order (channels before frames) and handed out with frames before channels.
+//! It follows two of torch's generators, [`RngKind::Cpu`] and [`RngKind::Cuda`]. Both are computed on the CPU, so a
+//! seed gives the same clip on every device. Latents are drawn in diffusers' order (channels before frames) and
+//! returned with frames before channels.
 
 mod mersenne;
 mod philox;
@@ -20,14 +20,14 @@ use self::philox::Philox;
 pub use self::uniform::Uniform;
 use crate::{Error, Result};
 
-/// Which of torch's generators to follow.
+/// Choice of torch generator.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum RngKind {
-    /// `torch.Generator("cpu")`: the one that diffusers' documentation uses.
+    /// `torch.Generator("cpu")`: used in diffusers' documentation.
     #[default]
     Cpu,
-    /// `torch.Generator("cuda")`: the one that the official AnimateLCM scripts use.
+    /// `torch.Generator("cuda")`: used in the official AnimateLCM scripts.
     Cuda,
 }
 
@@ -44,7 +44,7 @@ impl FromStr for RngKind {
     type Err = Error;
 
     fn from_str(name: &str) -> Result<Self> {
-        // A1111 calls the second one GPU or, computed on the CPU, NV.
+        // A1111 calls the CUDA generator GPU or, computed on the CPU, NV.
         let known =
             [("cpu", Self::Cpu), ("cuda", Self::Cuda), ("gpu", Self::Cuda), ("nv", Self::Cuda)];
         crate::spelling::find(name, &known)
@@ -52,7 +52,7 @@ impl FromStr for RngKind {
     }
 }
 
-/// Draws standard normal numbers.
+/// Generator of standard normal noise.
 #[derive(Clone, Debug)]
 pub struct Noise {
     generator: Generator,
@@ -66,11 +66,10 @@ enum Generator {
 }
 
 impl Noise {
-    /// A generator at the beginning of the stream that belongs to `seed`.
+    /// A generator at the beginning of the stream of `seed`.
     ///
-    /// [`RngKind::Cpu`] uses the low 32 bits of the seed, as torch does. [`RngKind::Cuda`] assumes
-    /// a GPU that gives every value of a draw a thread of its own; see
-    /// [`with_cuda_threads`](Self::with_cuda_threads) for draws beyond that.
+    /// [`RngKind::Cpu`] uses the low 32 bits of the seed, as torch does. [`RngKind::Cuda`] assumes a GPU with one
+    /// thread for every value of a draw; see [`with_cuda_threads`](Self::with_cuda_threads) for larger draws.
     pub fn new(kind: RngKind, seed: u64) -> Self {
         let generator = match kind {
             RngKind::Cpu => Generator::Cpu(Box::new(Mersenne::new(seed as u32))),
@@ -79,30 +78,29 @@ impl Noise {
         Self { generator, replay: VecDeque::new() }
     }
 
-    /// Like [`RngKind::Cuda`], on a GPU that runs at most `threads` threads at once.
+    /// A [`RngKind::Cuda`] generator for a GPU that runs at most `threads` threads at once.
     ///
-    /// torch's numbers depend on this limit for draws that exceed it. It is the number of
-    /// multiprocessors times the resident threads of each, such as 128 · 1536 on an RTX 4090,
-    /// 108 · 2048 on an A100 and 132 · 2048 on an H100; torch works in blocks of 256 threads, so it
-    /// is rounded down to whole blocks.
+    /// torch's values depend on this limit for draws that exceed it. It is the number of multiprocessors times the
+    /// resident threads per multiprocessor, such as 128 · 1536 on an RTX 4090, 108 · 2048 on an A100 and 132 · 2048
+    /// on an H100; it is rounded down to whole blocks of 256 threads, as in torch.
     pub fn with_cuda_threads(seed: u64, threads: usize) -> Self {
         let generator = Generator::Cuda(Philox::new(seed, Some(threads)));
         Self { generator, replay: VecDeque::new() }
     }
 
-    /// Hands out `tensors` for the first draws of latents, each `(batch, frames, channels, height,
-    /// width)`, before the generator is asked.
+    /// Returns `tensors` for the first draws of latents, each `(batch, frames, channels, height, width)`, before
+    /// drawing from the generator.
     ///
-    /// Replayed draws leave the generator where it is.
+    /// Replayed draws do not advance the generator.
     #[must_use]
     pub fn with_replay(mut self, tensors: Vec<Tensor>) -> Self {
         self.replay = tensors.into();
         self
     }
 
-    /// Draws `n` numbers: `torch.randn(n)`.
+    /// Draws `n` values: `torch.randn(n)`.
     ///
-    /// The stream depends on how it is cut: two draws of 8 are not one of 16.
+    /// The stream depends on the draw sizes: two draws of 8 differ from one of 16.
     pub fn normal(&mut self, n: usize) -> Vec<f32> {
         match &mut self.generator {
             Generator::Cpu(mersenne) => mersenne.normal(n),
@@ -112,7 +110,7 @@ impl Noise {
 
     /// Draws latents of `shape`, which is `(batch, frames, channels, height, width)`, in f32.
     ///
-    /// The numbers are drawn in the order `(batch, channels, frames, height, width)`.
+    /// The values are drawn in the order `(batch, channels, frames, height, width)`.
     ///
     /// # Errors
     ///
@@ -139,7 +137,7 @@ impl Noise {
         Ok(drawn.transpose(1, 2)?.contiguous()?.to_device(device)?) // (batch, frames, channels, height, width)
     }
 
-    /// Draws latents of the shape and on the device of `x`, in f32.
+    /// Draws latents with the shape and device of `x`, in f32.
     ///
     /// `x` and the result are `(batch, frames, channels, height, width)`.
     ///

@@ -1,12 +1,12 @@
-//! Names as other programs spell them: case, spaces, hyphens and underscores do not count.
+//! Lookup of names in the spelling of other programs: case, spaces, hyphens and underscores are ignored.
 
-/// A name without spaces, hyphens and underscores, in lower case.
+/// A name in lower case without spaces, hyphens and underscores.
 pub(crate) fn bare(name: &str) -> String {
     let counts = |c: &char| !c.is_whitespace() && !matches!(c, '-' | '_');
     name.chars().filter(counts).flat_map(char::to_lowercase).collect()
 }
 
-/// The value whose name is `name`, whatever its spelling; `table` has bare names.
+/// The value named `name`, in any spelling; `table` contains bare names.
 pub(crate) fn find<T: Copy>(name: &str, table: &[(&str, T)]) -> Option<T> {
     let name = bare(name);
     table.iter().find(|(known, _)| *known == name).map(|(_, value)| *value)

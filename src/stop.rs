@@ -5,7 +5,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use crate::{Error, Result};
 
-/// A request to stop, shared by all clones: set by a signal handler or another thread, checked by the work.
+/// Cancellation flag shared by all clones: set by a signal handler or another thread, checked by the work.
 ///
 /// ```
 /// use animatelcm::Stop;
@@ -20,17 +20,17 @@ use crate::{Error, Result};
 pub struct Stop(Arc<AtomicBool>);
 
 impl Stop {
-    /// Asks the work to stop. Returns whether it had been asked before.
+    /// Requests a stop. Returns whether one was requested before.
     pub fn request(&self) -> bool {
         self.0.swap(true, Ordering::SeqCst)
     }
 
-    /// Whether the work was asked to stop.
+    /// Returns whether a stop was requested.
     pub fn is_requested(&self) -> bool {
         self.0.load(Ordering::Relaxed)
     }
 
-    /// Returns [`Error::Cancelled`] once a stop was requested.
+    /// Returns [`Error::Cancelled`] once a stop was requested, `Ok` before.
     pub fn check(&self) -> Result<()> {
         if self.is_requested() { Err(Error::Cancelled) } else { Ok(()) }
     }

@@ -1,4 +1,4 @@
-//! ControlNets: hints that the frames of a clip follow.
+//! ControlNets: hint images that the frames of a clip follow.
 
 use candle_core::Tensor;
 
@@ -7,25 +7,25 @@ use crate::models::control_net::ControlNet;
 use crate::models::unet::Injection;
 use crate::{Result, Stop};
 
-/// A ControlNet with its hint.
+/// A ControlNet with its hint and settings.
 #[derive(Debug)]
 pub struct Control<'a> {
     net: &'a ControlNet,
-    /// Embedded, `(frames, channels, height, width)` or one for all frames.
+    /// Embedded hint, `(frames, channels, height, width)`, or `(1, channels, height, width)` for all frames.
     hint: Tensor,
     settings: ControlSettings,
 }
 
 impl<'a> Control<'a> {
-    /// Gives a network its hint, `(frames, 3, height, width)` in `[0, 1]` and in the network's number format. One
-    /// picture serves all frames. What does not depend on the step is computed here, once.
+    /// Embeds a hint, `(frames, 3, height, width)` in `[0, 1]` and in the network's dtype. A single image is used for
+    /// all frames. Everything that does not depend on the step is computed once here.
     pub fn new(
         net: &'a ControlNet,
         hint: &Tensor,
         settings: ControlSettings,
         stop: &Stop,
     ) -> Result<Self> {
-        // A network that adds means knows no other mode.
+        // A ControlNet with global pooling (`global_pool_conditions`) always runs in guess mode.
         let guess = settings.guess || net.config().global_pool_conditions;
         let hint = net.embed(hint, stop)?;
         Ok(Self { net, hint, settings: ControlSettings { guess, ..settings } })

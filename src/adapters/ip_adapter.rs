@@ -1,4 +1,4 @@
-//! IP-Adapters: pictures that the UNet looks at beside the prompt.
+//! IP-Adapters: image prompts, which the UNet attends to in addition to the text prompt.
 
 use candle_core::{DType, Device, Tensor};
 
@@ -10,21 +10,22 @@ use crate::models::unet::{CrossAttention, Injection};
 use crate::nn::SideContext;
 use crate::{Error, Result, Stop};
 
-/// Pictures as an image encoder sees them.
+/// Features of image prompts, as computed by the image encoder.
 #[derive(Clone, Debug)]
 pub struct Sight {
-    /// `(pictures, features)` or `(pictures, tokens, features)`.
+    /// `(images, features)` or `(images, tokens, features)`.
     pictures: Tensor,
-    /// What stands for no picture, in the same form; with guidance only.
+    /// Features of the unconditional input, in the same shape; only with classifier-free guidance.
     nothing: Option<Tensor>,
 }
 
 impl Sight {
-    /// Looks at pictures, one after the other. `with_nothing` is for clips with guidance.
+    /// Encodes images one after the other. `with_nothing` adds the unconditional features, for classifier-free
+    /// guidance.
     ///
     /// # Errors
     ///
-    /// When there is no picture.
+    /// An empty list of images.
     pub fn of(
         encoder: &VisionEncoder,
         pictures: &[RgbImage],
@@ -45,7 +46,7 @@ impl Sight {
         };
         let nothing = match wants {
             _ if !with_nothing => None,
-            // The embedding of nothing is zero; the states are those of a grey picture.
+            // The unconditional embedding is zero; unconditional hidden states are those of a zero input.
             Features::Embedding => Some(first.zeros_like()?),
             Features::Penultimate => {
                 let grey = encoder.pixels(picture)?.zeros_like()?;
@@ -56,45 +57,45 @@ impl Sight {
     }
 }
 
-/// How an IP-Adapter is used.
+/// Settings of an IP-Adapter.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct ImagePromptSettings {
-    /// What messages call it.
+    /// The name used in messages.
     pub label: String,
-    /// How strongly it counts, frame by frame.
+    /// Strength per frame.
     pub strength: Strength,
-    /// When it works.
+    /// The part of the run in which the adapter is active.
     pub range: ActiveRange,
-    /// What its pictures are for.
+    /// Assignment of the images to regions or frames.
     pub share: Share,
 }
 
-/// What several pictures of an adapter are for.
+/// Assignment of an adapter's images to regions or frames.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub enum Share {
-    /// All are seen together, everywhere.
+    /// All images apply together to the whole of every frame.
     #[default]
     Everything,
-    /// Each is seen where its mask is white.
+    /// Each image applies where its mask is white.
     Masks(Vec<Mask>),
-    /// Each is for a frame of the clip.
+    /// Each image applies to one frame of the clip.
     Frames,
 }
 
-/// What an adapter has to know of the UNet beside which it works.
+/// Properties of the UNet that an adapter depends on.
 #[derive(Clone, Debug)]
 pub struct Neighbour {
     /// [`UNetConfig::cross_attentions`](crate::models::unet::UNetConfig::cross_attentions).
     pub attentions: Vec<CrossAttention>,
-    /// The number format of its weights.
+    /// The dtype of the UNet's weights.
     pub dtype: DType,
-    /// Height of its latents.
+    /// Height of the latents.
     pub height: usize,
-    /// Width of its latents.
+    /// Width of the latents.
     pub width: usize,
 }
 
-/// An IP-Adapter's view of its pictures: keys and values, ready for every pass. Its networks are needed no more.
+/// Precomputed keys and values of an IP-Adapter's images. The networks are no longer needed.
 #[derive(Debug)]
 pub struct ImagePrompt {
     settings: ImagePromptSettings,
@@ -102,23 +103,24 @@ pub struct ImagePrompt {
     attentions: Vec<CrossAttention>,
 }
 
-/// What is looked at together.
+/// Images that are attended to together.
 #[derive(Debug)]
 struct Part {
-    /// For every cross attention keys and values, `(1, tokens, width)`, or of each frame `(frames, tokens, width)`.
+    /// Keys and values of every cross-attention, `(1, tokens, width)`, or `(frames, tokens, width)` with one image per
+    /// frame.
     pictures: Vec<(Tensor, Tensor)>,
-    /// The same for no picture, `(1, tokens, width)`.
+    /// Unconditional keys and values, `(1, tokens, width)`.
     nothing: Option<Vec<(Tensor, Tensor)>>,
-    /// The mask at every level of the UNet, `(1, height*width, 1)`; nothing without a mask.
+    /// The mask at every level of the UNet, `(1, height*width, 1)`; empty without a mask.
     mask: Vec<Tensor>,
 }
 
 impl ImagePrompt {
-    /// Computes all that does not depend on the step.
+    /// Computes everything that does not depend on the step.
     ///
     /// # Errors
     ///
-    /// When masks and pictures are not equally many, or the adapter is for another image encoder.
+    /// Different numbers of masks and images, or an adapter for another image encoder.
     pub fn new(
         net: &IpAdapter,
         sight: &Sight,
@@ -170,7 +172,7 @@ impl ImagePrompt {
         Error::Adapter { adapter: self.settings.label.clone(), reason }
     }
 
-    /// The side contexts of a pass, one for every cross attention.
+    /// The side contexts of a pass, one for every cross-attention.
     fn sides(&self, part: &Part, pass: &Pass<'_>, strengths: &[f64]) -> Result<Vec<SideContext>> {
         let clips = pass.clips;
         let negatives = pass.negatives.min(clips);
@@ -203,7 +205,7 @@ impl ImagePrompt {
             let mask = self.attentions.get(i).and_then(|attention| part.mask.get(attention.level));
             Ok(SideContext {
                 keys: join(keys, nothing.map(|(keys, _)| keys))?,
-                // A strength that is the same everywhere costs nothing on the few tokens of a picture.
+                // A uniform strength is applied to the values, which is cheap for the few tokens of an image.
                 values: if factor == 1.0 { values } else { (values * factor)? },
                 weights: match (mask, &weights) {
                     (Some(mask), Some(weights)) => Some(mask.broadcast_mul(weights)?),
@@ -214,7 +216,7 @@ impl ImagePrompt {
         part.pictures.iter().enumerate().map(|(i, layer)| side(i, layer)).collect()
     }
 
-    /// The entries of some frames.
+    /// Selects the entries of some frames.
     fn frames_of(&self, x: &Tensor, frames: &[usize]) -> Result<Tensor> {
         let count = x.dim(0)?;
         if let Some(frame) = frames.iter().find(|frame| **frame >= count) {
@@ -227,7 +229,7 @@ impl ImagePrompt {
 }
 
 impl Neighbour {
-    /// A mask at every level, `(1, height*width, 1)`.
+    /// The mask at every level, `(1, height*width, 1)`.
     fn levels(&self, mask: &Mask, device: &Device) -> Result<Vec<Tensor>> {
         let deepest = self.attentions.iter().map(|attention| attention.level).max();
         let (mut height, mut width) = (self.height, self.width);

@@ -1,21 +1,21 @@
-//! Where in the frames an adapter counts.
+//! Masks: regions of the frames in which an adapter applies.
 
 use crate::media::RgbImage;
 
-/// A mask: white where something counts, black where not; nothing between.
+/// A binary mask: white where an adapter applies, black elsewhere.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Mask {
     width: usize,
     height: usize,
-    /// Row after row, 0 or 1.
+    /// 0 or 1 in row-major order.
     values: Vec<f32>,
 }
 
 impl Mask {
-    /// A picture's lighter half is white, as diffusers has it.
+    /// Binarizes an image at half brightness, as diffusers does.
     pub fn new(picture: &RgbImage) -> Self {
         let value = |pixel: &image::Rgb<u8>| {
-            // PIL's grey: ITU-R 601 in 16 binary digits, rounded.
+            // PIL's grayscale conversion: ITU-R 601 in 16-bit fixed point, rounded.
             let [red, green, blue] = pixel.0.map(u32::from);
             let grey = (19_595 * red + 38_470 * green + 7_471 * blue + 0x8000) >> 16;
             f32::from(u8::from(grey >= 128))
@@ -28,13 +28,13 @@ impl Mask {
         }
     }
 
-    /// Height and width.
+    /// Height and width in pixels.
     pub fn size(&self) -> (usize, usize) {
         (self.height, self.width)
     }
 
-    /// At another size, row after row, as torch's bicubic `interpolate` makes it: edges overshoot, and of a large mask
-    /// only some pixels count.
+    /// The mask at another size in row-major order, resized like torch's bicubic `interpolate`: edges overshoot, and
+    /// downsizing is not antialiased.
     pub fn at(&self, height: usize, width: usize) -> Vec<f32> {
         let rows = taps(self.height, height);
         let columns = taps(self.width, width);
@@ -54,9 +54,9 @@ impl Mask {
     }
 }
 
-/// For every pixel of a side the four that it is made of, and their weights.
+/// The four source pixels of every output pixel along one axis, and their weights.
 fn taps(from: usize, to: usize) -> Vec<[(usize, f32); 4]> {
-    /// Slope of the cubic at one pixel's distance.
+    /// The parameter `a` of the cubic convolution kernel: its slope at distance 1.
     const SLOPE: f32 = -0.75;
     let near = |x: f32| ((SLOPE + 2.0) * x - (SLOPE + 3.0)) * x * x + 1.0;
     let far = |x: f32| ((SLOPE * x - 5.0 * SLOPE) * x + 8.0 * SLOPE) * x - 4.0 * SLOPE;
@@ -82,7 +82,7 @@ mod tests {
         let greys = [0, 127, 128, 255];
         let picture = RgbImage::from_fn(4, 1, |x, _| Rgb([greys[x as usize]; 3]));
         assert_eq!(Mask::new(&picture).values, [0.0, 0.0, 1.0, 1.0]);
-        // Green is light, blue is not.
+        // The luma of green is above one half, that of blue below.
         let pure = RgbImage::from_fn(2, 1, |x, _| Rgb([0, 255 * (1 - x as u8), 255 * x as u8]));
         assert_eq!(Mask::new(&pure).values, [1.0, 0.0]);
     }

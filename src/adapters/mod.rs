@@ -1,4 +1,4 @@
-//! What is added to a model: LoRA changes its weights, conditioners run beside it.
+//! Adapters: LoRAs, which change a model's weights, and conditioners, which run next to the UNet.
 
 pub mod control_net;
 pub mod ip_adapter;
@@ -23,39 +23,40 @@ pub use self::range::ActiveRange;
 pub use self::settings::ControlSettings;
 pub use self::strength::Strength;
 
-/// Runs beside the UNet and adds to what it computes.
+/// A network that runs next to the UNet and adds to its activations.
 pub trait Conditioner: fmt::Debug + Send {
-    /// What messages call it.
+    /// The name used in messages.
     fn label(&self) -> &str;
 
-    /// Adds its part to a pass of the UNet. Adding nothing leaves the pass as it is, bit for bit.
+    /// Adds the conditioner's contribution to a pass of the UNet. Adding nothing leaves the pass unchanged, bit for
+    /// bit.
     fn inject(&mut self, pass: &Pass<'_>, injection: &mut Injection) -> Result<()>;
 }
 
-/// Inputs of one evaluation of the UNet, as conditioners see them beforehand.
+/// Inputs of one evaluation of the UNet, passed to conditioners beforehand.
 #[derive(Clone, Copy, Debug)]
 pub struct Pass<'a> {
     /// Input of the UNet, `(clips*frames, channels, height, width)`.
     pub x: &'a Tensor,
-    /// Timestep that the UNet is given.
+    /// Timestep passed to the UNet.
     pub timestep: f64,
-    /// Step of the run.
+    /// The current step of the run.
     pub progress: Progress,
     /// Number of clips in the batch, unconditional ones included.
     pub clips: usize,
-    /// Indices of the frames, from 0: all of the clip in order, or those of a context window.
+    /// Indices of the frames, from 0: all frames of the clip in order, or those of a context window.
     pub frames: &'a [usize],
-    /// Text states, `(clips, tokens, dim)`, or `(clips*frames, tokens, dim)` where each frame has its own.
+    /// Text embeddings, `(clips, tokens, dim)`, or `(clips*frames, tokens, dim)` with one prompt per frame.
     pub context: &'a Tensor,
-    /// Number of clips, at the beginning of the batch, that are unconditional: they have the negative prompt.
+    /// Number of unconditional clips (with the negative prompt), which come first in the batch.
     pub negatives: usize,
-    /// What the group norms of motion modules normalize over.
+    /// The axes over which the group norms of motion modules normalize.
     pub motion_norm: MotionNorm,
-    /// Cancellation of the pass.
+    /// Cancellation flag of the pass.
     pub stop: &'a Stop,
 }
 
-/// A step of a run.
+/// Position of a step in a run.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Progress {
     /// Index of the step, from 0.

@@ -1,9 +1,9 @@
-//! When during a run an adapter works.
+//! Active range of an adapter within a run.
 
 use super::Progress;
 use crate::{Error, Result};
 
-/// A part of a run: 0 is its beginning, 1 its end.
+/// A part of a run as fractions: 0 is the beginning, 1 the end.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct ActiveRange {
     start: f64,
@@ -17,7 +17,7 @@ impl Default for ActiveRange {
 }
 
 impl ActiveRange {
-    /// From `start` to `end`.
+    /// The range from `start` to `end`.
     ///
     /// # Errors
     ///
@@ -31,7 +31,7 @@ impl ActiveRange {
         Err(Error::request("start", reason))
     }
 
-    /// Whether a step lies within, from its beginning to its end, as in diffusers: of four steps, `0..0.6` has two.
+    /// Returns whether the whole step lies within the range, as in diffusers: `0..0.6` contains two of four steps.
     pub fn contains(self, progress: Progress) -> bool {
         let at = |step: usize| step as f64 / progress.steps as f64;
         at(progress.step) >= self.start && at(progress.step + 1) <= self.end

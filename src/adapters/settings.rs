@@ -1,4 +1,4 @@
-//! How a network that steers the UNet by a hint is used, and what all of them have in common.
+//! Settings of control networks, and the code that all of them share.
 
 use candle_core::{Result as TensorResult, Tensor};
 
@@ -6,39 +6,39 @@ use super::{ActiveRange, Pass, Strength};
 use crate::models::unet::{Injection, Residuals};
 use crate::{Error, Result};
 
-/// How a control is used.
+/// Settings of a control network.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct ControlSettings {
-    /// What messages call it.
+    /// The name used in messages.
     pub label: String,
-    /// How strongly it counts, frame by frame.
+    /// Strength per frame.
     pub strength: Strength,
-    /// When it works.
+    /// The part of the run in which the network is active.
     pub range: ActiveRange,
-    /// Guess mode: deep residuals count more than shallow ones, and the negative prompt's half goes without.
+    /// Guess mode: deep residuals are weighted more than shallow ones, and the unconditional half gets none.
     pub guess: bool,
 }
 
-/// The part of a pass that a network with residuals sees.
+/// The part of a pass that is passed to a control network.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Seen<'a> {
     /// Latents, `(batch*frames, channels, height, width)`.
     pub(super) x: &'a Tensor,
-    /// Text states, `(batch, tokens, dim)`.
+    /// Text embeddings, `(batch, tokens, dim)`, or `(batch*frames, tokens, dim)` with one prompt per frame.
     pub(super) context: &'a Tensor,
-    /// Clips in the batch.
+    /// Number of clips in the batch.
     pub(super) clips: usize,
 }
 
 impl ControlSettings {
-    /// The strengths of a pass's frames; `None` where the control adds nothing to it.
+    /// The strengths of a pass's frames; `None` if the network adds nothing to the pass.
     pub(super) fn strengths(&self, pass: &Pass<'_>) -> Option<Vec<f64>> {
         let strengths: Vec<f64> = pass.frames.iter().map(|f| self.strength.at(*f)).collect();
         let works = self.range.contains(pass.progress) && strengths.iter().any(|s| *s != 0.0);
         works.then_some(strengths)
     }
 
-    /// Adds a network's residuals to a pass. `is_graded` says whether guess mode weighs them by their depth.
+    /// Adds a network's residuals to a pass. `is_graded` selects whether guess mode weights them by depth.
     pub(super) fn inject(
         &self,
         pass: &Pass<'_>,
@@ -53,7 +53,7 @@ impl ControlSettings {
         };
         let clips = all - skipped;
         let frames = pass.frames.len();
-        // One for a clip, or for each of its frames.
+        // One context per clip, or one per frame.
         let contexts = pass.context.dim(0)? / all;
         let residuals = network(Seen {
             x: &pass.x.narrow(0, skipped * frames, clips * frames)?,
@@ -73,8 +73,8 @@ impl ControlSettings {
         Ok(injection.add_residuals(residuals)?)
     }
 
-    /// What belongs to a pass's frames, for so many clips, of tensors `(frames, ...)` for all frames of the clip or
-    /// one for all of them.
+    /// Selects the entries of a pass's frames from a tensor `(frames, ...)`, or repeats a single entry, for `clips`
+    /// clips.
     pub(super) fn of_frames(&self, x: &Tensor, frames: &[usize], clips: usize) -> Result<Tensor> {
         let count = x.dim(0)?;
         let mut times = vec![1; x.rank()];
@@ -96,12 +96,12 @@ impl ControlSettings {
     }
 }
 
-/// In guess mode the factor of each of `count` residuals, 0.1 for the first to 1 for the last.
+/// The weight in guess mode of residual `index` of `count`: from 0.1 for the first to 1 for the last.
 fn guess_factor(index: usize, count: usize) -> f64 {
     if count > 1 { 10f64.powf(index as f64 / (count - 1) as f64 - 1.0) } else { 1.0 }
 }
 
-/// `(clips*frames, channels, height, width)` times its frames' strengths and a factor.
+/// Scales `(clips*frames, channels, height, width)` by the strengths of its frames and a factor.
 pub(super) fn scale(
     x: &Tensor,
     strengths: &[f64],

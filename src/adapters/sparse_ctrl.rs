@@ -1,4 +1,4 @@
-//! SparseCtrl: hints for some frames of a clip.
+//! SparseCtrl: hint images for some frames of a clip.
 
 use candle_core::Tensor;
 
@@ -7,29 +7,29 @@ use crate::models::sparse_ctrl::SparseCtrl;
 use crate::models::unet::{Injection, UNetInput};
 use crate::{Result, Stop};
 
-/// A SparseCtrl network with its hints.
+/// A SparseCtrl network with its hints and settings.
 #[derive(Debug)]
 pub struct SparseControl<'a> {
     net: &'a SparseCtrl,
-    /// Embedded, `(frames, channels, height, width)`.
+    /// Embedded hints, `(frames, channels, height, width)`.
     hint: Tensor,
     settings: ControlSettings,
 }
 
-/// Hints for some frames.
+/// Hint images for some frames.
 #[derive(Clone, Copy, Debug)]
 pub struct SparseHint<'a> {
-    /// Latents as the UNet knows them, or pixels in `[0, 1]`, as the network wants; `(hints, channels, height, width)`
-    /// in the network's number format.
+    /// Latents scaled as for the UNet, or pixels in `[0, 1]`, depending on the network;
+    /// `(hints, channels, height, width)` in the network's dtype.
     pub hints: &'a Tensor,
-    /// The frame of each hint.
+    /// Frame index of each hint.
     pub frames: &'a [usize],
-    /// How many frames the clip has.
+    /// Number of frames of the clip.
     pub clip: usize,
 }
 
 impl<'a> SparseControl<'a> {
-    /// Gives a network its hints. What does not depend on the step is computed here, once.
+    /// Embeds the hints. Everything that does not depend on the step is computed once here.
     pub fn new(
         net: &'a SparseCtrl,
         hint: SparseHint<'_>,

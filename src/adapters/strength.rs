@@ -1,4 +1,4 @@
-//! How strongly an adapter counts, frame by frame.
+//! Adapter strength per frame.
 
 use std::fmt;
 use std::str::FromStr;
@@ -7,17 +7,17 @@ use serde::{Deserialize, Serialize};
 
 use crate::{Error, Result};
 
-/// A curve over the frames of a clip: linear between its keys, level before the first and after the last.
+/// A strength curve over the frames of a clip: linear between keyframes, constant before the first and after the last.
 ///
 /// Written as one number, or as `frame:value` pairs such as `0:1.0,8:0.2`.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(try_from = "Written", into = "Written")]
 pub struct Strength(Vec<(usize, f64)>);
 
-/// The largest strength, also below zero: beyond it sums between two keys would not be finite.
+/// The largest absolute strength: beyond it, sums between two keyframes would not be finite.
 const LARGEST: f64 = 1e6;
 
-/// How a strength stands in JSON.
+/// JSON representation of a strength.
 #[derive(Deserialize, Serialize)]
 #[serde(untagged)]
 enum Written {
@@ -26,12 +26,12 @@ enum Written {
 }
 
 impl Strength {
-    /// The same for all frames.
+    /// A constant strength for all frames.
     pub fn constant(value: f64) -> Self {
         Self(vec![(0, value)])
     }
 
-    /// At a frame, from 0.
+    /// The strength at a frame, counted from 0.
     pub fn at(&self, frame: usize) -> f64 {
         let after = self.0.partition_point(|(key, _)| *key <= frame);
         let before = after.checked_sub(1).and_then(|i| self.0.get(i));

@@ -1,4 +1,4 @@
-//! T2I-Adapters: hints whose features are added on the UNet's way down.
+//! T2I-Adapters: hint features that are added to the down blocks of the UNet.
 
 use candle_core::Tensor;
 
@@ -8,17 +8,17 @@ use crate::models::t2i_adapter::T2iAdapter;
 use crate::models::unet::Injection;
 use crate::{Result, Stop};
 
-/// What a T2I-Adapter made of its hint. The network itself is no longer needed.
+/// Hint features of a T2I-Adapter. The network itself is no longer needed.
 #[derive(Debug)]
 pub struct T2iControl {
-    /// Of each stage, `(frames, channels, height, width)` or one for all frames.
+    /// Features of each stage, `(frames, channels, height, width)`, or `(1, channels, height, width)` for all frames.
     features: Vec<Tensor>,
     settings: ControlSettings,
 }
 
 impl T2iControl {
-    /// Gives a network its hint, `(frames, in_channels, height, width)` in `[0, 1]` and in the network's number
-    /// format. One picture serves all frames. Everything is computed here, once; guess mode has no meaning.
+    /// Encodes a hint, `(frames, in_channels, height, width)` in `[0, 1]` and in the network's dtype. A single image is
+    /// used for all frames. Everything is computed once here; guess mode has no effect.
     pub fn new(
         net: &T2iAdapter,
         hint: &Tensor,

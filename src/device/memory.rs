@@ -1,16 +1,16 @@
-//! How much memory a run may take on the CPU.
+//! Available memory on the CPU.
 
 use std::path::{Path, PathBuf};
 
-/// Bytes that a run may take on the CPU without pushing anything out; `None` where that cannot be told.
+/// Memory available on the CPU, in bytes, without swapping or evicting; `None` if unknown.
 pub(super) fn available() -> Option<u64> {
     on_the_cpu(&|path| std::fs::read_to_string(path).ok())
 }
 
-/// The text of a file, if it can be read.
+/// Function that reads the text of a file, if possible.
 type Read<'a> = &'a dyn Fn(&Path) -> Option<String>;
 
-/// The least of what the machine, its control groups and the limits of the process leave.
+/// Minimum of what the machine, the control groups and the limits of the process leave free.
 fn on_the_cpu(read: Read<'_>) -> Option<u64> {
     let free = read(Path::new("/proc/meminfo")).and_then(|text| meminfo(&text));
     [free, cgroups(read), process_limits(read)].into_iter().flatten().min()
@@ -21,17 +21,17 @@ fn meminfo(text: &str) -> Option<u64> {
     kib(text, "MemAvailable:")
 }
 
-/// The bytes on a line such as `VmSize:   2048 kB`.
+/// Bytes in a line such as `VmSize:   2048 kB`.
 fn kib(text: &str, label: &str) -> Option<u64> {
     let line = text.lines().find_map(|line| line.strip_prefix(label))?;
     let kib: u64 = line.trim().strip_suffix("kB")?.trim().parse().ok()?;
     kib.checked_mul(1024)
 }
 
-/// What the limits of the process (`ulimit -v`, `ulimit -d`) leave. Every thread takes a part of the addresses for
-/// itself before it uses any.
+/// Memory left by the limits of the process (`ulimit -v`, `ulimit -d`). Every thread reserves address space before it
+/// uses any.
 fn process_limits(read: Read<'_>) -> Option<u64> {
-    /// What the C library reserves for each thread.
+    /// Address space reserved by the C library for each thread.
     const ARENA: u64 = 64 << 20;
     let limits = read(Path::new("/proc/self/limits"))?;
     let status = read(Path::new("/proc/self/status"))?;
@@ -46,7 +46,7 @@ fn process_limits(read: Read<'_>) -> Option<u64> {
     [addresses, data].into_iter().flatten().min()
 }
 
-/// What the control groups of the process leave, each with all groups around it. Cached files count as free.
+/// Memory left by the control groups of the process, including all parent groups. Cached files count as free.
 fn cgroups(read: Read<'_>) -> Option<u64> {
     let groups = read(Path::new("/proc/self/cgroup"))?;
     let mounts = read(Path::new("/proc/self/mountinfo"))?;
@@ -58,7 +58,7 @@ fn cgroups(read: Read<'_>) -> Option<u64> {
     mounts.lines().filter_map(of_mount).min()
 }
 
-/// Which of the two kinds of control groups.
+/// Version of a control group hierarchy.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Hierarchy {
     V1,
@@ -66,7 +66,7 @@ enum Hierarchy {
 }
 
 impl Hierarchy {
-    /// The group of a line of `/proc/self/cgroup`, if it is of this hierarchy.
+    /// Group in a line of `/proc/self/cgroup`, if it is of this hierarchy.
     fn path(self, line: &str) -> Option<&str> {
         let (number, rest) = line.split_once(':')?;
         let (controllers, path) = rest.split_once(':')?;
@@ -77,7 +77,7 @@ impl Hierarchy {
         is_own.then_some(path)
     }
 
-    /// What the limit of one group leaves.
+    /// Memory left by the limit of one group.
     fn headroom(self, folder: &Path, read: Read<'_>) -> Option<u64> {
         let (limit, usage, cached) = match self {
             Self::V1 => (
@@ -89,7 +89,7 @@ impl Hierarchy {
         };
         let number = |name: &str| read(&folder.join(name))?.trim().parse::<u64>().ok();
         let limit = number(limit)?;
-        // Without a limit version 1 has the largest number of whole pages.
+        // Version 1 represents no limit as the largest multiple of the page size.
         if limit >= 1 << 62 {
             return None;
         }
@@ -103,17 +103,17 @@ impl Hierarchy {
     }
 }
 
-/// A mounted hierarchy of control groups.
+/// Mount of a control group hierarchy.
 #[derive(Debug, PartialEq, Eq)]
 struct Mount {
-    /// Which group is mounted.
+    /// Group that is mounted.
     root: PathBuf,
-    /// Where.
+    /// Mount point.
     point: PathBuf,
 }
 
 impl Mount {
-    /// A line of `/proc/self/mountinfo`, if it is of a hierarchy that limits memory.
+    /// Parses a line of `/proc/self/mountinfo`, if it is of a hierarchy that limits memory.
     fn parse(line: &str) -> Option<(Self, Hierarchy)> {
         let (place, kind) = line.split_once(" - ")?;
         let mut place = place.split(' ').skip(3);
@@ -128,9 +128,9 @@ impl Mount {
         }
     }
 
-    /// The folders of a group and of all around it, as far as they can be seen.
+    /// Folders of a group and of all visible parent groups.
     fn folders(&self, group: &str) -> Vec<PathBuf> {
-        // A group outside of what is mounted, as in some containers: what is mounted is all that is known.
+        // In some containers the group is outside of the mount; then only the mounted group is known.
         let inner = Path::new(group).strip_prefix(&self.root).unwrap_or(Path::new(""));
         let inner = if group.contains("..") { Path::new("") } else { inner };
         inner.ancestors().map(|inner| self.point.join(inner)).collect()
@@ -151,7 +151,7 @@ mod tests {
         assert_eq!(meminfo(""), None);
     }
 
-    /// What is left where the system's files are these.
+    /// Available memory for the given system files.
     fn left(files: &[(&str, &str)]) -> Option<u64> {
         let files: BTreeMap<&Path, &str> =
             files.iter().map(|(path, text)| (Path::new(*path), *text)).collect();
@@ -178,7 +178,7 @@ mod tests {
         let inner_used = ("/sys/fs/cgroup/user.slice/run-1.scope/memory.current", "100\n");
         let all = [FREE, V2, group, outer, used, stat, inner, inner_used];
         assert_eq!(left(&all), Some(600));
-        // A container sees its own group as the root.
+        // In a container, its own group is the root.
         let container = ("/proc/self/cgroup", "0::/\n");
         let max = ("/sys/fs/cgroup/memory.max", "500\n");
         let current = ("/sys/fs/cgroup/memory.current", "600\n");

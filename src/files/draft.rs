@@ -1,7 +1,7 @@
-//! Drafts: files that are written under another name beside their target and renamed when they are complete.
+//! Drafts: files that are written beside their target under a temporary name and renamed when they are complete.
 //!
-//! A draft is called `.animatelcm-*.part`. Its writer holds an advisory lock on it for as long as it lives, so a later
-//! run tells the drafts of living processes from those that a killed one left behind, and removes the latter.
+//! A draft is named `.animatelcm-*.part`. Its writer holds an advisory lock on it while it exists, so a later run can
+//! distinguish the drafts of running processes from those of killed ones, and removes the latter.
 
 use std::collections::BTreeSet;
 use std::fs::{self, File, OpenOptions, TryLockError};
@@ -16,52 +16,52 @@ use crate::{Error, Result};
 const PREFIX: &str = ".animatelcm-";
 const SUFFIX: &str = ".part";
 
-/// How often a draft that is still written to is removed before it is left to the next run.
+/// Number of attempts to remove a draft that is still written to, before it is left to the next run.
 const TRIES_TO_REMOVE: usize = 100;
 
-/// The drafts of this process.
+/// Drafts of this process.
 static LIVE: Mutex<BTreeSet<PathBuf>> = Mutex::new(BTreeSet::new());
 
-/// Exclusive access to the drafts of this process: none is made, renamed or removed meanwhile.
+/// Exclusive access to the drafts of this process: while it is held, none is created, renamed or removed.
 pub(super) fn live() -> MutexGuard<'static, BTreeSet<PathBuf>> {
     LIVE.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// Removes every draft of this process, which must end now: whoever makes, renames or drops a draft afterwards waits
-/// for ever, so nothing new can appear.
+/// Removes all drafts of this process, which must then exit: creating, renaming or dropping a draft afterwards blocks
+/// forever, so no new ones can appear.
 pub(crate) fn remove_drafts() {
     let drafts = live();
     for path in drafts.iter() {
-        // A frame of a series may come into its folder while that is emptied.
+        // A frame of a series may be created in the folder while that is emptied.
         let is_gone = |_: &usize| remove(path).is_ok() || fs::symlink_metadata(path).is_err();
         let _ = (0..TRIES_TO_REMOVE).find(is_gone);
     }
     std::mem::forget(drafts);
 }
 
-/// Removes a file, or a folder with all that is in it.
+/// Removes a file, or a folder with its contents.
 pub(super) fn remove(path: &Path) -> io::Result<()> {
     if fs::symlink_metadata(path)?.is_dir() { series::remove(path) } else { fs::remove_file(path) }
 }
 
-/// How drafts are called.
+/// Builder of draft names.
 pub(super) fn names() -> tempfile::Builder<'static, 'static> {
     let mut names = tempfile::Builder::new();
     names.prefix(PREFIX).suffix(SUFFIX);
     names
 }
 
-/// A name like that of a draft, but always the same.
+/// A fixed name of the same form as a draft's.
 pub(super) fn fixed_name(word: &str) -> String {
     format!("{PREFIX}{word}{SUFFIX}")
 }
 
-/// The name of a living draft, which is removed when this is dropped.
+/// Name of an existing draft, which is removed when this is dropped.
 #[derive(Debug)]
 pub(super) struct Name(PathBuf);
 
 impl Name {
-    /// Takes charge of a draft. `live` proves that no other draft is made at the same time.
+    /// Takes ownership of a draft. `live` proves that no other draft is created at the same time.
     pub(super) fn new(path: PathBuf, live: &mut BTreeSet<PathBuf>) -> Self {
         live.insert(path.clone());
         Self(path)
@@ -71,7 +71,7 @@ impl Name {
         &self.0
     }
 
-    /// Leaves what has the name alone from now on.
+    /// Gives up ownership, so that the draft is not removed.
     pub(super) fn release(&self, live: &mut BTreeSet<PathBuf>) {
         live.remove(&self.0);
     }
@@ -79,7 +79,7 @@ impl Name {
 
 impl Drop for Name {
     fn drop(&mut self) {
-        // Held until the draft is gone: a process that ends meanwhile would leave the rest of it behind.
+        // Held until the draft is removed: a process that exits meanwhile would leave the rest of it behind.
         let mut live = live();
         if live.remove(&self.0) {
             let _ = remove(&self.0);
@@ -87,12 +87,12 @@ impl Drop for Name {
     }
 }
 
-/// Whether the lock on a new file is ours. Where the file system has no locks, nobody else can take it either.
+/// Tries to lock a new file; returns whether no other process holds the lock. True on file systems without locks.
 pub(super) fn is_locked(file: &File) -> bool {
     !matches!(file.try_lock(), Err(TryLockError::WouldBlock))
 }
 
-/// Whether `path` still leads to the open `file`.
+/// Returns whether `path` still refers to the open `file`.
 pub(super) fn is_still(file: &File, path: &Path) -> bool {
     #[cfg(unix)]
     {
@@ -109,15 +109,15 @@ pub(super) fn is_still(file: &File, path: &Path) -> bool {
     }
 }
 
-/// Opens and locks the file of a draft whose writer is gone. `None` while it lives, or where nobody can tell.
+/// Opens and locks the file of a draft whose writer is gone. `None` if the writer is running or that is unknown.
 pub(super) fn lock_stale(path: &Path) -> Option<File> {
     let file = OpenOptions::new().write(true).open(path).ok()?;
     (file.try_lock().is_ok() && is_still(&file, path)).then_some(file)
 }
 
-/// Removes what killed processes of the same user left in a folder, and completes the series they were renaming, as
-/// far as the system lets it. `own` is a file of this process there; `is_renaming` says that this process holds the
-/// lock on renaming series.
+/// Removes the drafts of killed processes of the same user from a folder, and completes the series they were
+/// renaming, as far as possible. `own` is a file of this process in that folder; `is_renaming` tells whether this
+/// process holds the lock for renaming series.
 pub(super) fn clean(folder: &Path, own: &File, is_renaming: bool) {
     let (Ok(own), Ok(entries)) = (own.metadata(), fs::read_dir(folder)) else { return };
     for entry in entries.flatten() {
@@ -127,7 +127,7 @@ pub(super) fn clean(folder: &Path, own: &File, is_renaming: bool) {
         if !is_draft {
             continue;
         }
-        // Links are not followed: what they lead to is nobody's draft.
+        // Links are not followed, because their targets are not drafts.
         let found = match entry.metadata() {
             Ok(found) if is_of_same_owner(&found, &own) => found,
             _ => continue,
@@ -138,7 +138,8 @@ pub(super) fn clean(folder: &Path, own: &File, is_renaming: bool) {
         } else if found.is_file()
             && let Some(_held) = lock_stale(&path)
         {
-            // While it is held nobody takes it for a new draft of his own; another process may have removed it first.
+            // While it is locked, no process takes it for its own new draft; another process may have removed it
+            // first.
             let _ = fs::remove_file(&path);
         }
     }
@@ -157,20 +158,20 @@ fn is_of_same_owner(found: &fs::Metadata, own: &fs::Metadata) -> bool {
     }
 }
 
-/// How often a new draft may be taken for an abandoned one in the moment before it is locked.
+/// Number of times that a new draft may be taken for an abandoned one before it is locked.
 pub(super) const TRIES: usize = 16;
 
-/// A file in the making, removed when dropped.
+/// A file being written, removed when dropped.
 #[derive(Debug)]
 pub(crate) struct Draft {
-    // Open, and so locked, until it has its name.
+    // Open, and therefore locked, until it is renamed.
     file: BufWriter<File>,
     name: Name,
     place: Place,
 }
 
 impl Draft {
-    /// A new draft beside its place, with the permissions of an ordinary new file. Stale ones there are removed.
+    /// Creates a draft beside its target, with the permissions of a normal new file. Stale drafts there are removed.
     pub(super) fn new(place: Place) -> io::Result<Self> {
         #[cfg_attr(not(unix), allow(unused_mut))]
         let mut names = names();
@@ -190,11 +191,11 @@ impl Draft {
         Err(io::ErrorKind::ResourceBusy.into())
     }
 
-    /// Makes the file visible under its name.
+    /// Renames the draft to its target.
     pub(crate) fn commit(self) -> Result<()> {
         let Self { file, name, place } = self;
         let written = file.into_inner().map_err(io::IntoInnerError::into_error);
-        // Some file systems find out only here that they are full.
+        // Some file systems report a full disk only here.
         let synced = written.and_then(|file| file.sync_all().map(|()| file));
         let file = synced.map_err(Error::file(place.path()))?;
         let mut live = live();
@@ -206,7 +207,7 @@ impl Draft {
             name.release(&mut live);
         }
         drop(live);
-        // Until here its lock kept others from taking the draft for an abandoned one.
+        // Until here the lock kept other processes from taking the draft for an abandoned one.
         drop(file);
         renamed.map_err(|error| match error.kind() {
             io::ErrorKind::AlreadyExists => place.exists(),
@@ -215,13 +216,13 @@ impl Draft {
     }
 }
 
-/// The same error without the temporary file's name, which nobody asked about.
+/// The same error without the path of the temporary file, which is of no interest to the user.
 #[allow(clippy::needless_pass_by_value, reason = "for map_err")]
 pub(super) fn plain(error: io::Error) -> io::Error {
     error.kind().into()
 }
 
-/// Renames a file unless something has the new name already.
+/// Renames a file unless the new name exists.
 pub(super) fn rename_to_free(from: &Path, to: &Path) -> io::Result<()> {
     let renamed = tempfile::TempPath::try_from_path(from)?.persist_noclobber(to);
     renamed.map_err(|mut failed| {

@@ -1,4 +1,4 @@
-//! Where a file is to be written: checked before any work, and never more than an ordinary file.
+//! Output paths: checked before any work, and restricted to regular files.
 
 use std::fs;
 use std::io::{self, Write};
@@ -7,28 +7,28 @@ use std::path::{Path, PathBuf};
 use super::draft::Draft;
 use crate::{Error, Result};
 
-/// What may happen to a file that is already there.
+/// Treatment of an existing output file.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Existing {
-    /// It is kept, and the request refused.
+    /// The file is kept and the request fails.
     #[default]
     Refuse,
-    /// It is replaced once the new one is complete.
+    /// The file is replaced once the new one is complete.
     Replace,
 }
 
-/// The name of a file to be written.
+/// Path of an output file.
 #[derive(Clone, Debug)]
 pub(crate) struct Place {
     field: &'static str,
-    /// What to write, links followed.
+    /// Target path, with links resolved.
     path: PathBuf,
     folder: PathBuf,
     existing: Existing,
 }
 
 impl Place {
-    /// Checks a name, its folder and what is already there, without touching anything. `field` is for messages.
+    /// Checks a path, its folder and any existing file, without modifying anything. `field` is used in messages.
     pub(crate) fn resolve(field: &'static str, path: &Path, existing: Existing) -> Result<Self> {
         let refuse = |reason: &str| Error::request(field, format!("`{}` {reason}", path.display()));
         let mut target = path.to_path_buf();
@@ -53,14 +53,14 @@ impl Place {
             Err(error) if error.kind() == io::ErrorKind::InvalidFilename => {
                 return Err(refuse("is too long a name").with_hint("choose a shorter one"));
             }
-            // What there is to say about the folder is said below.
+            // Errors of the folder are reported below.
             Err(_) => {}
         }
         let folder = folder_of(field, &target)?;
         Ok(Self { field, path: target, folder, existing })
     }
 
-    /// Checks that something can be written there, by doing so.
+    /// Checks that the folder is writable, by creating a draft.
     pub(crate) fn probe(&self) -> Result<()> {
         match Draft::new(self.clone()) {
             Ok(_) => Ok(()),
@@ -68,13 +68,13 @@ impl Place {
         }
     }
 
-    /// A new file beside the place, which gets its name when it is committed.
+    /// Creates a draft beside the target, which is renamed on commit.
     pub(crate) fn draft(self) -> Result<Draft> {
         let path = self.path.clone();
         Draft::new(self).map_err(Error::file(path))
     }
 
-    /// Writes the whole file at once: either it is there complete, or what was there before is.
+    /// Writes the whole file atomically: afterwards it holds either the new content or the old.
     pub(crate) fn write(self, bytes: &[u8]) -> Result<()> {
         let path = self.path.clone();
         let mut draft = self.draft()?;
@@ -94,24 +94,24 @@ impl Place {
         self.existing
     }
 
-    /// The error of a file that is there and must be kept.
+    /// Error for an existing file that must be kept.
     pub(super) fn exists(&self) -> Error {
         exists(self.field, &self.path)
     }
 }
 
-/// The error of a file that is there and must be kept.
+/// Error for an existing file that must be kept.
 pub(crate) fn exists(field: &'static str, path: &Path) -> Error {
     Error::request(field, format!("`{}` exists", path.display()))
         .with_hint("-y replaces it, or choose another name")
 }
 
-/// The error of a folder that takes no new files.
+/// Error for a folder that is not writable.
 pub(crate) fn unwritable(field: &'static str, folder: &Path, error: &io::Error) -> Error {
     Error::request(field, format!("cannot write to `{}`: {error}", folder.display()))
 }
 
-/// The folder of a file to be, which must be there.
+/// Folder of an output file, which must exist.
 pub(crate) fn folder_of(field: &'static str, path: &Path) -> Result<PathBuf> {
     let names_none = || Error::request(field, format!("`{}` names no file", path.display()));
     path.file_name().ok_or_else(names_none)?;

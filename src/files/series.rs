@@ -1,9 +1,9 @@
-//! Files that get their names together: all of them, or none.
+//! Series of files that get their names together: all of them, or none.
 //!
-//! They are written into a draft folder. To give them their names, a plan of all renames is written there first; from
-//! then on the series counts as made. The old files move into the draft folder, then the new ones out of it, so that
-//! old and new are never seen together. Whoever finds the plan of a killed process carries it out. One process at a
-//! time renames in a folder.
+//! They are written to a draft folder. On commit, a plan of all renames is first written there; from then on the
+//! series counts as complete. The old files move into the draft folder, then the new ones out of it, so that old and
+//! new files are never visible together. A process that finds the plan of a killed process completes it. Only one
+//! process at a time renames in a folder.
 
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Write};
@@ -20,22 +20,22 @@ use crate::{Error, Result};
 const LOCK: &str = "lock";
 const PLAN: &str = "plan";
 
-/// How long another process may rename, which takes it milliseconds.
+/// Maximum wait for another process that renames, which takes milliseconds.
 const PATIENCE: Duration = Duration::from_secs(30);
 
-/// A folder of files in the making, removed when dropped.
+/// A draft folder for a series of files, removed when dropped.
 #[derive(Debug)]
 pub(crate) struct DraftSeries {
     field: &'static str,
     folder: PathBuf,
     name: Name,
-    /// Held for as long as the draft lives.
+    /// Lock held for the lifetime of the draft.
     lock: File,
     existing: Existing,
 }
 
 impl DraftSeries {
-    /// A new draft for files of `folder`. Stale ones there are removed.
+    /// Creates a draft for files of `folder`. Stale drafts there are removed.
     pub(crate) fn new(field: &'static str, folder: &Path, existing: Existing) -> io::Result<Self> {
         for _ in 0..draft::TRIES {
             let mut live = draft::live();
@@ -45,7 +45,7 @@ impl DraftSeries {
             let place = name.path().join(LOCK);
             let lock = match File::create_new(&place) {
                 Ok(lock) => lock,
-                // Taken for an abandoned one in the moment before.
+                // Another process took the folder for an abandoned draft before it was locked.
                 Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
                 Err(error) => return Err(plain(error)),
             };
@@ -58,14 +58,14 @@ impl DraftSeries {
         Err(io::ErrorKind::ResourceBusy.into())
     }
 
-    /// A new file of the series.
+    /// Creates a file of the series.
     pub(crate) fn file(&self, index: usize) -> io::Result<File> {
         let _live = draft::live();
         File::create_new(new_file(self.name.path(), index))
     }
 
-    /// Gives the files from 0 to `count` their names. Those of an older series that go on after the last are removed
-    /// with the ones that are replaced.
+    /// Renames the files from 0 to `count` to their final names. Files of a longer, older series are removed together
+    /// with the replaced ones.
     pub(crate) fn commit(self, count: usize, name: impl Fn(usize) -> String) -> Result<()> {
         let lock = RenameLock::take(&self.folder).map_err(Error::file(&self.folder))?;
         draft::clean(&self.folder, &self.lock, true);
@@ -84,7 +84,7 @@ impl DraftSeries {
         let done = self.write(&plan).and_then(|()| {
             settle(self.field, &self.folder, self.name.path(), &plan).map_err(|unsettled| {
                 if unsettled.is_kept {
-                    // What could not be put back is safe there.
+                    // Files that could not be restored are kept there.
                     self.name.release(&mut live);
                 }
                 unsettled.error
@@ -111,46 +111,46 @@ impl DraftSeries {
     }
 }
 
-/// Where a new file waits.
+/// Path of a new file in the draft.
 fn new_file(draft: &Path, index: usize) -> PathBuf {
     draft.join(format!("new-{index}"))
 }
 
-/// Where an old file waits.
+/// Path of an old file in the draft.
 fn old_file(draft: &Path, index: usize) -> PathBuf {
     draft.join(format!("old-{index}"))
 }
 
-/// All that is to be renamed.
+/// Plan of all renames.
 #[derive(Debug, Serialize, Deserialize)]
 struct Plan {
-    /// Names to be free.
+    /// Names of the old files to move away.
     old: Vec<String>,
     /// Names of the new files.
     new: Vec<String>,
-    /// Whether a file that takes one of the names meanwhile may be replaced.
+    /// Whether a file that appears under one of the names meanwhile may be replaced.
     is_replacing: bool,
 }
 
 impl Plan {
-    /// The plan in a draft; `None` where there is none that this program would write.
+    /// Reads the plan of a draft; `None` if there is no valid one.
     fn read(draft: &Path) -> Option<Self> {
         let bytes = super::read(&draft.join(PLAN), super::MOST_TEXT).ok()?;
         let plan: Self = serde_json::from_slice(&bytes).ok()?;
-        // Nothing outside of the folder may be touched.
+        // Nothing outside the folder may be touched.
         let is_plain = |name: &String| Path::new(name).file_name() == Some(name.as_ref());
         plan.old.iter().chain(&plan.new).all(is_plain).then_some(plan)
     }
 }
 
-/// A plan that could not be carried out.
+/// Failure of a plan.
 struct Unsettled {
     error: Error,
-    /// Whether files that belong elsewhere had to stay in the draft.
+    /// Whether files that could not be restored remain in the draft.
     is_kept: bool,
 }
 
-/// Carries a plan out, from wherever it was left; where that fails, undoes it.
+/// Completes a plan from any intermediate state, or undoes it if that fails.
 fn settle(field: &'static str, folder: &Path, draft: &Path, plan: &Plan) -> Result<(), Unsettled> {
     finish(folder, draft, plan).map_err(|(name, error)| {
         let path = folder.join(name);
@@ -168,9 +168,9 @@ fn settle(field: &'static str, folder: &Path, draft: &Path, plan: &Plan) -> Resu
     })
 }
 
-/// Moves the old files into the draft and the new ones out of it. An error comes with the name it is about.
+/// Moves the old files into the draft and the new ones out of it. An error includes the name of its file.
 fn finish<'a>(folder: &Path, draft: &Path, plan: &'a Plan) -> Result<(), (&'a str, io::Error)> {
-    // The first new file leaves when all old ones are gone. Until then the names can only be theirs.
+    // The first new file moves when all old ones are gone. Until then the names belong to the old files.
     if is_there(&new_file(draft, 0)) {
         for (index, name) in plan.old.iter().enumerate() {
             let (from, to) = (folder.join(name), old_file(draft, index));
@@ -194,9 +194,9 @@ fn finish<'a>(folder: &Path, draft: &Path, plan: &'a Plan) -> Result<(), (&'a st
     Ok(())
 }
 
-/// Moves everything back to where it was before the plan.
+/// Restores the state before the plan.
 fn undo(folder: &Path, draft: &Path, plan: &Plan) -> io::Result<()> {
-    // Backwards, so that the first comes back last: then `finish` knows what it finds if this is cut short.
+    // Backwards, so that the first file comes back last: `finish` can then resume if this is interrupted.
     for (index, name) in plan.new.iter().enumerate().rev() {
         let (from, to) = (folder.join(name), new_file(draft, index));
         if is_there(&from) && !is_there(&to) {
@@ -224,13 +224,13 @@ fn rename(from: &Path, to: &Path) -> io::Result<()> {
     fs::rename(from, to)
 }
 
-/// A moment at which the process may be killed: tests do so.
+/// Point at which tests kill the process.
 fn boundary() {
     #[cfg(test)]
     tests::boundary();
 }
 
-/// Makes the names in a folder survive a loss of power, where the system can be asked to.
+/// Syncs the names in a folder to disk, if the system supports it.
 fn sync(folder: &Path) {
     #[cfg(unix)]
     if let Ok(folder) = File::open(folder) {
@@ -240,8 +240,8 @@ fn sync(folder: &Path) {
     let _ = folder;
 }
 
-/// Removes a draft. What it was for is forgotten first and its lock goes last, so that it is abandoned wherever this
-/// is cut short.
+/// Removes a draft. The plan is removed first and the lock last, so that the draft counts as abandoned wherever this
+/// is interrupted.
 pub(super) fn remove(draft: &Path) -> io::Result<()> {
     let entries: io::Result<Vec<_>> = fs::read_dir(draft)?.collect();
     let mut paths: Vec<PathBuf> = entries?.iter().map(fs::DirEntry::path).collect();
@@ -259,20 +259,20 @@ pub(super) fn remove(draft: &Path) -> io::Result<()> {
     fs::remove_dir(draft)
 }
 
-/// Removes a draft whose writer is gone; if it was renaming, its plan is carried out first.
+/// Removes a draft whose writer is gone; if that was renaming, its plan is completed first.
 pub(super) fn clean(folder: &Path, draft: &Path, is_renaming: bool) {
     let (lock, plan) = (draft.join(LOCK), draft.join(PLAN));
     if !is_there(&lock) {
-        // Somebody is making or removing it, or was killed at that; full folders stay.
+        // Another process is creating or removing it, or was killed while doing so; non-empty folders stay.
         let _ = fs::remove_dir(draft);
         return;
     }
     let is_planned = is_there(&plan);
-    // In this order, so that who renames can wait for the other lock.
+    // In this order, so that a process that renames can wait for the other lock.
     let renaming = if is_planned && !is_renaming { RenameLock::take(folder).ok() } else { None };
     let may_rename = is_renaming || renaming.is_some();
     let _held = if is_planned && may_rename {
-        // No writer is renaming now, so its lock can only be held for a moment.
+        // No writer is renaming now, so its lock can only be held briefly.
         let Ok(file) = OpenOptions::new().write(true).open(&lock) else { return };
         if file.lock().is_err() || !is_still(&file, &lock) {
             return;
@@ -291,22 +291,22 @@ pub(super) fn clean(folder: &Path, draft: &Path, is_renaming: bool) {
     let _ = remove(draft);
 }
 
-/// The right to rename series in a folder, which one process has at a time.
+/// Lock for renaming series in a folder, held by one process at a time.
 struct RenameLock {
-    // In this order: the name must go while the lock is held.
+    // In this order: the name must be removed while the lock is held.
     _name: Name,
     _file: File,
 }
 
 impl RenameLock {
-    /// Waits for other processes.
+    /// Waits for other processes and takes the lock.
     fn take(folder: &Path) -> io::Result<Self> {
         let path = folder.join(draft::fixed_name("rename"));
         let started = Instant::now();
         loop {
             let mut live = draft::live();
             let file = OpenOptions::new().write(true).create(true).truncate(false).open(&path)?;
-            // Where the file system has no locks, nobody has to wait.
+            // On file systems without locks, no process waits.
             let is_locked = draft::is_locked(&file);
             if is_locked && is_still(&file, &path) {
                 return Ok(Self { _name: Name::new(path, &mut live), _file: file });
@@ -327,12 +327,12 @@ mod tests {
     use std::process::Command;
     use std::sync::atomic::{AtomicIsize, AtomicUsize, Ordering};
 
-    /// How many boundaries are left to live.
+    /// Number of boundaries left before the process aborts.
     static LEFT: AtomicUsize = AtomicUsize::new(usize::MAX);
-    /// Tells a test that is run once more, as a process of its own, where it works and when it dies.
+    /// Environment variable of a test that runs itself as a child process: where it works and when it aborts.
     const VICTIM: &str = "ANIMATELCM_TEST_VICTIM";
 
-    /// How many boundaries were reached slowly; negative where none is slow.
+    /// Number of boundaries reached slowly; negative if none is slow.
     static SLOW: AtomicIsize = AtomicIsize::new(-1);
 
     pub(super) fn boundary() {
@@ -341,7 +341,7 @@ mod tests {
             thread::sleep(Duration::from_millis(20));
         }
         if LEFT.load(Ordering::SeqCst) != usize::MAX && LEFT.fetch_sub(1, Ordering::SeqCst) == 0 {
-            // As sudden as SIGKILL: no destructor runs.
+            // As abrupt as SIGKILL: no destructor runs.
             std::process::abort();
         }
     }
@@ -350,7 +350,7 @@ mod tests {
         format!("{index}.png")
     }
 
-    /// Files that are seen in a folder, and what is in them.
+    /// Visible files in a folder, with their contents.
     fn seen(folder: &Path) -> Vec<(String, String)> {
         let mut seen: Vec<_> = fs::read_dir(folder)
             .unwrap()
@@ -409,7 +409,7 @@ mod tests {
                     .output()
                     .unwrap()
                     .status;
-                // Even before anybody cleans up, old and new are never seen together.
+                // Old and new files are never visible together, even before any cleanup.
                 let now = seen(folder.path());
                 let is_of = |word: &str| now.iter().all(|(_, text)| text.starts_with(word));
                 assert!(is_of(old) || is_of("new"), "{old} {left}: {now:?}");
@@ -418,7 +418,7 @@ mod tests {
                     assert_eq!(entries(folder.path()), 3);
                     break;
                 }
-                // A later draft, even one that comes to nothing, puts things right.
+                // A later draft, even one that is dropped, cleans up.
                 drop(DraftSeries::new("output", folder.path(), Existing::Refuse).unwrap());
                 let now = seen(folder.path());
                 assert!(now == clip(old, count) || now == clip("new", 3), "{old} {left}: {now:?}");

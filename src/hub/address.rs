@@ -1,8 +1,8 @@
-//! Addresses: where a redirect leads, and whom a token is for.
+//! URLs: redirect targets, and the origin that a token is sent to.
 
 use ureq::http::Uri;
 
-/// Scheme, host and port: the one party that a token is for.
+/// Origin of a URL: scheme, host and port. A token is only sent to one origin.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Origin {
     is_secure: bool,
@@ -11,7 +11,7 @@ pub(super) struct Origin {
 }
 
 impl Origin {
-    /// The origin of an address; `None` for what is no address of the web.
+    /// The origin of a URL; `None` if it is not an http or https URL.
     pub(super) fn of(uri: &Uri) -> Option<Self> {
         let (is_secure, usual) = match uri.scheme_str() {
             Some("http") => (false, 80),
@@ -24,22 +24,23 @@ impl Origin {
         let port = match uri.port_u16() {
             Some(port) => port,
             None if place == host => usual,
-            // A port that is no number.
+            // The port is not a number.
             None => return None,
         };
         Some(Self { is_secure, host: host.to_ascii_lowercase(), port })
     }
 }
 
-/// An address that a redirect leads to.
+/// Target URL of a redirect.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Target {
     pub(super) uri: Uri,
-    /// Whether the redirect named a host, even if it is the same one.
+    /// Whether the redirect contains a host, even if it is the same one.
     pub(super) is_absolute: bool,
 }
 
-/// Where a `Location` leads from `base`: RFC 3986, section 5.2, but for dots in paths, which servers resolve.
+/// Resolves a `Location` header against `base`: RFC 3986, section 5.2, except for dots in paths, which servers
+/// resolve.
 pub(super) fn follow(base: &Uri, location: &str) -> Result<Target, &'static str> {
     const NO_ADDRESS: &str = "it redirects to what is no address of the web";
     let from = Origin::of(base).ok_or(NO_ADDRESS)?;
@@ -145,7 +146,7 @@ mod tests {
             let reason = follow(&base, wrong).unwrap_err();
             assert!(reason.contains(words), "{wrong}: {reason}");
         }
-        // The other way is an improvement.
+        // A redirect from http to https is allowed.
         let plain: Uri = "http://hub.example/a".parse().unwrap();
         assert!(follow(&plain, "https://hub.example/a").is_ok());
     }

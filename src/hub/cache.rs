@@ -1,8 +1,7 @@
-//! The ordinary hub cache on disk: `models--owner--name/{refs,snapshots,blobs}`.
+//! The standard hub cache on disk: `models--owner--name/{refs,snapshots,blobs}`.
 //!
-//! The layout is that of Python's huggingface_hub and of the hf-hub crate, so files that either of them has
-//! downloaded are found here and the other way round. `animatelcm.json` beside these three folders is ours:
-//! the hash of each file when it was pulled.
+//! The layout is that of Python's huggingface_hub and of the hf-hub crate, so downloads are shared with both. The
+//! additional file `animatelcm.json` beside these three folders records the hash of each file at download.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -16,26 +15,26 @@ use serde::{Deserialize, Serialize};
 use super::manifest::{Digest, File, Model, Source, is_sha256};
 use crate::{Error, Result, files};
 
-/// Our record beside a repository's folders.
+/// File of the hash records, beside a repository's folders.
 const RECORDS: &str = "animatelcm.json";
 
-/// The record that is being written.
+/// Temporary file of the hash records.
 const RECORDS_DRAFT: &str = "animatelcm.json.part";
 
-/// The ref that is being written.
+/// Temporary file of a ref.
 const REF_DRAFT: &str = "animatelcm.ref.part";
 
-/// Held while one of them is.
+/// Lock file for both temporary files.
 const RECORDS_LOCK: &str = "animatelcm.lock";
 
-/// An exclusive lock among programs, which ends with its holder. The file stays.
+/// An exclusive lock between processes, released when it is dropped. The file remains.
 #[derive(Debug)]
 pub(super) struct Lock {
     _file: fs::File,
 }
 
 impl Lock {
-    /// Takes a lock; `None` while another program has it.
+    /// Tries to take a lock; `None` if another process holds it.
     pub(super) fn take(path: &Path) -> Result<Option<Self>> {
         if let Some(folder) = path.parent() {
             fs::create_dir_all(folder).map_err(Error::file(folder))?;
@@ -45,12 +44,12 @@ impl Lock {
         let file = options.open(path).map_err(Error::file(path))?;
         match file.try_lock() {
             Err(fs::TryLockError::WouldBlock) => Ok(None),
-            // A file system without locks has to do without.
+            // File systems without locks are used unlocked.
             Ok(()) | Err(fs::TryLockError::Error(_)) => Ok(Some(Self { _file: file })),
         }
     }
 
-    /// Takes a lock that nobody holds for long.
+    /// Waits for a lock that is only held briefly.
     fn wait(path: &Path) -> Result<Self> {
         const PAUSE: Duration = Duration::from_millis(20);
         for _ in 0..250 {
@@ -64,21 +63,21 @@ impl Lock {
     }
 }
 
-/// What a file was when it was pulled.
+/// Size and hash of a file at download.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) struct Record {
     pub(super) size: u64,
     pub(super) sha256: String,
 }
 
-/// Records by `commit/path`.
+/// Records, by `commit/path`.
 #[derive(Debug, Default, Serialize, Deserialize)]
 struct Records {
     #[serde(default)]
     files: BTreeMap<String, Record>,
 }
 
-/// The folder of one repository.
+/// Cache folder of one repository.
 #[derive(Clone, Debug)]
 pub(super) struct Folder {
     root: PathBuf,
@@ -89,39 +88,39 @@ impl Folder {
         Self { root: cache.join(Repo::model(repo.to_owned()).folder_name()) }
     }
 
-    /// Removes what a killed program has left of a record or a ref.
+    /// Removes temporary files left by a killed process.
     pub(super) fn sweep(&self) {
         for draft in [RECORDS_DRAFT, REF_DRAFT].map(|name| self.root.join(name)) {
             if draft.exists()
                 && let Ok(Some(_held)) = Lock::take(&self.root.join(RECORDS_LOCK))
             {
-                // If it cannot be removed, the next one replaces it.
+                // If it cannot be removed, the next write replaces it.
                 let _ = fs::remove_file(&draft);
             }
         }
     }
 
-    /// Makes a blob a file of a snapshot: a relative link, or the blob itself where links are not possible.
+    /// Adds a blob to a snapshot: as a relative link, or by moving it where links are not possible.
     pub(super) fn point(&self, commit: &str, path: &str, blob: &Path) -> Result<()> {
         let pointer = self.pointer(commit, path);
         if let Some(folder) = pointer.parent() {
             fs::create_dir_all(folder).map_err(Error::file(folder))?;
         }
-        // From `snapshots/COMMIT` and the file's folders below it.
+        // From `snapshots/COMMIT` and the file's folders in it.
         let mut target: PathBuf = path.split('/').map(|_| "..").collect();
         target.push("..");
         target.push(blob.strip_prefix(&self.root).unwrap_or(blob));
         if fs::read_link(&pointer).is_ok_and(|found| found == target) {
             return Ok(());
         }
-        // A pointer to nothing would be in the way, and one to other bytes would stay.
+        // A dangling link would block the new one, and a link to another blob would remain.
         if fs::symlink_metadata(&pointer).is_ok() {
             fs::remove_file(&pointer).map_err(Error::file(&pointer))?;
         }
         link(&target, &pointer, blob).map_err(Error::file(&pointer))
     }
 
-    /// Records which commit a source's revision is.
+    /// Writes the ref of a source's revision.
     pub(super) fn name(&self, source: Source<'_>, commit: &str) -> Result<()> {
         let path = self.root.join("refs").join(source.revision);
         if fs::read(&path).is_ok_and(|found| found == commit.as_bytes()) {
@@ -134,7 +133,7 @@ impl Folder {
         self.replace(&path, REF_DRAFT, commit.as_bytes())
     }
 
-    /// Gives a file new contents at once; to be called with the lock.
+    /// Replaces a file atomically; requires the lock.
     fn replace(&self, path: &Path, draft: &str, contents: &[u8]) -> Result<()> {
         let draft = self.root.join(draft);
         let write = || {
@@ -146,13 +145,13 @@ impl Folder {
         write().map_err(Error::file(path))
     }
 
-    /// The commits of which a source's files may be here, the best first.
+    /// Commits that may contain a source's files in the cache, in order of preference.
     pub(super) fn commits(&self, source: Source<'_>) -> Vec<String> {
         let mut commits = Vec::new();
         if source.is_pinned() {
             commits.push(source.revision.to_owned());
         }
-        // Somebody may have fetched the same files under a branch.
+        // The same files may have been downloaded by branch name.
         for branch in [source.revision, "main"] {
             if let Ok(commit) = files::read_text(&self.root.join("refs").join(branch)) {
                 let commit = commit.trim().to_owned();
@@ -177,7 +176,7 @@ impl Folder {
         self.root.join("blobs").join(etag)
     }
 
-    /// The file of a snapshot, if it is there and nothing that is cheap to look at speaks against it.
+    /// The file of a snapshot, if it exists with the right size and its blob has the right name.
     pub(super) fn find(&self, commit: &str, file: &File) -> Option<PathBuf> {
         let pointer = self.pointer(commit, &file.path);
         let metadata = fs::metadata(&pointer).ok()?;
@@ -200,7 +199,7 @@ impl Folder {
         self.write_records(&records)
     }
 
-    /// A record that cannot be read is as good as none: it only makes the next check weaker.
+    /// Reads the records; an unreadable file counts as empty, which only weakens the next check.
     fn records(&self) -> Records {
         files::read(&self.root.join(RECORDS), files::MOST_TEXT)
             .ok()
@@ -208,7 +207,7 @@ impl Folder {
             .unwrap_or_default()
     }
 
-    /// To be called with the lock.
+    /// Writes the records; requires the lock.
     fn write_records(&self, records: &Records) -> Result<()> {
         let path = self.root.join(RECORDS);
         let mut json =
@@ -217,7 +216,8 @@ impl Folder {
         self.replace(&path, RECORDS_DRAFT, &json)
     }
 
-    /// Removes a file of one snapshot and its bytes, unless another snapshot still points to them.
+    /// Removes a file from one snapshot, and its blob unless another snapshot refers to it. Returns the file's size
+    /// in bytes.
     pub(super) fn discard(&self, commit: &str, path: &str) -> Result<u64> {
         let snapshot = self.snapshot(commit);
         let pointer = snapshot.join(path);
@@ -227,7 +227,7 @@ impl Folder {
         let bytes = fs::metadata(&pointer).map_or(0, |m| m.len());
         let blob = fs::canonicalize(&pointer).ok();
         fs::remove_file(&pointer).map_err(Error::file(&pointer))?;
-        // Folders that are empty now; removing one that is not empty fails, which ends the climb.
+        // Removes empty parent folders; removing a non-empty one fails, which ends the loop.
         let mut parent = pointer.parent();
         while let Some(folder) = parent {
             if !folder.starts_with(&snapshot) || fs::remove_dir(folder).is_err() {
@@ -251,8 +251,8 @@ impl Folder {
         Ok(bytes)
     }
 
-    /// Removes a model's files from all snapshots, and the whole folder when nothing is left in it.
-    /// Returns how many files went and their bytes.
+    /// Removes a model's files from all snapshots, and the whole folder if nothing is left in it. Returns the number
+    /// of files and bytes removed.
     pub(super) fn remove(&self, model: &Model) -> Result<(usize, u64)> {
         let (mut count, mut bytes) = (0, 0);
         for commit in self.all_commits() {
@@ -264,7 +264,7 @@ impl Folder {
             }
         }
         for file in &model.files {
-            // What a cut download has left. Other files' partial downloads are not ours to judge.
+            // Partial downloads of this file. Those of other files are kept.
             if let Digest::Known(hash) = &file.sha256 {
                 let partial = self.blob(hash).with_extension("part");
                 if let Ok(metadata) = fs::metadata(&partial) {
@@ -285,7 +285,7 @@ impl Folder {
         folders.flatten().filter_map(|f| f.file_name().into_string().ok()).collect()
     }
 
-    /// Every file or link in every snapshot.
+    /// All files and links in all snapshots.
     fn pointers(&self) -> Vec<PathBuf> {
         let mut found = Vec::new();
         let mut folders = vec![self.root.join("snapshots")];
@@ -320,7 +320,7 @@ fn points_to(pointer: &Path, blob: &Path) -> bool {
     fs::canonicalize(pointer).is_ok_and(|target| target == blob)
 }
 
-/// The hash in the name of the blob that a pointer leads to: large files are stored under their sha256.
+/// The hash in the name of the blob that a snapshot file links to: large files are stored by their sha256.
 pub(super) fn blob_hash(pointer: &Path) -> Option<String> {
     let target = fs::read_link(pointer).ok()?;
     let name = target.file_name()?.to_str()?;

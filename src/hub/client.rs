@@ -1,6 +1,6 @@
-//! Requests to a hub.
+//! HTTP client of a hub.
 //!
-//! Redirects are followed here and not by the HTTP library, so that the token goes to nobody but the hub itself.
+//! Redirects are followed here and not by the HTTP library, so that the token is sent only to the hub itself.
 
 use std::fs;
 use std::io::{self, Read, Write};
@@ -16,25 +16,25 @@ use ureq::{Agent, Body};
 use super::Settings;
 use super::address::{Origin, Target, follow};
 
-/// The most redirects that are followed.
+/// Maximum number of redirects.
 const REDIRECTS: u32 = 10;
 
-/// Why a request came to nothing.
+/// Reason for a failed request.
 #[derive(Debug)]
 pub(super) enum Fault {
-    /// The hub answers with this status.
+    /// Error status of the hub.
     Status(u16),
-    /// So does a host that the hub redirects to.
+    /// Error status of a host that the hub redirects to.
     StatusElsewhere(u16),
-    /// Something between here and there.
+    /// Network error.
     Wire(ureq::Error),
-    /// No hub answers like this.
+    /// Response that is not that of a hub.
     Answer(String),
-    /// More bytes than were announced.
+    /// More bytes than announced.
     Excess,
-    /// Something here.
+    /// Local I/O error.
     Disk(io::Error),
-    /// The meter was told to stop.
+    /// Stopped by the meter.
     Stopped,
 }
 
@@ -44,18 +44,18 @@ impl From<ureq::Error> for Fault {
     }
 }
 
-/// What a hub says about a file before any of it is fetched.
+/// Metadata of a file, requested before its download.
 #[derive(Clone, Debug)]
 pub(super) struct Facts {
-    /// The commit that it is of.
+    /// Commit of the file.
     pub(super) commit: String,
-    /// What its bytes are called: for large files their sha256.
+    /// Name of the blob: for large files their sha256.
     pub(super) etag: String,
-    /// Its size in bytes.
+    /// Size in bytes.
     pub(super) size: u64,
 }
 
-/// Counts the bytes of a transfer, and ends it on request.
+/// Byte counter of a transfer, which can also stop it.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Meter {
     done: Arc<AtomicU64>,
@@ -72,7 +72,7 @@ impl Meter {
     }
 }
 
-/// Speaks to one hub.
+/// Client of one hub.
 #[derive(Clone, Debug)]
 pub(super) struct Client {
     agent: Agent,
@@ -80,11 +80,11 @@ pub(super) struct Client {
     token: Option<String>,
 }
 
-/// A request on its way along redirects.
+/// A request along a chain of redirects.
 struct Hop {
     uri: Uri,
     redirects: u32,
-    /// Whether a redirect has named a host.
+    /// Whether a redirect contained a host.
     is_elsewhere: bool,
     /// Whether all hosts so far were the hub.
     is_trusted: bool,
@@ -95,7 +95,7 @@ impl Client {
         let agent = Agent::config_builder()
             .max_redirects(0)
             .http_status_as_error(false)
-            // Other encodings are not only useless here: a small body may become an endless one.
+            // A compressed response would be useless, and a small one could expand without limit.
             .accept_encoding("identity")
             .user_agent(concat!(env!("CARGO_PKG_NAME"), "/", env!("CARGO_PKG_VERSION")))
             .build()
@@ -103,14 +103,14 @@ impl Client {
         Self { agent, endpoint: settings.endpoint.clone(), token: settings.token.clone() }
     }
 
-    /// Asks about a file.
+    /// Requests the metadata of a file.
     pub(super) fn facts(&self, repo: &str, revision: &str, path: &str) -> Result<Facts, Fault> {
         let mut hop = self.start(repo, revision, path)?;
         let mut known: Option<(String, String, Option<u64>)> = None;
         loop {
             let (response, next) = self.ask(&hop, "bytes=0-0")?;
             let headers = response.headers();
-            // The hub's last word. What others say counts if the hub has left it to them.
+            // The hub's latest metadata takes precedence; other hosts' counts only if the hub sent none.
             if (known.is_none() || !hop.is_elsewhere)
                 && let Some(commit) = text(headers, "x-repo-commit")?
             {
@@ -133,7 +133,7 @@ impl Client {
         }
     }
 
-    /// Appends what a file of `size` bytes lacks, or begins it anew where the server knows no ranges.
+    /// Downloads the missing bytes of a file of `size` bytes, or starts over if the server does not support ranges.
     ///
     /// The file may still be too short afterwards, but never longer than `size`.
     pub(super) fn download(
@@ -201,7 +201,7 @@ impl Client {
         }
     }
 
-    /// One request. A redirect comes with the hop that it leads to.
+    /// Sends one request. A redirect is returned with its next hop.
     fn ask(&self, hop: &Hop, range: &str) -> Result<(Response<Body>, Option<Hop>), Fault> {
         let mut request = self.agent.get(&hop.uri).header(RANGE, range);
         if let Some(token) = self.token.as_ref().filter(|_| hop.is_trusted) {
@@ -246,7 +246,7 @@ fn missing(header: &str) -> Fault {
     Fault::Answer(format!("its answer has no `{header}`"))
 }
 
-/// A header as text.
+/// Value of a header as text.
 fn text<'a>(headers: &'a HeaderMap, name: &str) -> Result<Option<&'a str>, Fault> {
     let value = headers.get(name).map(|value| value.to_str());
     value.transpose().map_err(|_| Fault::Answer(format!("its `{name}` cannot be read")))
@@ -256,7 +256,7 @@ fn number(text: &str) -> Result<u64, Fault> {
     text.trim().parse().map_err(|_| Fault::Answer("it tells a size that is no number".into()))
 }
 
-/// The first byte and the size of the whole in `bytes 5-9/10`, `bytes 5-9/*` or `bytes */10`.
+/// First byte and total size in `bytes 5-9/10`, `bytes 5-9/*` or `bytes */10`.
 fn content_range(headers: &HeaderMap) -> Result<(Option<u64>, Option<u64>), Fault> {
     let range = text(headers, CONTENT_RANGE.as_str())?.ok_or_else(|| missing("content-range"))?;
     let known = |part: &str| if part == "*" { Ok(None) } else { number(part).map(Some) };
@@ -268,7 +268,7 @@ fn content_range(headers: &HeaderMap) -> Result<(Option<u64>, Option<u64>), Faul
     }
 }
 
-/// The size of a whole file, from the answer to a request for its first byte.
+/// Total size of a file, from the response to a request for its first byte.
 fn size_of(response: &Response<Body>) -> Result<u64, Fault> {
     let headers = response.headers();
     if response.status().as_u16() == 200 {
@@ -277,7 +277,7 @@ fn size_of(response: &Response<Body>) -> Result<u64, Fault> {
     let (_, total) = content_range(headers)?;
     match (response.status().as_u16(), total) {
         (206, Some(total)) => Ok(total),
-        // There is no first byte.
+        // An empty file has no first byte.
         (416, Some(0)) => Ok(0),
         _ => Err(Fault::Answer("it does not tell the file's size".into())),
     }

@@ -1,7 +1,7 @@
-//! Fetching: one file after another from the first repository that has them, with patience and checks.
+//! Download of a model's files from the first repository that has them, with retries and hash checks.
 //!
-//! Partial files and their locks have the names that the hf-hub crate gives them, so that either goes on where the other
-//! stopped, and neither writes to a file that the other is writing.
+//! Partial files and their locks are named as by the hf-hub crate, so either program can resume the other's
+//! downloads, and neither writes to a file that the other is writing.
 
 use std::fs;
 use std::path::Path;
@@ -16,18 +16,18 @@ use super::manifest::{Digest, File, Model, Source, is_sha256};
 use super::{Authority, Event, Hub, Installed, Settings, Verdict, Watch, check};
 use crate::{Error, Result, files};
 
-/// How often the observer is asked whether to go on, and how long a cancelled transfer is waited for.
+/// Interval of calls to the observer; a cancelled transfer is waited for a few of these.
 const TICK: Duration = Duration::from_millis(100);
 
-/// Why a file could not be had.
+/// Reason for a failed download.
 enum Trouble {
-    /// This repository does not have it; a mirror may.
+    /// Not in this repository; a mirror may have it.
     Absent(String),
-    /// This repository does not give it to us.
+    /// Access denied by this repository, with the status.
     Denied(u16),
-    /// Worth another attempt.
+    /// Temporary; worth a retry.
     Passing(String),
-    /// The end.
+    /// Permanent.
     Final(Error),
 }
 
@@ -37,7 +37,7 @@ impl From<Error> for Trouble {
     }
 }
 
-/// Brings a variant of a model into the cache from the first repository that has it.
+/// Downloads a variant of a model to the cache from the first repository that has it.
 pub(super) fn fetch(
     hub: &Hub,
     model: &Model,
@@ -63,7 +63,7 @@ pub(super) fn fetch(
         let job = Job { settings: &hub.settings, client: &client, model: &model.name, source };
         let mut outcome = job.fetch_all(model.files_of(variant), watch);
         if outcome.is_ok() && hub.locate(model, variant).is_none() {
-            // A branch moved on in between; all files must be of one commit.
+            // The branch moved in between; all files must be of one commit.
             outcome = job.fetch_all(model.files_of(variant), watch);
         }
         match outcome {
@@ -96,7 +96,7 @@ pub(super) fn fetch(
     })
 }
 
-/// A variant that is complete in the cache already, if all of it is sound. Files that are not are removed.
+/// Verifies a variant that is complete in the cache; `None` if a file is corrupt. Corrupt files are removed.
 fn vouch(
     hub: &Hub,
     model: &Model,
@@ -125,7 +125,7 @@ fn missing(name: &str, reason: impl Into<String>) -> Error {
     Error::Missing { name: name.to_owned(), reason: reason.into() }
 }
 
-/// The pull of one model from one repository.
+/// Download of one model from one repository.
 struct Job<'a> {
     settings: &'a Settings,
     client: &'a Client,
@@ -151,14 +151,14 @@ impl Job<'_> {
         Ok(())
     }
 
-    /// Whether a file is in the cache already and sound. One that is not sound is removed.
+    /// Returns whether a file is in the cache with the right hash. A corrupt file is removed.
     fn is_here(
         &self,
         folder: &Folder,
         file: &File,
         watch: &mut Watch<'_>,
     ) -> Result<bool, Trouble> {
-        // Only the commit that the other files will be of.
+        // Only the commit that the other files will have.
         let Some(commit) = folder.commits(self.source).into_iter().next() else {
             return Ok(false);
         };
@@ -174,7 +174,7 @@ impl Job<'_> {
         Ok(true)
     }
 
-    /// Tries until the file is there, as long as attempts make progress or retries are left.
+    /// Retries until the file is downloaded, as long as attempts make progress or retries are left.
     fn fetch_patiently(
         &self,
         folder: &Folder,
@@ -188,7 +188,7 @@ impl Job<'_> {
                 Err(Trouble::Passing(reason)) => reason,
                 end => return end,
             };
-            // More than ever: a server that knows no ranges begins anew each time.
+            // Progress beyond the maximum so far, because a server without range support starts over each time.
             let now = bytes_in(&folder.blob(""));
             fruitless = if now > most { 0 } else { fruitless + 1 };
             most = most.max(now);
@@ -226,7 +226,7 @@ impl Job<'_> {
         if !has_hash(&blob, file, &facts, watch)? {
             lock = self.transfer(file, &blob, facts.size, lock, watch)?;
         }
-        // In this order, so that whatever a snapshot has is found by its ref.
+        // In this order, so that every file of a snapshot is reachable by its ref.
         folder.name(self.source, &facts.commit)?;
         folder.point(&facts.commit, &file.path, &blob)?;
         let verdict = self.judge(folder, file, &facts, watch);
@@ -234,7 +234,7 @@ impl Job<'_> {
         verdict
     }
 
-    /// Waits until no other program downloads a file, for as long as that one gets on.
+    /// Waits for the lock of a blob while another program makes progress with its download.
     fn lock(
         &self,
         file: &File,
@@ -264,7 +264,7 @@ impl Job<'_> {
         }
     }
 
-    /// Brings a file's bytes to where the cache has them.
+    /// Downloads a file to its blob in the cache.
     fn transfer(
         &self,
         file: &File,
@@ -287,18 +287,18 @@ impl Job<'_> {
             let client = self.client.clone();
             let source = (self.source.repo.to_owned(), self.source.revision.to_owned());
             let path = file.path.clone();
-            // The lock belongs to whoever writes, also if nobody waits for that one any more.
+            // The lock stays with the writing thread, even after that is no longer waited for.
             let kept = partial.clone();
             let work = move |meter: &Meter| {
                 let place = (&*source.0, &*source.1, &*path);
                 let result = client.download(place, &mut draft, size, meter);
                 let is_empty = draft.metadata().is_ok_and(|found| found.len() == 0);
                 if matches!(result, Err(Fault::Excess)) || result.is_err() && is_empty {
-                    // Of too many bytes nobody knows which are wrong.
+                    // With excess bytes it is unknown which of them are wrong.
                     let _ = fs::remove_file(&kept);
                 }
                 result?;
-                // Some file systems find out only here that they are full.
+                // Some file systems report a full disk only here.
                 draft.sync_all().map_err(Fault::Disk)?;
                 Ok(lock)
             };
@@ -313,7 +313,7 @@ impl Job<'_> {
         Ok(lock)
     }
 
-    /// Looks at what the server says about a file before any of it is fetched.
+    /// Checks a file's metadata from the server before the download.
     fn vet(&self, file: &File, facts: &Facts) -> Result<(), Trouble> {
         let Facts { etag, commit, size } = facts;
         let plain = |b: u8| b.is_ascii_alphanumeric() || matches!(b, b'.' | b'_' | b'-');
@@ -350,7 +350,7 @@ impl Job<'_> {
         Trouble::Final(Error::Refused { name, reason: reason.into() })
     }
 
-    /// Compares the hash of a file that has arrived; a wrong one does not stay.
+    /// Checks the hash of a downloaded file, which is removed if it is wrong.
     fn judge(
         &self,
         folder: &Folder,
@@ -361,7 +361,7 @@ impl Job<'_> {
         let commit = &facts.commit;
         let mut verdict = check(folder, commit, file, watch)?;
         if verdict.authority == Authority::Nobody && is_sha256(&facts.etag) {
-            // Where links are not possible, the cached file does not carry its hash in a blob's name.
+            // Without links, the cached file is not a link to a blob named by its hash.
             verdict.expected = Some(facts.etag.clone());
             verdict.authority = Authority::Hub;
         }
@@ -378,7 +378,7 @@ impl Job<'_> {
         Ok(())
     }
 
-    /// Runs one request on a thread of its own, so that it can be watched, given up and survived.
+    /// Runs one request on its own thread, so that it can be observed, cancelled, and survive a panic.
     fn supervise<T: Send + 'static>(
         &self,
         file: &File,
@@ -391,7 +391,7 @@ impl Job<'_> {
         let worker = {
             let meter = meter.clone();
             thread::Builder::new().name("hub".to_owned()).spawn(move || {
-                // A receiver that is gone has given up on this request.
+                // The receiver is gone if this request was given up.
                 let _ = send.send(work(&meter));
             })
         };
@@ -421,7 +421,7 @@ impl Job<'_> {
             if done != last {
                 (last, since) = (done, Instant::now());
             } else if since.elapsed() > self.settings.patience {
-                // The thread still holds the file's lock, so another attempt is for another process.
+                // The thread still holds the file's lock, so only another process could retry.
                 meter.stop();
                 let seconds = self.settings.patience.as_secs();
                 let reason = format!("nothing arrived for {seconds} s");
@@ -446,7 +446,7 @@ impl Job<'_> {
                 Trouble::Passing(format!("{endpoint} answers {status}"))
             }
             Fault::Status(status) => end(format!("{endpoint} answers {status}")),
-            // Such addresses are good for a while only; the next attempt asks for another one.
+            // Redirect URLs expire; the next attempt asks for a new one.
             Fault::StatusElsewhere(status) => {
                 Trouble::Passing(format!("the host that {endpoint} redirects to answers {status}"))
             }
@@ -475,7 +475,7 @@ impl Job<'_> {
     }
 }
 
-/// Whether a file is in the cache under its name already, and has the hash that it should have.
+/// Returns whether the blob exists with the expected hash.
 fn has_hash(
     blob: &Path,
     file: &File,
@@ -505,7 +505,7 @@ fn remember(folder: &Folder, commit: &str, verdict: Verdict) -> Result<()> {
     folder.remember(commit, &file, record)
 }
 
-/// The bytes of all files in a folder.
+/// Total size of the files in a folder, in bytes.
 fn bytes_in(folder: &Path) -> u64 {
     let files = fs::read_dir(folder).into_iter().flatten().flatten();
     files.filter_map(|file| file.metadata().ok()).map(|m| m.len()).sum()

@@ -1,4 +1,4 @@
-//! Settings from the environment, by the rules of huggingface_hub.
+//! Settings from environment variables, as in huggingface_hub.
 
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};
@@ -7,11 +7,11 @@ use super::{ENDPOINT, Settings};
 use crate::{Error, Result, files};
 
 impl Settings {
-    /// The settings that `HF_HUB_CACHE`, `HF_HOME`, `HF_ENDPOINT`, `HF_TOKEN`, `HF_TOKEN_PATH` and `HF_HUB_OFFLINE` say.
+    /// Settings from `HF_HUB_CACHE`, `HF_HOME`, `HF_ENDPOINT`, `HF_TOKEN`, `HF_TOKEN_PATH` and `HF_HUB_OFFLINE`.
     ///
     /// # Errors
     ///
-    /// When there is no home folder, or the endpoint is not an address.
+    /// When there is no home folder, or the endpoint is not an http or https URL.
     pub fn from_environment() -> Result<Self> {
         settings_from(&|name| std::env::var_os(name), std::env::home_dir().as_deref())
     }
@@ -57,7 +57,7 @@ fn settings_from(
     Ok(settings)
 }
 
-/// `~/x` in a variable was written by somebody who expected a shell to read it.
+/// Expands a leading `~`, which the shell leaves in some values.
 fn expand(path: PathBuf, user_home: Option<&Path>) -> PathBuf {
     match (path.strip_prefix("~"), user_home) {
         (Ok(rest), Some(home)) => home.join(rest),

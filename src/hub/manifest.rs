@@ -1,7 +1,7 @@
-//! The manifest: what is published where, one TOML file an entry, all of them built into the program.
+//! Manifest of published models: one TOML file per entry, built into the program.
 //!
-//! A *model* names the files of one repository on the hub. A *preset* names the models that belong together
-//! and the settings that they were made for. The files live in `weights-manifest/`.
+//! A *model* lists the files of one repository on the hub. A *preset* lists models that belong together and their
+//! recommended settings. The files are in `weights-manifest/`.
 
 use std::collections::BTreeSet;
 use std::path::Path;
@@ -10,14 +10,14 @@ use serde::{Deserialize, Serialize};
 
 use crate::{Error, Result};
 
-/// One built-in entry: the name of its file without the extension, and its text.
+/// A built-in entry: its file name without extension, and its text.
 macro_rules! embedded {
     ($($name:literal),* $(,)?) => {
         &[$(($name, include_str!(concat!("../../weights-manifest/", $name, ".toml")))),*]
     };
 }
 
-/// Every file of `weights-manifest/`, in the order in which they are listed to people.
+/// All files of `weights-manifest/`, in display order.
 const EMBEDDED: &[(&str, &str)] = embedded![
     "animatelcm",
     "animatediff-v2",
@@ -34,7 +34,7 @@ const EMBEDDED: &[(&str, &str)] = embedded![
     "taesd",
 ];
 
-/// What a model is for.
+/// Kind of a model.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 #[non_exhaustive]
@@ -43,11 +43,11 @@ pub enum Kind {
     Base,
     /// A motion module.
     Motion,
-    /// Low-rank changes to a base's weights.
+    /// Low-rank adapter (LoRA) for a base model.
     Lora,
-    /// An autoencoder in place of the base's.
+    /// VAE in place of the base model's.
     Vae,
-    /// A small autoencoder for quick decoding.
+    /// Small autoencoder for fast decoding.
     TinyVae,
 }
 
@@ -63,14 +63,14 @@ impl std::fmt::Display for Kind {
     }
 }
 
-/// The sha256 that a file must have.
+/// Expected sha256 of a file.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]
 pub enum Digest {
-    /// Known from publication: 64 lowercase hexadecimal digits.
+    /// Published hash: 64 lowercase hexadecimal digits.
     Known(String),
-    /// Not known when the entry was written: the hub's own hash is checked at the first pull and recorded
-    /// beside the cached file; later pulls and checks compare with the record.
+    /// Unknown when the entry was written: at the first download the hub's hash is checked and recorded beside the
+    /// cached file; later downloads and checks compare with the record.
     RecordedAtFirstPull,
 }
 
@@ -99,7 +99,7 @@ impl From<Digest> for String {
     }
 }
 
-/// Whether a text is a sha256 as this crate writes it.
+/// Returns whether a text is a sha256 in lowercase hexadecimal.
 pub(super) fn is_sha256(text: &str) -> bool {
     text.len() == 64 && text.bytes().all(|b| matches!(b, b'0'..=b'9' | b'a'..=b'f'))
 }
@@ -108,54 +108,54 @@ pub(super) fn is_sha256(text: &str) -> bool {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct File {
-    /// Where it is in the repository, with forward slashes.
+    /// Path in the repository, with forward slashes.
     pub path: String,
-    /// The variant that it belongs to; without one it belongs to all.
+    /// Variant of the file; `None` belongs to all variants.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub variant: Option<String>,
-    /// Its size in bytes, where known.
+    /// Size in bytes, if known.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub size: Option<u64>,
-    /// Its hash.
+    /// Expected hash.
     pub sha256: Digest,
 }
 
-/// What a user must know before using a model.
+/// Licence of a model.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Licence {
-    /// Its usual short name.
+    /// Common short name.
     pub name: String,
-    /// Where its text is.
+    /// URL of the licence text.
     pub url: String,
-    /// What stands out in it.
+    /// Noteworthy terms.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub remarks: Option<String>,
 }
 
-/// A published model: the files of one repository.
+/// A published model: files of one repository.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Model {
-    /// What it is called on the command line.
+    /// Name on the command line.
     pub name: String,
-    /// What it is for.
+    /// Kind of the model.
     pub kind: Kind,
-    /// What it is, in a few words.
+    /// Short description.
     pub title: String,
-    /// Its repository, `owner/name`.
+    /// Repository, `owner/name`.
     pub repo: String,
-    /// The commit that is meant, or a branch where no commit is known.
+    /// Commit, or a branch if no commit is known.
     pub revision: String,
-    /// Repositories with the same files, tried in order at `main` when the first one is gone.
+    /// Repositories with the same files, tried in order at `main` if the first one fails.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub mirrors: Vec<String>,
-    /// Names of the alternatives among its files; the first one is the default.
+    /// Names of the variants; the first one is the default.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub variants: Vec<String>,
-    /// Its licence.
+    /// Licence of the model.
     pub licence: Licence,
-    /// Its files.
+    /// Files of the model.
     pub files: Vec<File>,
 }
 
@@ -167,14 +167,14 @@ pub(super) struct Source<'a> {
 }
 
 impl Source<'_> {
-    /// Whether the revision is a commit, which never moves.
+    /// Returns whether the revision is a commit, which never changes.
     pub(super) fn is_pinned(&self) -> bool {
         self.revision.len() == 40 && self.revision.bytes().all(|b| b.is_ascii_hexdigit())
     }
 }
 
 impl Model {
-    /// The repository and its mirrors, in the order in which they are tried.
+    /// The repository and its mirrors, in order of use.
     pub(super) fn sources(&self) -> impl Iterator<Item = Source<'_>> {
         let first = Source { repo: &self.repo, revision: &self.revision };
         let mirrors = self.mirrors.iter().map(|repo| Source { repo, revision: "main" });
@@ -189,8 +189,7 @@ impl Model {
         })
     }
 
-    /// The variants to consider, in order: the one asked for, or all of them, or none at all for a model
-    /// that has none.
+    /// Candidate variants in order: the requested one, or all of them, or `None` for a model without variants.
     pub(super) fn variants_or(&self, asked: Option<&str>) -> Result<Vec<Option<&str>>> {
         match asked {
             None if self.variants.is_empty() => Ok(vec![None]),
@@ -209,7 +208,7 @@ impl Model {
         }
     }
 
-    /// The bytes of a variant, counting only files whose size is known.
+    /// Total size of a variant in bytes, of the files whose size is known.
     pub fn size_of(&self, variant: Option<&str>) -> u64 {
         self.files_of(variant).filter_map(|file| file.size).fold(0, u64::saturating_add)
     }
@@ -244,19 +243,19 @@ impl Model {
     }
 }
 
-/// The settings that a preset was made for. What is left out is the program's own default.
+/// Recommended settings of a preset. Omitted ones use the program's defaults.
 ///
-/// The names are those of the request and of the command line; their meaning is checked there.
+/// The names are those of the request and of the command line, where the values are validated.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Defaults {
-    /// The sampler.
+    /// Name of the sampler.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub sampler: Option<String>,
-    /// Denoising steps.
+    /// Number of sampling steps.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub steps: Option<u32>,
-    /// Strength of classifier-free guidance.
+    /// Guidance scale.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub cfg_scale: Option<f64>,
     /// Strength of the preset's LoRA.
@@ -268,16 +267,16 @@ pub struct Defaults {
     /// Height in pixels.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub height: Option<u32>,
-    /// Frames of a clip.
+    /// Number of frames.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub frames: Option<u32>,
-    /// Frames a second.
+    /// Frames per second.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub fps: Option<u32>,
-    /// Steps of the schedule that was distilled.
+    /// Number of teacher steps of the distilled schedule.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub original_inference_steps: Option<u32>,
-    /// How betas grow, `linear` or `scaled-linear`.
+    /// Beta schedule, `linear` or `scaled-linear`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub beta_schedule: Option<String>,
     /// The first beta.
@@ -288,30 +287,30 @@ pub struct Defaults {
     pub beta_end: Option<f64>,
 }
 
-/// The one word that tells a preset from a model.
+/// The `kind` of a preset.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 enum PresetKind {
     Preset,
 }
 
-/// Models that belong together, and their settings.
+/// A preset: models that belong together, and their settings.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Preset {
-    /// What it is called on the command line.
+    /// Name on the command line.
     pub name: String,
     kind: PresetKind,
-    /// What it is, in a few words.
+    /// Short description.
     pub title: String,
     /// Names of its models, at most one of each kind.
     pub parts: Vec<String>,
-    /// Its settings.
+    /// Recommended settings.
     #[serde(default)]
     pub defaults: Defaults,
 }
 
-/// One file of the manifest.
+/// An entry of the manifest.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 #[serde(untagged)]
 pub enum Entry {
@@ -322,7 +321,7 @@ pub enum Entry {
 }
 
 impl Entry {
-    /// Reads an entry; `origin` is the file that complaints name.
+    /// Parses an entry; `origin` is the file name in errors.
     pub fn parse(text: &str, origin: impl AsRef<Path>) -> Result<Self> {
         let complain = |reason: String| Error::format(&origin, reason);
         let table: toml::Table = text.parse().map_err(|e| complain(one_line(&e)))?;
@@ -339,7 +338,7 @@ impl Entry {
         Ok(entry)
     }
 
-    /// What it is called on the command line.
+    /// Name on the command line.
     pub fn name(&self) -> &str {
         match self {
             Self::Model(model) => &model.name,
@@ -348,7 +347,7 @@ impl Entry {
     }
 }
 
-/// A TOML error is a drawing of several lines; its message and line number say the same.
+/// Single-line form of a TOML error: the message without the multi-line excerpt.
 fn one_line(error: &toml::de::Error) -> String {
     error.message().trim().replace('\n', " ")
 }
@@ -371,7 +370,7 @@ fn check_repo(repo: &str) -> Result<(), String> {
     }
 }
 
-/// Refuses what could leave its folder once it is part of a path on disk or of an address.
+/// Rejects names that could leave their folder as part of a path or URL.
 fn check_segments(field: &str, text: &str) -> Result<(), String> {
     let allowed = |b: u8| b.is_ascii_alphanumeric() || matches!(b, b'.' | b'_' | b'-');
     let sound = |s: &str| !s.is_empty() && s != "." && s != ".." && s.bytes().all(allowed);
@@ -389,7 +388,7 @@ pub struct Catalog {
 }
 
 impl Catalog {
-    /// The entries that are built into the program.
+    /// The built-in entries.
     pub fn embedded() -> Result<Self> {
         let entries = EMBEDDED
             .iter()
@@ -398,7 +397,7 @@ impl Catalog {
         Ok(Self { entries })
     }
 
-    /// Adds an entry, in place of one of the same name.
+    /// Adds an entry, replacing one of the same name.
     pub fn insert(&mut self, entry: Entry) {
         match self.entries.iter_mut().find(|known| known.name() == entry.name()) {
             Some(known) => *known = entry,
@@ -406,12 +405,12 @@ impl Catalog {
         }
     }
 
-    /// The entries in the order of the list.
+    /// The entries in display order.
     pub fn entries(&self) -> &[Entry] {
         &self.entries
     }
 
-    /// The entry of a name.
+    /// The entry named `name`.
     pub fn find(&self, name: &str) -> Result<&Entry> {
         self.entries.iter().find(|entry| entry.name() == name).ok_or_else(|| {
             let names: Vec<&str> = self.entries.iter().map(Entry::name).collect();
@@ -420,7 +419,7 @@ impl Catalog {
         })
     }
 
-    /// The models behind a name: those of a preset, or the model itself.
+    /// The models of a name: those of a preset, or the model itself.
     pub fn parts(&self, name: &str) -> Result<Vec<&Model>> {
         let preset = match self.find(name)? {
             Entry::Model(model) => return Ok(vec![model]),

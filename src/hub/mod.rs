@@ -1,7 +1,7 @@
-//! Published models by name: which files they are, where those are on this machine, and how to get them.
+//! Published models: their names, repositories and files, and the local cache.
 //!
-//! Files live in the ordinary hub cache, shared with Python's huggingface_hub and every other program that
-//! uses it. Finding them needs no network; only [`Hub::pull`] does.
+//! Files are in the standard hub cache, shared with Python's huggingface_hub and other programs. Looking them up
+//! needs no network; only [`Hub::pull`] does.
 
 mod address;
 mod cache;
@@ -21,28 +21,28 @@ use self::cache::Folder;
 use self::manifest::{Catalog, Defaults, Digest, Entry, File, Kind, Licence, Model};
 use crate::{Error, Result, files};
 
-/// Where the public hub is.
+/// URL of the public hub.
 pub const ENDPOINT: &str = "https://huggingface.co";
 
-/// Where and how models are found and fetched.
+/// Settings of the hub and its cache.
 #[derive(Clone)]
 pub struct Settings {
-    /// The hub's address, without a trailing slash.
+    /// URL of the hub, without a trailing slash.
     pub endpoint: String,
-    /// The cache folder, the one with `models--owner--name` folders in it.
+    /// Cache folder, which contains the `models--owner--name` folders.
     pub cache: PathBuf,
-    /// Sent to the hub with every request.
+    /// Access token, sent to the hub with every request.
     pub token: Option<String>,
-    /// Whether the network is off limits.
+    /// Whether network access is disabled.
     pub offline: bool,
-    /// How often a transfer that made no progress is tried again before it is given up.
+    /// Number of retries without progress before a transfer fails.
     pub retries: u32,
-    /// How long a transfer may stand still.
+    /// Maximum time without progress in a transfer.
     pub patience: Duration,
 }
 
 impl Settings {
-    /// The public hub, anonymously, with a given cache folder.
+    /// Settings of the public hub, without a token, with the given cache folder.
     pub fn new(cache: impl Into<PathBuf>) -> Self {
         Self {
             endpoint: ENDPOINT.to_owned(),
@@ -68,74 +68,74 @@ impl fmt::Debug for Settings {
     }
 }
 
-/// What happens during a pull or a check.
+/// Progress event of a download or a check.
 #[derive(Clone, Copy, Debug, PartialEq)]
 #[non_exhaustive]
 pub enum Event<'a> {
-    /// A file is on its way. Repeated, also while nothing arrives.
+    /// A file is being downloaded. Repeated at intervals, also without progress.
     Download {
-        /// The file's path in its repository.
+        /// Path of the file in its repository.
         file: &'a str,
-        /// Bytes on disk.
+        /// Bytes downloaded.
         done: u64,
-        /// Bytes in all.
+        /// Total bytes.
         total: u64,
     },
     /// A file's hash is being computed. Repeated.
     Check {
-        /// The file's path in its repository.
+        /// Path of the file in its repository.
         file: &'a str,
-        /// Bytes read.
+        /// Bytes hashed.
         done: u64,
-        /// Bytes in all.
+        /// Total bytes.
         total: u64,
     },
-    /// A file is in place and its hash is right.
+    /// A file is in the cache and its hash is right.
     Done {
-        /// The file's path in its repository.
+        /// Path of the file in its repository.
         file: &'a str,
     },
-    /// A transfer broke off and goes on after a pause.
+    /// A transfer failed and is retried after a pause.
     Retry {
-        /// The file's path in its repository.
+        /// Path of the file in its repository.
         file: &'a str,
-        /// What went wrong.
+        /// Error of the failed attempt.
         reason: &'a str,
     },
-    /// A repository could not be used and the next one is tried.
+    /// A repository could not be used and a mirror is tried.
     Mirror {
-        /// Why the one before was no use.
+        /// Reason why the previous repository failed.
         reason: &'a str,
-        /// The next one.
+        /// Name of the mirror.
         repo: &'a str,
     },
 }
 
-/// Hears of every [`Event`]; a break stops the work with [`Error::Cancelled`].
+/// Callback for every [`Event`]; a break stops the work with [`Error::Cancelled`].
 pub type Watch<'a> = dyn FnMut(&Event<'_>) -> ControlFlow<()> + 'a;
 
-/// A model whose files are all on this machine.
+/// An installed model: all of its files are in the cache.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 #[non_exhaustive]
 pub struct Installed {
-    /// The model's name in the manifest.
+    /// Name of the model in the manifest.
     pub name: String,
-    /// What it is for.
+    /// Kind of the model.
     pub kind: Kind,
-    /// The repository that the files came from.
+    /// Repository of the files.
     pub repo: String,
-    /// Its commit.
+    /// Commit of the files.
     pub commit: String,
-    /// The variant, for a model that has some.
+    /// Variant, for a model that has variants.
     pub variant: Option<String>,
-    /// The folder of that commit; it can hold files of other models too.
+    /// Snapshot folder of the commit; it may contain files of other models too.
     pub folder: PathBuf,
-    /// The model's files, absolute, in the order of the manifest.
+    /// Absolute paths of the model's files, in manifest order.
     pub files: Vec<PathBuf>,
 }
 
 impl Installed {
-    /// What a loader opens: the file of a model that is one file, the folder otherwise.
+    /// Path for a loader: the file of a single-file model, the folder otherwise.
     pub fn path(&self) -> &Path {
         match self.files.as_slice() {
             [file] => file,
@@ -144,15 +144,15 @@ impl Installed {
     }
 }
 
-/// What a name stands for: one model, or the models and settings of a preset.
+/// Resolved name: one model, or the models and settings of a preset.
 #[derive(Clone, Debug, PartialEq)]
 #[non_exhaustive]
 pub struct Bundle {
-    /// The name.
+    /// Name in the manifest.
     pub name: String,
-    /// The models, at most one of each kind.
+    /// Models, at most one of each kind.
     pub parts: Vec<Installed>,
-    /// The settings that they were made for.
+    /// Recommended settings of the models.
     pub defaults: Defaults,
 }
 
@@ -163,82 +163,82 @@ impl Bundle {
     }
 }
 
-/// How much of a model is on this machine.
+/// Installation state of a model.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "kebab-case")]
 #[non_exhaustive]
 pub enum State {
-    /// All of it.
+    /// All files are in the cache.
     Installed,
-    /// Some files.
+    /// Some files are in the cache.
     Partial,
-    /// Nothing.
+    /// No file is in the cache.
     Absent,
 }
 
-/// One line of the list of models.
+/// One entry of the list of models.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 #[non_exhaustive]
 pub struct Listing {
-    /// The name.
+    /// Name in the manifest.
     pub name: String,
     /// `preset`, or the model's kind.
     pub kind: String,
-    /// What it is, in a few words.
+    /// Short description.
     pub title: String,
-    /// How much of it is on this machine.
+    /// Installation state.
     pub state: State,
-    /// The variants that are complete on this machine.
+    /// Variants that are complete in the cache.
     pub variants: Vec<String>,
-    /// Bytes on this machine.
+    /// Bytes in the cache.
     pub bytes: u64,
-    /// Bytes of a pull, as far as they are known; the first variant's.
+    /// Download size in bytes of the first variant, as far as known.
     pub download: u64,
-    /// A preset's models.
+    /// Names of a preset's models.
     pub parts: Vec<String>,
-    /// The licences, one a model.
+    /// Licences, one per model.
     pub licences: Vec<Licence>,
 }
 
-/// Where the hash comes from that a file is compared with.
+/// Origin of a file's expected hash.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "kebab-case")]
 #[non_exhaustive]
 pub enum Authority {
     /// The manifest.
     Published,
-    /// The record of the first pull.
+    /// The record of the first download.
     Recorded,
     /// The hub, which names large files by their hash.
     Hub,
-    /// Nobody has said what it should be.
+    /// None: the expected hash is not known.
     Nobody,
 }
 
-/// The check of one file.
+/// Result of checking one file.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 #[non_exhaustive]
 pub struct Checked {
-    /// The model.
+    /// Name of the model.
     pub model: String,
-    /// The file's path in its repository.
+    /// Path of the file in its repository.
     pub file: String,
-    /// Its sha256.
+    /// Computed sha256.
     pub sha256: String,
-    /// The sha256 that it should have.
+    /// Expected sha256, if known.
     pub expected: Option<String>,
-    /// Who says so.
+    /// Origin of the expected sha256.
     pub authority: Authority,
 }
 
 impl Checked {
-    /// Whether the file is what it should be, as far as anybody knows.
+    /// Returns whether the file has the expected hash, or none is known.
     pub fn is_sound(&self) -> bool {
         self.expected.as_ref().is_none_or(|expected| *expected == self.sha256)
     }
 }
 
-/// Finds, fetches, checks and removes models.
+/// Client for finding, downloading, checking and removing models.
 #[derive(Clone, Debug)]
 pub struct Hub {
     settings: Settings,
@@ -246,31 +246,31 @@ pub struct Hub {
 }
 
 impl Hub {
-    /// A hub with the built-in manifest.
+    /// A hub client with the built-in manifest.
     pub fn new(settings: Settings) -> Result<Self> {
         Ok(Self { settings, catalog: Catalog::embedded()? })
     }
 
-    /// Adds an entry to the manifest, in place of one of the same name.
+    /// Adds an entry to the manifest, replacing one of the same name.
     pub fn insert(&mut self, entry: Entry) {
         self.catalog.insert(entry);
     }
 
-    /// Everything that has a name.
+    /// Catalog of all models and presets.
     pub fn catalog(&self) -> &Catalog {
         &self.catalog
     }
 
-    /// Where and how models are found and fetched.
+    /// Settings of the hub and its cache.
     pub fn settings(&self) -> &Settings {
         &self.settings
     }
 
-    /// The files behind a name, without any network. Without a `variant` the first complete one is taken.
+    /// The cached files of a name, without network access. Without a `variant`, the first complete one.
     ///
     /// # Errors
     ///
-    /// [`Error::Missing`] with the command that fetches it, if a file is not there.
+    /// [`Error::Missing`], with the command that downloads the model, if a file is not in the cache.
     pub fn resolve(&self, name: &str, variant: Option<&str>) -> Result<Bundle> {
         self.bundle(name, variant, |model, variant| {
             for variant in model.variants_or(variant)? {
@@ -282,18 +282,18 @@ impl Hub {
         })
     }
 
-    /// Brings the files behind a name onto this machine, as far as they are missing, and checks the hash of
-    /// every one of them. Without a `variant` it is the model's first.
+    /// Downloads the missing files of a name and checks the hashes of all its files. Without a `variant`, the model's
+    /// first.
     ///
     /// # Errors
     ///
-    /// [`Error::Refused`] if a file is not the one that was published, [`Error::Missing`] if it cannot be
-    /// had, [`Error::Cancelled`] if `watch` breaks. What has arrived stays, and the next pull goes on there.
+    /// [`Error::Refused`] if a file is not the published one, [`Error::Missing`] if it cannot be downloaded,
+    /// [`Error::Cancelled`] if `watch` breaks. Partial downloads are kept, and the next pull resumes them.
     pub fn pull(&self, name: &str, variant: Option<&str>, watch: &mut Watch<'_>) -> Result<Bundle> {
         self.bundle(name, variant, |model, variant| {
             let variant = model.variants_or(variant)?.first().copied().flatten();
             if self.settings.offline {
-                // Nothing to fetch with, but what is here can be vouched for.
+                // Offline, only the cached files can be checked.
                 let installed =
                     self.locate(model, variant).ok_or_else(|| self.not_here(name, model))?;
                 for file in model.files_of(variant) {
@@ -306,7 +306,7 @@ impl Hub {
         })
     }
 
-    /// Computes the hash of every file behind a name and compares it. It changes nothing.
+    /// Computes the hash of every file of a name and compares it. Changes nothing.
     pub fn verify(
         &self,
         name: &str,
@@ -326,9 +326,9 @@ impl Hub {
         Ok(all)
     }
 
-    /// Removes a model's files, in all variants, from the cache. Returns how many and their bytes.
+    /// Removes all variants of a model from the cache. Returns the number of files and bytes removed.
     ///
-    /// A preset is not removed: its parts can belong to other presets too.
+    /// Presets cannot be removed: their models may belong to other presets too.
     pub fn remove(&self, name: &str) -> Result<(usize, u64)> {
         let model = match self.catalog.find(name)? {
             Entry::Model(model) => model,
@@ -348,7 +348,7 @@ impl Hub {
         Ok((count, bytes))
     }
 
-    /// Every entry of the manifest, and how much of it is here.
+    /// All entries of the manifest with their installation state.
     pub fn list(&self) -> Result<Vec<Listing>> {
         self.catalog.entries().iter().map(|entry| self.listing(entry)).collect()
     }
@@ -400,7 +400,7 @@ impl Hub {
         }
     }
 
-    /// The bytes of a model's files on this machine, over all sources and variants.
+    /// Total size of a model's cached files in bytes, over all sources and variants.
     fn bytes(&self, model: &Model) -> u64 {
         let mut bytes = 0;
         for source in model.sources() {
@@ -442,7 +442,7 @@ impl Hub {
         None
     }
 
-    /// Applies `each` to the models behind a name. A variant is asked of those models that have variants.
+    /// Applies `each` to the models of a name. A variant is passed on to those models that have variants.
     fn bundle(
         &self,
         name: &str,
@@ -475,7 +475,7 @@ impl Hub {
     }
 }
 
-/// What came out of hashing a file.
+/// Result of hashing a file.
 struct Verdict {
     file: String,
     size: u64,
@@ -507,12 +507,12 @@ impl Verdict {
     }
 }
 
-/// [`Error::Cancelled`] where a watcher wants no more.
+/// [`Error::Cancelled`] if the watcher breaks.
 fn go_on(flow: ControlFlow<()>) -> Result<()> {
     if flow.is_break() { Err(Error::Cancelled) } else { Ok(()) }
 }
 
-/// Hashes a cached file and looks up what its hash should be.
+/// Hashes a cached file and looks up its expected hash.
 fn check(folder: &Folder, commit: &str, file: &File, watch: &mut Watch<'_>) -> Result<Verdict> {
     let path = folder.pointer(commit, &file.path);
     let size = std::fs::metadata(&path).map_err(Error::file(&path))?.len();

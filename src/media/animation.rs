@@ -1,4 +1,4 @@
-//! Animations: GIF and APNG. Transparency is dropped, as PIL does.
+//! Decoders of GIF and APNG animations. Transparency is dropped, as in PIL.
 
 use std::io::Cursor;
 
@@ -11,16 +11,16 @@ use super::fault::{Convert, Fault};
 use super::still::{flat, limits, turned, upright};
 use super::take::{Take, pixels};
 
-/// Bytes for every pixel of the canvas that the decoder of a GIF has at once.
+/// Peak memory of the GIF decoder, in bytes per canvas pixel.
 const GIF_CANVAS: u64 = 12;
 
-/// The same for an APNG, whose decoder lists the pixels that it clears.
+/// Peak memory of the APNG decoder, which lists the cleared pixels, in bytes per canvas pixel.
 const APNG_CANVAS: u64 = 24;
 
-/// What a frame may have beside the canvas.
+/// Memory in bytes that a frame may take in addition to the canvas.
 const BESIDE: u64 = 64 << 20;
 
-/// The frames of a GIF.
+/// Reads the frames of a GIF.
 pub(super) fn gif(bytes: &[u8], take: &mut Take<'_>) -> Result<(), Fault> {
     let mut decoder = GifDecoder::new(Cursor::new(bytes))?;
     let size = decoder.dimensions();
@@ -29,7 +29,7 @@ pub(super) fn gif(bytes: &[u8], take: &mut Take<'_>) -> Result<(), Fault> {
     all(decoder.into_frames(), size, Orientation::NoTransforms, take)
 }
 
-/// Whether a PNG is an animation.
+/// Returns whether a PNG is an animation.
 pub(super) fn is_apng(bytes: &[u8]) -> bool {
     const SIGNATURE: usize = 8;
     let mut rest = bytes.get(SIGNATURE..).unwrap_or_default();
@@ -45,7 +45,7 @@ pub(super) fn is_apng(bytes: &[u8]) -> bool {
     false
 }
 
-/// The frames of an APNG.
+/// Reads the frames of an APNG.
 pub(super) fn apng(bytes: &[u8], take: &mut Take<'_>) -> Result<(), Fault> {
     let mut decoder = PngDecoder::with_limits(Cursor::new(bytes), limits(take.budget.left()))?;
     let color = decoder.color_type();
@@ -59,7 +59,7 @@ pub(super) fn apng(bytes: &[u8], take: &mut Take<'_>) -> Result<(), Fault> {
     all(decoder.apng()?.into_frames(), size, orientation, take)
 }
 
-/// Takes the frames of a decoder, whose canvas has this size.
+/// Reads all frames of a decoder with a canvas of this size.
 fn all(
     mut frames: Frames<'_>,
     size: (u32, u32),

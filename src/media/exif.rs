@@ -1,27 +1,27 @@
-//! The orientation that a camera wrote beside an image, as PIL's `exif_transpose` finds it.
+//! Image orientation from EXIF or XMP metadata, as in PIL's `exif_transpose`.
 
 use image::ImageDecoder;
 use image::metadata::Orientation;
 
-/// How the image of a decoder is to be turned: as its EXIF data say, or else its XMP.
+/// The orientation of a decoder's image: that of its EXIF data, or else that of its XMP data.
 ///
-/// Metadata that cannot be read are as good as none.
+/// Unreadable metadata are ignored.
 pub(super) fn orientation(decoder: &mut impl ImageDecoder) -> Orientation {
     let found = match decoder.exif_metadata() {
         Ok(Some(exif)) => of_exif(&exif),
-        // Of TIFF the directory of the image itself says it.
+        // In TIFF, the orientation is in the directory of the image itself.
         _ => decoder.orientation().ok().filter(|found| *found != Orientation::NoTransforms),
     };
     let of_xmp = || decoder.xmp_metadata().ok().flatten().and_then(|xmp| of_xmp(&xmp));
     found.or_else(of_xmp).unwrap_or(Orientation::NoTransforms)
 }
 
-/// What EXIF data say, with or without the name that stands before them in JPEG.
+/// The orientation in EXIF data, with or without the `Exif` header used in JPEG.
 pub(super) fn of_exif(exif: &[u8]) -> Option<Orientation> {
     Orientation::from_exif_chunk(exif.strip_prefix(b"Exif\0\0").unwrap_or(exif))
 }
 
-/// What XMP says, as an attribute or an element.
+/// The orientation in XMP data, stored as an attribute or as an element.
 pub(super) fn of_xmp(xmp: &[u8]) -> Option<Orientation> {
     const NAME: &[u8] = b"tiff:Orientation";
     let at = xmp.windows(NAME.len()).position(|window| window == NAME)?;

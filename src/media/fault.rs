@@ -1,43 +1,43 @@
-//! Why an input cannot be read, before the file and the option are named.
+//! Errors of input files, before the file and the option are added.
 
 use std::path::Path;
 
 use crate::Error;
 
-/// What is wrong with an input, in a line.
+/// Error of an input file, as a one-line reason.
 #[derive(Debug)]
 pub(super) enum Fault {
-    /// The bytes are broken, or too many.
+    /// The data is damaged or too large.
     Broken(String),
-    /// More frames than are kept.
+    /// The file has more frames than the limit.
     TooLong(String),
-    /// A format or a variant that is not read; another program converts it.
+    /// The format or variant is not supported; the file can be converted.
     Foreign(String, Convert),
-    /// The work was asked to stop.
+    /// The run was cancelled.
     Stopped,
 }
 
-/// What ffmpeg makes of a foreign file.
+/// Target format of an ffmpeg command that converts an unsupported file.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Convert {
     /// H.264 in MP4.
     Video,
-    /// The same from interlaced video.
+    /// H.264 in MP4, from interlaced video.
     Deinterlaced,
     /// PNG.
     Image,
-    /// APNG with 8 bits.
+    /// APNG with 8 bits per channel.
     Animation,
 }
 
-/// H.264 with subsampled chroma, which wants even sizes.
+/// ffmpeg options for H.264 with subsampled chroma, which needs even sizes.
 const H264: &str = "-c:v libx264 -pix_fmt yuv420p -an";
 
-/// A filter that pads a side of odd length by one pixel.
+/// ffmpeg filter that pads odd widths and heights by one pixel.
 const EVEN: &str = "pad=ceil(iw/2)*2:ceil(ih/2)*2";
 
 impl Convert {
-    /// The command line that converts `path`.
+    /// The ffmpeg command that converts `path`.
     fn line(self, path: &Path) -> String {
         let (options, ending) = match self {
             Self::Video => (format!("-vf '{EVEN}' {H264}"), "-h264.mp4"),
@@ -51,28 +51,28 @@ impl Convert {
     }
 }
 
-/// The command line that takes the first frames of the animation or video at `path`.
+/// The ffmpeg command that extracts the first frames of the animation or video at `path`.
 fn first_frames(path: &Path) -> String {
     let frames = format!("{}-%02d.png", path.with_extension("").display());
     format!("ffmpeg -i {} -frames:v 16 {}", quoted(&path.display().to_string()), quoted(&frames))
 }
 
-/// `text` as one word of a shell.
+/// Quotes `text` as one shell word.
 fn quoted(text: &str) -> String {
     let is_plain = |c: char| c.is_alphanumeric() || "/._-+:@%".contains(c);
     if !text.is_empty() && !text.starts_with('-') && text.chars().all(is_plain) {
         return text.to_owned();
     }
-    // A leading dash would be an option of ffmpeg.
+    // A leading dash would be parsed as an ffmpeg option.
     let dash = if text.starts_with('-') { "./" } else { "" };
     format!("'{dash}{}'", text.replace('\'', r"'\''"))
 }
 
 impl Fault {
-    /// The error about the file at `path`, which the user gave as `field`.
+    /// The error for the file at `path`, which the user passed as `field`.
     pub(super) fn error(self, field: &'static str, path: &Path) -> Error {
         let named = |reason: &str| {
-            // Decoders may say more than a line.
+            // Error messages of decoders may span several lines.
             let reason = reason.split_whitespace().collect::<Vec<_>>().join(" ");
             Error::request(field, format!("{}: {reason}", path.display()))
         };

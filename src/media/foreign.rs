@@ -1,11 +1,11 @@
-//! Formats that are not read, by name.
+//! Detection of unsupported formats.
 
 use super::fault::{Convert, Fault};
 
-/// What the formats that are read are called.
+/// The supported formats, for messages.
 const KNOWN: &str = "a GIF, PNG, JPEG, WebP, BMP, TIFF, MP4 or Y4M";
 
-/// Why a file that begins with `head` is not read.
+/// The error for an unsupported file that begins with `head`.
 pub(super) fn fault(head: &[u8]) -> Fault {
     match named(head) {
         Some((name, convert)) => Fault::Foreign(format!("is {name}, which is not read"), convert),
@@ -14,7 +14,7 @@ pub(super) fn fault(head: &[u8]) -> Fault {
     }
 }
 
-/// The name of a format that ISO's file format carries beside MP4.
+/// The name of an unsupported format that shares MP4's container format (ISO BMFF).
 pub(super) fn of_brand(head: &[u8]) -> Option<(&'static str, Convert)> {
     if head.get(4..8) != Some(b"ftyp") {
         return None;

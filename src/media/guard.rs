@@ -1,4 +1,4 @@
-//! Decoders of other people, kept from ending the program.
+//! Isolation of third-party decoders, whose panics must not end the program.
 
 use std::cell::Cell;
 use std::panic::{self, AssertUnwindSafe};
@@ -7,11 +7,11 @@ use std::sync::Once;
 use super::fault::Fault;
 
 thread_local! {
-    /// Whether this thread runs a decoder.
+    /// Whether this thread is running a decoder.
     static GUARDED: Cell<bool> = const { Cell::new(false) };
 }
 
-/// Runs a decoder. Its panic becomes a fault and prints nothing.
+/// Runs a decoder and converts a panic to a fault, without printing it.
 pub(super) fn guarded<T>(decode: impl FnOnce() -> Result<T, Fault>) -> Result<T, Fault> {
     static HOOK: Once = Once::new();
     HOOK.call_once(|| {

@@ -1,4 +1,4 @@
-//! Frames, where they come from and where they go: the meeting point of the pipeline and the encoders.
+//! Frames of a clip: reading, resizing, and the interface to the encoders.
 
 mod animation;
 mod exif;
@@ -17,15 +17,15 @@ pub use image::RgbImage;
 
 use crate::{Error, Result};
 
-/// Takes the frames of one clip, in order.
+/// A consumer of the frames of one clip, in order.
 ///
-/// An error returned from [`frame`](Self::frame) stops the run. A sink that is dropped without
-/// [`finish`](Self::finish) leaves no file behind.
+/// An error returned from [`frame`](Self::frame) ends the run. A sink that is dropped without [`finish`](Self::finish)
+/// leaves no file behind.
 pub trait FrameSink {
-    /// Takes the next frame. All frames of a clip have the same size.
+    /// Consumes the next frame. All frames of a clip have the same size.
     fn frame(&mut self, frame: &RgbImage) -> Result<()>;
 
-    /// Writes what is left and makes the result visible under its name.
+    /// Flushes pending output and publishes the file under its name.
     fn finish(self: Box<Self>) -> Result<()>;
 }
 
@@ -41,10 +41,10 @@ impl FrameSink for &mut Vec<RgbImage> {
     }
 }
 
-/// Columns of a [`sheet`].
+/// Number of columns of a [`sheet`].
 const COLUMNS: usize = 8;
 
-/// A PNG that shows clips at a glance: a row for each, of frames that are evenly spread over it.
+/// A PNG contact sheet of clips: a row per clip, with frames evenly spaced over it.
 pub fn sheet(clips: &[Vec<RgbImage>]) -> Result<Vec<u8>> {
     let (width, height) = clips.iter().flatten().next().map_or((1, 1), RgbImage::dimensions);
     let columns = clips.iter().map(Vec::len).max().unwrap_or(1).clamp(1, COLUMNS);

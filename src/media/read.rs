@@ -1,4 +1,4 @@
-//! Images, animations and videos that the user gives: what adapters follow.
+//! Reader of images, animations and videos, which serve as adapter inputs.
 
 use std::cmp::Ordering;
 use std::path::{Path, PathBuf};
@@ -12,23 +12,23 @@ use super::take::{Budget, MOST_FRAMES, Take, Taken};
 use super::{RgbImage, animation, foreign, still, video, webp};
 use crate::{Result, Stop, files};
 
-/// The most bytes of one file: a gigabyte.
+/// Maximum size of a file: 1 GiB.
 const MOST_BYTES: u64 = 1 << 30;
 
-/// Bytes hashed between two looks at the stop.
+/// Bytes hashed between two checks of the stop flag.
 const BLOCK: usize = 1 << 20;
 
-/// What a folder's images are told by.
+/// File extensions of the images in a folder.
 const EXTENSIONS: [&str; 8] = ["png", "jpg", "jpeg", "webp", "gif", "bmp", "tif", "tiff"];
 
-/// Which frames of an animation, a video or a folder are taken.
+/// Selection of frames of an animation, a video or a folder.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Selection {
-    /// The first, from 0.
+    /// Index of the first frame, from 0.
     pub from: usize,
-    /// Every so many; at least 1.
+    /// Frame step; at least 1.
     pub every: usize,
-    /// How many at most; all if left out. What comes after them is not even read.
+    /// Maximum number of frames; unlimited if `None`. Frames after the last selected one are not decoded.
     pub count: Option<usize>,
 }
 
@@ -39,35 +39,35 @@ impl Default for Selection {
 }
 
 impl Selection {
-    /// Whether it has the frame of that number, were there no limit to their count.
+    /// Returns whether frame `number` is selected, ignoring `count`.
     pub(super) fn has(&self, number: usize) -> bool {
         number.checked_sub(self.from).is_some_and(|after| after.is_multiple_of(self.every.max(1)))
     }
 
-    /// Whether it takes the frame of that number.
+    /// Returns whether frame `number` is selected.
     pub(crate) fn takes(&self, number: usize) -> bool {
         let within = |count| number.saturating_sub(self.from) / self.every.max(1) < count;
         self.has(number) && self.count.is_none_or(within)
     }
 }
 
-/// What was read of an input.
+/// Frames read from an input.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Frames {
-    /// The frames that were selected.
+    /// The selected frames.
     pub images: Vec<RgbImage>,
-    /// How many frames were seen: all that the input has, unless [`Selection::count`] was reached.
+    /// Number of frames encountered: all frames of the input, unless decoding ended early at [`Selection::count`].
     pub seen: usize,
 }
 
 /// The files of an image, an animation, or a folder of images, in order.
 ///
-/// Those of a folder are ordered by name, with numbers as numbers: `2.png` before `10.png`. Files of other kinds and
-/// hidden ones are passed over.
+/// Files of a folder are ordered by name, with numbers compared numerically: `2.png` before `10.png`. Other file types
+/// and hidden files are skipped.
 ///
 /// # Errors
 ///
-/// When there is no such file, or no image in the folder. `field` is what the user called it.
+/// A missing file, or a folder without images. `field` is the user's name of the option.
 fn files(field: &'static str, path: &Path) -> Result<Vec<PathBuf>> {
     if !path.is_dir() {
         return Ok(vec![path.to_path_buf()]);
@@ -90,7 +90,7 @@ fn files(field: &'static str, path: &Path) -> Result<Vec<PathBuf>> {
     Ok(found.into_iter().map(|(_, file)| file).collect())
 }
 
-/// An image, an animation, a video or a folder of images: its bytes, read once, and their SHA-256.
+/// The contents of an image, an animation, a video or a folder of images, read once, with their SHA-256.
 ///
 /// ```
 /// use animatelcm::Stop;
@@ -104,9 +104,9 @@ fn files(field: &'static str, path: &Path) -> Result<Vec<PathBuf>> {
 /// ```
 #[derive(Clone, PartialEq, Eq)]
 pub struct Media {
-    /// What messages call it.
+    /// The name used in messages.
     name: PathBuf,
-    /// The file, or those of a folder, in order.
+    /// The file, or the files of a folder in order.
     files: Vec<MediaFile>,
     is_folder: bool,
     sha256: String,
@@ -115,7 +115,7 @@ pub struct Media {
 #[derive(Clone, PartialEq, Eq)]
 struct MediaFile {
     name: PathBuf,
-    /// Of a folder's files only those that were wanted.
+    /// The contents; `None` for files of a folder that were not selected.
     bytes: Option<Vec<u8>>,
 }
 
@@ -129,7 +129,7 @@ impl std::fmt::Debug for Media {
 }
 
 impl Media {
-    /// A file with these bytes, such as an upload.
+    /// Creates media from the contents of a file, such as an upload.
     pub fn new(name: impl Into<PathBuf>, bytes: Vec<u8>) -> Self {
         let name = name.into();
         let sha256 = files::hex(Sha256::new_with_prefix(&bytes));
@@ -137,12 +137,12 @@ impl Media {
         Self { name, files: vec![file], is_folder: false, sha256 }
     }
 
-    /// Reads a file, or those images of a folder whose numbers are `wanted`; the others are hashed only.
+    /// Reads a file, or the images of a folder whose indices are `wanted`; the others are only hashed.
     ///
     /// # Errors
     ///
-    /// When a file cannot be read, is no ordinary one or too large, or a folder has no image;
-    /// [`crate::Error::Cancelled`] once `stop` is requested. `field` is what the user called it.
+    /// A file that cannot be read, is not a regular file or is too large; a folder without images;
+    /// [`crate::Error::Cancelled`] once `stop` is requested. `field` is the user's name of the option.
     pub fn read(
         field: &'static str,
         path: &Path,
@@ -170,26 +170,26 @@ impl Media {
         }
         let sha256 = match hashes.as_slice() {
             [only] if !is_folder => only.clone(),
-            // Of a folder the hashes of its files, written one after the other.
+            // For a folder, the hash of the concatenated hex hashes of its files.
             hashes => files::hex(Sha256::new_with_prefix(hashes.concat())),
         };
         Ok(Self { name: path.to_path_buf(), files: kept, is_folder, sha256 })
     }
 
-    /// The SHA-256 of the file; of a folder, that of its images' in order, written one after the other.
+    /// The SHA-256 of the file; for a folder, that of the concatenated hex hashes of its images in order.
     pub fn sha256(&self) -> &str {
         &self.sha256
     }
 
     /// The frames of an image (one), an animation (GIF, WebP, PNG), a video (H.264 in MP4, Y4M), or a folder of images.
     ///
-    /// They are upright, as their metadata say. Transparency is dropped, as PIL does. Nothing is resized. What an input
-    /// would need in memory is known and bounded before it is allocated.
+    /// Frames are rotated upright according to the metadata. Transparency is dropped, as in PIL. Nothing is resized.
+    /// The memory that an input needs is determined and checked before it is allocated.
     ///
     /// # Errors
     ///
-    /// When it holds something else, is damaged, or has more pixels than are read; [`crate::Error::Cancelled`] once
-    /// `stop` is requested. `field` is what the user called it.
+    /// An unsupported format, damaged data, or more pixels than the limit; [`crate::Error::Cancelled`] once `stop` is
+    /// requested. `field` is the user's name of the option.
     pub fn frames(&self, field: &'static str, selection: Selection, stop: &Stop) -> Result<Frames> {
         if let [only] = self.files.as_slice()
             && !self.is_folder
@@ -227,7 +227,7 @@ impl Media {
     }
 }
 
-/// The frames of a file or folder; [`Media::read`] and [`Media::frames`] at once.
+/// The frames of a file or folder: [`Media::read`] followed by [`Media::frames`].
 ///
 /// # Errors
 ///
@@ -241,7 +241,7 @@ pub fn frames(
     Media::read(field, path, |number| selection.takes(number), stop)?.frames(field, selection, stop)
 }
 
-/// Takes the frames of a file with these bytes.
+/// Reads the frames of a file with these contents.
 fn file(bytes: &[u8], mut take: Take<'_>) -> Result<Taken, Fault> {
     take.check()?;
     guarded(|| {
@@ -273,7 +273,7 @@ fn file(bytes: &[u8], mut take: Take<'_>) -> Result<Taken, Fault> {
     Ok(take.finish())
 }
 
-/// Compares names with the numbers in them taken as numbers.
+/// Natural sort order: numbers in names are compared numerically.
 fn natural(a: &str, b: &str) -> Ordering {
     let (mut left, mut right) = (a, b);
     loop {
@@ -287,7 +287,8 @@ fn natural(a: &str, b: &str) -> Ordering {
     }
 }
 
-/// The text before the first number, that number (its length without zeros before it, then its digits), and the rest.
+/// Splits a name into the text before the first number, that number (its length without leading zeros, and its digits),
+/// and the rest.
 fn piece(name: &str) -> (&str, (usize, &str), &str) {
     let start = name.find(|c: char| c.is_ascii_digit()).unwrap_or(name.len());
     let (text, rest) = name.split_at(start);

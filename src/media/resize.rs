@@ -1,4 +1,4 @@
-//! Pictures at another size, pixel for pixel as PIL 13 makes them.
+//! Image resizing, bit-exact with PIL 13.
 
 use std::borrow::Cow;
 use std::ops::Range;
@@ -9,14 +9,14 @@ use serde::{Deserialize, Serialize};
 use super::RgbImage;
 use crate::{Error, Result, Stop};
 
-/// How a picture comes to another size. Pixels are weighted by Lanczos' window of three lobes.
+/// Resize mode. Images are resampled with a three-lobed Lanczos filter.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Fit {
-    /// All of it, whatever becomes of its proportions, as in diffusers.
+    /// Stretches the whole image to the target size, without keeping the aspect ratio, as in diffusers.
     #[default]
     Stretch,
-    /// Its middle, with proportions kept.
+    /// Crops the centre to the target's aspect ratio.
     Crop,
 }
 
@@ -37,7 +37,7 @@ impl std::str::FromStr for Fit {
     }
 }
 
-/// An image at another size.
+/// Resizes an image.
 ///
 /// # Errors
 ///
@@ -57,7 +57,7 @@ pub fn resize(
     let image = match fit {
         Fit::Stretch => Cow::Borrowed(image),
         Fit::Crop => {
-            // The largest part of the wanted proportions, in the middle.
+            // The largest centred part with the target's aspect ratio.
             let scale = (f64::from(from.0) / f64::from(width.length))
                 .min(f64::from(from.1) / f64::from(height.length));
             let part =
@@ -72,8 +72,8 @@ pub fn resize(
     Ok(resized)
 }
 
-/// The middle of a picture, `side` pixels wide and high: its shorter side is brought to that length with bicubic
-/// weights, then the longer one is cut, as transformers' `CLIPImageProcessor` does.
+/// The centre of an image, `side` pixels wide and high: the shorter side is resized to that length with a bicubic
+/// filter and the longer one is cropped, as in transformers' `CLIPImageProcessor`.
 pub fn square(picture: &RgbImage, side: u32) -> RgbImage {
     let (width, height) = picture.dimensions();
     let shorter = width.min(height);
@@ -88,7 +88,7 @@ pub fn square(picture: &RgbImage, side: u32) -> RgbImage {
     resample(picture, &axis(width), &axis(height), Filter::Bicubic, &Stop::default())
 }
 
-/// A side of a resized picture, and which pixels of it are wanted: the others are never computed.
+/// An axis of a resized image, and the range of pixels to compute.
 struct Axis {
     length: u32,
     part: Range<usize>,
@@ -104,7 +104,7 @@ impl Axis {
     }
 }
 
-/// How the pixels of a neighbourhood are weighted.
+/// Resampling filter.
 #[derive(Clone, Copy)]
 enum Filter {
     Bicubic,
@@ -112,7 +112,7 @@ enum Filter {
 }
 
 impl Filter {
-    /// How far it reaches, in pixels.
+    /// The filter's radius in pixels.
     fn support(self) -> f64 {
         match self {
             Self::Bicubic => 2.0,
@@ -128,7 +128,7 @@ impl Filter {
     }
 }
 
-/// What is left of it once `stop` is requested is black.
+/// Resizes along both axes; rows not computed when `stop` is requested are black.
 fn resample(
     image: &RgbImage,
     width: &Axis,
@@ -136,7 +136,7 @@ fn resample(
     filter: Filter,
     stop: &Stop,
 ) -> RgbImage {
-    // Between the two directions pixels are bytes, so it matters which comes first.
+    // Pixels are rounded to bytes between the two passes, so their order matters.
     let is_down_first = image.height() > height.length && image.width() < width.length;
     let mut image = Cow::Borrowed(image);
     for is_down in [is_down_first, !is_down_first] {
@@ -155,26 +155,26 @@ fn resample(
     image.into_owned()
 }
 
-/// Weights are whole numbers, with this many binary digits after the point.
+/// Number of fraction bits of the fixed-point weights.
 const PRECISION: u32 = 22;
 
-/// The pixels that one pixel of the result is made of.
+/// The source pixels of one output pixel, and their weights.
 struct Window {
-    /// The first.
+    /// Index of the first source pixel.
     start: usize,
-    /// How much each counts; they add up to one.
+    /// Fixed-point weights, which add up to one.
     weights: Vec<i32>,
 }
 
-/// The sum that is rounded to the nearest byte.
+/// One half in fixed point, for rounding to nearest.
 const HALF: i32 = 1 << (PRECISION - 1);
 
-/// The byte that a sum of weighted values stands for.
+/// Converts a fixed-point sum to a byte.
 fn byte(sum: i32) -> u8 {
     (sum >> PRECISION).clamp(0, 255) as u8
 }
 
-/// An image of another height.
+/// Resizes vertically.
 fn down(image: &RgbImage, windows: &[Window], stop: &Stop) -> RgbImage {
     let row = 3 * image.width() as usize;
     rows(image.width(), windows.len() as u32, stop, |y, out| {
@@ -192,7 +192,7 @@ fn down(image: &RgbImage, windows: &[Window], stop: &Stop) -> RgbImage {
     })
 }
 
-/// An image of another width.
+/// Resizes horizontally.
 fn across(image: &RgbImage, windows: &[Window], stop: &Stop) -> RgbImage {
     let row = 3 * image.width() as usize;
     rows(windows.len() as u32, image.height(), stop, |y, out| {
@@ -210,7 +210,7 @@ fn across(image: &RgbImage, windows: &[Window], stop: &Stop) -> RgbImage {
     })
 }
 
-/// An image whose rows `fill` makes, on all processors; the rest stays black once `stop` is requested.
+/// An image whose rows are computed by `fill` in parallel; remaining rows are black once `stop` is requested.
 fn rows(width: u32, height: u32, stop: &Stop, fill: impl Fn(usize, &mut [u8]) + Sync) -> RgbImage {
     let mut image = RgbImage::new(width, height);
     image.par_chunks_exact_mut(3 * width as usize).enumerate().for_each(|(y, row)| {
@@ -221,10 +221,10 @@ fn rows(width: u32, height: u32, stop: &Stop, fill: impl Fn(usize, &mut [u8]) + 
     image
 }
 
-/// The windows of the pixels that are wanted of a row.
+/// The windows of the output pixels of an axis.
 fn windows(from: usize, to: &Axis, filter: Filter) -> Vec<Window> {
     let scale = from as f64 / f64::from(to.length);
-    // A smaller picture needs wider windows.
+    // Downscaling widens the filter.
     let stretch = scale.max(1.0);
     let support = filter.support() * stretch;
     let window = |i: usize| {
@@ -251,7 +251,7 @@ fn lanczos(x: f64, lobes: f64) -> f64 {
     if x.abs() < lobes { sinc(x) * sinc(x / lobes) } else { 0.0 }
 }
 
-/// Keys' cubic convolution with the slope -0.5.
+/// Keys' cubic convolution with `a = -0.5`.
 fn bicubic(x: f64) -> f64 {
     const SLOPE: f64 = -0.5;
     let x = x.abs();
@@ -271,7 +271,7 @@ mod tests {
 
     #[test]
     fn cropping_keeps_proportions_and_stretching_does_not() {
-        // A white square in the middle of a wide black picture.
+        // A white square in the middle of a wide black image.
         let picture =
             RgbImage::from_fn(32, 16, |x, _| Rgb([if (8..24).contains(&x) { 255 } else { 0 }; 3]));
         let resize =

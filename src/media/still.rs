@@ -1,4 +1,4 @@
-//! Still images: how large they are is known before they are decoded, and they come out upright.
+//! Decoder of still images: sizes are checked before decoding, and images are rotated upright.
 
 use std::io::Cursor;
 
@@ -12,14 +12,14 @@ use super::exif;
 use super::fault::Fault;
 use super::take::{Budget, Take, pixels};
 
-/// The image of a file.
+/// Reads the image of a file.
 pub(super) fn read(format: ImageFormat, bytes: &[u8], take: &mut Take<'_>) -> Result<(), Fault> {
     let input = Cursor::new(bytes);
     let limits = limits(take.budget.left());
     match format {
         ImageFormat::Jpeg => {
             let is_progressive = whole_jpeg(bytes)?;
-            // Coefficients of all three colours.
+            // DCT coefficients of all three components.
             let extra = if is_progressive { 6 } else { 0 };
             one(JpegDecoder::new(input)?, extra, take)
         }
@@ -28,7 +28,7 @@ pub(super) fn read(format: ImageFormat, bytes: &[u8], take: &mut Take<'_>) -> Re
         ImageFormat::Bmp => one(BmpDecoder::new(input)?, 0, take),
         ImageFormat::Tiff => {
             let decoder = TiffDecoder::new(input)?;
-            // Its decoder has a buffer of its own, from which it copies.
+            // The TIFF decoder copies from a buffer of its own.
             let extra = u64::from(decoder.color_type().bytes_per_pixel());
             one(decoder, extra, take)
         }
@@ -36,14 +36,14 @@ pub(super) fn read(format: ImageFormat, bytes: &[u8], take: &mut Take<'_>) -> Re
     }
 }
 
-/// Limits for a decoder that may have so many bytes.
+/// Decoder limits with a maximum allocation in bytes.
 pub(super) fn limits(bytes: u64) -> Limits {
     let mut limits = Limits::default();
     limits.max_alloc = Some(bytes);
     limits
 }
 
-/// Takes a decoder's image; it needs `extra` bytes a pixel while it works.
+/// Reads the image of a decoder, which needs `extra` bytes per pixel while decoding.
 fn one(mut decoder: impl ImageDecoder, extra: u64, take: &mut Take<'_>) -> Result<(), Fault> {
     let orientation = exif::orientation(&mut decoder);
     let size = turned(decoder.dimensions(), orientation);
@@ -59,7 +59,7 @@ fn one(mut decoder: impl ImageDecoder, extra: u64, take: &mut Take<'_>) -> Resul
     Ok(())
 }
 
-/// Whether all that is allocated to decode an image is within the budget.
+/// Checks that everything allocated to decode an image is within the budget.
 fn check(
     decoder: &impl ImageDecoder,
     extra: u64,
@@ -78,7 +78,7 @@ fn check(
     budget.fits(size, decoded.max(turned))
 }
 
-/// A grey image in RGB, decoded into the memory that it needs in the end.
+/// Decodes a grayscale image to RGB, in the memory of the result.
 fn grey(decoder: impl ImageDecoder) -> Result<RgbImage, Fault> {
     let (width, height) = decoder.dimensions();
     let count = width as usize * height as usize;
@@ -91,7 +91,7 @@ fn grey(decoder: impl ImageDecoder) -> Result<RgbImage, Fault> {
     Ok(RgbImage::from_raw(width, height, values).unwrap_or_default())
 }
 
-/// An image without its transparency, in place where that can be.
+/// Drops the alpha channel of an image, in place if possible.
 pub(super) fn flat(image: DynamicImage) -> RgbImage {
     match image {
         DynamicImage::ImageRgba8(image) => {
@@ -108,7 +108,7 @@ pub(super) fn flat(image: DynamicImage) -> RgbImage {
     }
 }
 
-/// Width and height of an image once it is upright.
+/// Width and height of an image after it is rotated upright.
 pub(super) fn turned((width, height): (u32, u32), orientation: Orientation) -> (u32, u32) {
     match orientation {
         Orientation::Rotate90
@@ -119,7 +119,7 @@ pub(super) fn turned((width, height): (u32, u32), orientation: Orientation) -> (
     }
 }
 
-/// An image turned as it is to be seen.
+/// Rotates an image upright.
 pub(super) fn upright(image: RgbImage, orientation: Orientation) -> RgbImage {
     if orientation == Orientation::NoTransforms {
         return image;
@@ -129,7 +129,7 @@ pub(super) fn upright(image: RgbImage, orientation: Orientation) -> RgbImage {
     image.into_rgb8()
 }
 
-/// Checks that a JPEG reaches its end, which decoders do not; returns whether it is progressive.
+/// Checks that a JPEG is not truncated, which decoders do not; returns whether it is progressive.
 fn whole_jpeg(bytes: &[u8]) -> Result<bool, Fault> {
     const END: u8 = 0xd9;
     const SCAN: u8 = 0xda;
@@ -137,11 +137,11 @@ fn whole_jpeg(bytes: &[u8]) -> Result<bool, Fault> {
     let mut is_progressive = false;
     let mut at = 0;
     loop {
-        // What is no marker is data of a scan, or padding.
+        // Anything that is not a marker is scan data or padding.
         let rest = bytes.get(at..).ok_or_else(cut_off)?;
         at += rest.iter().position(|byte| *byte == 0xff).ok_or_else(cut_off)? + 1;
         match *bytes.get(at).ok_or_else(cut_off)? {
-            // Data, padding, and markers without a length.
+            // Scan data, padding, and markers without a length.
             0 | 1 | 0xd0..=0xd8 => at += 1,
             0xff => {}
             END => return Ok(is_progressive),
@@ -149,7 +149,7 @@ fn whole_jpeg(bytes: &[u8]) -> Result<bool, Fault> {
                 is_progressive |= matches!(marker, 0xc2 | 0xc6 | 0xca | 0xce);
                 let length = bytes.get(at + 1..at + 3).ok_or_else(cut_off)?;
                 let length = usize::from(u16::from_be_bytes([length[0], length[1]]));
-                // A scan's data follow its header.
+                // The scan header is followed by scan data.
                 at += 1 + if marker == SCAN { 2 } else { length.max(2) };
             }
         }

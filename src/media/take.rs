@@ -1,4 +1,4 @@
-//! The frames that are taken of one input, within a budget of memory.
+//! Selection of an input's frames, within a memory budget.
 
 use std::collections::BTreeMap;
 
@@ -9,40 +9,40 @@ use super::read::Selection;
 use crate::Stop;
 use crate::error::Bytes;
 
-/// The most frames that are kept of one input; a clip never has as many.
+/// Maximum number of frames kept of one input; clips are always shorter.
 pub(super) const MOST_FRAMES: usize = 4096;
 
-/// The most bytes that one input may have decoded: a gigabyte.
+/// Maximum decoded size of one input in bytes: 1 GiB.
 const MOST_DECODED: u64 = 1 << 30;
 
-/// What an input of a few bytes may have decoded.
+/// Decoded size in bytes that is allowed for any input.
 const LEAST_DECODED: u64 = 448 << 20;
 
-/// How many times its own size a larger input may have decoded beyond that.
+/// Decoded bytes allowed in addition per byte of the input.
 const RATIO: u64 = 16;
 
-/// Memory that reading one input may still take.
+/// Memory budget for reading one input.
 #[derive(Debug)]
 pub(super) struct Budget {
     left: u64,
     all: u64,
-    /// What a decoder has until its end.
+    /// Memory in bytes that a decoder holds until its end.
     canvas: u64,
 }
 
 impl Budget {
-    /// That of an input of so many bytes.
+    /// The budget of an input of `input` bytes.
     pub(super) fn new(input: u64) -> Self {
         let all = LEAST_DECODED.saturating_add(input.saturating_mul(RATIO)).min(MOST_DECODED);
         Self { left: all, all, canvas: 0 }
     }
 
-    /// What is left of it.
+    /// The remaining budget in bytes.
     pub(super) fn left(&self) -> u64 {
         self.left
     }
 
-    /// Whether so many bytes may be allocated for a while to decode pixels of this size.
+    /// Checks that `needed` bytes may be allocated temporarily to decode pixels of this size.
     pub(super) fn fits(&self, (width, height): (u32, u32), needed: u64) -> Result<(), Fault> {
         if needed <= self.left {
             return Ok(());
@@ -51,7 +51,7 @@ impl Budget {
         Err(format!("{width}x{height} pixels need {needed} of memory, {all} are allowed").into())
     }
 
-    /// Takes what the decoder keeps until the end: so many bytes for every pixel of a canvas.
+    /// Reserves what the decoder holds until its end: `each` bytes per pixel of a canvas.
     pub(super) fn canvas(&mut self, size: (u32, u32), each: u64) -> Result<(), Fault> {
         let needed = pixels(size).saturating_mul(each);
         self.fits(size, needed)?;
@@ -60,7 +60,7 @@ impl Budget {
         Ok(())
     }
 
-    /// Takes what an RGB frame needs.
+    /// Reserves the memory of an RGB frame.
     fn frame(&mut self, size: (u32, u32)) -> Result<(), Fault> {
         let left = self.left.checked_sub(pixels(size).saturating_mul(3));
         self.left = left.ok_or_else(|| {
@@ -72,12 +72,12 @@ impl Budget {
     }
 }
 
-/// The pixels of an area.
+/// Number of pixels of an area.
 pub(super) fn pixels((width, height): (u32, u32)) -> u64 {
     u64::from(width) * u64::from(height)
 }
 
-/// Takes the frames of one input as they come.
+/// Collects the selected frames of one input as they are decoded.
 #[derive(Debug)]
 pub(super) struct Take<'a> {
     pub(super) budget: Budget,
@@ -97,12 +97,12 @@ impl<'a> Take<'a> {
         if self.stop.is_requested() { Err(Fault::Stopped) } else { Ok(()) }
     }
 
-    /// Whether no later frame is wanted.
+    /// Returns whether all selected frames have been collected.
     pub(super) fn is_full(&self) -> bool {
         self.selection.count.is_some_and(|count| self.frames.len() >= count)
     }
 
-    /// Makes room for the next frame if it is wanted, before it is decoded.
+    /// Reserves memory for the next frame before it is decoded; returns whether the frame is selected.
     pub(super) fn wants(&mut self, size: (u32, u32)) -> Result<bool, Fault> {
         self.check()?;
         let is_wanted = self.selection.has(self.seen) && !self.is_full();
@@ -116,13 +116,14 @@ impl<'a> Take<'a> {
         Ok(is_wanted)
     }
 
-    /// Keeps the frame that was wanted.
+    /// Adds a selected frame.
     pub(super) fn keep(&mut self, frame: RgbImage) {
         self.frames.push(frame);
     }
 
-    /// Takes the frames of an input that knows them beforehand: `numbers` are those that it shows, in order. `decode`
-    /// hands each decoded frame and its number to its argument, which says whether it wants more.
+    /// Collects the frames of an input with a known frame list: `numbers` are the decoded frames it shows, in order.
+    /// `decode` passes each decoded frame and its number to its argument, which returns whether further frames are
+    /// needed.
     #[allow(dead_code, reason = "some builds read no MP4")]
     pub(super) fn listed(
         &mut self,
@@ -140,7 +141,7 @@ impl<'a> Take<'a> {
                 chosen.len()
             )));
         }
-        // An edit list may show a frame twice, or late ones first.
+        // An edit list may show a frame twice, or frames out of order.
         let mut places = BTreeMap::<usize, Vec<usize>>::new();
         for (place, at) in chosen.iter().enumerate() {
             places.entry(numbers[*at]).or_default().push(place);
@@ -166,7 +167,7 @@ impl<'a> Take<'a> {
         Ok(())
     }
 
-    /// The end of the input.
+    /// Ends the input, which frees the memory of its decoder.
     pub(super) fn finish(self) -> Taken {
         let Self { mut budget, seen, frames, .. } = self;
         budget.left += std::mem::take(&mut budget.canvas);
@@ -174,21 +175,21 @@ impl<'a> Take<'a> {
     }
 }
 
-/// What was taken of an input.
+/// Frames collected from an input.
 #[derive(Debug)]
 pub(super) struct Taken {
     pub(super) frames: Vec<RgbImage>,
-    /// How many frames the input has, as far as it was read.
+    /// Number of frames encountered in the input.
     pub(super) seen: usize,
     pub(super) budget: Budget,
 }
 
-/// A decoded frame that nobody may want.
+/// A decoded frame whose pixels are converted on demand.
 #[allow(dead_code, reason = "some builds read no MP4")]
 pub(super) struct Decoded<'a> {
     /// Width and height.
     pub(super) size: (u32, u32),
-    /// Its pixels.
+    /// Converts the frame to RGB.
     pub(super) make: &'a dyn Fn() -> Result<RgbImage, Fault>,
 }
 

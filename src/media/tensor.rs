@@ -1,17 +1,17 @@
-//! Tensors to pictures and back.
+//! Conversion between tensors and images.
 
 use candle_core::{DType, Device, Tensor};
 use image::RgbImage;
 
 use crate::{Error, Result};
 
-/// Turns one decoded frame, `(3, height, width)` in `[0, 1]`, into 8-bit RGB.
+/// Converts one decoded frame, `(3, height, width)` in `[0, 1]`, to 8-bit RGB.
 ///
-/// Values are rounded to nearest, halves to even, as PIL and numpy do.
+/// Values are rounded half to even, as in PIL and numpy.
 ///
 /// # Errors
 ///
-/// When the tensor has another shape, or holds a value that is not a number.
+/// A tensor of another shape, or one that contains NaN.
 pub fn to_rgb(frame: &Tensor) -> Result<RgbImage> {
     let (_, height, width) = frame.dims3()?;
     let planes = frame.to_dtype(DType::F32)?.flatten_all()?.to_vec1::<f32>()?;
@@ -31,11 +31,11 @@ pub fn to_rgb(frame: &Tensor) -> Result<RgbImage> {
         .ok_or_else(|| Error::request("frames", "a decoded frame must have three channels"))
 }
 
-/// Turns pictures of one size into `(frames, 3, height, width)` in `[0, 1]`, in f32.
+/// Converts images of one size to `(frames, 3, height, width)` in `[0, 1]`, in f32.
 ///
 /// # Errors
 ///
-/// When there is no picture, or their sizes differ.
+/// An empty list, or images of different sizes.
 pub fn from_rgb(frames: &[RgbImage], device: &Device) -> Result<Tensor> {
     let (width, height) = one_size(frames)?;
     let bytes: Vec<u8> = frames.iter().flat_map(|frame| frame.as_raw().iter().copied()).collect();
@@ -43,14 +43,15 @@ pub fn from_rgb(frames: &[RgbImage], device: &Device) -> Result<Tensor> {
     Ok((pixels.permute((0, 3, 1, 2))?.contiguous()?.to_dtype(DType::F32)? / 255.0)?)
 }
 
-/// Turns pictures of one size into grey `(frames, 1, height, width)` in `[0, 1]`, in f32: PIL's `convert("L")`.
+/// Converts images of one size to grayscale `(frames, 1, height, width)` in `[0, 1]`, in f32, like PIL's
+/// `convert("L")`.
 ///
 /// # Errors
 ///
-/// As [`from_rgb`].
+/// Those of [`from_rgb`].
 pub fn to_grey(frames: &[RgbImage], device: &Device) -> Result<Tensor> {
     let (width, height) = one_size(frames)?;
-    // ITU-R 601-2 in 16-bit fractions that add up to one.
+    // ITU-R 601-2 luma weights in 16-bit fixed point, which add up to one.
     let grey = |pixel: &image::Rgb<u8>| {
         let [red, green, blue] = pixel.0.map(u32::from);
         ((19595 * red + 38470 * green + 7471 * blue + 0x8000) >> 16) as u8
@@ -60,7 +61,7 @@ pub fn to_grey(frames: &[RgbImage], device: &Device) -> Result<Tensor> {
     Ok((pixels.to_dtype(DType::F32)? / 255.0)?)
 }
 
-/// The width and height that all pictures have.
+/// The common width and height of all images.
 fn one_size(frames: &[RgbImage]) -> Result<(usize, usize)> {
     let size = frames.first().map(RgbImage::dimensions).unwrap_or_default();
     if size == (0, 0) || frames.iter().any(|frame| frame.dimensions() != size) {

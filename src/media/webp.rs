@@ -1,4 +1,5 @@
-//! Animated WebP: every frame is decoded as a still image and put on the canvas as libwebp's `WebPAnimDecoder` does.
+//! Animated WebP: every frame is decoded as a still image and composited on the canvas like libwebp's
+//! `WebPAnimDecoder`.
 
 use std::io::Cursor;
 
@@ -10,39 +11,39 @@ use super::fault::Fault;
 use super::still::{flat, limits, turned, upright};
 use super::take::Take;
 
-/// Bytes for every pixel of the canvas that are in use at once: the canvas, a frame, and what decodes it.
+/// Peak memory in bytes per canvas pixel: the canvas, a frame, and its decoder.
 const CANVAS: u64 = 16;
 
-/// How a WebP file begins, up to its first chunk.
+/// Length in bytes of the RIFF header before the first chunk.
 const HEADER: usize = 12;
 
-/// The bit of the flags of `VP8X` that tells an animation.
+/// The animation flag of the `VP8X` chunk.
 const IS_ANIMATED: u8 = 1 << 1;
 
-/// A chunk's name and contents.
+/// Name and contents of a chunk.
 type Chunk<'a> = (&'a [u8], &'a [u8]);
 
-/// The chunks that follow each other in `bytes`; the last may be cut off.
+/// The consecutive chunks in `bytes`; the last may be truncated.
 fn chunks(bytes: &[u8]) -> impl Iterator<Item = Chunk<'_>> {
     let mut rest = bytes;
     std::iter::from_fn(move || {
         let (&[ref name @ .., a, b, c, d], after) = rest.split_first_chunk::<8>()?;
         let length = u32::from_le_bytes([a, b, c, d]) as usize;
         let (body, after) = after.split_at_checked(length).unwrap_or((after, &[]));
-        // A byte is added where the length is odd.
+        // Chunks of odd length are padded by one byte.
         rest = after.get(length % 2..).unwrap_or_default();
         Some((&name[..], body))
     })
 }
 
-/// The file without what follows it. It and every chunk of it are as long as they say: decoders allocate what a chunk
-/// declares, and image-webp 0.2.4 looks for chunks a little beyond the file's end.
+/// The file without trailing data. Checks the declared length of the file and of every chunk: decoders allocate what a
+/// chunk declares, and image-webp 0.2.4 looks for chunks slightly beyond the end of the file.
 pub(super) fn whole(bytes: &[u8]) -> Result<&[u8], Fault> {
     let cut_off = || Fault::from("is cut off: its end is missing");
     let (_, after) = bytes.split_first_chunk::<4>().ok_or_else(cut_off)?;
     let (length, after) = after.split_first_chunk::<4>().ok_or_else(cut_off)?;
     let length = u32::from_le_bytes(*length) as usize;
-    // The byte that pads the last chunk does not matter, nor what follows the file.
+    // The padding byte of the last chunk may be missing, and trailing data is allowed.
     if after.len() + 1 < length {
         return Err(cut_off());
     }
@@ -56,7 +57,7 @@ pub(super) fn whole(bytes: &[u8]) -> Result<&[u8], Fault> {
     Ok(file)
 }
 
-/// Whether a WebP is an animation.
+/// Returns whether a WebP file is an animation.
 pub(super) fn is_animated(bytes: &[u8]) -> bool {
     let first = bytes.get(HEADER..).and_then(|rest| chunks(rest).next());
     first.is_some_and(|(name, body)| {
@@ -64,7 +65,7 @@ pub(super) fn is_animated(bytes: &[u8]) -> bool {
     })
 }
 
-/// The frames of an animation.
+/// Reads the frames of an animation.
 pub(super) fn read(bytes: &[u8], take: &mut Take<'_>) -> Result<(), Fault> {
     let body = bytes.get(HEADER..).unwrap_or_default();
     let mut chunks = chunks(body).peekable();
@@ -100,31 +101,31 @@ fn exif_of(body: &[u8]) -> image::metadata::Orientation {
     found.unwrap_or(image::metadata::Orientation::NoTransforms)
 }
 
-/// A number of three bytes.
+/// Reads a 24-bit little-endian number.
 fn three(bytes: &[u8]) -> Option<u32> {
     let [a, b, c] = *bytes.first_chunk::<3>()?;
     Some(u32::from_le_bytes([a, b, c, 0]))
 }
 
-/// One frame as the file has it.
+/// One frame as stored in the file.
 #[allow(clippy::struct_excessive_bools, reason = "the file has them")]
 struct Frame<'a> {
     left: u32,
     top: u32,
     width: u32,
     height: u32,
-    /// Whether it fills the canvas.
+    /// Whether the frame covers the canvas.
     is_whole: bool,
     is_blended: bool,
-    /// Whether its place is cleared after it was shown.
+    /// Whether the frame's area is cleared after it was shown.
     is_disposed: bool,
-    /// Whether nothing of the frames before it is seen, once that is known.
+    /// Whether no earlier frame is visible; set after drawing.
     is_key: bool,
     data: &'a [u8],
 }
 
 impl<'a> Frame<'a> {
-    /// `None` where it is cut off or reaches beyond the canvas.
+    /// `None` if the frame is truncated or exceeds the canvas.
     fn new(body: &'a [u8], canvas: (u32, u32)) -> Option<Self> {
         let number = |at: usize| three(body.get(at..)?);
         let (left, top) = (2 * number(0)?, 2 * number(3)?);
@@ -144,7 +145,7 @@ impl<'a> Frame<'a> {
         })
     }
 
-    /// Its pixels: those of a still image with the same chunks.
+    /// Decodes the frame's pixels, as a still image of the same chunks.
     fn decode(&self) -> Result<RgbaImage, Fault> {
         let mut file = b"RIFF\0\0\0\0WEBP".to_vec();
         let mut add = |name: &[u8], body: &[u8]| {
@@ -174,15 +175,15 @@ impl<'a> Frame<'a> {
         Ok(DynamicImage::from_decoder(decoder)?.into_rgba8())
     }
 
-    /// Whether nothing of the frames before is seen: the canvas is empty, or all of it is replaced.
+    /// Returns whether no earlier frame is visible: the canvas is empty, or it is replaced completely.
     fn is_key(&self, image: &RgbaImage, before: Option<&Self>) -> bool {
         let Some(before) = before else { return true };
-        // libwebp goes by the bitstream's word on transparency.
+        // libwebp uses the transparency flag of the bitstream instead.
         let replaces = self.is_whole && (!self.is_blended || image.pixels().all(|p| p[3] == 255));
         replaces || (before.is_disposed && (before.is_whole || before.is_key))
     }
 
-    /// Draws it over the frames before it.
+    /// Draws the frame over the previous frames.
     fn draw(&self, image: &RgbaImage, canvas: &mut RgbaImage, before: Option<&Self>) {
         let is_key = self.is_key(image, before);
         if is_key {
@@ -213,7 +214,7 @@ impl<'a> Frame<'a> {
     }
 }
 
-/// A pixel over another, in the whole numbers of libwebp's `BlendPixelNonPremult`.
+/// Blends a pixel over another, in the integer arithmetic of libwebp's `BlendPixelNonPremult`.
 fn blend(above: [u8; 4], below: [u8; 4]) -> [u8; 4] {
     let alpha = u32::from(above[3]);
     match alpha {
@@ -240,7 +241,7 @@ mod tests {
         let mut file = b"RIFF\x0e\0\0\0WEBPVP8L\x01\0\0\0x\0".to_vec();
         assert_eq!(whole(&file).unwrap(), file);
         let end = file.len();
-        // A chunk of gigabytes behind the end, which decoders would allocate.
+        // A chunk of several gigabytes after the end, which decoders would allocate.
         file.extend(b"XMP \xff\xff\xff\xff");
         assert_eq!(whole(&file).unwrap().len(), end);
         file[4] += 8;

@@ -1,6 +1,6 @@
-//! ControlNet: a copy of the UNet's first half that also sees a hint, one for each frame.
+//! ControlNet: a copy of the UNet's down blocks and mid block that is conditioned on a hint image per frame.
 //!
-//! Zhang, Rao and Agrawala (2023). It knows nothing of motion: every frame is an image to it.
+//! Zhang, Rao and Agrawala (2023). It has no motion modules: every frame is processed as an independent image.
 
 use crate::weights::VarBuilder;
 use candle_core::{Result as TensorResult, Tensor};
@@ -15,19 +15,19 @@ use crate::models::{MOST_CHANNELS, possible_widths, supported, within};
 use crate::nn::{Conv2d, ConvOptions};
 use crate::{Result, Stop};
 
-/// The sizes of a ControlNet, as in its `config.json`. The defaults are those for Stable Diffusion 1.5.
+/// Configuration of a ControlNet, as in its `config.json`. The defaults are those for Stable Diffusion 1.5.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct ControlNetConfig {
     /// Channels of the hint, 3.
     pub conditioning_channels: usize,
-    /// Channels of each level of the network that shrinks the hint: 16, 32, 96, 256.
+    /// Channels of each level of the hint embedding: 16, 32, 96, 256.
     pub conditioning_embedding_out_channels: Vec<usize>,
-    /// `rgb` or `bgr`.
+    /// Channel order of the hint: `rgb` or `bgr`.
     pub controlnet_conditioning_channel_order: String,
-    /// Whether only the means over height and width are added, as in the "shuffle" network.
+    /// Whether the residuals are averaged over height and width, as in the "shuffle" ControlNet.
     pub global_pool_conditions: bool,
-    /// The sizes that it shares with the UNet.
+    /// The configuration shared with the UNet.
     #[serde(flatten)]
     pub unet: UNetConfig,
 }
@@ -39,7 +39,7 @@ impl Default for ControlNetConfig {
 }
 
 impl ControlNetConfig {
-    /// The usual network beside a UNet.
+    /// The standard ControlNet for a UNet.
     pub fn beside(unet: &UNetConfig) -> Self {
         Self {
             conditioning_channels: 3,
@@ -50,12 +50,12 @@ impl ControlNetConfig {
         }
     }
 
-    /// How many pixels of the hint become one value on each side: 8.
+    /// Downsampling factor of the hint per axis: 8.
     pub fn factor(&self) -> usize {
         hint_factor(&self.conditioning_embedding_out_channels)
     }
 
-    /// Fails on a configuration that this program does not implement.
+    /// Checks that the configuration is supported.
     pub fn validate(&self) -> Result<()> {
         let orders = ["rgb", "bgr"].map(str::to_owned);
         let name = "controlnet";
@@ -68,7 +68,7 @@ impl ControlNetConfig {
     }
 }
 
-/// The network.
+/// A ControlNet.
 #[derive(Clone, Debug)]
 pub struct ControlNet {
     config: ControlNetConfig,
@@ -77,7 +77,7 @@ pub struct ControlNet {
 }
 
 impl ControlNet {
-    /// Reads the whole network.
+    /// Loads the network.
     pub fn new(config: &ControlNetConfig, vb: &VarBuilder) -> Result<Self> {
         config.validate()?;
         let unet = UNetConfig { motion: None, ..config.unet.clone() };
@@ -91,17 +91,17 @@ impl ControlNet {
         Ok(Self { config: ControlNetConfig { unet, ..config.clone() }, hint, trunk })
     }
 
-    /// Its configuration.
+    /// The configuration.
     pub fn config(&self) -> &ControlNetConfig {
         &self.config
     }
 
-    /// What the network takes of a hint `(frames, conditioning_channels, height, width)` in `[0, 1]`:
+    /// The embedding of a hint `(frames, conditioning_channels, height, width)` in `[0, 1]`:
     /// `(frames, channels, height / factor, width / factor)`. It is the same at every step.
     ///
     /// # Errors
     ///
-    /// When the shapes do not fit.
+    /// Mismatched shapes.
     pub fn embed(&self, hint: &Tensor, stop: &Stop) -> TensorResult<Tensor> {
         if self.config.controlnet_conditioning_channel_order == "bgr" {
             let channels: Vec<Tensor> = hint.chunk(self.config.conditioning_channels, 1)?;
@@ -111,14 +111,14 @@ impl ControlNet {
         self.hint.forward(hint, stop)?.contiguous()
     }
 
-    /// What is to be added to a UNet that is given `x` `(images, in_channels, height, width)`.
+    /// The residuals for a UNet with the input `x` `(images, in_channels, height, width)`.
     ///
-    /// `hint` is an [embedded](Self::embed) one with an entry for each image; `context`
-    /// `(batch, tokens, cross_attention_dim)` are text states, each for `images / batch` images in a row.
+    /// `hint` is an [embedded](Self::embed) hint with an entry per image; `context`
+    /// `(batch, tokens, cross_attention_dim)` are text embeddings, each for `images / batch` consecutive images.
     ///
     /// # Errors
     ///
-    /// When the shapes do not fit.
+    /// Mismatched shapes.
     pub fn forward(
         &self,
         x: &Tensor,
@@ -139,7 +139,7 @@ impl ControlNet {
         residuals.map(|_, x| self.pool(x))
     }
 
-    /// Means over height and width in every place, if this network is of that kind.
+    /// Replaces values by their means over height and width, if `global_pool_conditions` is set.
     fn pool(&self, x: &Tensor) -> TensorResult<Tensor> {
         if !self.config.global_pool_conditions {
             return Ok(x.clone());
@@ -148,24 +148,24 @@ impl ControlNet {
     }
 }
 
-/// How many pixels of a hint become one value on each side, where an embedding has these widths.
+/// Downsampling factor per axis of a hint embedding with these widths.
 pub(super) fn hint_factor(widths: &[usize]) -> usize {
     let halvings = u32::try_from(widths.len().saturating_sub(1)).unwrap_or(u32::MAX);
     1usize.checked_shl(halvings).unwrap_or(usize::MAX)
 }
 
-/// The sizes of a [`HintEmbedding`].
+/// Sizes of a [`HintEmbedding`].
 #[derive(Clone, Copy, Debug)]
 pub(super) struct HintSizes<'a> {
     /// Channels of the hint.
     pub(super) channels: usize,
-    /// Channels of each resolution, the hint's own first.
+    /// Channels of each resolution, starting with the full one.
     pub(super) widths: &'a [usize],
-    /// Channels of the UNet's first stage.
+    /// Channels of the UNet's first down block.
     pub(super) outputs: usize,
 }
 
-/// Shrinks a hint to the size of latents.
+/// Convolutions that embed a hint at the resolution of the latents.
 #[derive(Clone, Debug)]
 pub(super) struct HintEmbedding {
     conv_in: Conv2d,

@@ -1,7 +1,7 @@
-//! IP-Adapter: from what an image encoder says of a picture to keys and values for the UNet's cross attentions.
+//! IP-Adapter: projects image encoder features to keys and values for the UNet's cross-attentions.
 //!
-//! Ye et al. (2023). The names are those of the published files, `image_proj` and `ip_adapter`; keys and values are
-//! computed here, outside the UNet, because they depend on the picture only.
+//! Ye et al. (2023). The names are those of the published files, `image_proj` and `ip_adapter`. Keys and values are
+//! computed here, outside the UNet, because they only depend on the image.
 
 use crate::weights::VarBuilder;
 use candle_core::{D, Result as TensorResult, Tensor};
@@ -10,69 +10,69 @@ use crate::models::MOST_CHANNELS;
 use crate::nn::{LayerNorm, Linear};
 use crate::{Error, Result, kernels};
 
-/// Channels of a head of the resampler.
+/// Channels per attention head of the resampler.
 const HEAD: usize = 64;
 
-/// Epsilon of all norms.
+/// Epsilon of all layer norms.
 const EPS: f64 = 1e-5;
 
-/// What an adapter wants to know of a picture.
+/// Image encoder features that an adapter takes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Features {
-    /// Its embedding, `(pictures, features)`.
+    /// The image embedding, `(images, features)`.
     Embedding,
-    /// The states before the image encoder's last layer, `(pictures, tokens, features)`.
+    /// The hidden states before the image encoder's last layer, `(images, tokens, features)`.
     Penultimate,
 }
 
-/// How a picture's features become tokens.
+/// Projection from image features to tokens.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Projection {
-    /// One layer: the first adapter, and its light version.
+    /// A linear layer: the original adapter and its light version.
     Linear {
-        /// Tokens that the embedding becomes, 4.
+        /// Number of tokens per embedding, 4.
         tokens: usize,
     },
-    /// Some tokens of its own look at the features, as in Flamingo: "plus".
+    /// Learned queries that attend to the features, as in Flamingo: the "plus" adapters.
     Resampler {
-        /// Those tokens, 16.
+        /// Number of queries, 16.
         tokens: usize,
-        /// Their width, 768.
+        /// Width of the queries, 768.
         width: usize,
-        /// Blocks, 4.
+        /// Number of blocks, 4.
         layers: usize,
-        /// Heads of 64 channels, 12.
+        /// Number of attention heads with 64 channels each, 12.
         heads: usize,
-        /// Width inside the feed-forward layers, 3072.
+        /// Hidden size of the feed-forward layers, 3072.
         inner: usize,
     },
-    /// Two layers on every state by itself: "full".
+    /// A two-layer MLP applied to every hidden state: the "full" adapter.
     Mlp {
-        /// Width between them, 1280.
+        /// Hidden size, 1280.
         inner: usize,
     },
 }
 
-/// The sizes of an IP-Adapter. They are all told by its shapes; it has no configuration.
+/// Configuration of an IP-Adapter. It is derived from the weight shapes, as there is no configuration file.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct IpAdapterConfig {
-    /// How its tokens come about.
+    /// The projection from image features to tokens.
     pub projection: Projection,
-    /// Width of a picture's features: 1024, or 1280 of states.
+    /// Width of the image features: 1024 for embeddings, 1280 for hidden states.
     pub features: usize,
     /// Width of a token, 768.
     pub context: usize,
-    /// The width of every cross attention, in the order of
+    /// The width of every cross-attention, in the order of
     /// [`UNetConfig::cross_attentions`](crate::models::unet::UNetConfig::cross_attentions).
     pub widths: Vec<usize>,
 }
 
 impl IpAdapterConfig {
-    /// What the shapes of the weights tell.
+    /// The configuration derived from the shapes of the weights.
     ///
     /// # Errors
     ///
-    /// When they are those of no known projection.
+    /// Shapes of no known projection.
     pub fn from_shapes(shape: impl Fn(&str) -> Option<Vec<usize>>) -> Result<Self> {
         let wrong = |summary: String| Error::Weights { component: "ip-adapter".into(), summary };
         let dim = |name: &str, axis: usize| {
@@ -112,7 +112,7 @@ impl IpAdapterConfig {
         Ok(Self { projection, features, context, widths })
     }
 
-    /// What it wants to know of a picture.
+    /// The image encoder features that the adapter takes.
     pub fn wants(&self) -> Features {
         match self.projection {
             Projection::Linear { .. } => Features::Embedding,
@@ -120,7 +120,7 @@ impl IpAdapterConfig {
         }
     }
 
-    /// Tokens that a picture becomes, if the image encoder makes `states` of it.
+    /// Number of tokens per image, if the image encoder returns `states` hidden states.
     pub fn tokens(&self, states: usize) -> usize {
         match self.projection {
             Projection::Linear { tokens } | Projection::Resampler { tokens, .. } => tokens,
@@ -129,17 +129,17 @@ impl IpAdapterConfig {
     }
 }
 
-/// Where the published files have the weights of a cross attention. The even numbers are self attentions'.
+/// Name of a cross-attention's weights in the published files. Even numbers are self-attentions.
 fn module(attention: usize) -> String {
     format!("ip_adapter.{}", 2 * attention + 1)
 }
 
-/// An IP-Adapter's weights.
+/// An IP-Adapter.
 #[derive(Clone, Debug)]
 pub struct IpAdapter {
     config: IpAdapterConfig,
     projection: Network,
-    /// For every cross attention what makes keys and values.
+    /// Key and value projections of every cross-attention.
     attentions: Vec<(Linear, Linear)>,
 }
 
@@ -151,7 +151,7 @@ enum Network {
 }
 
 impl IpAdapter {
-    /// Reads `image_proj` and `ip_adapter`.
+    /// Loads `image_proj` and `ip_adapter`.
     pub fn new(config: &IpAdapterConfig, vb: &VarBuilder) -> TensorResult<Self> {
         let IpAdapterConfig { features, context, .. } = *config;
         let image_proj = vb.pp("image_proj");
@@ -182,12 +182,12 @@ impl IpAdapter {
         })
     }
 
-    /// Its sizes.
+    /// The configuration.
     pub fn config(&self) -> &IpAdapterConfig {
         &self.config
     }
 
-    /// Features of pictures, as it [wants](IpAdapterConfig::wants) them, to `(pictures, tokens, context)`.
+    /// Projects image features of the kind [wanted](IpAdapterConfig::wants) to `(images, tokens, context)`.
     pub fn tokens(&self, features: &Tensor) -> TensorResult<Tensor> {
         match &self.projection {
             Network::Linear { proj, norm } => {
@@ -201,7 +201,7 @@ impl IpAdapter {
         }
     }
 
-    /// The keys and values of every cross attention, `(batch, tokens, width)` each, for tokens
+    /// The keys and values of every cross-attention, `(batch, tokens, width)` each, for tokens
     /// `(batch, tokens, context)`.
     pub fn keys_and_values(&self, tokens: &Tensor) -> TensorResult<Vec<(Tensor, Tensor)>> {
         let attentions = self.attentions.iter();
@@ -209,7 +209,7 @@ impl IpAdapter {
     }
 }
 
-/// Learned tokens that look at a picture's features, several times over.
+/// Learned queries that repeatedly attend to the image features.
 #[derive(Clone, Debug)]
 struct Resampler {
     latents: Tensor,
@@ -275,7 +275,7 @@ impl Resampler {
 
 impl Block {
     fn forward(&self, x: &Tensor, latents: &Tensor) -> TensorResult<Tensor> {
-        // The latents look at the features and at themselves.
+        // The queries attend to the features and to themselves.
         let seen = self.latents_norm.forward(latents)?;
         let all = Tensor::cat(&[&self.features_norm.forward(x)?, &seen], 1)?;
         let split = |y: &Tensor| y.reshape((y.dim(0)?, y.dim(1)?, self.heads, HEAD));

@@ -14,16 +14,17 @@ use std::ops::RangeInclusive;
 
 use crate::{Error, Result};
 
-/// The widest layer: far beyond any network of the family, and small enough that products of sizes do not overflow.
+/// Maximum width of a layer: far above any network of the family, and small enough that products of sizes do not
+/// overflow.
 const MOST_CHANNELS: usize = 1 << 16;
-/// The most layers in a row.
+/// Maximum number of layers in sequence.
 const MOST_LAYERS: usize = 256;
-/// The most resolutions; each halves the size.
+/// Maximum number of resolutions; each halves the size.
 const MOST_STAGES: usize = 16;
-/// The most attention heads.
+/// Maximum number of attention heads.
 const MOST_HEADS: usize = 1024;
 
-/// Fails unless `value` lies in `range`.
+/// Checks that `value` lies in `range`.
 fn within<T: PartialOrd + std::fmt::Display + Copy>(
     config: &'static str,
     field: &str,
@@ -40,7 +41,7 @@ fn within<T: PartialOrd + std::fmt::Display + Copy>(
     })
 }
 
-/// Fails unless there are some widths, not too many, and all of them are possible.
+/// Checks that the list of widths is not empty, not too long, and that every width is valid.
 fn possible_widths(config: &'static str, field: &str, widths: &[usize]) -> Result<()> {
     if !(1..=MOST_STAGES).contains(&widths.len()) {
         let count = widths.len();
@@ -52,7 +53,7 @@ fn possible_widths(config: &'static str, field: &str, widths: &[usize]) -> Resul
     widths.iter().try_for_each(|width| within(config, field, *width, 1..=MOST_CHANNELS))
 }
 
-/// Fails unless `value` is one that this program implements.
+/// Checks that `value` is one of the supported values.
 fn supported<T: PartialEq + std::fmt::Debug>(
     config: &'static str,
     field: &str,

@@ -1,4 +1,4 @@
-//! The motion module: attention over the frames of a clip, one sequence for every pixel.
+//! The motion module: temporal attention over the frames of a clip, one sequence per pixel.
 //!
 //! Guo et al. (2023), "AnimateDiff". AnimateLCM has the same structure with its own weights.
 
@@ -14,14 +14,15 @@ use crate::kernels::{self, Positions};
 use crate::models::{MOST_HEADS, within};
 use crate::nn::{Attention, FeedForward, GroupNorm, LayerNorm, Linear, sinusoidal_positions};
 
-/// Over what the group norm of a motion module takes its statistics.
+/// The axes over which the group norm of a motion module normalizes.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum MotionNorm {
-    /// Each frame by itself, as in AnimateDiff's and AnimateLCM's own code, for which the weights were trained.
+    /// Statistics per frame, as in the original code of AnimateDiff and AnimateLCM, with which the weights were
+    /// trained.
     #[default]
     PerFrame,
-    /// All frames of the clip together, as in diffusers.
+    /// Statistics over all frames of a clip, as in diffusers.
     Pooled,
 }
 
@@ -37,26 +38,26 @@ impl std::str::FromStr for MotionNorm {
     }
 }
 
-/// The motion modules of a UNet, as in a diffusers `MotionAdapter`'s `config.json`.
+/// Configuration of a UNet's motion modules, as in the `config.json` of a diffusers `MotionAdapter`.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct MotionConfig {
-    /// Attention heads, 8.
+    /// Number of attention heads, 8.
     pub motion_num_attention_heads: usize,
-    /// Longest clip, in frames: 24 (AnimateDiff v1), 32 (v2, v3), 64 (AnimateLCM's own code).
+    /// Maximum clip length in frames: 24 (AnimateDiff v1), 32 (v2, v3), 64 (AnimateLCM's own code).
     pub motion_max_seq_length: usize,
-    /// Whether the middle of the UNet has a module: AnimateLCM and AnimateDiff v2 do, v1 and v3 do not.
+    /// Whether the mid block has a motion module: true for AnimateLCM and AnimateDiff v2, false for v1 and v3.
     pub use_motion_mid_block: bool,
-    /// Whether a module attends twice; those of SparseCtrl do once. In no published configuration.
+    /// Whether a module has two attentions; those of SparseCtrl have one. Not part of any published configuration.
     #[serde(skip)]
     pub double_self_attention: bool,
 }
 
-/// More frames than any clip has: a table of positions has as many rows.
+/// Maximum clip length in frames, which is the number of rows of the position table.
 const LONGEST: usize = 4096;
 
 impl MotionConfig {
-    /// Fails on values that no motion module has.
+    /// Checks that the configuration is valid.
     pub fn validate(&self) -> crate::Result<()> {
         let config = "motion";
         within(
@@ -80,7 +81,7 @@ impl Default for MotionConfig {
     }
 }
 
-/// One motion module.
+/// A motion module.
 #[derive(Clone, Debug)]
 pub struct MotionModule {
     norm: GroupNorm,
@@ -89,9 +90,9 @@ pub struct MotionModule {
     proj_out: Linear,
 }
 
-/// One or two self attentions over the frames and a feed-forward part.
+/// One or two temporal self-attentions and a feed-forward network.
 ///
-/// The positions are added after each norm, so they enter the queries, keys and values, not the residual.
+/// Positions are added after each norm, so they affect the queries, keys and values but not the residual.
 #[derive(Clone, Debug)]
 struct Block {
     norm1: LayerNorm,
@@ -102,7 +103,7 @@ struct Block {
     positions: Table,
 }
 
-/// The table of positions, computed when it is first needed: its size is in no file's header.
+/// The position table, computed on first use, because no file header bounds its size.
 #[derive(Clone, Debug)]
 struct Table {
     longest: usize,
@@ -128,7 +129,7 @@ impl Table {
 }
 
 impl MotionModule {
-    /// For `channels` channels; `groups` is the UNet's.
+    /// Loads a module with `channels` channels; `groups` is the UNet's number of norm groups.
     pub fn new(
         config: &MotionConfig,
         channels: usize,
@@ -163,11 +164,11 @@ impl MotionModule {
         })
     }
 
-    /// `(batch*frames, channels, height, width)` to the same.
+    /// Maps `(batch*frames, channels, height, width)` to the same shape.
     ///
     /// # Errors
     ///
-    /// When there are more frames than positions.
+    /// More frames than positions.
     pub fn forward(
         &self,
         x: &Tensor,
@@ -183,8 +184,8 @@ impl MotionModule {
         };
         let (pixels, shape) = (height * width, (batch, frames, height * width, channels));
         let tokens_of = |x: &Tensor| tokens(x)?.reshape(shape);
-        // Own attention takes frames from where they are. Otherwise they are wanted side by side, and moving them here,
-        // every pixel as a clip of its own, is moving them once.
+        // This crate's attention kernels read frames in place. Otherwise frames must be contiguous, and transposing
+        // once here, with every pixel as a sequence of its own, avoids doing so in each attention.
         let moved = !kernels::keeps_channels_last(x.device());
         let gather = |y: Tensor| {
             if !moved {
@@ -206,7 +207,7 @@ impl MotionModule {
 }
 
 impl Block {
-    /// Over `(batch, frames, pixels, channels)`.
+    /// Maps `(batch, frames, pixels, channels)` to the same shape.
     fn forward(&self, x: &Tensor, stop: &Stop) -> Result<Tensor> {
         let (_, frames, pixels, _) = x.dims4()?;
         let table = self.positions.first(frames)?;

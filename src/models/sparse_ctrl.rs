@@ -1,6 +1,6 @@
-//! SparseCtrl: a ControlNet with motion modules, which is given hints for some frames and fills in the others.
+//! SparseCtrl: a ControlNet with motion modules that takes hints for some frames and propagates them to the others.
 //!
-//! Guo et al. (2023), "SparseCtrl". It does not see the noisy latents: zeros stand in their place. See
+//! Guo et al. (2023), "SparseCtrl". Its input is zeros in place of the noisy latents. See
 //! `animatediff/models/sparse_controlnet.py` of guoyww/AnimateDiff@cf80ddeb47b69cf0b16f225800de081d486d7f21.
 
 use crate::weights::VarBuilder;
@@ -15,28 +15,28 @@ use crate::models::{MOST_CHANNELS, possible_widths, supported, within};
 use crate::nn::{Conv2d, ConvOptions};
 use crate::{Result, Stop};
 
-/// The sizes of a SparseCtrl network, as in diffusers' `config.json`. The defaults are those of the published one that
-/// follows pictures.
+/// Configuration of a SparseCtrl network, as in diffusers' `config.json`. The defaults are those of the published RGB
+/// network.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct SparseCtrlConfig {
-    /// Channels of the hint without its mask: 4 of latents, 3 of pixels.
+    /// Channels of the hint without its mask: 4 for latents, 3 for pixels.
     pub conditioning_channels: usize,
-    /// Channels of each level of the network that shrinks pixels: 16, 32, 96, 256.
+    /// Channels of each level of the hint embedding for pixels: 16, 32, 96, 256.
     pub conditioning_embedding_out_channels: Vec<usize>,
-    /// `rgb`.
+    /// Channel order of the hint: `rgb`.
     pub controlnet_conditioning_channel_order: String,
-    /// Whether the hint is latents of pictures, which one convolution reads, and not pixels.
+    /// Whether the hint is latents, embedded by a single convolution, rather than pixels.
     pub use_simplified_condition_embedding: bool,
-    /// Whether a last channel of the hint tells frames with a hint from others. True.
+    /// Whether the hint has a mask channel that marks frames with a hint. True.
     pub concat_conditioning_mask: bool,
-    /// Whether only means are added. False.
+    /// Whether residuals are averaged over height and width. False.
     pub global_pool_conditions: bool,
-    /// Longest clip, in frames: 32.
+    /// Maximum clip length in frames: 32.
     pub motion_max_seq_length: usize,
-    /// Attention heads of the motion modules, 8.
+    /// Number of attention heads of the motion modules, 8.
     pub motion_num_attention_heads: usize,
-    /// The sizes that it shares with the UNet.
+    /// The configuration shared with the UNet.
     #[serde(flatten)]
     pub unet: UNetConfig,
 }
@@ -48,7 +48,7 @@ impl Default for SparseCtrlConfig {
 }
 
 impl SparseCtrlConfig {
-    /// The usual network beside a UNet: it follows pictures.
+    /// The standard RGB network for a UNet.
     pub fn beside(unet: &UNetConfig) -> Self {
         Self {
             conditioning_channels: 4,
@@ -63,19 +63,19 @@ impl SparseCtrlConfig {
         }
     }
 
-    /// The usual network that follows drawings.
+    /// The standard scribble network.
     #[must_use]
     pub fn scribble(self) -> Self {
         Self { conditioning_channels: 3, use_simplified_condition_embedding: false, ..self }
     }
 
-    /// How many pixels of the hint become one value on each side; `None` where the hint is latents.
+    /// Downsampling factor of the hint per axis; `None` if the hint is latents.
     pub fn factor(&self) -> Option<usize> {
         (!self.use_simplified_condition_embedding)
             .then(|| hint_factor(&self.conditioning_embedding_out_channels))
     }
 
-    /// Fails on a configuration that this program does not implement.
+    /// Checks that the configuration is supported.
     pub fn validate(&self) -> Result<()> {
         let name = "sparsectrl";
         let order = &self.controlnet_conditioning_channel_order;
@@ -90,7 +90,7 @@ impl SparseCtrlConfig {
         trunk::whole(&self.with_motion()).validate()
     }
 
-    /// The UNet whose first half this is, with its motion modules: they attend once, and the middle has none.
+    /// Configuration of the UNet with SparseCtrl's motion modules: a single attention each, and none in the mid block.
     pub(crate) fn with_motion(&self) -> UNetConfig {
         self.unet.clone().with_motion(MotionConfig {
             motion_num_attention_heads: self.motion_num_attention_heads,
@@ -101,7 +101,7 @@ impl SparseCtrlConfig {
     }
 }
 
-/// The network.
+/// A SparseCtrl network.
 #[derive(Clone, Debug)]
 pub struct SparseCtrl {
     config: SparseCtrlConfig,
@@ -109,7 +109,7 @@ pub struct SparseCtrl {
     trunk: Trunk,
 }
 
-/// What reads a hint and its mask.
+/// The embedding of a hint and its mask.
 #[derive(Clone, Debug)]
 enum Hint {
     Latents(Conv2d),
@@ -117,7 +117,7 @@ enum Hint {
 }
 
 impl SparseCtrl {
-    /// Reads the whole network.
+    /// Loads the network.
     pub fn new(config: &SparseCtrlConfig, vb: &VarBuilder) -> Result<Self> {
         config.validate()?;
         let trunk = Trunk::new(&config.with_motion(), vb)?;
@@ -133,20 +133,19 @@ impl SparseCtrl {
         Ok(Self { config: config.clone(), hint, trunk })
     }
 
-    /// Its configuration.
+    /// The configuration.
     pub fn config(&self) -> &SparseCtrlConfig {
         &self.config
     }
 
-    /// What the network starts from in a clip of `clip` frames, `(clip, channels, height', width')`: the same at
-    /// every step.
+    /// The embedded hints of a clip of `clip` frames, `(clip, channels, height', width')`: the same at every step.
     ///
-    /// `hint` `(hints, conditioning_channels, height, width)` belongs to the frames that `frames` lists, and is
-    /// latents or pixels in `[0, 1]`.
+    /// `hint` `(hints, conditioning_channels, height, width)` belongs to the frames in `frames`; it is latents or
+    /// pixels in `[0, 1]`.
     ///
     /// # Errors
     ///
-    /// When the shapes do not fit, or a frame is not in the clip.
+    /// Mismatched shapes, or a frame outside of the clip.
     pub fn embed(
         &self,
         hint: &Tensor,
@@ -158,7 +157,7 @@ impl SparseCtrl {
         if hints != frames.len() {
             candle_core::bail!("{hints} hints for {} frames", frames.len());
         }
-        // Frames without a hint have zeros; one of them stands for all.
+        // Frames without a hint are zeros; a single one of them is embedded.
         let (dtype, device) = (hint.dtype(), hint.device());
         let mask = Tensor::ones((hints, 1, height, width), dtype, device)?;
         let masked = Tensor::cat(&[hint, &mask], 1)?;
@@ -181,12 +180,12 @@ impl SparseCtrl {
         x.broadcast_add(&self.trunk.start(&Tensor::zeros(zeros, dtype, device)?)?)
     }
 
-    /// What is to be added to the UNet for clips whose [embedded](Self::embed) frames are `x`,
-    /// `(batch*frames, channels, height, width)`. `input` is the UNet's.
+    /// The residuals for clips with the [embedded](Self::embed) frames `x`, `(batch*frames, channels, height, width)`.
+    /// `input` is the UNet's.
     ///
     /// # Errors
     ///
-    /// When the shapes do not fit, or a clip has more frames than the motion modules know.
+    /// Mismatched shapes, or more frames than the motion modules support.
     pub fn forward(&self, x: &Tensor, input: &UNetInput<'_>) -> TensorResult<Residuals> {
         self.trunk.forward(x.clone(), input)
     }

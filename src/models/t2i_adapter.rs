@@ -1,6 +1,6 @@
-//! T2I-Adapter: a small network that turns a hint into features for every stage of the UNet's way down.
+//! T2I-Adapter: a small network that encodes a hint into features for every down block of the UNet.
 //!
-//! Mou et al. (2023). It sees neither noise nor time, so that its work is done once a clip. See
+//! Mou et al. (2023). It depends on neither noise nor timestep, so it runs once per clip. See
 //! `ldm/modules/encoders/adapter.py` of TencentARC/T2I-Adapter@686de4681515662c0ac2ffa07bf5dda83af1038a.
 
 use crate::weights::VarBuilder;
@@ -12,24 +12,24 @@ use crate::models::{MOST_LAYERS, MOST_STAGES, possible_widths, supported, within
 use crate::nn::{Conv2d, ConvOptions};
 use crate::{Result, Stop};
 
-/// The sizes of an adapter, as in diffusers' `config.json`. The defaults are those for Stable Diffusion 1.5.
+/// Configuration of a T2I-Adapter, as in diffusers' `config.json`. The defaults are those for Stable Diffusion 1.5.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct T2iAdapterConfig {
-    /// Channels of the hint: 3, or 1 of a grey one.
+    /// Channels of the hint: 3 for RGB, 1 for grayscale.
     pub in_channels: usize,
-    /// Channels of each stage: 320, 640, 1280, 1280. A light adapter's last stage is as wide as the one before it and
-    /// not listed.
+    /// Channels of each stage: 320, 640, 1280, 1280. The last stage of a light adapter has the width of the one before
+    /// and is not listed.
     pub channels: Vec<usize>,
-    /// Layers of a stage: 2, 4 in a light adapter.
+    /// Number of layers per stage: 2, or 4 in a light adapter.
     pub num_res_blocks: usize,
-    /// How many pixels become one value on each side before the first layer, 8.
+    /// Pixel unshuffle factor per axis before the first layer, 8.
     pub downscale_factor: usize,
-    /// `full_adapter` or `light_adapter`.
+    /// Type of the adapter: `full_adapter` or `light_adapter`.
     pub adapter_type: String,
 }
 
-/// The kinds of adapters.
+/// The adapter types.
 const FULL: &str = "full_adapter";
 const LIGHT: &str = "light_adapter";
 
@@ -51,13 +51,13 @@ impl T2iAdapterConfig {
         Self { channels: vec![320, 640, 1280], num_res_blocks: 4, ..Self::default() }.lighter()
     }
 
-    /// A light adapter of these sizes.
+    /// A light adapter with the same sizes.
     #[must_use]
     pub fn lighter(self) -> Self {
         Self { adapter_type: LIGHT.into(), ..self }
     }
 
-    /// Whether it is a light one.
+    /// Returns whether this is a light adapter.
     pub fn is_light(&self) -> bool {
         self.adapter_type == LIGHT
     }
@@ -68,7 +68,7 @@ impl T2iAdapterConfig {
         self.channels.iter().chain(last).copied().collect()
     }
 
-    /// Fails on a configuration that this program does not implement.
+    /// Checks that the configuration is supported.
     pub fn validate(&self) -> Result<()> {
         let name = "t2i-adapter";
         let known = [FULL.to_owned(), LIGHT.to_owned()];
@@ -79,13 +79,13 @@ impl T2iAdapterConfig {
         within(name, "downscale_factor", self.downscale_factor, 1..=1 << (MOST_STAGES - 1))
     }
 
-    /// Channels of the first layer's input: those of all pixels that become one value.
+    /// Input channels of the first layer, after the pixel unshuffle.
     pub(crate) fn unshuffled(&self) -> usize {
         self.in_channels * self.downscale_factor * self.downscale_factor
     }
 }
 
-/// The network.
+/// A T2I-Adapter.
 #[derive(Clone, Debug)]
 pub struct T2iAdapter {
     config: T2iAdapterConfig,
@@ -93,7 +93,7 @@ pub struct T2iAdapter {
     stages: Vec<Stage>,
 }
 
-/// One resolution.
+/// The layers of one resolution.
 #[derive(Clone, Debug)]
 struct Stage {
     halves: bool,
@@ -102,7 +102,7 @@ struct Stage {
     conv_out: Option<Conv2d>,
 }
 
-/// Two convolutions with a ReLU between them, beside a shortcut.
+/// Two convolutions with a ReLU between them, and a residual.
 #[derive(Clone, Debug)]
 struct Layer {
     first: Conv2d,
@@ -110,7 +110,7 @@ struct Layer {
 }
 
 impl T2iAdapter {
-    /// Reads the whole network.
+    /// Loads the network.
     pub fn new(config: &T2iAdapterConfig, vb: &VarBuilder) -> Result<Self> {
         config.validate()?;
         let vb = vb.pp("adapter");
@@ -135,17 +135,17 @@ impl T2iAdapter {
         Ok(Self { config: config.clone(), conv_in, stages })
     }
 
-    /// Its configuration.
+    /// The configuration.
     pub fn config(&self) -> &T2iAdapterConfig {
         &self.config
     }
 
-    /// Features of each stage, `(frames, channels, height', width')`, of a hint `(frames, in_channels, height, width)`
-    /// in `[0, 1]`.
+    /// The features of each stage, `(frames, channels, height', width')`, of a hint
+    /// `(frames, in_channels, height, width)` in `[0, 1]`.
     ///
     /// # Errors
     ///
-    /// When height or width is no multiple of `downscale_factor`, or the channels are others.
+    /// A height or width that is not a multiple of `downscale_factor`, or a wrong number of channels.
     pub fn forward(&self, hint: &Tensor, stop: &Stop) -> TensorResult<Vec<Tensor>> {
         let mut x = unshuffle(hint, self.config.downscale_factor)?;
         if let Some(conv) = &self.conv_in {
@@ -171,7 +171,7 @@ impl Stage {
         Ok(Self { halves: false, conv_in, layers, conv_out: None })
     }
 
-    /// Works in a quarter of the channels.
+    /// A stage of a light adapter, whose layers have a quarter of the channels.
     fn light(inputs: usize, width: usize, layers: usize, vb: &VarBuilder) -> TensorResult<Self> {
         let inner = width / 4;
         let point = |from, to, name: &str| Conv2d::new(from, to, ConvOptions::POINT, &vb.pp(name));
@@ -212,20 +212,21 @@ impl Layer {
     }
 }
 
-/// `(batch, channels, height*factor, width*factor)` to `(batch, channels*factor*factor, height, width)`.
+/// Pixel unshuffle: `(batch, channels, height*factor, width*factor)` to
+/// `(batch, channels*factor*factor, height, width)`.
 fn unshuffle(x: &Tensor, factor: usize) -> TensorResult<Tensor> {
     let (batch, channels, height, width) = x.dims4()?;
     if height % factor != 0 || width % factor != 0 {
         candle_core::bail!("a hint of {width}x{height} is not divisible by {factor}");
     }
     let (height, width) = (height / factor, width / factor);
-    // Six dimensions in two goes, because copies of five and less are fast.
+    // Six dimensions in two steps, because copies of at most five dimensions are fast.
     x.reshape((batch * channels, height, factor, width, factor))?
         .permute((0, 2, 4, 1, 3))?
         .reshape((batch, channels * factor * factor, height, width))
 }
 
-/// Means of 2×2 pixels; at an odd edge, of those that there are.
+/// 2×2 average pooling; odd edges are averaged over the existing pixels.
 fn halve(x: &Tensor) -> TensorResult<Tensor> {
     let (_, _, height, width) = x.dims4()?;
     x.pad_with_same(2, 0, height % 2)?.pad_with_same(3, 0, width % 2)?.avg_pool2d(2)

@@ -1,4 +1,5 @@
-//! The first half of a UNet, read out at every skip: what ControlNet and SparseCtrl are built on.
+//! The down blocks and mid block of a UNet with an output at every skip connection, shared by ControlNet and
+//! SparseCtrl.
 
 use crate::weights::VarBuilder;
 use candle_core::{Result as TensorResult, Tensor};
@@ -7,7 +8,7 @@ use crate::models::unet::{Injection, Place, Residuals, Stage, UNetConfig, UNetIn
 use crate::nn::{Conv2d, ConvOptions, TimestepEmbedding};
 use crate::{Error, Result};
 
-/// The way down and the middle of a UNet, with a 1×1 convolution behind each result.
+/// The down blocks and mid block of a UNet, with a 1×1 convolution after each output.
 #[derive(Clone, Debug)]
 pub(super) struct Trunk {
     config: UNetConfig,
@@ -20,7 +21,7 @@ pub(super) struct Trunk {
 }
 
 impl Trunk {
-    /// Reads it under the names of diffusers' ControlNet. `config` says nothing of the way up.
+    /// Loads the weights under the names of diffusers' ControlNet. `config` does not describe the up blocks.
     pub(super) fn new(config: &UNetConfig, vb: &VarBuilder) -> Result<Self> {
         let config = whole(config);
         config.validate()?;
@@ -34,7 +35,7 @@ impl Trunk {
         let down = (0..widths.len())
             .map(|i| Stage::new(&config, Place::Down(i), &vb.pp("down_blocks").pp(i)))
             .collect::<TensorResult<_>>()?;
-        // What the skips have: the input, every layer, every change of size.
+        // Widths of the skip connections: the input, every layer, every downsampler.
         let mut skips = vec![first];
         for (i, &width) in widths.iter().enumerate() {
             let resampled = usize::from(i + 1 < widths.len());
@@ -63,28 +64,28 @@ impl Trunk {
         })
     }
 
-    /// What the first convolution makes of latents `(images, in_channels, height, width)`.
+    /// The first convolution, applied to latents `(images, in_channels, height, width)`.
     pub(super) fn start(&self, x: &Tensor) -> TensorResult<Tensor> {
         self.conv_in.forward(x)
     }
 
-    /// From behind the first convolution, `(images, channels, height, width)`, to the residuals. What `input` injects
-    /// is for the UNet and not looked at.
+    /// The residuals for the output of the first convolution, `(images, channels, height, width)`. `input.injection` is
+    /// meant for the UNet and ignored.
     pub(super) fn forward(&self, x: Tensor, input: &UNetInput<'_>) -> TensorResult<Residuals> {
         let input = UNetInput { injection: &Injection::default(), ..*input };
         let time = self.config.embed_time(&self.time_embedding, &[input.timestep], &x)?;
 
-        // Down, as in the UNet.
+        // Down blocks, as in the UNet.
         let mut skips = vec![x.clone()];
         let mut x = x;
         for stage in &self.down {
             x = stage.down(x, &time, &input, None, &mut skips)?;
         }
 
-        // Middle.
+        // Mid block.
         x = self.mid.mid(x, &time, &input)?;
 
-        // Out.
+        // Output convolutions.
         input.stop.check()?;
         let outs = self.skip_outs.iter().zip(&skips);
         let skips = outs.map(|(out, skip)| out.forward(skip)).collect::<TensorResult<_>>()?;
@@ -92,7 +93,7 @@ impl Trunk {
     }
 }
 
-/// The configuration of a UNet whose first half this is.
+/// The configuration of the UNet to which the down blocks belong.
 pub(super) fn whole(config: &UNetConfig) -> UNetConfig {
     let up_block_types = vec!["UpBlock2D".to_owned(); config.block_out_channels.len()];
     UNetConfig { up_block_types, ..config.clone() }

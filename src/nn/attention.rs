@@ -6,7 +6,7 @@ use candle_core::{Result, Tensor};
 use super::Linear;
 use crate::{Stop, kernels};
 
-/// Attention from tokens to themselves or to a context.
+/// Multi-head self-attention or cross-attention.
 #[derive(Clone, Debug)]
 pub struct Attention {
     to_q: Linear,
@@ -16,19 +16,19 @@ pub struct Attention {
     heads: usize,
 }
 
-/// Keys and values from elsewhere, which queries look at apart from their context.
+/// Keys and values of an additional context, which is attended to separately from the main one.
 #[derive(Clone, Debug)]
 pub struct SideContext {
-    /// `(batch / n, tokens, width)`, as [`Attention`] computes them of a context.
+    /// Keys, `(batch / n, tokens, width)`, as [`Attention`] computes them from a context.
     pub keys: Tensor,
-    /// The same shape.
+    /// Values, of the same shape.
     pub values: Tensor,
-    /// How much what is found counts, for every query: broadcast to `(batch, queries, width)`. All of it if absent.
+    /// Weights of the attention output, broadcast to `(batch, queries, width)`; 1 if `None`.
     pub weights: Option<Tensor>,
 }
 
 impl Attention {
-    /// The form of transformer blocks: no biases but that of the output.
+    /// The variant of transformer blocks: only the output layer has a bias.
     pub fn new(width: usize, context: usize, heads: usize, vb: &VarBuilder) -> Result<Self> {
         let attention = Self {
             to_q: Linear::without_bias(width, width, &vb.pp("to_q"))?,
@@ -41,7 +41,7 @@ impl Attention {
         Ok(attention)
     }
 
-    /// The form of the VAE: biases everywhere.
+    /// The variant of the VAE: all layers have a bias.
     pub fn with_bias(width: usize, heads: usize, vb: &VarBuilder) -> Result<Self> {
         let attention = Self {
             to_q: Linear::new(width, width, &vb.pp("to_q"))?,
@@ -54,15 +54,15 @@ impl Attention {
         Ok(attention)
     }
 
-    /// `x` `(batch, tokens, width)` looks at `context` `(batch / n, tokens', context width)`; `residual`, of the shape
-    /// of `x`, is added.
+    /// Attention from `x` `(batch, tokens, width)` to `context` `(batch / n, tokens', context width)`; `residual`, of
+    /// the shape of `x`, is added.
     ///
-    /// Where a context serves `n` consecutive entries of the batch (the frames of a clip), their queries are
-    /// simply more queries of one sequence: the keys are neither repeated nor computed twice.
+    /// If a context is shared by `n` consecutive entries of the batch (the frames of a clip), their queries are joined
+    /// into one sequence, so keys are neither repeated nor computed twice.
     ///
     /// # Errors
     ///
-    /// When the batch is not a multiple of the context's.
+    /// A batch that is not a multiple of the context's.
     pub fn forward_onto(
         &self,
         x: &Tensor,
@@ -73,7 +73,7 @@ impl Attention {
         self.forward_beside(x, (context, &[]), residual, stop)
     }
 
-    /// [`forward_onto`](Self::forward_onto), with what the same queries find in other contexts added before the output
+    /// [`forward_onto`](Self::forward_onto) with attention to side contexts, whose outputs are added before the output
     /// layer.
     pub fn forward_beside(
         &self,
@@ -95,7 +95,7 @@ impl Attention {
         self.to_out.forward_until(&y, Some(residual), stop)
     }
 
-    /// What queries `(batch, tokens, width)` find in keys and values `(batch / n, tokens', width)`.
+    /// The attention output of queries `(batch, tokens, width)` with keys and values `(batch / n, tokens', width)`.
     fn find(&self, q: &Tensor, k: &Tensor, v: &Tensor, stop: &Stop) -> Result<Tensor> {
         let (batch, tokens, width) = q.dims3()?;
         let contexts = k.dim(0)?;
@@ -110,12 +110,12 @@ impl Attention {
         y.reshape((batch, tokens, width))
     }
 
-    /// Every pixel of `x` `(batch, frames, pixels, width)` looks at itself in all frames; `residual`, of the shape of
+    /// Attention of every pixel of `x` `(batch, frames, pixels, width)` over all frames; `residual`, of the shape of
     /// `x`, is added.
     ///
     /// # Errors
     ///
-    /// When shapes do not agree.
+    /// Mismatched shapes.
     pub fn forward_over_frames(
         &self,
         x: &Tensor,
@@ -135,7 +135,7 @@ impl Attention {
     }
 }
 
-/// Comes after the weights: where those are of another width, that is what is wrong.
+/// Checks that `heads` divides `width`. Called after loading, so that weights of another width are reported first.
 pub(crate) fn check_heads(width: usize, heads: usize, vb: &VarBuilder) -> Result<()> {
     if heads == 0 || !width.is_multiple_of(heads) {
         let name = vb.prefix();

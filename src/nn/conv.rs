@@ -1,31 +1,31 @@
-//! Convolution over an image.
+//! 2D convolution.
 
 use crate::weights::VarBuilder;
 use candle_core::{Result, Tensor};
 
 use crate::kernels::{self, ConvArgs, Weights};
 
-/// The sizes of a [`Conv2d`].
+/// Options of a [`Conv2d`].
 #[derive(Clone, Copy, Debug)]
 pub struct ConvOptions {
-    /// Side of the square kernel.
+    /// Height and width of the kernel.
     pub kernel: usize,
-    /// Zeros before the first and after the last line and column.
+    /// Zero padding before the first and after the last row and column.
     pub padding: (usize, usize),
-    /// Step between outputs.
+    /// Stride.
     pub stride: usize,
-    /// Whether a bias is stored.
+    /// Whether the layer has a bias.
     pub bias: bool,
 }
 
 impl ConvOptions {
-    /// 3×3 that keeps the size.
+    /// A 3×3 convolution that keeps the size.
     pub const SAME_3X3: Self = Self { kernel: 3, padding: (1, 1), stride: 1, bias: true };
-    /// 1×1.
+    /// A 1×1 convolution.
     pub const POINT: Self = Self { kernel: 1, padding: (0, 0), stride: 1, bias: true };
 }
 
-/// A convolution with a square kernel.
+/// A 2D convolution with a square kernel.
 #[derive(Clone, Debug)]
 pub struct Conv2d {
     weights: Weights,
@@ -33,7 +33,7 @@ pub struct Conv2d {
 }
 
 impl Conv2d {
-    /// Reads `weight` `(outputs, inputs, kernel, kernel)` and `bias` `(outputs)`.
+    /// Loads `weight` `(outputs, inputs, kernel, kernel)` and `bias` `(outputs)`.
     pub fn new(
         inputs: usize,
         outputs: usize,
@@ -45,13 +45,13 @@ impl Conv2d {
         Ok(Self { weights: Weights::quantized(&weight, bias.as_ref(), vb.quantize())?, options })
     }
 
-    /// `(batch, inputs, height, width)` to `(batch, outputs, height', width')`.
+    /// Maps `(batch, inputs, height, width)` to `(batch, outputs, height', width')`.
     pub fn forward(&self, x: &Tensor) -> Result<Tensor> {
         self.forward_with(x, ConvArgs::default())
     }
 
-    /// [`forward`](Self::forward) with what else is to be done on the way; padding and stride are those of this layer,
-    /// whatever `args` says.
+    /// [`forward`](Self::forward) with fused operations; padding and stride of `args` are replaced by those of the
+    /// layer.
     pub fn forward_with(&self, x: &Tensor, args: ConvArgs<'_>) -> Result<Tensor> {
         let ConvOptions { padding, stride, .. } = self.options;
         kernels::conv2d(x, &self.weights, &ConvArgs { padding, stride, ..args })

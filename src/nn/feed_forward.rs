@@ -1,4 +1,4 @@
-//! The gated feed-forward part of a transformer block.
+//! The gated feed-forward network of a transformer block.
 
 use crate::weights::VarBuilder;
 use candle_core::{Result, Tensor};
@@ -6,7 +6,7 @@ use candle_core::{Result, Tensor};
 use super::Linear;
 use crate::Stop;
 
-/// `Linear(width → 8 width)`, gated GELU, `Linear(4 width → width)`.
+/// Feed-forward network: `Linear(width → 8 width)`, gated GELU, `Linear(4 width → width)`.
 #[derive(Clone, Debug)]
 pub struct FeedForward {
     proj: Linear,
@@ -14,7 +14,7 @@ pub struct FeedForward {
 }
 
 impl FeedForward {
-    /// Reads `net.0.proj` and `net.2`.
+    /// Loads `net.0.proj` and `net.2`.
     pub fn new(width: usize, vb: &VarBuilder) -> Result<Self> {
         Ok(Self {
             proj: Linear::gated(width, 4 * width, &vb.pp("net.0.proj"))?,
@@ -22,7 +22,7 @@ impl FeedForward {
         })
     }
 
-    /// `(batch, tokens, width)` to the same; `residual` is added.
+    /// Maps `(batch, tokens, width)` to the same shape; `residual` is added.
     pub fn forward_onto(&self, x: &Tensor, residual: &Tensor, stop: &Stop) -> Result<Tensor> {
         self.out.forward_until(&self.proj.forward_until(x, None, stop)?, Some(residual), stop)
     }

@@ -1,4 +1,4 @@
-//! `y = x Wᵀ + b`.
+//! Linear layer, `y = x Wᵀ + b`.
 
 use crate::weights::VarBuilder;
 use candle_core::{Result, Tensor};
@@ -11,34 +11,34 @@ use crate::kernels::{self, Weights};
 pub struct Linear(Weights);
 
 impl Linear {
-    /// With a bias.
+    /// Loads a layer with a bias.
     pub fn new(inputs: usize, outputs: usize, vb: &VarBuilder) -> Result<Self> {
         let (weight, bias) = (vb.get((outputs, inputs), "weight")?, vb.get(outputs, "bias")?);
         Ok(Self(Weights::quantized(&weight, Some(&bias), vb.quantize())?))
     }
 
-    /// Without a bias.
+    /// Loads a layer without a bias.
     pub fn without_bias(inputs: usize, outputs: usize, vb: &VarBuilder) -> Result<Self> {
         Ok(Self(Weights::quantized(&vb.get((outputs, inputs), "weight")?, None, vb.quantize())?))
     }
 
-    /// With a bias and a gated GELU: values and gates are the first and the second half of `2 outputs` rows.
+    /// Loads a layer with a bias and a gated GELU: values and gates are the first and second half of `2 outputs` rows.
     pub fn gated(inputs: usize, outputs: usize, vb: &VarBuilder) -> Result<Self> {
         let weight = vb.get((2 * outputs, inputs), "weight")?;
         Ok(Self(Weights::gated(&weight, Some(&vb.get(2 * outputs, "bias")?), vb.quantize())?))
     }
 
-    /// `(.., inputs)` to `(.., outputs)`.
+    /// Maps `(.., inputs)` to `(.., outputs)`.
     pub fn forward(&self, x: &Tensor) -> Result<Tensor> {
         kernels::linear(x, &self.0, None)
     }
 
-    /// [`forward`](Self::forward), and `residual` `(.., outputs)` added.
+    /// [`forward`](Self::forward) plus `residual` `(.., outputs)`.
     pub fn forward_onto(&self, x: &Tensor, residual: &Tensor) -> Result<Tensor> {
         kernels::linear(x, &self.0, Some(residual))
     }
 
-    /// [`forward`](Self::forward), or [`forward_onto`](Self::forward_onto), until `stop`.
+    /// [`forward`](Self::forward) or [`forward_onto`](Self::forward_onto), cancelled by `stop`.
     pub fn forward_until(
         &self,
         x: &Tensor,

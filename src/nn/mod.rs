@@ -1,6 +1,7 @@
-//! Layers: sizes in, weights from a [`VarBuilder`](crate::weights::VarBuilder), `forward` out. They know no model.
+//! Layers, built from sizes and a [`VarBuilder`](crate::weights::VarBuilder), with a `forward` function. They are
+//! independent of any model.
 //!
-//! The names that a constructor asks for are those of diffusers.
+//! Tensor names are those of diffusers.
 
 mod attention;
 mod conv;

@@ -1,11 +1,11 @@
-//! Normalization with f32 statistics.
+//! Group and layer normalization with f32 statistics.
 
 use crate::weights::VarBuilder;
 use candle_core::{Result, Tensor};
 
 use crate::kernels::{self, GroupNormOptions, Positions};
 
-/// Group normalization of images, alone or followed by SiLU.
+/// Group normalization of images, optionally followed by SiLU.
 #[derive(Clone, Debug)]
 pub struct GroupNorm {
     weight: Tensor,
@@ -15,7 +15,7 @@ pub struct GroupNorm {
 }
 
 impl GroupNorm {
-    /// Reads `weight` and `bias`, `(channels)` each.
+    /// Loads `weight` and `bias`, `(channels)` each.
     pub fn new(groups: usize, channels: usize, eps: f64, vb: &VarBuilder) -> Result<Self> {
         let weight = vb.get(channels, "weight")?;
         let bias = vb.get(channels, "bias")?;
@@ -26,12 +26,12 @@ impl GroupNorm {
         Ok(Self { weight, bias, groups, eps })
     }
 
-    /// Normalizes every image of `(batch, channels, height, width)` by itself.
+    /// Normalizes every image of `(batch, channels, height, width)` separately.
     pub fn forward(&self, x: &Tensor) -> Result<Tensor> {
         self.run(x, 1, false)
     }
 
-    /// [`forward`](Self::forward), then SiLU.
+    /// [`forward`](Self::forward) followed by SiLU.
     pub fn forward_silu(&self, x: &Tensor) -> Result<Tensor> {
         self.run(x, 1, true)
     }
@@ -56,17 +56,17 @@ pub struct LayerNorm {
 }
 
 impl LayerNorm {
-    /// Reads `weight` and `bias`, `(width)` each.
+    /// Loads `weight` and `bias`, `(width)` each.
     pub fn new(width: usize, eps: f64, vb: &VarBuilder) -> Result<Self> {
         Ok(Self { weight: vb.get(width, "weight")?, bias: vb.get(width, "bias")?, eps })
     }
 
-    /// `(.., width)` to the same.
+    /// Maps `(.., width)` to the same shape.
     pub fn forward(&self, x: &Tensor) -> Result<Tensor> {
         kernels::layer_norm(x, &self.weight, &self.bias, self.eps, None)
     }
 
-    /// [`forward`](Self::forward), and positions added.
+    /// [`forward`](Self::forward) plus positions.
     pub fn forward_at(&self, x: &Tensor, positions: &Positions<'_>) -> Result<Tensor> {
         kernels::layer_norm(x, &self.weight, &self.bias, self.eps, Some(positions))
     }

@@ -1,4 +1,4 @@
-//! Halving and doubling the resolution.
+//! Downsampling and upsampling by a factor of 2.
 
 use crate::weights::VarBuilder;
 use candle_core::{Result, Tensor};
@@ -7,12 +7,12 @@ use super::{Conv2d, ConvOptions};
 use crate::Stop;
 use crate::kernels::ConvArgs;
 
-/// Where a [`Downsample`] puts its zeros.
+/// Zero padding of a [`Downsample`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum DownsamplePadding {
-    /// One on every side: the UNet.
+    /// One pixel on every side, as in the UNet.
     Around,
-    /// One right and one below: the VAE's encoder.
+    /// One pixel on the right and at the bottom, as in the VAE encoder.
     RightBottom,
 }
 
@@ -23,7 +23,7 @@ pub struct Downsample {
 }
 
 impl Downsample {
-    /// Reads `conv`.
+    /// Loads `conv`.
     pub fn new(channels: usize, padding: DownsamplePadding, vb: &VarBuilder) -> Result<Self> {
         let padding = match padding {
             DownsamplePadding::Around => (1, 1),
@@ -33,27 +33,27 @@ impl Downsample {
         Ok(Self { conv: Conv2d::new(channels, channels, options, &vb.pp("conv"))? })
     }
 
-    /// `(batch, channels, height, width)` to `(batch, channels, height / 2, width / 2)`.
+    /// Maps `(batch, channels, height, width)` to `(batch, channels, height / 2, width / 2)`.
     pub fn forward(&self, x: &Tensor, stop: &Stop) -> Result<Tensor> {
         self.conv.forward_with(x, ConvArgs { stop: Some(stop), ..ConvArgs::default() })
     }
 }
 
-/// Nearest neighbour, then a 3×3 convolution.
+/// Nearest-neighbour upsampling and a 3×3 convolution.
 #[derive(Clone, Debug)]
 pub struct Upsample {
     conv: Conv2d,
 }
 
 impl Upsample {
-    /// Reads `conv`.
+    /// Loads `conv`.
     pub fn new(channels: usize, vb: &VarBuilder) -> Result<Self> {
         Ok(Self { conv: Conv2d::new(channels, channels, ConvOptions::SAME_3X3, &vb.pp("conv"))? })
     }
 
-    /// `(batch, channels, height, width)` to `(batch, channels, target height, target width)`.
+    /// Maps `(batch, channels, height, width)` to `(batch, channels, target height, target width)`.
     ///
-    /// The target is twice the size, or that of the next skip connection where sizes were odd.
+    /// The target is twice the size, or the size of the next skip connection if sizes were odd.
     pub fn forward(&self, x: &Tensor, target: (usize, usize), stop: &Stop) -> Result<Tensor> {
         let (stretch, stop) = (Some(target), Some(stop));
         self.conv.forward_with(x, ConvArgs { stretch, stop, ..ConvArgs::default() })

@@ -7,22 +7,22 @@ use super::{Conv2d, ConvOptions, GroupNorm, Linear};
 use crate::Stop;
 use crate::kernels::{self, ConvArgs};
 
-/// The sizes of a [`ResnetBlock`].
+/// Options of a [`ResnetBlock`].
 #[derive(Clone, Copy, Debug)]
 pub struct ResnetOptions {
-    /// Channels in.
+    /// Number of input channels.
     pub inputs: usize,
-    /// Channels out.
+    /// Number of output channels.
     pub outputs: usize,
-    /// Width of the time embedding; the VAE has none.
+    /// Width of the time embedding; `None` in the VAE.
     pub time_embedding: Option<usize>,
-    /// Groups of both norms.
+    /// Number of groups of both norms.
     pub groups: usize,
     /// Epsilon of both norms.
     pub eps: f64,
 }
 
-/// Norm, SiLU, convolution, the same again, and the input added.
+/// A residual block: norm, SiLU and convolution, twice, plus the input.
 #[derive(Clone, Debug)]
 pub struct ResnetBlock {
     norm1: GroupNorm,
@@ -34,7 +34,7 @@ pub struct ResnetBlock {
 }
 
 impl ResnetBlock {
-    /// Reads `norm1`, `conv1`, `time_emb_proj`, `norm2`, `conv2` and, where the widths differ, `conv_shortcut`.
+    /// Loads `norm1`, `conv1`, `time_emb_proj`, `norm2`, `conv2` and, if the widths differ, `conv_shortcut`.
     pub fn new(options: &ResnetOptions, vb: &VarBuilder) -> Result<Self> {
         let ResnetOptions { inputs, outputs, time_embedding, groups, eps } = *options;
         let same = ConvOptions::SAME_3X3;
@@ -52,16 +52,17 @@ impl ResnetBlock {
         })
     }
 
-    /// `(batch, inputs, height, width)` to `(batch, outputs, height, width)`.
+    /// Maps `(batch, inputs, height, width)` to `(batch, outputs, height, width)`.
     ///
-    /// `time` is the SiLU of the time embedding, `(times, width)`: each serves `batch / times` consecutive images.
+    /// `time` is the SiLU of the time embedding, `(times, width)`: each row applies to `batch / times` consecutive
+    /// images.
     pub fn forward(&self, x: &Tensor, time: Option<&Tensor>, stop: &Stop) -> Result<Tensor> {
         let plain = ConvArgs { stop: Some(stop), ..ConvArgs::default() };
         let shift = match (&self.time_emb_proj, time) {
             (Some(proj), Some(time)) => Some(proj.forward(time)?),
             _ => None,
         };
-        // A shift of all images alike costs nothing.
+        // A shift shared by all images is fused into the convolution at no cost.
         let (alike, each) = match shift {
             Some(shift) if shift.dim(0)? == 1 => (Some(shift.squeeze(0)?), None),
             other => (None, other),

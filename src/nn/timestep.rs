@@ -1,11 +1,12 @@
-//! What the network is told about the noise.
+//! Timestep embedding.
 
 use crate::weights::VarBuilder;
 use candle_core::{DType, Device, Result, Tensor};
 
 use super::Linear;
 
-/// The features `(1, width)` of a timestep: all cosines, then all sines, in f32.
+/// Sinusoidal features `(1, width)` of a timestep in f32: all sines, then all cosines, or the reverse if
+/// `cosines_first`.
 ///
 /// Frequencies are `10000^(-i / (half - shift))`. `cosines_first` is diffusers' `flip_sin_to_cos`.
 pub fn timestep_features(
@@ -30,7 +31,7 @@ pub fn timestep_features(
     Tensor::from_vec(features, (1, width), device)?.to_dtype(DType::F32)
 }
 
-/// Two linear layers with SiLU between them.
+/// Timestep embedding: two linear layers with SiLU between them.
 #[derive(Clone, Debug)]
 pub struct TimestepEmbedding {
     linear_1: Linear,
@@ -38,7 +39,7 @@ pub struct TimestepEmbedding {
 }
 
 impl TimestepEmbedding {
-    /// From `inputs` features to `outputs`.
+    /// Loads the layers from `inputs` features to `outputs`.
     pub fn new(inputs: usize, outputs: usize, vb: &VarBuilder) -> Result<Self> {
         Ok(Self {
             linear_1: Linear::new(inputs, outputs, &vb.pp("linear_1"))?,
@@ -46,7 +47,7 @@ impl TimestepEmbedding {
         })
     }
 
-    /// `(1, inputs)` to `(1, outputs)`.
+    /// Maps `(times, inputs)` to `(times, outputs)`.
     pub fn forward(&self, features: &Tensor) -> Result<Tensor> {
         self.linear_2.forward(&self.linear_1.forward(features)?.silu()?)
     }

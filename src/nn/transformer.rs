@@ -1,4 +1,4 @@
-//! The transformer over the pixels of an image.
+//! The spatial transformer over the pixels of an image.
 
 use crate::weights::VarBuilder;
 use candle_core::{Result, Tensor};
@@ -10,24 +10,24 @@ use crate::Stop;
 use crate::kernels::ConvArgs;
 use crate::kernels::layout::{picture, tokens};
 
-/// The sizes of a [`SpatialTransformer`].
+/// Options of a [`SpatialTransformer`].
 #[derive(Clone, Copy, Debug)]
 pub struct TransformerOptions {
-    /// Channels in and out.
+    /// Number of input and output channels.
     pub channels: usize,
-    /// Attention heads.
+    /// Number of attention heads.
     pub heads: usize,
-    /// Width of the text context.
+    /// Width of the text embeddings.
     pub context: usize,
-    /// Blocks.
+    /// Number of blocks.
     pub depth: usize,
-    /// Groups of the norm.
+    /// Number of groups of the norm.
     pub groups: usize,
-    /// Whether the projections are linear layers (Stable Diffusion 2) or 1×1 convolutions (1.5).
+    /// Whether the projections are linear layers (Stable Diffusion 2) rather than 1×1 convolutions (1.5).
     pub linear_projection: bool,
 }
 
-/// Norm, projection, blocks over the pixels, projection, and the input added.
+/// Spatial transformer: norm, projection, transformer blocks over the pixels, projection, plus the input.
 #[derive(Clone, Debug)]
 pub struct SpatialTransformer {
     norm: GroupNorm,
@@ -53,7 +53,7 @@ impl Projection {
     }
 }
 
-/// Self attention, cross attention, feed-forward; each after a norm and added to its input.
+/// Self-attention, cross-attention and feed-forward network, each pre-norm with a residual.
 #[derive(Clone, Debug)]
 struct Block {
     norm1: LayerNorm,
@@ -92,7 +92,7 @@ impl Block {
 }
 
 impl SpatialTransformer {
-    /// Reads `norm`, `proj_in`, `transformer_blocks.N` and `proj_out`.
+    /// Loads `norm`, `proj_in`, `transformer_blocks.N` and `proj_out`.
     pub fn new(options: &TransformerOptions, vb: &VarBuilder) -> Result<Self> {
         let blocks = (0..options.depth)
             .map(|i| Block::new(options, &vb.pp("transformer_blocks").pp(i)))
@@ -105,9 +105,9 @@ impl SpatialTransformer {
         })
     }
 
-    /// `(batch*frames, channels, height, width)` to the same; `context` is `(batch, tokens, dim)`.
+    /// Maps `(batch*frames, channels, height, width)` to the same shape; `context` is `(batch, tokens, dim)`.
     ///
-    /// `sides` has a list for each block, or none for all.
+    /// `sides` has a list per block, or is empty.
     pub fn forward(
         &self,
         x: &Tensor,

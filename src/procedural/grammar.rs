@@ -1,7 +1,7 @@
-//! The words of captions, and what they mean in numbers.
+//! Words of captions and their numerical meanings.
 //!
-//! `a COLOR SHAPE MOTION on a BACKGROUND background`, always with `a`. Two kinds of captions are left out because
-//! nobody could see them: white on white, and circles or rings that spin.
+//! The form is `a COLOR SHAPE MOTION on a BACKGROUND background`, always with `a`. Two kinds of captions are excluded
+//! because they would not be visible: white on white, and circles or rings that spin.
 
 use std::fmt;
 use std::str::FromStr;
@@ -9,7 +9,7 @@ use std::str::FromStr;
 use crate::rng::Uniform;
 use crate::{Error, Result};
 
-/// A closed set of words, each with a meaning.
+/// Defines a closed set of words, each with a meaning.
 macro_rules! words {
     ($(#[$doc:meta])* $name:ident: $meaning:ty { $($(#[$item_doc:meta])* $item:ident $word:literal $value:expr,)+ }) => {
         $(#[$doc])*
@@ -19,7 +19,7 @@ macro_rules! words {
         }
 
         impl $name {
-            /// All of them, in the order of the documentation.
+            /// All words, in declaration order.
             pub const ALL: &[Self] = &[$(Self::$item,)+];
 
             /// The word in captions.
@@ -29,7 +29,7 @@ macro_rules! words {
                 }
             }
 
-            /// What the word means.
+            /// Meaning of the word.
             pub fn meaning(self) -> $meaning {
                 match self {
                     $(Self::$item => $value,)+
@@ -46,7 +46,7 @@ macro_rules! words {
 }
 
 words! {
-    /// The object's colour; it means 8-bit sRGB.
+    /// Colour of the object; its meaning is an 8-bit sRGB colour.
     Color: [u8; 3] {
         /// Red.
         Red "red" [230, 40, 40],
@@ -68,7 +68,7 @@ words! {
 }
 
 words! {
-    /// The background's colour; it means 8-bit sRGB.
+    /// Colour of the background; its meaning is an 8-bit sRGB colour.
     Background: [u8; 3] {
         /// Black.
         Black "black" [8, 8, 8],
@@ -84,7 +84,7 @@ words! {
 }
 
 words! {
-    /// The object's outline; it means in how many ways the outline can be turned onto itself, 0 for all.
+    /// Outline of the object; its meaning is the order of its rotational symmetry, 0 for any angle.
     Shape: usize {
         /// A disc.
         Circle "circle" 0,
@@ -100,46 +100,46 @@ words! {
 }
 
 words! {
-    /// What happens to the object; it means the cue by which a single frame shows it.
+    /// Motion of the object; its meaning is the cue that shows it in a single frame.
     ///
-    /// Motion modules see the text only through the features of single frames, so a word about motion must be
-    /// visible in each of them, as it is in photographs.
+    /// Motion modules receive the text only through the features of single frames, so the motion must be visible in
+    /// each of them, as in photographs.
     Motion: &'static str {
-        /// From right to left.
+        /// Motion from right to left.
         Left "moving left" "a tapering trail to its right",
-        /// From left to right.
+        /// Motion from left to right.
         Right "moving right" "a tapering trail to its left",
-        /// From bottom to top.
+        /// Motion from bottom to top.
         Up "moving up" "a tapering trail below it",
-        /// From top to bottom.
+        /// Motion from top to bottom.
         Down "moving down" "a tapering trail above it",
-        /// To about two and a half times its size.
+        /// Growth to about two and a half times the size.
         Growing "growing" "a thin line around it, at some distance",
-        /// The reverse.
+        /// The reverse of growth.
         Shrinking "shrinking" "a fading halo of its former size",
-        /// Clockwise, by about 150 degrees.
+        /// Clockwise rotation by about 150 degrees.
         Spinning "spinning" "fading copies at its former angles",
-        /// Up and down on a floor, twice.
+        /// Two bounces on a floor.
         Bouncing "bouncing" "the floor",
-        /// Nothing.
+        /// No motion.
         Still "standing still" "none of these",
     }
 }
 
-/// A caption taken apart.
+/// Parsed caption.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct Caption {
-    /// The object's colour.
+    /// Colour of the object.
     pub color: Color,
-    /// The object's outline.
+    /// Outline of the object.
     pub shape: Shape,
-    /// What happens to it.
+    /// Motion of the object.
     pub motion: Motion,
-    /// What it is in front of.
+    /// Background colour.
     pub background: Background,
 }
 
-/// A part of a caption that can be left out, to train on captions that do not tell everything.
+/// Part of a caption that can be dropped, to train on incomplete captions.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Part {
     /// The colour.
@@ -151,12 +151,12 @@ pub enum Part {
 }
 
 impl Part {
-    /// All of them.
+    /// All parts.
     pub const ALL: [Self; 3] = [Self::Color, Self::Motion, Self::Background];
 }
 
 impl Caption {
-    /// Whether somebody could see that it is true.
+    /// Returns whether the caption would be visible in a clip.
     pub fn is_visible(&self) -> bool {
         let Self { color, shape, motion, background } = *self;
         let is_white_on_white = color == Color::White && background == Background::White;
@@ -164,7 +164,7 @@ impl Caption {
         !is_white_on_white && !spins_unseen
     }
 
-    /// Every caption, in the order of their words.
+    /// All captions, in the order of their words.
     pub fn all() -> impl Iterator<Item = Self> {
         Color::ALL
             .iter()
@@ -182,7 +182,7 @@ impl Caption {
             .filter(Self::is_visible)
     }
 
-    /// Draws one: every word of every kind is equally likely, until the caption is visible.
+    /// Draws a random visible caption, with all words of a kind equally likely.
     pub fn draw(random: &mut Uniform) -> Self {
         loop {
             let caption = Self {
@@ -197,7 +197,7 @@ impl Caption {
         }
     }
 
-    /// The caption in words, without one of its parts.
+    /// Text of the caption, optionally without one of its parts.
     pub fn without(&self, part: Option<Part>) -> String {
         let mut text = String::from("a ");
         if part != Some(Part::Color) {
@@ -225,7 +225,7 @@ impl fmt::Display for Caption {
 impl FromStr for Caption {
     type Err = Error;
 
-    /// Reads a whole caption, in words of any case.
+    /// Parses a complete caption, ignoring case.
     fn from_str(text: &str) -> Result<Self> {
         let wrong = |reason: String| {
             Error::request("caption", reason)
@@ -238,7 +238,7 @@ impl FromStr for Caption {
     }
 }
 
-/// What of a text fits into an error.
+/// A text shortened for an error message.
 fn short(text: &str) -> String {
     text.chars().filter(|c| !c.is_control()).take(80).collect()
 }

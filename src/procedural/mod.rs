@@ -1,8 +1,8 @@
-//! Clips whose caption is the whole truth about them: data to train on, and to measure a model with.
+//! Procedural clips with exact captions, for training and for evaluation of a model.
 //!
-//! A caption is `a COLOR SHAPE MOTION on a BACKGROUND background`; [`grammar`] has the words and what they mean in
-//! numbers. [`Scene`] turns a caption and a seed into exactly one clip, at any size. [`Oracle`] looks at a clip,
-//! whoever made it, and says what it shows; it knows the words but shares no code with the renderer.
+//! A caption is `a COLOR SHAPE MOTION on a BACKGROUND background`; [`grammar`] has the words and their numerical
+//! meanings. [`Scene`] renders a caption and a seed to exactly one clip, at any size. [`Oracle`] recognises the
+//! content of any clip; it uses the same words but shares no code with the renderer.
 //!
 //! ```
 //! use animatelcm::procedural::{Caption, Oracle, Scene};

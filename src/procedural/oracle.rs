@@ -1,10 +1,10 @@
-//! What does a clip show? Measured, not compared with pictures of what it should show.
+//! Recognition of a clip's content by measurement, without reference images.
 //!
-//! The background is the median of the border; the object's colour that of the pixels which differ most from it. How
-//! far a pixel lies on the way from one to the other is its opacity, and only what is nearly opaque counts: trails and
-//! halos do not. The largest such patch of each frame is the object. Its shape is read off the Fourier components of
-//! its radius around its centre (three, four or five corners, or none, or a hole), and its motion off the tracks of
-//! its centre, its size and the phase of those components.
+//! The background is the median of the border; the object's colour is the median of the pixels which differ most from
+//! it. A pixel's opacity is its position between the two colours, and only nearly opaque pixels count, so trails and
+//! halos are ignored. The largest connected region of each frame is the object. Its shape follows from the Fourier
+//! components of its radius around its centre (three, four or five corners, or none, or a hole), and its motion from
+//! the tracks of its centre, its size and the phase of those components.
 
 use std::f64::consts::{PI, TAU};
 
@@ -12,26 +12,26 @@ use image::RgbImage;
 
 use super::{Background, Caption, Color, Motion, Shape};
 
-/// Reads clips. The fields are the limits between one answer and another; lengths are parts of the picture's side.
+/// Recogniser of procedural clips. The fields are its thresholds; lengths are fractions of the image's side.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Oracle {
-    /// The least difference between object and background, in 8-bit levels.
+    /// Minimum difference between object and background, in 8-bit levels.
     pub contrast: f64,
-    /// The least area of an object.
+    /// Minimum area of an object.
     pub area: f64,
-    /// The least way of an object that moves.
+    /// Minimum travel of a moving object.
     pub travel: f64,
-    /// The longest way of one that stands still.
+    /// Maximum travel of an object standing still.
     pub rest: f64,
-    /// The least ratio of sizes of one that grows.
+    /// Minimum size ratio of a growing object.
     pub growth: f64,
-    /// The least angle of one that spins, in radians.
+    /// Minimum rotation of a spinning object, in radians.
     pub turn: f64,
-    /// The least amplitude of the shape's Fourier component, as part of the mean radius, of one that has corners.
+    /// Minimum amplitude of the shape's Fourier component of a shape with corners, as a fraction of the mean radius.
     pub corners: f64,
-    /// The largest jerk of a steady object: the median third difference of its place and size.
+    /// Maximum jerk of a steady object: the median third difference of its position and size.
     pub jerk: f64,
-    /// The largest deviation of a steady background, in 8-bit levels.
+    /// Maximum deviation of a steady background, in 8-bit levels.
     pub flicker: f64,
 }
 
@@ -51,52 +51,52 @@ impl Default for Oracle {
     }
 }
 
-/// What was seen.
+/// Recognised content of a clip.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Seen {
-    /// The nearest known background.
+    /// Nearest known background.
     pub background: Background,
-    /// The nearest known colour, if there is an object.
+    /// Nearest known colour, if there is an object.
     pub color: Option<Color>,
-    /// The shape that most frames show, larger objects counting more.
+    /// Most frequent shape of the frames, weighted by object size.
     pub shape: Option<Shape>,
-    /// What happens, if it is something that has a word.
+    /// Motion, if it matches a known one.
     pub motion: Option<Motion>,
-    /// How far the object's centre gets, as part of the picture's side.
+    /// Travel of the object's centre, as a fraction of the image's side.
     pub travel: f64,
-    /// Its size at the end over that at the beginning.
+    /// Ratio of the final to the initial size.
     pub growth: f64,
-    /// By how much it turns, in radians, clockwise.
+    /// Rotation in radians, clockwise.
     pub turn: f64,
-    /// Whether object, shape and background last from frame to frame without jumps.
+    /// Whether object, shape and background are consistent from frame to frame without jumps.
     pub is_steady: bool,
 }
 
-/// Which parts of a caption are true.
+/// Comparison of a clip with the parts of a caption.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[allow(clippy::struct_excessive_bools)]
 pub struct Matches {
-    /// The background.
+    /// Whether the background is right.
     pub background: bool,
-    /// The colour.
+    /// Whether the colour is right.
     pub color: bool,
-    /// The shape.
+    /// Whether the shape is right.
     pub shape: bool,
-    /// The motion.
+    /// Whether the motion is right.
     pub motion: bool,
-    /// Whether it is steady, whatever it shows.
+    /// Whether the clip is steady, regardless of its content.
     pub steady: bool,
 }
 
 impl Matches {
-    /// Whether everything that the caption says is true.
+    /// Returns whether all parts of the caption are right.
     pub fn all(self) -> bool {
         self.background && self.color && self.shape && self.motion
     }
 }
 
 impl Seen {
-    /// Compares with a caption.
+    /// Compares the content with a caption.
     pub fn matches(&self, caption: &Caption) -> Matches {
         Matches {
             background: self.background == caption.background,
@@ -108,23 +108,23 @@ impl Seen {
     }
 }
 
-/// A colour that may lie between those of pixels.
+/// RGB colour with fractional components.
 type Rgb = [f64; 3];
 
-/// The object in one frame; lengths are parts of the picture's side.
+/// Object in one frame; lengths are fractions of the image's side.
 #[derive(Clone, Copy, Debug)]
 struct Object {
     x: f64,
     y: f64,
-    /// The radius of a disc of the same area.
+    /// Radius of a disc of the same area.
     size: f64,
     shape: Shape,
-    /// Complex Fourier components 3, 4 and 5 of the radius over the angle.
+    /// Complex Fourier components 3, 4 and 5 of the radius as a function of the angle.
     components: [(f64, f64); 3],
 }
 
 impl Oracle {
-    /// Looks at the frames of one clip, which have one size.
+    /// Recognises the content of a clip, whose frames have one size.
     pub fn look(&self, frames: &[RgbImage]) -> Seen {
         let borders: Vec<Rgb> = frames.iter().map(|frame| median(border(frame))).collect();
         let ground = median(frames.iter().flat_map(border));
@@ -145,7 +145,7 @@ impl Oracle {
         let objects: Vec<Option<Object>> =
             frames.iter().map(|frame| self.object(frame, ground, color)).collect();
         let found: Vec<Object> = objects.iter().copied().flatten().collect();
-        // What is there in only some frames has no track.
+        // An object missing in more than a quarter of the frames has no track.
         if found.len() * 4 < frames.len() * 3 || found.is_empty() {
             return seen;
         }
@@ -167,7 +167,7 @@ impl Oracle {
         seen
     }
 
-    /// The typical colour of what differs most from the background.
+    /// Median colour of the pixels that differ most from the background.
     fn object_color(&self, frames: &[RgbImage], ground: Rgb) -> Option<Rgb> {
         let mut chosen = Vec::new();
         for frame in frames {
@@ -183,7 +183,7 @@ impl Oracle {
         (!chosen.is_empty()).then(|| median(chosen))
     }
 
-    /// The largest opaque patch of a frame.
+    /// The object of a frame: its largest opaque region.
     fn object(&self, frame: &RgbImage, ground: Rgb, color: Rgb) -> Option<Object> {
         let (width, height) = (frame.width() as usize, frame.height() as usize);
         let way: Vec<f64> = (0..3).map(|i| color[i] - ground[i]).collect();
@@ -226,12 +226,12 @@ impl Oracle {
         Some(Object { x, y, size, shape, components })
     }
 
-    /// The word for a track.
+    /// Motion that matches a track.
     fn motion(&self, track: &Track) -> Option<Motion> {
         let (dx, dy) = track.travel();
         let (way_x, way_y) = (path(&track.x), path(&track.y));
         let travel = dx.hypot(dy);
-        // Up and down again: a way much longer than where it leads.
+        // Up and down again: a path much longer than its displacement.
         if way_y > 2.5 * self.travel && way_y > 2.0 * way_x && way_y > 2.0 * dy.abs() + self.travel
         {
             return Some(Motion::Bouncing);
@@ -266,7 +266,7 @@ impl Oracle {
     }
 }
 
-/// How an object changes over the frames in which it was found.
+/// Track of an object over the frames in which it was found.
 struct Track {
     x: Vec<f64>,
     y: Vec<f64>,
@@ -286,7 +286,8 @@ impl Track {
         let turn = place.map_or(0.0, |place| {
             let phases: Vec<f64> =
                 found.iter().map(|o| o.components[place].1.atan2(o.components[place].0)).collect();
-            // A shape that looks the same after a part of a turn: the phase runs as many times faster.
+            // The phase of a shape with rotational symmetry runs faster than the rotation, by the order of the
+            // symmetry.
             let wrapped = |step: f64| step - TAU * (step / TAU).round();
             let total: f64 = phases.windows(2).map(|pair| wrapped(pair[1] - pair[0])).sum();
             total / shape.meaning() as f64
@@ -294,7 +295,7 @@ impl Track {
         Self { x: of(|o| o.x), y: of(|o| o.y), size: of(|o| o.size), turn }
     }
 
-    /// From the mean of the first frames to that of the last.
+    /// Mean of the first frames and mean of the last frames.
     fn ends(values: &[f64]) -> (f64, f64) {
         let count = (values.len() / 5).max(1);
         let mean = |values: &[f64]| values.iter().sum::<f64>() / values.len().max(1) as f64;
@@ -311,7 +312,7 @@ impl Track {
         to / from.max(1e-9)
     }
 
-    /// How far the object is from moving smoothly. The median does not mind a bounce.
+    /// Deviation of the object from smooth motion. The median is robust to a bounce.
     fn jerk(&self) -> f64 {
         [&self.x, &self.y, &self.size]
             .map(|values| third_difference(values))
@@ -331,7 +332,7 @@ fn third_difference(values: &[f64]) -> f64 {
     jerks.get(jerks.len() / 2).copied().unwrap_or(0.0)
 }
 
-/// Opacities of a frame.
+/// Opacities of the pixels of a frame.
 struct Patch<'a> {
     solid: &'a [f64],
     width: usize,
@@ -339,7 +340,7 @@ struct Patch<'a> {
 }
 
 impl Patch<'_> {
-    /// Between the centres of four pixels; nothing outside.
+    /// Bilinear interpolation between pixel centres; zero outside.
     fn at(&self, x: f64, y: f64) -> f64 {
         let (x, y) = (x - 0.5, y - 0.5);
         let value = |x: f64, y: f64| {
@@ -352,7 +353,7 @@ impl Patch<'_> {
         row(top) * (1.0 - fy) + row(top + 1.0) * fy
     }
 
-    /// For each of many directions, the radius whose sector would have the area that is there.
+    /// Radius of the object in each of many directions: that of a sector with the same area.
     fn radii(&self, center: (f64, f64), reach: f64) -> Vec<f64> {
         const DIRECTIONS: usize = 90;
         const STEP: f64 = 0.25;
@@ -370,7 +371,7 @@ impl Patch<'_> {
         (0..DIRECTIONS).map(ray).collect()
     }
 
-    /// The mean opacity of a disc.
+    /// Mean opacity within a disc.
     fn mean_within(&self, center: (f64, f64), radius: f64) -> f64 {
         let (mut sum, mut count) = (0.0, 0.0);
         for i in -4i32..=4 {
@@ -386,7 +387,7 @@ impl Patch<'_> {
     }
 }
 
-/// The amplitude of `count` corners, as part of the mean, split into cosine and sine.
+/// Fourier component of `count` corners, as a fraction of the mean: cosine and sine amplitude.
 fn component(radii: &[f64], count: usize, mean: f64) -> (f64, f64) {
     let mut sum = (0.0, 0.0);
     for (i, radius) in radii.iter().enumerate() {
@@ -398,7 +399,7 @@ fn component(radii: &[f64], count: usize, mean: f64) -> (f64, f64) {
     (sum.0 * scale, sum.1 * scale)
 }
 
-/// Clears all but the largest patch of more than half opaque pixels and what touches it.
+/// Clears all pixels except the largest region of more than half opaque pixels and the pixels that touch it.
 fn keep_largest(solid: &mut [f64], width: usize, height: usize) {
     let mut labels = vec![0usize; solid.len()];
     let mut areas = vec![0usize];
@@ -431,7 +432,7 @@ fn keep_largest(solid: &mut [f64], width: usize, height: usize) {
     }
 }
 
-/// The pixels above, below, left and right.
+/// Indices of the pixels above, below, left and right.
 fn neighbours(i: usize, width: usize, height: usize) -> impl Iterator<Item = usize> {
     let (x, y) = (i % width, i / width);
     [
@@ -448,7 +449,7 @@ fn pixels(frame: &RgbImage) -> impl Iterator<Item = Rgb> {
     frame.pixels().map(|p| p.0.map(f64::from))
 }
 
-/// The outermost pixels: about three of a hundred on each side.
+/// Border pixels: about three percent of the size on each side.
 fn border(frame: &RgbImage) -> Vec<Rgb> {
     let (width, height) = frame.dimensions();
     let edge = (width.min(height) / 32).max(1);
@@ -459,7 +460,7 @@ fn border(frame: &RgbImage) -> Vec<Rgb> {
         .collect()
 }
 
-/// The median of each channel.
+/// Median of each channel.
 fn median(colors: impl IntoIterator<Item = Rgb>) -> Rgb {
     let colors: Vec<Rgb> = colors.into_iter().collect();
     let channel = |i: usize| {
@@ -477,7 +478,7 @@ fn distance(a: Rgb, b: Rgb) -> f64 {
     (0..3).map(|i| (a[i] - b[i]) * (a[i] - b[i])).sum::<f64>().sqrt()
 }
 
-/// The word whose colour is nearest. `words` is never empty.
+/// The word with the nearest colour. `words` is never empty.
 fn nearest<T: Copy>(words: &[T], color: Rgb, meaning: impl Fn(T) -> [u8; 3]) -> T {
     let far = |word: &T| distance(meaning(*word).map(f64::from), color);
     words.iter().copied().min_by(|a, b| far(a).total_cmp(&far(b))).unwrap_or(words[0])

@@ -1,13 +1,13 @@
-//! The outlines of shapes as signed distances.
+//! Outlines of shapes as signed distance functions.
 
 use std::f64::consts::{PI, TAU};
 
 use super::Shape;
 
-/// The points of a star lie on two circles; this is the ratio of their radii.
+/// Ratio of the inner to the outer radius of a star.
 const STAR_INNER: f64 = 0.45;
 
-/// A shape of circumscribed radius 1 around the origin, ready to be measured at many points.
+/// Outline of a shape with circumscribed radius 1 around the origin, prepared for many distance queries.
 #[derive(Clone, Debug)]
 pub(super) enum Outline {
     Disc,
@@ -17,7 +17,7 @@ pub(super) enum Outline {
 
 impl Outline {
     pub(super) fn new(shape: Shape) -> Self {
-        // Radii that give all shapes about the same area for the same size.
+        // Radii that give all shapes about the same area at the same size.
         let regular = |corners: usize, radius: f64, phase: f64| {
             let corner = |i: usize| {
                 let angle = TAU * i as f64 / corners as f64 + phase;
@@ -41,18 +41,18 @@ impl Outline {
         }
     }
 
-    /// How far a point is outside the outline; negative inside. `y` points down.
+    /// Signed distance of a point to the outline; negative inside. `y` points down.
     pub(super) fn distance(&self, x: f64, y: f64) -> f64 {
         match self {
             Self::Disc => x.hypot(y) - 1.0,
-            // From 0.55 to 1.1.
+            // Radii from 0.55 to 1.1.
             Self::Ring => (x.hypot(y) - 0.825).abs() - 0.275,
             Self::Polygon(corners) => polygon(corners, x, y),
         }
     }
 }
 
-/// The distance to a polygon's edge: the nearest of all edges, and the crossing number for its sign.
+/// Signed distance to a polygon: the distance to the nearest edge, with the sign by the crossing number.
 fn polygon(corners: &[(f64, f64)], x: f64, y: f64) -> f64 {
     let mut nearest = f64::INFINITY;
     let mut inside = false;

@@ -1,7 +1,7 @@
-//! A caption and a seed to exactly one clip.
+//! Renderer: draws exactly one clip from a caption and a seed.
 //!
-//! All lengths are parts of the picture's side, so a clip is the same at every size. A pixel's coverage is
-//! computed from its centre's distance to the outline, at most half a pixel being neither in nor out.
+//! All lengths are fractions of the image's side, so a clip is the same at every size. A pixel's coverage is computed
+//! from the distance of its centre to the outline, and is partial within half a pixel of the outline.
 
 use std::f64::consts::{PI, TAU};
 
@@ -11,36 +11,36 @@ use super::outline::Outline;
 use super::{Caption, Motion};
 use crate::rng::Uniform;
 
-/// How opaque a cue is at most; the object itself is opaque.
+/// Maximum opacity of a cue; the object itself is opaque.
 const CUE: f64 = 0.45;
 
-/// The height of the floor that things bounce on, from the top.
+/// Height of the floor for bouncing objects, from the top.
 const FLOOR: f64 = 0.88;
 
-/// Where an object is, how large, and at which angle.
+/// Position, size and angle of an object.
 #[derive(Clone, Copy, Debug, PartialEq)]
 struct Pose {
     x: f64,
     y: f64,
     radius: f64,
-    /// In radians, clockwise.
+    /// Angle in radians, clockwise.
     angle: f64,
 }
 
-/// One clip before it is drawn.
+/// A clip before it is rendered.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Scene {
     caption: Caption,
-    /// At the beginning and at the end; a bouncing object's height is added.
+    /// Poses at the beginning and at the end; the bounce height of a bouncing object is added.
     from: Pose,
     to: Pose,
-    /// How high it bounces, and where in its bounce it begins.
+    /// Bounce height, and initial phase of the bounce.
     height: f64,
     phase: f64,
 }
 
 impl Scene {
-    /// Draws what the caption leaves open: places, sizes, angles.
+    /// Draws what the caption leaves open: position, size, angle.
     pub fn new(caption: Caption, seed: u64) -> Self {
         let mut random = Uniform::new(seed);
         let mut between = |from: f64, to: f64| random.between(from, to);
@@ -51,7 +51,7 @@ impl Scene {
         let radius = between(0.15, 0.19);
         let turn = between(2.5, 2.8);
         let tilt = between(-0.12, 0.12);
-        // What travels is smaller, or its trail would not fit.
+        // Moving objects are smaller, to leave room for their trail.
         let light = 0.8 * radius;
 
         let place = |x: f64, y: f64, radius: f64| Pose { x, y, radius, angle: tilt };
@@ -61,7 +61,7 @@ impl Scene {
             Motion::Up => (place(across, start, light), place(across, end, light)),
             Motion::Down => (place(across, 1.0 - start, light), place(across, 1.0 - end, light)),
             Motion::Growing | Motion::Shrinking => {
-                // Nearer to the middle, or the largest would not fit.
+                // Closer to the centre, to leave room for the largest size.
                 let near = |v: f64| 0.5 + (v - 0.5) * 0.3;
                 let (small, large) =
                     (place(near(x), near(y), small), place(near(x), near(y), large));
@@ -80,17 +80,17 @@ impl Scene {
         Self { caption, from, to, height, phase }
     }
 
-    /// What it shows.
+    /// Caption of the scene.
     pub fn caption(&self) -> Caption {
         self.caption
     }
 
-    /// All frames, `side` pixels wide and high.
+    /// Renders all frames, `side` pixels wide and high.
     pub fn frames(&self, side: usize, frames: usize) -> Vec<RgbImage> {
         (0..frames).map(|i| self.frame(side, i, frames)).collect()
     }
 
-    /// Frame `index` of `frames`.
+    /// Renders frame `index` of `frames`.
     pub fn frame(&self, side: usize, index: usize, frames: usize) -> RgbImage {
         let time = index as f64 / frames.saturating_sub(1).max(1) as f64;
         let pose = self.pose(time);
@@ -120,7 +120,7 @@ impl Scene {
         })
     }
 
-    /// Where the object is at `time` in `[0, 1]`.
+    /// Pose of the object at `time` in `[0, 1]`.
     fn pose(&self, time: f64) -> Pose {
         let along = |from: f64, to: f64| from + (to - from) * time;
         let (from, to) = (self.from, self.to);
@@ -136,7 +136,7 @@ impl Scene {
         pose
     }
 
-    /// Former poses by which a still picture shows the motion, and how opaque each is.
+    /// Earlier poses that show the motion in a still image, each with its opacity.
     fn ghosts(&self, pose: Pose) -> Vec<(f64, Pose)> {
         let fading = |count: usize, former: &dyn Fn(f64) -> Pose| {
             let one = |i: usize| {
@@ -170,7 +170,7 @@ impl Scene {
 }
 
 impl Pose {
-    /// How far a point is outside the object.
+    /// Signed distance of a point to the object; negative inside.
     fn distance(&self, outline: &Outline, x: f64, y: f64) -> f64 {
         let (sin, cos) = self.angle.sin_cos();
         let (x, y) = ((x - self.x) / self.radius, (y - self.y) / self.radius);
@@ -178,7 +178,7 @@ impl Pose {
     }
 }
 
-/// How much of a pixel lies inside an outline that its centre is `distance` away from.
+/// Coverage of a pixel by an outline at signed distance `distance` from its centre.
 fn covered(distance: f64, pixel: f64) -> f64 {
     (0.5 - distance / pixel).clamp(0.0, 1.0)
 }
@@ -220,7 +220,7 @@ mod tests {
                 worst = worst.max((mean - i32::from(pixel[channel])).abs());
             }
         }
-        // Coverage by distance differs from the true area only at corners.
+        // Coverage by distance differs from the exact area only at corners.
         assert!(worst < 40, "{worst}");
     }
 

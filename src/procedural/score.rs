@@ -1,4 +1,4 @@
-//! How often a model tells the truth, and how sure that is.
+//! Score of a model's clips against their captions, with confidence intervals.
 
 use std::collections::BTreeMap;
 
@@ -6,12 +6,12 @@ use serde::{Serialize, Serializer, ser::SerializeStruct};
 
 use super::{Background, Caption, Color, Matches, Motion, Shape};
 
-/// Hits among trials.
+/// Number of hits and trials.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Count {
-    /// How often it was right.
+    /// Number of correct results.
     pub hits: usize,
-    /// How often it was asked.
+    /// Number of trials.
     pub trials: usize,
 }
 
@@ -21,12 +21,12 @@ impl Count {
         self.trials += 1;
     }
 
-    /// The share of hits; 0 without trials.
+    /// Share of hits; 0 without trials.
     pub fn share(self) -> f64 {
         self.hits as f64 / self.trials.max(1) as f64
     }
 
-    /// The 95 % confidence interval of the share: Wilson (1927). Everything without trials.
+    /// The 95 % confidence interval of the share: Wilson (1927). `(0, 1)` without trials.
     pub fn interval(self) -> (f64, f64) {
         const Z: f64 = 1.959_963_984_540_054;
         if self.trials == 0 {
@@ -35,7 +35,7 @@ impl Count {
         let (n, p) = (self.trials as f64, self.share());
         let middle = (p + Z * Z / (2.0 * n)) / (1.0 + Z * Z / n);
         let half = Z / (1.0 + Z * Z / n) * (p * (1.0 - p) / n + Z * Z / (4.0 * n * n)).sqrt();
-        // Rounding must not keep the ends from being exact.
+        // Keeps the ends exact in spite of rounding.
         let low = if self.hits == 0 { 0.0 } else { middle - half };
         let high = if self.hits == self.trials { 1.0 } else { middle + half };
         (low, high)
@@ -55,29 +55,29 @@ impl Serialize for Count {
     }
 }
 
-/// The truth of many clips.
+/// Counts of correct parts over many clips.
 #[derive(Clone, Debug, Default, PartialEq, Serialize)]
 pub struct Score {
-    /// Backgrounds.
+    /// Correct backgrounds.
     pub background: Count,
-    /// Colours.
+    /// Correct colours.
     pub color: Count,
-    /// Shapes.
+    /// Correct shapes.
     pub shape: Count,
-    /// Motions.
+    /// Correct motions.
     pub motion: Count,
-    /// All four at once.
+    /// Clips that are correct in all four.
     pub all: Count,
-    /// Steadiness, whatever is shown.
+    /// Steady clips, regardless of their content.
     pub steady: Count,
-    /// Motions by what was asked for.
+    /// Correct motions, by the caption's motion.
     pub motion_by_word: BTreeMap<&'static str, Count>,
-    /// Shapes by what was asked for.
+    /// Correct shapes, by the caption's shape.
     pub shape_by_word: BTreeMap<&'static str, Count>,
 }
 
 impl Score {
-    /// Counts one clip.
+    /// Adds one clip.
     pub fn add(&mut self, caption: &Caption, matches: Matches) {
         self.background.add(matches.background);
         self.color.add(matches.color);
@@ -89,7 +89,7 @@ impl Score {
         self.shape_by_word.entry(caption.shape.word()).or_default().add(matches.shape);
     }
 
-    /// The counts by name, in the order of a table, and what chance would give.
+    /// Counts by name in display order, each with the share expected by chance.
     pub fn rows(&self) -> [(&'static str, Count, Option<f64>); 6] {
         let chance = |words: usize| Some(1.0 / words as f64);
         let (colors, shapes) = (Color::ALL.len(), Shape::ALL.len());

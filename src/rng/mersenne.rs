@@ -1,21 +1,21 @@
-//! torch's CPU generator: mt19937 and the two ways in which `randn` uses it.
+//! torch's CPU generator: mt19937 and the two paths of `randn`.
 //!
 //! See `aten/src/ATen/core/MT19937RNGEngine.h`, `aten/src/ATen/core/DistributionsHelper.h` and
-//! `aten/src/ATen/native/cpu/DistributionTemplates.h` (pytorch@003dc3e) for the order in which
-//! words are consumed. Logarithm, sine and cosine are taken in f64 and rounded once, so that no
-//! platform's f32 library shows in the result; torch's own vector code is within 2.4e-7 of it.
+//! `aten/src/ATen/native/cpu/DistributionTemplates.h` (pytorch@003dc3e) for the order in which words are consumed.
+//! Logarithm, sine and cosine are computed in f64 and rounded once, so results do not depend on the platform's f32
+//! math library; torch's own vectorized code is within 2.4e-7 of them.
 
 use std::f32::consts::TAU;
 use std::f64;
 
-/// Words of state, and how far apart the two are that are mixed.
+/// Number of state words, and the distance between the two words that are mixed.
 const WORDS: usize = 624;
 const SHIFT: usize = 397;
 
-/// Values that are transformed together; shorter draws take the double-precision path.
+/// Number of values transformed together; shorter draws take the double-precision path.
 const BLOCK: usize = 16;
 
-/// The generator and the second half of the last pair that was drawn in double precision.
+/// Generator state, and the spare second value of the last pair drawn in double precision.
 #[derive(Clone, Debug)]
 pub(super) struct Mersenne {
     state: [u32; WORDS],
@@ -24,7 +24,7 @@ pub(super) struct Mersenne {
 }
 
 impl Mersenne {
-    /// A generator seeded as mt19937's reference initialisation.
+    /// A generator seeded with mt19937's reference initialisation.
     pub(super) fn new(seed: u32) -> Self {
         let mut state = [seed; WORDS];
         for i in 1..WORDS {
@@ -50,7 +50,7 @@ impl Mersenne {
         values
     }
 
-    /// One number by Box and Muller in double precision; every second one is a stored sine.
+    /// One value by Box-Muller in double precision; every second one is the stored sine.
     fn double(&mut self) -> f64 {
         if let Some(spare) = self.spare.take() {
             return spare;
@@ -61,14 +61,14 @@ impl Mersenne {
         radius * angle.cos()
     }
 
-    /// A number in `[0, 1)` with 53 random bits.
+    /// A value in `[0, 1)` with 53 random bits.
     fn uniform_double(&mut self) -> f64 {
         let high = u64::from(self.word());
         let bits = (high << 32) | u64::from(self.word());
         (bits & ((1 << 53) - 1)) as f64 / (1_u64 << 53) as f64
     }
 
-    /// Numbers in `[0, 1)` with 24 random bits each.
+    /// Fills `values` with numbers in `[0, 1)` of 24 random bits each.
     fn fill_uniform(&mut self, values: &mut [f32]) {
         for value in values {
             *value = (self.word() & 0x00FF_FFFF) as f32 / (1 << 24) as f32;
@@ -88,7 +88,7 @@ impl Mersenne {
         y ^ (y >> 18)
     }
 
-    /// Renews the whole state.
+    /// Regenerates the whole state.
     fn twist(&mut self) {
         for i in 0..WORDS {
             let joined =
@@ -100,7 +100,7 @@ impl Mersenne {
     }
 }
 
-/// Turns 16 uniform numbers into 16 normal ones: the first eight give radii, the others angles.
+/// Transforms 16 uniform values into 16 normal ones: the first eight give the radii, the others the angles.
 fn to_normal(block: &mut [f32]) {
     let (first, second) = block.split_at_mut(BLOCK / 2);
     for (a, b) in first.iter_mut().zip(second) {

@@ -1,24 +1,23 @@
 //! torch's CUDA generator, on the host: Philox4x32-10 and cuRAND's Box-Muller transform.
 //!
-//! Salmon et al. (2011) for the generator; `aten/src/ATen/native/cuda/DistributionTemplates.h`
-//! (pytorch@0140b62) for the mapping from values to threads and counters. Thread `i` of a draw owns
-//! subsequence `i`; each call yields four values, which go to elements `i`, `i + threads`,
-//! `i + 2 threads` and `i + 3 threads`. Where every element has a thread of its own only the first
-//! of the four is used. GPUs take sine and cosine from fast hardware instructions, so their values
-//! differ from these in about the sixth decimal.
+//! Generator: Salmon et al. (2011). Mapping from values to threads and counters:
+//! `aten/src/ATen/native/cuda/DistributionTemplates.h` (pytorch@0140b62). Thread `i` of a draw has subsequence `i`;
+//! each call yields four values, for elements `i`, `i + threads`, `i + 2 threads` and `i + 3 threads`. Where every
+//! element has its own thread, only the first of the four is used. GPUs compute sine and cosine with fast hardware
+//! instructions, so their values differ from these in about the sixth decimal.
 
 use std::f64::consts::TAU;
 
-/// torch launches blocks of this many threads.
+/// Threads per block that torch launches.
 const THREADS_A_BLOCK: usize = 256;
 
-/// The key and the position in the stream.
+/// Key and position in the stream.
 #[derive(Clone, Debug)]
 pub(super) struct Philox {
     seed: u64,
     /// Counter of the next draw, in calls that yield four values.
     calls: u64,
-    /// Most threads that run at once, a multiple of the block size.
+    /// Maximum number of concurrent threads, a multiple of the block size.
     limit: Option<usize>,
 }
 
@@ -56,14 +55,14 @@ impl Philox {
         values
     }
 
-    /// The four words of one of a thread's calls.
+    /// The four words of a thread's call `call`.
     fn words(&self, call: u64, thread: u64) -> [u32; 4] {
         let counter = [call as u32, (call >> 32) as u32, thread as u32, (thread >> 32) as u32];
         philox4x32(counter, [self.seed as u32, (self.seed >> 32) as u32])
     }
 }
 
-/// Ten rounds of Philox with four 32-bit words.
+/// Philox4x32-10: ten rounds on four 32-bit words.
 fn philox4x32(mut counter: [u32; 4], mut key: [u32; 2]) -> [u32; 4] {
     for round in 0..10 {
         if round > 0 {
@@ -81,9 +80,9 @@ fn philox4x32(mut counter: [u32; 4], mut key: [u32; 2]) -> [u32; 4] {
     counter
 }
 
-/// Two normal numbers from two words, sine first.
+/// Box-Muller: two normal values from two words, sine first.
 ///
-/// Each line is what one fused f32 instruction gives: exact, then rounded once.
+/// Each line is the result of one fused f32 instruction: exact, then rounded once.
 fn box_muller(a: u32, b: u32) -> (f32, f32) {
     const STEP: f64 = 1.0 / (1_u64 << 32) as f64;
     let angle_step = f64::from((STEP * TAU) as f32);

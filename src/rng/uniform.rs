@@ -1,23 +1,23 @@
-//! Seeded uniform numbers, for data and for the order in which training sees it.
+//! Seeded uniform numbers, for generated data and the order of training samples.
 
-/// splitmix64: Steele et al. (2014). Every seed, zero too, starts a stream of its own.
+/// splitmix64 generator: Steele et al. (2014). Every seed, including zero, has its own stream.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Uniform(u64);
 
 impl Uniform {
-    /// The beginning of the stream of `seed`.
+    /// The generator at the beginning of the stream of `seed`.
     pub fn new(seed: u64) -> Self {
         Self(seed)
     }
 
-    /// A stream for part `part` of what `seed` stands for: one clip of a data set, say.
+    /// The generator for part `part` of a seeded whole, for example one clip of a data set.
     #[must_use]
     pub fn part(seed: u64, part: u64) -> Self {
         let mut stream = Self(seed ^ part.wrapping_mul(0xd1b5_4a32_d192_ed03));
         Self(stream.bits())
     }
 
-    /// Where the stream is; [`new`](Self::new) goes on from there.
+    /// Current state; [`new`](Self::new) continues from it.
     pub fn state(&self) -> u64 {
         self.0
     }
@@ -31,17 +31,17 @@ impl Uniform {
         z ^ (z >> 31)
     }
 
-    /// In `[0, 1)`.
+    /// A uniform number in `[0, 1)`.
     pub fn unit(&mut self) -> f64 {
         (self.bits() >> 11) as f64 / (1u64 << 53) as f64
     }
 
-    /// In `[from, to)`.
+    /// A uniform number in `[from, to)`.
     pub fn between(&mut self, from: f64, to: f64) -> f64 {
         from + (to - from) * self.unit()
     }
 
-    /// One of `0..count`; 0 if there is none.
+    /// A uniform integer in `0..count`; 0 if `count` is 0.
     pub fn below(&mut self, count: usize) -> usize {
         // The upper half of a 128-bit product: unbiased to one part in 2^64 / count.
         ((u128::from(self.bits()) * count as u128) >> 64) as usize

@@ -1,14 +1,14 @@
-//! Denoising diffusion implicit models: Song et al. (2021), equation 12.
+//! DDIM sampler: Song et al. (2021), equation 12.
 
 use candle_core::Tensor;
 
 use super::{Run, Sampler, Step};
 use crate::Result;
 
-/// Keeps the predicted noise and changes its amount.
+/// DDIM: steps to the next noise level with the predicted noise, plus fresh noise in proportion to `eta`.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub struct Ddim {
-    /// The share of fresh noise: 0 adds none, 1 is the ancestral sampling of DDPM.
+    /// Share of fresh noise: 0 adds none, 1 is the ancestral sampling of DDPM.
     pub eta: f64,
 }
 

@@ -1,4 +1,4 @@
-//! DPM-Solver++(2M): Lu et al. (2022), algorithm 2, the midpoint form.
+//! DPM-Solver++(2M) sampler: Lu et al. (2022), algorithm 2, the midpoint form.
 
 use candle_core::Tensor;
 
@@ -6,9 +6,10 @@ use super::{Run, Sampler, Step};
 use crate::Result;
 use crate::schedule::NoiseLevel;
 
-/// Extrapolates the prediction from this step's and the last one's.
+/// DPM-Solver++(2M): second-order multistep solver that extrapolates from the predictions of this and the previous
+/// step.
 ///
-/// The first step, and one that ends without noise, are of first order.
+/// The first step is of first order. A step to zero noise returns the predicted clean latents.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Dpmpp2m;
 
@@ -37,7 +38,7 @@ impl Sampler for Dpmpp2m {
     }
 }
 
-/// Half the logarithm of the signal-to-noise ratio.
+/// Half the log signal-to-noise ratio, `ln(alpha / sigma)`.
 fn lambda(level: NoiseLevel) -> f64 {
     level.alpha.ln() - level.sigma.ln()
 }

@@ -1,13 +1,13 @@
-//! Euler's method on the probability flow: Karras et al. (2022), algorithm 2 without churn.
+//! Euler sampler on the probability flow ODE: Karras et al. (2022), algorithm 2 without churn.
 
 use candle_core::Tensor;
 
 use super::{Run, Sampler, Step};
 use crate::Result;
 
-/// Follows the slope at each level straight to the next one.
+/// Euler sampler: one first-order step along the slope of the ODE per noise level.
 ///
-/// In the paper's terms the latents are `x / alpha` and their noise is `sigma / alpha`.
+/// In the paper's terms the latents are `x / alpha` and the noise level is `sigma / alpha`.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Euler;
 

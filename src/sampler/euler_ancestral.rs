@@ -1,13 +1,13 @@
-//! Euler's method with fresh noise at every step: `sample_euler_ancestral` of k-diffusion@4601bf0.
+//! Ancestral Euler sampler: `sample_euler_ancestral` of k-diffusion@4601bf0.
 
 use candle_core::Tensor;
 
 use super::{Run, Sampler, Step};
 use crate::Result;
 
-/// Goes a little further down than the next level and climbs back up with noise.
+/// Ancestral Euler sampler: an Euler step to below the next noise level, then fresh noise up to that level.
 ///
-/// It draws noise at its last step too, where none is added, because the reference does.
+/// Noise is drawn at the last step too, where none is added, because the reference does the same.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct EulerAncestral;
 

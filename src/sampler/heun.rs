@@ -1,13 +1,14 @@
-//! Heun's method on the probability flow: Karras et al. (2022), algorithm 1, as diffusers' `HeunDiscreteScheduler`.
+//! Heun sampler on the probability flow ODE: Karras et al. (2022), algorithm 1, as diffusers'
+//! `HeunDiscreteScheduler`.
 
 use candle_core::Tensor;
 
 use super::{Run, Sampler, Step};
 use crate::Result;
 
-/// Second-order sampler with two evaluations a step: the mean of the slopes at both ends.
+/// Heun sampler: second order, two model evaluations per step, the mean of the slopes at both ends.
 ///
-/// The last step, which ends without noise, is Euler's.
+/// The last step, which ends at zero noise, is an Euler step.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Heun;
 

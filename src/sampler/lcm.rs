@@ -1,16 +1,16 @@
-//! Multistep consistency sampling: Luo et al. (2023), as AnimateLCM's scheduler does it.
+//! Multistep consistency sampling: Luo et al. (2023), as in AnimateLCM's scheduler.
 
 use candle_core::Tensor;
 
 use super::{Run, Sampler, Step};
 use crate::Result;
 
-/// Jumps to the clean latents at every step and adds fresh noise of the next level.
+/// LCM sampler: predicts the clean latents at every step and adds fresh noise of the next level.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Lcm {
-    /// What timesteps are multiplied by in the boundary condition.
+    /// Factor on timesteps in the boundary condition.
     pub timestep_scaling: f64,
-    /// The data's standard deviation in the boundary condition.
+    /// Standard deviation of the data in the boundary condition.
     pub sigma_data: f64,
 }
 

@@ -1,7 +1,7 @@
 //! Samplers: loops from noise to clean latents.
 //!
-//! A [`Denoiser`] predicts clean latents from noisy ones, a [`Plan`] lists the noise levels to visit, a [`Sampler`]
-//! is the loop over them. A closure is a denoiser:
+//! A [`Denoiser`] predicts clean latents from noisy ones, a [`Plan`] lists the noise levels of a run, and a
+//! [`Sampler`] is the loop over them. A closure is a denoiser:
 //!
 //! ```
 //! use animatelcm::rng::{Noise, RngKind};
@@ -51,12 +51,12 @@ use crate::{Error, Result};
 
 /// A model that predicts clean latents from noisy ones.
 pub trait Denoiser {
-    /// The clean latents predicted from `x` at noise level `at`.
+    /// Predicts the clean latents from `x` at noise level `at`.
     ///
     /// `x` and the result are `(batch, frames, channels, height, width)` in f32.
     fn denoise(&mut self, x: &Tensor, at: NoiseLevel) -> Result<Tensor>;
 
-    /// Announces the step, from 0, that the next evaluations belong to.
+    /// Announces the step, counted from 0, to which the next evaluations belong.
     fn begin_step(&mut self, _step: usize, _steps: usize) {}
 }
 
@@ -66,9 +66,9 @@ impl<F: FnMut(&Tensor, NoiseLevel) -> Result<Tensor>> Denoiser for F {
     }
 }
 
-/// A loop from noise to clean latents.
+/// A sampling loop from noise to clean latents.
 pub trait Sampler: fmt::Debug {
-    /// Takes `x` from the first step's `at` to the last step's `next`.
+    /// Brings `x` from the first step's `at` to the last step's `next`.
     ///
     /// `x` and the result are `(batch, frames, channels, height, width)` in f32.
     ///
@@ -78,9 +78,9 @@ pub trait Sampler: fmt::Debug {
     fn sample(&self, run: &mut Run<'_>, x: Tensor) -> Result<Tensor>;
 }
 
-/// The samplers by name.
+/// The available samplers.
 ///
-/// Deserialized from any name that [`from_str`](Self::from_str) reads.
+/// Deserialized from any name that [`from_str`](Self::from_str) accepts.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(try_from = "String")]
 pub enum SamplerKind {
@@ -88,7 +88,7 @@ pub enum SamplerKind {
     #[default]
     #[serde(rename = "lcm")]
     Lcm,
-    /// [`Ddim`] without added noise.
+    /// [`Ddim`] with `eta` 0.
     #[serde(rename = "ddim")]
     Ddim,
     /// [`Euler`].
@@ -106,11 +106,11 @@ pub enum SamplerKind {
 }
 
 impl SamplerKind {
-    /// All of them.
+    /// All samplers.
     pub const ALL: [Self; 6] =
         [Self::Lcm, Self::Ddim, Self::Euler, Self::EulerAncestral, Self::Heun, Self::Dpmpp2m];
 
-    /// The name on the command line.
+    /// Name of the sampler on the command line.
     pub fn name(self) -> &'static str {
         match self {
             Self::Lcm => "lcm",
@@ -122,7 +122,7 @@ impl SamplerKind {
         }
     }
 
-    /// The sampler with its usual settings.
+    /// The sampler with its default settings.
     pub fn build(self) -> Box<dyn Sampler> {
         match self {
             Self::Lcm => Box::new(Lcm::default()),
@@ -134,10 +134,10 @@ impl SamplerKind {
         }
     }
 
-    /// Reads a sampler's name and the spacing that may be a part of it, as in `dpmpp-2m-karras` or `DPM++ 2M Karras`.
+    /// Parses a sampler name with an optional spacing suffix, as in `dpmpp-2m-karras` or `DPM++ 2M Karras`.
     ///
-    /// Names of A1111, ComfyUI, stable-diffusion.cpp and diffusers are understood; case, spaces, hyphens and underscores
-    /// do not count.
+    /// Accepts the names of A1111, ComfyUI, stable-diffusion.cpp and diffusers; case, spaces, hyphens and underscores
+    /// are ignored.
     pub fn with_spacing(name: &str) -> Result<(Self, Option<Spacing>)> {
         let bare = bare(name);
         let spaced =
@@ -153,7 +153,7 @@ impl SamplerKind {
             })
     }
 
-    /// The sampler that some program calls so, with nothing but letters, digits and plus signs in the name.
+    /// Looks up a sampler by a name reduced to letters, digits and plus signs.
     fn named(bare: &str) -> Option<Self> {
         let bare = bare.strip_prefix("sample").unwrap_or(bare);
         Some(match bare.strip_prefix('k').unwrap_or(bare) {
@@ -192,7 +192,7 @@ impl TryFrom<String> for SamplerKind {
 impl FromStr for SamplerKind {
     type Err = Error;
 
-    /// Reads a name as [`with_spacing`](Self::with_spacing) does, but none with a spacing in it.
+    /// Parses a name as [`with_spacing`](Self::with_spacing) does, but rejects a spacing suffix.
     fn from_str(name: &str) -> Result<Self> {
         match Self::with_spacing(name)? {
             (kind, None) => Ok(kind),

@@ -1,7 +1,7 @@
-//! Where a sampler goes: the levels it asks the network at and those it steps to.
+//! Step plans of the samplers: the noise levels of the model's evaluations and those stepped to.
 //!
-//! Every plan is that of the scheduler of the same name in diffusers 0.42.1; LCM's is also that of
-//! the official AnimateLCM code.
+//! Every plan is that of the scheduler of the same name in diffusers 0.42.1; LCM's is also that of the official
+//! AnimateLCM code.
 
 use super::SamplerKind;
 use crate::schedule::{NoiseLevel, NoiseSchedule, Spacing, spacing};
@@ -9,41 +9,39 @@ use crate::{Error, Result};
 
 /// One step of a sampler.
 ///
-/// Mostly `next` is where the following step starts, but DDIM of Stable Diffusion ends its steps
-/// elsewhere.
+/// `next` is usually the `at` of the following step; with the DDIM plan of Stable Diffusion it can differ.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Step {
-    /// The level at which the network is asked.
+    /// Noise level at which the model is evaluated.
     pub at: NoiseLevel,
-    /// The level to which the latents are brought.
+    /// Noise level of the latents after the step.
     pub next: NoiseLevel,
 }
 
 /// The steps of a run.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Plan {
-    /// In order, noisiest first; never empty.
+    /// The steps, noisiest first; never empty.
     pub steps: Vec<Step>,
-    /// What unit noise is multiplied by to be the first step's latents.
+    /// Factor on unit noise that gives the initial latents.
     ///
-    /// Euler's samplers start from a little less than unit noise with some spacings; all others
-    /// from unit noise. It has no meaning where the run starts from a video.
+    /// Slightly below 1 for the Euler samplers with some spacings, 1 for all others. Unused when the run starts from
+    /// a video.
     pub initial_scale: f64,
 }
 
-/// What shapes a plan.
+/// Settings of a plan.
 #[derive(Clone, Debug, PartialEq)]
 pub struct PlanSettings {
-    /// How many steps the whole way from pure noise has.
+    /// Number of steps from pure noise to clean latents.
     pub steps: usize,
-    /// How timesteps are spread; by default as Stable Diffusion 1.5 was published. LCM has a
-    /// spacing of its own and takes no other.
+    /// Timestep spacing; `None` is that of Stable Diffusion 1.5. LCM has its own and accepts no other.
     pub spacing: Option<Spacing>,
-    /// The steps of the teacher that LCM's timesteps are taken from.
+    /// Number of teacher steps that LCM's timesteps are taken from.
     pub original_inference_steps: usize,
-    /// Which part of the way is walked: 1 from pure noise, less from a noised video.
+    /// Share of the steps to run: 1 starts from pure noise, less starts from a noised video.
     pub strength: f64,
-    /// Whether DDIM's last step ends without noise instead of at the first training timestep.
+    /// Whether DDIM's last step ends at zero noise instead of at the first training timestep.
     pub set_alpha_to_one: bool,
 }
 
@@ -60,16 +58,16 @@ impl Default for PlanSettings {
 }
 
 impl Plan {
-    /// The level at which the first step's latents must be.
+    /// Noise level of the initial latents.
     pub fn start(&self) -> NoiseLevel {
         self.steps.first().map_or(NoiseLevel::CLEAN, |step| step.at)
     }
 
-    /// The last part of the way: `strength` of the steps, rounded down.
+    /// Keeps the last `strength` of the steps, rounded down.
     ///
     /// # Errors
     ///
-    /// When no step would be left.
+    /// When no step is left.
     pub fn last_part(mut self, strength: f64) -> Result<Self> {
         check_strength(strength)?;
         let all = self.steps.len();
@@ -89,7 +87,7 @@ impl SamplerKind {
     ///
     /// # Errors
     ///
-    /// When the schedule has no such timesteps or the sampler no such spacing.
+    /// When the schedule lacks the timesteps or the sampler does not support the spacing.
     pub fn plan(self, schedule: &NoiseSchedule, settings: &PlanSettings) -> Result<Plan> {
         let &PlanSettings { steps, original_inference_steps, strength, .. } = settings;
         if steps == 0 {
@@ -135,7 +133,7 @@ impl SamplerKind {
 }
 
 impl Plan {
-    /// From each level to the following one, and from the last to clean latents.
+    /// A plan from each level to the following one, and from the last to clean latents.
     fn through(levels: &[NoiseLevel], initial_scale: f64) -> Self {
         let following = levels.iter().skip(1).copied().chain([NoiseLevel::CLEAN]);
         let steps = levels.iter().zip(following).map(|(&at, next)| Step { at, next }).collect();
@@ -143,10 +141,10 @@ impl Plan {
     }
 }
 
-/// The timesteps of a latent consistency model.
+/// Timesteps of a latent consistency model.
 ///
-/// The teacher took `original_steps` steps; `strength` cuts its list at the noisy end, and `steps`
-/// of what is left are taken evenly.
+/// The teacher has `original_steps` timesteps; `strength` removes the noisiest of them, and `steps` of the rest are
+/// taken at even intervals.
 fn lcm_timesteps(
     train_steps: usize,
     original_steps: usize,
@@ -173,11 +171,11 @@ fn lcm_timesteps(
     }
     let stride = train_steps / original_steps;
     let gap = kept as f64 / steps as f64;
-    // The i-th from the noisy end; the teacher's list is stride - 1, 2 stride - 1, ...
+    // The i-th from the noisy end; the teacher's timesteps are stride - 1, 2 stride - 1, ...
     Ok((0..steps).map(|i| stride * (kept - (i as f64 * gap) as usize) - 1).collect())
 }
 
-/// DDIM steps down by a fixed number of timesteps, wherever the following step may start.
+/// DDIM plan: each step goes down by a fixed number of timesteps, regardless of where the following step starts.
 fn ddim(schedule: &NoiseSchedule, spacing: Spacing, settings: &PlanSettings) -> Result<Plan> {
     let (train_steps, steps) = (schedule.train_steps(), settings.steps);
     let timesteps = match spacing {
@@ -202,7 +200,8 @@ fn ddim(schedule: &NoiseSchedule, spacing: Spacing, settings: &PlanSettings) -> 
     Ok(Plan { steps, initial_scale: 1.0 })
 }
 
-/// Euler takes fractional timesteps and, unless they are leading, starts from `sigma` times noise.
+/// Euler plan: timesteps may be fractional; unless the spacing is leading, the initial latents are `sigma` times
+/// noise.
 fn euler(schedule: &NoiseSchedule, spacing: Spacing, steps: usize) -> Result<Plan> {
     let train_steps = schedule.train_steps();
     let levels = match spacing {
@@ -224,7 +223,7 @@ fn euler(schedule: &NoiseSchedule, spacing: Spacing, steps: usize) -> Result<Pla
     Ok(Plan::through(&levels, initial_scale))
 }
 
-/// DPM++ 2M counts the clean end as a point of its spacing and rounds its timesteps.
+/// DPM++ 2M levels: the clean end counts as a point of the spacing, and timesteps are rounded.
 fn dpmpp_2m(schedule: &NoiseSchedule, spacing: Spacing, steps: usize) -> Result<Vec<NoiseLevel>> {
     let train_steps = schedule.train_steps();
     let timesteps = match spacing {
@@ -246,7 +245,7 @@ fn dpmpp_2m(schedule: &NoiseSchedule, spacing: Spacing, steps: usize) -> Result<
     levels(schedule, &timesteps)
 }
 
-/// The levels of training timesteps.
+/// The noise levels of training timesteps.
 fn levels(schedule: &NoiseSchedule, timesteps: &[usize]) -> Result<Vec<NoiseLevel>> {
     let last = schedule.train_steps() - 1;
     if let Some(beyond) = timesteps.iter().max().filter(|timestep| **timestep > last) {
@@ -258,12 +257,12 @@ fn levels(schedule: &NoiseSchedule, timesteps: &[usize]) -> Result<Vec<NoiseLeve
     timesteps.iter().map(|&timestep| schedule.level(timestep)).collect()
 }
 
-/// Whole timesteps, halves to even.
+/// Timesteps rounded to whole numbers, halves to even.
 fn rounded(timesteps: &[f64]) -> Vec<usize> {
     timesteps.iter().map(|timestep| timestep.round_ties_even() as usize).collect()
 }
 
-/// Refuses strengths outside of `(0, 1]`.
+/// Rejects strengths outside `(0, 1]`.
 fn check_strength(strength: f64) -> Result<()> {
     if strength > 0.0 && strength <= 1.0 {
         return Ok(());

@@ -1,4 +1,4 @@
-//! What a sampler works with: the model, the steps, the noise and the observer of one run.
+//! State of one sampling run: the model, the steps, the noise source and the observer.
 
 use std::fmt;
 
@@ -32,11 +32,11 @@ pub struct Progress<'a> {
     pub denoised: &'a Tensor,
 }
 
-/// Receiver of each step's latents and prediction.
+/// Callback that receives each step's latents and prediction.
 ///
 /// An error ends the run; [`Error::Cancelled`](crate::Error::Cancelled) cancels it.
 pub trait Observer {
-    /// Called once a step, after its first evaluation of the model.
+    /// Called once per step, after its first model evaluation.
     fn step(&mut self, progress: Progress<'_>) -> Result<()>;
 }
 
@@ -52,7 +52,7 @@ impl<'a> Run<'a> {
         Self { denoiser, steps, noise, observer: None }
     }
 
-    /// Reports each step to `observer`.
+    /// Sets the `observer` that is called at each step.
     #[must_use]
     pub fn with_observer(self, observer: &'a mut dyn Observer) -> Self {
         Self { observer: Some(observer), ..self }
@@ -63,7 +63,8 @@ impl<'a> Run<'a> {
         self.steps
     }
 
-    /// The clean latents predicted from `x` at the beginning of a step, from 0; reported to the observer.
+    /// Predicts the clean latents from `x` at the start of step `step`, counted from 0, and reports them to the
+    /// observer.
     ///
     /// # Errors
     ///
@@ -78,7 +79,7 @@ impl<'a> Run<'a> {
         Ok(denoised)
     }
 
-    /// The clean latents predicted from `x` at any noise level: a further evaluation within the step.
+    /// Predicts the clean latents from `x` at any noise level: a further evaluation within the step, not reported.
     ///
     /// # Errors
     ///

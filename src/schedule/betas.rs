@@ -1,4 +1,4 @@
-//! How much noise each training step adds, in f32 and in torch's order of operations.
+//! Beta schedules in f32 and in torch's order of operations.
 
 use std::f64::consts::FRAC_PI_2;
 use std::fmt;
@@ -8,16 +8,16 @@ use serde::{Deserialize, Serialize};
 
 use crate::{Error, Result};
 
-/// How betas grow over the training timesteps.
+/// Shape of the beta schedule over the training timesteps.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub enum BetaSchedule {
-    /// Evenly: AnimateDiff and AnimateLCM.
+    /// Linear: AnimateDiff and AnimateLCM.
     #[serde(rename = "linear")]
     Linear,
-    /// Evenly in their square roots: Stable Diffusion.
+    /// Linear in the square roots of the betas: Stable Diffusion.
     #[serde(rename = "scaled-linear", alias = "scaled_linear")]
     ScaledLinear,
-    /// So that the signal follows a squared cosine: Nichol and Dhariwal (2021).
+    /// Squared cosine in the cumulative products of `1 - beta`: Nichol and Dhariwal (2021).
     #[serde(rename = "squaredcos-cap-v2", alias = "squaredcos_cap_v2")]
     SquaredCos,
 }
@@ -35,7 +35,7 @@ impl fmt::Display for BetaSchedule {
 impl FromStr for BetaSchedule {
     type Err = Error;
 
-    /// Reads the command line's spelling and that of a `scheduler_config.json`.
+    /// Accepts the spelling of the command line and that of a `scheduler_config.json`.
     fn from_str(name: &str) -> Result<Self> {
         let known = [
             ("linear", Self::Linear),
@@ -69,7 +69,7 @@ pub(super) fn betas(kind: BetaSchedule, start: f64, end: f64, steps: usize) -> V
     }
 }
 
-/// `torch.linspace` in f32, which counts the second half back from the end.
+/// `torch.linspace` in f32, which computes the second half backwards from the end.
 fn linspace(start: f32, end: f32, steps: usize) -> impl Iterator<Item = f32> {
     let step = if steps > 1 { (end - start) / (steps - 1) as f32 } else { 0.0 };
     (0..steps).map(move |i| {

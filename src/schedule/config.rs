@@ -5,39 +5,39 @@ use serde::{Deserialize, Serialize};
 use super::{BetaSchedule, NoiseSchedule, Prediction, Spacing};
 use crate::{Error, Result};
 
-/// The most timesteps that a model is trained with.
+/// Upper limit on the number of training timesteps.
 const MOST_STEPS: usize = 100_000;
 
-/// What a `scheduler_config.json` says about the model it belongs to.
+/// Contents of a model's `scheduler_config.json`.
 ///
-/// Missing fields take the values with which Stable Diffusion 1.5 was published. Fields of
-/// individual schedulers that this crate does not have are ignored.
+/// Missing fields take the values of Stable Diffusion 1.5. Fields of schedulers that this crate does not have are
+/// ignored.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct Config {
-    /// How many timesteps the model was trained with.
+    /// Number of training timesteps.
     pub num_train_timesteps: usize,
     /// The first beta.
     pub beta_start: f64,
     /// The last beta.
     pub beta_end: f64,
-    /// How betas run from the first to the last.
+    /// Shape of the schedule from the first beta to the last.
     pub beta_schedule: BetaSchedule,
-    /// The betas themselves, in place of the three fields above.
+    /// Explicit betas, in place of the three fields above.
     pub trained_betas: Option<Vec<f32>>,
-    /// What the network's output means.
+    /// Prediction type of the network.
     pub prediction_type: Prediction,
-    /// How timesteps are spread, without their offset.
+    /// Name of the timestep spacing, without its offset.
     pub timestep_spacing: String,
-    /// What `leading` spacing adds to each timestep.
+    /// Offset added to each timestep by `leading` spacing.
     pub steps_offset: usize,
-    /// Whether DDIM's last step ends without noise instead of at the first training timestep.
+    /// Whether DDIM's last step ends at zero noise instead of at the first training timestep.
     pub set_alpha_to_one: bool,
-    /// How many steps the teacher of a latent consistency model took.
+    /// Number of teacher steps of a latent consistency model.
     pub original_inference_steps: Option<usize>,
-    /// What timesteps are multiplied by in a consistency model's boundary condition.
+    /// Factor on timesteps in a consistency model's boundary condition.
     pub timestep_scaling: f64,
-    /// Whether the betas are rescaled so that the schedule ends in pure noise: Lin et al. (2024).
+    /// Whether the betas are rescaled to zero terminal signal-to-noise ratio: Lin et al. (2024).
     pub rescale_betas_zero_snr: bool,
 }
 
@@ -61,7 +61,7 @@ impl Default for Config {
 }
 
 impl Config {
-    /// Fails on values that no model was trained with.
+    /// Checks that all values are valid for a trained model.
     pub fn validate(&self) -> Result<()> {
         let wrong = |field: &str, reason: String| {
             let reason = format!("`{field}` {reason}");
@@ -113,7 +113,7 @@ impl Config {
         Ok(())
     }
 
-    /// The schedule that the model was trained on.
+    /// The model's noise schedule.
     pub fn schedule(&self) -> Result<NoiseSchedule> {
         let schedule = match &self.trained_betas {
             Some(betas) => NoiseSchedule::from_betas(betas),
@@ -127,7 +127,7 @@ impl Config {
         Ok(if self.rescale_betas_zero_snr { schedule.to_zero_snr() } else { schedule })
     }
 
-    /// How the model's timesteps are spread.
+    /// The model's timestep spacing.
     pub fn spacing(&self) -> Result<Spacing> {
         Ok(match self.timestep_spacing.parse()? {
             Spacing::Leading { .. } => Spacing::Leading { offset: self.steps_offset },

@@ -1,6 +1,6 @@
-//! Noise levels and the schedules that a model was trained on.
+//! Noise schedules and noise levels of a model's training.
 //!
-//! Everything here is host-side `f64`, except that betas are rounded to f32 as the reference does.
+//! All values are host-side `f64`, except that betas are rounded to f32 as in the reference.
 
 mod betas;
 mod config;
@@ -15,56 +15,56 @@ pub use self::prediction::Prediction;
 pub use self::spacing::Spacing;
 use crate::{Error, Result};
 
-/// One noise level: `x = alpha * clean + sigma * noise`.
+/// A noise level: `x = alpha * clean + sigma * noise`.
 ///
-/// Stable Diffusion 1.5 preserves variance, so `alpha² + sigma² = 1`.
+/// Stable Diffusion 1.5 is variance-preserving: `alpha² + sigma² = 1`.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct NoiseLevel {
-    /// What the network is told; it may be fractional.
+    /// Timestep given to the network; may be fractional.
     pub timestep: f64,
-    /// How much of the clean latents is in the noisy ones.
+    /// Factor on the clean latents.
     pub alpha: f64,
-    /// How much noise is in them.
+    /// Factor on the unit noise.
     pub sigma: f64,
 }
 
 impl NoiseLevel {
-    /// No noise left: where every sampler ends.
+    /// Zero noise, the end of every sampler.
     pub const CLEAN: Self = Self { timestep: 0.0, alpha: 1.0, sigma: 0.0 };
 
-    /// The variance-preserving level where `sigma / alpha` is `ratio`.
+    /// The variance-preserving level with `sigma / alpha = ratio`.
     pub fn from_ratio(timestep: f64, ratio: f64) -> Self {
         let alpha = 1.0 / (ratio * ratio + 1.0).sqrt();
         Self { timestep, alpha, sigma: ratio * alpha }
     }
 
-    /// `sigma / alpha`: the noise level in the terms of Karras et al. (2022).
+    /// `sigma / alpha`: the noise level (sigma) of Karras et al. (2022).
     pub fn ratio(self) -> f64 {
         self.sigma / self.alpha
     }
 
-    /// Whether no noise is left.
+    /// Returns whether the noise is zero.
     pub fn is_clean(self) -> bool {
         self.sigma == 0.0
     }
 
-    /// Brings `clean` latents to this level with `noise` of the same shape.
+    /// Noises `clean` latents to this level with `noise` of the same shape.
     pub fn add_noise(self, clean: &Tensor, noise: &Tensor) -> Result<Tensor> {
         Ok(((clean * self.alpha)? + (noise * self.sigma)?)?)
     }
 }
 
-/// The noise levels of all training timesteps.
+/// Noise levels of all training timesteps.
 #[derive(Clone, Debug, PartialEq)]
 pub struct NoiseSchedule {
-    /// The share of the clean latents' variance that is left: cumulative products of `1 - beta`.
+    /// Cumulative products of `1 - beta`: the clean latents' share of the variance.
     cumulative: Vec<f64>,
 }
 
 impl NoiseSchedule {
-    /// The schedule whose betas run from `beta_start` to `beta_end` in `train_steps` steps.
+    /// The schedule of `train_steps` steps with betas from `beta_start` to `beta_end`.
     ///
-    /// [`BetaSchedule::SquaredCos`] takes its betas from `train_steps` alone.
+    /// [`BetaSchedule::SquaredCos`] depends on `train_steps` alone.
     pub fn new(
         kind: BetaSchedule,
         beta_start: f64,
@@ -79,7 +79,7 @@ impl NoiseSchedule {
         Self::from_betas(&betas::betas(kind, beta_start, beta_end, train_steps))
     }
 
-    /// The schedule with these betas.
+    /// The schedule with the given betas.
     pub fn from_betas(betas: &[f32]) -> Result<Self> {
         if betas.is_empty() {
             return Err(Error::request("betas", "a schedule needs at least one training step"));
@@ -93,9 +93,9 @@ impl NoiseSchedule {
         Ok(Self::of_alphas(betas.iter().map(|beta| 1.0 - beta)))
     }
 
-    /// The products of what each step keeps of the clean latents' variance.
+    /// The schedule with the given `1 - beta` of each step.
     fn of_alphas(alphas: impl Iterator<Item = f32>) -> Self {
-        // torch multiplies on in f64 and rounds each product to f32.
+        // torch accumulates the product in f64 and rounds each result to f32.
         let mut product = 1.0;
         let round = |alpha| {
             product *= f64::from(alpha);
@@ -104,10 +104,10 @@ impl NoiseSchedule {
         Self { cumulative: alphas.map(round).collect() }
     }
 
-    /// The schedule rescaled so that nothing is left of the clean latents at the last timestep: Lin et al. (2024),
-    /// algorithm 1, in f32 and in torch's order of operations.
+    /// The schedule rescaled to a zero signal-to-noise ratio at the last timestep: Lin et al. (2024), algorithm 1, in
+    /// f32 and in torch's order of operations.
     ///
-    /// A schedule of one timestep stays what it is.
+    /// A schedule of one timestep is returned unchanged.
     pub(crate) fn to_zero_snr(&self) -> Self {
         let roots: Vec<f32> = self.cumulative.iter().map(|share| (*share as f32).sqrt()).collect();
         let (Some(&first), Some(&last)) = (roots.first(), roots.last()) else {
@@ -119,13 +119,13 @@ impl NoiseSchedule {
         let scale = first / (first - last);
         let shares: Vec<f32> = roots.iter().map(|root| ((root - last) * scale).powi(2)).collect();
         let before = std::iter::once(&1.0).chain(&shares);
-        // Betas are what torch keeps, and it is their rounding that counts.
+        // torch stores the betas, so their rounding must be reproduced.
         let betas = shares.iter().zip(before).map(|(share, before)| 1.0 - share / before);
         Self::of_alphas(betas.map(|beta| 1.0 - beta))
     }
 
-    /// The schedule for samplers that divide by what is left of the clean latents: if that is nothing, it counts as the
-    /// smallest number of f16, as in diffusers.
+    /// The schedule for samplers that divide by `alpha`: a zero last value is replaced by the smallest positive f16
+    /// number, as in diffusers.
     pub(crate) fn above_zero_snr(&self) -> Self {
         let mut cumulative = self.cumulative.clone();
         if let Some(last) = cumulative.last_mut() {
@@ -134,21 +134,21 @@ impl NoiseSchedule {
         Self { cumulative }
     }
 
-    /// The number of timesteps that the model was trained with.
+    /// The number of training timesteps.
     pub fn train_steps(&self) -> usize {
         self.cumulative.len()
     }
 
-    /// The cumulative products of `1 - beta`, one a timestep: `alphas_cumprod`.
+    /// The cumulative products of `1 - beta`, one per timestep: `alphas_cumprod`.
     pub fn cumulative(&self) -> &[f64] {
         &self.cumulative
     }
 
-    /// The level of a training timestep.
+    /// The noise level of a training timestep.
     ///
     /// # Errors
     ///
-    /// When the model was not trained with that many steps.
+    /// When the timestep is beyond the last training timestep.
     pub fn level(&self, timestep: usize) -> Result<NoiseLevel> {
         let share = self.cumulative.get(timestep).ok_or_else(|| {
             let last = self.train_steps() - 1;
@@ -161,9 +161,9 @@ impl NoiseSchedule {
         })
     }
 
-    /// The level at a fractional timestep: `sigma / alpha` is interpolated linearly.
+    /// The noise level at a fractional timestep: `sigma / alpha` is interpolated linearly.
     ///
-    /// Beyond the ends the noise is that of the end.
+    /// Beyond the ends it is the noise of the nearest end.
     pub fn level_at(&self, timestep: f64) -> NoiseLevel {
         let last = self.train_steps() - 1;
         let place = timestep.clamp(0.0, last as f64);
@@ -174,7 +174,7 @@ impl NoiseSchedule {
         NoiseLevel::from_ratio(timestep, ratio)
     }
 
-    /// The fractional timestep where `sigma / alpha` is `ratio`, interpolated in its logarithm.
+    /// The fractional timestep at which `sigma / alpha` is `ratio`, interpolated in log space.
     fn timestep_of(&self, ratio: f64) -> f64 {
         let last = self.train_steps() - 1;
         if last == 0 {
@@ -192,7 +192,7 @@ impl NoiseSchedule {
     }
 }
 
-/// `sigma / alpha` where `share` of the variance is the clean latents'.
+/// `sigma / alpha` for a share `share` of the variance in the clean latents.
 fn share_to_ratio(share: f64) -> f64 {
     ((1.0 - share) / share).sqrt()
 }

@@ -1,4 +1,4 @@
-//! What a network's output means. Sampling and training both ask here.
+//! Prediction types of a network, for sampling and training.
 
 use std::fmt;
 use std::str::FromStr;
@@ -9,26 +9,26 @@ use serde::{Deserialize, Serialize};
 use super::NoiseLevel;
 use crate::{Error, Result};
 
-/// What a network was trained to output.
+/// Prediction type: the target that a network was trained to output.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub enum Prediction {
-    /// The noise.
+    /// Noise (epsilon).
     #[default]
     #[serde(rename = "epsilon")]
     Epsilon,
-    /// The velocity `alpha * noise - sigma * clean`: Salimans and Ho (2022).
+    /// Velocity `alpha * noise - sigma * clean`: Salimans and Ho (2022).
     #[serde(rename = "v-prediction", alias = "v_prediction", alias = "v")]
     V,
-    /// The clean latents.
+    /// Clean latents.
     #[serde(rename = "sample")]
     Sample,
 }
 
 impl Prediction {
-    /// The clean latents that the network's `output` implies at `x`.
+    /// Converts the network's `output` at `x` to clean latents.
     ///
-    /// All three tensors have one shape; `output` is cast to the dtype of `x`, which should be f32:
-    /// at the noisiest timestep an error in the output grows 25-fold.
+    /// All three tensors have one shape; `output` is cast to the dtype of `x`, which should be f32: at the noisiest
+    /// timestep an error in the output grows 25-fold.
     pub fn denoised(self, x: &Tensor, output: &Tensor, at: NoiseLevel) -> Result<Tensor> {
         let output = output.to_dtype(x.dtype())?;
         Ok(match self {
@@ -38,7 +38,7 @@ impl Prediction {
         })
     }
 
-    /// What the network should output for `clean` latents that `noise` was added to.
+    /// The training target for `clean` latents noised with `noise`.
     ///
     /// All three tensors have one shape.
     pub fn target(self, clean: &Tensor, noise: &Tensor, at: NoiseLevel) -> Result<Tensor> {
@@ -63,7 +63,7 @@ impl fmt::Display for Prediction {
 impl FromStr for Prediction {
     type Err = Error;
 
-    /// Reads the command line's spelling and that of a `scheduler_config.json`.
+    /// Accepts the spelling of the command line and that of a `scheduler_config.json`.
     fn from_str(name: &str) -> Result<Self> {
         let known = [
             ("epsilon", Self::Epsilon),

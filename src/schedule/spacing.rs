@@ -1,7 +1,7 @@
-//! Which of the training timesteps a run of few steps visits.
+//! Timestep spacings: the choice of training timesteps for a run of few steps.
 //!
-//! The first three are those of Lin et al. (2024), table 2, with numpy's rounding; the last is
-//! equation 5 of Karras et al. (2022).
+//! The first three are those of Lin et al. (2024), table 2, with numpy's rounding; the last is equation 5 of Karras
+//! et al. (2022).
 
 use std::fmt;
 use std::str::FromStr;
@@ -12,25 +12,25 @@ use super::{NoiseLevel, NoiseSchedule};
 use crate::spelling::{bare, find};
 use crate::{Error, Result};
 
-/// How the timesteps of a run are spread over those of the training.
+/// Spacing of a run's timesteps over the training timesteps.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]
 pub enum Spacing {
-    /// Multiples of a whole number, counted from the clean end.
+    /// Multiples of an integer stride, starting at the clean end.
     Leading {
-        /// What is added to each timestep.
+        /// Offset added to each timestep.
         offset: usize,
     },
-    /// Counted from the noisy end.
+    /// Even, counted down from the noisy end.
     Trailing,
-    /// Even, with both ends.
+    /// Even, both ends included.
     Linspace,
-    /// Even in the seventh root of the noise, with both ends.
+    /// Even in the seventh root of the noise level, both ends included.
     Karras,
 }
 
 impl Spacing {
-    /// With which Stable Diffusion 1.5 was published.
+    /// The spacing of Stable Diffusion 1.5.
     pub const SD15: Self = Self::Leading { offset: 1 };
 }
 
@@ -49,8 +49,8 @@ impl fmt::Display for Spacing {
 impl FromStr for Spacing {
     type Err = Error;
 
-    /// Reads a name, also one of ComfyUI's schedulers or A1111's schedule types; `leading` has offset 1, `leading:0`
-    /// says otherwise.
+    /// Parses a spacing, also by its name as ComfyUI scheduler or A1111 schedule type; `leading` has offset 1,
+    /// `leading:0` sets another.
     fn from_str(name: &str) -> Result<Self> {
         let known = [
             ("leading", Self::SD15),
@@ -91,10 +91,10 @@ impl TryFrom<String> for Spacing {
     }
 }
 
-/// `steps` multiples of a whole number, the largest first: `leading`.
+/// `leading`: `steps` multiples of an integer stride, the largest first.
 ///
-/// The multiple is `train_steps` divided by `divisor`, which is `steps` or, for solvers that count
-/// the end as a step, one more; the largest multiples are taken.
+/// The stride is `train_steps` divided by `divisor`, which is `steps` or, for solvers that count the end as a step,
+/// one more; the largest multiples are taken.
 pub(crate) fn leading(
     train_steps: usize,
     divisor: usize,
@@ -105,7 +105,7 @@ pub(crate) fn leading(
     (0..divisor).rev().take(steps).map(|i| i * ratio + offset).collect()
 }
 
-/// `steps` timesteps counted down from the noisiest: `trailing`.
+/// `trailing`: `steps` timesteps counted down from the noisiest.
 pub(crate) fn trailing(train_steps: usize, steps: usize) -> Vec<usize> {
     let ratio = train_steps as f64 / steps as f64;
     (0..steps)
@@ -114,7 +114,7 @@ pub(crate) fn trailing(train_steps: usize, steps: usize) -> Vec<usize> {
         .collect()
 }
 
-/// `points` even places between the clean end and the noisiest timestep, noisiest first: `linspace`.
+/// `linspace`: `points` evenly spaced timesteps from the noisiest to the clean end, noisiest first.
 pub(crate) fn linspace(train_steps: usize, points: usize) -> Vec<f64> {
     let last = (train_steps - 1) as f64;
     let step = if points > 1 { last / (points - 1) as f64 } else { 0.0 };
@@ -124,7 +124,7 @@ pub(crate) fn linspace(train_steps: usize, points: usize) -> Vec<f64> {
         .collect()
 }
 
-/// `steps` levels between the noisiest and the cleanest timestep, noisiest first: `karras`.
+/// `karras`: `steps` levels between the noisiest and the cleanest timestep, noisiest first.
 ///
 /// Timesteps are fractional.
 pub(crate) fn karras(schedule: &NoiseSchedule, steps: usize) -> Vec<NoiseLevel> {

@@ -1,19 +1,19 @@
-//! Prompts of any length, in pieces that the text encoder can hold.
+//! Prompts of any length, split into chunks of the text encoder's length.
 //!
-//! The arithmetic is that of AUTOMATIC1111's web UI: tokens fill chunks of 75; where a chunk ends in the
-//! middle of a phrase, the words since a comma that is at most 20 tokens back move to the next one.
+//! The algorithm is that of AUTOMATIC1111's web UI: tokens fill chunks of 75; where a chunk ends in the middle of a
+//! phrase, the words after a comma at most 20 tokens back move to the next chunk.
 
 use std::ops::Range;
 
-/// How far back a comma may be for the words after it to move to the next chunk.
+/// Maximum distance to the last comma, in tokens, for the words after it to move to the next chunk.
 const BACKTRACK: usize = 20;
 
-/// Tokens that are encoded together, without begin, end and filling.
+/// Tokens that are encoded together, without begin, end and padding.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub(super) struct Chunk {
-    /// Rows of the encoder's table.
+    /// Rows of the encoder's embedding table.
     pub(super) ids: Vec<u32>,
-    /// How strong each is.
+    /// Weight of each token.
     pub(super) weights: Vec<f32>,
 }
 
@@ -23,13 +23,13 @@ impl Chunk {
         self.ids.extend(rows);
     }
 
-    /// Cuts off everything from `at` on.
+    /// Splits off everything from `at` on.
     fn split_off(&mut self, at: usize) -> Self {
         Self { ids: self.ids.split_off(at), weights: self.weights.split_off(at) }
     }
 }
 
-/// Fills chunks with tokens.
+/// Builder of chunks from a stream of tokens.
 #[derive(Debug)]
 pub(super) struct Chunker {
     room: usize,
@@ -40,12 +40,12 @@ pub(super) struct Chunker {
 }
 
 impl Chunker {
-    /// Chunks of `room` tokens; `comma` is the token after which a chunk may end early.
+    /// An empty builder for chunks of `room` tokens; `comma` is the token after which a chunk may end early.
     pub(super) fn new(room: usize, comma: Option<u32>) -> Self {
         Self { room, comma, full: vec![], current: Chunk::default(), last_comma: None }
     }
 
-    /// Adds a token, which stands for one or more rows of the encoder's table that stay together.
+    /// Adds a token with its rows of the embedding table, one or more, which stay in one chunk.
     pub(super) fn push(&mut self, token: u32, rows: Range<u32>, weight: f32) {
         let length = self.current.ids.len();
         if self.comma == Some(token) {
@@ -64,18 +64,18 @@ impl Chunker {
         self.current.push(rows, weight);
     }
 
-    /// Ends the chunk, full or not.
+    /// Ends the current chunk, full or not.
     pub(super) fn close(&mut self) {
         self.full.push(std::mem::take(&mut self.current));
         self.last_comma = None;
     }
 
-    /// How many chunks there are so far, the one that is being filled included.
+    /// Number of chunks so far, including the current one.
     pub(super) fn count(&self) -> usize {
         self.full.len() + 1
     }
 
-    /// All chunks, at least one.
+    /// Returns all chunks, at least one.
     pub(super) fn finish(mut self) -> Vec<Chunk> {
         if !self.current.ids.is_empty() || self.full.is_empty() {
             self.close();
@@ -90,7 +90,7 @@ mod tests {
 
     const COMMA: u32 = 0;
 
-    /// The lengths of the chunks of a text in which `,` is a comma, `|` a break and `3` an embedding of 3.
+    /// Lengths of the chunks of a text in which `,` is a comma, `|` a break and `3` an embedding of 3 vectors.
     fn lengths(text: &str) -> Vec<usize> {
         let mut chunker = Chunker::new(75, Some(COMMA));
         for c in text.chars() {
@@ -128,7 +128,7 @@ mod tests {
 
     #[test]
     fn a_phrase_moves_to_the_next_chunk_from_a_comma_that_is_near() {
-        // The comma is token 55: 20 back from the end.
+        // The comma is token 55, 20 from the end.
         assert_eq!(lengths(&format!("{},{}", words(55), words(20))), [56, 20]);
         assert_eq!(lengths(&format!("{},{}", words(54), words(21))), [75, 1]);
         // Nothing moves when everything fits, and a comma may be the last or the first token.

@@ -1,12 +1,13 @@
-//! What prompts written for other programs hold that means nothing here, so that it is not silently read as words.
+//! Detection of prompt syntax of other programs that is not supported here, so that it is reported and not silently
+//! read as words.
 
 use super::prompt::{is_lora_tag, tag_name};
 
-/// How much of a prompt a message shows: characters.
+/// Maximum length of a quoted piece of a prompt in a message, in characters.
 const SHOWN: usize = 60;
 
-/// One message for each kind of such things in a prompt. `is_word` says which tags are words all the same, such as the
-/// names of textual inversions.
+/// One message for each kind of unsupported syntax in a prompt. `is_word` tells which tags are words after all, such
+/// as the names of textual inversions.
 pub(super) fn notes(prompt: &str, is_word: impl Fn(&str) -> bool) -> Vec<String> {
     let mut notes = tags(prompt, is_word);
     notes.extend(brackets(prompt));
@@ -28,7 +29,7 @@ fn shown(text: &str) -> String {
     shown.replace(char::is_control, " ")
 }
 
-/// Tags that are no LoRA's.
+/// Messages about tags other than complete LoRA tags.
 fn tags(prompt: &str, is_word: impl Fn(&str) -> bool) -> Vec<String> {
     let (mut open, mut left_out, mut unknown) = (None, None::<&str>, None::<&str>);
     let mut rest = prompt;
@@ -40,7 +41,7 @@ fn tags(prompt: &str, is_word: impl Fn(&str) -> bool) -> Vec<String> {
         };
         let Some((whole, after)) = tag.find('>').and_then(|end| tag.split_at_checked(end + 1))
         else {
-            // No tag is closed from here on.
+            // No `>` follows, so no later tag is closed either.
             let later = tag.match_indices('<').filter_map(|(at, _)| tag.get(at..));
             open = later.into_iter().find(|tag| is_lora_tag(tag));
             break;
@@ -59,7 +60,7 @@ fn tags(prompt: &str, is_word: impl Fn(&str) -> bool) -> Vec<String> {
     [open, left_out, unknown].into_iter().flatten().collect()
 }
 
-/// A bracket that is open.
+/// An open bracket.
 struct Open {
     is_square: bool,
     start: usize,
@@ -68,7 +69,7 @@ struct Open {
     has_bar: bool,
 }
 
-/// Square brackets that change a prompt between steps: the first of either kind.
+/// Messages about square brackets for prompt editing and alternation: the first of each kind.
 fn brackets(prompt: &str) -> Vec<String> {
     let (mut editing, mut alternating) = (None, None);
     let mut open: Vec<Open> = Vec::new();
@@ -122,8 +123,8 @@ fn brackets(prompt: &str) -> Vec<String> {
         .collect()
 }
 
-/// Whether a prompt is a list of prompts by frame: `0: a cat 8: a dog`, on one line or several, the numbers perhaps in
-/// quotes.
+/// Returns whether a prompt is a list of prompts by frame: `0: a cat 8: a dog`, on one line or several, the numbers
+/// optionally in quotes.
 fn is_travel(prompt: &str) -> bool {
     let mut frames: Vec<u64> = Vec::new();
     for (line, text) in prompt.lines().enumerate() {

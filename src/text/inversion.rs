@@ -1,8 +1,8 @@
-//! Textual inversion: files of vectors that words of a prompt stand for.
+//! Textual inversion: embedding files with vectors for words of a prompt.
 //!
-//! Gal et al. (2022), "An Image is Worth One Word". People publish them in four forms, as safetensors or
-//! torch files: `{word: vectors}` (diffusers), `emb_params` (kohya and safetensors of AUTOMATIC1111),
-//! `string_to_param["*"]` with a `name` (AUTOMATIC1111), and a bare tensor.
+//! Gal et al. (2022), "An Image is Worth One Word". There are four layouts, as safetensors or torch files: `{word:
+//! vectors}` (diffusers), `emb_params` (kohya and safetensors of AUTOMATIC1111), `string_to_param["*"]` with a `name`
+//! (AUTOMATIC1111), and a bare tensor.
 
 use std::collections::BTreeSet;
 
@@ -11,43 +11,43 @@ use candle_core::{Device, Tensor};
 use crate::weights::{Archive, Source, quoted};
 use crate::{Error, Result};
 
-/// Names of tensors that are not words.
+/// Tensor names that are not words.
 const NAMELESS: [&str; 2] = ["*", "emb_params"];
 
-/// Names of tensors in files for models with two text encoders.
+/// Tensor names in files for models with two text encoders.
 const TWO_ENCODERS: [&str; 4] = ["clip_g", "clip_l", "text_encoders_0", "text_encoders_1"];
 
-/// Files with more tensors are something else.
+/// Maximum number of tensors; files with more are not embeddings.
 const MOST_WORDS: usize = 64;
 
-/// More values than the vectors of any word have: a prompt holds 75.
+/// Maximum number of values per word; far more than a prompt's 75 vectors.
 const MOST_VALUES: usize = 1 << 20;
 
-/// The words of one file.
+/// A textual inversion file: its words and their vectors.
 #[derive(Clone, Debug)]
 pub struct Inversion {
     source: Source,
     words: Vec<Word>,
 }
 
-/// Vectors and what they are called.
+/// Vectors of a textual inversion and their names.
 #[derive(Clone, Debug)]
 pub struct Word {
-    /// Each of these means them.
+    /// Names of the word in a prompt; each stands for the same vectors.
     pub names: Vec<String>,
-    /// `(vectors, dim)` in f32, at least one.
+    /// Vectors of shape `(vectors, dim)` in f32, at least one.
     pub vectors: Tensor,
 }
 
 impl Inversion {
-    /// Reads a file.
+    /// Reads a textual inversion file.
     ///
-    /// Its word is `name`, if given. Otherwise it is what the file says, and the file's own name without extension,
-    /// which is what AUTOMATIC1111 goes by; so either can be written in a prompt.
+    /// Its word is `name`, if given. Otherwise both the name stored in the file and the file name without extension,
+    /// which AUTOMATIC1111 uses, are accepted in a prompt.
     ///
     /// # Errors
     ///
-    /// When the file holds something else, or a name is given for several words.
+    /// When the file is not a textual inversion, or a name is given for several words.
     pub fn open(source: &Source, name: Option<&str>) -> Result<Self> {
         let archive = Archive::open(source)?;
         let path = source.path();
@@ -59,7 +59,7 @@ impl Inversion {
             );
             return Err(Error::format(path, reason).with_hint("use one for Stable Diffusion 1.5"));
         }
-        // A network's weights are not words.
+        // Tensors with names of network weights are not words.
         let is_word = |key: &str| !key.ends_with(".weight") && !key.ends_with(".bias");
         let is_vectors = |shape: &[usize]| matches!(shape.len(), 1 | 2) && !shape.contains(&0);
         let odd = tensors.iter().find(|(key, info)| !(is_word(key) && is_vectors(&info.shape)));
@@ -112,8 +112,7 @@ impl Inversion {
         Ok(Self { source: source.clone(), words })
     }
 
-    /// The words among the tensors of another kind of file: each word, and the name of the tensor that holds its
-    /// vectors.
+    /// Reads words from tensors of another kind of file; `words` are pairs of a word and the name of its tensor.
     pub(crate) fn bundled(archive: &Archive, words: &[(&str, &str)]) -> Result<Self> {
         if words.len() > MOST_WORDS {
             let reason = format!("brings {} words, at most {MOST_WORDS} are read", words.len());
@@ -136,22 +135,22 @@ impl Inversion {
         Ok(Self { source: archive.source().clone(), words: words.collect::<Result<_>>()? })
     }
 
-    /// The file.
+    /// Source of the file.
     pub fn source(&self) -> &Source {
         &self.source
     }
 
-    /// The words, in the order of the file.
+    /// The words, in file order.
     pub fn words(&self) -> &[Word] {
         &self.words
     }
 
-    /// The models that it is for, if its width tells.
+    /// Model family of the embedding, if its width determines it.
     pub fn family(&self) -> Option<&'static str> {
         self.words.first().and_then(|word| family(word.vectors.dim(1).ok()?))
     }
 
-    /// Fails when vectors are not `width` wide, saying what model they are for.
+    /// Checks that all vectors are `width` wide; the error names the model family they belong to.
     pub fn check_width(&self, width: usize) -> Result<()> {
         for word in &self.words {
             let own = word.vectors.dim(1)?;
@@ -164,14 +163,14 @@ impl Inversion {
         Ok(())
     }
 
-    /// An error that names this file.
+    /// An [`Error::Adapter`] for this file.
     pub(super) fn refused(&self, reason: impl Into<String>) -> Error {
         let adapter = self.source.path().display().to_string();
         Error::Adapter { adapter, reason: reason.into() }
     }
 }
 
-/// The models whose text encoder is `width` wide.
+/// Model family whose text encoder is `width` wide.
 fn family(width: usize) -> Option<&'static str> {
     match width {
         768 => Some("Stable Diffusion 1"),

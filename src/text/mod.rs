@@ -1,4 +1,4 @@
-//! Prompts to what the network reads.
+//! Text encoding: prompts to the text states of the UNet's cross-attention.
 
 mod chunks;
 mod foreign;
@@ -18,20 +18,20 @@ use inversion::Inversion;
 use prompt::{Part, PromptMode};
 use tokenizer::Tokenizer;
 
-/// Chunks in the longest prompt: more than anybody writes, and no run takes hours for its text.
+/// Maximum number of chunks of a prompt; limits the time spent on text.
 const MOST_CHUNKS: usize = 32;
 
-/// A tokenizer, the encoder that knows its tokens, and embeddings that were added to both.
+/// A tokenizer, its text encoder, and the embeddings added to both.
 #[derive(Debug)]
 pub struct TextModel {
     tokenizer: Tokenizer,
     encoder: TextEncoder,
     device: Device,
-    /// Which rows of the encoder's table an added token stands for.
+    /// Rows of the encoder's embedding table for each added token.
     added: BTreeMap<u32, Range<u32>>,
 }
 
-/// A prompt in tokens, in as many chunks as it needs.
+/// A tokenized prompt, in as many chunks as it needs.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Chunks {
     chunks: Vec<Chunk>,
@@ -39,13 +39,13 @@ pub struct Chunks {
 }
 
 impl Chunks {
-    /// How many there are, at least 1.
+    /// Number of chunks, at least 1.
     #[allow(clippy::len_without_is_empty)]
     pub fn len(&self) -> usize {
         self.chunks.len()
     }
 
-    /// The end of the prompt that did not fit, from where it was cut or at most a few words further on.
+    /// The end of the prompt that did not fit; starts at the cut or at most a few words later.
     pub fn truncated(&self) -> Option<&str> {
         self.truncated.as_deref()
     }
@@ -54,26 +54,27 @@ impl Chunks {
 /// An encoded prompt.
 #[derive(Clone, Debug)]
 pub struct EncodedText {
-    /// `(1, tokens, dim)`.
+    /// Text states of shape `(1, tokens, dim)`.
     pub states: Tensor,
     /// The end of the prompt that did not fit, if any.
     pub truncated: Option<String>,
 }
 
 impl TextModel {
-    /// Joins the two; the encoder's weights are on `device`.
+    /// A text model of a tokenizer and an encoder; the encoder's weights are on `device`.
     pub fn new(tokenizer: Tokenizer, encoder: TextEncoder, device: &Device) -> Self {
         Self { tokenizer, encoder, device: device.clone(), added: BTreeMap::new() }
     }
 
-    /// Adds a textual inversion: its words then stand for its vectors.
+    /// Adds a textual inversion, so that its words stand for its vectors.
     ///
     /// A word of several vectors stands for all of them, and `word_1`, `word_2` and so on for the second, the third
     /// and so on alone, as in diffusers.
     ///
     /// # Errors
     ///
-    /// When its vectors are of another width, too many for a prompt, or all its words have a meaning already.
+    /// When the vectors' width differs from the encoder's, there are more vectors than a prompt holds, or all names
+    /// of a word are in the vocabulary already.
     pub fn add(&mut self, inversion: &Inversion) -> Result<()> {
         inversion.check_width(self.encoder.width())?;
         let room = self.room()?;
@@ -106,11 +107,11 @@ impl TextModel {
         Ok(())
     }
 
-    /// Reads a prompt.
+    /// Tokenizes a prompt.
     ///
     /// # Errors
     ///
-    /// When it breaks the rules of [`prompt`](mod@prompt), see [`prompt::parse`].
+    /// When the syntax of the prompt is invalid, see [`prompt`](mod@prompt) and [`prompt::parse`].
     pub fn read(&self, prompt: &str, mode: PromptMode) -> Result<Chunks> {
         match mode {
             PromptMode::A1111 => self.chunked(prompt),
@@ -118,7 +119,7 @@ impl TextModel {
         }
     }
 
-    /// What a prompt holds that other programs understand and this one reads as words or leaves out, a line each.
+    /// Messages about prompt syntax of other programs that is read as words or left out, one per line.
     pub fn notes(&self, prompt: &str, mode: PromptMode) -> Vec<String> {
         match mode {
             PromptMode::A1111 => foreign::notes(prompt, |tag| self.tokenizer.knows(tag)),
@@ -126,14 +127,14 @@ impl TextModel {
         }
     }
 
-    /// The states of a prompt, `(1, count*tokens, dim)`; empty chunks follow until there are `count`.
+    /// Text states of a prompt, `(1, count*tokens, dim)`, padded with empty chunks up to `count`.
     ///
-    /// The encoder's last `skip` layers are left out. Each chunk's states are multiplied by the weights of its
-    /// tokens and then by the one number that gives them back their mean, as AUTOMATIC1111 does.
+    /// The encoder's last `skip` layers are left out. Each chunk's states are multiplied by the weights of their
+    /// tokens and then by one factor that restores their mean, as in AUTOMATIC1111.
     ///
     /// # Errors
     ///
-    /// When the encoder cannot skip so many layers, weights cancel each other out, or `stop` is requested.
+    /// When the encoder has too few layers to skip, weights cancel each other out, or `stop` is requested.
     pub fn states(
         &self,
         prompt: &Chunks,
@@ -150,14 +151,14 @@ impl TextModel {
         Ok(Tensor::cat(&states, 1)?)
     }
 
-    /// Reads and encodes one prompt in the default way.
+    /// Tokenizes and encodes one prompt in the default mode.
     pub fn encode(&self, prompt: &str, skip: usize) -> Result<EncodedText> {
         let chunks = self.read(prompt, PromptMode::default())?;
         let states = self.states(&chunks, 1, skip, &Stop::default())?;
         Ok(EncodedText { states, truncated: chunks.truncated })
     }
 
-    /// How many tokens fit between begin and end.
+    /// Number of tokens that fit between begin and end.
     fn room(&self) -> Result<usize> {
         let most = self.tokenizer.max_length().min(self.encoder.max_tokens());
         most.checked_sub(2).filter(|room| *room > 0).ok_or_else(|| Error::Weights {
@@ -210,7 +211,7 @@ impl TextModel {
         Ok(Chunks { chunks: vec![Chunk { ids, weights }], truncated })
     }
 
-    /// `(1, tokens, dim)`.
+    /// Text states of one chunk, `(1, tokens, dim)`.
     fn encode_chunk(&self, chunk: &Chunk, skip: usize, stop: &Stop) -> Result<Tensor> {
         let length = self.room()? + 2;
         let mut ids = Vec::with_capacity(length);
@@ -242,7 +243,7 @@ fn weigh(states: &Tensor, weights: &[f32]) -> Result<Tensor> {
     Ok((weighted * ratio)?.to_dtype(states.dtype())?)
 }
 
-/// The mean of all values, summed exactly enough for values that nearly cancel.
+/// Mean of all values, summed in f64 because they may nearly cancel.
 fn mean(x: &Tensor) -> Result<f64> {
     let values: Vec<f32> = x.flatten_all()?.to_vec1()?;
     Ok(values.iter().map(|value| f64::from(*value)).sum::<f64>() / values.len().max(1) as f64)

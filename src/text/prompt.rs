@@ -1,4 +1,4 @@
-//! The prompt language of AUTOMATIC1111's web UI: weights in brackets, `BREAK`, LoRA tags.
+//! Prompt syntax of AUTOMATIC1111's web UI: weights in brackets, `BREAK`, LoRA tags.
 //!
 //! | Written | Meaning |
 //! |---|---|
@@ -11,13 +11,13 @@
 //! | `<lora:name:0.8>` | a LoRA, see [`take_loras`] |
 //! | `<hypernet:name:1>` | left out |
 //!
-//! A bracket that is never closed holds to the end of the prompt, one that was never opened is itself,
-//! and a weight after a colon counts only before a closing round bracket. So a prompt with literal round
-//! or square brackets needs backslashes, or [`PromptMode::Plain`].
+//! A bracket that is never closed extends to the end of the prompt, a closing bracket without an opening one is
+//! literal, and a weight after a colon counts only before a closing round bracket. So a prompt with literal round or
+//! square brackets needs backslashes, or [`PromptMode::Plain`].
 //!
-//! Differences: `BREAK` works inside brackets too. Prompt editing (`[from:to:when]`) and alternation
-//! (`[a|b]`), which change the prompt between steps, do not exist here; such brackets only weaken, and the pipeline
-//! warns of them.
+//! Differences: `BREAK` works inside brackets too. Prompt editing (`[from:to:when]`) and alternation (`[a|b]`), which
+//! change the prompt between steps, are not supported; such brackets only lower the weight, and the pipeline warns of
+//! them.
 
 use std::borrow::Cow;
 use std::fmt;
@@ -27,14 +27,14 @@ use serde::{Deserialize, Serialize};
 
 use crate::{Error, Result};
 
-/// How a prompt is read.
+/// Prompt syntax.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum PromptMode {
-    /// As AUTOMATIC1111 does: with weights, `BREAK`, and of any length.
+    /// AUTOMATIC1111's: with weights, `BREAK`, and of any length.
     #[default]
     A1111,
-    /// As diffusers does: every character is itself, and what the text encoder cannot hold is cut off.
+    /// diffusers': all characters are literal, and what exceeds the text encoder's length is cut off.
     Plain,
 }
 
@@ -59,31 +59,31 @@ impl FromStr for PromptMode {
     }
 }
 
-/// A piece of a prompt.
+/// Part of a parsed prompt.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Part {
-    /// Words that are equally strong.
+    /// Text with one weight.
     Text {
-        /// The words, without the marks of the language.
+        /// The text, without the marks of the syntax.
         text: String,
-        /// How strong they are; 1 is ordinary.
+        /// Weight of the text; 1 is neutral.
         weight: f64,
     },
-    /// Here a new chunk begins.
+    /// Start of a new chunk.
     Break,
 }
 
-/// What a round bracket multiplies by, and a square one divides by.
+/// Weight factor of a round bracket, and divisor of a square one.
 const BRACKET: f64 = 1.1;
 
-/// Brackets that may be open at once; no prompt has a use for more, and reading stays linear.
+/// Maximum number of open brackets, which keeps parsing linear.
 const MOST_OPEN: usize = 64;
 
-/// Reads a prompt. There is at least one part; one without text stands for an empty prompt.
+/// Parses a prompt into at least one part; an empty prompt is one part without text.
 ///
 /// # Errors
 ///
-/// What is wrong with the prompt, in words: a weight that is no number, or too many open brackets.
+/// A message about the invalid syntax: a weight that is not a number, or too many open brackets.
 pub fn parse(prompt: &str) -> Result<Vec<Part>, String> {
     let mut parts: Vec<Part> = Vec::new();
     let (mut round, mut square) = (Vec::new(), Vec::new());
@@ -136,7 +136,7 @@ fn push(parts: &mut Vec<Part>, text: &str) {
     parts.push(Part::Text { text: text.to_owned(), weight: 1.0 });
 }
 
-/// Words, which may hold a `BREAK`; white space around it belongs to it.
+/// Adds text that may contain `BREAK`, with the white space around it removed.
 fn push_words(parts: &mut Vec<Part>, mut text: &str) {
     while let Some((before, after)) = split_break(text) {
         push(parts, before);
@@ -146,7 +146,7 @@ fn push_words(parts: &mut Vec<Part>, mut text: &str) {
     push(parts, text);
 }
 
-/// The text before and after the first `BREAK` that is a word by itself.
+/// The text before and after the first `BREAK` that is a whole word.
 fn split_break(text: &str) -> Option<(&str, &str)> {
     const WORD: &str = "BREAK";
     let is_word = |c: char| c.is_alphanumeric() || c == '_';
@@ -166,7 +166,7 @@ fn multiply(parts: &mut [Part], start: usize, factor: f64) {
     }
 }
 
-/// Joins neighbours of the same weight, then drops what has no text.
+/// Joins neighbouring parts of equal weight, then drops empty ones.
 fn merged(parts: Vec<Part>) -> Vec<Part> {
     let mut merged: Vec<Part> = Vec::new();
     for part in parts {
@@ -192,11 +192,11 @@ enum Bracket {
     Square,
 }
 
-/// What the language tells apart.
+/// Token of the prompt syntax.
 enum Mark<'a> {
     Open(Bracket),
     Close(Bracket),
-    /// `:1.3)`; without a bracket to close it is a literal.
+    /// `:1.3)`; literal if no bracket is open.
     Weight {
         number: &'a str,
         literal: &'a str,
@@ -206,7 +206,7 @@ enum Mark<'a> {
 }
 
 impl<'a> Mark<'a> {
-    /// The first mark of a text, and what follows.
+    /// The first mark of a text and the rest of the text.
     fn first(text: &'a str) -> Option<(Self, &'a str)> {
         let mut chars = text.chars();
         let first = chars.next()?;
@@ -216,7 +216,7 @@ impl<'a> Mark<'a> {
             '[' => (Self::Open(Bracket::Square), after),
             ')' => (Self::Close(Bracket::Round), after),
             ']' => (Self::Close(Bracket::Square), after),
-            // A backslash before anything else is dropped.
+            // A backslash before any other character is dropped.
             '\\' => {
                 let escaped = matches!(chars.next(), Some('(' | ')' | '[' | ']' | '\\'));
                 let (character, after) = after.split_at(usize::from(escaped));
@@ -238,7 +238,7 @@ impl<'a> Mark<'a> {
     }
 }
 
-/// The number in front of a closing round bracket, and what follows that bracket.
+/// The number before a closing round bracket, and the text after that bracket.
 fn closing_weight(text: &str) -> Option<(&str, &str)> {
     let text = text.trim_start();
     let unsigned = text.strip_prefix(['+', '-']).unwrap_or(text);
@@ -246,38 +246,38 @@ fn closing_weight(text: &str) -> Option<(&str, &str)> {
     if rest.len() == unsigned.len() {
         return None;
     }
-    // Not by comparing the rest, which would take as long as the prompt for every bracket.
+    // By length: comparing the strings would take time linear in the prompt for every bracket.
     let number = text.get(..text.len() - rest.len())?;
     Some((number, rest.trim_start().strip_prefix(')')?))
 }
 
-/// A LoRA that a prompt asks for.
+/// A LoRA tag of a prompt.
 #[derive(Clone, Debug, PartialEq)]
 pub struct LoraTag {
-    /// Its file's name without extension.
+    /// File name of the LoRA without extension.
     pub name: String,
     /// Strength in the UNet.
     pub unet_strength: f64,
     /// Strength in the text encoder.
     pub text_strength: f64,
-    /// Factors for blocks of the UNet, as they are written after `lbw=`.
+    /// Block weights of the UNet, as written after `lbw=`.
     pub blocks: Option<String>,
 }
 
-/// What tags begin with: LoRAs, and what they were called while LyCORIS was an extension.
+/// Prefixes of LoRA tags; the second dates from when LyCORIS was an extension.
 const TAGS: [&str; 2] = ["<lora:", "<lyco:"];
 
-/// The first LoRA tag of a prompt, as it is written.
+/// The first LoRA tag of a prompt, verbatim.
 pub fn first_tag(prompt: &str) -> Option<&str> {
     split_tag(prompt).map(|(_, tag, _)| tag)
 }
 
-/// Whether a text begins as a LoRA's tag does, in any case.
+/// Returns whether a text begins with a LoRA tag, in any case.
 pub(super) fn is_lora_tag(text: &str) -> bool {
     TAGS.iter().any(|tag| text.get(..tag.len()).is_some_and(|t| t.eq_ignore_ascii_case(tag)))
 }
 
-/// The name of the tag that a text begins with, as in `<name:`.
+/// The name of the tag at the start of a text, as in `<name:`.
 pub(super) fn tag_name(text: &str) -> Option<&str> {
     let inside = text.strip_prefix('<')?;
     let end = inside.find(|c: char| !(c.is_alphanumeric() || c == '_'))?;
@@ -285,7 +285,7 @@ pub(super) fn tag_name(text: &str) -> Option<&str> {
     (end > 0 && rest.starts_with(':')).then_some(name)
 }
 
-/// The prompt without the tags of hypernetworks.
+/// The prompt without hypernetwork tags.
 fn without_hypernets(prompt: &str) -> Cow<'_, str> {
     let mut kept = Cow::Borrowed(prompt);
     let (mut from, mut at) = (0, 0);
@@ -296,7 +296,7 @@ fn without_hypernets(prompt: &str) -> Cow<'_, str> {
         if !name.is_some_and(|name| name.eq_ignore_ascii_case("hypernet")) {
             continue;
         }
-        // Where no `>` follows, none follows later.
+        // No `>` follows, so no later tag is closed either.
         let Some(end) = prompt[start..].find('>') else { break };
         if from == 0 {
             kept = Cow::Owned(String::with_capacity(prompt.len()));
@@ -311,7 +311,7 @@ fn without_hypernets(prompt: &str) -> Cow<'_, str> {
     kept
 }
 
-/// What is before, in and after the first tag.
+/// The text before the first LoRA tag, the tag, and the text after it.
 fn split_tag(text: &str) -> Option<(&str, &str, &str)> {
     let (before, rest) = text
         .match_indices('<')
@@ -322,15 +322,15 @@ fn split_tag(text: &str) -> Option<(&str, &str, &str)> {
     Some((before, tag, after))
 }
 
-/// Takes the LoRA tags out of a prompt: the prompt without them, and the LoRAs in order.
+/// Splits a prompt into the text without LoRA tags and the LoRAs in order.
 ///
-/// `<lora:name>` has strength 1, `<lora:name:0.8>` 0.8. Two numbers are those of the text encoder and of the UNet,
-/// in AUTOMATIC1111's order; `<lora:name:te=0.5:unet=0.8>` says so in words. `<lora:name:1:lbw=MIDD>` has factors for
-/// blocks, as the extension LoRA Block Weight.
+/// `<lora:name>` has strength 1, `<lora:name:0.8>` 0.8. Two numbers are the strengths of the text encoder and of the
+/// UNet, in AUTOMATIC1111's order; `<lora:name:te=0.5:unet=0.8>` names them. `<lora:name:1:lbw=MIDD>` sets block
+/// weights, as the extension LoRA Block Weight does.
 ///
 /// # Errors
 ///
-/// What is wrong with a tag, in words.
+/// A message about the invalid tag.
 pub fn take_loras(prompt: &str) -> Result<(String, Vec<LoraTag>), String> {
     let (mut cleaned, mut tags) = (String::with_capacity(prompt.len()), Vec::new());
     let mut rest = prompt;
@@ -489,7 +489,7 @@ mod tests {
                 let _ = parse(&prompt);
                 start.elapsed()
             };
-            // The fastest of a few: the machine may be busy with something else.
+            // The fastest of several runs, in case the machine is busy.
             let took = (0..5).map(|_| took()).min().unwrap();
             assert!(took.as_millis() < 500, "{piece}: {took:?}");
         }

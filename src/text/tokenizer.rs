@@ -1,9 +1,8 @@
-//! CLIP's tokenizer: text to token ids, as `CLIPTokenizer` of transformers 5 has it.
+//! CLIP's tokenizer: text to token ids, equal to `CLIPTokenizer` of transformers 5.
 //!
-//! Text is put into composed form, runs of white space become one space, letters become lower
-//! case; then words, single digits and runs of symbols are cut into known pieces. Special tokens in
-//! the text become their ids. transformers 5 has only this form; the slow tokenizer of 4.x treats
-//! some symbols otherwise.
+//! Text is NFC-normalized, runs of white space become one space, and letters become lower case; then words, single
+//! digits and runs of symbols are split by byte-pair encoding. Special tokens in the text become their ids.
+//! transformers 5 has only this form; the slow tokenizer of 4.x treats some symbols differently.
 
 use std::collections::{HashMap, HashSet};
 use std::path::Path;
@@ -21,43 +20,43 @@ use tokenizers::{NormalizerWrapper, SplitDelimiterBehavior};
 use crate::weights::{find_text, quoted, read_text};
 use crate::{Error, Result};
 
-/// Marks the piece that ends a word.
+/// Suffix of the last piece of a word.
 const WORD_END: &str = "</w>";
 
-/// The merges of OpenAI's CLIP; `assets/clip/LICENSE` is theirs.
+/// The merges of OpenAI's CLIP, under the license in `assets/clip/LICENSE`.
 const CLIP_MERGES: &str = include_str!("../../assets/clip/merges.txt");
 
-/// More tokens than anybody adds to CLIP's 49408.
+/// Maximum number of added tokens; CLIP's vocabulary has 49408.
 const MOST_ADDED: usize = 1 << 16;
 
-/// A special token and how it is found in text.
+/// A special token and how it is matched in text.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Special {
-    /// Its text.
+    /// Text of the token.
     pub content: String,
-    /// Whether it is looked for after the text was normalized, so in upper case too.
+    /// Whether it is matched after the text is normalized, so in upper case too.
     pub normalized: bool,
 }
 
 impl Special {
-    /// A token that is looked for as it is.
+    /// A token that is matched before normalization.
     pub fn new(content: impl Into<String>) -> Self {
         Self { content: content.into(), normalized: false }
     }
 }
 
-/// What a tokenizer folder says besides its vocabulary.
+/// Settings of a tokenizer folder besides its vocabulary.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Settings {
-    /// Begins every sequence.
+    /// Token at the beginning of every sequence.
     pub bos: Special,
-    /// Ends every sequence.
+    /// Token at the end of every sequence.
     pub eos: Special,
-    /// Fills sequences up; Stable Diffusion 1.5 uses the end token, 2.x an exclamation mark.
+    /// Padding token; Stable Diffusion 1.5 uses the end token, 2.x an exclamation mark.
     pub pad: Special,
-    /// Stands for what the vocabulary cannot spell.
+    /// Token for text that the vocabulary cannot represent.
     pub unk: Special,
-    /// How many tokens a sequence has, begin and end included.
+    /// Length of a sequence in tokens, begin and end included.
     pub max_length: usize,
 }
 
@@ -75,17 +74,16 @@ impl Default for Settings {
 }
 
 impl Settings {
-    /// Reads `tokenizer_config.json` and `special_tokens_map.json`, as far as they are there.
+    /// Reads `tokenizer_config.json` and `special_tokens_map.json`, if they exist.
     ///
-    /// The second overrules the first, except where the first lists its added tokens, as newer
-    /// files do.
+    /// The second takes precedence, except where the first lists its added tokens, as newer files do.
     fn read(folder: &Path) -> Result<Self> {
         let mut settings = Self::default();
         let config = read_json(&folder.join("tokenizer_config.json"))?;
         let map = read_json(&folder.join("special_tokens_map.json"))?;
         if let Some(config) = &config {
             settings.take_specials(config);
-            // Unlimited tokenizers say 1e30.
+            // Tokenizers without a limit have 1e30 here.
             let limit = config.get("model_max_length").and_then(Value::as_f64);
             if let Some(limit) = limit.filter(|limit| *limit < 1e6) {
                 settings.max_length = limit as usize;
@@ -98,7 +96,7 @@ impl Settings {
         Ok(settings)
     }
 
-    /// Takes the special tokens that `json` names.
+    /// Sets the special tokens that `json` contains.
     fn take_specials(&mut self, json: &Value) {
         let slots = [
             ("bos_token", &mut self.bos),
@@ -120,16 +118,16 @@ impl Settings {
     }
 }
 
-/// A text as the text encoder takes it.
+/// A tokenized text, as the text encoder takes it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Encoding {
-    /// Begin, the text, end, filled up to [`Tokenizer::max_length`].
+    /// Begin, the text, end, padded to [`Tokenizer::max_length`].
     pub ids: Vec<u32>,
     /// The end of the text that did not fit, if any.
     pub truncated: Option<String>,
 }
 
-/// Turns text into token ids.
+/// CLIP tokenizer.
 #[derive(Clone, Debug)]
 pub struct Tokenizer {
     inner: tokenizers::Tokenizer,
@@ -140,13 +138,12 @@ pub struct Tokenizer {
 }
 
 impl Tokenizer {
-    /// CLIP's own tokenizer, whose merges are part of the program.
+    /// CLIP's own tokenizer, whose merges are embedded in the program.
     pub fn clip() -> Result<Self> {
         Self::from_merges(CLIP_MERGES, &Settings::default())
     }
 
-    /// Reads the `tokenizer` folder of a diffusers model: `tokenizer.json`, or `vocab.json` and
-    /// `merges.txt`.
+    /// Opens the `tokenizer` folder of a diffusers model: `tokenizer.json`, or `vocab.json` and `merges.txt`.
     pub fn open(folder: &Path) -> Result<Self> {
         let settings = Settings::read(folder)?;
         let whole = folder.join("tokenizer.json");
@@ -165,17 +162,17 @@ impl Tokenizer {
         Source::from_pair(vocab, merges)?.build(settings)
     }
 
-    /// Builds a tokenizer from the vocabulary and merges in the contents of a `tokenizer.json`.
+    /// Builds a tokenizer from the vocabulary, merges and added tokens of a `tokenizer.json`.
     ///
-    /// Its other parts are those that every CLIP tokenizer has.
+    /// Its other settings are the same for every CLIP tokenizer.
     pub fn from_tokenizer_json(json: &str, settings: &Settings) -> Result<Self> {
         Source::from_json(json, Path::new("tokenizer.json"))?.build(settings)
     }
 
     /// Builds a tokenizer from merges alone.
     ///
-    /// CLIP's vocabulary is the 256 bytes, the same as ends of words, what each merge yields, and
-    /// begin and end.
+    /// CLIP's vocabulary is the 256 bytes, the 256 bytes as ends of words, the result of each merge, and begin and
+    /// end.
     pub fn from_merges(merges_txt: &str, settings: &Settings) -> Result<Self> {
         let path = Path::new("merges.txt");
         let merges = parse_merges(merges_txt, path)?;
@@ -210,39 +207,39 @@ impl Tokenizer {
         Ok(Encoding { ids, truncated })
     }
 
-    /// The ids of `text` alone, of any number, without begin, end and filling.
+    /// The ids of `text` alone, of any length, without begin, end and padding.
     pub fn ids(&self, text: &str) -> Result<Vec<u32>> {
         Ok(self.pieces(text)?.get_ids().to_vec())
     }
 
-    /// The ids of `text` as [`ids`](Self::ids) gives them, each with the byte of `text` where it begins.
+    /// The ids of [`ids`](Self::ids), each with the byte offset in `text` at which it begins.
     pub fn ids_with_starts(&self, text: &str) -> Result<Vec<(u32, usize)>> {
         let encoded = self.pieces(text)?;
         let starts = encoded.get_offsets().iter().map(|(start, _)| *start);
         Ok(encoded.get_ids().iter().copied().zip(starts).collect())
     }
 
-    /// Adds a token that stands for itself wherever it occurs in a text, and returns its id.
+    /// Adds a token that is matched wherever it occurs in a text, and returns its id.
     ///
-    /// Case does not matter. A token that begins or ends with a letter, digit or underscore is not found in the
-    /// middle of a longer word.
+    /// Case is ignored. A token that begins or ends with a letter, digit or underscore is not matched in the middle
+    /// of a longer word.
     ///
     /// # Errors
     ///
-    /// When there is such a token already.
+    /// When the token exists already.
     pub fn add_token(&mut self, token: &str) -> Result<u32> {
         let ids = self.add_tokens(&[token.to_owned()])?;
         let missing = || Error::request("token", format!("`{token}`: cannot be a token"));
         ids.first().copied().ok_or_else(missing)
     }
 
-    /// Adds tokens as [`add_token`](Self::add_token) does, and returns their ids.
+    /// Adds several tokens as [`add_token`](Self::add_token) does, and returns their ids.
     ///
-    /// In one call, because each call builds the search for all added tokens anew.
+    /// Faster than one by one, because each call rebuilds the search for all added tokens.
     ///
     /// # Errors
     ///
-    /// When there is such a token already, or one is there twice; nothing is added then.
+    /// When one of the tokens exists already or is listed twice; nothing is added then.
     pub fn add_tokens(&mut self, tokens: &[String]) -> Result<Vec<u32>> {
         let mut seen = HashSet::with_capacity(tokens.len());
         for token in tokens {
@@ -266,12 +263,12 @@ impl Tokenizer {
         tokens.iter().map(id).collect()
     }
 
-    /// The id of a token, if there is one.
+    /// The id of a token, if it exists.
     pub fn id(&self, token: &str) -> Option<u32> {
         self.inner.token_to_id(token)
     }
 
-    /// Whether a text has a meaning of its own: it is a token, a whole word, or differs from one only in case.
+    /// Returns whether a text is a token or a whole word of the vocabulary, ignoring case.
     pub fn knows(&self, text: &str) -> bool {
         let lower = text.to_lowercase();
         [text, &lower, &format!("{lower}{WORD_END}")].iter().any(|token| self.id(token).is_some())
@@ -282,27 +279,27 @@ impl Tokenizer {
                 .any(|t| t.content.to_lowercase() == lower)
     }
 
-    /// The id that begins every sequence.
+    /// Id of the begin token.
     pub fn bos(&self) -> u32 {
         self.bos
     }
 
-    /// The id that ends every sequence.
+    /// Id of the end token.
     pub fn eos(&self) -> u32 {
         self.eos
     }
 
-    /// The id that fills sequences up.
+    /// Id of the padding token.
     pub fn pad(&self) -> u32 {
         self.pad
     }
 
-    /// How many ids [`encode`](Self::encode) gives.
+    /// Number of ids that [`encode`](Self::encode) returns.
     pub fn max_length(&self) -> usize {
         self.max_length
     }
 
-    /// How many tokens there are, added ones included.
+    /// Number of tokens, added ones included.
     pub fn vocab_size(&self) -> usize {
         self.inner.get_vocab_size(true)
     }
@@ -314,7 +311,7 @@ impl Tokenizer {
     }
 }
 
-/// What a tokenizer is built from, and the file to blame for it.
+/// Parts of a tokenizer, and the file named in errors.
 struct Source<'a> {
     vocab: Vocab,
     merges: Vec<(String, String)>,
@@ -322,7 +319,7 @@ struct Source<'a> {
     path: &'a Path,
 }
 
-/// A token that a `tokenizer.json` adds to its vocabulary.
+/// An added token of a `tokenizer.json`.
 #[derive(Deserialize)]
 struct AddedEntry {
     id: u32,
@@ -343,7 +340,7 @@ impl<'a> Source<'a> {
         Ok(Self { vocab: vocab.into_iter().collect(), merges, added: Vec::new(), path })
     }
 
-    /// Parses a `tokenizer.json`, whose merges are lines or pairs.
+    /// Parses a `tokenizer.json`, whose merges are strings or pairs.
     fn from_json(json: &str, path: &'a Path) -> Result<Self> {
         #[derive(Deserialize)]
         struct File {
@@ -376,7 +373,7 @@ impl<'a> Source<'a> {
         })
     }
 
-    /// Checks the parts and puts them together.
+    /// Validates the parts and builds the tokenizer.
     fn build(mut self, settings: &Settings) -> Result<Tokenizer> {
         let blame = |reason: String| Error::format(self.path, reason);
         let failed = |error: tokenizers::Error| Error::format(self.path, error.to_string());
@@ -412,7 +409,7 @@ impl<'a> Source<'a> {
             return Err(blame(format!("adds {count} tokens, at most {MOST_ADDED} are read")));
         }
         self.added.sort_by_key(|token| token.id);
-        // In one call: each builds the search for all of them anew.
+        // In one call, because each call rebuilds the search for all added tokens.
         let tokens =
             self.added.iter().map(|AddedEntry { content, normalized, special, .. }| {
                 AddedToken::from(content, *special).normalized(*normalized)
@@ -434,14 +431,14 @@ impl<'a> Source<'a> {
     }
 }
 
-/// Composed form, single spaces, lower case.
+/// Normalizer: NFC, single spaces, lower case.
 fn normalizer() -> tokenizers::Result<NormalizerWrapper> {
     let spaces =
         Replace::new(tokenizers::normalizers::replace::ReplacePattern::Regex(r"\s+".into()), " ")?;
     Ok(Normalizers::new(vec![NFC.into(), spaces.into(), Lowercase.into()]).into())
 }
 
-/// Words, single digits, runs of symbols, each spelled in bytes.
+/// Pre-tokenizer: splits into words, single digits and runs of symbols, each mapped to byte characters.
 fn splitter() -> tokenizers::Result<Splitters> {
     let pattern = SplitPattern::Regex(
         r"<\|startoftext\|>|<\|endoftext\|>|'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+"
@@ -452,7 +449,7 @@ fn splitter() -> tokenizers::Result<Splitters> {
     Ok(Splitters::new(vec![split.into(), bytes.into()]))
 }
 
-/// Parses the lines of a `merges.txt`, whose first may be a comment on its version.
+/// Parses the lines of a `merges.txt`; the first may be a version comment.
 fn parse_merges(text: &str, path: &Path) -> Result<Vec<(String, String)>> {
     text.lines()
         .enumerate()
@@ -461,7 +458,7 @@ fn parse_merges(text: &str, path: &Path) -> Result<Vec<(String, String)>> {
         .collect()
 }
 
-/// Parses two pieces that are merged.
+/// Parses one merge: two pieces separated by a space.
 fn parse_merge(line: &str, number: usize, path: &Path) -> Result<(String, String)> {
     match line.split_once(' ') {
         Some((a, b)) if !a.is_empty() && !b.is_empty() && !b.contains(' ') => {
@@ -473,8 +470,8 @@ fn parse_merge(line: &str, number: usize, path: &Path) -> Result<(String, String
     }
 }
 
-/// The characters that stand for the 256 bytes, in the order of CLIP's vocabulary: printable bytes
-/// as themselves, then the others as characters from 256 on.
+/// The characters for the 256 bytes, in the order of CLIP's vocabulary: printable bytes as themselves, then the
+/// others as characters from 256 on.
 fn byte_alphabet() -> Vec<char> {
     let is_plain = |byte: &u8| matches!(byte, b'!'..=b'~' | 0xA1..=0xAC | 0xAE..=0xFF);
     let others = (0..=u8::MAX).filter(|byte| !is_plain(byte)).count() as u32;
@@ -482,7 +479,7 @@ fn byte_alphabet() -> Vec<char> {
     plain.chain((0..others).filter_map(|i| char::from_u32(256 + i))).collect()
 }
 
-/// Reads a JSON file that may be missing.
+/// Reads a JSON file; `None` if it does not exist.
 fn read_json(path: &Path) -> Result<Option<Value>> {
     let json = find_text(path)?.map(|text| serde_json::from_str(&text)).transpose();
     json.map_err(|error| Error::format(path, format!("not JSON: {error}")))

@@ -1,15 +1,15 @@
-//! Bounds of the numbers in a plan.
+//! Bounds on the numbers of a training plan.
 //!
-//! Nobody means more than these, and a slip is told by its name rather than by an allocation that fails.
+//! They lie beyond all sensible values, so that a typo is reported by field name and not by a failed allocation.
 
 use toml::Value;
 
 use crate::{Error, Result};
 
-/// The most steps of a stage.
+/// Maximum number of steps of a stage.
 pub(super) const MOST_STEPS: i64 = 1_000_000_000;
 
-/// The least and the most of an integer, by the name of its field.
+/// Minimum and maximum of an integer, by field name.
 fn bounds(field: &str) -> (i64, i64) {
     match field {
         "seed" => (0, i64::MAX),
@@ -36,10 +36,10 @@ fn bounds(field: &str) -> (i64, i64) {
     }
 }
 
-/// The most elements of a list: stages of a network.
+/// Maximum length of a list: stages of a network.
 const MOST_ELEMENTS: usize = 8;
 
-/// Checks every number below `value`; `path` is where that is in the plan.
+/// Checks every number in `value`; `path` is its location in the plan.
 pub(super) fn check(value: &Value, path: &str) -> Result<()> {
     let refuse = |reason: String| Err(Error::request("config", format!("`{path}` {reason}")));
     match value {

@@ -1,4 +1,4 @@
-//! Where and in which format networks compute while they learn.
+//! Device and dtype of training.
 
 use std::fmt;
 use std::ops::Deref;
@@ -10,30 +10,30 @@ use crate::models::motion::MotionNorm;
 use crate::models::unet::{Injection, UNet, UNetInput};
 use crate::{Result, Stop};
 
-/// A device, and the format of networks' values. Weights that learn, their averages and all losses are f32 whatever it
-/// is: mixed precision, Micikevicius et al. (2018). bf16 has the range of f32, so losses need no scaling.
+/// Device and dtype of a network's computation. Trained weights, their EMA and all losses are f32 in any case: mixed
+/// precision, Micikevicius et al. (2018). bf16 has the range of f32, so losses need no scaling.
 #[derive(Clone, Debug)]
 pub struct Compute {
-    /// Where.
+    /// Device of all tensors.
     pub device: Device,
-    /// In which format.
+    /// Dtype of the networks' values.
     pub dtype: DType,
-    /// What ends it within a layer, with [`Error::Cancelled`](crate::Error::Cancelled).
+    /// Stop signal, checked within a layer; the error is [`Error::Cancelled`](crate::Error::Cancelled).
     pub stop: Stop,
 }
 
 impl Compute {
-    /// In f32.
+    /// Computation in f32.
     pub fn exact(device: &Device) -> Self {
         Self { device: device.clone(), dtype: DType::F32, stop: Stop::default() }
     }
 
-    /// A network's input in its format.
+    /// Casts a network's input to its dtype.
     pub(super) fn narrow(&self, x: &Tensor) -> Result<Tensor> {
         Ok(x.to_dtype(self.dtype)?)
     }
 
-    /// What a UNet predicts for `(clips*frames, channels, height, width)`, in f32.
+    /// Noise predicted by a UNet for `(clips*frames, channels, height, width)`, in f32.
     pub(super) fn predict(
         &self,
         unet: &UNet,
@@ -56,8 +56,8 @@ impl Compute {
 
 type Make<T> = Box<dyn Fn(&Compute) -> Result<T> + Send + Sync>;
 
-/// A network whose weights change. In f32 it is made once, of tensors that see later values; in another format its
-/// weights are rounded anew each time.
+/// A network whose weights change. In f32 it is built once from tensors that share storage with the variables; in
+/// another dtype it is rebuilt with newly rounded weights each time.
 pub(super) struct Network<T> {
     make: Make<T>,
     compute: Compute,
@@ -73,7 +73,7 @@ impl<T> Network<T> {
         Ok(Self { make: Box::new(make), compute: compute.clone(), kept })
     }
 
-    /// The network as it is now.
+    /// The network with its current weights.
     pub(super) fn get(&self) -> Result<Now<'_, T>> {
         match &self.kept {
             Some(kept) => Ok(Now::Kept(kept)),
@@ -88,7 +88,7 @@ impl<T> fmt::Debug for Network<T> {
     }
 }
 
-/// See [`Network::get`].
+/// Result of [`Network::get`].
 pub(super) enum Now<'a, T> {
     Kept(&'a T),
     New(T),

@@ -1,4 +1,4 @@
-//! The consistency model's parametrisation, and the solver that walks along a teacher's trajectories.
+//! Consistency model parametrisation, and the solver along a teacher's trajectories.
 
 use candle_core::{Device, Tensor};
 
@@ -6,7 +6,7 @@ use crate::sampler::Lcm;
 use crate::schedule::{NoiseLevel, NoiseSchedule};
 use crate::{Error, Result};
 
-/// Two noise levels of one trajectory: where the online network is asked, and where the solver gets to.
+/// Two noise levels of one trajectory: the online network's, and the one that the solver steps to.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Cell {
     /// The noisier end.
@@ -15,10 +15,10 @@ pub struct Cell {
     pub to: NoiseLevel,
 }
 
-/// The timesteps that distillation knows: `cells` of the training's, evenly spread.
+/// Timesteps of distillation: `cells` of the training timesteps, evenly spaced.
 ///
-/// Timesteps are `k·(i+1) - 1` with `k = train steps / cells`; the first cell ends at timestep 0, as in the
-/// official code's solver.
+/// Timesteps are `k·(i+1) - 1` with `k = train steps / cells`; the first cell ends at timestep 0, as in the official
+/// code's solver.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Grid {
     levels: Vec<NoiseLevel>,
@@ -27,11 +27,11 @@ pub struct Grid {
 }
 
 impl Grid {
-    /// A grid of `cells` whose solver steps over `skip` of them at once.
+    /// A grid of `cells` cells whose solver step spans `skip` of them.
     ///
     /// # Errors
     ///
-    /// When there are no cells, more than training steps, or fewer than are skipped.
+    /// When `cells` is 0 or more than the training steps, or `skip` is 0 or more than `cells`.
     pub fn new(schedule: &NoiseSchedule, cells: usize, skip: usize) -> Result<Self> {
         let steps = schedule.train_steps();
         if cells == 0 || cells > steps {
@@ -48,13 +48,13 @@ impl Grid {
         Ok(Self { levels, first: schedule.level(0)?, skip })
     }
 
-    /// How many cells there are.
+    /// Number of cells.
     #[allow(clippy::len_without_is_empty)]
     pub fn len(&self) -> usize {
         self.levels.len()
     }
 
-    /// A cell by its number, from the cleanest, 0, on; the last one if there are not as many.
+    /// The cell at `index`, counted from the cleanest; the last one if `index` is beyond it.
     pub fn cell(&self, index: usize) -> Cell {
         let index = index.min(self.levels.len() - 1);
         let to = match index.checked_sub(self.skip) {
@@ -65,9 +65,9 @@ impl Grid {
     }
 }
 
-/// Numbers that differ between the images of a batch, as `(images, 1, 1, 1)` tensors.
+/// Noise levels of the images in a batch, as factors of shape `(images, 1, 1, 1)`.
 ///
-/// Each level serves as many consecutive images as there are for it: the frames of a clip.
+/// Each level applies to several consecutive images: the frames of a clip.
 #[derive(Clone, Debug)]
 pub struct PerImage {
     levels: Vec<NoiseLevel>,
@@ -76,12 +76,12 @@ pub struct PerImage {
 }
 
 impl PerImage {
-    /// For `each` images a level.
+    /// Levels for `each` consecutive images.
     pub fn new(levels: Vec<NoiseLevel>, each: usize, device: &Device) -> Self {
         Self { levels, each, device: device.clone() }
     }
 
-    /// The timesteps, one a level.
+    /// Timesteps, one per level.
     pub fn timesteps(&self) -> Vec<f64> {
         self.levels.iter().map(|level| level.timestep).collect()
     }
@@ -96,7 +96,7 @@ impl PerImage {
         Ok(Tensor::from_vec(values, (count, 1, 1, 1), &self.device)?)
     }
 
-    /// `a x + b y` with numbers for each image.
+    /// `a x + b y` with factors per image.
     fn combine(
         &self,
         (x, a): (&Tensor, impl Fn(NoiseLevel) -> f64),
@@ -105,13 +105,14 @@ impl PerImage {
         Ok((x.broadcast_mul(&self.column(a)?)? + y.broadcast_mul(&self.column(b)?)?)?)
     }
 
-    /// `clean` with `noise` of each image's level; all are `(images, channels, height, width)`.
+    /// Noises `clean` with `noise` to each image's level; all are `(images, channels, height, width)`.
     pub fn add_noise(&self, clean: &Tensor, noise: &Tensor) -> Result<Tensor> {
         self.combine((clean, |at| at.alpha), (noise, |at| at.sigma))
     }
 
-    /// `x` of each image times `alpha^-balance`. In losses 0 counts all errors of predicted noise alike, 1 those of the
-    /// velocity that they mean (Salimans and Ho 2022), by which the first steps of sampling count more.
+    /// Multiplies `x` by `alpha^-balance` of each image. In losses, 0 weights all errors of predicted noise alike; 1
+    /// weights them as errors of the velocity (Salimans and Ho 2022), by which the first steps of sampling count
+    /// more.
     pub fn weigh(&self, x: &Tensor, balance: f64) -> Result<Tensor> {
         if balance == 0.0 {
             return Ok(x.clone());
@@ -119,9 +120,10 @@ impl PerImage {
         Ok(x.broadcast_mul(&self.column(|at| at.alpha.powf(-balance))?)?)
     }
 
-    /// What a consistency model says is clean in `x`, from the noise that its network predicts.
+    /// Clean latents predicted by a consistency model from `x` and its network's predicted noise.
     ///
-    /// `c_skip(t) x + c_out(t) (x - sigma ε) / alpha`: Luo et al. (2023), with the factors of sampling.
+    /// `c_skip(t) x + c_out(t) (x - sigma ε) / alpha`: Luo et al. (2023), with the same boundary scalings as in
+    /// sampling.
     pub fn consistent(&self, x: &Tensor, noise: &Tensor) -> Result<Tensor> {
         let boundary = |at: NoiseLevel| Lcm::default().boundary(at.timestep);
         let of_x = |at: NoiseLevel| boundary(at).0 + boundary(at).1 / at.alpha;
@@ -129,7 +131,7 @@ impl PerImage {
         self.combine((x, of_x), (noise, of_noise))
     }
 
-    /// Where one step of DDIM leads from `x` to the levels `to`, one for each of this one's.
+    /// One DDIM step from `x` to the levels of `to`, which correspond one to one to these levels.
     pub fn solve(&self, x: &Tensor, noise: &Tensor, to: &Self) -> Result<Tensor> {
         let pairs: Vec<(NoiseLevel, NoiseLevel)> =
             self.levels.iter().copied().zip(to.levels.iter().copied()).collect();

@@ -1,4 +1,4 @@
-//! Clips and their captions, and the latents that most stages learn from.
+//! Training clips and their captions, and the latents of a clip.
 
 use std::path::{Path, PathBuf};
 
@@ -17,17 +17,17 @@ use crate::procedural::{Caption, Scene};
 use crate::rng::Uniform;
 use crate::{Error, Result, Stop};
 
-/// What a clip is said to show.
+/// Caption of a clip.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum Words {
-    /// A caption whose parts are known.
+    /// A caption of the procedural grammar, whose parts are known.
     Known(Caption),
-    /// Any text.
+    /// Free text.
     Text(String),
 }
 
 impl Words {
-    /// The caption that a pass sees: perhaps nothing, perhaps not all.
+    /// Caption for one pass; randomly dropped as a whole or in part.
     pub(super) fn draw(&self, random: &mut Uniform, no_caption: f64, no_part: f64) -> String {
         let (whole, part) = (random.unit(), random.unit());
         let which = Part::ALL[random.below(Part::ALL.len())];
@@ -40,7 +40,7 @@ impl Words {
         }
     }
 
-    /// The whole caption.
+    /// The complete caption.
     pub(super) fn whole(&self) -> String {
         match self {
             Self::Known(caption) => caption.to_string(),
@@ -49,7 +49,7 @@ impl Words {
     }
 }
 
-/// Clips by number.
+/// Training clips, by index.
 #[derive(Debug)]
 pub(super) struct Clips {
     side: usize,
@@ -64,7 +64,7 @@ enum Kind {
 }
 
 impl Clips {
-    /// Those of a plan.
+    /// Opens the clips of a plan.
     ///
     /// # Errors
     ///
@@ -79,7 +79,7 @@ impl Clips {
         Ok(Self { side: plan.side, frames: plan.frames, kind })
     }
 
-    /// How many there are; never 0.
+    /// Number of clips; never 0.
     #[allow(clippy::len_without_is_empty)]
     pub(super) fn len(&self) -> usize {
         match &self.kind {
@@ -88,7 +88,7 @@ impl Clips {
         }
     }
 
-    /// What identifies them in a cache.
+    /// Identity of the clips, used in the cache of latents.
     pub(super) fn fingerprint(&self) -> String {
         let Self { side, frames, .. } = self;
         match &self.kind {
@@ -105,7 +105,7 @@ impl Clips {
         }
     }
 
-    /// The words of a clip.
+    /// Caption of a clip.
     pub(super) fn words(&self, index: usize) -> Words {
         match &self.kind {
             Kind::Procedural { seed, .. } => Words::Known(scene(*seed, index).caption()),
@@ -113,7 +113,7 @@ impl Clips {
         }
     }
 
-    /// Some frames of a clip by their numbers.
+    /// Frames of a clip, by their indices in `wanted`.
     ///
     /// # Errors
     ///
@@ -129,7 +129,7 @@ impl Clips {
                 let stop = Stop::default();
                 let some = Selection { from: 0, every: *stride, count: Some(self.frames) };
                 let read::Frames { images, seen } = read::frames("data", path, some, &stop)?;
-                // A picture is a clip of which every frame is the same.
+                // An image is a clip of identical frames.
                 let is_still = seen == 1;
                 if images.len() < self.frames && !is_still {
                     let needed = (self.frames - 1) * stride + 1;
@@ -147,7 +147,7 @@ impl Clips {
         }
     }
 
-    /// Pictures `(count, 3, side, side)` in `[-1, 1]`: one frame of each of some clips.
+    /// Images `(count, 3, side, side)` in `[-1, 1]`: one frame of each chosen clip.
     ///
     /// # Errors
     ///
@@ -161,7 +161,7 @@ impl Clips {
         Ok(tensor::from_rgb(&frames, device)?.affine(2.0, -1.0)?)
     }
 
-    /// Latents of one clip as the UNet knows them, `(frames, channels, height, width)`.
+    /// Scaled latents of one clip, `(frames, channels, height, width)`.
     ///
     /// # Errors
     ///
@@ -179,14 +179,14 @@ impl Clips {
     }
 }
 
-/// Clip `index` of the data set of `seed`.
+/// Scene of clip `index` in the procedural data set of `seed`.
 fn scene(seed: u64, index: usize) -> Scene {
     let mut random = Uniform::part(seed, index as u64);
     let caption = Caption::draw(&mut random);
     Scene::new(caption, random.bits())
 }
 
-/// The clips of a folder or of a list, and their texts.
+/// Clips of a folder or of a list, with their captions.
 fn captioned(path: &Path) -> Result<Vec<(PathBuf, String)>> {
     let found = match path.extension().and_then(|extension| extension.to_str()) {
         Some("jsonl") => listed(path, json_line)?,
@@ -200,7 +200,7 @@ fn captioned(path: &Path) -> Result<Vec<(PathBuf, String)>> {
     Ok(found)
 }
 
-/// Pictures, animations and folders of pictures with a `.txt` of the same name beside them, by name.
+/// Images, animations and folders of images with a `.txt` of the same name beside them, sorted by name.
 fn beside(folder: &Path) -> Result<Vec<(PathBuf, String)>> {
     let unreadable =
         |e: std::io::Error| Error::request("data", format!("{}: {e}", folder.display()));
@@ -219,7 +219,7 @@ fn beside(folder: &Path) -> Result<Vec<(PathBuf, String)>> {
     Ok(found)
 }
 
-/// A file and its text on each line; files are relative to the list.
+/// File and caption of each line of a list; files are relative to the list.
 fn listed(
     list: &Path,
     read: fn(&str) -> Option<(String, String)>,
@@ -240,14 +240,14 @@ fn listed(
         .collect()
 }
 
-/// `{"file": "...", "text": "..."}`.
+/// Parses `{"file": "...", "text": "..."}`.
 fn json_line(line: &str) -> Option<(String, String)> {
     let value: serde_json::Value = serde_json::from_str(line).ok()?;
     let field = |name: &str| value.get(name)?.as_str().map(str::to_owned);
     Some((field("file")?, field("text")?))
 }
 
-/// `file,text`; either may stand in quotes, with quotes in it doubled.
+/// Parses `file,text`; either may be quoted, with quotes inside doubled.
 fn csv_line(line: &str) -> Option<(String, String)> {
     let (file, rest) = csv_field(line.trim_end())?;
     let (text, rest) = csv_field(rest.strip_prefix(',')?)?;

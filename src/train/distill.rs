@@ -1,7 +1,8 @@
-//! One step of consistency distillation, of pictures or of clips.
+//! One training step of consistency distillation, of images or of clips.
 //!
-//! The teacher, guided, walks from a noisy sample one cell down its trajectory; the target network says what is clean
-//! there; the online network must say the same where the walk began. The target follows the online network slowly.
+//! The guided teacher takes one solver step from a noisy sample along its trajectory; the target network predicts the
+//! clean latents there; the online network is trained to predict the same at the start of the step. The target is an
+//! EMA of the online network.
 
 use candle_core::Tensor;
 use serde::{Deserialize, Serialize};
@@ -11,32 +12,32 @@ use crate::models::motion::MotionNorm;
 use crate::models::unet::{UNet, UNetConfig};
 use crate::{Error, Result};
 
-/// How the spatial LoRA comes into the target network.
+/// Initialisation of the target network with respect to the spatial LoRA.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Insertion {
-    /// Slowly, with the average of all weights: the target begins as the teacher, whose features are sound. AnimateLCM's
-    /// initialisation strategy. After `n` steps it holds `1 - μⁿ` of the LoRA.
+    /// Gradual, with the EMA of all weights: the target begins as the teacher. AnimateLCM's initialisation strategy.
+    /// After `n` steps it holds `1 - μⁿ` of the LoRA.
     #[default]
     Gradual,
-    /// At once: the target begins as the online network. The ablation.
+    /// Immediate: the target begins as the online network. The ablation.
     Plain,
 }
 
-/// What of the online network learns, and what changes it.
+/// Trained parts of the online network.
 #[derive(Clone, Debug, Default)]
 pub struct Student {
-    /// A LoRA over the spatial weights.
+    /// LoRA over the spatial weights.
     pub lora: Option<LowRank>,
-    /// Whether that LoRA learns.
+    /// Whether that LoRA is trained.
     pub lora_learns: bool,
-    /// Whether the motion modules learn.
+    /// Whether the motion modules are trained.
     pub motion_learns: bool,
-    /// How the LoRA comes into the target.
+    /// Insertion of the LoRA into the target.
     pub insertion: Insertion,
 }
 
-/// What a step is about.
+/// Inputs of one training step.
 #[derive(Clone, Debug)]
 pub struct Batch {
     /// Clean latents, `(clips*frames, channels, height, width)`.
@@ -45,17 +46,17 @@ pub struct Batch {
     pub noise: Tensor,
     /// Text states, `(clips, tokens, dim)`.
     pub context: Tensor,
-    /// States of the empty text, of the same shape.
+    /// Text states of the empty caption, of the same shape.
     pub empty: Tensor,
-    /// Frames of a clip.
+    /// Number of frames per clip.
     pub frames: usize,
-    /// One for each clip.
+    /// One cell for each clip.
     pub cells: Vec<Cell>,
-    /// The teacher's guidance scale for each clip, 1 being none.
+    /// Guidance scale of the teacher for each clip; 1 is no guidance.
     pub scales: Vec<f64>,
 }
 
-/// A teacher, an online network that learns, and the target that follows it.
+/// Teacher, online network (student), and the target network that follows it.
 #[derive(Debug)]
 pub struct Distillation {
     config: UNetConfig,
@@ -65,18 +66,18 @@ pub struct Distillation {
     base: Weights,
     teacher: UNet,
     student: Student,
-    /// The motion modules' weights, if they learn.
+    /// Motion module weights, if they are trained.
     learning: Vars,
-    /// The weights in which the target differs from the teacher, now.
+    /// Current weights of the target that differ from the teacher.
     target: Weights,
 }
 
 impl Distillation {
-    /// A teacher of `base` weights and a student that begins as its copy.
+    /// A teacher with the weights `base` and a student that begins as its copy.
     ///
     /// # Errors
     ///
-    /// When nothing would learn, or the weights are not those of `config`.
+    /// When nothing would be trained, or the weights do not fit `config`.
     pub fn new(
         config: UNetConfig,
         norm: MotionNorm,
@@ -99,7 +100,7 @@ impl Distillation {
         let online = this.online_weights(true)?;
         let of_teacher = |name: &String| Some((name.clone(), this.base.get(name)?.clone()));
         this.target = match this.student.insertion {
-            // A copy: the online network's own tensors would learn along.
+            // A copy, because the online network's own tensors would change in training.
             Insertion::Plain => online
                 .iter()
                 .map(|(name, tensor)| Ok((name.clone(), tensor.copy()?)))
@@ -109,7 +110,7 @@ impl Distillation {
         Ok(this)
     }
 
-    /// Everything that learns, under names that do not clash.
+    /// All trained variables, under names that do not clash.
     pub fn vars(&self) -> Vars {
         let mut vars = self.learning.clone();
         if let Some(lora) = self.student.lora.as_ref().filter(|_| self.student.lora_learns) {
@@ -118,21 +119,21 @@ impl Distillation {
         vars
     }
 
-    /// The LoRA, if there is one.
+    /// The LoRA, if any.
     pub fn lora(&self) -> Option<&LowRank> {
         self.student.lora.as_ref()
     }
 
-    /// The weights in which the target differs from the teacher.
+    /// Weights of the target that differ from the teacher.
     pub fn target(&self) -> &Weights {
         &self.target
     }
 
-    /// Takes up a target that was kept.
+    /// Restores a target from a checkpoint.
     ///
     /// # Errors
     ///
-    /// When it has other weights.
+    /// When its weight names differ.
     pub fn set_target(&mut self, target: Weights) -> Result<()> {
         if !target.keys().eq(self.target.keys()) {
             let reason = "its target has other weights".into();
@@ -142,7 +143,7 @@ impl Distillation {
         Ok(())
     }
 
-    /// The weights in which the online network differs from the teacher.
+    /// Weights of the online network that differ from the teacher.
     fn online_weights(&self, frozen: bool) -> Result<Weights> {
         let mut weights = match &self.student.lora {
             Some(lora) => lora.composed(&self.base, frozen || !self.student.lora_learns)?,
@@ -159,11 +160,11 @@ impl Distillation {
         UNet::new(&self.config, &builder(&[&self.base, changed], &self.compute))
     }
 
-    /// The loss of a batch; gradients lead to [`vars`](Self::vars).
+    /// Loss of a batch; gradients reach [`vars`](Self::vars).
     ///
     /// # Errors
     ///
-    /// When the batch does not fit together.
+    /// When the shapes of the batch do not match.
     pub fn loss(&self, batch: &Batch, loss: Loss) -> Result<Tensor> {
         let Batch { clean, noise, context, empty, frames, cells, scales } = batch;
         if cells.len() * frames != clean.dim(0)? || scales.len() != cells.len() {
@@ -179,7 +180,7 @@ impl Distillation {
             self.compute.predict(unet, x, at, context, (*frames, self.norm))
         };
 
-        // The guided teacher, one step along its trajectory.
+        // One solver step of the guided teacher along its trajectory.
         let towards = predict(&self.teacher, &x, &from, context)?;
         let guided = if scales.iter().all(|scale| *scale == 1.0) {
             towards
@@ -199,7 +200,7 @@ impl Distillation {
         loss.of(&said, &wanted.detach())
     }
 
-    /// After a step of the optimizer: `target ← μ target + (1 - μ) online`, all weights alike.
+    /// Updates the target after an optimizer step: `target ← μ target + (1 - μ) online`, for all weights alike.
     pub fn follow(&mut self, mu: f64) -> Result<()> {
         let online = self.online_weights(true)?;
         move_towards(&mut self.target, &online, 1.0 - mu)

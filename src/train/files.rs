@@ -1,4 +1,4 @@
-//! What training reads and writes: published layouts, and its own state.
+//! Files of training: models in published layouts, and training state.
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -16,10 +16,10 @@ use crate::schedule::{self, Prediction};
 use crate::weights::{Archive, Checkpoint, Component, PatchStack, Source, write_safetensors};
 use crate::{Error, Result};
 
-/// What names the folder of a training.
+/// Request field named in errors about the output folder.
 const FIELD: &str = "out";
 
-/// Writes a file at once: either it is there whole, or what was there before is.
+/// Writes a file atomically: afterwards it holds either the new content or the old.
 pub(crate) fn write_bytes(path: &Path, bytes: &[u8]) -> Result<()> {
     make_folder_of(path)?;
     files::write(FIELD, path, bytes)
@@ -30,7 +30,7 @@ fn make_folder_of(path: &Path) -> Result<()> {
     std::fs::create_dir_all(folder).map_err(Error::file(folder))
 }
 
-/// Writes tensors as safetensors, whole or not at all. What is equal gives equal bytes.
+/// Writes tensors as safetensors, atomically. Equal tensors give equal bytes.
 pub(super) fn write_tensors(
     path: &Path,
     tensors: &Weights,
@@ -42,7 +42,7 @@ pub(super) fn write_tensors(
     draft.commit()
 }
 
-/// The same in half precision, as published files are.
+/// Writes weights as f16 safetensors, as in published files.
 pub(super) fn publish(path: &Path, weights: &Weights) -> Result<()> {
     let half = |(name, tensor): (&String, &Tensor)| {
         Ok((name.clone(), tensor.detach().to_dtype(DType::F16)?))
@@ -57,7 +57,7 @@ fn write_json(path: &Path, value: &Value) -> Result<()> {
     write_bytes(path, (text + "\n").as_bytes())
 }
 
-/// A configuration with the fields that diffusers or transformers want beside ours.
+/// A configuration with additional fields that diffusers or transformers require.
 fn config(config: &impl serde::Serialize, more: Value) -> Result<Value> {
     let mut value = serde_json::to_value(config)
         .map_err(|e| Error::Encode { format: "json", reason: e.to_string() })?;
@@ -67,7 +67,7 @@ fn config(config: &impl serde::Serialize, more: Value) -> Result<Value> {
     Ok(value)
 }
 
-/// `vae` of a diffusers pipeline's folder.
+/// Writes the `vae` folder of a diffusers pipeline.
 pub(super) fn write_vae(
     base: &Path,
     sizes: &VaeConfig,
@@ -86,7 +86,7 @@ pub(super) fn write_vae(
     publish(&base.join("vae/diffusion_pytorch_model.safetensors"), weights)
 }
 
-/// The tokenizer of models that are made from nothing: byte pairs of the procedural grammar's words.
+/// Tokenizer files of models trained from scratch: byte pairs of the procedural grammar's words.
 pub(super) const TOKENIZER: [(&str, &str); 4] = [
     ("vocab.json", include_str!("../../assets/pocket/base/tokenizer/vocab.json")),
     ("merges.txt", include_str!("../../assets/pocket/base/tokenizer/merges.txt")),
@@ -100,10 +100,10 @@ pub(super) const TOKENIZER: [(&str, &str); 4] = [
     ),
 ];
 
-/// How many tokens it has.
+/// Vocabulary size of [`TOKENIZER`].
 pub(super) const VOCABULARY: usize = 614;
 
-/// Everything of a diffusers pipeline's folder but the VAE.
+/// Writes a diffusers pipeline's folder, except the VAE.
 pub(super) fn write_base(
     base: &Path,
     (unet, unet_weights): (&UNetConfig, &Weights),
@@ -149,14 +149,14 @@ pub(super) fn write_base(
     write_json(&base.join("model_index.json"), &index)
 }
 
-/// A JSON configuration.
+/// Reads a JSON configuration.
 pub(super) fn read_json<T: DeserializeOwned>(path: &Path) -> Result<T> {
     let bytes = crate::files::read(path, crate::files::MOST_TEXT)
         .map_err(|e| Error::Missing { name: path.display().to_string(), reason: e.to_string() })?;
     serde_json::from_slice(&bytes).map_err(|e| Error::format(path, e.to_string()))
 }
 
-/// All weights of a component of a diffusers folder, in f32.
+/// Reads all weights of a component of a diffusers folder, in f32.
 pub(super) fn read_component(
     base: &Path,
     component: Component,
@@ -167,7 +167,7 @@ pub(super) fn read_component(
     collect(&checkpoint, component, device)
 }
 
-/// All weights of a file or folder of motion modules, in f32.
+/// Reads all weights of a file or folder of motion modules, in f32.
 pub(super) fn read_motion(path: &Path, device: &Device) -> Result<Weights> {
     let mut checkpoint = Checkpoint::new();
     checkpoint.add_motion(&Source::from(path.to_path_buf()))?;
@@ -190,7 +190,7 @@ fn collect(checkpoint: &Checkpoint, component: Component, device: &Device) -> Re
     Ok(weights)
 }
 
-/// A LoRA under kohya's names that changes spatial modules of `base`.
+/// Reads a LoRA under kohya's names that changes spatial modules of `base`.
 pub(super) fn read_lora(path: &Path, base: &Weights, device: &Device) -> Result<LowRank> {
     let archive = Archive::open(&Source::from(path.to_path_buf()))?;
     let mut factors = Weights::new();
@@ -212,7 +212,7 @@ pub(super) fn read_lora(path: &Path, base: &Weights, device: &Device) -> Result<
     }
 }
 
-/// The schedule of a diffusers folder, of a model that predicts noise: losses and solver are those of such.
+/// Reads the noise schedule of a diffusers folder. The model must predict noise, as losses and solver assume.
 pub(super) fn read_schedule(base: &Path) -> Result<schedule::NoiseSchedule> {
     let path = base.join("scheduler/scheduler_config.json");
     let config: schedule::Config = read_json(&path)?;
@@ -253,7 +253,7 @@ mod tests {
         let bytes = std::fs::read(&path).unwrap();
         write_tensors(&path, &tensors, &metadata).unwrap();
         assert_eq!(std::fs::read(&path).unwrap(), bytes);
-        // The reference implementation reads it, and writes the same but for the order of metadata.
+        // The reference implementation reads it, and writes the same except for the order of metadata.
         let (_, header) = safetensors::SafeTensors::read_metadata(&bytes).unwrap();
         let found: BTreeMap<_, _> = header.metadata().clone().unwrap().into_iter().collect();
         assert_eq!(found, metadata);

@@ -1,4 +1,4 @@
-//! First weights of networks that are made from nothing.
+//! Initial weights of networks trained from scratch.
 
 use crate::weights::VarBuilder;
 use candle_core::{Device, Tensor};
@@ -8,10 +8,10 @@ use crate::Result;
 use crate::rng::{Noise, RngKind, Uniform};
 use crate::weights::random;
 
-/// Draws the weights that a constructor asks for; those whose name `is_zero` are zero.
+/// Draws the weights requested by a constructor; those for which `is_zero` is true are zero.
 ///
-/// Matrices and kernels are uniform within `1 / sqrt(inputs)`, as torch's; biases are zero, norms one, embeddings
-/// normal with a deviation of 0.02.
+/// Matrices and kernels are uniform within `1 / sqrt(inputs)`, as in torch; biases are zero, norms one, embeddings
+/// normal with a standard deviation of 0.02.
 pub fn fresh<T>(
     model: impl FnOnce(VarBuilder<'static>) -> Result<T>,
     seed: u64,

@@ -1,4 +1,4 @@
-//! Clips as the UNet knows them, encoded once.
+//! Latents of all clips, encoded once and cached.
 
 use std::path::Path;
 
@@ -13,15 +13,15 @@ use crate::models::vae::{AutoencoderKl, VaeConfig};
 use crate::rng::Uniform;
 use crate::weights::Component;
 
-/// All clips as the UNet knows them.
+/// Scaled latents and captions of all clips.
 pub(super) struct Latents {
-    /// `(frames, channels, height, width)` each.
+    /// Latents of each clip, `(frames, channels, height, width)`.
     clips: Vec<Tensor>,
     words: Vec<Words>,
 }
 
 impl Latents {
-    /// From the cache, or else from the autoencoder of the base folder.
+    /// Reads the latents from the cache, or encodes the clips with the VAE of the base folder.
     pub(super) fn open(
         clips: &Clips,
         places: &Places,
@@ -54,7 +54,7 @@ impl Latents {
         Ok(Self { clips: latents, words })
     }
 
-    /// Some frames, one of each of some clips, `(count, channels, height, width)`, and the clips' numbers.
+    /// One random frame of each of `count` random clips, `(count, channels, height, width)`, and the clips' indices.
     pub(super) fn pictures(
         &self,
         random: &mut Uniform,
@@ -71,7 +71,7 @@ impl Latents {
         Ok((Tensor::cat(&frames, 0)?, chosen))
     }
 
-    /// Some whole clips, `(count*frames, channels, height, width)`, and their numbers.
+    /// `count` random clips, `(count*frames, channels, height, width)`, and their indices.
     pub(super) fn clips(&self, random: &mut Uniform, count: usize) -> Result<(Tensor, Vec<usize>)> {
         let chosen: Vec<usize> = (0..count).map(|_| random.below(self.clips.len())).collect();
         let latents: Vec<&Tensor> = chosen.iter().map(|i| &self.clips[*i]).collect();

@@ -1,24 +1,24 @@
-//! How far a prediction is from what it should be.
+//! Loss functions between a prediction and its target.
 
 use candle_core::Tensor;
 use serde::{Deserialize, Serialize};
 
 use crate::{Error, Result};
 
-/// A loss. All are means over every value.
+/// Loss function, averaged over all values.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Loss {
     /// `d²`.
     Mse,
-    /// `d² / 2` up to a limit, from there on linear: torch's `huber_loss`.
+    /// `d² / 2` up to a limit, linear beyond it: torch's `huber_loss`.
     Huber(f64),
-    /// `sqrt(d² + c²) - c`, which is smooth everywhere: Song and Dhariwal (2023).
+    /// `sqrt(d² + c²) - c`, smooth everywhere: Song and Dhariwal (2023).
     PseudoHuber(f64),
 }
 
 impl Loss {
-    /// Fails on a limit that is no limit.
+    /// Checks that the limit, if any, is positive and finite.
     pub fn validate(self) -> Result<()> {
         match self {
             Self::Huber(c) | Self::PseudoHuber(c) if !(c > 0.0 && c.is_finite()) => {
@@ -28,7 +28,7 @@ impl Loss {
         }
     }
 
-    /// The loss of tensors of one shape, a scalar.
+    /// Loss of two tensors of the same shape, a scalar.
     pub fn of(self, prediction: &Tensor, target: &Tensor) -> Result<Tensor> {
         let d = (prediction - target)?;
         let each = match self {

@@ -1,5 +1,5 @@
-//! Changes of low rank: Hu et al. (2021). They are composed with the frozen weights before each pass, so that layers
-//! need not know of them, and gradients reach both factors through the product.
+//! Low-rank adaptation (LoRA): Hu et al. (2021). The factors are merged into the frozen weights before each pass, so
+//! layers need no LoRA code, and gradients reach both factors through the product.
 
 use candle_core::{DType, Tensor, Var};
 
@@ -7,7 +7,7 @@ use super::{Vars, Weights};
 use crate::rng::Uniform;
 use crate::{Error, Result};
 
-/// A LoRA that is being trained, or was.
+/// A LoRA in training, or a trained one.
 ///
 /// The weight of module `m` becomes `W + (alpha / rank) · B A`. The factors are the variables `m.lora_down.weight`,
 /// `(rank, inputs..)`, and `m.lora_up.weight`, `(outputs, rank)`; for convolutions `(outputs, rank, 1, 1)`.
@@ -22,8 +22,8 @@ pub struct LowRank {
 const DOWN: &str = ".lora_down.weight";
 const UP: &str = ".lora_up.weight";
 
-/// Whether a module of the UNet is one of those that the published consistency LoRAs change: all linear layers and
-/// convolutions of the spatial blocks.
+/// Returns whether the published consistency LoRAs change a module of the UNet: all linear layers and convolutions of
+/// the spatial blocks.
 pub fn is_spatial_module(name: &str) -> bool {
     const ENDS: [&str; 14] = [
         ".to_q",
@@ -45,7 +45,8 @@ pub fn is_spatial_module(name: &str) -> bool {
 }
 
 impl LowRank {
-    /// A change of the modules of `base` that `is_wanted`. It changes nothing yet: `B` is zero.
+    /// A LoRA over the modules of `base` for which `is_wanted` is true. `B` is zero, so it does not change the
+    /// weights yet.
     ///
     /// # Errors
     ///
@@ -89,11 +90,11 @@ impl LowRank {
         Ok(Self { rank, alpha, modules, vars })
     }
 
-    /// One whose factors are there already, under the names of [`vars`](Self::vars).
+    /// A LoRA of existing factors, with the names of [`vars`](Self::vars).
     ///
     /// # Errors
     ///
-    /// When a module has one factor only.
+    /// When a module has only one factor.
     pub fn from_factors(factors: &Weights, alpha: f64) -> Result<Self> {
         let vars = super::variables(factors)?;
         let modules: Vec<String> =
@@ -113,12 +114,12 @@ impl LowRank {
         Ok(Self { rank, alpha, modules, vars })
     }
 
-    /// Both factors of every module.
+    /// Variables: both factors of every module.
     pub fn vars(&self) -> &Vars {
         &self.vars
     }
 
-    /// The changed weights of `base`, by name; gradients lead to the factors unless they are `frozen`.
+    /// Merged weights of the modules of `base`, by name; gradients reach the factors unless `frozen`.
     pub fn composed(&self, base: &Weights, frozen: bool) -> Result<Weights> {
         let scale = self.alpha / self.rank as f64;
         let mut composed = Weights::new();
@@ -144,7 +145,7 @@ impl LowRank {
         Ok(composed)
     }
 
-    /// The LoRA under kohya's names, with `alpha`; from `factors`, which may be averages of the variables.
+    /// The LoRA under kohya's names, with `alpha`; `factors` may be the EMA of the variables.
     pub fn to_kohya(&self, factors: &Weights) -> Result<Weights> {
         let mut out = Weights::new();
         for module in &self.modules {

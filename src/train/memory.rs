@@ -1,4 +1,4 @@
-//! What a stage will need, told before it starts.
+//! Memory estimate of a stage.
 
 use candle_core::Device;
 
@@ -12,24 +12,24 @@ use crate::models::vae::AutoencoderKl;
 use crate::weights::random::inventory;
 use crate::{Error, Result};
 
-/// Values that a pass and its gradients hold for every value of the UNet's first stage's output. Measured peaks of the
-/// preset `pocket` lie at about nine tenths of what comes out.
+/// Values held by a pass and its gradients per value of the UNet's first stage's output. Measured peaks of the preset
+/// `pocket` are about nine tenths of the estimate.
 const UNET_VALUES: f64 = 175.0;
 
-/// The same with motion modules.
+/// As [`UNET_VALUES`], with motion modules.
 const MOTION_VALUES: f64 = 350.0;
 
-/// The same for the autoencoder, for every pixel and channel of its first stage.
+/// As [`UNET_VALUES`], for the autoencoder, per pixel and channel of its first stage.
 const VAE_VALUES: f64 = 58.0;
 
-/// Bytes of the program.
+/// Memory of the program itself, in bytes.
 const PROGRAM: u64 = 64 << 20;
 
-/// Bytes that a stage will need at its worst moment, about.
+/// Approximate peak memory of a stage, in bytes.
 ///
 /// # Errors
 ///
-/// When there can be no networks of the plan's sizes.
+/// When networks of the plan's sizes cannot be built.
 pub fn memory(stage: Stage, plan: &Plan, device: &Device) -> Result<u64> {
     let course = course(stage, plan);
     let at_once = at_once(&course, device) as f64;
@@ -50,18 +50,18 @@ pub fn memory(stage: Stage, plan: &Plan, device: &Device) -> Result<u64> {
         Data::Procedural(count) => *count as f64,
         Data::Folder(_) => 0.0,
     };
-    // While a cache is written, the latents are there twice.
+    // The latents exist twice while their cache is written.
     let channels = plan.vae.config.latent_channels as f64;
     let latents =
         if stage == Stage::Vae { 0.0 } else { 2.0 * clips * plan.frames as f64 * area * channels };
     let (learned, frozen) = weights(stage, plan)?;
-    // Each with its average, two moments and their successor, and a gradient in each pass and in all.
+    // Trained weights also have an EMA, two moments, the moments' successor, and a gradient per pass and in total.
     let weights = learned * (6.0 + at_once) + frozen * at_once.max(2.0);
-    // A number that is too large is the largest one.
+    // The cast saturates.
     Ok(PROGRAM.saturating_add((4.0 * (values + latents + weights)) as u64))
 }
 
-/// How many weights a stage teaches, and how many it leaves alone.
+/// Number of trained and of frozen weights of a stage.
 fn weights(stage: Stage, plan: &Plan) -> Result<(f64, f64)> {
     let complain =
         |part: &'static str| move |e: Error| Error::request("config", format!("`{part}`: {e}"));
@@ -84,14 +84,15 @@ fn weights(stage: Stage, plan: &Plan) -> Result<(f64, f64)> {
             plan.lora.rank as f64 * (outputs + size(shape) / outputs.max(1.0))
         })
         .sum();
-    // Two attentions of four matrices, a feed-forward of twelve, and two projections, after every residual block.
+    // Two attention layers of four matrices, a feed-forward layer of twelve, and two projections, after every
+    // residual block.
     let places = 2.0 * sizes.layers_per_block as f64 + 1.0;
     let squares: f64 = sizes.block_out_channels.iter().map(|n| (*n as f64).powi(2)).sum();
     let last = sizes.block_out_channels.last().map_or(0.0, |n| *n as f64);
     let motion = 22.0 * (places * squares + last.powi(2));
     Ok(match stage {
         Stage::Vae | Stage::Base => (all, 0.0),
-        // What is changed is there twice.
+        // Changed weights exist twice.
         Stage::Lora => (lora, 2.0 * all),
         Stage::Motion => (motion, all),
         Stage::Lcm if plan.lcm.joint => (lora + motion, 2.0 * all + motion),
@@ -105,7 +106,7 @@ mod tests {
 
     #[test]
     fn weights_are_counted() {
-        // Published sizes: 83.7 million, 859.5 and 123.1 million, and 417 in motion modules without the middle one.
+        // Published sizes: 83.7 million, 859.5 and 123.1 million, and 417 in motion modules without the mid block.
         let text = "side = 512\ndata = { procedural = 4 }";
         let plan = Plan::from_toml("sd15", text).unwrap();
         let millions = |stage| weights(stage, &plan).unwrap().0 / 1e6;

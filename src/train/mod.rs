@@ -1,18 +1,18 @@
-//! How models are made: the stages of AnimateLCM, from pictures with captions to a sampler of few steps.
+//! Training: the stages of AnimateLCM, from images with captions to a few-step sampler.
 //!
-//! Wang et al. (2024), "AnimateLCM", arXiv 2402.00769. A stage teaches some weights and leaves the rest alone:
+//! Wang et al. (2024), "AnimateLCM", arXiv 2402.00769. Each stage trains some weights and freezes the rest:
 //!
-//! | Stage | Learns | From |
+//! | Stage | Trains | Data or objective |
 //! |---|---|---|
 //! | `vae` | the autoencoder | frames |
 //! | `base` | the UNet and the text encoder | single frames with captions |
-//! | `lora` | a low-rank change of the spatial weights | consistency along the base's own trajectories of single frames |
+//! | `lora` | a LoRA of the spatial weights | consistency along the base model's trajectories of single frames |
 //! | `motion` | motion modules | clips with captions; all else is frozen |
-//! | `lcm` | motion modules of a consistency model | consistency along the trajectories of `base` and `motion`, with `lora` in place |
+//! | `lcm` | motion modules of a consistency model | consistency along trajectories of `base` + `motion`, with `lora` |
 //!
-//! The parts are plain: [`Loss`], [`Grid`] and its cells, [`LowRank`], [`AdamW`], [`Distillation`]. All of them are held
-//! against torch in `tests/train.rs`. Training runs in f32. What a stage writes is in the layouts that people publish,
-//! so everything that reads those reads it.
+//! The building blocks are [`Loss`], [`Grid`] and its cells, [`LowRank`], [`AdamW`] and [`Distillation`], all tested
+//! against torch in `tests/train.rs`. Trained weights, losses and the optimizer state are f32; networks compute in
+//! the dtype of [`Compute`]. Stages write the published layouts, so results work with all programs that read those.
 
 mod bounds;
 mod compute;

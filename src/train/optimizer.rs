@@ -1,4 +1,4 @@
-//! AdamW, its pace, and limits on gradients.
+//! AdamW optimizer, learning rate schedule, and gradient clipping.
 
 use candle_core::Tensor;
 use serde::{Deserialize, Serialize};
@@ -6,29 +6,29 @@ use serde::{Deserialize, Serialize};
 use super::{Vars, Weights};
 use crate::{Error, Result};
 
-/// Adam with decoupled weight decay: Loshchilov and Hutter (2019), as torch computes it.
+/// AdamW: Adam with decoupled weight decay, Loshchilov and Hutter (2019), computed as in torch.
 ///
-/// candle-nn's keeps its moments to itself, so that a run could not be resumed.
+/// Unlike candle-nn's, its moments are accessible, so that a run can be resumed.
 #[derive(Clone, Debug)]
 pub struct AdamW {
     /// Decay of the first moment, 0.9.
     pub beta1: f64,
     /// Decay of the second moment, 0.999.
     pub beta2: f64,
-    /// Added to the root of the second moment, 1e-8.
+    /// Term added to the root of the second moment, 1e-8.
     pub eps: f64,
-    /// Weight decay; biases and norms have it too, as with torch's defaults.
+    /// Weight decay, applied to biases and norms too, as by torch's defaults.
     pub decay: f64,
-    /// Steps taken.
+    /// Number of steps taken.
     pub steps: usize,
-    /// The first moments, by name.
+    /// First moments, by name.
     pub first: Weights,
-    /// The second moments, by name.
+    /// Second moments, by name.
     pub second: Weights,
 }
 
 impl AdamW {
-    /// With torch's defaults but the given decay.
+    /// An optimizer with torch's defaults and the given weight decay.
     pub fn new(decay: f64) -> Self {
         Self {
             beta1: 0.9,
@@ -41,7 +41,7 @@ impl AdamW {
         }
     }
 
-    /// Changes the variables by one step at learning rate `rate`.
+    /// Updates the variables by one step with learning rate `rate`.
     ///
     /// # Errors
     ///
@@ -76,8 +76,7 @@ impl AdamW {
     }
 }
 
-/// Scales gradients so that their norm is at most `limit`, and returns the norm that they had: torch's
-/// `clip_grad_norm_`.
+/// Clips gradients to a total norm of at most `limit` and returns their norm before: torch's `clip_grad_norm_`.
 pub fn clip(gradients: &mut Weights, limit: f64) -> Result<f64> {
     let mut sum = 0.0;
     for gradient in gradients.values() {
@@ -93,21 +92,21 @@ pub fn clip(gradients: &mut Weights, limit: f64) -> Result<f64> {
     Ok(norm)
 }
 
-/// How the learning rate runs: linearly up, then along half a cosine down to nothing.
+/// Learning rate schedule: linear warmup, then cosine decay.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Pace {
-    /// The highest learning rate.
+    /// Peak learning rate.
     pub rate: f64,
-    /// Steps on the way up.
+    /// Number of warmup steps.
     pub warmup: usize,
-    /// All steps.
+    /// Total number of steps.
     pub steps: usize,
-    /// What of the highest rate is left at the end.
+    /// Final learning rate as a fraction of the peak.
     pub floor: f64,
 }
 
 impl Pace {
-    /// The learning rate of step `step`, from 0.
+    /// Learning rate of step `step`, counted from 0.
     pub fn at(&self, step: usize) -> f64 {
         if step < self.warmup {
             return self.rate * (step + 1) as f64 / self.warmup as f64;

@@ -1,4 +1,4 @@
-//! What is trained, on what, and for how long: a TOML file.
+//! Training plan: models, data, and the settings of each stage, as a TOML file.
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
@@ -13,36 +13,36 @@ use crate::models::vae::VaeConfig;
 use crate::procedural::Score;
 use crate::{Error, Result};
 
-/// A whole training.
+/// A training plan.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Plan {
-    /// Everything random follows from it.
+    /// Seed of all random numbers.
     #[serde(default)]
     pub seed: u64,
     /// Width and height of the clips, in pixels.
     pub side: usize,
-    /// Frames of a clip.
+    /// Frames per clip.
     #[serde(default = "sixteen")]
     pub frames: usize,
-    /// What to learn from.
+    /// Training data.
     pub data: Data,
-    /// The autoencoder.
+    /// Settings of the `vae` stage.
     #[serde(default)]
     pub vae: VaeStage,
-    /// The image model.
+    /// Settings of the `base` stage.
     #[serde(default)]
     pub base: BaseStage,
-    /// The image model's consistency.
+    /// Settings of the `lora` stage.
     #[serde(default)]
     pub lora: LoraStage,
-    /// The motion modules.
+    /// Settings of the `motion` stage.
     #[serde(default)]
     pub motion: MotionStage,
-    /// Their consistency.
+    /// Settings of the `lcm` stage.
     #[serde(default)]
     pub lcm: LcmStage,
-    /// What a stage must reach before the next begins, by the stage's name.
+    /// Score that a stage must reach before the next begins, by stage name.
     #[serde(default)]
     pub goals: BTreeMap<String, Goal>,
 }
@@ -51,24 +51,24 @@ fn sixteen() -> usize {
     16
 }
 
-/// What to learn from.
+/// Source of the training data.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case", deny_unknown_fields)]
 pub enum Data {
-    /// So many clips of the procedural grammar.
+    /// Given number of clips of the procedural grammar.
     Procedural(usize),
-    /// Pictures, animations and folders of pictures.
+    /// Images, animations and folders of images.
     Folder(FolderData),
 }
 
-/// Clips in files.
+/// Training clips in files.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct FolderData {
-    /// A folder of them, each with a `.txt` of the same name; or a list of files and texts: `.jsonl` with the fields
-    /// `file` and `text`, or `.csv` with these two columns.
+    /// A folder of clips, each with a `.txt` of the same name; or a list of files and captions: `.jsonl` with the
+    /// fields `file` and `text`, or `.csv` with these two columns.
     pub path: PathBuf,
-    /// Every how many frames one is taken.
+    /// Frame stride: every `stride`-th frame is used.
     #[serde(default = "one")]
     pub stride: usize,
 }
@@ -77,24 +77,24 @@ fn one() -> usize {
     1
 }
 
-/// The least shares of true clips with which a stage's result is good enough to build on.
+/// Minimum scores of a stage's result, as shares of correct clips.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Goal {
-    /// Of backgrounds.
+    /// Share of correct backgrounds.
     pub background: f64,
-    /// Of colours.
+    /// Share of correct colours.
     pub color: f64,
-    /// Of shapes.
+    /// Share of correct shapes.
     pub shape: f64,
-    /// Of motions.
+    /// Share of correct motions.
     pub motion: f64,
-    /// Of all four at once.
+    /// Share of clips correct in all four.
     pub all: f64,
 }
 
 impl Goal {
-    /// What a score lacks, in words; nothing if it is reached.
+    /// The goals that a score misses, as messages; empty if all are reached.
     pub fn lacks(&self, score: &Score) -> Vec<String> {
         [
             ("background", score.background, self.background),
@@ -112,29 +112,29 @@ impl Goal {
     }
 }
 
-/// How long and how fast a stage learns.
+/// Training settings of a stage: steps, batch, learning rate, loss.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Course {
-    /// Steps of the optimizer.
+    /// Optimizer steps.
     pub steps: usize,
-    /// Pictures or clips of one pass.
+    /// Batch size of one pass, in images or clips.
     pub batch: usize,
-    /// Passes whose gradients are averaged for one step.
+    /// Passes per step; their gradients are averaged.
     pub accumulate: usize,
-    /// The highest learning rate.
+    /// Peak learning rate.
     pub rate: f64,
-    /// Steps on the way up to it.
+    /// Warmup steps.
     pub warmup: usize,
-    /// What of it is left at the end.
+    /// Final learning rate as a fraction of the peak.
     pub floor: f64,
     /// Weight decay.
     pub decay: f64,
-    /// The largest norm of a gradient.
+    /// Maximum norm of the gradient.
     pub clip: f64,
-    /// How slowly the average of the weights moves that is written: at most this much of it is kept in a step.
+    /// Maximum decay of the EMA of the weights, which is what is written.
     pub average: f64,
-    /// The loss; the autoencoder has one of its own.
+    /// Loss function; the autoencoder has its own.
     pub loss: Loss,
 }
 
@@ -156,7 +156,7 @@ impl Default for Course {
 }
 
 impl Course {
-    /// Its learning rates.
+    /// The learning rate schedule.
     pub fn pace(&self) -> Pace {
         Pace { rate: self.rate, warmup: self.warmup, steps: self.steps, floor: self.floor }
     }
@@ -187,20 +187,20 @@ impl Course {
     }
 }
 
-/// The autoencoder's stage.
+/// Settings of the `vae` stage.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct VaeStage {
-    /// How it learns.
+    /// Training settings.
     pub course: Course,
-    /// The weight of the Kullback-Leibler divergence.
+    /// Weight of the Kullback-Leibler divergence.
     pub divergence: f64,
-    /// How much more what differs from a picture's typical colour counts.
+    /// Additional weight of pixels that differ from an image's median colour.
     pub emphasis: f64,
-    /// The standard deviation of scaled latents. Less than 1 where pictures are small and plain: what all pixels have in
-    /// common would else show through the strongest noise, and sampling begins with noise that shows nothing.
+    /// Standard deviation of scaled latents. Below 1 for small and plain images: otherwise what all pixels have in
+    /// common would remain visible in the strongest noise, whereas sampling begins with pure noise.
     pub deviation: f64,
-    /// Its sizes; the scaling factor is measured.
+    /// Sizes of the autoencoder; the scaling factor is measured.
     pub config: VaeConfig,
 }
 
@@ -216,37 +216,37 @@ impl Default for VaeStage {
     }
 }
 
-/// The image model's stage.
+/// Settings of the `base` stage.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct BaseStage {
-    /// How it learns.
+    /// Training settings.
     pub course: Course,
-    /// How often a caption is left out.
+    /// Probability of dropping the caption.
     pub no_caption: f64,
-    /// How often a part of a caption is left out.
+    /// Probability of dropping one part of the caption.
     pub no_part: f64,
-    /// The UNet's sizes.
+    /// Sizes of the UNet.
     pub unet: UNetConfig,
-    /// The text encoder's sizes.
+    /// Sizes of the text encoder.
     pub text: TextConfig,
 }
 
-/// The motion modules' stage.
+/// Settings of the `motion` stage.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct MotionStage {
-    /// How they learn.
+    /// Training settings.
     pub course: Course,
-    /// How often a caption is left out.
+    /// Probability of dropping the caption.
     pub no_caption: f64,
-    /// How often a part of a caption is left out.
+    /// Probability of dropping one part of the caption.
     pub no_part: f64,
-    /// Timesteps are `T uᵖ` for uniform `u`: below 1 favours noisy ones, where motion is decided.
+    /// Exponent `p` of the timesteps `T uᵖ` for uniform `u`: below 1 favours noisy ones, which determine motion.
     pub power: f64,
-    /// How much more errors count where there is more noise: 0 is not, 1 is as for predictions of velocity.
+    /// Weight of errors at high noise levels: 0 weights all errors of predicted noise alike, 1 as errors of velocity.
     pub balance: f64,
-    /// Their sizes.
+    /// Sizes of the motion modules.
     pub config: MotionConfig,
 }
 
@@ -263,17 +263,17 @@ impl Default for MotionStage {
     }
 }
 
-/// How consistency is distilled.
+/// Settings of consistency distillation.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Consistency {
-    /// Cells of the grid of timesteps.
+    /// Number of cells of the timestep grid.
     pub cells: usize,
-    /// Cells that the solver steps over at once.
+    /// Number of cells spanned by one solver step.
     pub skip: usize,
-    /// The teacher's guidance is drawn from this range.
+    /// Range of the teacher's guidance scale, which is drawn at random.
     pub guidance: [f64; 2],
-    /// How slowly the target follows.
+    /// EMA decay of the target network.
     pub follow: f64,
 }
 
@@ -298,17 +298,17 @@ impl Consistency {
     }
 }
 
-/// The image consistency's stage.
+/// Settings of the `lora` stage.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct LoraStage {
-    /// How it learns.
+    /// Training settings.
     pub course: Course,
-    /// What is distilled.
+    /// Distillation settings.
     pub consistency: Consistency,
-    /// The LoRA's rank.
+    /// Rank of the LoRA.
     pub rank: usize,
-    /// Its alpha.
+    /// Alpha of the LoRA.
     pub alpha: f64,
 }
 
@@ -319,30 +319,30 @@ impl Default for LoraStage {
     }
 }
 
-/// The motion consistency's stage.
+/// Settings of the `lcm` stage.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct LcmStage {
-    /// How it learns.
+    /// Training settings.
     pub course: Course,
-    /// What is distilled.
+    /// Distillation settings.
     pub consistency: Consistency,
-    /// How the LoRA comes into the target.
+    /// Insertion of the LoRA into the target.
     pub insertion: Insertion,
-    /// Whether a new LoRA learns together with the motion modules, instead of one that was distilled before: the
-    /// ablation of the decoupling.
+    /// Whether a new LoRA is trained together with the motion modules, instead of using the one of the `lora` stage:
+    /// the ablation of the decoupling.
     pub joint: bool,
 }
 
-/// Plans that come with the program.
+/// Built-in plans: name and TOML text.
 pub const PRESETS: &[(&str, &str)] = &[("pocket", include_str!("pocket.toml"))];
 
 impl Plan {
-    /// Reads a plan's text; `name` is told in errors.
+    /// Parses a plan; `name` is used in errors.
     ///
     /// # Errors
     ///
-    /// When it is not TOML, has unknown fields, or asks for what cannot be.
+    /// When it is not valid TOML, has unknown fields, or has invalid values.
     pub fn from_toml(name: &str, text: &str) -> Result<Self> {
         let plan: Self = toml::from_str(text).map_err(|e| {
             let at = e.span().map_or(String::new(), |span| {
@@ -351,7 +351,7 @@ impl Plan {
             });
             Error::request("config", format!("{name}{at}: {}", e.message().replace('\n', " ")))
         })?;
-        // Sizes have the fields of published files, which may have others as well; a plan may not.
+        // Model sizes have the fields of published files, which may contain others; a plan may not.
         let encode = |e: toml::ser::Error| Error::Encode { format: "toml", reason: e.to_string() };
         let known = toml::Value::try_from(&plan).map_err(encode)?;
         if let Ok(given) = text.parse::<toml::Table>()
@@ -364,11 +364,11 @@ impl Plan {
         Ok(plan)
     }
 
-    /// The same plan with so many times the steps in all stages.
+    /// Scales the number of steps of all stages by `factor`.
     ///
     /// # Errors
     ///
-    /// When `factor` is no positive number, or asks for too many steps.
+    /// When `factor` is not a positive number, or gives too many steps.
     pub fn scaled(mut self, factor: f64) -> Result<Self> {
         if !(factor > 0.0 && factor.is_finite()) {
             return Err(Error::request("scale", format!("must be above 0, got {factor}")));
@@ -392,11 +392,11 @@ impl Plan {
         Ok(self)
     }
 
-    /// The preset of that name.
+    /// The preset named `name`.
     ///
     /// # Errors
     ///
-    /// When there is none.
+    /// When there is no such preset.
     pub fn preset(name: &str) -> Result<Self> {
         match PRESETS.iter().find(|(known, _)| *known == name) {
             Some((name, text)) => Self::from_toml(name, text),
@@ -487,7 +487,7 @@ impl Plan {
         self.validate_sizes()
     }
 
-    /// Sizes that must fit each other, or what comes with the program.
+    /// Checks sizes that must match each other or the built-in tokenizer and image format.
     fn validate_sizes(&self) -> Result<()> {
         let (vae, unet, text) = (&self.vae.config, &self.base.unet, &self.base.text);
         for (field, size, other, wanted) in [
@@ -564,7 +564,7 @@ impl Plan {
     }
 }
 
-/// The first field of `given` that `known` lacks.
+/// The first field of `given` that is missing in `known`.
 fn unknown(given: &toml::Value, known: &toml::Value, path: &str) -> Option<String> {
     let (toml::Value::Table(given), toml::Value::Table(known)) = (given, known) else {
         return None;

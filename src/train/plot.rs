@@ -1,4 +1,4 @@
-//! Loss curves as a picture.
+//! Plot of the loss curves.
 
 use std::collections::BTreeMap;
 use std::fmt::Write;
@@ -9,7 +9,7 @@ const WIDTH: f64 = 640.0;
 const HEIGHT: f64 = 180.0;
 const MARGIN: f64 = 48.0;
 
-/// One panel for each stage: the loss, smoothed, on a logarithmic axis, as SVG.
+/// An SVG with one panel per stage: the smoothed loss on a logarithmic axis.
 pub(super) fn curves(metrics: &[Metric]) -> String {
     let mut stages: BTreeMap<&str, Vec<(f64, f64)>> = BTreeMap::new();
     let mut order: Vec<&str> = Vec::new();
@@ -35,7 +35,7 @@ pub(super) fn curves(metrics: &[Metric]) -> String {
     svg
 }
 
-/// Means of as many neighbouring points as leave a few hundred.
+/// Means of groups of neighbouring points, at most a few hundred groups.
 fn smooth(points: &[(f64, f64)]) -> Vec<(f64, f64)> {
     let each = points.len().div_ceil(200).max(1);
     let mean =

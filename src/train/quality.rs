@@ -1,4 +1,4 @@
-//! What a stage came to: clips made from the files that it wrote, and how true they are.
+//! Evaluation of a stage's result: generated clips and their score.
 
 use image::RgbImage;
 
@@ -20,23 +20,23 @@ use crate::schedule::{BetaSchedule, Spacing};
 use crate::weights::Component;
 use crate::{Error, Result};
 
-/// Clips of a stage, and their truth where it can be measured.
+/// Clips generated from a stage's result, and their score if it can be measured.
 #[derive(Clone, Debug, Default)]
 pub struct Quality {
-    /// The frames of each clip.
+    /// Frames of each clip.
     pub clips: Vec<Vec<RgbImage>>,
-    /// The truth of procedural captions.
+    /// Score of procedural captions.
     pub score: Option<Score>,
 }
 
-/// Makes `count` clips with what a stage wrote.
+/// Generates `count` clips from a stage's result.
 ///
-/// The autoencoder's are reconstructions; those of image stages have one frame. Teachers take 20 steps of DDIM with
-/// guidance, consistency models four of LCM without.
+/// Those of the autoencoder are reconstructions; those of the image stages have one frame. Teachers use 20 steps of
+/// DDIM with guidance, consistency models four of LCM without.
 ///
 /// # Errors
 ///
-/// As loading and generating, and what `go_on` says.
+/// Errors of loading and generation, and those returned by `go_on`.
 pub fn quality(
     stage: Stage,
     plan: &Plan,
@@ -48,7 +48,7 @@ pub fn quality(
     let is_procedural = matches!(plan.data, Data::Procedural(_));
     let mut quality = Quality { score: is_procedural.then(Score::default), ..Quality::default() };
     let mut maker = Maker::open(stage, plan, places, compute)?;
-    // Captions that training may have seen, places and sizes that it has not.
+    // Captions that may occur in training, with positions and sizes that do not.
     let fresh = Plan { seed: plan.seed ^ 0x7465_7374, ..plan.clone() };
     let clips = Clips::open(if is_procedural { &fresh } else { plan })?;
     for index in 0..count.min(clips.len()) {

@@ -1,4 +1,4 @@
-//! The conduct of a stage: steps, notes, checkpoints, and going on after an interruption.
+//! Training loop of a stage: steps, metrics, checkpoints, and resuming.
 
 use std::collections::{BTreeMap, HashMap};
 use std::path::{Path, PathBuf};
@@ -18,72 +18,72 @@ use crate::rng::Uniform;
 use crate::weights::Archive;
 use crate::{Error, Result};
 
-/// How far a stage is.
+/// Progress of a stage.
 #[derive(Clone, Copy, Debug)]
 pub struct Tick {
-    /// Which.
+    /// The stage.
     pub stage: Stage,
-    /// Steps that are done.
+    /// Number of completed steps.
     pub step: usize,
-    /// All of them.
+    /// Total number of steps.
     pub steps: usize,
-    /// The loss of the last one.
+    /// Loss of the last step.
     pub loss: f64,
-    /// The norm of its gradient, before it was limited.
+    /// Gradient norm of the last step, before clipping.
     pub norm: f64,
-    /// Its learning rate.
+    /// Learning rate of the last step.
     pub rate: f64,
-    /// Seconds a step, lately.
+    /// Seconds per step, averaged over recent steps.
     pub seconds: f64,
 }
 
-/// Hears of a training. An error stops it; what was learned by then is kept.
+/// Callback for the progress of a training run. An error stops the run; completed steps are kept.
 pub trait Listener {
-    /// A step is done.
+    /// Called after each step.
     fn tick(&mut self, tick: &Tick) -> Result<()>;
 
-    /// Something else that takes time.
+    /// Called with a message when something else takes time.
     fn say(&mut self, text: &str) -> Result<()>;
 
-    /// What was learned so far is in its files. Called at the end, too.
+    /// Called when the current result has been written to its files, also at the end.
     fn written(&mut self, stage: Stage, step: usize) -> Result<()>;
 }
 
-/// How a stage is run.
+/// Options of a training run.
 #[derive(Clone, Copy, Debug)]
 pub struct Options {
-    /// Steps between two checkpoints: a killed run loses at most that many.
+    /// Steps between checkpoints: a killed run loses at most that many.
     pub every: usize,
-    /// Steps after which the result is written as it is then, to be looked at; 0 for the end only.
+    /// Steps between intermediate results; 0 writes only the final one.
     pub write_every: usize,
-    /// Whether what was learned before is thrown away.
+    /// Whether to discard existing checkpoints.
     pub restart: bool,
 }
 
-/// A line of `metrics.jsonl`.
+/// One line of `metrics.jsonl`.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Metric {
-    /// The stage.
+    /// Name of the stage.
     pub stage: String,
-    /// The step, from 1.
+    /// Step, counted from 1.
     pub step: usize,
-    /// Its loss.
+    /// Loss of the step.
     pub loss: f64,
-    /// The norm of its gradient.
+    /// Gradient norm before clipping.
     pub norm: f64,
-    /// Its learning rate.
+    /// Learning rate.
     pub rate: f64,
-    /// How long it took.
+    /// Duration of the step in seconds.
     pub seconds: f64,
 }
 
-/// Runs a stage to its end, from where it was left.
+/// Runs a stage to its end, resuming from its last checkpoint.
 ///
-/// On the CPU a run that was interrupted and went on is the same, bit for bit, as one that was not.
+/// On the CPU a resumed run gives the same result, bit for bit, as an uninterrupted one.
 ///
 /// # Errors
 ///
-/// When files of earlier stages are missing, the loss is no longer a number, or the listener says stop.
+/// When files of earlier stages are missing, the loss is not finite, or the listener returns an error.
 pub fn run(
     stage: Stage,
     plan: &Plan,
@@ -96,7 +96,7 @@ pub fn run(
     let identity = identity(stage, plan)?;
     let written = Written::new(stage, places, &identity);
     if options.restart {
-        // What was learned from this stage's results is stale as well.
+        // The checkpoints of later stages depend on this stage's result and are stale too.
         for later in Stage::ALL.into_iter().filter(|later| *later >= stage) {
             Written::new(later, places, "").clear()?;
             let path = state_path(places, later);
@@ -107,7 +107,7 @@ pub fn run(
     }
     let path = state_path(places, stage);
     let found = found(&path, stage, &identity)?;
-    // Something is written at this step, and it is in its files.
+    // Whether the result of a step is complete in its files.
     let has_written =
         |step| written.is_of(step) && stage.results(plan, places).iter().all(|path| path.is_file());
     if found.is_some_and(|step| step >= course.steps && has_written(step)) {
@@ -131,7 +131,7 @@ pub fn run(
     };
     let mut notes = Notes::open(places, stage, state.step)?;
     if found.is_some() && writes_at(state.step) && !has_written(state.step) {
-        // Interrupted after this state was kept and before its result was complete.
+        // The run was interrupted after this checkpoint and before its result was complete.
         write(&state, task.as_ref(), listener)?;
     }
     let mut pace = Pace::default();
@@ -139,7 +139,7 @@ pub fn run(
         let started = Instant::now();
         let advanced = state.advance((stage, plan, compute), &course, task.as_mut());
         if matches!(advanced, Err(Error::Cancelled)) {
-            // Nothing has changed since the last step.
+            // The state is still that of the last completed step.
             state.save(&path, &identity, task.as_ref())?;
             notes.write()?;
         }
@@ -159,7 +159,7 @@ pub fn run(
         let heard = listener.tick(&tick);
         let is_due = state.step.is_multiple_of(options.every.max(1));
         if heard.is_err() || is_due || state.step == course.steps {
-            // In this order: lines beyond the state are dropped when it is taken up, others would be missing.
+            // In this order: on resuming, lines beyond the checkpoint are dropped, but missing lines would be lost.
             notes.write()?;
             state.save(&path, &identity, task.as_ref())?;
         }
@@ -171,7 +171,7 @@ pub fn run(
     Ok(())
 }
 
-/// What a stage's part of the plan says about its course.
+/// Training settings of a stage in the plan.
 pub fn course(stage: Stage, plan: &Plan) -> Course {
     match stage {
         Stage::Vae => plan.vae.course,
@@ -186,7 +186,7 @@ fn state_path(places: &Places, stage: Stage) -> PathBuf {
     places.out.join("state").join(format!("{}.safetensors", stage.name()))
 }
 
-/// The parts of the plan that a stage depends on.
+/// The parts of the plan that a stage depends on, as JSON.
 fn identity(stage: Stage, plan: &Plan) -> Result<String> {
     let own = match stage {
         Stage::Vae => json!(plan.vae),
@@ -199,7 +199,7 @@ fn identity(stage: Stage, plan: &Plan) -> Result<String> {
     serde_json::to_string(&all).map_err(|e| Error::Encode { format: "json", reason: e.to_string() })
 }
 
-/// The step of a kept state, if there is one.
+/// Step of a checkpoint, if it exists.
 fn found(path: &Path, stage: Stage, identity: &str) -> Result<Option<usize>> {
     if !path.is_file() {
         return Ok(None);
@@ -216,7 +216,7 @@ fn found(path: &Path, stage: Stage, identity: &str) -> Result<Option<usize>> {
     step.map(Some).ok_or_else(|| Error::format(path, "does not say how far it is"))
 }
 
-/// Everything that changes while a stage runs.
+/// Mutable state of a stage's run.
 struct State {
     step: usize,
     optimizer: AdamW,
@@ -230,7 +230,7 @@ impl State {
         Ok(Self { step: 0, optimizer: AdamW::new(course.decay), average })
     }
 
-    /// One step of the optimizer; the loss and the norm of the gradient.
+    /// One optimizer step; returns the loss and the gradient norm.
     fn advance(
         &mut self,
         (stage, plan, compute): (Stage, &Plan, &Compute),
@@ -241,7 +241,7 @@ impl State {
         let mut loss_sum = 0.0;
         let passes: Vec<usize> = (0..course.accumulate).collect();
         for passes in passes.chunks(at_once(course, &compute.device)) {
-            // In order, however they ran: the sum is the same, bit for bit, on any machine.
+            // In order, so that the sum is the same, bit for bit, on any machine.
             for pass in self.passes(stage, plan, course, task, passes)? {
                 let (loss, found) = pass?;
                 loss_sum += loss;
@@ -272,14 +272,14 @@ impl State {
         }
         self.optimizer.step(task.vars(), &found, course.pace().at(self.step))?;
         task.follow()?;
-        // The average forgets the beginning sooner than it would by itself.
+        // Decay warmup, so that the EMA forgets the initial weights sooner.
         let kept = course.average.min((self.step + 1) as f64 / (self.step + 11) as f64);
         move_towards(&mut self.average, &now(task.vars()), 1.0 - kept)?;
         self.step += 1;
         Ok((loss, norm))
     }
 
-    /// The losses and gradients of some passes, side by side where there are several.
+    /// Losses and gradients of several passes, run in parallel if there is more than one.
     fn passes(
         &self,
         stage: Stage,
@@ -289,7 +289,7 @@ impl State {
         passes: &[usize],
     ) -> Result<Vec<Result<(f64, Weights)>>> {
         let run = |pass: &usize| {
-            // Random numbers belong to the pass, so that a run can go on anywhere.
+            // Random numbers are seeded per pass, so that a run can resume anywhere.
             let number = (self.step * course.accumulate + pass) as u64;
             let mut random = Uniform::part(plan.seed ^ ((1 + stage as u64) << 32), number);
             let loss = task.loss(&mut random)?;
@@ -351,13 +351,13 @@ impl State {
     }
 }
 
-/// How many passes of a step run side by side: on the CPU one for each thread, since what a pass does in one thread
-/// none of the others has to wait for.
+/// Number of passes of a step that run in parallel: on the CPU one per thread, since passes in different threads do
+/// not wait for each other.
 pub(super) fn at_once(course: &Course, device: &Device) -> usize {
     if device.is_cpu() { course.accumulate.min(rayon::current_num_threads()).max(1) } else { 1 }
 }
 
-/// Threads for passes. A network's graph is walked by recursion, deeper than the usual stack.
+/// Thread pool for passes. A network's graph is walked recursively, which needs more than the default stack.
 fn threads() -> Result<&'static rayon::ThreadPool> {
     static POOL: OnceLock<std::result::Result<rayon::ThreadPool, String>> = OnceLock::new();
     let pool = POOL.get_or_init(|| {
@@ -367,12 +367,12 @@ fn threads() -> Result<&'static rayon::ThreadPool> {
     pool.as_ref().map_err(|reason| Error::request("train", format!("no threads: {reason}")))
 }
 
-/// The variables' values. They share its memory: what must not change with it has to be copied.
+/// Current values of the variables. They share storage with the variables and must be copied to be kept.
 fn now(vars: &Vars) -> Weights {
     vars.iter().map(|(name, var)| (name.clone(), var.as_detached_tensor())).collect()
 }
 
-/// Seconds a step over the last steps.
+/// Seconds per step, averaged over recent steps.
 #[derive(Default)]
 struct Pace(Option<f64>);
 
@@ -384,10 +384,10 @@ impl Pace {
     }
 }
 
-/// The most bytes of `metrics.jsonl`: lines of many millions of steps.
+/// Maximum size of `metrics.jsonl` in bytes; enough for many millions of steps.
 const MOST_METRICS: u64 = 4 << 30;
 
-/// `metrics.jsonl` and the curves made of it.
+/// `metrics.jsonl` and the loss curves plotted from it.
 struct Notes {
     path: PathBuf,
     curves: PathBuf,
@@ -395,7 +395,7 @@ struct Notes {
 }
 
 impl Notes {
-    /// Those of other stages, and of this one up to `step`.
+    /// Opens the metrics, keeping those of other stages and of this one up to `step`.
     fn open(places: &Places, stage: Stage, step: usize) -> Result<Self> {
         let path = places.out.join("metrics.jsonl");
         let bytes = match crate::files::read(&path, MOST_METRICS) {

@@ -1,4 +1,4 @@
-//! Captions to what the UNet reads.
+//! Captions to text states of the UNet's cross-attention.
 
 use std::collections::HashMap;
 use std::path::Path;
@@ -13,7 +13,7 @@ use crate::text::tokenizer::{Settings, Tokenizer};
 use crate::weights::Component;
 use crate::{Result, Stop};
 
-/// A tokenizer that pads to what an encoder holds.
+/// A tokenizer that pads to the encoder's length.
 #[derive(Debug)]
 pub(super) struct Ids {
     tokenizer: Tokenizer,
@@ -22,14 +22,14 @@ pub(super) struct Ids {
 }
 
 impl Ids {
-    /// Of models that are made from nothing.
+    /// The built-in tokenizer, of models trained from scratch.
     pub(super) fn own(text: &TextConfig, device: &Device) -> Result<Self> {
         let [(_, vocab), (_, merges), ..] = TOKENIZER;
         let tokenizer = Tokenizer::from_files(vocab, merges, &Settings::default())?;
         Ok(Self { tokenizer, length: text.max_position_embeddings, device: device.clone() })
     }
 
-    /// Of a diffusers folder.
+    /// The tokenizer of a diffusers folder.
     pub(super) fn open(base: &Path, text: &TextConfig, device: &Device) -> Result<Self> {
         let folder = base.join("tokenizer");
         let tokenizer =
@@ -37,7 +37,7 @@ impl Ids {
         Ok(Self { tokenizer, length: text.max_position_embeddings, device: device.clone() })
     }
 
-    /// `(captions, tokens)`: begin, the caption as far as it fits, end, and padding, as in generating.
+    /// Token ids `(captions, tokens)`: begin, the caption as far as it fits, end, and padding, as in generation.
     pub(super) fn of(&self, captions: &[String]) -> Result<Tensor> {
         let mut all = Vec::with_capacity(captions.len() * self.length);
         for caption in captions {
@@ -52,7 +52,7 @@ impl Ids {
     }
 }
 
-/// A text encoder that no longer learns, and what it said before.
+/// A frozen text encoder with a cache of its text states.
 #[derive(Debug)]
 pub(super) struct Frozen {
     ids: Ids,
@@ -71,9 +71,9 @@ impl Frozen {
         Ok(Self { ids, encoder, known: Mutex::default(), stop: compute.stop.clone() })
     }
 
-    /// `(captions, tokens, dim)`.
+    /// Text states `(captions, tokens, dim)`.
     pub(super) fn states(&self, captions: &[String]) -> Result<Tensor> {
-        /// More texts than a grammar has; others are not kept.
+        /// Maximum number of cached captions; more than a grammar has.
         const MOST: usize = 8192;
         let mut known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
         let mut states = Vec::with_capacity(captions.len());

@@ -1,4 +1,4 @@
-//! Weights by their canonical names, outside a model: what is trained, averaged, composed and written.
+//! Weights by canonical name, outside a model, for training, averaging, merging and writing.
 
 use std::collections::{BTreeMap, HashMap};
 
@@ -12,11 +12,11 @@ use crate::{Error, Result};
 /// Tensors by canonical name.
 pub type Weights = BTreeMap<String, Tensor>;
 
-/// Weights that are trained, by canonical name. A tensor taken from one sees its later values.
+/// Trainable weights by canonical name. A tensor taken from one shares its storage and sees later values.
 pub type Vars = BTreeMap<String, Var>;
 
-/// What a model's constructor reads them from, in the format that it computes in: later lists win over earlier ones.
-/// Gradients lead back to the lists' own tensors.
+/// A builder for a model's constructor, in the dtype that the model computes in: later lists take precedence over
+/// earlier ones. Gradients reach the lists' own tensors.
 pub fn builder(lists: &[&Weights], compute: &Compute) -> VarBuilder<'static> {
     let all: HashMap<String, Tensor> = lists
         .iter()
@@ -25,21 +25,22 @@ pub fn builder(lists: &[&Weights], compute: &Compute) -> VarBuilder<'static> {
     VarBuilder::from_tensors(all, compute.dtype, &compute.device)
 }
 
-/// Copies of weights, to be trained.
+/// Trainable copies of weights.
 pub fn variables(weights: &Weights) -> Result<Vars> {
     let var = |(name, tensor): (&String, &Tensor)| Ok((name.clone(), Var::from_tensor(tensor)?));
     weights.iter().map(var).collect()
 }
 
-/// The gradient of every variable.
+/// Gradients of all variables.
 ///
 /// # Errors
 ///
-/// When a variable has none: then something on its way cuts gradients off, and training it would do nothing.
+/// When a variable has none: something then cuts the gradient off, and training it would have no effect.
 pub fn gradients(store: &mut GradStore, vars: &Vars) -> Result<Weights> {
     vars.iter()
         .map(|(name, var)| match store.remove(var) {
-            // A gradient that remembers how it was computed would keep that in memory, and moments all of them.
+            // Detached, because a gradient with its graph would keep that in memory, and the moments would keep all
+            // of them.
             Some(gradient) => Ok((name.clone(), gradient.detach())),
             None => {
                 let name = format!("weight `{name}`");
@@ -49,11 +50,11 @@ pub fn gradients(store: &mut GradStore, vars: &Vars) -> Result<Weights> {
         .collect()
 }
 
-/// `target ← (1 - share) target + share source`, for the names of `target`: an exponential moving average.
+/// EMA update of the weights in `target`: `target ← (1 - share) target + share source`.
 ///
 /// # Errors
 ///
-/// When `source` lacks one of them.
+/// When `source` lacks one of the names.
 pub fn move_towards(target: &mut Weights, source: &Weights, share: f64) -> Result<()> {
     for (name, average) in target.iter_mut() {
         let Some(new) = source.get(name) else {
@@ -65,7 +66,7 @@ pub fn move_towards(target: &mut Weights, source: &Weights, share: f64) -> Resul
     Ok(())
 }
 
-/// AnimateDiff's name of a weight of a motion module, the inverse of what reading does.
+/// AnimateDiff's name of a motion module weight, the inverse of the renaming when reading.
 pub fn animatediff_name(name: &str) -> String {
     let Some((place, rest)) = name.split_once(".motion_modules.") else { return name.to_owned() };
     let Some((index, rest)) = rest.split_once('.') else { return name.to_owned() };

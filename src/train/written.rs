@@ -1,4 +1,4 @@
-//! How far the files of a stage's result are.
+//! Record of the step that a stage's result files belong to.
 
 use std::path::PathBuf;
 
@@ -8,12 +8,13 @@ use super::files;
 use super::stages::{Places, Stage};
 use crate::{Error, Result};
 
-/// The step that a stage's result is of: `state/STAGE.json`, there only while everything of that step is in its files.
+/// The step of a stage's result: `state/STAGE.json`, which exists only while all files of that step are complete.
 ///
-/// A state is kept before the result is written, so a stage that was interrupted in between has more learned than shown.
+/// A checkpoint is saved before the result is written, so after an interruption in between the checkpoint is newer
+/// than the result.
 pub(super) struct Written {
     path: PathBuf,
-    /// The part of the plan that the stage depends on.
+    /// Identity of the plan's parts that the stage depends on.
     plan: String,
 }
 
@@ -29,13 +30,13 @@ impl Written {
         Self { path, plan: plan.to_owned() }
     }
 
-    /// Whether the result is that of a step.
+    /// Returns whether the result is of step `step`.
     pub(super) fn is_of(&self, step: usize) -> bool {
         let mark = files::read_json::<Mark>(&self.path);
         mark.is_ok_and(|mark| mark.step == step && mark.plan == self.plan)
     }
 
-    /// To be called before the result changes.
+    /// Removes the record; called before the result changes.
     pub(super) fn clear(&self) -> Result<()> {
         match std::fs::remove_file(&self.path) {
             Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
@@ -45,7 +46,7 @@ impl Written {
         }
     }
 
-    /// To be called when everything of a step is in its files.
+    /// Writes the record; called when all files of step `step` are complete.
     pub(super) fn set(&self, step: usize) -> Result<()> {
         let mark = Mark { plan: self.plan.clone(), step };
         let text = serde_json::to_string(&mark)

@@ -1,4 +1,4 @@
-//! The weight source of candle's `VarBuilder`: looks up, patches, converts, and takes notes.
+//! The `VarBuilder` backend: looks up, patches and converts weights, and records which were used.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
@@ -13,23 +13,23 @@ use super::format::{Archive, misfit, quoted};
 use super::patch::PatchEntry;
 use crate::{Error, Result};
 
-/// What a constructor asked for and what came of it.
+/// Record of the weights a constructor requested.
 #[derive(Debug, Default)]
 pub(super) struct Record {
     pub(super) used: BTreeSet<String>,
     pub(super) bytes: u64,
-    /// How many weights each patch changed.
+    /// Number of weights each patch changed.
     pub(super) patched: Vec<usize>,
-    /// What need not be loaded, then all that was served if it is to be kept.
+    /// Tensors that need not be loaded; afterwards, if `keeps` is set, all tensors served.
     pub(super) resident: BTreeMap<String, Tensor>,
     pub(super) keeps: bool,
-    /// How many were served from there.
+    /// Number of tensors served from `resident`.
     pub(super) kept: usize,
-    /// The first failure that is not a matter of names and shapes.
+    /// The first error not related to names and shapes.
     pub(super) failure: Option<Error>,
 }
 
-/// A value of an `f32` tensor on the CPU that `dtype` cannot hold.
+/// The first value of an `f32` CPU tensor that `dtype` cannot represent.
 fn misfit_of(tensor: &Tensor, dtype: DType) -> Result<Option<f32>> {
     let tensor = tensor.contiguous()?;
     let (storage, layout) = tensor.storage_and_layout();
@@ -41,10 +41,10 @@ fn misfit_of(tensor: &Tensor, dtype: DType) -> Result<Option<f32>> {
     Ok(misfit(values.get(start..end).unwrap_or_default(), dtype))
 }
 
-/// Serves one component.
+/// Serves the weights of one component.
 pub(super) struct Backend {
     pub(super) archives: Vec<Arc<Archive>>,
-    /// It has every weight in the shape that will be asked for.
+    /// Every weight in the shape that will be requested.
     pub(super) index: Arc<BTreeMap<String, Located>>,
     pub(super) patches: Vec<PatchEntry>,
     pub(super) record: Arc<Mutex<Record>>,
@@ -55,14 +55,14 @@ impl Backend {
         self.record.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Keeps the error, which candle's error type could not carry.
+    /// Stores the error, which candle's error type cannot carry.
     fn fail(&self, error: Error) -> candle_core::Error {
         let message = error.to_string();
         self.record().failure.get_or_insert(error);
         candle_core::Error::msg(message)
     }
 
-    /// The patches of a weight, and which they are among all.
+    /// The patches of a weight, with their indices among all patches.
     fn patches_of<'a>(&'a self, name: &'a str) -> impl Iterator<Item = (usize, &'a PatchEntry)> {
         let entries = self.patches.iter().enumerate();
         entries.filter(move |(_, entry)| entry.patch.names().contains(name))
@@ -78,7 +78,7 @@ impl Backend {
             let tensor = archive.tensor(&at.stored, dtype, device)?;
             return Ok(tensor.reshape(at.shape.as_slice())?);
         }
-        // On the CPU in f32, so that a patched weight is the same on every device.
+        // In f32 on the CPU, so that a patched weight is the same on every device.
         let mut tensor =
             archive.tensor(&at.stored, DType::F32, &Device::Cpu)?.reshape(at.shape.as_slice())?;
         for (_, entry) in patches {

@@ -1,11 +1,11 @@
-//! The source of weights that constructors of layers take.
+//! The weight source that layer constructors take.
 
 use candle_core::{DType, Device, Result, Shape, Tensor};
 use candle_nn::var_builder::SimpleBackend;
 
 use crate::device::Quantize;
 
-/// candle's [`VarBuilder`](candle_nn::VarBuilder), and how layers are to keep the weights that they get.
+/// candle's [`VarBuilder`](candle_nn::VarBuilder) with the quantization that layers apply to their weights.
 #[derive(Clone)]
 pub struct VarBuilder<'a> {
     inner: candle_nn::VarBuilder<'a>,
@@ -13,7 +13,7 @@ pub struct VarBuilder<'a> {
 }
 
 impl<'a> VarBuilder<'a> {
-    /// Serves tensors from memory.
+    /// Creates a builder over tensors in memory.
     pub fn from_tensors(
         tensors: std::collections::HashMap<String, Tensor>,
         dtype: DType,
@@ -30,38 +30,38 @@ impl<'a> VarBuilder<'a> {
         candle_nn::VarBuilder::from_backend(backend, dtype, device).into()
     }
 
-    /// The same source for layers whose weights are rounded.
+    /// The builder with another quantization of layer weights.
     #[must_use]
     pub fn quantized(self, quantize: Quantize) -> Self {
         Self { quantize, ..self }
     }
 
-    /// To how many bits layers round their weights.
+    /// The quantization that layers apply to their weights.
     pub fn quantize(&self) -> Quantize {
         self.quantize
     }
 
-    /// The weights below `name`.
+    /// The builder for the weights below `name`.
     #[must_use]
     pub fn pp(&self, name: impl ToString) -> Self {
         Self { inner: self.inner.pp(name), quantize: self.quantize }
     }
 
-    /// The weight of that name and shape.
+    /// The weight with the given name and shape.
     ///
     /// # Errors
     ///
-    /// When there is none, or its shape is another.
+    /// A weight that is missing or has another shape.
     pub fn get(&self, shape: impl Into<Shape>, name: &str) -> Result<Tensor> {
         self.inner.get(shape, name)
     }
 
-    /// Whether there is a weight of that name.
+    /// Returns whether a weight with this name exists.
     pub fn contains_tensor(&self, name: &str) -> bool {
         self.inner.contains_tensor(name)
     }
 
-    /// The names above, joined by dots.
+    /// The current name prefix, joined by dots.
     pub fn prefix(&self) -> String {
         self.inner.prefix()
     }
@@ -71,7 +71,7 @@ impl<'a> VarBuilder<'a> {
         self.inner.dtype()
     }
 
-    /// Where the weights are.
+    /// The device of the weights.
     pub fn device(&self) -> &Device {
         self.inner.device()
     }
@@ -83,7 +83,7 @@ impl<'a> From<candle_nn::VarBuilder<'a>> for VarBuilder<'a> {
     }
 }
 
-/// For layers of others.
+/// For layers of other crates.
 impl<'a> From<VarBuilder<'a>> for candle_nn::VarBuilder<'a> {
     fn from(vb: VarBuilder<'a>) -> Self {
         vb.inner

@@ -1,18 +1,18 @@
-//! The SHA-256 of a weight file, by which its publisher and a clip's metadata identify it.
+//! SHA-256 of a weight file, as published with it and stored in a clip's metadata.
 
 use sha2::{Digest, Sha256};
 
 use super::Source;
 use crate::{Result, Stop, files};
 
-/// Bytes between two looks at the stop.
+/// Bytes hashed between two checks of the stop flag.
 const BLOCK: usize = 1 << 20;
 
 /// The SHA-256 of a file's contents, in lowercase hexadecimal.
 ///
 /// # Errors
 ///
-/// A file that cannot be read or is no ordinary file; [`crate::Error::Cancelled`] once `stop` was requested.
+/// A file that cannot be read or is not a regular file; [`crate::Error::Cancelled`] once `stop` was requested.
 pub fn sha256(source: &Source, stop: &Stop) -> Result<String> {
     let mut hash = Sha256::new();
     match source {
@@ -47,7 +47,7 @@ mod tests {
     fn hashing_stops_when_it_is_asked_to() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("large");
-        // A sparse file whose hash would take an hour.
+        // A sparse file that would take an hour to hash.
         File::create(&path).unwrap().set_len(1 << 40).unwrap();
         let (source, stop) = (Source::from(path), Stop::default());
         let asked = stop.clone();

@@ -1,4 +1,4 @@
-//! Which files of a diffusers folder hold a component's weights.
+//! Lookup of a component's weight files in a diffusers folder.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
@@ -13,21 +13,21 @@ use crate::{Error, Result};
 pub(super) struct Files {
     /// The files, in order.
     pub(super) paths: Vec<PathBuf>,
-    /// For a sharded component: the index, and for each shard what it promises to hold.
+    /// For a sharded component: the index file, and the tensor names it lists for each shard.
     pub(super) promised: Option<(PathBuf, BTreeMap<PathBuf, BTreeSet<String>>)>,
 }
 
-/// One way to spell the files: stem, extension, variant.
+/// One naming scheme of weight files: stem, extension, variant.
 struct Spelling {
     stem: &'static str,
     extension: &'static str,
     variant: Option<&'static str>,
 }
 
-/// Finds a component's weights in its own folder, or in its folder inside a pipeline's.
+/// Finds a component's weights in its own folder or in its subfolder of a pipeline.
 ///
-/// `names` are the folder's usual names inside a pipeline. Full precision is preferred to the `fp16`
-/// variant, and safetensors to pickles.
+/// `names` are the usual subfolder names in a pipeline. Full precision is preferred to the `fp16` variant, and
+/// safetensors to pickle.
 pub(super) fn find(folder: &Path, stems: &[Stem], names: &[&str]) -> Result<Files> {
     let inner = names.iter().map(|name| folder.join(name)).find(|path| path.is_dir());
     let folder = inner.as_deref().unwrap_or(folder);
@@ -43,7 +43,7 @@ pub(super) fn find(folder: &Path, stems: &[Stem], names: &[&str]) -> Result<File
     })
 }
 
-/// The stem of a component's files, which transformers spells differently in pickles.
+/// The stem of a component's file names; transformers uses another one for pickle files.
 pub(super) struct Stem {
     pub(super) safetensors: &'static str,
     pub(super) bin: &'static str,
@@ -54,11 +54,11 @@ const DIFFUSERS: Stem =
 const TRANSFORMERS: Stem = Stem { safetensors: "model", bin: "pytorch_model" };
 
 impl Component {
-    /// How the component's files are called.
+    /// The stems of the component's file names, in order of preference.
     pub(super) fn stems(self) -> &'static [Stem] {
         match self {
             Self::Text | Self::ImageEncoder => &[TRANSFORMERS, DIFFUSERS],
-            // Many lie in one folder: none of them is meant.
+            // An IP-Adapter folder holds many files and none is the default.
             Self::IpAdapter => &[],
             _ => &[DIFFUSERS, TRANSFORMERS],
         }
@@ -91,7 +91,7 @@ impl Spelling {
         }
         let indexes = match self.variant {
             None => vec![format!("{stem}.{extension}.index.json")],
-            // The second is how diffusers before 0.30 wrote it.
+            // The second is the spelling of diffusers before 0.30.
             Some(variant) => vec![
                 format!("{stem}.{extension}.index.{variant}.json"),
                 format!("{stem}.{extension}.{variant}.index.json"),
@@ -104,7 +104,7 @@ impl Spelling {
     }
 }
 
-/// Whether there is a file, or a pipe or device, which is refused when it is opened.
+/// Returns whether the path exists and is not a folder. Pipes and devices are rejected when they are opened.
 fn is_there(path: &Path) -> bool {
     path.exists() && !path.is_dir()
 }
@@ -119,7 +119,7 @@ fn shards(folder: &Path, index: PathBuf) -> Result<Files> {
         .map_err(|e| Error::format(&index, format!("cannot be read: {e}")))?;
     let mut promised: BTreeMap<PathBuf, BTreeSet<String>> = BTreeMap::new();
     for (tensor, file) in parsed.weight_map {
-        // A shard lies beside its index and nowhere else.
+        // Shards must lie in the same folder as their index.
         if file.is_empty() || file == ".." || file.contains(['/', '\\', ':']) {
             return Err(Error::format(
                 &index,

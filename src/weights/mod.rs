@@ -1,9 +1,9 @@
-//! Files on disk to weights in a model: any published SD1.5-family file, every tensor accounted for.
+//! Weight loading: reads any published SD 1.5-family checkpoint into a model and accounts for every tensor.
 //!
-//! A [`Checkpoint`] collects files. Each file's names are translated to canonical ones when it is added
-//! (nothing is read yet), and [`Checkpoint::build`] hands them to a model's constructor through candle's
-//! `VarBuilder`: mapped from the file, patched, converted, one tensor at a time. Afterwards every tensor
-//! must have been used or have a reason not to be.
+//! A [`Checkpoint`] collects files. Adding a file translates its tensor names to canonical names without reading tensor
+//! data. [`Checkpoint::build`] passes the weights to a model's constructor through candle's `VarBuilder`: each tensor
+//! is memory-mapped, patched and converted on its own. Afterwards every tensor must be either used or listed as ignored
+//! with a reason.
 //!
 //! ```no_run
 //! use animatelcm::weights::{Checkpoint, Component, PatchStack};
@@ -64,39 +64,39 @@ pub(crate) use self::until::until;
 pub(crate) use self::write::write_safetensors;
 use crate::{Error, Result};
 
-/// A network with weights of its own.
+/// A network with its own weights.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 #[non_exhaustive]
 pub enum Component {
-    /// The denoising network, motion modules included.
+    /// The UNet, including motion modules.
     UNet,
-    /// The image autoencoder.
+    /// The variational autoencoder.
     Vae,
-    /// The text encoder.
+    /// The CLIP text encoder.
     Text,
-    /// A network that steers the denoising one by a hint for each frame.
+    /// ControlNet: conditions the UNet on one hint image per frame.
     ControlNet,
-    /// One that does so by hints for some frames.
+    /// SparseCtrl: conditions the UNet on hint images for some frames.
     SparseCtrl,
-    /// One that makes features of hints, once.
+    /// T2I-Adapter: encodes hint images into features once per run.
     T2iAdapter,
-    /// CLIP's image half, with its projection.
+    /// The CLIP vision encoder with its projection.
     ImageEncoder,
-    /// What makes keys and values of an image encoder's features.
+    /// IP-Adapter: computes keys and values from the image encoder's features.
     IpAdapter,
 }
 
 impl Component {
-    /// Those of every model. The others come beside them, any number of them, each from a file of its own.
+    /// The components of every model. All others are optional and loaded from files of their own.
     pub const ALL: [Self; 3] = [Self::UNet, Self::Vae, Self::Text];
-    /// Those that come beside them, any number of them, each from a file of its own.
+    /// The optional control networks, each loaded from a file of its own.
     pub const CONTROLS: [Self; 3] = [Self::ControlNet, Self::SparseCtrl, Self::T2iAdapter];
 
-    /// Those that come beside a model.
+    /// All optional components.
     pub const BESIDE: [Self; 5] =
         [Self::ControlNet, Self::SparseCtrl, Self::T2iAdapter, Self::ImageEncoder, Self::IpAdapter];
 
-    /// What messages call it.
+    /// The name used in messages.
     pub fn name(self) -> &'static str {
         match self {
             Self::UNet => "unet",
@@ -110,7 +110,7 @@ impl Component {
         }
     }
 
-    /// Its folders' names inside a diffusers pipeline.
+    /// The component's folder names inside a diffusers pipeline.
     fn folders(self) -> &'static [&'static str] {
         match self {
             Self::UNet => &["unet"],
@@ -130,7 +130,7 @@ impl fmt::Display for Component {
     }
 }
 
-/// Where a weight lies, and its shape once transformed.
+/// Location of a weight, and its shape after the dialect's transform.
 #[derive(Clone, Debug)]
 struct Located {
     archive: usize,
@@ -140,7 +140,7 @@ struct Located {
 
 /// Weights from one or more files, under canonical names.
 ///
-/// A file added later wins where two have the same weight, and the [`LoadReport`] says so.
+/// If two files contain the same weight, the one added later is used; the [`LoadReport`] lists the replacement.
 #[derive(Clone, Debug, Default)]
 pub struct Checkpoint {
     archives: Vec<Arc<Archive>>,
@@ -150,7 +150,7 @@ pub struct Checkpoint {
     positions: Option<usize>,
 }
 
-/// What is wanted of a file.
+/// The part of a file to load.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Scope {
     Component(Component),
@@ -171,7 +171,7 @@ impl Scope {
         }
     }
 
-    /// Which of the components that come beside a model are wanted.
+    /// The optional components in scope.
     fn beside(self) -> &'static [Component] {
         const BESIDE: &[Component] = &Component::BESIDE;
         match self {
@@ -194,26 +194,25 @@ impl Scope {
     }
 }
 
-/// Whether a canonical UNet name belongs to a motion module.
+/// Returns whether a canonical UNet name belongs to a motion module.
 fn is_motion(name: &str) -> bool {
     name.contains(".motion_modules.")
 }
 
 impl Checkpoint {
-    /// Without any weights.
+    /// Creates an empty checkpoint.
     pub fn new() -> Self {
         Self::default()
     }
 
-    /// Adds one component: a file, its diffusers folder, or the folder of a whole pipeline.
+    /// Adds one component from a file, its diffusers folder, or a whole pipeline's folder.
     ///
-    /// A file with more than this component, such as a single-file checkpoint whose VAE is wanted, gives
-    /// the component and nothing else.
+    /// If the file holds further components, as a single-file checkpoint does, only this component is taken.
     pub fn add_component(&mut self, component: Component, source: &Source) -> Result<()> {
         self.add_scope(Scope::Component(component), source, component.stems(), component.folders())
     }
 
-    /// Adds a network of one of [`Component::CONTROLS`], whichever the file or folder holds, and says which.
+    /// Adds a control network from a file or folder and returns which of [`Component::CONTROLS`] it is.
     pub fn add_control(&mut self, source: &Source) -> Result<Component> {
         let has = Component::CONTROLS.map(|component| self.has(component));
         let folders: Vec<&str> =
@@ -225,12 +224,12 @@ impl Checkpoint {
         })
     }
 
-    /// Adds a single-file checkpoint with all that it holds; the VAE or the text encoder may be absent.
+    /// Adds every component of a single-file checkpoint; the VAE and the text encoder may be absent.
     pub fn add_single_file(&mut self, source: &Source) -> Result<()> {
         self.add_single(Scope::Everything, source)
     }
 
-    /// Adds a single-file checkpoint without one component, whatever the file has of it.
+    /// Adds a single-file checkpoint without one component, even if the file contains it.
     pub fn add_single_file_except(&mut self, unwanted: Component, source: &Source) -> Result<()> {
         self.add_single(Scope::Except(unwanted), source)
     }
@@ -242,7 +241,7 @@ impl Checkpoint {
         self.add_file(scope, source).map(|_| ())
     }
 
-    /// Adds motion modules: a file in any layout, or a diffusers motion adapter's folder.
+    /// Adds motion modules from a file in any supported layout or a diffusers motion adapter folder.
     pub fn add_motion(&mut self, source: &Source) -> Result<()> {
         self.add_scope(Scope::Motion, source, Component::UNet.stems(), &["motion_adapter"])
     }
@@ -258,7 +257,7 @@ impl Checkpoint {
             return self.add_file(scope, source).map(|_| ());
         }
         let Files { paths, promised } = folder::find(source.path(), stems, folders)?;
-        // Shards are one file in pieces; one piece alone would not be recognised.
+        // Shards form one checkpoint; a single shard would not be recognized.
         let archives: Vec<Arc<Archive>> = paths
             .iter()
             .map(|path| Archive::open(&Source::File(path.clone())).map(Arc::new))
@@ -282,7 +281,7 @@ impl Checkpoint {
         self.add_archives(scope, &[archive])
     }
 
-    /// Translates the names of archives that are one file in pieces; returns the dialect's name.
+    /// Translates the names of archives that together form one checkpoint; returns the dialect's name.
     fn add_archives(&mut self, scope: Scope, archives: &[Arc<Archive>]) -> Result<&'static str> {
         let Some(first) = archives.first() else { return Ok("nothing") };
         let path = first.path();
@@ -311,7 +310,7 @@ impl Checkpoint {
             })?;
         let map = (dialect.mapper)(&names);
 
-        // Collected first and added at the end: a file that is refused leaves no trace.
+        // Collected first and committed at the end, so a rejected file leaves the checkpoint unchanged.
         let mut found: BTreeMap<Component, BTreeMap<String, Located>> = BTreeMap::new();
         let mut ignored = Vec::new();
         let mut unknown = Vec::new();
@@ -374,7 +373,7 @@ impl Checkpoint {
         }
         if found.is_empty() {
             let (what, wanted) = (dialect.name, scope.name());
-            // An LDM checkpoint, an AnimateDiff motion module.
+            // "an LDM checkpoint", "an AnimateDiff motion module".
             let article = if what.starts_with(['A', 'L']) { "an" } else { "a" };
             let reason = format!("has no {wanted} weights; it is {article} {what}");
             let error = Error::format(path, reason);
@@ -406,9 +405,9 @@ impl Checkpoint {
         Ok(dialect.name)
     }
 
-    /// Leaves weights aside whose canonical name `matches`, for the given reason.
+    /// Marks the weights whose canonical name `matches` as ignored, with the given reason.
     ///
-    /// For a model that is built without a part: the VAE's encoder, say, or the motion modules.
+    /// For models built without a part, such as the VAE's encoder or the motion modules.
     pub fn ignore(&mut self, component: Component, why: &str, matches: impl Fn(&str) -> bool) {
         let Some(index) = self.index.get_mut(&component) else { return };
         let archives = &self.archives;
@@ -425,18 +424,18 @@ impl Checkpoint {
         });
     }
 
-    /// Whether any weight of a component is there.
+    /// Returns whether the checkpoint has any weight of a component.
     pub fn has(&self, component: Component) -> bool {
         self.index.get(&component).is_some_and(|index| !index.is_empty())
     }
 
-    /// Whether the UNet has motion modules.
+    /// Returns whether the UNet has motion modules.
     pub fn has_motion(&self) -> bool {
         self.names(Component::UNet).any(is_motion)
     }
 
-    /// The length of the longest position table that a motion file stores: the number of frames that it
-    /// was made for. AnimateLCM's own file stores none.
+    /// The length in frames of the longest position table stored in a motion file, which is the number of frames the
+    /// motion module was trained for. AnimateLCM's own file stores none.
     pub fn stored_positions(&self) -> Option<usize> {
         self.positions
     }
@@ -451,7 +450,7 @@ impl Checkpoint {
         self.index.get(&component)?.get(name).map(|at| at.shape.as_slice())
     }
 
-    /// How a weight is stored, by its canonical name.
+    /// The element type in which a weight is stored, by its canonical name.
     pub fn element_of(&self, component: Component, name: &str) -> Option<ElementType> {
         let at = self.index.get(&component)?.get(name)?;
         self.archives.get(at.archive)?.info(&at.stored).map(|info| info.element)
@@ -462,20 +461,20 @@ impl Checkpoint {
         &self.archives
     }
 
-    /// Everything that was left aside so far, in all components.
+    /// All tensors ignored so far, in all components.
     pub fn ignored(&self) -> impl Iterator<Item = &Ignored> {
         self.ignored.iter().map(|(_, ignored)| ignored)
     }
 
     /// Builds one component with `model` and accounts for its tensors.
     ///
-    /// `model` gets a `VarBuilder` at the root of the component's canonical names, whose tensors are of
-    /// `dtype` (`F32`, `F16` or `BF16`) on `device`.
+    /// `model` receives a `VarBuilder` at the root of the component's canonical names, which returns tensors of `dtype`
+    /// (`F32`, `F16` or `BF16`) on `device`.
     ///
     /// # Errors
     ///
-    /// A weight that is missing, of another shape, not finite, or that nobody asked for; a patch that
-    /// did not find all of its weights.
+    /// A weight that is missing, has another shape, is not finite, or was not requested; a patch some of whose weights
+    /// were not found.
     pub fn build<T>(
         &self,
         component: Component,
@@ -487,11 +486,11 @@ impl Checkpoint {
         self.rebuild(component, patches, &mut Resident::nothing(dtype, device), model)
     }
 
-    /// Compares what `model` asks for with the headers of the files; no weight is read, and none is allocated.
+    /// Compares the weights `model` requests with the file headers, without reading or allocating any weight.
     ///
     /// # Errors
     ///
-    /// A weight that is missing, of another shape, or that nobody asked for; what the constructor says.
+    /// A weight that is missing, has another shape, or was not requested; any error of the constructor.
     pub fn check<T>(
         &self,
         component: Component,
@@ -523,7 +522,7 @@ impl Checkpoint {
             index.keys().filter(|name| !survey.used.contains(*name)).collect();
         match error {
             _ if !survey.fits() => Err(misfits(component, &survey, &unexpected)),
-            // The shapes are right, so the configuration is not: it asks for what no network can do.
+            // The shapes match, so the configuration is invalid: it describes a network that cannot exist.
             Some(error @ Error::Tensor(_)) => {
                 let (component, summary) = (component.to_string(), error.to_string());
                 Err(Error::Weights { component, summary }.with_hint(
@@ -536,11 +535,11 @@ impl Checkpoint {
         }
     }
 
-    /// Builds one component as [`build`](Self::build) does, with the tensors that are `resident` instead of reading
-    /// and patching them; all that the model then has are left there.
+    /// Builds one component like [`build`](Self::build), but takes `resident` tensors instead of reading and patching
+    /// them; all tensors of the new model are then stored in `resident`.
     ///
-    /// Nothing checks that resident tensors were made of the same files and patches: those that a change of patches
-    /// concerns must have been forgotten.
+    /// Resident tensors are not checked against the current files and patches: call [`Resident::forget`] for every
+    /// weight affected by a change of patches first.
     ///
     /// # Errors
     ///
@@ -571,7 +570,7 @@ impl Checkpoint {
         };
         let built = model(VarBuilder::from_backend(Box::new(backend), dtype, device));
 
-        // Taken out, because the model may keep its builder and with it the backend.
+        // Taken out of the mutex, because the model may keep its builder and with it the backend.
         let record = std::mem::take(&mut *record.lock().unwrap_or_else(PoisonError::into_inner));
         resident.tensors = record.resident;
         if let Some(failure) = record.failure {
@@ -637,13 +636,13 @@ impl Checkpoint {
     }
 }
 
-/// What a file is that is no checkpoint, to be read after "is", and what to do about it.
+/// Description of a file that is not a checkpoint, as a phrase that follows "is", and a hint.
 pub(crate) fn stranger(archive: &Archive) -> Option<(&'static str, &'static str)> {
     let names: Names = archive.tensors().map(|(name, info)| (name, info.shape.clone())).collect();
     dialect::recognise(&names, &[]).map(|foreign| (foreign.what, foreign.hint))
 }
 
-/// What a file is that has a LoRA's names but is none, to be read after "is", and what to do about it.
+/// Description of a file that has a LoRA's tensor names but is not a LoRA, as a phrase that follows "is", and a hint.
 pub(crate) fn stranger_to_loras(archive: &Archive) -> Option<(&'static str, &'static str)> {
     let names: Names = archive.tensors().map(|(name, info)| (name, info.shape.clone())).collect();
     dialect::recognise_in_lora(&names).map(|foreign| (foreign.what, foreign.hint))
@@ -653,7 +652,7 @@ fn source_is_folder(source: &Source) -> bool {
     matches!(source, Source::File(path) if path.is_dir())
 }
 
-/// Values of the largest position table: thousands of frames.
+/// Maximum number of values in a position table: thousands of frames.
 const MOST_POSITIONS: usize = 1 << 22;
 
 /// Checks a stored position table against the computed one and returns its length.
@@ -682,7 +681,7 @@ fn check_positions(archive: &Archive, name: &str) -> Result<usize> {
     Ok(length)
 }
 
-/// One line that says how the weights and the model differ.
+/// A one-line error describing how the weights and the model differ.
 fn misfits(component: Component, survey: &Survey, unexpected: &[&String]) -> Error {
     let mut parts = Vec::new();
     let missing: Vec<&String> = survey.missing.iter().collect();

@@ -1,4 +1,4 @@
-//! Changes of weights on their way into a model.
+//! Patches applied to weights while they are loaded.
 
 use std::collections::BTreeSet;
 use std::fmt;
@@ -9,18 +9,18 @@ use candle_core::Tensor;
 use super::Component;
 use crate::Result;
 
-/// Changes weights as they are loaded: LoRA and its relatives.
+/// A change of weights applied while they are loaded, such as a LoRA.
 pub trait WeightPatch: fmt::Debug + Send + Sync {
-    /// What reports and errors call it.
+    /// The name used in reports and errors.
     fn label(&self) -> &str;
 
-    /// The canonical names of the weights that it changes.
+    /// The canonical names of the weights it changes.
     fn names(&self) -> &BTreeSet<String>;
 
-    /// The weight after the patch at `strength`.
+    /// The patched weight at `strength`.
     ///
-    /// `weight` is in `f32` on the CPU, whatever the file and the model hold, and so is the result; its
-    /// shape must stay.
+    /// `weight` and the result are in `f32` on the CPU, whatever dtypes the file and the model have; the shape must not
+    /// change.
     fn apply(&self, name: &str, weight: &Tensor, strength: f64) -> Result<Tensor>;
 }
 
@@ -38,7 +38,7 @@ pub(super) struct PatchEntry {
 }
 
 impl PatchStack {
-    /// No patches.
+    /// Creates an empty stack.
     pub fn new() -> Self {
         Self::default()
     }
@@ -48,17 +48,17 @@ impl PatchStack {
         self.entries.push(PatchEntry { component, patch, strength });
     }
 
-    /// Adds the patches of another stack behind its own.
+    /// Appends the patches of another stack.
     pub fn append(&mut self, more: &Self) {
         self.entries.extend(more.entries.iter().cloned());
     }
 
-    /// The canonical names of the weights of a component that are changed.
+    /// The canonical names of a component's weights that any patch changes.
     pub fn names(&self, component: Component) -> BTreeSet<&str> {
         self.of(component).flat_map(|entry| entry.patch.names()).map(String::as_str).collect()
     }
 
-    /// Whether there is nothing to apply.
+    /// Returns whether the stack has no patches.
     pub fn is_empty(&self) -> bool {
         self.entries.is_empty()
     }

@@ -1,9 +1,9 @@
-//! Weights as a function of their names: a network of full size without a file.
+//! Random weights seeded by tensor names, for building a full-size network without a checkpoint.
 //!
-//! The definition is `benches/reference/named_weights.py`, which draws the same numbers, bit for bit, for the
-//! reference implementation. A tensor is drawn for its full name, such as `unet.conv_in.weight`: FNV-1a of the
-//! name seeds splitmix64 (Steele et al., 2014), whose upper 24 bits become a number in `[-1, 1)`. Matrices and
-//! kernels are scaled so that every layer roughly keeps the variance.
+//! The reference definition is `benches/reference/named_weights.py`, which generates the same numbers bit for bit for
+//! the reference implementation. Each tensor is generated from its full name, such as `unet.conv_in.weight`: the FNV-1a
+//! hash of the name seeds splitmix64 (Steele et al., 2014), whose upper 24 bits become a number in `[-1, 1)`. Matrices
+//! and convolution kernels are scaled so that every layer roughly preserves the variance.
 //!
 //! ```
 //! use animatelcm::weights::{Component, random};
@@ -31,13 +31,13 @@ use super::survey::placeholder;
 use super::{Component, LoadReport};
 use crate::{Error, Result};
 
-/// Builds a model of drawn weights. `model` receives the builder for the component's canonical names.
+/// Builds a model with random weights. `model` receives the builder for the component's canonical names.
 ///
-/// Numbers are drawn in f32 on the CPU, then converted to `dtype` and moved to `device`.
+/// Values are generated in f32 on the CPU, then converted to `dtype` and moved to `device`.
 ///
 /// # Errors
 ///
-/// What the constructor says; a weight that it asks for without telling its shape.
+/// Any error of the constructor; a weight requested without a shape.
 pub fn build<T>(
     component: Component,
     dtype: DType,
@@ -59,20 +59,20 @@ pub fn build<T>(
     Ok((built, report))
 }
 
-/// The names and shapes of all weights that a constructor asks for. Nothing is drawn: it takes no memory to speak of.
+/// The names and shapes of all weights a constructor requests. No values are generated, so it needs almost no memory.
 ///
 /// # Errors
 ///
-/// What the constructor says; a weight that it asks for without telling its shape.
+/// Any error of the constructor; a weight requested without a shape.
 pub fn inventory<T>(
     model: impl FnOnce(VarBuilder<'static>) -> Result<T>,
 ) -> Result<BTreeMap<String, Vec<usize>>> {
     Ok(serve(None, DType::F32, &Device::Cpu, model)?.1)
 }
 
-/// The values of a tensor, row after row, for its full name: component, dot, canonical name.
+/// The values of a tensor in row-major order, given its full name: component, dot, canonical name.
 pub fn values(name: &str, shape: &[usize]) -> Vec<f32> {
-    /// Values that a task draws.
+    /// Values generated per task.
     const CHUNK: usize = 1 << 16;
     let (scale, shift) = spread(name, shape);
     let seed = fnv1a(name);
@@ -85,7 +85,7 @@ pub fn values(name: &str, shape: &[usize]) -> Vec<f32> {
     values
 }
 
-/// Half the width of the distribution, and its centre.
+/// Half width and centre of the uniform distribution.
 fn spread(name: &str, shape: &[usize]) -> (f32, f32) {
     let leaf = name.rsplit('.').next();
     if leaf == Some("bias") {
@@ -102,14 +102,14 @@ fn spread(name: &str, shape: &[usize]) -> (f32, f32) {
     }
 }
 
-/// FNV-1a, 64 bits.
+/// The 64-bit FNV-1a hash.
 fn fnv1a(text: &str) -> u64 {
     text.bytes().fold(0xcbf2_9ce4_8422_2325, |hash, byte| {
         (hash ^ u64::from(byte)).wrapping_mul(0x0000_0100_0000_01b3)
     })
 }
 
-/// Number `index` of the stream that `seed` begins, in `[-1, 1)`; exact in f32.
+/// Number `index` of the stream seeded by `seed`, in `[-1, 1)`; exact in f32.
 fn uniform(seed: u64, index: u64) -> f32 {
     let z = (index + 1).wrapping_mul(0x9e37_79b9_7f4a_7c15).wrapping_add(seed);
     let z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
@@ -118,7 +118,7 @@ fn uniform(seed: u64, index: u64) -> f32 {
     (z >> 40) as f32 * 2f32.powi(-23) - 1.0
 }
 
-/// What a component's names begin with in a full name.
+/// The component's prefix in full names.
 fn prefix(component: Component) -> &'static str {
     match component {
         Component::UNet => "unet",
@@ -134,7 +134,7 @@ fn prefix(component: Component) -> &'static str {
 
 type Shapes = BTreeMap<String, Vec<usize>>;
 
-/// Runs a constructor on drawn weights, or on placeholders if there is no component to draw for.
+/// Runs a constructor on random weights, or on placeholders if `component` is `None`.
 fn serve<T>(
     component: Option<Component>,
     dtype: DType,
@@ -144,12 +144,12 @@ fn serve<T>(
     let shapes = Arc::new(Mutex::new(Shapes::new()));
     let backend = Drawn { component, shapes: Arc::clone(&shapes) };
     let built = model(VarBuilder::from_backend(Box::new(backend), dtype, device.clone()))?;
-    // Taken out, because the model may keep its builder and with it the backend.
+    // Taken out of the mutex, because the model may keep its builder and with it the backend.
     let shapes = std::mem::take(&mut *shapes.lock().unwrap_or_else(PoisonError::into_inner));
     Ok((built, shapes))
 }
 
-/// Has every tensor that it is asked for.
+/// A backend that provides every tensor requested.
 struct Drawn {
     component: Option<Component>,
     shapes: Arc<Mutex<Shapes>>,
@@ -192,7 +192,7 @@ impl SimpleBackend for Drawn {
 mod tests {
     use super::*;
 
-    /// First values of weights as benches/reference/sd15_parity.py reports them.
+    /// First values of weights as reported by benches/reference/sd15_parity.py.
     const KNOWN: [(&str, &[usize], [f32; 4]); 7] = [
         (
             "text_encoder.text_model.embeddings.token_embedding.weight",

@@ -1,4 +1,4 @@
-//! What became of every tensor: the account that each load ends with.
+//! Report of a load: tensors used, ignored, replaced and patched.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -7,45 +7,45 @@ use std::path::PathBuf;
 use super::Component;
 use super::format::quoted;
 
-/// What a successful load did with the tensors of a component.
+/// Report of a successful load of one component.
 #[derive(Clone, Debug)]
 #[non_exhaustive]
 pub struct LoadReport {
     /// The component.
     pub component: Component,
-    /// Tensors that the model asked for and got.
+    /// Number of tensors the model requested and received.
     pub used: usize,
-    /// How many of those were in memory already.
+    /// Number of those tensors that were already in memory.
     pub kept: usize,
-    /// Their bytes in the model.
+    /// Total size in the model, in bytes.
     pub bytes: u64,
-    /// How many tensors came from each file.
+    /// Number of tensors from each file.
     pub files: BTreeMap<PathBuf, usize>,
-    /// Tensors that were deliberately left aside.
+    /// Tensors that were deliberately not used.
     pub ignored: Vec<Ignored>,
-    /// Tensors of one file that a later file replaced.
+    /// Counts of tensors replaced by those of a later file.
     pub replaced: Vec<Replaced>,
-    /// How many weights each patch changed, in the order of the patches.
+    /// Label of each patch and the number of weights it changed, in the order of the patches.
     pub patched: Vec<(String, usize)>,
 }
 
-/// A tensor that is known and deliberately unused.
+/// A tensor that is recognized and deliberately unused.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Ignored {
-    /// Its name in its file.
+    /// The tensor's name in its file.
     pub name: String,
     /// The file.
     pub path: PathBuf,
-    /// Why it is not used.
+    /// The reason it is not used.
     pub why: String,
 }
 
-/// Tensors of one file that those of a later file replaced.
+/// A number of tensors of one file that were replaced by those of a later file.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Replaced {
-    /// The component they belong to.
+    /// The component the tensors belong to.
     pub component: Component,
-    /// How many.
+    /// Number of tensors.
     pub count: usize,
     /// The file whose tensors are not used.
     pub before: PathBuf,
@@ -54,7 +54,7 @@ pub struct Replaced {
 }
 
 impl LoadReport {
-    /// The ignored tensors counted by reason.
+    /// Number of ignored tensors by reason.
     pub fn ignored_by_reason(&self) -> BTreeMap<&str, usize> {
         let mut counts = BTreeMap::new();
         for ignored in &self.ignored {
@@ -89,7 +89,7 @@ impl fmt::Display for LoadReport {
     }
 }
 
-/// The first few names of a list, for a message.
+/// Formats the first few names of a list for a message.
 pub(crate) fn some<S: AsRef<str>>(names: &[S]) -> String {
     const SHOWN: usize = 3;
     let shown: Vec<String> = names.iter().take(SHOWN).map(|name| quoted(name.as_ref())).collect();
@@ -100,12 +100,12 @@ pub(crate) fn some<S: AsRef<str>>(names: &[S]) -> String {
     format!("{}{more}", shown.join(", "))
 }
 
-/// The candidate most like `name`, if any is like it at all.
+/// The candidate nearest to `name`, if any is similar.
 pub(super) fn nearest<'a>(
     name: &str,
     candidates: impl IntoIterator<Item = &'a String>,
 ) -> Option<&'a str> {
-    // A name of a hundred letters that differs in twenty is somebody else's.
+    // More than 20 percent of differing bytes means an unrelated name.
     let most = (name.len() / 5).max(2);
     candidates
         .into_iter()
@@ -116,7 +116,7 @@ pub(super) fn nearest<'a>(
         .map(|(_, candidate)| candidate)
 }
 
-/// Levenshtein's distance, in bytes.
+/// Levenshtein distance in bytes.
 fn distance(a: &str, b: &str) -> usize {
     let mut row: Vec<usize> = (0..=b.len()).collect();
     for (i, x) in a.bytes().enumerate() {

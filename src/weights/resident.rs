@@ -1,14 +1,15 @@
-//! The weights of a model in memory, from which it can be built again.
+//! The weights of a model kept in memory for rebuilding it.
 
 use std::collections::BTreeMap;
 
 use candle_core::{DType, Device, Tensor};
 
-/// The tensors of a built model under their canonical names. They share their memory with the model's own.
+/// The tensors of a built model by canonical name, which share memory with the model's own.
 ///
-/// What is forgotten is loaded and patched anew when the model is built again; the rest is taken from here.
+/// When the model is rebuilt, forgotten tensors are loaded and patched again; all others are reused.
 ///
-/// Layers on the CPU pack their weights and let go of the tensors, which would be in memory twice if they were kept.
+/// On the CPU, layers pack their weights and drop the tensors, so keeping them here would hold the weights in memory
+/// twice.
 #[derive(Clone, Debug)]
 pub struct Resident {
     dtype: DType,
@@ -18,27 +19,27 @@ pub struct Resident {
 }
 
 impl Resident {
-    /// No tensors yet; those to come are of `dtype` (`F32`, `F16` or `BF16`) on `device`.
+    /// Creates an empty cache for tensors of `dtype` (`F32`, `F16` or `BF16`) on `device`.
     pub fn new(dtype: DType, device: &Device) -> Self {
         Self { dtype, device: device.clone(), keeps: true, tensors: BTreeMap::new() }
     }
 
-    /// No tensors, now or later: a model is built of files alone.
+    /// Creates a cache that never stores tensors: models are always built from files.
     pub fn nothing(dtype: DType, device: &Device) -> Self {
         Self { keeps: false, ..Self::new(dtype, device) }
     }
 
-    /// The number format of the tensors.
+    /// The dtype of the tensors.
     pub fn dtype(&self) -> DType {
         self.dtype
     }
 
-    /// Where they are.
+    /// The device of the tensors.
     pub fn device(&self) -> &Device {
         &self.device
     }
 
-    /// Forgets tensors. Their memory is free once no model has them.
+    /// Drops tensors from the cache. Their memory is freed once no model uses them.
     pub fn forget<S: AsRef<str>>(&mut self, names: impl IntoIterator<Item = S>) {
         for name in names {
             self.tensors.remove(name.as_ref());

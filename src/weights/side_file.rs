@@ -1,4 +1,4 @@
-//! Small files beside weights: configurations, indexes, vocabularies.
+//! Small text files next to weights: configurations, indexes, vocabularies.
 
 use std::io::ErrorKind;
 use std::path::Path;
@@ -6,12 +6,12 @@ use std::path::Path;
 use crate::files;
 use crate::{Error, Result};
 
-/// The text of a file that belongs to a model.
+/// The contents of a text file that belongs to a model.
 ///
 /// # Errors
 ///
-/// A file that is missing, too large, no text, or no ordinary file is a model that does not fit, not a failure of the
-/// system.
+/// A file that is missing, too large, not text or not a regular file is a model error ([`Error::Missing`] or
+/// [`Error::Format`]); everything else is a file error.
 pub(crate) fn read_text(path: &Path) -> Result<String> {
     files::read_text(path).map_err(|error| match error.kind() {
         ErrorKind::NotFound => {
@@ -25,7 +25,7 @@ pub(crate) fn read_text(path: &Path) -> Result<String> {
     })
 }
 
-/// The text of a file that a model may lack.
+/// The contents of an optional text file of a model, or `None` if it does not exist.
 pub(crate) fn find_text(path: &Path) -> Result<Option<String>> {
     if path.exists() { read_text(path).map(Some) } else { Ok(None) }
 }

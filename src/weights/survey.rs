@@ -1,4 +1,4 @@
-//! What a constructor asks for, compared with the headers of the files before any weight is read.
+//! Comparison of the weights a constructor requests with the file headers, before any weight is read.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -12,20 +12,20 @@ use super::VarBuilder;
 use super::Located;
 use super::format::quoted;
 
-/// Misfits after which the rest no longer matters: a configuration may ask for millions of weights.
+/// Maximum number of mismatches to collect: a configuration may request millions of weights.
 const MOST: usize = 4096;
 
-/// The names and shapes that a constructor asked for.
+/// The names and shapes that a constructor requested.
 #[derive(Debug, Default)]
 pub(super) struct Survey {
     pub(super) used: BTreeSet<String>,
     pub(super) missing: BTreeSet<String>,
-    /// Name, stored shape, wanted shape.
+    /// Name to stored shape and requested shape.
     pub(super) misshapen: BTreeMap<String, (Vec<usize>, Vec<usize>)>,
 }
 
 impl Survey {
-    /// Runs `model` on placeholders for the weights of `index`, and returns what it said beside what it asked for.
+    /// Runs `model` on placeholders for the weights of `index`; returns the requested weights and the error of `model`.
     pub(super) fn of<T, E>(
         index: &Arc<BTreeMap<String, Located>>,
         dtype: DType,
@@ -38,20 +38,20 @@ impl Survey {
         (survey, error)
     }
 
-    /// Whether there is so much amiss that the rest was not looked at.
+    /// Returns whether the survey stopped early because of too many mismatches.
     pub(super) fn is_cut(&self) -> bool {
         self.missing.len() + self.misshapen.len() >= MOST
     }
 
-    /// Whether the files have every weight in the shape that was asked for.
+    /// Returns whether the files have every requested weight in the requested shape.
     pub(super) fn fits(&self) -> bool {
         self.missing.is_empty() && self.misshapen.is_empty()
     }
 }
 
-/// A tensor of any shape that takes no memory: one number, broadcast.
+/// A tensor of any shape that takes no memory: a scalar, broadcast.
 ///
-/// It tracks gradients, so that layers keep it as it is instead of packing it.
+/// It tracks gradients, so that layers keep it as is instead of packing it.
 pub(super) fn placeholder(shape: impl Into<Shape>, dtype: DType) -> Result<Tensor> {
     Var::zeros((), dtype, &Device::Cpu)?.as_tensor().broadcast_as(shape)
 }
@@ -85,7 +85,7 @@ impl SimpleBackend for Surveyor {
         if survey.is_cut() {
             candle_core::bail!("more than {MOST} weights do not fit");
         }
-        // The constructor goes on, so that all misfits are found at once.
+        // Returns a placeholder so that the constructor goes on and all mismatches are found at once.
         placeholder(shape, dtype)
     }
 

@@ -1,4 +1,4 @@
-//! Weights that are served until somebody asks to stop.
+//! A weight source that can be cancelled.
 
 use candle_core::{DType, Device, Result, Shape, Tensor};
 use candle_nn::Init;
@@ -8,7 +8,8 @@ use super::VarBuilder;
 
 use crate::Stop;
 
-/// The same builder, whose next weight is [`Error::Cancelled`](crate::Error::Cancelled) once `stop` is requested.
+/// Wraps a builder so that its next weight fails with [`Error::Cancelled`](crate::Error::Cancelled) once `stop` is
+/// requested.
 pub(crate) fn until(vb: VarBuilder<'static>, stop: &Stop) -> VarBuilder<'static> {
     let (dtype, device, quantize) = (vb.dtype(), vb.device().clone(), vb.quantize());
     let backend = Until { vb: vb.into(), stop: stop.clone() };

@@ -1,4 +1,4 @@
-//! Writing of safetensors files.
+//! Writer of safetensors files.
 
 use std::collections::BTreeMap;
 use std::io::{self, Write};
@@ -8,10 +8,10 @@ use safetensors::tensor::TensorInfo;
 use safetensors::{Dtype, View};
 use serde::ser::{Serialize, SerializeMap, Serializer};
 
-/// Writes tensors as a safetensors file, one after another, so that no more than one of them is copied at a time.
-/// Equal tensors and texts give equal bytes.
+/// Writes tensors as a safetensors file, copying at most one tensor at a time. Equal tensors and metadata give equal
+/// bytes.
 ///
-/// The order is that of the `safetensors` crate: the widest number formats first, then by name.
+/// The order is that of the `safetensors` crate: the widest dtypes first, then by name.
 pub(crate) fn write_safetensors<'a>(
     out: &mut impl Write,
     tensors: impl IntoIterator<Item = (&'a String, &'a Tensor)>,

@@ -1,19 +1,19 @@
-//! For which kind of model an adapter was made, where that can be told.
+//! Detection of the base model that an adapter was made for.
 
 use crate::weights::Archive;
 
-/// What is known about an adapter that does not fit.
+/// Properties of an adapter from which its base model is derived.
 #[derive(Debug)]
 pub(super) struct Clues<'a> {
-    /// The file, whose header often says it.
+    /// The file, whose header often names the base model.
     pub(super) archive: &'a Archive,
-    /// The modules' names.
+    /// The module names.
     pub(super) modules: Vec<&'a str>,
-    /// Modules and the inputs of the layers that they were made for.
+    /// Modules and the number of inputs of their layers.
     pub(super) inputs: Vec<(&'a str, usize)>,
 }
 
-/// The kind that is run here.
+/// The supported base model.
 pub(super) const SD1: &str = "Stable Diffusion 1";
 const SD2: &str = "Stable Diffusion 2";
 const SDXL: &str = "Stable Diffusion XL";
@@ -30,7 +30,7 @@ const Z_IMAGE: &str = "Z-Image or Lumina";
 const SVD: &str = "Stable Video Diffusion";
 
 impl Clues<'_> {
-    /// The kind of model that it was made for, if anything tells.
+    /// The base model the adapter was made for, if it can be determined.
     pub(super) fn model(&self) -> Option<&'static str> {
         let metadata = self.archive.metadata();
         ["modelspec.architecture", "ss_base_model_version"]
@@ -41,7 +41,7 @@ impl Clues<'_> {
     }
 }
 
-/// Trainers' names of models, by how they begin.
+/// Base model by the prefix of a training tool's model name.
 fn by_header(value: &str) -> Option<&'static str> {
     const NAMES: [(&str, &str); 18] = [
         ("stable-diffusion-xl", SDXL),
@@ -67,7 +67,7 @@ fn by_header(value: &str) -> Option<&'static str> {
     NAMES.into_iter().find(|(name, _)| value.starts_with(name)).map(|(_, model)| model)
 }
 
-/// Modules that only one kind of model has. The underscores of kohya's names are as good as dots.
+/// Base model by module names that only one model has. The underscores of Kohya's names are treated like dots.
 fn by_names(modules: &[&str]) -> Option<&'static str> {
     let names: Vec<String> = modules.iter().map(|module| dotted(module)).collect();
     let any =
@@ -79,7 +79,7 @@ fn by_names(modules: &[&str]) -> Option<&'static str> {
     } else if any(&[".temporal.transformer.blocks.", ".time.stack.", ".time.mixer."]) {
         SVD
     } else if any(&["token.refiner.", ".img.mlp.fc", ".txt.mlp.fc", ".img.mod.linear", ".modulation.linear"])
-        // It has one block of each kind more than Flux.
+        // HunyuanVideo has one more block of each kind than Flux.
         || any(&["double.blocks.19.", "single.blocks.39.", "single.transformer.blocks.39."])
         || modules.iter().any(|module| module.contains(".img_attn_qkv") || module.contains(".img_attn_proj"))
     {
@@ -114,14 +114,14 @@ fn by_names(modules: &[&str]) -> Option<&'static str> {
     } else if starts(&["transformer.blocks."]) {
         if any(&[".attn2."]) { LTX } else { COG_VIDEO }
     } else if starts(&["te2.", "text.encoder.2."]) || any(&[".transformer.blocks.1."]) {
-        // Stable Diffusion 1 and 2 have one block in each place.
+        // Stable Diffusion 1 and 2 have a single transformer block per attention.
         SDXL
     } else {
         return None;
     })
 }
 
-/// A module's name without what says in which part of a model it is, all in dots.
+/// A module's name without its component prefix, with all underscores replaced by dots.
 fn dotted(module: &str) -> String {
     const PREFIXES: [&str; 8] = [
         "base_model.model.",
@@ -137,7 +137,7 @@ fn dotted(module: &str) -> String {
     prefix.unwrap_or(module).replace('_', ".")
 }
 
-/// Attention to the prompt is as wide as the text encoder.
+/// Base model by layer width: keys and values of the cross-attention are as wide as the text encoder.
 fn by_width(module: &str, inputs: usize) -> Option<&'static str> {
     let reads_prompt = ["attn2_to_k", "attn2_to_v", "attn2.to_k", "attn2.to_v"]
         .iter()

@@ -1,4 +1,4 @@
-//! Factors for the blocks of the UNet, as the extension LoRA Block Weight of A1111 has them (`lbw=`).
+//! Per-block strength factors of the UNet, as in A1111's extension LoRA Block Weight (`lbw=`).
 
 use std::fmt;
 use std::str::FromStr;
@@ -8,17 +8,17 @@ use serde::{Deserialize, Serialize};
 use crate::weights::Component;
 use crate::{Error, Result};
 
-/// Blocks of the input path and, as many, of the output path.
+/// Number of blocks on the input path and on the output path.
 const PATH: usize = 12;
 
-/// The text encoder, the input blocks, the middle, the output blocks.
+/// Number of factors: text encoder, input blocks, middle block, output blocks.
 const ALL: usize = 2 + 2 * PATH;
 
-/// The blocks with attention, which is what a LoRA of attentions changes, among [`ALL`]: BASE, IN01 IN02 IN04 IN05 IN07
-/// IN08, M00, OUT03 to OUT11.
+/// Indices among [`ALL`] of the blocks with attention, the ones changed by an attention LoRA: BASE, IN01 IN02 IN04 IN05
+/// IN07 IN08, M00, OUT03 to OUT11.
 const ATTENDING: [usize; 17] = [0, 2, 3, 5, 6, 8, 9, 13, 17, 18, 19, 20, 21, 22, 23, 24, 25];
 
-/// The extension's own names, with the factors of [`ATTENDING`].
+/// Presets of the extension, with factors for [`ATTENDING`].
 const PRESETS: [(&str, [f64; 17]); 10] = {
     const fn from(text: &[u8; 17]) -> [f64; 17] {
         let mut factors = [0.0; 17];
@@ -43,19 +43,20 @@ const PRESETS: [(&str, [f64; 17]); 10] = {
     ]
 };
 
-/// A factor for each block; what belongs to no block, such as the embedding of time, has 1.
+/// A strength factor per block; weights outside of all blocks, such as the time embedding, have factor 1.
 ///
-/// Written as 26 numbers, as 17 for the blocks with attention, others being 0, or by the name of a preset.
+/// Written as 26 numbers, as 17 numbers for the blocks with attention (the others are 0), or as the name of a preset.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]
 pub struct BlockFactors([f64; ALL]);
 
 impl BlockFactors {
-    /// The factor of a weight, by its canonical name; `layers` is how many residual layers a level of the down path has.
+    /// The factor of a weight by its canonical name; `layers` is the number of residual blocks per level of the down
+    /// path.
     ///
     /// # Errors
     ///
-    /// When the model has more blocks than there are factors.
+    /// A weight of a block beyond the last factor.
     pub(super) fn of(&self, component: Component, name: &str, layers: usize) -> Result<f64> {
         let place = match component {
             Component::Text => Some(0),
@@ -68,7 +69,7 @@ impl BlockFactors {
     }
 }
 
-/// The place of a UNet's weight in [`ALL`]; [`ALL`] itself where the model has more blocks.
+/// Index of a UNet weight's block among [`ALL`]; [`ALL`] itself if the block is beyond the last factor.
 fn block(name: &str, layers: usize) -> Option<usize> {
     let numbers = |path: &str| {
         let mut parts = name.strip_prefix(path)?.split('.');
@@ -152,7 +153,7 @@ impl From<BlockFactors> for String {
 mod tests {
     use super::*;
 
-    /// The name that the extension gives to a weight's block.
+    /// The extension's name of a weight's block.
     fn named(name: &str) -> String {
         match block(name, 2) {
             None => "-".into(),

@@ -1,4 +1,4 @@
-//! How one weight is changed.
+//! Changes of single weights.
 
 use std::fmt;
 use std::sync::Arc;
@@ -8,56 +8,57 @@ use candle_core::{DType, Device, Tensor};
 use crate::Result;
 use crate::weights::Archive;
 
-/// One change of one weight.
+/// A change of one weight.
 pub(super) trait Change: fmt::Debug + Send + Sync {
-    /// Whether it fits a weight of this shape; if not, why.
+    /// Checks that the change fits a weight of this shape; the error is the reason.
     fn check(&self, shape: &[usize]) -> Result<(), String>;
 
-    /// The rank, if it has one.
+    /// The rank, if the change has one.
     fn rank(&self) -> Option<usize> {
         None
     }
 
-    /// The inputs of the layer that it was made for, if it tells.
+    /// The number of inputs of the layer the change was made for, if known.
     fn inputs(&self) -> Option<usize> {
         None
     }
 
-    /// Whether a model without the weight is as well: the change follows another one of the same layer.
+    /// Returns whether the weight may be absent: the change accompanies another one of the same layer.
     fn is_optional(&self) -> bool {
         false
     }
 
-    /// The changed weight: same shape, `f32`. At strength 0 it is the weight as it was.
+    /// The changed weight, with the same shape in `f32`. Strength 0 leaves the weight unchanged.
     fn apply(&self, weight: &Tensor, strength: f64) -> Result<Tensor>;
 }
 
-/// A change that is added. DoRA may stand over any of these.
+/// A change that is added to the weight. DoRA can be combined with any of these.
 pub(super) trait Delta: fmt::Debug + Send + Sync {
-    /// Its shape as far as the file tells: rows, inputs and the kernel, or rows and inputs times kernel.
+    /// The shape as far as known: `(rows, inputs, *kernel)` or `(rows, inputs * kernel)`.
     fn shape(&self) -> Vec<usize>;
 
-    /// The rank, if it has one.
+    /// The rank, if the change has one.
     fn rank(&self) -> Option<usize>;
 
-    /// What is added at a strength: as many values as [`shape`](Self::shape) says, `f32`.
+    /// The values to add at a strength, in `f32`, as many as [`shape`](Self::shape) has.
     ///
-    /// It is a product of small matrices mostly, and the strength costs least in one of those.
+    /// The change is usually a product of small matrices; the strength is applied to one of those because it is
+    /// cheapest.
     fn read(&self, strength: f64) -> Result<Tensor>;
 }
 
-/// What a family makes of a module.
+/// Changes created by a family for one module.
 #[derive(Debug)]
 pub(super) enum Made {
-    /// Something to add.
+    /// An additive change.
     Delta(Box<dyn Delta>),
-    /// Something else.
+    /// Any other change.
     Change(Box<dyn Change>),
-    /// Something else, and a change of the layer's bias.
+    /// Any other change, with a change of the layer's bias.
     WithBias(Box<dyn Change>, Box<dyn Change>),
 }
 
-/// Adds a delta, times the strength.
+/// Adds a delta, scaled by the strength.
 #[derive(Debug)]
 pub(super) struct Added(pub(super) Box<dyn Delta>);
 
@@ -79,22 +80,22 @@ impl Change for Added {
     }
 }
 
-/// As far as `strength` on the straight way from a weight to another: 1 is the other.
+/// Linear interpolation from `weight` at strength 0 to `target` at strength 1.
 pub(super) fn between(weight: &Tensor, target: &Tensor, strength: f64) -> Result<Tensor> {
     Ok((weight.affine(1.0 - strength, 0.0)? + target.affine(strength, 0.0)?)?)
 }
 
-/// Whether a change of shape `ours` fits a weight of shape `theirs`; if not, why.
+/// Checks that a change of shape `ours` fits a weight of shape `theirs`; the error is the reason.
 pub(super) fn fits(ours: &[usize], theirs: &[usize]) -> Result<(), String> {
     let same = match (ours, theirs) {
-        // A linear layer and a 1x1 convolution are the same thing in two spellings.
+        // A linear layer and a 1x1 convolution are equivalent.
         ([rows, inputs, kernel @ ..], [their_rows, their_inputs, their_kernel @ ..])
             if !kernel.is_empty() =>
         {
             let points = [kernel, their_kernel].iter().all(|kernel| kernel.iter().all(|d| *d == 1));
             rows == their_rows && inputs == their_inputs && (kernel == their_kernel || points)
         }
-        // Many files have the kernel flattened into the inputs.
+        // Many files flatten the kernel into the inputs.
         ([rows, columns], [their_rows, rest @ ..]) => {
             rows == their_rows && !rest.is_empty() && *columns == rest.iter().product::<usize>()
         }
@@ -103,7 +104,7 @@ pub(super) fn fits(ours: &[usize], theirs: &[usize]) -> Result<(), String> {
     if same { Ok(()) } else { Err(format!("it changes {ours:?}, the weight is {theirs:?}")) }
 }
 
-/// A tensor in an open file: read when it is needed, not before.
+/// A tensor in an open file, read on demand.
 #[derive(Clone, Debug)]
 pub(super) struct Stored {
     archive: Arc<Archive>,
@@ -112,28 +113,28 @@ pub(super) struct Stored {
 }
 
 impl Stored {
-    /// The tensor of that name, if there is one.
+    /// The tensor with this name, if there is one.
     pub(super) fn find(archive: &Arc<Archive>, name: &str) -> Option<Self> {
         let shape = archive.info(name)?.shape.clone();
         Some(Self { archive: Arc::clone(archive), name: name.to_owned(), shape })
     }
 
-    /// Its shape.
+    /// The shape of the tensor.
     pub(super) fn shape(&self) -> &[usize] {
         &self.shape
     }
 
-    /// How many values it has.
+    /// The number of elements.
     pub(super) fn count(&self) -> usize {
         self.shape.iter().fold(1, |count: usize, dim| count.saturating_mul(*dim))
     }
 
-    /// Its values, if there are no more than `most`.
+    /// The values, if there are at most `most`.
     pub(super) fn values(&self, most: usize) -> Result<Vec<f32>> {
         self.archive.values(&self.name, most)
     }
 
-    /// Its values in `f32` on the CPU.
+    /// The tensor in `f32` on the CPU.
     pub(super) fn read(&self) -> Result<Tensor> {
         self.archive.tensor(&self.name, DType::F32, &Device::Cpu)
     }

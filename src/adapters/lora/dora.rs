@@ -1,11 +1,10 @@
-//! DoRA: the length of every row or column of the changed weight is stored beside the change.
+//! DoRA: stores the magnitudes of the changed weight's rows or columns in addition to the change.
 //!
-//! Liu et al. (2024). Stands over any family that adds. The paper and PEFT keep the lengths of rows (one
-//! for each output), LyCORIS those of rows or, in earlier versions, of columns (one for each input); the
-//! shape tells.
+//! Liu et al. (2024). Can be combined with any additive family. The paper and PEFT store magnitudes of rows (one per
+//! output), LyCORIS those of rows or, in earlier versions, of columns (one per input), which is derived from the shape.
 //!
-//! The packages disagree about strengths other than 1, and two of them change the weight at strength 0.
-//! Here the way from the old weight to the new one is straight, as in ComfyUI.
+//! Implementations disagree about strengths other than 1, and two of them change the weight at strength 0. Here the
+//! weight is interpolated linearly between the old and the new one, as in ComfyUI.
 
 use candle_core::{D, DType, Tensor};
 
@@ -13,21 +12,21 @@ use super::change::{Change, Delta, Stored, between, fits};
 use super::family::Parts;
 use crate::Result;
 
-/// What LyCORIS adds to a length before it divides.
+/// Epsilon that LyCORIS adds to the norm before dividing.
 const LYCORIS_EPSILON: f64 = f32::EPSILON as f64;
-/// Enough for a row of zeros.
+/// Epsilon that avoids a division by zero for rows of zeros.
 const EPSILON: f64 = 1e-30;
 
-/// A delta with lengths.
+/// A delta with magnitudes.
 #[derive(Debug)]
 pub(super) struct Dora {
     delta: Box<dyn Delta>,
     lengths: Stored,
-    /// Whether they are PEFT's, which are always of rows.
+    /// Whether the magnitudes are in PEFT's format, which always has those of rows.
     is_peft: bool,
 }
 
-/// What lengths are of.
+/// The axis of the magnitudes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Along {
     Rows,
@@ -35,7 +34,7 @@ enum Along {
 }
 
 impl Dora {
-    /// Puts the stored lengths of a module over its delta.
+    /// Combines a module's delta with its stored magnitudes.
     pub(super) fn new(delta: Box<dyn Delta>, parts: &Parts<'_>) -> Result<Self, String> {
         match (parts.get("dora_scale"), parts.get("magnitude")) {
             (Some(_), Some(_)) => Err("it has two magnitudes (DoRA)".into()),

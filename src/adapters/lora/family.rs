@@ -1,4 +1,4 @@
-//! The families of adapters, and how stored names are told apart.
+//! The adapter families, and parsing of stored names.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -10,16 +10,16 @@ use super::{LoraScale, full, glora, hadamard, ia3, kronecker, low_rank, oft, tur
 use crate::Result;
 use crate::weights::Archive;
 
-/// A way to make up a change of a weight from stored tensors. Adding one is a file and an entry here.
+/// A method to compute a change from stored tensors. A new family needs a module and an entry in [`FAMILIES`].
 #[derive(Debug)]
 pub(super) struct Family {
-    /// What reports call it.
+    /// The name used in reports.
     pub(super) name: &'static str,
-    /// Endings of stored names and the part that each stands for.
+    /// Suffixes of stored names, and the part for each.
     pub(super) suffixes: &'static [(&'static str, &'static str)],
-    /// An ending that a module must have for the others to count, where those are too common.
+    /// A suffix that must be present in the module, for families whose other suffixes are ambiguous.
     pub(super) mark: Option<&'static str>,
-    /// Makes the change.
+    /// Creates the change.
     pub(super) read: fn(&Parts<'_>) -> Result<Made, String>,
 }
 
@@ -38,10 +38,10 @@ const FAMILIES: &[Family] = &[
     ia3::PEFT,
 ];
 
-/// The family of a module that has only parts that all families share.
+/// The family of a module that only has parts shared by all families.
 pub(super) const BARE: &Family = &full::FAMILY;
 
-/// Endings that a module of any family may have.
+/// Suffixes that are valid in any family.
 const SHARED: &[(&str, &str)] = &[
     (".dora_scale", "dora_scale"),
     (".lora_magnitude_vector", "magnitude"),
@@ -51,10 +51,9 @@ const SHARED: &[(&str, &str)] = &[
     (".lora_B.bias", "scaled_bias"),
 ];
 
-/// Kinds that are known and not supported: silently dropping them would give another picture than the
-/// author's.
+/// Recognized but unsupported kinds: silently dropping them would give another image than intended by the author.
 const UNSUPPORTED: &[(&str, &str)] = &[
-    // What it is relative to is not stored.
+    // The reference weights of the change are not stored.
     (".lambda_layer", "T-LoRA"),
     (".bm.weight", "GLoRA in Tucker's form"),
     (".lora_A.bias", "LoRA with biases at its narrow side"),
@@ -65,26 +64,26 @@ const UNSUPPORTED: &[(&str, &str)] = &[
     (".fourierft_spectrum", "FourierFT"),
 ];
 
-/// What a known but unsupported tensor belongs to.
+/// The unsupported kind that a tensor belongs to, if any.
 pub(super) fn unsupported(stored: &str) -> Option<&'static str> {
     UNSUPPORTED.iter().find(|(end, _)| stored.ends_with(end)).map(|(_, what)| *what)
 }
 
-/// A stored name, understood.
+/// A parsed name of a stored tensor.
 #[derive(Debug)]
 pub(super) struct Name {
-    /// The module, as the file names it.
+    /// The module's name in the file.
     pub(super) module: String,
-    /// The family that the ending is of, unless all share it.
+    /// The family of the suffix, or `None` if all families share it.
     pub(super) family: Option<&'static Family>,
-    /// What it stands for.
+    /// The part of the module.
     pub(super) part: &'static str,
 }
 
 impl Name {
-    /// Splits a stored name; `has` tells whether another name is in the file.
+    /// Splits a stored name; `has` returns whether the file has a name.
     pub(super) fn split(stored: &str, has: impl Fn(&str) -> bool) -> Option<Self> {
-        // PEFT may put an adapter's name in: `lora_A.default.weight`.
+        // PEFT may insert an adapter name: `lora_A.default.weight`.
         let mut name = stored.to_owned();
         for part in [".lora_A.", ".lora_B.", ".lora_magnitude_vector."] {
             if let Some((module, tail)) = stored.split_once(part)
@@ -107,8 +106,8 @@ impl Name {
     }
 }
 
-/// A module's name as the file gives it, without what older diffusers put between module and layer:
-/// `attn1.processor.to_q_lora` means `attn1.to_q`, and `q_proj.to_q_lora` means `q_proj`.
+/// A module's name without the infixes of older diffusers versions: `attn1.processor.to_q_lora` becomes `attn1.to_q`,
+/// and `q_proj.to_q_lora` becomes `q_proj`.
 pub(super) fn module_name(written: &str) -> String {
     let name = match written.split_once(".processor.") {
         Some((module, layer)) => {
@@ -122,9 +121,9 @@ pub(super) fn module_name(written: &str) -> String {
     }
 }
 
-/// The layer of a text encoder that a module hangs on, and whether it is the layer's own.
+/// The text encoder layer of a module, and whether the module is the one in use.
 ///
-/// diffusers of May 2023 hung all four modules of an attention on each of its four layers, and used one of them: on
+/// diffusers of May 2023 attached all four modules of an attention to each of its four layers and used one of them: on
 /// `q_proj` that of `to_q`.
 fn copy_of(module: &str) -> Option<(&str, bool)> {
     const OWN: [(&str, &str); 4] =
@@ -135,19 +134,19 @@ fn copy_of(module: &str) -> Option<(&str, bool)> {
     OWN.iter().any(|(_, name)| *name == copy).then_some((layer, copy == own))
 }
 
-/// Whether a module is one of the unused copies that diffusers wrote for text encoder layers in May 2023.
+/// Returns whether a module is one of the unused copies that diffusers wrote for text encoder layers in May 2023.
 pub(super) fn is_spare(module: &str) -> bool {
     matches!(copy_of(module), Some((_, false)))
 }
 
-/// The stored tensors of one module, and what else the file says about it.
+/// The stored tensors of one module, with its alpha and configuration.
 #[derive(Debug)]
 pub(super) struct Parts<'a> {
     pub(super) archive: &'a Arc<Archive>,
     pub(super) stored: &'a BTreeMap<&'static str, String>,
-    /// The alpha that the file states for this module.
+    /// The alpha stored for this module.
     pub(super) alpha: Option<f64>,
-    /// What a configuration states for this module.
+    /// The configuration of this module.
     pub(super) stated: Stated,
     pub(super) scale: LoraScale,
 }
@@ -158,12 +157,12 @@ impl Parts<'_> {
         Stored::find(self.archive, self.stored.get(part)?)
     }
 
-    /// A part that the module must have.
+    /// A required part.
     pub(super) fn need(&self, part: &str) -> Result<Stored, String> {
         self.get(part).ok_or_else(|| format!("it has no {part} matrix"))
     }
 
-    /// The module's own factor, given its rank.
+    /// The scale of the module, given its rank.
     pub(super) fn factor(&self, rank: Option<usize>) -> f64 {
         match (self.scale, self.alpha, rank.or(self.stated.rank)) {
             (LoraScale::Fixed(factor), ..) => factor,
@@ -176,7 +175,7 @@ impl Parts<'_> {
     }
 }
 
-/// What a module changes: its layer's weight, its layer's bias, or both.
+/// The changes of a module: of its layer's weight, its layer's bias, or both.
 #[derive(Debug)]
 pub(super) struct Changes {
     pub(super) weight: Option<Box<dyn Change>>,
@@ -184,7 +183,7 @@ pub(super) struct Changes {
 }
 
 impl Changes {
-    /// Makes a module's changes.
+    /// Creates the changes of a module.
     pub(super) fn read(family: &Family, parts: &Parts<'_>) -> Result<Self, String> {
         let only_shared = parts.stored.keys().all(|part| is_shared(part));
         let made = if only_shared { None } else { Some((family.read)(parts)?) };

@@ -1,4 +1,4 @@
-//! Full differences: the change itself, of a weight of any kind or of a bias.
+//! Full differences: the stored tensor is the change of a weight or a bias.
 
 use candle_core::Tensor;
 

@@ -1,7 +1,7 @@
-//! GLoRA: the change is a low-rank matrix, and the weight times another.
+//! GLoRA: the change is a low-rank matrix plus the weight times another low-rank matrix.
 //!
-//! Chavan et al. (2023), in the way of LyCORIS: `W + alpha / rank * (W A + B)`. Early versions of LyCORIS had the
-//! halves of both matrices the other way around; their shapes tell.
+//! Chavan et al. (2023), in LyCORIS' form: `W + alpha / rank * (W A + B)`. Early versions of LyCORIS stored the two
+//! factors of both matrices in reverse, which is detected from their shapes.
 
 use candle_core::Tensor;
 
@@ -23,9 +23,9 @@ pub(super) const FAMILY: Family = Family {
 
 #[derive(Debug)]
 struct Glora {
-    /// `(inputs, rank)` and `(rank, inputs)`: their product stands behind the weight.
+    /// `(inputs, rank)` and `(rank, inputs)`: the weight is multiplied by their product from the right.
     a: [Stored; 2],
-    /// `(rows, rank)` and `(rank, inputs)`, the latter with the kernel behind: their product is added.
+    /// `(rows, rank)` and `(rank, inputs, *kernel)`: their product is added.
     b: [Stored; 2],
     shape: Vec<usize>,
     rank: usize,
@@ -51,7 +51,7 @@ fn read(parts: &Parts<'_>) -> Result<Made, String> {
     Ok(Made::Change(Box::new(Glora { a, b, shape, rank, factor })))
 }
 
-/// The shape of the weight and the rank, if the matrices go together in this order.
+/// The shape of the weight and the rank, if the matrices are compatible in this order.
 fn sizes(a: [&Stored; 2], b: [&Stored; 2]) -> Option<(Vec<usize>, usize)> {
     let is_point = |kernel: &[usize]| kernel.iter().all(|d| *d == 1);
     let ([inputs, r0, k0 @ ..], [r1, i1, k1 @ ..]) = (a[0].shape(), a[1].shape()) else {

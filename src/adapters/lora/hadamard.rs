@@ -1,7 +1,7 @@
 //! LoHa: the change is the elementwise product of two low-rank matrices.
 //!
-//! Hyeon-Woo et al. (2022), FedPara; LyCORIS calls it LoHa. The rank of the product can be the square of
-//! the stored one.
+//! Hyeon-Woo et al. (2022), FedPara; called LoHa in LyCORIS. The rank of the product can be up to the square of the
+//! stored one.
 
 use candle_core::Tensor;
 

@@ -1,7 +1,7 @@
-//! IA3: every input or every output of a layer gets a factor of its own.
+//! IA3: every input or every output of a layer is scaled by a factor.
 //!
-//! Liu et al. (2022). LyCORIS stores by how much a factor differs from 1 and leaves biases alone; PEFT stores the
-//! factor itself, and what scales outputs scales the bias with them.
+//! Liu et al. (2022). LyCORIS stores the difference of the factor from 1 and leaves biases unchanged; PEFT stores the
+//! factor itself, and factors of outputs also scale the bias.
 
 use candle_core::Tensor;
 
@@ -23,7 +23,7 @@ pub(super) const PEFT: Family =
 struct Ia3 {
     stored: Stored,
     on_input: bool,
-    /// What is stored for "as before".
+    /// The stored value that leaves the weight unchanged.
     neutral: f64,
     is_bias: bool,
 }
@@ -43,7 +43,7 @@ fn read_peft(parts: &Parts<'_>) -> Result<Made, String> {
     let on_input = match (stored.shape(), parts.stated.on_input) {
         ([1, _], _) => true,
         ([_, 1], _) => false,
-        // Those of convolutions always lie along the second axis.
+        // Factors of convolutions always lie along the second axis.
         ([1, _, ..], Some(on_input)) => on_input,
         ([1, _, ..], None) => {
             return Err(
@@ -63,7 +63,7 @@ fn read_peft(parts: &Parts<'_>) -> Result<Made, String> {
 }
 
 impl Ia3 {
-    /// The axis of a weight that the factors lie along.
+    /// The axis of the weight along which the factors lie.
     fn axis(&self) -> usize {
         usize::from(self.on_input)
     }

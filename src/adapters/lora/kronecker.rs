@@ -1,7 +1,7 @@
 //! LoKr: the change is the Kronecker product of two small matrices.
 //!
-//! Edalati et al. (2022), KronA; LyCORIS calls it LoKr. Either matrix is stored whole or as a low-rank
-//! product; the second one has the kernel of convolutions.
+//! Edalati et al. (2022), KronA; called LoKr in LyCORIS. Either matrix is stored whole or as a low-rank product; the
+//! second one has the kernel of convolutions.
 
 use candle_core::Tensor;
 
@@ -92,7 +92,7 @@ fn read(parts: &Parts<'_>) -> Result<Made, String> {
         }
         (one, two) => return Err(format!("w1 {one:?} and w2 {two:?} do not go together")),
     };
-    // Two whole matrices have no rank, and LyCORIS then takes no notice of alpha.
+    // Two whole matrices have no rank; LyCORIS then ignores alpha.
     let rank = two.rank().or(one.rank());
     let factor = parts.factor(rank);
     Ok(Made::Delta(Box::new(Kronecker { one, two, shape, rank, factor })))

@@ -1,8 +1,8 @@
-//! The plain family: the change is the product of a tall and a wide matrix.
+//! LoRA: the change is the product of two low-rank matrices.
 //!
-//! Hu et al. (2021), `W + alpha / rank * B A`. For convolutions `A` has the kernel and `B` is 1x1
-//! (LoCon), or a small core with the kernel stands between two 1x1 convolutions (Tucker's form). What LyCORIS extracted from a
-//! finetuned model may have stray values beside the product, which are added to it.
+//! Hu et al. (2021), `W + alpha / rank * B A`. For convolutions, `A` has the kernel and `B` is 1x1 (LoCon), or a small
+//! core with the kernel lies between two 1x1 convolutions (Tucker decomposition). LoRAs that LyCORIS extracted from a
+//! finetuned model may have additional sparse values, which are added to the product.
 
 use candle_core::Tensor;
 
@@ -37,17 +37,17 @@ pub(super) const FAMILY: Family = Family {
 
 #[derive(Debug)]
 struct LowRank {
-    /// `(rank, inputs)`, with the kernel behind for convolutions without `mid`.
+    /// `(rank, inputs, *kernel)`; the kernel only for convolutions without `mid`.
     down: Stored,
-    /// `(rows, rank)`, or with a 1x1 kernel.
+    /// `(rows, rank)`, optionally with a 1x1 kernel.
     up: Stored,
     /// `(rank, rank, *kernel)`.
     mid: Option<Stored>,
     strays: Option<Strays>,
-    /// Rows, inputs and kernel.
+    /// `(rows, inputs, *kernel)`.
     shape: Vec<usize>,
     rank: usize,
-    /// Alpha over rank, or what stands for it.
+    /// The module's scale, usually `alpha / rank`.
     factor: f64,
 }
 
@@ -75,17 +75,17 @@ fn read(parts: &Parts<'_>) -> Result<Made, String> {
     Ok(Made::Delta(Box::new(LowRank { down, up, mid, strays, shape, rank, factor })))
 }
 
-/// Single values of a matrix `(rows, inputs * kernel)` that is nothing elsewhere.
+/// A sparse matrix `(rows, inputs * kernel)`.
 #[derive(Debug)]
 struct Strays {
-    /// Rows and columns, `(2, count)`.
+    /// Row and column indices, `(2, count)`.
     indices: Stored,
     /// `(count)`.
     values: Stored,
 }
 
 impl Strays {
-    /// Those of a module whose weight has this shape, if it has any.
+    /// Reads the sparse values of a module whose weight has this shape, if it has any.
     fn read(parts: &Parts<'_>, shape: &[usize]) -> Result<Option<Self>, String> {
         const PARTS: [&str; 3] = ["stray_indices", "stray_values", "stray_size"];
         if PARTS.iter().all(|part| parts.get(part).is_none()) {
@@ -108,7 +108,7 @@ impl Strays {
         Ok(Some(strays))
     }
 
-    /// Where the values stand in a weight of this shape, row after row.
+    /// Row-major indices of the values in a weight of this shape.
     fn places(&self, shape: &[usize]) -> Result<Vec<usize>> {
         let (rows, columns) =
             (shape.first().copied().unwrap_or(0), shape.iter().skip(1).product::<usize>());
@@ -126,7 +126,7 @@ impl Strays {
         Ok(row.iter().zip(column).map(place).collect::<candle_core::Result<_>>()?)
     }
 
-    /// The product with the values added.
+    /// The product plus the sparse values.
     fn onto(&self, product: &Tensor, shape: &[usize], factor: f64) -> Result<Tensor> {
         let mut all = product.flatten_all()?.to_vec1::<f32>()?;
         let values = self.values.read()?.to_vec1::<f32>()?;

@@ -1,15 +1,15 @@
-//! LoRA files and their relatives: small changes of many weights, in every spelling that people publish.
+//! LoRA files and related adapters: small changes of many weights, in all published formats.
 //!
-//! A file is read in two steps. [`Lora::open`] groups its tensors into modules without knowing the
-//! model; [`Lora::apply`] finds each module's weight in a [`Checkpoint`] and pushes the changes onto a
-//! [`PatchStack`]. Kohya's names (`lora_unet_down_blocks_0_...`) cannot be split at their underscores
-//! without guessing, so they are never parsed but looked up among the model's own names.
+//! A file is read in two steps. [`Lora::open`] groups its tensors into modules, independently of the model;
+//! [`Lora::apply`] finds each module's weight in a [`Checkpoint`] and pushes the changes onto a [`PatchStack`]. Kohya's
+//! names (`lora_unet_down_blocks_0_...`) cannot be split at their underscores without ambiguity, so they are never
+//! parsed but looked up among the model's own names.
 //!
-//! What a LoRA changes decides what it is: spatial weights make it a style or LCM LoRA, motion modules
-//! a motion LoRA. Nothing here knows the difference.
+//! Style, LCM and motion LoRAs differ only in the weights that they change: spatial weights in style and LCM LoRAs,
+//! motion modules in motion LoRAs. They are all handled the same way.
 //!
-//! How a change is made up of stored tensors is the matter of its family: LoRA and LoCon, LoHa, LoKr, GLoRA, OFT
-//! and BOFT, HRA, IA3, and full differences; DoRA stands over any of those that add.
+//! The family defines how a change is computed from stored tensors: LoRA and LoCon, LoHa, LoKr, GLoRA, OFT and BOFT,
+//! HRA, IA3, and full differences. DoRA can be combined with any additive family.
 
 mod base;
 mod blocks;
@@ -49,30 +49,30 @@ use crate::weights::{
 };
 use crate::{Error, Result};
 
-/// How a module's own factor is found; the user's strength multiplies it.
+/// Scale of each module, which is multiplied by the user's strength.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub enum LoraScale {
-    /// `alpha / rank` of each module, as nearly all software does. A module without alpha counts 1.
+    /// `alpha / rank` of each module, as in nearly all software. A module without alpha has scale 1.
     #[default]
     AlphaOverRank,
-    /// The same for all modules, whatever the file says. The official AnimateLCM code takes 1/8 for the
-    /// LCM LoRA and 1 for style LoRAs
-    /// (G-U-N/AnimateLCM, `animatelcm_sd15/animatelcm/utils/convert_lora_safetensor_to_diffusers.py`).
+    /// A fixed scale for all modules, regardless of the file. The official AnimateLCM code uses 1/8 for the LCM LoRA
+    /// and 1 for style LoRAs (G-U-N/AnimateLCM,
+    /// `animatelcm_sd15/animatelcm/utils/convert_lora_safetensor_to_diffusers.py`).
     Fixed(f64),
 }
 
-/// How a LoRA is applied.
+/// Options for applying a LoRA.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct LoraOptions {
-    /// Strength in the UNet; 0 leaves it alone.
+    /// Strength in the UNet; 0 leaves the UNet unchanged.
     pub unet_strength: f64,
-    /// Strength in the text encoder; 0 leaves it alone.
+    /// Strength in the text encoder; 0 leaves the text encoder unchanged.
     pub text_strength: f64,
-    /// How each module's own factor is found.
+    /// Scale of each module.
     pub scale: LoraScale,
-    /// Whether modules that the model lacks are left out instead of refused.
+    /// Skip modules that the model does not have instead of returning an error.
     pub allow_partial: bool,
-    /// Factors of the strengths, block by block.
+    /// Factors applied to the strengths per block.
     pub blocks: Option<BlockFactors>,
 }
 
@@ -89,35 +89,35 @@ impl Default for LoraOptions {
 }
 
 impl LoraOptions {
-    /// The same strength everywhere.
+    /// Default options with the same strength in the UNet and the text encoder.
     pub fn with_strength(strength: f64) -> Self {
         Self { unet_strength: strength, text_strength: strength, ..Self::default() }
     }
 }
 
-/// What became of a LoRA's modules.
+/// Report of a LoRA: modules applied, modules skipped, and why.
 #[derive(Clone, Debug, PartialEq)]
 #[non_exhaustive]
 pub struct LoraReport {
     /// The LoRA's name.
     pub name: String,
-    /// How its changes are made up, such as `LoRA` or `DoRA over LoHa`; several joined with ` and `.
+    /// Adapter family, such as `LoRA` or `DoRA over LoHa`; several are joined with ` and `.
     pub family: String,
-    /// The ranks that occur in it.
+    /// Ranks of the modules.
     pub ranks: BTreeSet<usize>,
-    /// Modules in the file.
+    /// Number of modules in the file.
     pub modules: usize,
-    /// Modules that found their weight in the UNet.
+    /// Number of modules applied to the UNet.
     pub in_unet: usize,
-    /// Modules that found their weight in the text encoder.
+    /// Number of modules applied to the text encoder.
     pub in_text: usize,
-    /// Words for prompts that it brings along.
+    /// Trigger words of a bundled textual inversion.
     pub words: Vec<String>,
-    /// Modules left out because their strength is 0.
+    /// Number of modules skipped because their strength is 0.
     pub switched_off: usize,
-    /// Modules that no image depends on: copies that the trainer kept, or CLIP's comparison with images.
+    /// Number of modules that do not affect images: unused copies from training, or CLIP's text projection.
     pub unused: usize,
-    /// Modules, or tensors of no known kind, that found nothing; empty unless partial use is allowed.
+    /// Modules without a matching weight, and tensors of unknown kind; empty unless `allow_partial` is set.
     pub unmatched: Vec<String>,
 }
 
@@ -148,10 +148,10 @@ impl fmt::Display for LoraReport {
     }
 }
 
-/// Endings that every family may have beside its own.
+/// Suffix of the alpha tensor of a module, in any family.
 const ALPHA: &str = ".alpha";
 
-/// One module of a file, under the name that the file gives it.
+/// One module of a file, under its name in the file.
 #[derive(Debug)]
 struct Module {
     family: &'static Family,
@@ -161,10 +161,10 @@ struct Module {
 }
 
 impl Module {
-    /// What reports call its family.
+    /// Name of the module's family in reports.
     fn family(&self, archive: &Archive) -> String {
         let over = ["dora_scale", "magnitude"].iter().any(|part| self.stored.contains_key(part));
-        // Those of Kohya's tools and of LyCORIS differ by a dimension only.
+        // OFT and BOFT blocks of Kohya's tools and LyCORIS differ only in the number of dimensions.
         let blocks = self.stored.get("blocks").and_then(|name| archive.info(name));
         let has_stages = blocks.is_some_and(|info| info.shape.len() == 4);
         match self.family.name {
@@ -183,12 +183,12 @@ pub struct Lora {
     archive: Arc<Archive>,
     modules: BTreeMap<String, Module>,
     inversion: Option<Inversion>,
-    /// Copies that no trainer used.
+    /// Modules of unused copies that the trainer stored.
     spare: BTreeSet<String>,
     leftovers: Vec<String>,
 }
 
-/// What adapters are called in the folders that PEFT and diffusers write.
+/// File names of adapters in folders of PEFT and diffusers.
 const IN_FOLDERS: [&str; 4] = [
     "adapter_model.safetensors",
     "pytorch_lora_weights.safetensors",
@@ -196,7 +196,7 @@ const IN_FOLDERS: [&str; 4] = [
     "pytorch_lora_weights.bin",
 ];
 
-/// The file, or that of an adapter's folder.
+/// The file, or the adapter file in a folder.
 fn file_of(source: &Source) -> Result<Source> {
     let Source::File(folder) = source else { return Ok(source.clone()) };
     if !folder.is_dir() {
@@ -212,7 +212,7 @@ fn file_of(source: &Source) -> Result<Source> {
     })
 }
 
-/// The word whose vectors a tensor of a LoRA holds, under AUTOMATIC1111's or OneTrainer's names of such.
+/// The trigger word of a bundled embedding tensor, with AUTOMATIC1111's or OneTrainer's tensor names.
 fn bundled_word(stored: &str) -> Option<&str> {
     let name = stored.strip_prefix("bundle_emb.")?;
     let ends = [".string_to_param.*", ".emb_params", ".clip_l"];
@@ -220,8 +220,7 @@ fn bundled_word(stored: &str) -> Option<&str> {
 }
 
 impl Lora {
-    /// Opens a LoRA's file, or its folder as PEFT and diffusers write them, under the name that reports and errors use
-    /// for it.
+    /// Opens a LoRA file, or a folder in the layout of PEFT or diffusers. `name` is used in reports and errors.
     pub fn open(source: &Source, name: impl Into<String>) -> Result<Self> {
         let name = name.into();
         let archive = Arc::new(Archive::open(&file_of(source)?)?);
@@ -294,7 +293,7 @@ impl Lora {
         for (module, stored) in stored_parts {
             let family = families.get(&module).copied().unwrap_or(BARE);
             let stated = peft.as_ref().map(|config| config.about(&module)).unwrap_or_default();
-            // Kohya's tools write 0 for "as the rank".
+            // Kohya's tools write an alpha of 0 if alpha equals the rank.
             let alpha = alphas.remove(&module).or(stated.alpha).filter(|alpha| *alpha != 0.0);
             modules.insert(module, Module { family, stored, alpha, stated });
         }
@@ -307,32 +306,32 @@ impl Lora {
         Ok(Self { name, archive, modules, inversion, spare, leftovers })
     }
 
-    /// The name it was opened under.
+    /// The name the LoRA was opened under.
     pub fn name(&self) -> &str {
         &self.name
     }
 
-    /// The file.
+    /// The open file.
     pub fn archive(&self) -> &Archive {
         &self.archive
     }
 
-    /// Its modules, under the names that the file gives them.
+    /// The modules by their names in the file.
     pub fn modules(&self) -> impl Iterator<Item = &str> {
         self.modules.keys().map(String::as_str)
     }
 
-    /// The words that it brings along, if any: a textual inversion in the same file.
+    /// The textual inversion bundled in the file, if any.
     pub fn inversion(&self) -> Option<&Inversion> {
         self.inversion.as_ref()
     }
 
-    /// Finds the weights that it changes in `checkpoint` and adds the changes to `patches`.
+    /// Finds the weights to change in `checkpoint` and adds the changes to `patches`.
     ///
     /// # Errors
     ///
-    /// A LoRA that finds nothing, or of which a part finds nothing unless that is allowed, or that does
-    /// not fit the weights' shapes.
+    /// A LoRA none of whose modules match; one some of whose modules do not match, unless `allow_partial` is set; a
+    /// module that does not fit the shape of its weight.
     pub fn apply(
         &self,
         checkpoint: &Checkpoint,
@@ -412,7 +411,7 @@ impl Lora {
         Ok(report)
     }
 
-    /// Weights of the checkpoint that numbered modules, which have no names, belong to.
+    /// Resolves numbered modules, which have no names, to weights of the checkpoint.
     fn numbered(&self, checkpoint: &Checkpoint) -> Result<Numbered> {
         let mut numbers: BTreeMap<Component, Vec<usize>> = BTreeMap::new();
         let mut changes: BTreeMap<(Component, usize), Changes> = BTreeMap::new();
@@ -443,7 +442,7 @@ impl Lora {
             .map_err(|reason| self.wrong(format!("module {}: {reason}", quoted(written))))
     }
 
-    /// Whether a change fits the weight that it is for.
+    /// Checks that a change fits its weight.
     fn check(
         &self,
         checkpoint: &Checkpoint,
@@ -467,13 +466,12 @@ impl Lora {
         }))
     }
 
-    /// The kind of model that it was made for, if that is another one than Stable Diffusion 1 and the file
-    /// tells.
+    /// The base model the LoRA was made for, if it can be determined and is not Stable Diffusion 1.
     pub fn made_for(&self) -> Option<&'static str> {
         self.base().filter(|model| *model != SD1)
     }
 
-    /// The kind of model that it was made for, if the file tells.
+    /// The base model the LoRA was made for, if it can be determined.
     pub fn base(&self) -> Option<&'static str> {
         let inputs = self.modules.iter().filter_map(|(written, module)| {
             let changes = self.changes(written, module, LoraScale::default()).ok()?;
@@ -483,7 +481,7 @@ impl Lora {
         Clues { archive: &self.archive, modules, inputs }.model()
     }
 
-    /// The ranks that occur in it; none in families that have none.
+    /// The ranks of the modules; empty for families without a rank.
     pub fn ranks(&self) -> BTreeSet<usize> {
         let rank = |(written, module): (&String, &Module)| {
             self.changes(written, module, LoraScale::default()).ok()?.weight?.rank()
@@ -491,14 +489,14 @@ impl Lora {
         self.modules.iter().filter_map(rank).collect()
     }
 
-    /// How its changes are made up, such as `LoRA` or `DoRA over LoHa`; several joined with ` and `.
+    /// Adapter family, such as `LoRA` or `DoRA over LoHa`; several are joined with ` and `.
     pub fn family(&self) -> String {
         let families: BTreeSet<String> =
             self.modules.values().map(|module| module.family(&self.archive)).collect();
         families.into_iter().collect::<Vec<_>>().join(" and ")
     }
 
-    /// The first name of each word that it brings along.
+    /// The first trigger word of each bundled embedding.
     fn words(&self) -> Vec<String> {
         let words = self.inversion.iter().flat_map(Inversion::words);
         words.filter_map(|word| word.names.first().cloned()).collect()
@@ -540,12 +538,12 @@ impl Lora {
     }
 }
 
-/// Residual layers on each level of the UNet's down path.
+/// Number of residual blocks on each level of the down path.
 fn layers_per_level(checkpoint: &Checkpoint) -> usize {
     targets::layers_per_level(checkpoint.names(Component::UNet))
 }
 
-/// The one number in a tensor.
+/// The value of a tensor with one element.
 fn scalar(archive: &Archive, name: &str) -> Result<f64> {
     match archive.values(name, 1)?[..] {
         [value] => Ok(f64::from(value)),
@@ -556,7 +554,7 @@ fn scalar(archive: &Archive, name: &str) -> Result<f64> {
     }
 }
 
-/// A LoRA's changes of one component.
+/// The changes of one component by a LoRA.
 #[derive(Debug)]
 struct Patch {
     label: String,

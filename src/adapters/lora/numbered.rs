@@ -1,16 +1,16 @@
-//! Modules without names: `unet:0:up`, as cloneofsimo's `lora` wrote them, the first LoRAs for images.
+//! Modules without names (`unet:0:up`), as written by cloneofsimo's `lora`, the first LoRAs for images.
 //!
-//! A module's number is its place among the layers that the trainer found: it went through the blocks of the classes
-//! that the file's header lists, in the order in which diffusers and transformers had created them, and through the
-//! layers of each (`_find_modules_v2` in cloneofsimo/lora, `lora_diffusion/lora.py`). That order is not the order of
-//! names. diffusers changed it in 2023, when the feed-forward network moved behind the second attention; the shapes
-//! tell which one a file has.
+//! A module's number is its index among the layers found by the trainer. The trainer traversed the blocks of the
+//! classes listed in the file's header, in the order in which diffusers and transformers had created them, and the
+//! layers of each (`_find_modules_v2` in cloneofsimo/lora, `lora_diffusion/lora.py`). That is not the order of names.
+//! diffusers changed it in 2023, when the feed-forward network was moved after the second attention; the order of a
+//! file is derived from the shapes.
 
 use std::collections::BTreeMap;
 
 use crate::weights::{Archive, Checkpoint, Component, quoted};
 
-/// The component and the number that a module's name states.
+/// Parses the component and the number of a module's name.
 pub(super) fn number(module: &str) -> Option<(Component, usize)> {
     let (component, number) = module.split_once(':')?;
     let component = match component {
@@ -18,13 +18,13 @@ pub(super) fn number(module: &str) -> Option<(Component, usize)> {
         "text_encoder" => Component::Text,
         _ => return None,
     };
-    // As Python writes it, so that no two names are one module.
+    // In Python's notation, so that no two names map to one module.
     let parsed = number.parse::<usize>().ok().filter(|parsed| parsed.to_string() == number)?;
     Some((component, parsed))
 }
 
-/// The name that a tensor of a list would have in a safetensors file, for files that are lists: up and down of each
-/// module in turn. Which component they are for is said by the file's name alone.
+/// For files that are lists: the name that each tensor would have in a safetensors file, where the list alternates
+/// between up and down of each module. The component is given only by the name of the file.
 pub(super) fn listed(archive: &Archive) -> BTreeMap<&str, String> {
     let numbers = archive.names().map(|name| Some((name, name.parse::<usize>().ok()?)));
     let Some(numbers) = numbers.collect::<Option<Vec<_>>>() else { return BTreeMap::new() };
@@ -37,12 +37,12 @@ pub(super) fn listed(archive: &Archive) -> BTreeMap<&str, String> {
     numbers.into_iter().map(|(stored, number)| (stored, name(number))).collect()
 }
 
-/// Whether a tensor is a textual inversion: the header marks it with `<embed>`.
+/// Returns whether a tensor is a textual inversion: the header marks it with `<embed>`.
 pub(super) fn is_word(archive: &Archive, stored: &str) -> bool {
     archive.metadata().get(stored).is_some_and(|flag| flag == "<embed>")
 }
 
-/// Orders in which a network's layers were created.
+/// Creation orders of a network's layers.
 const ORDERS: [Order; 4] = [
     Order { mid_is_last: true, feed_forward_is_last: false },
     Order { mid_is_last: true, feed_forward_is_last: true },
@@ -59,20 +59,20 @@ struct Order {
     feed_forward_is_last: bool,
 }
 
-/// The weights that the numbers of one file stand for.
+/// The weights of the numbered modules of a file.
 #[derive(Debug, Default)]
 pub(super) struct Numbered {
     weights: BTreeMap<Component, Vec<String>>,
 }
 
 impl Numbered {
-    /// Finds the order in which all modules fit; the usual one if there is none.
+    /// Finds the layer order in which all modules fit; the first one if there is none.
     ///
-    /// `fits` tells whether the module of a number fits a weight.
+    /// `fits` returns whether the module with a number fits a weight.
     ///
     /// # Errors
     ///
-    /// When the file lists classes of blocks that are not known.
+    /// A header that lists unknown classes of blocks.
     pub(super) fn new(
         archive: &Archive,
         checkpoint: &Checkpoint,
@@ -97,14 +97,14 @@ impl Numbered {
         Ok(Self { weights })
     }
 
-    /// The canonical name of the weight that a module means.
+    /// The component and canonical name of a module's weight.
     pub(super) fn find(&self, module: &str) -> Option<(Component, &str)> {
         let (component, number) = number(module)?;
         Some((component, self.weights.get(&component)?.get(number)?.as_str()))
     }
 }
 
-/// Blocks whose layers were given modules.
+/// Classes of blocks whose layers have modules.
 #[derive(Debug, Default)]
 struct Classes {
     attentions: bool,
@@ -112,7 +112,7 @@ struct Classes {
     resnets: bool,
 }
 
-/// The classes that the header lists for a component, or those that were usual.
+/// The classes listed in the header for a component, or the defaults.
 fn classes(archive: &Archive, component: Component) -> Result<Classes, String> {
     let key = if component == Component::Text { "text_encoder" } else { "unet" };
     let Some(listed) = archive.metadata().get(key) else {
@@ -144,7 +144,7 @@ fn classes(archive: &Archive, component: Component) -> Result<Classes, String> {
     Ok(classes)
 }
 
-/// The layers of transformers' text encoder. Its attention makes keys and values before queries.
+/// The layers of transformers' text encoder. Its attention creates keys and values before queries.
 fn text_layers(checkpoint: &Checkpoint, classes: &Classes) -> Vec<String> {
     let has = |name: &str| checkpoint.shape_of(Component::Text, name).is_some();
     let mut names = Vec::new();
@@ -191,7 +191,7 @@ impl Order {
         names
     }
 
-    /// The layers of a block: attentions are created before the residual blocks.
+    /// The layers of a block: attentions are created before residual blocks.
     fn block(
         self,
         block: &str,

@@ -1,12 +1,13 @@
-//! OFT: groups of a layer's outputs are rotated.
+//! OFT and BOFT of Kohya's tools and LyCORIS: groups of a layer's outputs are rotated.
 //!
-//! Qiu et al. (2023), orthogonal finetuning, as Kohya's tools and LyCORIS write it (diag-OFT), and Liu et
-//! al. (2024), BOFT, whose rotations of small groups are chained over a butterfly of permutations so that
-//! all outputs mix. A rotation is stored as a matrix whose skew part is its Cayley transform; early LyCORIS
-//! stored the rotation itself. PEFT's adapters of these names turn inputs and are another family. Alpha is no factor here: times the outputs it bounds the skew parts' norm.
+//! Qiu et al. (2023), orthogonal finetuning, as written by Kohya's tools and LyCORIS (diag-OFT), and Liu et al. (2024),
+//! BOFT, whose rotations of small groups are chained over a butterfly of permutations so that all outputs mix. A
+//! rotation is stored as a matrix and computed as the Cayley transform of its skew-symmetric part; early LyCORIS stored
+//! the rotation itself. PEFT's adapters of these names rotate inputs and are another family. Alpha is not a scale here:
+//! alpha times the number of outputs bounds the norm of the skew-symmetric parts.
 //!
-//! Strengths other than 1 lie on the straight line between no rotation and the whole one, for each stage
-//! of the butterfly, and so does the factor that each output may have (`rescale`).
+//! Strengths other than 1 interpolate linearly between the identity and the full rotation, for each stage of the
+//! butterfly, and likewise for the optional factor of each output (`rescale`).
 
 use candle_core::{Device, Tensor};
 
@@ -25,11 +26,11 @@ pub(super) const FAMILY: Family = Family {
 struct Oft {
     /// `(groups, size, size)`, or `(stages, groups, size, size)` for a butterfly.
     blocks: Stored,
-    /// Whether the blocks are rotations already.
+    /// Whether the stored blocks are already rotations.
     is_done: bool,
-    /// A factor for each output.
+    /// One factor per output.
     rescale: Option<Stored>,
-    /// Bounds the norm, times the number of outputs.
+    /// Bound of the norm, to be multiplied by the number of outputs.
     limit: Option<f64>,
 }
 
@@ -114,8 +115,8 @@ impl Change for Oft {
     }
 }
 
-/// One stage of a butterfly: outputs that are `2^stage * size / 2` apart are brought together, turned in
-/// groups and put back. `blocks` is `(groups, size, size)`, `x` `(outputs, columns)`.
+/// One stage of a butterfly: outputs that are `2^stage * size / 2` apart are grouped, rotated in groups and moved back.
+/// `blocks` is `(groups, size, size)`, `x` is `(outputs, columns)`.
 fn butterfly(blocks: &Tensor, x: &Tensor, stage: usize) -> Result<Tensor> {
     let (groups, size, _) = blocks.dims3()?;
     let columns = x.dim(1)?;
@@ -134,8 +135,8 @@ fn butterfly(blocks: &Tensor, x: &Tensor, stage: usize) -> Result<Tensor> {
     Ok(x)
 }
 
-/// Replaces every block by `(I + Q) (I - Q)^-1`, where `Q` is the block less its transpose, scaled down so
-/// that the norm of all of them is at most `limit`.
+/// Replaces every block by `(I + Q) (I - Q)^-1`, where `Q` is the block minus its transpose, scaled down so that the
+/// norm of all of them is at most `limit`.
 pub(super) fn rotations(blocks: &mut [f64], size: usize, limit: Option<f64>) {
     let mut squares = 0.0;
     for block in blocks.chunks_exact_mut(size * size) {
@@ -165,7 +166,7 @@ pub(super) fn rotations(blocks: &mut [f64], size: usize, limit: Option<f64>) {
     }
 }
 
-/// Moves every block towards the identity: `strength * block + (1 - strength) * I`.
+/// Interpolates every block with the identity: `strength * block + (1 - strength) * I`.
 fn interpolate(blocks: &mut [f64], size: usize, strength: f64) {
     for block in blocks.chunks_exact_mut(size * size) {
         for value in block.iter_mut() {
@@ -179,8 +180,8 @@ pub(super) fn add_identity(block: &mut [f64], size: usize, value: f64) {
     block.iter_mut().step_by(size + 1).for_each(|diagonal| *diagonal += value);
 }
 
-/// Gauss and Jordan's inverse of the identity less a skew matrix. It needs no pivoting: all that is left
-/// after each step has the identity or more as its symmetric part, so pivots are at least 1.
+/// Gauss-Jordan inverse of the identity minus a skew-symmetric matrix. It needs no pivoting: the symmetric part of the
+/// remaining matrix stays at least the identity after each step, so pivots are at least 1.
 fn invert(matrix: &mut [f64], inverse: &mut [f64], size: usize) {
     inverse.fill(0.0);
     add_identity(inverse, size, 1.0);
@@ -204,7 +205,7 @@ fn invert(matrix: &mut [f64], inverse: &mut [f64], size: usize) {
 mod tests {
     use super::*;
 
-    /// Two blocks of numbers without a pattern.
+    /// Two blocks of irregular values.
     fn blocks(size: usize) -> Vec<f64> {
         (0..2 * size * size).map(|i| ((i * 37 % 23) as f64 - 11.0) / 7.0).collect()
     }

@@ -1,4 +1,4 @@
-//! What PEFT says about an adapter outside of its tensors: its kind, alpha and how it divides, and the like.
+//! PEFT's configuration of an adapter: its type, alpha, scaling and other settings that are not stored as tensors.
 
 use std::collections::BTreeMap;
 
@@ -9,10 +9,10 @@ use super::turned::Turning;
 use crate::weights::{Archive, Source, find_text, quoted};
 use crate::{Error, Result};
 
-/// The key under which diffusers puts PEFT's configuration into a safetensors header.
+/// The key of PEFT's configuration in a safetensors header written by diffusers.
 const HEADER_KEY: &str = "lora_adapter_metadata";
 
-/// PEFT's configuration of each part of the model (`unet`, `text_encoder`, or `""` for a lone one).
+/// PEFT's configuration of each component (`unet`, `text_encoder`, or `""` for a single one).
 #[derive(Debug, Default)]
 pub(super) struct PeftConfig {
     parts: BTreeMap<String, Part>,
@@ -22,7 +22,7 @@ pub(super) struct PeftConfig {
 #[serde(default)]
 struct Part {
     r: Option<usize>,
-    /// LoHa and LoKr say `alpha`.
+    /// Named `alpha` in LoHa and LoKr.
     #[serde(alias = "alpha")]
     lora_alpha: Option<f64>,
     rank_pattern: Option<BTreeMap<String, usize>>,
@@ -39,14 +39,14 @@ struct Part {
     apply_gs: Option<bool>,
 }
 
-/// Kinds of adapters that are supported.
+/// Supported adapter types.
 const KINDS: [&str; 7] = ["LORA", "LOHA", "LOKR", "IA3", "OFT", "BOFT", "HRA"];
 
-/// Beginnings that change the model's own weights; what is stored is relative to those.
+/// Initializations that change the base weights; the stored change is relative to the changed ones.
 const OTHER_BASES: [&str; 4] = ["pissa", "olora", "corda", "lora_ga"];
 
 impl Part {
-    /// Why the adapter cannot be used, if it cannot.
+    /// The reason why the adapter is not supported, if any.
     fn refusal(&self) -> Option<String> {
         if let Some(kind) = self.peft_type.as_deref().filter(|kind| !KINDS.contains(kind)) {
             return Some(format!("is a {} of PEFT, which is not supported", quoted(kind)));
@@ -57,7 +57,7 @@ impl Part {
             .then(|| format!("was trained over weights that {} changed first", quoted(begun)))
     }
 
-    /// IA3: whether a module scales its inputs; nothing if the file does not say.
+    /// IA3: whether a module scales its inputs; `None` if not specified.
     fn on_input(&self, name: &str) -> Option<bool> {
         let ends = |end: &Value| end.as_str().is_some_and(|end| name.ends_with(end));
         Some(self.feedforward_modules.as_ref()?.as_array()?.iter().any(ends))
@@ -76,23 +76,23 @@ impl Part {
     }
 }
 
-/// What a configuration says about one module.
+/// The configuration of one module.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub(super) struct Stated {
-    /// The module's alpha.
+    /// The alpha of the module.
     pub(super) alpha: Option<f64>,
-    /// The module's rank, which the tensors do not always tell.
+    /// The rank of the module, which cannot always be derived from the tensors.
     pub(super) rank: Option<usize>,
-    /// Whether alpha is divided by the root of the rank (rsLoRA).
+    /// Whether alpha is divided by the square root of the rank (rsLoRA).
     pub(super) by_root: bool,
-    /// Whether the module's inputs are scaled and not its outputs (IA3).
+    /// Whether the module scales inputs rather than outputs (IA3).
     pub(super) on_input: Option<bool>,
-    /// How its inputs are turned (OFT, HRA).
+    /// Settings of the orthogonal families (OFT, HRA).
     pub(super) turning: Turning,
 }
 
 impl PeftConfig {
-    /// Looks in the file's header and, for PEFT's own folders, beside the file.
+    /// Reads the configuration from the file's header or, in PEFT's own folders, from `adapter_config.json`.
     pub(super) fn find(archive: &Archive) -> Result<Option<Self>> {
         if let Some(text) = archive.metadata().get(HEADER_KEY) {
             let fault =
@@ -115,7 +115,7 @@ impl PeftConfig {
         Ok(Some(Self { parts: BTreeMap::from([(String::new(), part)]) }))
     }
 
-    /// diffusers flattens its parts: `unet.lora_alpha`, `text_encoder.lora_alpha`.
+    /// Parses the flattened configuration of diffusers: `unet.lora_alpha`, `text_encoder.lora_alpha`.
     fn from_flat(flat: BTreeMap<String, Value>) -> serde_json::Result<Self> {
         let mut nested: BTreeMap<String, serde_json::Map<String, Value>> = BTreeMap::new();
         for (key, value) in flat {
@@ -129,12 +129,12 @@ impl PeftConfig {
         Ok(Self { parts })
     }
 
-    /// Why the adapter cannot be used, if it cannot.
+    /// The reason why the adapter is not supported, if any.
     pub(super) fn refusal(&self) -> Option<String> {
         self.parts.values().find_map(Part::refusal)
     }
 
-    /// What is said about a module.
+    /// The configuration of a module.
     pub(super) fn about(&self, module: &str) -> Stated {
         let module = module.strip_prefix("base_model.model.").unwrap_or(module);
         let (head, tail) = module.split_once('.').unwrap_or(("", module));
@@ -155,7 +155,7 @@ impl PeftConfig {
     }
 }
 
-/// The value for a module. PEFT's patterns match whole names or their dotted tails.
+/// The value for a module. PEFT's patterns match whole names or their suffixes after a dot.
 fn matching<T: Copy>(patterns: Option<&BTreeMap<String, T>>, name: &str) -> Option<T> {
     let matches = |pattern: &str| {
         name.strip_suffix(pattern).is_some_and(|rest| rest.is_empty() || rest.ends_with('.'))

@@ -1,4 +1,4 @@
-//! Products of two thin matrices, with or without a small core between them.
+//! Products of two low-rank matrices, optionally with a core between them.
 
 use candle_core::Tensor;
 
@@ -6,22 +6,22 @@ use super::change::Stored;
 use super::family::Parts;
 use crate::Result;
 
-/// `a b`, or Tucker's form with a core between the two.
+/// A matrix product `a b`, or a Tucker decomposition with a core between the two.
 #[derive(Debug)]
 pub(super) struct Product {
     /// `(rows, rank)`; `(rank, rows)` with a core.
     a: Stored,
-    /// `(rank, inputs)`, where convolutions may have the kernel flattened in or behind.
+    /// `(rank, inputs)`; for convolutions `(rank, inputs, *kernel)` or `(rank, inputs * kernel)`.
     b: Stored,
     /// `(rank, rank, *kernel)`.
     core: Option<Stored>,
-    /// Rows, inputs and kernel.
+    /// `(rows, inputs, *kernel)`.
     shape: Vec<usize>,
     rank: usize,
 }
 
 impl Product {
-    /// Finds the parts of those names and checks that they go together.
+    /// Finds the parts with these names and checks that their shapes are compatible.
     pub(super) fn new(parts: &Parts<'_>, [a, b, core]: [&'static str; 3]) -> Result<Self, String> {
         let names = [a, b];
         let (a, b, core) = (parts.need(a)?, parts.need(b)?, parts.get(core));
@@ -51,12 +51,12 @@ impl Product {
         Ok(Self { a, b, core, shape, rank })
     }
 
-    /// Rows, inputs and kernel; the kernel may be flattened into the inputs.
+    /// `(rows, inputs, *kernel)`; the kernel may be flattened into the inputs.
     pub(super) fn shape(&self) -> &[usize] {
         &self.shape
     }
 
-    /// The rank: rows of `b`.
+    /// The rank: the number of rows of `b`.
     pub(super) fn rank(&self) -> usize {
         self.rank
     }
@@ -71,7 +71,7 @@ impl Product {
     }
 }
 
-/// Tucker's form multiplied out: `a` is `(rows, outer)`, `core` `(outer, inner, *kernel)` and `b`
+/// Multiplies out a Tucker decomposition: `a` is `(rows, outer)`, `core` `(outer, inner, *kernel)` and `b`
 /// `(inner, inputs)`; the result is `(rows, inputs * kernel)`.
 pub(super) fn tucker(a: &Tensor, core: &Tensor, b: &Tensor) -> Result<Tensor> {
     let core = core.flatten_from(2)?.transpose(1, 2)?; // (outer, kernel, inner)

@@ -1,17 +1,17 @@
-//! Which weight a module of a LoRA means: a table of all spellings of the model's own names.
+//! Lookup of the weight of a LoRA module, in a table of all spellings of the model's names.
 
 use std::collections::HashMap;
 
 use crate::weights::{Checkpoint, Component, canonical_motion_name, ldm_unet_module};
 
-/// Spellings of module names, with underscores for dots, to canonical weight names.
+/// Spellings of module names, with underscores for dots, mapped to canonical weight names.
 #[derive(Debug)]
 pub(super) struct Targets<'a> {
     tables: HashMap<Component, HashMap<String, &'a str>>,
 }
 
 impl<'a> Targets<'a> {
-    /// Lists every spelling of every layer in the UNet and the text encoder.
+    /// Collects every spelling of every layer in the UNet and the text encoder.
     pub(super) fn new(checkpoint: &'a Checkpoint) -> Self {
         let tables = [Component::UNet, Component::Text]
             .into_iter()
@@ -20,7 +20,7 @@ impl<'a> Targets<'a> {
         Self { tables }
     }
 
-    /// The component and the canonical name of the weight that a module means.
+    /// The component and canonical name of a module's weight.
     pub(super) fn find(&self, module: &str) -> Option<(Component, &'a str)> {
         let (component, name) = without_prefix(module);
         let name = canonical_motion_name(name).replace('.', "_");
@@ -35,14 +35,15 @@ impl<'a> Targets<'a> {
     }
 }
 
-/// Whether a module belongs to CLIP's `text_projection`, which extracted LoRAs have and no image depends on.
+/// Returns whether a module belongs to CLIP's `text_projection`, which extracted LoRAs have but images do not depend
+/// on.
 pub(super) fn is_projection(module: &str) -> bool {
     let (component, name) = without_prefix(module);
     component == Some(Component::Text)
         && matches!(name, "text_projection" | "text_model.text_projection")
 }
 
-/// What the prefix of a module's name says, and the name without it.
+/// The component given by the prefix of a module's name, and the name without the prefix.
 fn without_prefix(module: &str) -> (Option<Component>, &str) {
     const PREFIXES: [(&str, Option<Component>); 17] = [
         ("lora_unet_", Some(Component::UNet)),
@@ -50,14 +51,14 @@ fn without_prefix(module: &str) -> (Option<Component>, &str) {
         ("lora_te1_", Some(Component::Text)),
         ("oft_unet_", Some(Component::UNet)),
         ("oft_te_", Some(Component::Text)),
-        // A network of LyCORIS that no trainer named.
+        // LyCORIS networks created without a component prefix.
         ("lycoris_", None),
         ("unet.", Some(Component::UNet)),
         ("text_encoder.", Some(Component::Text)),
         ("model.diffusion_model.", Some(Component::UNet)),
         ("diffusion_model.", Some(Component::UNet)),
         ("cond_stage_model.transformer.", Some(Component::Text)),
-        // ComfyUI's own names of the text encoder.
+        // ComfyUI's names of the text encoder.
         ("text_encoders.clip_l.transformer.", Some(Component::Text)),
         ("text_encoders.clip_l.", Some(Component::Text)),
         ("lora_text_encoders_clip_l_transformer_", Some(Component::Text)),
@@ -93,18 +94,18 @@ fn table(checkpoint: &Checkpoint, component: Component) -> HashMap<String, &str>
             _ => spellings.extend(text_spellings(module)),
         }
         for spelling in spellings {
-            // `to_out` is a list of a matrix and a dropout; many name only the list.
+            // `to_out` is a list of a linear layer and a dropout; many files only name the list.
             if let Some(list) = spelling.strip_suffix(".to_out.0") {
                 table.entry(format!("{list}.to_out").replace('.', "_")).or_insert(weight);
             }
-            // Canonical names went first and win.
+            // Canonical names were inserted first and take precedence.
             table.entry(spelling.replace('.', "_")).or_insert(weight);
         }
     }
     table
 }
 
-/// Residual layers per level of the down path.
+/// Number of residual blocks per level of the down path.
 pub(super) fn layers_per_level<'a>(modules: impl Iterator<Item = &'a str>) -> usize {
     modules
         .filter_map(|module| module.strip_prefix("down_blocks.0.resnets."))
@@ -114,7 +115,7 @@ pub(super) fn layers_per_level<'a>(modules: impl Iterator<Item = &'a str>) -> us
         .unwrap_or(1)
 }
 
-/// AnimateDiff's own name of a module, for Kohya's spelling of it.
+/// AnimateDiff's original name of a module, from which Kohya's spelling is derived.
 fn original_motion_module(module: &str) -> Option<String> {
     let (place, tail) = module.split_once(".motion_modules.")?;
     let (number, tail) = tail.split_once('.')?;
@@ -123,7 +124,7 @@ fn original_motion_module(module: &str) -> Option<String> {
     Some(format!("{place}.motion_modules.{number}.temporal_transformer.{tail}"))
 }
 
-/// Text encoders are named with and without `text_model.`, and old diffusers said `to_q` for `q_proj`.
+/// Spellings of text encoder modules: with and without `text_model.`, and with `to_q` for `q_proj` as in old diffusers.
 fn text_spellings(module: &str) -> Vec<String> {
     let bare = module.strip_prefix("text_model.").unwrap_or(module);
     let mut spellings = vec![bare.to_owned()];

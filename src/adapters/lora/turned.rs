@@ -1,10 +1,10 @@
-//! PEFT's orthogonal families: a layer's inputs are turned.
+//! PEFT's orthogonal families: a layer's inputs are rotated or reflected.
 //!
-//! OFT (Qiu et al., 2023) and BOFT (Liu et al., 2024) turn groups of inputs, HRA (Yuan et al., 2024) reflects them.
-//! The points of a convolution's kernel count as inputs. What Kohya's tools and LyCORIS call OFT turns outputs and
-//! is another family.
+//! OFT (Qiu et al., 2023) and BOFT (Liu et al., 2024) rotate groups of inputs, HRA (Yuan et al., 2024) reflects them.
+//! The points of a convolution kernel count as inputs. What Kohya's tools and LyCORIS call OFT rotates outputs and is
+//! another family.
 //!
-//! Strengths other than 1 lie on the straight way from the old weight to the new one.
+//! Strengths other than 1 interpolate linearly between the old weight and the new one.
 
 use candle_core::{DType, Device, Tensor};
 
@@ -13,28 +13,28 @@ use super::family::{Family, Parts};
 use super::oft::{add_identity, rotations};
 use crate::Result;
 
-/// More terms of the series change nothing that f32 could hold.
+/// Maximum number of terms of the Neumann series; more do not change the result in f32.
 const MOST_TERMS: usize = 64;
 
-/// How PEFT's configuration says that inputs are turned.
+/// PEFT's settings of the orthogonal families.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub(super) struct Turning {
-    /// OFT: how many terms of Neumann's series stand for the inverse; none if it is exact.
+    /// OFT: number of terms of the Neumann series that approximates the inverse; `None` if it is exact.
     pub(super) terms: Option<usize>,
-    /// OFT: bounds the norm of a block, times the root of their number.
+    /// OFT: bound of the norm of a block, to be divided by the square root of the number of blocks.
     pub(super) bound: Option<f64>,
-    /// HRA: whether the mirrors are made orthogonal to each other.
+    /// HRA: whether the reflection vectors are orthogonalized.
     pub(super) is_orthogonal: bool,
 }
 
 impl Default for Turning {
-    /// As PEFT's own defaults.
+    /// PEFT's defaults.
     fn default() -> Self {
         Self { terms: Some(5), bound: None, is_orthogonal: false }
     }
 }
 
-/// The inputs of a layer, kernel included.
+/// Number of inputs of a layer, including the kernel.
 fn inputs(shape: &[usize]) -> Option<usize> {
     let [_, inputs @ ..] = shape else { return None };
     (!inputs.is_empty()).then(|| inputs.iter().product())
@@ -44,12 +44,12 @@ fn misfit(what: &str, shape: &[usize]) -> String {
     format!("it turns {what}, the weight is {shape:?}")
 }
 
-/// `(inputs, outputs)`: what blocks of rows are multiplied with.
+/// The weight as `(inputs, outputs)`, whose rows are multiplied by blocks.
 fn by_inputs(weight: &Tensor) -> Result<Tensor> {
     Ok(weight.flatten_from(1)?.t()?.contiguous()?)
 }
 
-/// From [`by_inputs`] back to a weight, and part of the way to it.
+/// Converts from the layout of [`by_inputs`] back to a weight and interpolates with the old weight.
 fn towards(weight: &Tensor, by_inputs: &Tensor, strength: f64) -> Result<Tensor> {
     between(weight, &by_inputs.t()?.contiguous()?.reshape(weight.shape())?, strength)
 }
@@ -57,10 +57,10 @@ fn towards(weight: &Tensor, by_inputs: &Tensor, strength: f64) -> Result<Tensor>
 pub(super) const OFT: Family =
     Family { name: "OFT", suffixes: &[(".oft_R.weight", "vectors")], mark: None, read: oft };
 
-/// Rotations of groups of inputs, from the upper halves of skew matrices.
+/// Rotations of groups of inputs, from the upper triangles of skew-symmetric matrices.
 #[derive(Debug)]
 struct Oft {
-    /// `(groups, size * (size - 1) / 2)`; one group serves all.
+    /// `(groups, size * (size - 1) / 2)`; a single group is shared by all inputs.
     vectors: Stored,
     groups: usize,
     size: usize,
@@ -104,7 +104,7 @@ impl Oft {
         let blocks = match turning.terms {
             Some(terms) => neumann(&blocks, (groups, size), terms)?,
             None => {
-                // Cayley's transform of the negative: that is how PEFT turns.
+                // The Cayley transform of the negative, PEFT's direction of rotation.
                 for value in &mut blocks {
                     *value = -*value;
                 }
@@ -116,8 +116,8 @@ impl Oft {
     }
 }
 
-/// The first terms of `(I + Q) (I - Q)^-1 = I + 2 Q + 2 Q^2 + ...`, the last of them counted once, as PEFT does;
-/// `Q` is the upper halves less their transposes.
+/// The first terms of `(I + Q) (I - Q)^-1 = I + 2 Q + 2 Q^2 + ...`, with the last of them counted once as in PEFT; `Q`
+/// is the upper triangles minus their transposes.
 fn neumann(upper: &[f64], (groups, size): (usize, usize), terms: usize) -> Result<Tensor> {
     let mut sum = vec![0.0; groups * size * size];
     sum.chunks_exact_mut(size * size).for_each(|block| add_identity(block, size, 1.0));
@@ -169,7 +169,7 @@ pub(super) const BOFT: Family = Family {
     read: boft,
 };
 
-/// Rotations of groups of inputs, one after the other over a butterfly; then a factor for each output.
+/// Rotations of groups of inputs, chained over a butterfly, and a factor per output.
 #[derive(Debug)]
 struct Boft {
     /// `(stages, groups, size, size)`.
@@ -219,7 +219,7 @@ impl Change for Boft {
 
     fn apply(&self, weight: &Tensor, strength: f64) -> Result<Tensor> {
         let Self { stages, groups, size, .. } = *self;
-        // Cayley's transform of half the negative: that is how PEFT turns.
+        // The Cayley transform of half the negative, PEFT's direction of rotation.
         let stored = self.blocks.read()?.flatten_all()?.to_vec1::<f32>()?;
         let mut blocks: Vec<f64> = stored.iter().map(|value| -0.5 * f64::from(*value)).collect();
         rotations(&mut blocks, size, None);
@@ -228,7 +228,7 @@ impl Change for Boft {
         let mut x = by_inputs(weight)?;
         let (inputs, outputs) = x.dims2()?;
         for stage in 0..stages {
-            // Half groups that are `apart` half groups apart are brought together.
+            // Half groups that are `apart` half groups apart are grouped together.
             let (apart, half) = (1 << stage, size / 2 * outputs);
             if stage > 0 {
                 x = x.reshape(((), 2, apart, half))?.transpose(1, 2)?.contiguous()?;
@@ -247,7 +247,7 @@ impl Change for Boft {
 pub(super) const HRA: Family =
     Family { name: "HRA", suffixes: &[(".hra_u", "mirrors")], mark: None, read: hra };
 
-/// Reflections of the inputs, one after the other.
+/// A chain of reflections of the inputs.
 #[derive(Debug)]
 struct Hra {
     /// `(inputs, rank)`.
@@ -269,7 +269,7 @@ fn hra(parts: &Parts<'_>) -> Result<Made, String> {
 }
 
 impl Hra {
-    /// The normals of the mirrors, of length 1; one of length 0 has no direction and is left out.
+    /// The unit normals of the reflections; vectors of length 0 are omitted.
     fn normals(&self) -> Result<Vec<Vec<f64>>> {
         let dot = |a: &[f64], b: &[f64]| a.iter().zip(b).map(|(a, b)| a * b).sum::<f64>();
         let mut normals: Vec<Vec<f64>> = Vec::with_capacity(self.rank);

@@ -1,19 +1,20 @@
-//! Boxes of ISO's file format, and numbers in them. Nothing reaches beyond the bytes that are there.
+//! Parser of the boxes of the ISO base media file format. All reads are bounds-checked.
 
 /// A box.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Part<'a> {
-    /// Its four letters.
+    /// Its four-character code.
     pub(super) kind: &'a [u8; 4],
-    /// Where it begins among the bytes that were walked.
+    /// Its offset in the parsed bytes.
     pub(super) start: usize,
     /// Its contents.
     pub(super) body: &'a [u8],
 }
 
-/// The boxes that follow each other in `bytes`.
+/// The consecutive boxes in `bytes`.
 ///
-/// One that claims to be longer ends where the bytes end, as does one without a length; what is no box ends the walk.
+/// A box with an excessive length, or with length 0, extends to the end of the bytes; an invalid box ends the
+/// iteration.
 pub(super) fn boxes(bytes: &[u8]) -> impl Iterator<Item = Part<'_>> {
     let mut start = 0;
     std::iter::from_fn(move || {
@@ -33,13 +34,13 @@ pub(super) fn boxes(bytes: &[u8]) -> impl Iterator<Item = Part<'_>> {
     })
 }
 
-/// The contents of the first box of that kind.
+/// The contents of the first box of a type.
 #[allow(clippy::trivially_copy_pass_by_ref, reason = "names are byte strings")]
 pub(super) fn child<'a>(bytes: &'a [u8], kind: &[u8; 4]) -> Option<&'a [u8]> {
     boxes(bytes).find(|part| part.kind == kind).map(|part| part.body)
 }
 
-/// The contents of a box in a box, and so on.
+/// The contents of a nested box.
 pub(super) fn descendant<'a>(bytes: &'a [u8], path: &[&[u8; 4]]) -> Option<&'a [u8]> {
     path.iter().try_fold(bytes, |bytes, kind| child(bytes, kind))
 }
@@ -60,7 +61,7 @@ pub(super) fn u64_at(bytes: &[u8], at: usize) -> Option<u64> {
     Some(u64::from_be_bytes(*bytes.get(at..)?.first_chunk()?))
 }
 
-/// The entries of a table, `N` numbers each, that begins with its version and how many they are.
+/// The entries of a table, `N` numbers each, after its version and entry count.
 pub(super) fn table<const N: usize>(body: &[u8]) -> impl Iterator<Item = [u32; N]> {
     let entries = body.get(8..).unwrap_or_default().chunks_exact(4 * N);
     entries.take(u32_at(body, 4).unwrap_or(0) as usize).map(|entry| {
@@ -85,7 +86,7 @@ mod tests {
     fn boxes_stay_within_their_bytes() {
         let two = b"\0\0\0\x0afree..\0\0\0\x08mdat";
         assert_eq!(kinds(two), [("free".into(), 0, 2), ("mdat".into(), 10, 0)]);
-        // No length, one of eight bytes, one that is too long, and lengths that are none.
+        // Length 0, a 64-bit length, an excessive length, and invalid lengths.
         assert_eq!(kinds(b"\0\0\0\0mdat123"), [("mdat".into(), 0, 3)]);
         assert_eq!(kinds(b"\0\0\0\x01mdat\0\0\0\0\0\0\0\x11x"), [("mdat".into(), 0, 1)]);
         assert_eq!(kinds(b"\xff\xff\xff\xffmdat12"), [("mdat".into(), 0, 2)]);

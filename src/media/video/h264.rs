@@ -1,4 +1,4 @@
-//! What an H.264 stream says of itself, and its pictures in RGB.
+//! H.264 stream parameters, and conversion of its frames to RGB.
 
 use h264_reader::nal::sps::{ChromaFormat, FrameMbsFlags, SeqParameterSet};
 use h264_reader::rbsp::{BitReader, decode_nal};
@@ -10,25 +10,25 @@ use super::boxes::u16_at;
 use super::{Matrix, Picture, Plane};
 use crate::media::fault::{Convert, Fault};
 
-/// What stands before every unit of a stream.
+/// The start code before every NAL unit of a stream.
 const START_CODE: [u8; 4] = [0, 0, 0, 1];
 
-/// The type of a unit that holds parameters of the sequence.
+/// NAL unit type of a sequence parameter set.
 const PARAMETERS: u8 = 7;
 
-/// What is common to all frames.
+/// Parameters common to all frames.
 pub(super) struct Stream {
     /// The parameter sets, with start codes.
     pub(super) head: Vec<u8>,
-    /// Bytes of the length before every unit of a sample.
+    /// Size in bytes of the length before every NAL unit of a sample.
     length_bytes: usize,
     is_full: bool,
-    /// As the stream says; otherwise players go by the size.
+    /// The matrix given by the stream; `None` means that it is chosen by size, as in players.
     matrix: Option<Matrix>,
 }
 
 impl Stream {
-    /// Of an `avcC` box, and the first sample, which has the parameters where the box has none.
+    /// Parses an `avcC` box, and the first sample if the box has no parameter sets.
     pub(super) fn new(avcc: &[u8], first: &[u8]) -> Result<Self, Fault> {
         let lengths = avcc.get(4).ok_or("has no parameters of its video")?;
         let mut stream = Self {
@@ -67,7 +67,7 @@ impl Stream {
         Ok(stream)
     }
 
-    /// The units of a sample.
+    /// The NAL units of a sample.
     fn split<'a>(&self, mut sample: &'a [u8]) -> Result<Vec<&'a [u8]>, Fault> {
         let mut units = Vec::new();
         while !sample.is_empty() {
@@ -81,7 +81,7 @@ impl Stream {
         Ok(units)
     }
 
-    /// A sample's units, each with a start code in place of its length.
+    /// The NAL units of a sample, with start codes in place of their lengths.
     pub(super) fn units(&self, sample: &[u8]) -> Result<Vec<u8>, Fault> {
         let mut stream = Vec::with_capacity(sample.len() + 8);
         for unit in self.split(sample)? {
@@ -91,11 +91,11 @@ impl Stream {
         Ok(stream)
     }
 
-    /// The pixels of a decoded picture.
+    /// Converts a decoded frame to RGB.
     pub(super) fn picture(&self, decoded: &DecodedYUV<'_>) -> Result<RgbImage, Fault> {
         let (width, height) = decoded.dimensions();
         let (luma_stride, cb_stride, cr_stride) = decoded.strides();
-        // What players take for high definition.
+        // The size from which players assume high definition.
         let is_large = width >= 1280 || height > 576;
         let guess = if is_large { Matrix::BT709 } else { Matrix::BT601 };
         let half = (width.div_ceil(2), height / 2);
@@ -116,7 +116,7 @@ impl Stream {
     }
 }
 
-/// The parameter sets of an `avcC` box: of sequences, then of pictures.
+/// The parameter sets of an `avcC` box: sequence parameter sets, then picture parameter sets.
 fn parameter_sets(avcc: &[u8]) -> Option<Vec<&[u8]>> {
     let mut sets = Vec::new();
     let mut at = 5;
@@ -132,7 +132,7 @@ fn parameter_sets(avcc: &[u8]) -> Option<Vec<&[u8]>> {
     Some(sets)
 }
 
-/// Refuses by name what openh264 does not decode.
+/// Rejects what openh264 does not decode, by name.
 fn check(sps: &SeqParameterSet) -> Result<(), Fault> {
     let chroma = &sps.chroma_info;
     let bits = 8 + chroma.bit_depth_luma_minus8.max(chroma.bit_depth_chroma_minus8);

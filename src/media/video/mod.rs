@@ -1,4 +1,4 @@
-//! Videos that the user gives, frame by frame: Y4M, and H.264 in MP4.
+//! Video decoders: Y4M, and H.264 in MP4.
 
 #[cfg(feature = "mp4")]
 mod boxes;
@@ -15,22 +15,22 @@ use image::RgbImage;
 use super::fault::Fault;
 use super::take::Take;
 
-/// A kind of video, told by its first bytes.
+/// Container format of a video, detected from its first bytes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Kind {
-    /// Raw planes.
+    /// YUV4MPEG2: uncompressed planes.
     Y4m,
-    /// ISO's file format and its relative QuickTime.
+    /// ISO base media file format (MP4) and QuickTime.
     Mp4,
 }
 
 impl Kind {
-    /// What a file is that begins with `bytes`, if it is a video.
+    /// The container format of a file that begins with `bytes`, if it is a video.
     pub(super) fn of(bytes: &[u8]) -> Option<Self> {
         if bytes.starts_with(y4m::MAGIC) {
             return Some(Self::Y4m);
         }
-        // The boxes that such files begin with.
+        // The boxes with which such files may begin.
         let kind = bytes.get(4..8)?;
         let is_mp4 = matches!(
             kind,
@@ -52,7 +52,7 @@ impl Kind {
     }
 }
 
-/// Takes the frames of the video that `bytes` are.
+/// Reads the frames of a video.
 pub(super) fn read(kind: Kind, bytes: &[u8], take: &mut Take<'_>) -> Result<(), Fault> {
     match kind {
         Kind::Y4m => y4m::read(bytes, take),
@@ -63,7 +63,7 @@ pub(super) fn read(kind: Kind, bytes: &[u8], take: &mut Take<'_>) -> Result<(), 
     }
 }
 
-/// Which RGB a luma is made of: the weights of red and blue.
+/// YCbCr matrix: the luma weights of red and blue.
 #[derive(Clone, Copy, Debug, PartialEq)]
 struct Matrix {
     red: f32,
@@ -81,7 +81,7 @@ impl Matrix {
     const BT2020: Self = Self { red: 0.2627, blue: 0.0593 };
 }
 
-/// The rows of one plane.
+/// One image plane.
 #[derive(Clone, Copy, Debug)]
 struct Plane<'a> {
     values: &'a [u8],
@@ -91,7 +91,7 @@ struct Plane<'a> {
 }
 
 impl<'a> Plane<'a> {
-    /// `None` where `values` are too few.
+    /// `None` if there are too few `values`.
     fn new(values: &'a [u8], stride: usize, (width, height): (usize, usize)) -> Option<Self> {
         let last = height.checked_sub(1)?.checked_mul(stride)?.checked_add(width)?;
         (width > 0 && width <= stride && last <= values.len()).then_some(Self {
@@ -102,7 +102,7 @@ impl<'a> Plane<'a> {
         })
     }
 
-    /// The value between samples, edges continued.
+    /// Bilinear interpolation, clamped at the edges.
     fn at(&self, x: f32, y: f32) -> f32 {
         let (left, across) = split(x, self.width);
         let (top, down) = split(y, self.height);
@@ -117,23 +117,23 @@ impl<'a> Plane<'a> {
     }
 }
 
-/// The sample before a position, and how far it is from it to the next.
+/// The sample before a position, and the fractional distance to the next.
 fn split(at: f32, count: usize) -> (usize, f32) {
     let at = at.clamp(0.0, (count - 1) as f32);
     (at as usize, at.fract())
 }
 
-/// An 8-bit picture in YCbCr.
+/// An 8-bit YCbCr image.
 #[derive(Clone, Debug)]
 struct Picture<'a> {
     luma: Plane<'a>,
-    /// Blue and red difference; none in a grey picture.
+    /// Cb and Cr planes; `None` for grayscale.
     chroma: Option<(Plane<'a>, Plane<'a>)>,
-    /// Pixels that share a chroma sample, across and down.
+    /// Number of pixels per chroma sample, horizontally and vertically.
     shared: (usize, usize),
-    /// Whether a chroma sample stands in the middle of the pixels across that share it; otherwise at the first.
+    /// Whether chroma samples are horizontally centred between their pixels, rather than co-sited with the first.
     is_centred: bool,
-    /// Whether values reach from 0 to 255, not from 16 to 235 and 240.
+    /// Whether values have full range (0 to 255) rather than limited range (16 to 235, chroma 16 to 240).
     is_full: bool,
     matrix: Matrix,
 }
@@ -144,7 +144,7 @@ impl Picture<'_> {
         let green = 1.0 - red - blue;
         let (black, luma_range, chroma_range) =
             if self.is_full { (0.0, 255.0, 255.0) } else { (16.0, 219.0, 224.0) };
-        // Between samples where several pixels share one.
+        // Chroma position of a pixel, which lies between samples if chroma is subsampled.
         let place = |pixel: u32, shared: usize, is_centred: bool| {
             let first = pixel as f32 / shared as f32;
             if is_centred { first + 0.5 / shared as f32 - 0.5 } else { first }
@@ -191,7 +191,7 @@ mod tests {
             let rgb = picture(is_centred).to_rgb();
             [0, 1, 2, 3].map(|x| rgb.get_pixel(x, 1).0[0])
         };
-        // Luma 128 is 130.4 of 255; a whole difference is worth 178.8.
+        // Luma 128 is 130.4 of 255; a full chroma difference is worth 178.8.
         assert_eq!(reds(false), [0, 130, 255, 255]);
         assert_eq!(reds(true), [0, 41, 220, 255]);
     }

@@ -11,10 +11,10 @@ use super::samples::{Samples, track_id};
 use crate::media::fault::{Convert, Fault};
 use crate::media::take::{Decoded, Take};
 
-/// Bytes of a sample entry before the boxes in it.
+/// Bytes of a sample entry before its boxes.
 const ENTRY: usize = 78;
 
-/// The frames of the first video track that can be decoded, in the order in which they are shown.
+/// Reads the frames of the first decodable video track, in presentation order.
 pub(super) fn read(bytes: &[u8], take: &mut Take<'_>) -> Result<(), Fault> {
     let moov = child(bytes, b"moov").ok_or("is not a whole MP4: its index (`moov`) is missing")?;
     if child(moov, b"cmov").is_some() {
@@ -47,7 +47,7 @@ pub(super) fn read(bytes: &[u8], take: &mut Take<'_>) -> Result<(), Fault> {
         decoder.decode(&stream.head).map_err(undecodable)?;
     }
     take.listed(&samples.shown, |each| {
-        // Pictures come in the order of their times.
+        // The decoder outputs frames in presentation order.
         let mut rank = 0;
         let mut show = |picture: &DecodedYUV<'_>| {
             let make = || Ok(turn.apply(stream.picture(picture)?));
@@ -72,7 +72,7 @@ pub(super) fn read(bytes: &[u8], take: &mut Take<'_>) -> Result<(), Fault> {
     })
 }
 
-/// The first video track that is H.264, or else the first; and its first sample entry.
+/// The first H.264 video track, or else the first video track, with its first sample entry.
 fn track<'a>(moov: &'a [u8]) -> Result<(&'a [u8], Part<'a>), Fault> {
     let is_video = |trak: &&[u8]| {
         let kind = descendant(trak, &[b"mdia", b"hdlr"]).and_then(|body| body.get(8..12));
@@ -95,7 +95,7 @@ fn is_h264(kind: [u8; 4]) -> bool {
     matches!(&kind, b"avc1" | b"avc2" | b"avc3" | b"avc4")
 }
 
-/// The decoder's configuration in a sample entry.
+/// The decoder configuration of a sample entry.
 fn avcc(entry: Part<'_>) -> Result<&[u8], Fault> {
     let parts = entry.body.get(ENTRY..).unwrap_or_default();
     if is_h264(*entry.kind) {
@@ -134,14 +134,14 @@ fn codec(kind: [u8; 4], parts: &[u8]) -> String {
     name.to_owned()
 }
 
-/// What an `esds` box says of a track of the kind `mp4v`.
+/// The codec of an `mp4v` track, from its `esds` box.
 fn object_type(esds: &[u8]) -> &'static str {
-    /// The contents of a descriptor, after its tag and the bytes of its length.
+    /// The contents of a descriptor, after its tag and length.
     fn inside(bytes: &[u8]) -> Option<&[u8]> {
         let length = bytes.get(1..)?.iter().position(|byte| byte & 0x80 == 0)?;
         bytes.get(length + 2..)
     }
-    // The version; then the track's number and flags, before the decoder's descriptor.
+    // Skips the version, then the elementary stream's id and flags, to the decoder descriptor.
     let decoder = esds.get(4..).and_then(inside).and_then(|track| inside(track.get(3..)?));
     match decoder.and_then(|decoder| decoder.first()) {
         Some(0x60..=0x65) => "MPEG-2",
@@ -151,7 +151,7 @@ fn object_type(esds: &[u8]) -> &'static str {
     }
 }
 
-/// How a picture is turned before it is shown: phones film sideways.
+/// Rotation of a frame for display, as used by phone cameras.
 #[derive(Clone, Copy, Debug, PartialEq)]
 enum Turn {
     Not,
@@ -161,7 +161,7 @@ enum Turn {
 }
 
 impl Turn {
-    /// What a track's header says in its matrix, of which the turn is the first two rows and columns.
+    /// The rotation given by the matrix of a track header, from its first two rows and columns.
     fn of(header: &[u8]) -> Result<Self, Fault> {
         const ONE: i32 = 0x1_0000;
         const MINUS: i32 = -ONE;

@@ -1,28 +1,28 @@
-//! Where the frames of a video track lie in an MP4, when they are shown, and which of them.
+//! Sample tables of an MP4 video track: offsets, presentation times, and the edit list.
 
 use super::boxes::{boxes, child, descendant, i32_at, table, u32_at, u64_at};
 use crate::media::fault::Fault;
 
-/// The most frames that a video may declare: nine hours.
+/// Maximum number of frames a video may declare: nine hours.
 const MOST_SAMPLES: usize = 1 << 20;
 
-/// The bytes of a frame.
+/// Location of a frame's data.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Sample {
     pub(super) offset: u64,
     pub(super) size: u32,
-    /// When it is shown, in units of the track.
+    /// Presentation time, in the track's time units.
     time: i64,
 }
 
-/// All frames of a track, in the order in which they are decoded; and which are shown, by their rank in time.
+/// All frames of a track in decoding order, and the frames to show, as ranks in presentation order.
 pub(super) struct Samples {
     pub(super) all: Vec<Sample>,
     pub(super) shown: Vec<usize>,
 }
 
 impl Samples {
-    /// Those of the track `trak` of the file `bytes`.
+    /// Reads the samples of the track `trak` of the file `bytes`.
     pub(super) fn read(bytes: &[u8], moov: &[u8], trak: &[u8]) -> Result<Self, Fault> {
         let mut reader = Reader { bytes, all: vec![] };
         let table = descendant(trak, &[b"mdia", b"minf", b"stbl"]).ok_or("has no sample table")?;
@@ -34,24 +34,24 @@ impl Samples {
         all.retain(|sample| sample.size > 0);
         let mut times: Vec<i64> = all.iter().map(|sample| sample.time).collect();
         times.sort_unstable();
-        // As FFmpeg: the edit list of a fragmented file says nothing about its fragments.
+        // As in FFmpeg, the edit list of a fragmented file is ignored.
         let edits = if is_fragmented { None } else { shown(&times, moov, trak)? };
         Ok(Self { shown: edits.unwrap_or_else(|| (0..all.len()).collect()), all })
     }
 }
 
-/// The number of a track.
+/// The id of a track.
 pub(super) fn track_id(trak: &[u8]) -> Option<u32> {
     let header = child(trak, b"tkhd")?;
     u32_at(header, if *header.first()? == 1 { 20 } else { 12 })
 }
 
-/// The units of time in a second, of a movie or of a track.
+/// Time units per second of a movie or track.
 fn timescale(header: &[u8]) -> Option<u32> {
     u32_at(header, if *header.first()? == 1 { 20 } else { 12 }).filter(|scale| *scale > 0)
 }
 
-/// The ranks of the frames that the edit list shows, in its order; `None` where there is none that shows any.
+/// The ranks of the frames shown by the edit list, in its order; `None` if there is no edit list or it shows none.
 fn shown(times: &[i64], moov: &[u8], trak: &[u8]) -> Result<Option<Vec<usize>>, Fault> {
     let Some(list) = descendant(trak, &[b"edts", b"elst"]) else { return Ok(None) };
     let scales = child(moov, b"mvhd")
@@ -69,7 +69,7 @@ fn shown(times: &[i64], moov: &[u8], trak: &[u8]) -> Result<Option<Vec<usize>>, 
             u32_at(entry, 0).map(u64::from).zip(i32_at(entry, 4).map(i64::from))
         };
         let Some((duration, start)) = found else { continue };
-        // Nothing is shown for a while.
+        // An empty edit shows nothing.
         if start < 0 {
             continue;
         }
@@ -89,14 +89,14 @@ fn shown(times: &[i64], moov: &[u8], trak: &[u8]) -> Result<Option<Vec<usize>>, 
     Ok((!shown.is_empty()).then_some(shown))
 }
 
-/// Collects samples within the limits.
+/// Collects samples, with limits.
 struct Reader<'a> {
     bytes: &'a [u8],
     all: Vec<Sample>,
 }
 
 impl Reader<'_> {
-    /// Refuses counts that the file cannot hold, before anything is made of them.
+    /// Rejects counts that the file cannot hold, before allocating anything.
     fn check(&self, count: usize, size_each: u32) -> Result<(), Fault> {
         let bytes = (count as u64).saturating_mul(u64::from(size_each));
         if count > MOST_SAMPLES - self.all.len() || bytes > self.bytes.len() as u64 {
@@ -137,7 +137,7 @@ impl Reader<'_> {
         if sizes.len() == count as usize { Ok(sizes) } else { Err(cut_off.into()) }
     }
 
-    /// The samples of a track's table.
+    /// Reads the samples of a track's sample table.
     fn table(&mut self, stbl: &[u8]) -> Result<(), Fault> {
         let sizes = self.sizes(stbl)?;
         if sizes.is_empty() {
@@ -184,7 +184,7 @@ impl Reader<'_> {
         Ok(())
     }
 
-    /// The samples of a track in the file's fragments.
+    /// Reads a track's samples in the file's fragments.
     fn fragments(&mut self, moov: &[u8], track: u32) -> Result<(), Fault> {
         let defaults = child(moov, b"mvex").and_then(|mvex| {
             let is_ours = |body: &&[u8]| u32_at(body, 4) == Some(track);
@@ -207,7 +207,7 @@ impl Reader<'_> {
         Ok(())
     }
 
-    /// The samples of one fragment; `None` where it is cut off.
+    /// Reads the samples of one fragment; `None` if it is truncated.
     fn fragment(
         &mut self,
         traf: &[u8],
@@ -247,7 +247,7 @@ impl Reader<'_> {
             if let Err(fault) = self.check(count, size_each) {
                 return Some(Err(fault));
             }
-            // What has neither size nor entries is nothing.
+            // Samples with neither a size nor entries are empty.
             if fields == 0 && size_each == 0 {
                 continue;
             }
@@ -271,9 +271,9 @@ impl Reader<'_> {
     }
 }
 
-/// What the samples of a fragment have unless they say otherwise.
+/// Default values of a fragment's samples.
 struct Defaults {
-    /// What offsets count from.
+    /// Base of the data offsets.
     base: u64,
     duration: u32,
     size: u32,

@@ -1,18 +1,18 @@
-//! YUV4MPEG2: a line of text, then raw planes.
+//! YUV4MPEG2 (Y4M): a text header followed by uncompressed planes.
 
 use super::{Matrix, Picture, Plane};
 use crate::media::fault::{Convert, Fault};
 use crate::media::take::Take;
 
-/// How such a file begins.
+/// Magic bytes at the start of the file.
 pub(super) const MAGIC: &[u8] = b"YUV4MPEG2 ";
 
-/// The longest line of text.
+/// Maximum length of a text line in bytes.
 const LONGEST_LINE: usize = 4096;
 
-/// How the chroma planes lie.
+/// Chroma subsampling and siting.
 struct Chroma {
-    /// Pixels that share a sample, across and down; none in a grey picture.
+    /// Number of pixels per chroma sample, horizontally and vertically; `None` for grayscale.
     shared: Option<(usize, usize)>,
     is_centred: bool,
 }
@@ -31,7 +31,7 @@ impl Chroma {
     }
 }
 
-/// Without a word about it colours are BT.601's in their limited range, as everywhere.
+/// Reads the frames. Colours default to BT.601 in limited range, as is customary.
 pub(super) fn read(bytes: &[u8], take: &mut Take<'_>) -> Result<(), Fault> {
     let (header, mut rest) = line(bytes)?;
     let mut size: (usize, usize) = (0, 0);
@@ -93,7 +93,7 @@ pub(super) fn read(bytes: &[u8], take: &mut Take<'_>) -> Result<(), Fault> {
     Ok(())
 }
 
-/// A line of text, and what follows it.
+/// A line of text, and the remaining bytes.
 fn line(bytes: &[u8]) -> Result<(&str, &[u8]), Fault> {
     let end = bytes.iter().take(LONGEST_LINE).position(|byte| *byte == b'\n');
     let end = end.ok_or("a line of its text does not end")?;

@@ -1,29 +1,29 @@
-//! The sizes of CLIP's encoders, as in their `config.json`.
+//! Configurations of the CLIP encoders, as in their `config.json`.
 
 use serde::{Deserialize, Serialize};
 
 use crate::models::{MOST_CHANNELS, MOST_HEADS, MOST_LAYERS, supported, within};
 use crate::{Error, Result};
 
-/// A CLIP text encoder. The defaults are those of Stable Diffusion 1.5's ViT-L/14.
+/// Configuration of a CLIP text encoder. The defaults are those of Stable Diffusion 1.5's ViT-L/14.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct TextConfig {
-    /// Tokens known, 49408.
+    /// Vocabulary size in tokens, 49408.
     pub vocab_size: usize,
-    /// Width of a token, 768.
+    /// Hidden size, 768.
     pub hidden_size: usize,
-    /// Width inside the MLP, 3072.
+    /// Hidden size of the MLP, 3072.
     pub intermediate_size: usize,
-    /// Layers, 12.
+    /// Number of layers, 12.
     pub num_hidden_layers: usize,
-    /// Attention heads, 12.
+    /// Number of attention heads, 12.
     pub num_attention_heads: usize,
-    /// Longest prompt in tokens, 77.
+    /// Maximum prompt length in tokens, 77.
     pub max_position_embeddings: usize,
-    /// The MLP's activation: `quick_gelu` or `gelu`.
+    /// Activation of the MLP: `quick_gelu` or `gelu`.
     pub hidden_act: String,
-    /// Epsilon of the norms, 1e-5.
+    /// Epsilon of the layer norms, 1e-5.
     pub layer_norm_eps: f64,
 }
 
@@ -42,15 +42,15 @@ impl Default for TextConfig {
     }
 }
 
-/// The largest vocabulary.
+/// Maximum vocabulary size.
 const MOST_TOKENS: usize = 1 << 24;
-/// The longest prompt, in tokens.
+/// Maximum prompt length in tokens.
 const MOST_POSITIONS: usize = 1 << 16;
-/// The largest pictures that an image encoder looks at, in pixels on a side.
+/// Maximum width and height of an image encoder's input, in pixels.
 const MOST_PIXELS: usize = 4096;
 
 impl TextConfig {
-    /// Fails on a configuration that this program does not implement.
+    /// Checks that the configuration is supported.
     pub fn validate(&self) -> Result<()> {
         const NAME: &str = "text encoder";
         let known = ["quick_gelu".to_owned(), "gelu".to_owned()];
@@ -69,31 +69,31 @@ impl TextConfig {
     }
 }
 
-/// A CLIP image encoder.
+/// Configuration of a CLIP image encoder.
 ///
-/// Unlike elsewhere here, the defaults are those of transformers: its configurations may leave them out.
+/// The defaults are those of transformers, whose configurations may omit them, and not those of a published model.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct VisionConfig {
-    /// Width of a token; 1280 in ViT-H/14.
+    /// Hidden size; 1280 in ViT-H/14.
     pub hidden_size: usize,
-    /// Width inside the MLP; 5120.
+    /// Hidden size of the MLP; 5120.
     pub intermediate_size: usize,
-    /// Layers; 32.
+    /// Number of layers; 32.
     pub num_hidden_layers: usize,
-    /// Attention heads; 16.
+    /// Number of attention heads; 16.
     pub num_attention_heads: usize,
-    /// Channels of a picture; 3.
+    /// Number of image channels; 3.
     pub num_channels: usize,
-    /// Pixels on each side of a picture; 224.
+    /// Width and height of an image in pixels; 224.
     pub image_size: usize,
-    /// Pixels on each side of a patch, which becomes a token; 14.
+    /// Width and height of a patch in pixels; 14. Each patch becomes a token.
     pub patch_size: usize,
-    /// Width of the embedding that is comparable with a text's; 1024.
+    /// Width of the joint embedding of images and texts; 1024.
     pub projection_dim: usize,
-    /// The MLP's activation; `gelu`.
+    /// Activation of the MLP; `gelu`.
     pub hidden_act: String,
-    /// Epsilon of the norms; 1e-5.
+    /// Epsilon of the layer norms; 1e-5.
     pub layer_norm_eps: f64,
 }
 
@@ -115,7 +115,7 @@ impl Default for VisionConfig {
 }
 
 impl VisionConfig {
-    /// ViT-H/14 of LAION, the image encoder of the IP-Adapters for Stable Diffusion 1.5.
+    /// LAION's ViT-H/14, the image encoder of the IP-Adapters for Stable Diffusion 1.5.
     pub fn vit_h() -> Self {
         Self {
             hidden_size: 1280,
@@ -129,7 +129,7 @@ impl VisionConfig {
         }
     }
 
-    /// Fails on a configuration that this program does not implement.
+    /// Checks that the configuration is supported.
     pub fn validate(&self) -> Result<()> {
         const NAME: &str = "image encoder";
         let known = ["quick_gelu".to_owned(), "gelu".to_owned()];
@@ -155,7 +155,7 @@ impl VisionConfig {
         Ok(())
     }
 
-    /// Tokens of a picture: the class and the patches.
+    /// Number of tokens of an image: the class token and the patches.
     pub fn tokens(&self) -> usize {
         let side = self.image_size / self.patch_size.max(1);
         1 + side * side

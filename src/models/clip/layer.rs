@@ -1,4 +1,4 @@
-//! A block of CLIP's transformers: self attention and an MLP, each after a norm and added to its input.
+//! A CLIP transformer block: self-attention and an MLP, both pre-norm with a residual.
 
 use crate::weights::VarBuilder;
 use candle_core::{D, DType, Result, Tensor};
@@ -6,15 +6,15 @@ use candle_core::{D, DType, Result, Tensor};
 use crate::kernels;
 use crate::nn::{LayerNorm, Linear, check_heads};
 
-/// The sizes of a [`Layer`].
+/// Sizes of a [`Layer`].
 #[derive(Clone, Copy, Debug)]
 pub(super) struct LayerOptions {
     pub(super) width: usize,
-    /// Width inside the MLP.
+    /// Hidden size of the MLP.
     pub(super) inner: usize,
     pub(super) heads: usize,
     pub(super) eps: f64,
-    /// OpenAI's approximation of GELU instead of the exact one.
+    /// OpenAI's approximation of GELU rather than the exact one.
     pub(super) quick_gelu: bool,
 }
 
@@ -54,7 +54,7 @@ impl Layer {
         Ok(layer)
     }
 
-    /// `(batch, tokens, width)` to the same; `mask` `(tokens, tokens)` is added to the scores.
+    /// Maps `(batch, tokens, width)` to the same shape; `mask` `(tokens, tokens)` is added to the attention scores.
     pub(super) fn forward(&self, x: &Tensor, mask: Option<&Tensor>) -> Result<Tensor> {
         let x = (self.attend(&self.layer_norm1.forward(x)?, mask)? + x)?;
         let y = self.fc1.forward(&self.layer_norm2.forward(&x)?)?;
@@ -76,7 +76,7 @@ impl Layer {
             let y = kernels::attention(&split(self.q_proj.forward(x)?)?, &k, &v, scale)?;
             return self.out_proj.forward(&y.reshape((batch, tokens, width))?);
         };
-        // Scores are held whole: what is masked is a prompt, and has 77 tokens.
+        // The full score matrix is materialized: only prompts are masked, and they have 77 tokens.
         let heads_first = |y: Tensor| y.transpose(1, 2)?.contiguous();
         let q = heads_first(split((self.q_proj.forward(x)? * scale)?)?)?;
         let (k, v) = (heads_first(k)?, heads_first(v)?);

@@ -1,4 +1,4 @@
-//! The text transformer: pre-norm blocks with causal self attention.
+//! CLIP's text transformer: pre-norm blocks with causal self-attention.
 
 use crate::weights::VarBuilder;
 use candle_core::{D, Device, Tensor};
@@ -18,10 +18,10 @@ pub struct TextEncoder {
 }
 
 impl TextEncoder {
-    /// The canonical name of the table of tokens.
+    /// The canonical name of the token embedding table.
     pub const TOKENS: &str = "text_model.embeddings.token_embedding.weight";
 
-    /// Reads everything under `text_model`.
+    /// Loads all weights under `text_model`.
     pub fn new(config: &TextConfig, vb: &VarBuilder) -> Result<Self> {
         config.validate()?;
         let vb = vb.pp("text_model");
@@ -51,17 +51,17 @@ impl TextEncoder {
         })
     }
 
-    /// Width of a token.
+    /// The hidden size.
     pub fn width(&self) -> usize {
         self.token_embedding.dims().last().copied().unwrap_or_default()
     }
 
-    /// The most tokens that can be encoded together.
+    /// Maximum number of tokens in a sequence.
     pub fn max_tokens(&self) -> usize {
         self.position_embedding.dims().first().copied().unwrap_or_default()
     }
 
-    /// Makes the vocabulary larger by `vectors`, `(tokens, width)`, and returns the first one's id.
+    /// Appends `vectors` `(tokens, width)` to the token embedding table and returns the id of the first.
     pub fn add_tokens(&mut self, vectors: &Tensor) -> Result<u32> {
         let table = &self.token_embedding;
         let first = table.dim(0)? as u32;
@@ -70,14 +70,14 @@ impl TextEncoder {
         Ok(first)
     }
 
-    /// The states of the last layer after the final norm, `(batch, tokens, width)`.
+    /// The hidden states of the last layer after the final norm, `(batch, tokens, width)`.
     ///
-    /// `ids` is `(batch, tokens)` of `u32`. With `skip = k` the last `k` layers are left out, and the final norm
-    /// still follows. Padding takes part: Stable Diffusion 1.5 was trained so.
+    /// `ids` is `(batch, tokens)` of `u32`. With `skip = k` the last `k` layers are skipped, but the final norm is
+    /// still applied. Padding tokens are not masked, as in the training of Stable Diffusion 1.5.
     ///
     /// # Errors
     ///
-    /// When there are more tokens than positions, fewer layers than are skipped, or `stop` is requested.
+    /// More tokens than positions, no layers left after skipping, or a requested `stop`.
     pub fn forward(&self, ids: &Tensor, skip: usize, stop: &Stop) -> Result<Tensor> {
         let (batch, tokens) = ids.dims2()?;
         let Some(kept) = self.layers.len().checked_sub(skip).filter(|kept| *kept > 0) else {
@@ -98,7 +98,7 @@ impl TextEncoder {
     }
 }
 
-/// `(tokens, tokens)` in f32: 0 where a token may look, -∞ where it may not.
+/// The causal mask `(tokens, tokens)` in f32: 0 where a token may attend, -∞ where it may not.
 fn causal_mask(tokens: usize, device: &Device) -> candle_core::Result<Tensor> {
     let mask: Vec<f32> = (0..tokens * tokens)
         .map(|i| if i % tokens > i / tokens { f32::NEG_INFINITY } else { 0.0 })

@@ -1,4 +1,4 @@
-//! The vision transformer: patches of a picture as tokens, pre-norm blocks with self attention.
+//! CLIP's vision transformer: image patches as tokens, pre-norm blocks with self-attention.
 //!
 //! Radford et al. (2021), Dosovitskiy et al. (2021).
 
@@ -14,11 +14,11 @@ use crate::{Result, Stop};
 
 type TensorResult = candle_core::Result<Tensor>;
 
-/// Mean and deviation of red, green and blue in the pictures that CLIP was trained on.
+/// Mean and standard deviation of red, green and blue in CLIP's training images.
 const MEAN: [f32; 3] = [0.481_454_66, 0.457_827_5, 0.408_210_73];
 const DEVIATION: [f32; 3] = [0.268_629_54, 0.261_302_58, 0.275_777_11];
 
-/// CLIP's image encoder with its projection into the space that it shares with texts.
+/// CLIP's image encoder with its projection into the joint embedding space.
 #[derive(Clone, Debug)]
 pub struct VisionEncoder {
     config: VisionConfig,
@@ -32,7 +32,7 @@ pub struct VisionEncoder {
 }
 
 impl VisionEncoder {
-    /// Reads everything under `vision_model`, and `visual_projection`.
+    /// Loads all weights under `vision_model`, and `visual_projection`.
     pub fn new(config: &VisionConfig, vb: &VarBuilder) -> Result<Self> {
         config.validate()?;
         let projection = vb.pp("visual_projection");
@@ -59,7 +59,7 @@ impl VisionEncoder {
             )?,
             position_embedding: embeddings
                 .get((config.tokens(), width), "position_embedding.weight")?,
-            // Misspelt in every published file.
+            // Misspelled in every published file.
             pre_norm: norm("pre_layrnorm")?,
             layers: (0..config.num_hidden_layers)
                 .map(|i| Layer::new(options, &vb.pp("encoder.layers").pp(i)))
@@ -70,20 +70,19 @@ impl VisionEncoder {
         })
     }
 
-    /// Its configuration.
+    /// The configuration.
     pub fn config(&self) -> &VisionConfig {
         &self.config
     }
 
-    /// A picture as the network wants it, `(1, 3, side, side)`: its middle, of the size and the mean brightness that
-    /// it was trained with.
+    /// The preprocessed image, `(1, 3, side, side)`: resized, cropped to its centre and normalized.
     pub fn pixels(&self, picture: &RgbImage) -> TensorResult {
         let side = self.config.image_size;
         let picture = square(picture, side as u32);
         let values: Vec<f32> = (0..3)
             .flat_map(|channel| {
                 picture.pixels().map(move |pixel| {
-                    // In double precision up to here, as transformers does.
+                    // In f64 up to here, as in transformers.
                     let value = (f64::from(pixel[channel]) * (1.0 / 255.0)) as f32;
                     (value - MEAN[channel]) / DEVIATION[channel]
                 })
@@ -95,20 +94,20 @@ impl VisionEncoder {
             .to_device(like.device())
     }
 
-    /// What a text about the pictures would be near to: `(batch, 3, side, side)` to `(batch, projection_dim)`.
+    /// The image embeddings in the joint space: `(batch, 3, side, side)` to `(batch, projection_dim)`.
     pub fn embed(&self, pixels: &Tensor, stop: &Stop) -> TensorResult {
         let states = self.states(pixels, self.layers.len(), stop)?;
         let class = states.narrow(1, 0, 1)?.squeeze(1)?;
         self.projection.forward(&self.post_norm.forward(&class)?)
     }
 
-    /// The states before the last layer, without a norm: `(batch, 3, side, side)` to `(batch, tokens, hidden_size)`,
-    /// the class first.
+    /// The hidden states before the last layer, without a norm: `(batch, 3, side, side)` to
+    /// `(batch, tokens, hidden_size)`, with the class token first.
     pub fn penultimate(&self, pixels: &Tensor, stop: &Stop) -> TensorResult {
         self.states(pixels, self.layers.len().saturating_sub(1), stop)
     }
 
-    /// The states after some layers.
+    /// The hidden states after the first `layers` layers.
     fn states(&self, pixels: &Tensor, layers: usize, stop: &Stop) -> TensorResult {
         let patches = self.patch_embedding.forward(pixels)?;
         let patches = patches.flatten_from(2)?.transpose(1, 2)?.contiguous()?; // (batch, patches, width)

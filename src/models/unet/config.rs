@@ -1,4 +1,4 @@
-//! The sizes of a UNet, as in its `config.json`.
+//! Configuration of the UNet, as in its `config.json`.
 
 use candle_core::Tensor;
 use serde::{Deserialize, Serialize};
@@ -9,69 +9,69 @@ use crate::models::{MOST_CHANNELS, MOST_HEADS, MOST_LAYERS, possible_widths, sup
 use crate::nn::{TimestepEmbedding, timestep_features};
 use crate::{Error, Result};
 
-/// A UNet of the Stable Diffusion 1 family. The defaults are Stable Diffusion 1.5's, without motion.
+/// Configuration of a Stable Diffusion 1 UNet. The defaults are those of version 1.5, without motion modules.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct UNetConfig {
-    /// Native side of the latents, 64.
+    /// Native height and width of the latents, 64.
     pub sample_size: usize,
-    /// Latent channels in, 4.
+    /// Number of input channels, 4.
     pub in_channels: usize,
-    /// Latent channels out, 4.
+    /// Number of output channels, 4.
     pub out_channels: usize,
-    /// What each stage down is made of.
+    /// Types of the down blocks.
     pub down_block_types: Vec<String>,
-    /// What each stage up is made of.
+    /// Types of the up blocks.
     pub up_block_types: Vec<String>,
-    /// Channels of each stage: 320, 640, 1280, 1280.
+    /// Channels of each block: 320, 640, 1280, 1280.
     pub block_out_channels: Vec<usize>,
-    /// Layers of a stage down; a stage up has one more. 2.
+    /// Number of layers per down block, 2; up blocks have one more.
     pub layers_per_block: usize,
-    /// Width of the text context, 768.
+    /// Width of the text embeddings, 768.
     pub cross_attention_dim: usize,
-    /// Despite its name the *number* of heads in this family: 8.
+    /// Despite its name, the *number* of attention heads in this family: 8.
     pub attention_head_dim: usize,
-    /// The number of heads under its right name, where a file has it.
+    /// The number of attention heads under its proper name, if the file has it.
     pub num_attention_heads: Option<usize>,
-    /// Transformer blocks of a layer with attention, 1.
+    /// Transformer blocks per attention layer, 1.
     pub transformer_layers_per_block: usize,
-    /// Whether projections around the transformer blocks are linear. False.
+    /// Whether the projections around the transformer blocks are linear layers. False.
     pub use_linear_projection: bool,
-    /// Groups of all group norms, 32.
+    /// Number of groups of all group norms, 32.
     pub norm_num_groups: usize,
-    /// Epsilon of the norms in residual blocks, 1e-5.
+    /// Epsilon of the group norms in residual blocks, 1e-5.
     pub norm_eps: f64,
-    /// The activation, `silu`.
+    /// Activation, `silu`.
     pub act_fn: String,
-    /// Whether cosines precede sines in the timestep's features. True.
+    /// Whether cosines precede sines in the timestep features. True.
     pub flip_sin_to_cos: bool,
-    /// Shift of their frequencies, 0.
+    /// Frequency shift of the timestep features, 0.
     pub freq_shift: f64,
-    /// Padding of the convolutions that halve the size, 1.
+    /// Padding of the downsampling convolutions, 1.
     pub downsample_padding: usize,
-    /// `default`; other ways of mixing in the time are not implemented.
+    /// Method of applying the time embedding; only `default` is supported.
     pub resnet_time_scale_shift: String,
-    /// Width of a guidance embedding, which is not implemented.
+    /// Width of a guidance embedding, which is not supported.
     pub time_cond_proj_dim: Option<usize>,
-    /// Extra conditions of Stable Diffusion XL, which is not implemented.
+    /// Additional conditioning of Stable Diffusion XL, which is not supported.
     pub addition_embed_type: Option<String>,
-    /// Class conditions, not implemented.
+    /// Class conditioning, which is not supported.
     pub class_embed_type: Option<String>,
-    /// The motion modules, if there are any. Not part of a published `unet/config.json`.
+    /// The motion modules, if any. Not part of a published `unet/config.json`.
     #[serde(skip)]
     pub motion: Option<MotionConfig>,
 }
 
-/// A place where a UNet's pixels look at a context.
+/// A cross-attention layer of the UNet.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct CrossAttention {
-    /// Channels.
+    /// Number of channels.
     pub width: usize,
-    /// How often the latents' size was halved before it.
+    /// Number of downsamplings of the latents before the layer.
     pub level: usize,
 }
 
-/// What a stage is made of.
+/// Type of a down block or up block.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum BlockKind {
     /// Residual blocks only.
@@ -121,7 +121,7 @@ impl Default for UNetConfig {
     }
 }
 
-/// The longest side of the latents.
+/// Maximum height and width of the latents.
 const MOST_PIXELS: usize = 8192;
 
 impl UNetConfig {
@@ -130,14 +130,14 @@ impl UNetConfig {
         Self::default()
     }
 
-    /// The same network with motion modules.
+    /// The same configuration with motion modules.
     #[must_use]
     pub fn with_motion(mut self, motion: MotionConfig) -> Self {
         self.motion = Some(motion);
         self
     }
 
-    /// Fails on a configuration that this program does not implement.
+    /// Checks that the configuration is supported.
     pub fn validate(&self) -> Result<()> {
         let stages = self.block_out_channels.len();
         if stages == 0
@@ -203,13 +203,14 @@ impl UNetConfig {
         self.num_attention_heads.unwrap_or(self.attention_head_dim)
     }
 
-    /// The cross attentions of the stages down, then up, then of the middle: the order in which adapters number them.
+    /// The cross-attentions of the down blocks, the up blocks and the mid block, in this order, which is the one in
+    /// which adapters number them.
     pub fn cross_attentions(&self) -> Result<Vec<CrossAttention>> {
         self.validate()?;
         Ok(self.places().flat_map(|place| self.cross_attentions_of(place)).collect())
     }
 
-    /// The number of a stage's first cross attention in that order.
+    /// Index of a block's first cross-attention in that order.
     pub(super) fn first_cross_attention(&self, place: Place) -> usize {
         let before = self.places().take_while(|other| *other != place);
         before.map(|place| self.cross_attentions_of(place).len()).sum()
@@ -236,12 +237,12 @@ impl UNetConfig {
         }
     }
 
-    /// Width of the time embedding: four times the first stage's.
+    /// Width of the time embedding: four times the first block's width.
     pub fn time_embedding_width(&self) -> usize {
         4 * self.block_out_channels[0]
     }
 
-    /// What the layers are told about the times, `(times, time_embedding_width)`: activated and in the format of `x`.
+    /// The time embeddings `(times, time_embedding_width)`, after the activation and in the dtype of `x`.
     pub(in crate::models) fn embed_time(
         &self,
         embedding: &TimestepEmbedding,
@@ -262,18 +263,18 @@ impl UNetConfig {
         embedding.forward(&features.to_dtype(x.dtype())?)?.silu()
     }
 
-    /// What stage `index` on the way down is made of.
+    /// Type of down block `index`.
     pub(super) fn down_kind(&self, index: usize) -> Result<BlockKind> {
         kind(&self.down_block_types[index], "Down")
     }
 
-    /// What stage `index` on the way up is made of.
+    /// Type of up block `index`.
     pub(super) fn up_kind(&self, index: usize) -> Result<BlockKind> {
         kind(&self.up_block_types[index], "Up")
     }
 }
 
-/// Understands `CrossAttnDownBlock2D`, `DownBlock2D`, `DownBlockMotion` and so on.
+/// Parses block types such as `CrossAttnDownBlock2D`, `DownBlock2D` and `DownBlockMotion`.
 fn kind(name: &str, way: &str) -> Result<BlockKind> {
     let inner = name.strip_suffix("Block2D").or_else(|| name.strip_suffix("BlockMotion"));
     match inner.map(|inner| inner.strip_prefix("CrossAttn").map_or((false, inner), |w| (true, w))) {

@@ -1,4 +1,4 @@
-//! What the outside may hand the UNet for one pass. The UNet does not know who does.
+//! Tensors that conditioners add to the UNet in one pass.
 
 use std::ops::Range;
 
@@ -7,33 +7,33 @@ use candle_core::{Result, Tensor};
 use crate::kernels::layout::add;
 use crate::nn::SideContext;
 
-/// Tensors that are added to parts of the UNet. Empty means "no effect".
+/// Tensors that are added to activations of the UNet. Empty by default, which has no effect.
 ///
-/// Whoever fills it adds to what is there, so any number of adapters compose in any order.
+/// Contributions are accumulated, so any number of adapters can be combined in any order.
 #[derive(Clone, Debug, Default)]
 pub struct Injection {
     residuals: Option<Residuals>,
     stage_features: Vec<Tensor>,
-    /// For every cross attention what its queries look at beside the prompt.
+    /// Side contexts of every cross-attention, attended to in addition to the prompt.
     sides: Vec<Vec<SideContext>>,
 }
 
-/// What a copy of the UNet's first half adds to it.
+/// Residuals of a ControlNet or SparseCtrl network.
 #[derive(Clone, Debug)]
 pub struct Residuals {
-    /// Added to the skip connections, one each (12 for Stable Diffusion 1.5), the input's first:
+    /// Residuals of the skip connections (12 for Stable Diffusion 1.5), with the input's first:
     /// `(batch*frames, c_i, h_i, w_i)`.
     pub skips: Vec<Tensor>,
-    /// Added to the middle stage's output, `(batch*frames, channels, height, width)`.
+    /// Residual of the mid block's output, `(batch*frames, channels, height, width)`.
     pub mid: Tensor,
 }
 
 impl Injection {
-    /// Adds residuals to the skips and to the middle.
+    /// Adds residuals to the skip connections and the mid block.
     ///
     /// # Errors
     ///
-    /// When others were added before and their number or shapes differ.
+    /// Previously added residuals with another number or other shapes.
     pub fn add_residuals(&mut self, more: Residuals) -> Result<()> {
         self.residuals = Some(match self.residuals.take() {
             None => more,
@@ -42,12 +42,12 @@ impl Injection {
         Ok(())
     }
 
-    /// Adds features to the outputs of the stages down, one for each, before they are kept as skips and halved:
+    /// Adds features to the outputs of the down blocks, one for each, before the skip connection and downsampler:
     /// `(batch*frames, c_i, h_i, w_i)`.
     ///
     /// # Errors
     ///
-    /// When others were added before and their number or shapes differ.
+    /// Previously added features with another number or other shapes.
     pub fn add_stage_features(&mut self, more: Vec<Tensor>) -> Result<()> {
         if self.stage_features.is_empty() {
             self.stage_features = more;
@@ -59,7 +59,7 @@ impl Injection {
         Ok(())
     }
 
-    /// What is added to each of so many stages down.
+    /// The features of each of `stages` down blocks.
     pub(super) fn for_stages(&self, stages: usize) -> Result<Vec<Option<&Tensor>>> {
         if self.stage_features.is_empty() {
             return Ok(vec![None; stages]);
@@ -68,12 +68,12 @@ impl Injection {
         Ok(self.stage_features.iter().map(Some).collect())
     }
 
-    /// Has the queries of every cross attention look at something beside the prompt. There is one entry for each, in
-    /// the order of [`UNetConfig::cross_attentions`](super::UNetConfig::cross_attentions).
+    /// Adds a side context to every cross-attention, in the order of
+    /// [`UNetConfig::cross_attentions`](super::UNetConfig::cross_attentions).
     ///
     /// # Errors
     ///
-    /// When others were added before and their number differs.
+    /// Previously added side contexts with another number.
     pub fn add_sides(&mut self, more: Vec<SideContext>) -> Result<()> {
         if self.sides.is_empty() {
             self.sides.resize_with(more.len(), Vec::new);
@@ -85,12 +85,12 @@ impl Injection {
         Ok(())
     }
 
-    /// What some of the cross attentions look at beside the prompt.
+    /// The side contexts of a range of cross-attentions.
     pub(super) fn sides(&self, crossing: Range<usize>) -> &[Vec<SideContext>] {
         self.sides.get(crossing).unwrap_or_default()
     }
 
-    /// Fails if there are side contexts, but not for so many cross attentions.
+    /// Checks that the side contexts, if any, are for `attentions` cross-attentions.
     pub(super) fn check_sides(&self, attentions: usize) -> Result<()> {
         if self.sides.is_empty() {
             return Ok(());
@@ -98,7 +98,7 @@ impl Injection {
         same_number("side contexts", self.sides.len(), "cross attentions", attentions)
     }
 
-    /// Gives every skip its residual.
+    /// Adds the residuals to the skip connections.
     pub(super) fn onto_skips(&self, skips: &mut [Tensor]) -> Result<()> {
         let Some(residuals) = &self.residuals else { return Ok(()) };
         same_number("residuals", residuals.skips.len(), "skips", skips.len())?;
@@ -108,7 +108,7 @@ impl Injection {
         Ok(())
     }
 
-    /// The middle stage's output with its residual.
+    /// Adds the residual to the mid block's output.
     pub(super) fn onto_mid(&self, x: Tensor) -> Result<Tensor> {
         match &self.residuals {
             Some(residuals) => add(&x, &residuals.mid),
@@ -124,11 +124,11 @@ impl Residuals {
         Ok(Self { skips: skips.collect::<Result<_>>()?, mid: add(&self.mid, &more.mid)? })
     }
 
-    /// The residuals after `change`, which is told which one it has, from 0; the middle's is the last.
+    /// Applies `change` to each residual and its index, from 0; the mid block's is the last.
     ///
     /// # Errors
     ///
-    /// What `change` says.
+    /// Any error of `change`.
     pub fn map(&self, change: impl Fn(usize, &Tensor) -> Result<Tensor>) -> Result<Self> {
         let skips = self.skips.iter().enumerate().map(|(i, skip)| change(i, skip));
         let skips: Vec<Tensor> = skips.collect::<Result<_>>()?;
@@ -137,7 +137,7 @@ impl Residuals {
     }
 }
 
-/// Pairing lists off would silently leave out what one has more than the other.
+/// Checks that lists have the same length, because zipping would silently truncate the longer one.
 fn same_number(what: &str, found: usize, places: &str, wanted: usize) -> Result<()> {
     if found != wanted {
         candle_core::bail!("{found} {what} for {wanted} {places}");

@@ -1,7 +1,7 @@
-//! The denoising network: Stable Diffusion's UNet with motion modules.
+//! Stable Diffusion's UNet with motion modules.
 //!
-//! Rombach et al. (2022) and Guo et al. (2023). All frames are folded into the batch; only the motion modules
-//! see that they belong together.
+//! Rombach et al. (2022) and Guo et al. (2023). All frames are folded into the batch; only the motion modules mix
+//! frames of a clip.
 
 mod config;
 mod injection;
@@ -18,7 +18,7 @@ use crate::models::motion::MotionNorm;
 use crate::nn::{Conv2d, ConvOptions, GroupNorm, TimestepEmbedding};
 use crate::{Error, Result, Stop};
 
-/// The denoising network.
+/// The UNet, which predicts noise.
 #[derive(Clone, Debug)]
 pub struct UNet {
     config: UNetConfig,
@@ -32,25 +32,25 @@ pub struct UNet {
     cross_attentions: usize,
 }
 
-/// What the network is told beside the noisy latents.
+/// Inputs of the UNet in addition to the noisy latents.
 #[derive(Clone, Copy, Debug)]
 pub struct UNetInput<'a> {
-    /// How noisy, on the scale of training.
+    /// Timestep, which encodes the noise level on the training schedule.
     pub timestep: f64,
-    /// Frames of a clip.
+    /// Number of frames per clip.
     pub frames: usize,
-    /// Text states, `(batch, tokens, cross_attention_dim)`.
+    /// Text embeddings, `(batch, tokens, cross_attention_dim)`.
     pub context: &'a Tensor,
-    /// Over what the motion modules normalize.
+    /// The axes over which the motion modules normalize.
     pub motion_norm: MotionNorm,
-    /// What others add.
+    /// Tensors added by conditioners.
     pub injection: &'a Injection,
-    /// What ends the pass early, with [`Error::Cancelled`].
+    /// Cancellation flag, which ends the pass with [`Error::Cancelled`].
     pub stop: &'a Stop,
 }
 
 impl UNet {
-    /// Reads the whole network.
+    /// Loads the network.
     pub fn new(config: &UNetConfig, vb: &VarBuilder) -> Result<Self> {
         config.validate()?;
         let widths = &config.block_out_channels;
@@ -84,7 +84,7 @@ impl UNet {
         })
     }
 
-    /// Its configuration.
+    /// The configuration.
     pub fn config(&self) -> &UNetConfig {
         &self.config
     }
@@ -93,17 +93,17 @@ impl UNet {
     ///
     /// # Errors
     ///
-    /// When the clip has more frames than the motion modules know, shapes do not fit, or `input.stop` is requested.
+    /// More frames than the motion modules support, mismatched shapes, or a requested `input.stop`.
     pub fn forward(&self, x: &Tensor, input: &UNetInput<'_>) -> Result<Tensor> {
         self.forward_each(x, &[input.timestep], input)
     }
 
-    /// As [`forward`](Self::forward), for images that are not equally noisy: `timesteps` replace the one of `input`,
-    /// each for an equal share of the images, in order. Training works so.
+    /// [`forward`](Self::forward) for images of different noise levels, as used in training: `timesteps` replaces the
+    /// one of `input`, with each timestep for an equal share of the images, in order.
     ///
     /// # Errors
     ///
-    /// As [`forward`](Self::forward), and when the images do not divide over the timesteps.
+    /// Those of [`forward`](Self::forward), and a number of images that is not a multiple of the number of timesteps.
     pub fn forward_each(
         &self,
         x: &Tensor,
@@ -138,7 +138,7 @@ impl UNet {
         input.injection.check_sides(self.cross_attentions)?;
         let time = self.config.embed_time(&self.time_embedding, timesteps, x)?;
 
-        // Down, keeping what the way up will want.
+        // Down blocks, which also output the skip connections.
         let mut x = self.conv_in.forward(x)?;
         let mut skips = vec![x.clone()];
         let features = input.injection.for_stages(self.down.len())?;
@@ -147,15 +147,15 @@ impl UNet {
         }
         input.injection.onto_skips(&mut skips)?;
 
-        // Middle.
+        // Mid block.
         x = input.injection.onto_mid(self.mid.mid(x, &time, input)?)?;
 
-        // Up.
+        // Up blocks.
         for stage in &self.up {
             x = stage.up(x, &time, input, &mut skips)?;
         }
 
-        // Out.
+        // Output layers.
         input.stop.check()?;
         Ok(self.conv_out.forward(&self.norm_out.forward_silu(&x)?)?.contiguous()?)
     }

@@ -1,4 +1,4 @@
-//! One resolution of the UNet: some layers, then perhaps a change of resolution.
+//! One resolution of the UNet: a down block, mid block or up block.
 
 use std::ops::Range;
 
@@ -13,7 +13,7 @@ use crate::nn::{
     TransformerOptions, Upsample,
 };
 
-/// Where in the network a stage stands.
+/// Position of a block in the UNet.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(in crate::models) enum Place {
     Down(usize),
@@ -28,12 +28,12 @@ pub(in crate::models) struct Stage {
     upsample: Option<Upsample>,
 }
 
-/// A residual block, then attention over space, then attention over frames.
+/// A residual block, followed by spatial attention and a motion module.
 #[derive(Clone, Debug)]
 struct Layer {
     resnet: ResnetBlock,
     attention: Option<SpatialTransformer>,
-    /// Which of the UNet's cross attentions are this layer's.
+    /// Indices of the layer's cross-attentions among the UNet's.
     crossing: Range<usize>,
     motion: Option<MotionModule>,
 }
@@ -46,7 +46,7 @@ impl Stage {
     ) -> Result<Self> {
         let widths = &config.block_out_channels;
         let last = widths.len() - 1;
-        // The width of this stage and, for each layer, how many channels arrive.
+        // The width of this block and the number of input channels of each layer.
         let (width, inputs, attention, motion) = match place {
             Place::Down(i) => {
                 let before = widths[i.saturating_sub(1)];
@@ -64,7 +64,7 @@ impl Stage {
                 let level = last - i;
                 let below = widths[(level + 1).min(last)];
                 let layers = config.layers_per_block + 1;
-                // Skips come from this level, the last one from the level before it.
+                // Skip connections come from this level, the last one from the level above.
                 let inputs = (0..layers)
                     .map(|j| {
                         let x = if j == 0 { below } else { widths[level] };
@@ -76,7 +76,7 @@ impl Stage {
                 (widths[level], inputs, vec![attention; layers], true)
             }
         };
-        // The middle has a motion module only between its two residual blocks.
+        // The mid block has a motion module only between its two residual blocks.
         let has_motion = |j: usize| motion && !(matches!(place, Place::Mid) && j > 0);
         let depth = config.transformer_layers_per_block;
         let crossing = config.first_cross_attention(place);
@@ -133,7 +133,8 @@ impl Stage {
         })
     }
 
-    /// Runs the layers and the downsampler; every result is also a skip. `feature` is added behind the last layer.
+    /// Runs the layers and the downsampler; every output is also pushed to `skips`. `feature` is added after the last
+    /// layer.
     pub(in crate::models) fn down(
         &self,
         mut x: Tensor,
@@ -168,7 +169,8 @@ impl Stage {
         Ok(x)
     }
 
-    /// Joins every layer's input with a skip, newest first; then doubles the size, or meets the next skip's.
+    /// Concatenates every layer's input with a skip connection, newest first, then upsamples to the size of the next
+    /// one.
     pub(in crate::models) fn up(
         &self,
         mut x: Tensor,

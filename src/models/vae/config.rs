@@ -1,4 +1,4 @@
-//! The sizes of the autoencoders, as in their `config.json`.
+//! Configurations of the autoencoders, as in their `config.json`.
 
 use std::ops::RangeInclusive;
 
@@ -7,31 +7,31 @@ use serde::{Deserialize, Serialize};
 use crate::Result;
 use crate::models::{MOST_CHANNELS, MOST_LAYERS, possible_widths, supported, within};
 
-/// Stable Diffusion's autoencoder. The defaults are those of version 1.5.
+/// Configuration of Stable Diffusion's autoencoder. The defaults are those of version 1.5.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct VaeConfig {
-    /// Colour channels in, 3.
+    /// Number of input channels, 3.
     pub in_channels: usize,
-    /// Colour channels out, 3.
+    /// Number of output channels, 3.
     pub out_channels: usize,
-    /// Latent channels, 4.
+    /// Number of latent channels, 4.
     pub latent_channels: usize,
     /// Channels of each resolution: 128, 256, 512, 512.
     pub block_out_channels: Vec<usize>,
-    /// Residual blocks of each resolution in the encoder; the decoder has one more. 2.
+    /// Residual blocks per resolution of the encoder, 2; the decoder has one more.
     pub layers_per_block: usize,
-    /// Groups of all norms, 32.
+    /// Number of groups of all group norms, 32.
     pub norm_num_groups: usize,
-    /// What latents are multiplied by before the UNet sees them, 0.18215.
+    /// Factor that scales latents for the UNet, 0.18215.
     pub scaling_factor: f64,
-    /// Whether a 1×1 convolution ends the encoder. True.
+    /// Whether the encoder ends with a 1×1 convolution. True.
     pub use_quant_conv: bool,
-    /// Whether a 1×1 convolution begins the decoder. True.
+    /// Whether the decoder begins with a 1×1 convolution. True.
     pub use_post_quant_conv: bool,
-    /// Whether the middle has attention. True.
+    /// Whether the mid block has attention. True.
     pub mid_block_add_attention: bool,
-    /// The activation, `silu`.
+    /// Activation, `silu`.
     pub act_fn: String,
 }
 
@@ -53,11 +53,11 @@ impl Default for VaeConfig {
     }
 }
 
-/// What latents may be multiplied by: divisions by it stay finite.
+/// Valid scaling factors: divisions by them stay finite.
 const SCALES: RangeInclusive<f64> = 1e-6..=1e6;
 
 impl VaeConfig {
-    /// Fails on a configuration that this program does not implement.
+    /// Checks that the configuration is supported.
     pub fn validate(&self) -> Result<()> {
         let known = ["silu".to_owned(), "swish".to_owned()];
         let config = "vae";
@@ -71,37 +71,37 @@ impl VaeConfig {
         possible_widths(config, "block_out_channels", &self.block_out_channels)
     }
 
-    /// How many pixels a latent is wide.
+    /// Size ratio per axis of images to latents.
     pub fn factor(&self) -> usize {
         1 << (self.block_out_channels.len().max(1) - 1)
     }
 }
 
-/// TAESD. The defaults are the published model's.
+/// Configuration of TAESD. The defaults are those of the published model.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct TinyVaeConfig {
-    /// Colour channels in, 3.
+    /// Number of input channels, 3.
     pub in_channels: usize,
-    /// Colour channels out, 3.
+    /// Number of output channels, 3.
     pub out_channels: usize,
-    /// Latent channels, 4.
+    /// Number of latent channels, 4.
     pub latent_channels: usize,
-    /// Channels of each resolution of the encoder, 64 everywhere.
+    /// Channels of each resolution of the encoder, 64 each.
     pub encoder_block_out_channels: Vec<usize>,
-    /// Channels of each resolution of the decoder, 64 everywhere.
+    /// Channels of each resolution of the decoder, 64 each.
     pub decoder_block_out_channels: Vec<usize>,
     /// Residual blocks of each resolution of the encoder: 1, 3, 3, 3.
     pub num_encoder_blocks: Vec<usize>,
     /// Residual blocks of each resolution of the decoder: 3, 3, 3, 1.
     pub num_decoder_blocks: Vec<usize>,
-    /// Latents beyond this are squashed, 3.
+    /// Magnitude to which latents are softly clamped before decoding, 3.
     pub latent_magnitude: f64,
-    /// What latents are multiplied by before the UNet sees them, 1.
+    /// Factor that scales latents for the UNet, 1.
     pub scaling_factor: f64,
-    /// Size ratio of neighbouring resolutions, 2.
+    /// Size ratio of adjacent resolutions, 2.
     pub upsampling_scaling_factor: usize,
-    /// The activation, `relu`.
+    /// Activation, `relu`.
     pub act_fn: String,
 }
 
@@ -124,7 +124,7 @@ impl Default for TinyVaeConfig {
 }
 
 impl TinyVaeConfig {
-    /// Fails on a configuration that this program does not implement.
+    /// Checks that the configuration is supported.
     pub fn validate(&self) -> Result<()> {
         supported("vae", "act_fn", &self.act_fn, &["relu".to_owned()])?;
         supported("vae", "upsampling_scaling_factor", &self.upsampling_scaling_factor, &[2])?;
@@ -147,7 +147,7 @@ impl TinyVaeConfig {
         Ok(())
     }
 
-    /// How many pixels a latent is wide.
+    /// Size ratio per axis of images to latents.
     pub fn factor(&self) -> usize {
         1 << (self.decoder_block_out_channels.len().max(1) - 1)
     }

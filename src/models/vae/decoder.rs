@@ -1,4 +1,4 @@
-//! Latents to pictures.
+//! The VAE decoder: latents to images.
 
 use crate::weights::VarBuilder;
 use candle_core::{Result, Tensor};
@@ -52,7 +52,7 @@ impl Decoder {
         })
     }
 
-    /// `(batch, 4, height, width)` to `(batch, 3, height', width')`.
+    /// Maps `(batch, 4, height, width)` to `(batch, 3, height', width')`.
     pub(super) fn forward(&self, z: &Tensor, stop: &Stop) -> Result<Tensor> {
         let mut x = self.middle.forward(&self.conv_in.forward(z)?, stop)?;
         for (resnets, upsample) in &self.stages {

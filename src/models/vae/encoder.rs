@@ -1,4 +1,4 @@
-//! Pictures to moments of latents.
+//! The VAE encoder: images to mean and log variance of latents.
 
 use crate::weights::VarBuilder;
 use candle_core::{Result, Tensor};
@@ -58,7 +58,7 @@ impl Encoder {
         })
     }
 
-    /// `(batch, 3, height, width)` to means and log variances, `(batch, 8, height', width')`.
+    /// Maps `(batch, 3, height, width)` to means and log variances, `(batch, 8, height', width')`.
     pub(super) fn forward(&self, x: &Tensor, stop: &Stop) -> Result<Tensor> {
         let args = ConvArgs { stop: Some(stop), ..ConvArgs::default() };
         let mut x = self.conv_in.forward_with(x, args)?;

@@ -1,6 +1,6 @@
-//! Between pictures and latents.
+//! Autoencoders: images to latents and back.
 //!
-//! [`AutoencoderKl`] is Stable Diffusion's own; [`AutoencoderTiny`] (TAESD) is a distilled stand-in, far cheaper
+//! [`AutoencoderKl`] is Stable Diffusion's VAE; [`AutoencoderTiny`] (TAESD) is a distilled version that is far cheaper
 //! and a little softer.
 
 mod config;
@@ -20,19 +20,19 @@ use crate::{Error, Result, Stop};
 use decoder::Decoder;
 use encoder::Encoder;
 
-/// Either autoencoder.
+/// One of the supported autoencoders.
 #[derive(Clone, Debug)]
 pub enum Vae {
-    /// Stable Diffusion's.
+    /// Stable Diffusion's VAE.
     Kl(Box<AutoencoderKl>),
     /// TAESD.
     Tiny(Box<AutoencoderTiny>),
 }
 
 impl Vae {
-    /// Pictures `(batch, 3, height, width)` of latents as the UNet knows them, `(batch, 4, height', width')`.
+    /// Decodes scaled latents, `(batch, 4, height', width')`, to images `(batch, 3, height, width)`.
     ///
-    /// About `[-1, 1]`; not clamped.
+    /// The range is about `[-1, 1]`; values are not clamped.
     pub fn decode(&self, latents: &Tensor, stop: &Stop) -> Result<Tensor> {
         match self {
             Self::Kl(vae) => vae.decode(&(latents / vae.config.scaling_factor)?, stop),
@@ -40,7 +40,7 @@ impl Vae {
         }
     }
 
-    /// The most probable latents, as the UNet knows them, of pictures `(batch, 3, height, width)` in `[-1, 1]`.
+    /// Encodes images `(batch, 3, height, width)` in `[-1, 1]` to the mean of the scaled latents.
     pub fn encode(&self, pictures: &Tensor, stop: &Stop) -> Result<Tensor> {
         Ok(match self {
             Self::Kl(vae) => (vae.encode(pictures, stop)?.mean * vae.config.scaling_factor)?,
@@ -49,19 +49,19 @@ impl Vae {
     }
 }
 
-/// What makes latents of pictures, in either autoencoder.
+/// The encoder of one of the supported autoencoders.
 #[derive(Clone, Debug)]
 pub enum VaeEncoder {
-    /// The first half of Stable Diffusion's.
+    /// The encoder of Stable Diffusion's VAE.
     Kl(Box<KlEncoder>),
-    /// TAESD, whose halves are small.
+    /// TAESD, whose encoder is not loaded separately, as it is small.
     Tiny(Box<AutoencoderTiny>),
 }
 
 impl VaeEncoder {
-    /// Latents as the UNet knows them, `(batch, 4, height', width')`, of pictures `(batch, 3, height, width)` in
-    /// `[-1, 1]`: drawn from their distribution with standard normal `noise` of the latents' shape. TAESD knows no
-    /// distribution.
+    /// Encodes images `(batch, 3, height, width)` in `[-1, 1]` to scaled latents, `(batch, 4, height', width')`,
+    /// sampled from their distribution with standard normal `noise` of the latents' shape. TAESD is deterministic and
+    /// ignores `noise`.
     pub fn sample(&self, pictures: &Tensor, noise: &Tensor, stop: &Stop) -> Result<Tensor> {
         Ok(match self {
             Self::Kl(vae) => {
@@ -81,7 +81,7 @@ pub struct AutoencoderKl {
     decoder: Decoder,
 }
 
-/// The first half of Stable Diffusion's autoencoder.
+/// The encoder of Stable Diffusion's VAE.
 #[derive(Clone, Debug)]
 pub struct KlEncoder {
     config: VaeConfig,
@@ -89,17 +89,17 @@ pub struct KlEncoder {
     quant_conv: Option<Conv2d>,
 }
 
-/// What the encoder says: a normal distribution for every latent.
+/// The posterior of the encoder: a normal distribution of every latent.
 #[derive(Clone, Debug)]
 pub struct Posterior {
-    /// `(batch, latent_channels, height, width)`.
+    /// Mean, `(batch, latent_channels, height, width)`.
     pub mean: Tensor,
-    /// The logarithm of the variance, clamped to `[-30, 20]`; the same shape.
+    /// Log variance, clamped to `[-30, 20]`; of the same shape.
     pub log_variance: Tensor,
 }
 
 impl Posterior {
-    /// Latents drawn with standard normal `noise` of the same shape.
+    /// Samples latents with standard normal `noise` of the same shape.
     pub fn sample(&self, noise: &Tensor) -> Result<Tensor> {
         let deviation = (&self.log_variance * 0.5)?.exp()?;
         Ok((&self.mean + (deviation * noise)?)?)
@@ -107,13 +107,13 @@ impl Posterior {
 }
 
 impl AutoencoderKl {
-    /// Reads both halves.
+    /// Loads encoder and decoder.
     pub fn new(config: &VaeConfig, vb: &VarBuilder) -> Result<Self> {
         let encoder = Some(KlEncoder::new(config, vb)?);
         Ok(Self { encoder, ..Self::decoder_only(config, vb)? })
     }
 
-    /// Reads the decoder; [`encode`](Self::encode) will be an error.
+    /// Loads the decoder only; [`encode`](Self::encode) then returns an error.
     pub fn decoder_only(config: &VaeConfig, vb: &VarBuilder) -> Result<Self> {
         config.validate()?;
         Ok(Self {
@@ -127,16 +127,16 @@ impl AutoencoderKl {
         })
     }
 
-    /// Its configuration.
+    /// The configuration.
     pub fn config(&self) -> &VaeConfig {
         &self.config
     }
 
-    /// Pictures `(batch, 3, height, width)`, about `[-1, 1]`, of unscaled latents `(batch, 4, height', width')`.
+    /// Decodes unscaled latents `(batch, 4, height', width')` to images `(batch, 3, height, width)`, about `[-1, 1]`.
     ///
     /// # Errors
     ///
-    /// When shapes do not fit, or `stop` is requested.
+    /// Mismatched shapes, or a requested `stop`.
     pub fn decode(&self, z: &Tensor, stop: &Stop) -> Result<Tensor> {
         let z = match &self.post_quant_conv {
             Some(conv) => conv.forward(z)?,
@@ -145,11 +145,11 @@ impl AutoencoderKl {
         Ok(self.decoder.forward(&z, stop)?.contiguous()?)
     }
 
-    /// The distribution of unscaled latents of pictures `(batch, 3, height, width)` in `[-1, 1]`.
+    /// The posterior of unscaled latents of images `(batch, 3, height, width)` in `[-1, 1]`.
     ///
     /// # Errors
     ///
-    /// When only the decoder was loaded.
+    /// An autoencoder without its encoder.
     pub fn encode(&self, pictures: &Tensor, stop: &Stop) -> Result<Posterior> {
         match &self.encoder {
             Some(encoder) => encoder.encode(pictures, stop),
@@ -162,7 +162,7 @@ impl AutoencoderKl {
 }
 
 impl KlEncoder {
-    /// Reads the encoder and leaves the decoder aside.
+    /// Loads the encoder only.
     pub fn new(config: &VaeConfig, vb: &VarBuilder) -> Result<Self> {
         config.validate()?;
         Ok(Self {
@@ -175,7 +175,7 @@ impl KlEncoder {
         })
     }
 
-    /// The distribution of unscaled latents of pictures `(batch, 3, height, width)` in `[-1, 1]`.
+    /// The posterior of unscaled latents of images `(batch, 3, height, width)` in `[-1, 1]`.
     pub fn encode(&self, pictures: &Tensor, stop: &Stop) -> Result<Posterior> {
         let y = self.encoder.forward(pictures, stop)?;
         let y = match &self.quant_conv {
@@ -187,12 +187,12 @@ impl KlEncoder {
     }
 }
 
-/// A 1×1 convolution that keeps the number of channels.
+/// A 1×1 convolution with `width` input and output channels.
 fn point(width: usize, name: &str, vb: &VarBuilder) -> candle_core::Result<Conv2d> {
     Conv2d::new(width, width, ConvOptions::POINT, &vb.pp(name))
 }
 
-/// The lowest resolution of either half: residual block, attention over all pixels, residual block.
+/// The mid block of encoder and decoder: residual block, self-attention over all pixels, residual block.
 #[derive(Clone, Debug)]
 struct Middle {
     first: ResnetBlock,
@@ -231,7 +231,7 @@ impl Middle {
     }
 }
 
-/// Epsilon of every norm of the autoencoder.
+/// Epsilon of every group norm of the autoencoder.
 const EPS: f64 = 1e-6;
 
 fn resnet(config: &VaeConfig, inputs: usize, outputs: usize) -> ResnetOptions {

@@ -1,4 +1,4 @@
-//! TAESD: convolutions and ReLU only, <https://github.com/madebyollin/taesd>.
+//! TAESD, an autoencoder of convolutions and ReLU only, <https://github.com/madebyollin/taesd>.
 
 use crate::weights::VarBuilder;
 use candle_core::Tensor;
@@ -11,7 +11,7 @@ use crate::{Result, Stop};
 
 type TensorResult = candle_core::Result<Tensor>;
 
-/// TAESD.
+/// The TAESD autoencoder.
 #[derive(Clone, Debug)]
 pub struct AutoencoderTiny {
     config: TinyVaeConfig,
@@ -27,11 +27,11 @@ enum Layer {
     Double,
 }
 
-/// Runs layers one after the other.
+/// Runs layers in sequence.
 fn run(layers: &[Layer], mut x: Tensor, stop: &Stop) -> TensorResult {
     let plain = ConvArgs { stop: Some(stop), ..ConvArgs::default() };
     let relu = ConvArgs { activation: Activation::Relu, ..plain };
-    // The size that the next convolution is to see.
+    // Upsampled size for the next convolution.
     let mut stretch = None;
     for layer in layers {
         x = match layer {
@@ -53,7 +53,7 @@ fn run(layers: &[Layer], mut x: Tensor, stop: &Stop) -> TensorResult {
     x.contiguous()
 }
 
-/// Builds a list of layers whose place in the list is their name.
+/// Builder of a list of layers that are named by their index.
 struct Sequence<'a> {
     layers: Vec<Layer>,
     vb: VarBuilder<'a>,
@@ -76,7 +76,7 @@ impl Sequence<'_> {
 }
 
 impl AutoencoderTiny {
-    /// Reads both halves.
+    /// Loads encoder and decoder.
     pub fn new(config: &TinyVaeConfig, vb: &VarBuilder) -> Result<Self> {
         config.validate()?;
         let same = ConvOptions::SAME_3X3;
@@ -113,19 +113,19 @@ impl AutoencoderTiny {
         Ok(Self { config: config.clone(), encoder: encoder.layers, decoder: decoder.layers })
     }
 
-    /// Its configuration.
+    /// The configuration.
     pub fn config(&self) -> &TinyVaeConfig {
         &self.config
     }
 
-    /// Pictures `(batch, 3, height, width)`, about `[-1, 1]`, of latents `(batch, 4, height', width')`.
+    /// Decodes latents `(batch, 4, height', width')` to images `(batch, 3, height, width)`, about `[-1, 1]`.
     pub fn decode(&self, z: &Tensor, stop: &Stop) -> Result<Tensor> {
         let magnitude = self.config.latent_magnitude;
         let x = ((z / magnitude)?.tanh()? * magnitude)?;
         Ok(run(&self.decoder, x, stop)?.affine(2.0, -1.0)?)
     }
 
-    /// Latents `(batch, 4, height', width')` of pictures `(batch, 3, height, width)` in `[-1, 1]`.
+    /// Encodes images `(batch, 3, height, width)` in `[-1, 1]` to latents `(batch, 4, height', width')`.
     pub fn encode(&self, pictures: &Tensor, stop: &Stop) -> Result<Tensor> {
         Ok(run(&self.encoder, pictures.affine(0.5, 0.5)?, stop)?)
     }

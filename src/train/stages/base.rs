@@ -1,4 +1,4 @@
-//! The image model's stage.
+//! The `base` stage: training of the UNet and the text encoder.
 
 use candle_core::Tensor;
 
@@ -31,7 +31,7 @@ impl Base {
         let device = &compute.device;
         let (sizes, text_sizes) = (&plan.base.unet, &plan.base.text);
         let make = |vb| UNet::new(sizes, &vb);
-        // A network that begins by saying nothing learns faster.
+        // A zero-initialised output layer speeds up training.
         let unet = fresh(make, plan.seed ^ 1, |name| name.starts_with("conv_out."), device)?;
         let text = fresh(|vb| TextEncoder::new(text_sizes, &vb), plan.seed ^ 2, |_| false, device)?;
         let all: Weights = with_prefix(unet, "unet.").chain(with_prefix(text, "text.")).collect();

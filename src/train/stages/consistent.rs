@@ -1,4 +1,4 @@
-//! Both stages of consistency distillation.
+//! The `lora` and `lcm` stages: consistency distillation.
 
 use candle_core::{Device, Tensor};
 
@@ -16,14 +16,14 @@ use crate::train::{
 };
 use crate::weights::Component;
 
-/// Both distillations: single frames with a LoRA, and clips.
+/// Consistency distillation of single frames into a LoRA, or of clips into motion modules.
 pub(super) struct Consistent {
     vars: Vars,
     distillation: Distillation,
     grid: Grid,
     text: Frozen,
     latents: Latents,
-    /// Of a clip; 1 for pictures.
+    /// Frames of a clip; 1 for single images.
     frames: usize,
     count: usize,
     loss: Loss,
@@ -88,7 +88,7 @@ impl Consistent {
     }
 }
 
-/// A LoRA that changes nothing yet.
+/// A new LoRA, which does not change the weights yet.
 fn first(plan: &Plan, base: &Weights) -> Result<LowRank> {
     LowRank::new(base, plan.lora.rank, plan.lora.alpha, plan.seed ^ 4, is_spatial_module)
 }

@@ -1,4 +1,4 @@
-//! The five stages: what each learns, its loss, and what it writes.
+//! The five training stages: trained weights, loss, and output files of each.
 
 mod base;
 mod consistent;
@@ -25,26 +25,26 @@ use crate::rng::{Noise, RngKind, Uniform};
 use crate::schedule::{BetaSchedule, NoiseSchedule};
 use crate::{Error, Result};
 
-/// A part of training.
+/// A training stage.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Stage {
-    /// The autoencoder.
+    /// Training of the VAE.
     Vae,
-    /// The image model and its text encoder.
+    /// Training of the UNet and its text encoder.
     Base,
-    /// The image model's consistency.
+    /// Consistency distillation of the UNet into a LoRA.
     Lora,
-    /// The motion modules.
+    /// Training of the motion modules.
     Motion,
-    /// Their consistency.
+    /// Consistency distillation of the motion modules.
     Lcm,
 }
 
 impl Stage {
-    /// All of them, in order.
+    /// All stages, in order.
     pub const ALL: [Self; 5] = [Self::Vae, Self::Base, Self::Lora, Self::Motion, Self::Lcm];
 
-    /// Its name on the command line and in files.
+    /// Name of the stage on the command line and in files.
     pub fn name(self) -> &'static str {
         match self {
             Self::Vae => "vae",
@@ -55,7 +55,7 @@ impl Stage {
         }
     }
 
-    /// The files of its result, as far as later stages cannot do without.
+    /// Output files of the stage that later stages require.
     pub(super) fn results(self, plan: &Plan, places: &Places) -> Vec<PathBuf> {
         let base = |names: &[&str]| names.iter().map(|name| places.base.join(name)).collect();
         match self {
@@ -90,42 +90,42 @@ impl std::str::FromStr for Stage {
     }
 }
 
-/// Where a training's files are.
+/// File locations of a training run.
 #[derive(Clone, Debug)]
 pub struct Places {
-    /// Everything that is written.
+    /// Output folder.
     pub out: PathBuf,
-    /// The diffusers folder that later stages begin from.
+    /// The diffusers folder used by later stages.
     pub base: PathBuf,
 }
 
 impl Places {
-    /// The folder of a training whose base model is made by itself.
+    /// Locations in `out`, with the base model in `out/base`.
     pub fn new(out: impl Into<PathBuf>) -> Self {
         let out = out.into();
         Self { base: out.join("base"), out }
     }
 
-    /// The image consistency's LoRA.
+    /// Path of the consistency LoRA of single frames.
     pub fn lora(&self) -> PathBuf {
         self.out.join("lcm_lora.safetensors")
     }
 
-    /// The motion modules that learned from clips.
+    /// Path of the teacher's motion modules, trained on clips.
     pub fn motion(&self) -> PathBuf {
         self.out.join("motion_teacher.safetensors")
     }
 
-    /// The motion modules of the consistency model.
+    /// Path of the motion modules of the consistency model.
     pub fn lcm(&self) -> PathBuf {
         self.out.join("motion_lcm.safetensors")
     }
 
-    /// Claims the folder for one training, until the lock is dropped or the program ends.
+    /// Locks the folder for one training run, until the lock is dropped or the program ends.
     ///
     /// # Errors
     ///
-    /// When another training has it.
+    /// When another training run holds the lock.
     pub fn lock(&self) -> Result<Lock> {
         std::fs::create_dir_all(&self.out).map_err(Error::file(&self.out))?;
         let path = self.out.join(".lock");
@@ -138,51 +138,51 @@ impl Places {
                 Err(Error::request("out", reason)
                     .with_hint("wait for its end, or name another folder"))
             }
-            // A file system without locks has to do without.
+            // File systems without locks are used unlocked.
             Ok(()) | Err(TryLockError::Error(_)) => Ok(Lock { _file: file }),
         }
     }
 
-    /// The LoRA that a joint distillation makes.
+    /// Path of the LoRA of a joint distillation.
     pub fn joint_lora(&self) -> PathBuf {
         self.out.join("joint_lora.safetensors")
     }
 }
 
-/// See [`Places::lock`].
+/// Lock on an output folder, see [`Places::lock`].
 #[derive(Debug)]
 pub struct Lock {
     _file: File,
 }
 
-/// What the loop needs of a stage.
+/// Interface of a stage to the training loop.
 pub(super) trait Task: Sync {
-    /// Everything that learns.
+    /// All trained variables.
     fn vars(&self) -> &Vars;
 
-    /// The loss of one pass, whose random numbers are those of `random`.
+    /// Loss of one pass, with random numbers from `random`.
     fn loss(&self, random: &mut Uniform) -> Result<Tensor>;
 
-    /// After each step of the optimizer.
+    /// Called after each optimizer step.
     fn follow(&mut self) -> Result<()> {
         Ok(())
     }
 
-    /// What else must be kept to go on later.
+    /// State to keep in the checkpoint besides the variables.
     fn kept(&self) -> Weights {
         Weights::new()
     }
 
-    /// Takes that up again.
+    /// Restores the state returned by [`kept`](Self::kept).
     fn resume(&mut self, _: Weights) -> Result<()> {
         Ok(())
     }
 
-    /// Writes what was learned; `average` are averages of the variables.
+    /// Writes the stage's result; `average` is the EMA of the variables.
     fn write(&self, average: &Weights, places: &Places) -> Result<()>;
 }
 
-/// What the stages are prepared from.
+/// Inputs that the stages are prepared from.
 #[derive(Clone, Copy)]
 struct Setup<'a> {
     plan: &'a Plan,
@@ -190,7 +190,7 @@ struct Setup<'a> {
     compute: &'a Compute,
 }
 
-/// Prepares a stage. `say` is told what takes long.
+/// Prepares a stage. `say` receives progress messages of slow parts.
 pub(super) fn prepare(
     stage: Stage,
     plan: &Plan,
@@ -231,19 +231,19 @@ fn with_prefix(weights: Weights, prefix: &str) -> impl Iterator<Item = (String, 
     weights.into_iter().map(move |(name, tensor)| (format!("{prefix}{name}"), tensor))
 }
 
-/// Normal numbers of a shape.
+/// Standard normal values of a shape.
 fn normal(random: &mut Uniform, shape: &[usize], device: &Device) -> Result<Tensor> {
     let count = shape.iter().product();
     let values = Noise::new(RngKind::Cpu, random.bits()).normal(count);
     Ok(Tensor::from_vec(values, shape, device)?)
 }
 
-/// The schedule that motion models are trained on.
+/// The noise schedule of motion models.
 fn linear() -> Result<NoiseSchedule> {
     NoiseSchedule::new(BetaSchedule::Linear, 0.00085, 0.012, 1000)
 }
 
-/// Noise levels of a batch; `power` below 1 favours noisy ones.
+/// Random noise levels of a batch; `power` below 1 favours noisy ones.
 fn draw_levels(
     random: &mut Uniform,
     schedule: &NoiseSchedule,

@@ -1,4 +1,4 @@
-//! The motion modules' stage.
+//! The `motion` stage: training of the motion modules.
 
 use candle_core::Tensor;
 
@@ -32,7 +32,7 @@ impl Motion {
         let device = &compute.device;
         let sizes = motion_sizes(places, &plan.motion.config)?;
         let base = files::read_component(&places.base, Component::UNet, device)?;
-        // Modules that begin as the identity: AnimateDiff's own beginning.
+        // Zero-initialised output projections, so that each module begins as the identity, as in AnimateDiff.
         let is_zero =
             |name: &str| name.strip_suffix(".weight").is_some_and(|m| m.ends_with(".proj_out"));
         let all = fresh(|vb| UNet::new(&sizes, &vb), plan.seed ^ 3, is_zero, device)?;

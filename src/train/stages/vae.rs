@@ -1,4 +1,4 @@
-//! The autoencoder's stage.
+//! The `vae` stage: training of the autoencoder.
 
 use candle_core::{DType, Tensor};
 
@@ -79,7 +79,7 @@ impl Task for Vae {
     }
 }
 
-/// How far each pixel is from its picture's typical colour, `(batch, 1, height, width)` in `[0, 1]`.
+/// Distance of each pixel from its image's median colour, `(batch, 1, height, width)` in `[0, 1]`.
 fn foreground(x: &Tensor) -> Result<Tensor> {
     let (batch, channels, height, width) = x.dims4()?;
     let values = x.flatten_all()?.to_vec1::<f32>()?;
@@ -97,7 +97,7 @@ fn foreground(x: &Tensor) -> Result<Tensor> {
         out.extend((0..area).map(|i| {
             let far = |(c, typical): (usize, &f32)| (picture[c * area + i] - typical).abs();
             let most = typical.iter().enumerate().map(far).fold(0.0, f32::max);
-            // A sixteenth of the range is far enough.
+            // A sixteenth of the range already counts as 1.
             (8.0 * most).min(1.0)
         }));
     }

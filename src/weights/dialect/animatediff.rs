@@ -1,10 +1,9 @@
-//! Motion modules as AnimateDiff and AnimateLCM name them.
+//! Motion modules under the names of AnimateDiff and AnimateLCM.
 //!
-//! `down_blocks.0.motion_modules.0.temporal_transformer.transformer_blocks.0.attention_blocks.1.to_q`:
-//! six substitutions lead to diffusers' names. AnimateDiff stores a table of sinusoidal positions in
-//! each attention (`pos_encoder.pe`), AnimateLCM none; positions are computed here, as in
-//! `PositionalEncoding` of guoyww/AnimateDiff@cf80ddeb47b69cf0b16f225800de081d486d7f21,
-//! `animatediff/models/motion_module.py`.
+//! `down_blocks.0.motion_modules.0.temporal_transformer.transformer_blocks.0.attention_blocks.1.to_q` is translated to
+//! diffusers' name by six substitutions. AnimateDiff stores a sinusoidal position table in each attention
+//! (`pos_encoder.pe`), AnimateLCM none; positions are computed here, as in `PositionalEncoding` of
+//! guoyww/AnimateDiff@cf80ddeb47b69cf0b16f225800de081d486d7f21, `animatediff/models/motion_module.py`.
 
 use super::{Dialect, Mapped, Mapper, Names};
 use crate::weights::Component;
@@ -16,20 +15,20 @@ pub(super) const ORIGINAL: Dialect = Dialect {
     mapper: |_| Box::new(map),
 };
 
-/// SparseCtrl, whose motion modules are named here or in diffusers' way; the rest is named as in diffusers.
+/// SparseCtrl. Its motion modules have AnimateDiff's or diffusers' names; all other names are diffusers'.
 pub(super) const SPARSE_CTRL: Dialect = Dialect {
     name: "SparseCtrl network",
     detect: |names| is_sparse_ctrl(names),
     mapper: sparse_ctrl,
 };
 
-/// Whether these are the names of a SparseCtrl network.
+/// Returns whether these are the names of a SparseCtrl network.
 pub(super) fn is_sparse_ctrl(names: &Names) -> bool {
     names.any_contains("controlnet_cond_embedding.") && names.any_contains(".motion_modules.")
 }
 
 fn sparse_ctrl(names: &Names) -> Mapper {
-    // A trainer's wrapping, such as `controlnet.` or `module.`.
+    // A wrapper's prefix from training, such as `controlnet.` or `module.`.
     let prefix = names
         .iter()
         .find_map(|(name, _)| name.strip_suffix("controlnet_mid_block.weight"))
@@ -58,11 +57,11 @@ fn sparse_ctrl(names: &Names) -> Mapper {
     })
 }
 
-/// How far a stored position table may lie from the computed one: the rounding of a table that went
-/// through bfloat16. A different table, such as one that was trained or stretched, lies much farther.
+/// Maximum difference between a stored position table and the computed one: the rounding of a table that was stored in
+/// bfloat16. Trained or stretched tables differ much more.
 pub(in crate::weights) const POSITION_TOLERANCE: f32 = 2.5e-3;
 
-/// The sinusoidal position table at `position` and `channel` of `channels`.
+/// Value of the sinusoidal position table at `position` and `channel` of `channels`.
 pub(in crate::weights) fn position(position: usize, channel: usize, channels: usize) -> f32 {
     let exponent = (channel - channel % 2) as f64 / channels as f64;
     let angle = position as f64 * 10000f64.powf(-exponent);
@@ -84,7 +83,7 @@ fn map(name: &str) -> Mapped {
     }
 }
 
-/// The canonical name of a weight or module of a motion module.
+/// The canonical name of a motion module's weight or submodule.
 pub(crate) fn canonical(name: &str) -> String {
     name.replace(".temporal_transformer.", ".")
         .replace(".attention_blocks.0.", ".attn1.")

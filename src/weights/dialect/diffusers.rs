@@ -1,4 +1,4 @@
-//! Names as diffusers and transformers write them, old and new.
+//! Names of diffusers and transformers, old and new.
 
 use super::{Dialect, Mapped, Mapper, Names, Transform, vae_attention};
 use crate::weights::Component;
@@ -10,7 +10,7 @@ pub(super) const UNET: Dialect = Dialect {
     mapper: |_| Box::new(unet),
 };
 
-/// `MotionAdapter`: the motion modules of a `UNetMotionModel` without the rest.
+/// `MotionAdapter`: only the motion modules of a `UNetMotionModel`.
 pub(super) const MOTION_ADAPTER: Dialect = Dialect {
     name: "diffusers motion adapter",
     detect: |names| names.any_contains(".motion_modules."),
@@ -58,7 +58,7 @@ pub(super) const TINY_VAE: Dialect = Dialect {
     },
 };
 
-/// `CLIPTextModel`, and the text half of `CLIPModel`.
+/// `CLIPTextModel`, and the text encoder of `CLIPModel`.
 pub(super) const TEXT: Dialect = Dialect {
     name: "transformers CLIP text encoder",
     detect: |names| {
@@ -68,7 +68,7 @@ pub(super) const TEXT: Dialect = Dialect {
     mapper: text_mapper,
 };
 
-/// `CLIPVisionModelWithProjection`, and the whole `CLIPModel`.
+/// `CLIPVisionModelWithProjection`, and the complete `CLIPModel`.
 pub(super) const CLIP: Dialect = Dialect {
     name: "transformers CLIP",
     detect: |names| names.has("vision_model.embeddings.patch_embedding.weight"),
@@ -88,7 +88,7 @@ fn unet(name: &str) -> Mapped {
     }
 }
 
-/// Before diffusers 0.18 the attention's four matrices had other names, some as 1x1 convolutions.
+/// Before diffusers 0.18, the four linear layers of the attention had other names, and some were 1x1 convolutions.
 fn vae(name: &str) -> Mapped {
     match name.split('.').next() {
         Some("encoder" | "decoder" | "quant_conv" | "post_quant_conv") => {}
@@ -108,7 +108,7 @@ fn vae(name: &str) -> Mapped {
     }
 }
 
-/// Files saved by transformers 5.6 and later lack the level `text_model.`.
+/// Files saved by transformers 5.6 and later lack the prefix `text_model.`.
 fn text_mapper(_: &Names) -> Mapper {
     Box::new(text)
 }

@@ -1,4 +1,4 @@
-//! Files that are something else: saying what they are beats a list of a thousand unknown names.
+//! Recognition of unsupported files, so that errors can describe them instead of listing unknown names.
 
 use super::Names;
 use super::animatediff::is_sparse_ctrl;
@@ -8,9 +8,9 @@ use crate::weights::Component;
 /// A kind of file that cannot be used as a checkpoint here.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(in crate::weights) struct Foreign {
-    /// What it is, to be read after "is".
+    /// Description that follows "is" in a message.
     pub(in crate::weights) what: &'static str,
-    /// What to do about it.
+    /// A hint for the user.
     pub(in crate::weights) hint: &'static str,
 }
 
@@ -24,7 +24,7 @@ const fn foreign(what: &'static str, hint: &'static str) -> Foreign {
 
 const LORA: Foreign = foreign("a LoRA", "give it with --lora");
 
-/// What is one of ours where one is wanted.
+/// Supported files that were given where a model was expected.
 const BESIDE: [(Component, Foreign); 4] = [
     (Component::ControlNet, foreign("a ControlNet", "give it with --control")),
     (Component::SparseCtrl, foreign("a SparseCtrl network", "give it with --control")),
@@ -32,7 +32,7 @@ const BESIDE: [(Component, Foreign); 4] = [
     (Component::IpAdapter, foreign("an IP-Adapter", "give it with --ip-adapter")),
 ];
 
-/// A kind of file and the sign by which its names give it away.
+/// A kind of file and the predicate on its names that detects it.
 type Sign = (fn(&Names) -> bool, Foreign);
 
 /// Most specific first.
@@ -67,7 +67,7 @@ const SIGNS: &[Sign] = &[
         |n| n.has("scaled_fp8") || n.any_contains(".scale_weight"),
         foreign("stored in fp8 with scales beside it", "use the version in plain fp8 or fp16"),
     ),
-    // Before the models that LoRAs are made for, whose names they have.
+    // Precedes the base models of the LoRAs, whose names they contain.
     (is_lora, LORA),
     (
         |n| {
@@ -132,7 +132,7 @@ const SIGNS: &[Sign] = &[
     (is_sparse_ctrl, BESIDE[1].1),
     (is_control_net, BESIDE[0].1),
     (
-        // Sixteen pixels a side become one value, of grey or coloured hints.
+        // A 16x16 pixel unshuffle gives 256 channels for grayscale hints and 768 for RGB hints.
         |n| is_t2i_adapter(n) && first_layer(n).is_some_and(|inputs| [256, 768].contains(&inputs)),
         foreign("a T2I-Adapter for Stable Diffusion XL", SD15_ONLY),
     ),
@@ -180,7 +180,7 @@ const SIGNS: &[Sign] = &[
     ),
 ];
 
-/// The features of faces that it wants come from a network of another kind, and some have LoRAs inside.
+/// Needs face embeddings of a face recognition network; some files also contain LoRAs.
 const FACE_ID: Foreign = foreign(
     "an IP-Adapter FaceID, which wants the features of a face recognition network",
     "IP-Adapters for faces that do with CLIP are ip-adapter-plus-face and ip-adapter-full-face",
@@ -207,22 +207,22 @@ fn is_control_net(names: &Names) -> bool {
         || names.has_prefix("controlnet_down_blocks.")
 }
 
-/// What the file is, if it is neither a model nor one of `wanted`.
+/// Description of the file if it is neither a model nor one of the `wanted` components.
 pub(in crate::weights) fn recognise(names: &Names, wanted: &[Component]) -> Option<Foreign> {
     let foreign = SIGNS.iter().find(|(sign, _)| sign(names)).map(|(_, foreign)| *foreign)?;
     let is_wanted = BESIDE.iter().any(|(c, known)| *known == foreign && wanted.contains(c));
     (!is_wanted).then_some(foreign)
 }
 
-/// What a file is that has a LoRA's names but cannot be applied as one.
+/// Description of a file that has a LoRA's names but cannot be applied as one.
 pub(in crate::weights) fn recognise_in_lora(names: &Names) -> Option<Foreign> {
     let mut signs = SIGNS.iter().take_while(|(_, foreign)| *foreign != LORA);
     signs.find(|(sign, _)| sign(names)).map(|(_, foreign)| *foreign)
 }
 
-/// What a component is whose names are right and whose sizes are another model's.
+/// Description of a component with the right names but the sizes of another model.
 ///
-/// `shape` gives the shape of a canonical name.
+/// `shape` returns the shape of a canonical name.
 pub(in crate::weights) fn misfit(
     component: Component,
     names: &[&str],

@@ -1,5 +1,5 @@
-//! IP-Adapters as h94/IP-Adapter publishes them: the projection and, numbered like diffusers' attention processors, keys
-//! and values. These are the canonical names, too.
+//! IP-Adapters as published in h94/IP-Adapter: the image projection, and key and value weights numbered like diffusers'
+//! attention processors. These names are also the canonical ones.
 
 use super::{Dialect, Mapped, number};
 use crate::weights::Component;
@@ -16,7 +16,7 @@ fn published(name: &str) -> Mapped {
         Some(("image_proj", _)) => true,
         Some(("ip_adapter", rest)) => matches!(
             number(rest),
-            // Self attentions have the even numbers and nothing of their own.
+            // Even numbers are self-attentions, which have no weights.
             Some((n, "to_k_ip.weight" | "to_v_ip.weight")) if n % 2 == 1
         ),
         _ => false,

@@ -1,8 +1,8 @@
-//! Single-file checkpoints as CompVis' latent-diffusion names them: `.ckpt` and most of what people share.
+//! Single-file checkpoints with the names of CompVis' latent-diffusion: `.ckpt` files and most shared checkpoints.
 //!
-//! The blocks of the UNet are numbered through (`input_blocks.0..`), so the number of layers per level
-//! must be known to say which block is which. It is read off the first downsampler, which makes every
-//! size of the family work, not only SD1.5.
+//! The UNet's blocks are numbered consecutively (`input_blocks.0..`), so mapping them to down blocks and up blocks
+//! needs the number of layers per level. It is derived from the position of the first downsampler, which supports every
+//! size of the family, not only SD 1.5.
 
 use super::{Dialect, Mapped, Mapper, Names, Transform, diffusers, number, vae_attention};
 use crate::weights::Component;
@@ -13,7 +13,7 @@ const TEXT: &str = "cond_stage_model.transformer.";
 
 const AVERAGED: &str = "averaged copies; the plain weights are used";
 
-/// A whole checkpoint, or any of its three parts under its prefix.
+/// A complete checkpoint, or any of its three components under its prefix.
 pub(super) const CHECKPOINT: Dialect = Dialect {
     name: "LDM checkpoint",
     detect: |names| {
@@ -24,14 +24,14 @@ pub(super) const CHECKPOINT: Dialect = Dialect {
     mapper: checkpoint,
 };
 
-/// A ControlNet as it was first published: alone, or in one file with the model that it was trained beside.
+/// A ControlNet in its original format, alone or in one file with its base model.
 pub(super) const CONTROL_NET: Dialect = Dialect {
     name: "LDM ControlNet",
     detect: |names| control_net_prefix(names).is_some(),
     mapper: control_net,
 };
 
-/// A VAE without a prefix, as `vae-ft-mse-840000` was published.
+/// A VAE without a prefix, as published in `vae-ft-mse-840000`.
 pub(super) const BARE_VAE: Dialect = Dialect {
     name: "LDM VAE",
     detect: |names| names.has_prefix("decoder.up.") && names.has("decoder.conv_in.weight"),
@@ -64,7 +64,7 @@ fn checkpoint(names: &Names) -> Mapper {
             return of(Component::Text, diffusers::text(name));
         }
         match name.split('.').next() {
-            // Official AnimateLCM, A1111 and diffusers all take the plain weights.
+            // The original AnimateLCM, A1111 and diffusers all use the non-averaged weights.
             Some("model_ema") => Mapped::Ignored { why: AVERAGED },
             Some(
                 "betas"
@@ -85,7 +85,7 @@ fn checkpoint(names: &Names) -> Mapper {
             Some("global_step" | "epoch" | "iter") => {
                 Mapped::Ignored { why: "a note of the trainer" }
             }
-            // Empty tensors that say what the UNet predicts and how its noise schedule ends.
+            // Empty tensors that mark v-prediction and a zero-terminal-SNR schedule.
             Some("v_pred" | "ztsnr") => Mapped::Ignored { why: "says how the model is sampled" },
             Some("embedding_manager") => Mapped::Ignored { why: "a trainer's textual inversion" },
             Some("cond_stage_model")
@@ -100,7 +100,7 @@ fn checkpoint(names: &Names) -> Mapper {
     })
 }
 
-/// Residual layers per level: the first downsampler is block `layers + 1`.
+/// Number of residual blocks per level: the first downsampler is block `layers + 1`.
 fn layers_per_level(names: &Names, prefix: &str) -> usize {
     let prefix = format!("{prefix}input_blocks.");
     let blocks = || names.starting_with(&prefix).filter_map(number);
@@ -122,7 +122,7 @@ fn vae_levels(names: &Names, prefix: &str) -> usize {
     count("decoder.up.").or_else(|| count("encoder.down.")).unwrap_or(0)
 }
 
-/// The canonical name of a UNet tensor, or `None` if it is none.
+/// The canonical name of a UNet tensor, or `None` if it is not one.
 fn unet(name: &str, layers: usize) -> Option<String> {
     let (head, tail) = name.split_once('.')?;
     match head {
@@ -171,7 +171,7 @@ fn unet(name: &str, layers: usize) -> Option<String> {
             let (level, layer) = (block / (layers + 1), block % (layers + 1));
             match (part, tail.strip_prefix("conv.")) {
                 (0, _) => Some(format!("up_blocks.{level}.resnets.{layer}.{}", resnet(tail)?)),
-                // Part 1 is the upsampler where the level has no attention.
+                // Part 1 is the upsampler on levels without attention.
                 (1 | 2, Some(tail)) if layer == layers => {
                     Some(format!("up_blocks.{level}.upsamplers.0.conv.{tail}"))
                 }
@@ -183,7 +183,7 @@ fn unet(name: &str, layers: usize) -> Option<String> {
     }
 }
 
-/// What the names of a ControlNet begin with, if there is one in the file.
+/// The prefix of a ControlNet's names, if the file contains one.
 fn control_net_prefix(names: &Names) -> Option<&'static str> {
     ["control_model.", ""]
         .into_iter()
@@ -206,8 +206,8 @@ fn control_net(names: &Names) -> Mapper {
     })
 }
 
-/// The canonical name of a ControlNet's tensor. `last_hint` is the number of the hint network's last layer; odd
-/// numbers are activations.
+/// The canonical name of a ControlNet tensor. `last_hint` is the index of the hint network's last layer; odd indices
+/// are activations.
 fn control_net_name(name: &str, layers: usize, last_hint: usize) -> Option<String> {
     let (head, tail) = name.split_once('.')?;
     match head {
@@ -231,7 +231,7 @@ fn control_net_name(name: &str, layers: usize, last_hint: usize) -> Option<Strin
     }
 }
 
-/// The inner names of a residual block: LDM's and ours.
+/// Names inside a residual block: LDM's and the canonical ones.
 const RESNET: [(&str, &str); 6] = [
     ("in_layers.0", "norm1"),
     ("in_layers.2", "conv1"),
@@ -249,8 +249,8 @@ fn resnet(name: &str) -> Option<String> {
 
 /// LDM's name of a canonical UNet module (a weight's name without `.weight`), the inverse of the above.
 ///
-/// `layers` is the number of layers per level and `attends` says whether a level of the up path has
-/// attention, which decides where its upsampler is.
+/// `layers` is the number of layers per level. `attends` returns whether a level of the up path has attention, which
+/// determines the index of its upsampler.
 pub(crate) fn unet_module(
     name: &str,
     layers: usize,
@@ -303,7 +303,7 @@ pub(crate) fn unet_module(
     }
 }
 
-/// The canonical name of a VAE tensor. The decoder's levels are numbered from the other end.
+/// The canonical name of a VAE tensor. The decoder's levels are numbered in reverse.
 fn vae(name: &str, levels: usize) -> Mapped {
     match name.split('.').next() {
         Some("loss") => return Mapped::Ignored { why: "only used to train the VAE" },
@@ -442,7 +442,7 @@ mod tests {
         ] {
             assert_eq!(unet(theirs, layers).as_deref(), Some(ours), "{theirs}");
         }
-        // A single level has no downsampler to count from.
+        // A single level has no downsampler from which to derive the number of layers.
         let names: Names =
             [(format!("{UNET}input_blocks.3.0.in_layers.0.weight"), vec![1])].into_iter().collect();
         assert_eq!(layers_per_level(&names, UNET), 3);

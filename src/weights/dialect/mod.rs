@@ -1,9 +1,8 @@
-//! Foreign names to canonical ones: the only code that knows how other programs call weights.
+//! Translation of other programs' tensor names to canonical ones.
 //!
-//! Canonical names are those of diffusers' SD1.5 folders, with motion modules where `UNetMotionModel`
-//! puts them (`down_blocks.0.motion_modules.1.transformer_blocks.0.attn1.to_q.weight`) and the text
-//! encoder under `text_model.`. A [`Dialect`] is chosen by the names in a file, once, when the file is
-//! opened; every name in it then becomes a [`Mapped`].
+//! Canonical names are those of diffusers' SD 1.5 folders, with motion modules where `UNetMotionModel` puts them
+//! (`down_blocks.0.motion_modules.1.transformer_blocks.0.attn1.to_q.weight`) and the text encoder under `text_model.`.
+//! A [`Dialect`] is detected once per file from its tensor names; every name is then translated to a [`Mapped`].
 
 mod animatediff;
 mod diffusers;
@@ -20,13 +19,13 @@ pub(super) use self::foreign::{Foreign, misfit, recognise, recognise_in_lora};
 pub(crate) use self::ldm::unet_module as ldm_unet_module;
 use super::Component;
 
-/// One way in which people name weights.
+/// A naming scheme of weights.
 pub(super) struct Dialect {
-    /// What messages call it.
+    /// The name used in messages.
     pub(super) name: &'static str,
-    /// Whether a file with these names speaks it. The first that says yes is taken.
+    /// Returns whether a file with these names uses the dialect. The first matching dialect is used.
     pub(super) detect: fn(&Names) -> bool,
-    /// Reads from all the names what one name alone does not tell, and returns the translation.
+    /// Returns the translation for a file; depends on all names, where a single name is ambiguous.
     pub(super) mapper: fn(&Names) -> Mapper,
 }
 
@@ -52,28 +51,28 @@ pub(super) const DIALECTS: &[Dialect] = &[
     ip_adapter::PUBLISHED,
 ];
 
-/// What a stored name stands for.
+/// Translation of a stored name.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum Mapped {
     /// A weight of a component.
     To {
-        /// Whose weight it is.
+        /// The component of the weight.
         component: Component,
-        /// Its canonical name.
+        /// The canonical name of the weight.
         name: String,
-        /// What it needs beside the new name.
+        /// The transform of the tensor.
         transform: Transform,
     },
-    /// A table of sinusoidal positions: computed here, so it is compared and then not used.
+    /// A sinusoidal position table: compared with the computed one and then not used.
     Positions,
-    /// Known and deliberately unused.
+    /// A recognized tensor that is deliberately unused.
     Ignored {
-        /// Why.
+        /// The reason it is not used.
         why: &'static str,
     },
-    /// Not a name of this dialect, but in the place of a component.
+    /// A name unknown to this dialect, under the prefix of a component.
     UnknownIn(Component),
-    /// Not a name of this dialect.
+    /// A name unknown to this dialect.
     Unknown,
 }
 
@@ -83,10 +82,10 @@ impl Mapped {
     }
 }
 
-/// What a tensor needs beside a new name.
+/// A change of a tensor's shape.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Transform {
-    /// Nothing.
+    /// No change.
     Keep,
     /// A 1x1 convolution `(out, in, 1, 1)` becomes a linear layer `(out, in)`.
     Squeeze,
@@ -107,22 +106,22 @@ impl Transform {
 pub(super) struct Names(BTreeMap<String, Vec<usize>>);
 
 impl Names {
-    /// Whether the file has exactly this name.
+    /// Returns whether the file has exactly this name.
     pub(super) fn has(&self, name: &str) -> bool {
         self.0.contains_key(name)
     }
 
-    /// Whether any name begins so.
+    /// Returns whether any name starts with `prefix`.
     pub(super) fn has_prefix(&self, prefix: &str) -> bool {
         self.starting_with(prefix).next().is_some()
     }
 
-    /// Whether any name contains this.
+    /// Returns whether any name contains `part`.
     pub(super) fn any_contains(&self, part: &str) -> bool {
         self.0.keys().any(|name| name.contains(part))
     }
 
-    /// The names that begin so, without that beginning.
+    /// The names that start with `prefix`, with the prefix removed.
     pub(super) fn starting_with<'a>(&'a self, prefix: &'a str) -> impl Iterator<Item = &'a str> {
         self.0
             .range::<str, _>((std::ops::Bound::Included(prefix), std::ops::Bound::Unbounded))
@@ -146,7 +145,7 @@ impl<N: Into<String>, S: Into<Vec<usize>>> FromIterator<(N, S)> for Names {
     }
 }
 
-/// The VAE's four matrices of attention under any of the names that they have had.
+/// The canonical name of one of the four linear layers of the VAE's attention, for any of its known names.
 fn vae_attention(layer: &str) -> Option<&'static str> {
     Some(match layer {
         "q" | "query" | "to_q" => "to_q",

@@ -1,9 +1,9 @@
-//! T2I-Adapters, as TencentARC published them and as diffusers names them.
+//! T2I-Adapters under the names of TencentARC and of diffusers.
 
 use super::{Dialect, Mapped, Mapper, Names, number};
 use crate::weights::Component;
 
-/// `T2IAdapter`.
+/// `T2IAdapter` of diffusers.
 pub(super) const DIFFUSERS: Dialect = Dialect {
     name: "diffusers T2I-Adapter",
     detect: |names| names.has_prefix("adapter.body."),
@@ -24,12 +24,12 @@ fn is_original(names: &Names) -> bool {
         || (names.has("body.0.in_conv.weight") && names.has("body.0.out_conv.weight"))
 }
 
-/// Whether these are the names of a T2I-Adapter.
+/// Returns whether these are the names of a T2I-Adapter.
 pub(super) fn is_t2i_adapter(names: &Names) -> bool {
     names.has_prefix("adapter.body.") || is_original(names)
 }
 
-/// Channels that the first layer takes.
+/// Number of input channels of the first layer.
 pub(super) fn first_layer(names: &Names) -> Option<usize> {
     let first = ["adapter.conv_in.weight", "conv_in.weight"];
     let light = ["adapter.body.0.in_conv.weight", "body.0.in_conv.weight"];
@@ -37,8 +37,8 @@ pub(super) fn first_layer(names: &Names) -> Option<usize> {
     shape.get(1).copied()
 }
 
-/// A light adapter's layers are numbered within each stage, a full one's through all of them: how many a stage has is
-/// told by the first layer that changes the width.
+/// Translation for TencentARC's names. A light adapter numbers its layers within each stage, a full one across all
+/// stages; the number of layers per stage is derived from the first layer that changes the width.
 fn original(names: &Names) -> Mapper {
     let is_light = names.has("body.0.out_conv.weight");
     let blocks = || names.starting_with("body.").filter_map(number);

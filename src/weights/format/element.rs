@@ -1,48 +1,48 @@
-//! Stored numbers: their types, and how they become the numbers that a model computes with.
+//! Element types of stored tensors, and their conversion to compute dtypes.
 
 use candle_core::{DType, Device, Tensor};
 use half::slice::HalfFloatSliceExt;
 use half::{bf16, f16};
 use rayon::prelude::*;
 
-/// How one number is stored in a file.
+/// The element type of a stored tensor.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 #[non_exhaustive]
 pub enum ElementType {
     /// IEEE half precision.
     F16,
-    /// The upper half of an `f32`.
+    /// The upper half of an `f32` (bfloat16).
     BF16,
     /// IEEE single precision.
     F32,
     /// IEEE double precision.
     F64,
-    /// Eight bits with four for the exponent, finite (`float8_e4m3fn`).
+    /// 8-bit float with 4 exponent bits, finite (`float8_e4m3fn`).
     F8E4M3,
-    /// Eight bits with five for the exponent (`float8_e5m2`).
+    /// 8-bit float with 5 exponent bits (`float8_e5m2`).
     F8E5M2,
-    /// A truth value in one byte.
+    /// A boolean in one byte.
     Bool,
-    /// Unsigned, 8 bits.
+    /// Unsigned 8-bit integer.
     U8,
-    /// Signed, 8 bits.
+    /// Signed 8-bit integer.
     I8,
-    /// Unsigned, 16 bits.
+    /// Unsigned 16-bit integer.
     U16,
-    /// Signed, 16 bits.
+    /// Signed 16-bit integer.
     I16,
-    /// Unsigned, 32 bits.
+    /// Unsigned 32-bit integer.
     U32,
-    /// Signed, 32 bits.
+    /// Signed 32-bit integer.
     I32,
-    /// Unsigned, 64 bits.
+    /// Unsigned 64-bit integer.
     U64,
-    /// Signed, 64 bits.
+    /// Signed 64-bit integer.
     I64,
 }
 
 impl ElementType {
-    /// Bytes of one element.
+    /// Size of one element in bytes.
     pub fn size(self) -> usize {
         match self {
             Self::F8E4M3 | Self::F8E5M2 | Self::Bool | Self::U8 | Self::I8 => 1,
@@ -80,16 +80,15 @@ impl std::fmt::Display for ElementType {
     }
 }
 
-/// Elements converted by one thread at a time.
+/// Elements per parallel task.
 const CHUNK: usize = 1 << 16;
-/// Elements on the way from one type to another: small enough for the stack and the first cache.
+/// Elements in the intermediate `f32` buffer: fits on the stack and in the L1 cache.
 const BLOCK: usize = 1 << 10;
 
-/// The tensor `shape` of `dtype` whose elements lie in `bytes`, row after row.
+/// The tensor of shape `shape` and dtype `dtype` whose elements are stored in `bytes` in row-major order.
 ///
-/// Every value passes through `f32`, which is exact for the 8- and 16-bit floats. A value that is not
-/// finite, before or after the conversion, is refused. The error is a reason for the caller to complete
-/// with the names of file and tensor.
+/// Every value is converted through `f32`, which is exact for the 8- and 16-bit floats. A value that is not finite,
+/// before or after the conversion, is an error. The caller adds the names of file and tensor to the error.
 pub(super) fn tensor(
     element: ElementType,
     bytes: &[u8],
@@ -106,7 +105,7 @@ pub(super) fn tensor(
     made.map_err(Refusal::Tensor)
 }
 
-/// The first of `values` that is not finite as `dtype`, if there is one.
+/// One of the `values` that is not finite as `dtype`, if there is any.
 pub(in crate::weights) fn misfit(values: &[f32], dtype: DType) -> Option<f32> {
     let largest = match dtype {
         DType::F16 => f16::LARGEST,
@@ -118,22 +117,22 @@ pub(in crate::weights) fn misfit(values: &[f32], dtype: DType) -> Option<f32> {
     block.iter().copied().find(|v| magnitude(*v) > magnitude(largest))
 }
 
-/// Why a tensor could not be made.
+/// Reason why a tensor could not be read.
 #[derive(Debug)]
 pub(super) enum Refusal {
-    /// The file holds a NaN or an infinity.
+    /// The file contains a NaN or an infinity.
     NotFinite(f32),
-    /// The value is too large for the type asked for.
+    /// The value is too large for the requested dtype.
     TooLarge(f32),
-    /// Nobody computes in this type here.
+    /// The dtype is not a compute dtype.
     Target(DType),
-    /// The tensor library failed.
+    /// An error of candle.
     Tensor(candle_core::Error),
 }
 
-/// A type that a model computes with.
+/// A compute dtype.
 trait Target: Copy + Default + Send {
-    /// The largest finite value.
+    /// The largest value that converts to a finite one.
     const LARGEST: f32;
     fn write(block: &[f32], out: &mut [Self]);
 }
@@ -146,7 +145,7 @@ impl Target for f32 {
 }
 
 impl Target for f16 {
-    // Halfway to the next step that does not exist; from here on rounding gives infinity.
+    // The last `f32` below the midpoint to the next step; from the midpoint on, rounding gives infinity.
     const LARGEST: f32 = 65519.996;
     fn write(block: &[f32], out: &mut [Self]) {
         out.convert_from_f32_slice(block);
@@ -181,12 +180,12 @@ fn convert<T: Target>(element: ElementType, bytes: &[u8]) -> Result<Vec<T>, Refu
     Ok(out)
 }
 
-/// Without their sign, floats are ordered as their bits are, with infinity and NaN above all else.
+/// The bits without the sign: they order floats by magnitude, with infinity and NaN above all finite values.
 fn magnitude(value: f32) -> u32 {
     value.to_bits() & 0x7fff_ffff
 }
 
-/// The largest magnitude; unlike a maximum of floats, it is computed many at a time.
+/// The largest magnitude; unlike a float maximum, it is vectorized.
 fn magnitude_of(values: &[f32]) -> u32 {
     values.iter().fold(0, |largest, v| magnitude(*v).max(largest))
 }
@@ -200,7 +199,7 @@ fn refusal(block: &[f32], largest: f32) -> Refusal {
     }
 }
 
-/// Decodes little-endian elements into `out`; both hold the same number.
+/// Decodes little-endian elements into `out`; both have the same number of elements.
 fn widen(element: ElementType, bytes: &[u8], out: &mut [f32]) {
     match element {
         ElementType::F16 => {
@@ -243,7 +242,7 @@ fn from_e4m3(byte: u8) -> f32 {
     }
 }
 
-/// `float8_e5m2` is the upper half of an IEEE half.
+/// `float8_e5m2` is the upper half of an `f16`.
 fn from_e5m2(byte: u8) -> f32 {
     f16::from_bits(u16::from(byte) << 8).to_f32()
 }

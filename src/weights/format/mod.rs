@@ -1,7 +1,7 @@
-//! Weight files as bytes: the only code that knows how they are laid out.
+//! Weight file formats: the only module that reads their layout.
 //!
-//! Every format comes down to a table from a name to an element type, a shape and a place in the
-//! file. [`Archive`] holds that table over the mapped file and reads one tensor at a time.
+//! Every format is parsed into a table from tensor name to element type, shape and position in the file. [`Archive`]
+//! holds that table over the memory-mapped file and reads one tensor at a time.
 
 mod element;
 mod pickle;
@@ -23,16 +23,16 @@ use self::element::Refusal;
 pub(super) use self::element::misfit;
 use crate::{Error, Result};
 
-/// Where weights come from.
+/// Location of a weight file.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Source {
     /// A file, or a folder where a folder is allowed.
     File(PathBuf),
-    /// A file that is part of the program.
+    /// A file embedded in the program.
     Embedded {
-        /// What to call it in reports and errors.
+        /// The name used in reports and errors.
         name: &'static str,
-        /// Its contents.
+        /// The contents of the file.
         bytes: &'static [u8],
     },
 }
@@ -53,24 +53,24 @@ impl<P: Into<PathBuf>> From<P> for Source {
     }
 }
 
-/// What a file says about one tensor.
+/// Element type and shape of one tensor, as given by the file header.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct TensorInfo {
-    /// How its numbers are stored.
+    /// The element type in the file.
     pub element: ElementType,
-    /// Its shape.
+    /// The shape of the tensor.
     pub shape: Vec<usize>,
 }
 
-/// How a file is laid out.
+/// The format of a weight file.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Layout {
-    /// safetensors.
+    /// A safetensors file.
     Safetensors,
-    /// A zip file with a pickle, written by torch 1.6 and later.
+    /// A zip file with a pickle, as written by torch 1.6 and later.
     TorchZip,
-    /// Pickles followed by storages, written by older torch.
+    /// Pickles followed by storages, as written by torch before 1.6.
     TorchLegacy,
 }
 
@@ -84,26 +84,26 @@ impl std::fmt::Display for Layout {
     }
 }
 
-/// An open weight file: names, shapes, and tensors on demand.
+/// An open weight file: tensor names and shapes, with tensors read on demand.
 ///
-/// The file is mapped, not read. It must not be truncated while it is open; the system ends a program
-/// that touches a mapped page that is gone.
+/// The file is memory-mapped. It must not be truncated while it is open: accessing a mapped page that no longer exists
+/// terminates the process.
 #[derive(Debug)]
 pub struct Archive {
     source: Source,
     layout: Layout,
     bytes: Bytes,
-    /// The table of a torch zip file, for its compressed storages.
+    /// The central directory of a torch zip file, for compressed storages.
     zip: Option<torch::Zip>,
     entries: BTreeMap<String, Entry>,
     metadata: BTreeMap<String, String>,
 }
 
 impl Archive {
-    /// Opens a file and checks everything that its headers say.
+    /// Opens a file and validates all of its headers.
     ///
-    /// The format is told by the contents, not by the extension. A torch file's `state_dict` is
-    /// unwrapped, and the prefix `module.` is dropped where all names have it.
+    /// The format is detected from the contents, not from the file extension. The `state_dict` of a torch file is
+    /// unwrapped, and the prefix `module.` is removed if all names have it.
     pub fn open(source: &Source) -> Result<Self> {
         let bytes = match source {
             Source::File(path) => map(path)?,
@@ -132,7 +132,7 @@ impl Archive {
         Ok(Self { source: source.clone(), layout, bytes, zip, entries, metadata })
     }
 
-    /// Where it came from.
+    /// The location the archive was opened from.
     pub fn source(&self) -> &Source {
         &self.source
     }
@@ -142,12 +142,12 @@ impl Archive {
         self.source.path()
     }
 
-    /// How the file is laid out.
+    /// The format of the file.
     pub fn layout(&self) -> Layout {
         self.layout
     }
 
-    /// The tensors' names, sorted.
+    /// The tensor names, sorted.
     pub fn names(&self) -> impl Iterator<Item = &str> {
         self.entries.keys().map(String::as_str)
     }
@@ -157,12 +157,12 @@ impl Archive {
         self.entries.iter().map(|(name, entry)| (name.as_str(), &entry.info))
     }
 
-    /// What the file says about a tensor.
+    /// Element type and shape of a tensor.
     pub fn info(&self, name: &str) -> Option<&TensorInfo> {
         self.entries.get(name).map(|entry| &entry.info)
     }
 
-    /// The text pairs in a safetensors header, or a torch file's `name`.
+    /// The metadata of a safetensors header, or the `name` entry of a torch file.
     pub fn metadata(&self) -> &BTreeMap<String, String> {
         &self.metadata
     }
@@ -171,7 +171,7 @@ impl Archive {
     ///
     /// # Errors
     ///
-    /// A value that is not finite, or that `dtype` cannot hold, is an error that names the tensor.
+    /// A value that is not finite, or that `dtype` cannot represent. The error includes the tensor name.
     pub fn tensor(&self, name: &str, dtype: DType, device: &Device) -> Result<Tensor> {
         let wrong = |reason: String| Error::format(self.path(), reason);
         let entry = self
@@ -218,7 +218,7 @@ impl Archive {
         Ok(self.tensor(name, DType::F32, &Device::Cpu)?.flatten_all()?.to_vec1()?)
     }
 
-    /// The elements of a tensor, row after row.
+    /// The elements of a tensor in row-major order.
     fn elements(&self, entry: &Entry) -> Result<Cow<'_, [u8]>, String> {
         let Range { start, end } = entry.range();
         let bytes = match entry.place {
@@ -242,12 +242,12 @@ impl Archive {
     }
 }
 
-/// How many elements a tensor of a shape has.
+/// Number of elements of a shape, saturating.
 fn count(shape: &[usize]) -> usize {
     shape.iter().fold(1, |count: usize, dim| count.saturating_mul(*dim))
 }
 
-/// What a format's parser returns.
+/// Result of a format's parser.
 struct Parsed {
     entries: BTreeMap<String, Entry>,
     metadata: BTreeMap<String, String>,
@@ -258,7 +258,7 @@ struct Parsed {
 struct Entry {
     info: TensorInfo,
     place: Place,
-    /// Which elements of its storage are its own; all of them, in order, if there is no view.
+    /// The elements of the storage that belong to the tensor; `None` means all of them, in order.
     view: Option<View>,
 }
 
@@ -267,7 +267,7 @@ impl Entry {
         Self { info: TensorInfo { element, shape }, place, view: None }
     }
 
-    /// The bytes of its storage from the tensor's first to its last.
+    /// The byte range within the storage from the tensor's first to its last element.
     fn range(&self) -> Range<usize> {
         let elements = match &self.view {
             Some(view) => view.span(&self.info.shape),
@@ -277,18 +277,18 @@ impl Entry {
         elements.start.saturating_mul(size)..elements.end.saturating_mul(size)
     }
 
-    /// How many bytes its own elements take.
+    /// Size of the tensor's elements in bytes.
     fn len(&self) -> usize {
         count(&self.info.shape).saturating_mul(self.info.element.size())
     }
 }
 
-/// Where a storage lies.
+/// Location of a storage.
 #[derive(Clone, Copy, Debug)]
 enum Place {
-    /// In the file as it is.
+    /// Uncompressed in the file.
     Plain { start: usize, len: usize },
-    /// Compressed, as this member of a zip file; `len` bytes once unpacked.
+    /// A compressed member of a zip file; `len` is its uncompressed size in bytes.
     Packed { member: usize, len: usize },
 }
 
@@ -300,7 +300,7 @@ impl Place {
     }
 }
 
-/// A torch tensor is a view of a storage: a first element, and a stride for each dimension.
+/// A torch tensor's view of its storage: an offset and one stride per dimension, in elements.
 #[derive(Clone, Debug)]
 struct View {
     offset: usize,
@@ -308,7 +308,7 @@ struct View {
 }
 
 impl View {
-    /// Checks that the view stays within `available` elements, and gives the number of elements.
+    /// Checks that the view stays within `available` elements and returns its number of elements.
     fn check(&self, shape: &[usize], available: usize) -> Result<usize, String> {
         if self.strides.len() != shape.len() {
             return Err(format!(
@@ -332,7 +332,7 @@ impl View {
             })
             .and_then(|last| last.checked_add(1));
         match end {
-            // A stride of zero could make gigabytes of one byte.
+            // The count is checked too, because a stride of 0 could turn one byte into gigabytes.
             Some(end) if end <= available && count <= available => Ok(count),
             _ => Err(format!(
                 "of shape {shape:?}, strides {:?} and offset {} does not fit its storage of {available} elements",
@@ -341,7 +341,7 @@ impl View {
         }
     }
 
-    /// The elements of the storage from the first of the view to its last.
+    /// The range of storage elements from the first to the last of the view.
     fn span(&self, shape: &[usize]) -> Range<usize> {
         if shape.contains(&0) {
             return 0..0;
@@ -352,7 +352,7 @@ impl View {
         self.offset..end
     }
 
-    /// Whether the elements lie in order and without gaps.
+    /// Returns whether the elements are in row-major order without gaps.
     fn is_contiguous(&self, shape: &[usize]) -> bool {
         if shape.contains(&0) {
             return true;
@@ -367,7 +367,7 @@ impl View {
         true
     }
 
-    /// The elements in order, copied out of the bytes of the [`span`](Self::span).
+    /// Copies the elements in row-major order out of the bytes of the [`span`](Self::span).
     fn gather(&self, shape: &[usize], size: usize, span: &[u8]) -> Result<Vec<u8>, String> {
         let count: usize = shape.iter().product();
         let mut out = Vec::with_capacity(count * size);
@@ -388,7 +388,7 @@ impl View {
     }
 }
 
-/// The bytes of a file, shared by all that reads them.
+/// The bytes of a file, shared between all readers.
 #[derive(Clone, Debug)]
 struct Bytes(Arc<Held>);
 
@@ -422,7 +422,7 @@ fn map(path: &Path) -> Result<Bytes> {
         }
         _ => Error::file(path)(e),
     };
-    // Before opening, because opening a pipe would wait for a writer.
+    // Checked before opening, because opening a pipe would block until it has a writer.
     let metadata = std::fs::metadata(path).map_err(refused)?;
     if metadata.is_dir() {
         return Err(Error::format(path, "is a folder, a weight file is needed"));
@@ -438,18 +438,18 @@ fn map(path: &Path) -> Result<Bytes> {
     Ok(Bytes(Arc::new(Held::Mapped(map))))
 }
 
-/// Maps a whole file for reading.
+/// Memory-maps a whole file for reading.
 #[allow(unsafe_code)]
 fn map_file(file: &File) -> std::io::Result<memmap2::Mmap> {
-    // SAFETY: the map is read-only and private to this process, and every read of it is bounds-checked
-    // against the length mapped here. What cannot be excluded is another process that changes the file
-    // meanwhile: changed bytes are changed weights (any bit pattern is a valid number), and a
-    // truncation ends the program with a signal. `Archive` documents that its file must stay; this
-    // program itself writes files under another name and renames them, which leaves maps intact.
+    // SAFETY: the map is read-only and private to this process, and every read of it is bounds-checked against the
+    // length mapped here. What cannot be excluded is that another process changes the file meanwhile: changed bytes are
+    // changed weights (any bit pattern is a valid number), and a truncation ends the program with a signal. `Archive`
+    // documents that its file must stay; this program itself writes files under another name and renames them, which
+    // leaves maps intact.
     unsafe { memmap2::Mmap::map(file) }
 }
 
-/// What an unreadable file may be, and what to do about it.
+/// Likely reason why a file has no known format, and a hint.
 fn guess(bytes: &[u8]) -> (&'static str, Option<&'static str>) {
     let head = bytes.get(..bytes.len().min(512)).unwrap_or_default();
     let text = String::from_utf8_lossy(head);
@@ -492,7 +492,7 @@ fn without_common_prefix(
     }
 }
 
-/// A name from a file as it may appear in a message: in backticks, on one line, not too long.
+/// Formats a name from a file for a message: in backticks, escaped, cut to 160 characters.
 pub(crate) fn quoted(name: &str) -> String {
     const LONGEST: usize = 160;
     let escaped: String = name.chars().take(LONGEST).flat_map(char::escape_debug).collect();

@@ -1,13 +1,13 @@
-//! A pickle machine that yields tensors and never runs anything.
+//! A pickle interpreter that extracts tensors and never executes code.
 //!
-//! A pickle is a program for a stack machine. This one knows every opcode of protocols 0 to 5 and a
-//! handful of torch's own constructors. Any other class or function becomes [`Value::Opaque`]: calling
-//! it, building it or filling it has no effect, so a file that holds more than tensors (Lightning's
-//! callbacks, numpy scalars, somebody's attack) still gives its tensors.
+//! A pickle is a program for a stack machine. This interpreter implements every opcode of protocols 0 to 5 and a few
+//! constructors of torch. Any other class or function becomes [`Value::Opaque`]; calling, building or filling it has no
+//! effect. So the tensors of a file that also contains Lightning callbacks, numpy scalars or malicious code can still
+//! be read.
 //!
-//! Values are small handles into one [`Heap`], so a hostile file cannot build a value whose drop recurses
-//! without end. Nothing is copied that the file could name again and again, and what is made is held to so many
-//! bytes for each byte of the pickle: time and memory grow with the pickle's size and no faster.
+//! Values are small handles into one [`Heap`], so a malicious file cannot build a value whose drop recurses without
+//! bound. Nothing is copied that the file could reference repeatedly, and the heap size is limited per byte of the
+//! pickle: time and memory are linear in the size of the pickle.
 
 mod heap;
 
@@ -15,25 +15,25 @@ use super::{ElementType, View, quoted};
 use heap::{Global, Storage};
 pub(super) use heap::{Heap, TensorRef, Value};
 
-/// Foreign classes remembered for error messages.
+/// Maximum number of foreign classes remembered for error messages.
 const MOST_FOREIGN: usize = 8;
-/// Attributes of an object that are looked at; a module's parameters are among the first.
+/// Maximum number of an object's attributes to inspect; a module's parameters are among the first.
 const MOST_ATTRIBUTES: usize = 4;
-/// `_rebuild_from_type_v2` may wrap another call, and that one again.
+/// Maximum nesting of `_rebuild_from_type_v2`, which wraps another call.
 const DEEPEST_CALL: usize = 4;
-/// More arguments than any call that we know takes.
+/// Maximum number of call arguments read; no supported call takes more.
 const MOST_ARGUMENTS: usize = 8;
-/// More dimensions than any weight has.
+/// Maximum number of dimensions of a tensor.
 const MOST_DIMENSIONS: usize = 8;
-/// Longer than any name of a class or key of a storage.
+/// Maximum length in bytes of a class name or storage key.
 const LONGEST_WORD: usize = 256;
 
-/// Bytes that any pickle may make.
+/// Heap bytes allowed for any pickle.
 const SMALL_HEAP: usize = 1 << 20;
-/// Bytes that a pickle may make for each of its own beyond [`SMALL_HEAP`]. `torch.save` comes to 4 to 8.
+/// Heap bytes allowed per byte of the pickle beyond [`SMALL_HEAP`]. Files of `torch.save` need 4 to 8.
 const HEAP_PER_BYTE: usize = 16;
 
-/// Runs the pickle at the start of `bytes`. Returns its result and the number of bytes it took.
+/// Runs the pickle at the start of `bytes`. Returns the heap, the result and the number of bytes consumed.
 pub(super) fn run(bytes: &[u8]) -> Result<(Heap<'_>, Value, usize), String> {
     let mut machine = Machine {
         input: Input { bytes, at: 0 },
@@ -43,7 +43,7 @@ pub(super) fn run(bytes: &[u8]) -> Result<(Heap<'_>, Value, usize), String> {
         memo: Vec::new(),
         memorised: 0,
     };
-    // One empty tuple is as good as another.
+    // All empty tuples share this sequence.
     machine.heap.add_sequence(Vec::new());
     loop {
         let at = machine.input.at;
@@ -69,20 +69,20 @@ struct Machine<'a> {
     input: Input<'a>,
     heap: Heap<'a>,
     stack: Vec<Value>,
-    /// Heights of the stack at each open mark.
+    /// Stack heights of the open marks.
     marks: Vec<usize>,
-    /// By number. Picklers count, so there are no more numbers than bytes.
+    /// The memo by index. Picklers count upwards, so no index exceeds the number of bytes read.
     memo: Vec<Option<Value>>,
-    /// How many numbers are taken.
+    /// Number of occupied memo entries.
     memorised: usize,
 }
 
-/// The tuple that every heap begins with.
+/// The empty tuple, which is the first sequence of every heap.
 const EMPTY_TUPLE: Value = Value::Tuple(0);
 
 impl Machine<'_> {
-    /// Runs one opcode; returns the result at `STOP`. The letters are those of Python's `pickletools`.
-    // A table: opcodes that do the same stand where their kind stands.
+    /// Executes one opcode; returns the result at `STOP`. Opcode letters are those of Python's `pickletools`.
+    // Opcodes with equal arms are listed with their group.
     #[allow(clippy::match_same_arms)]
     fn step(&mut self) -> Step<Option<Value>> {
         match self.input.byte()? {
@@ -98,7 +98,7 @@ impl Machine<'_> {
             // Stack
             b'(' => self.marks.push(self.stack.len()),
             b'0' => {
-                // POP takes a mark if nothing lies above it.
+                // POP removes a mark if nothing lies above it.
                 if self.marks.last() == Some(&self.stack.len()) {
                     self.marks.pop();
                 } else {
@@ -153,7 +153,7 @@ impl Machine<'_> {
                 self.stack.push(Value::Opaque);
             }
 
-            // Text. Python 2 wrote names as byte strings, so those are text as well.
+            // Text. Python 2 wrote names as byte strings, so these are treated as text too.
             b'X' | b'T' => {
                 let len = u32::from_le_bytes(self.input.array()?);
                 self.text(len.into())?;
@@ -319,8 +319,8 @@ impl Machine<'_> {
                 self.pop_mark()?;
                 self.stack.push(Value::Opaque);
             }
-            // BUILD sets attributes. A dict keeps its items, whatever attributes it has, but torch's dict of
-            // parameters is a module, whose items are an attribute.
+            // BUILD sets attributes. A dict keeps its items whatever attributes it gets, except for torch's
+            // ParameterDict, which is a module whose items are the attribute `_parameters`.
             b'b' => {
                 let state = self.pop()?;
                 let top = self.top()?;
@@ -360,7 +360,7 @@ impl Machine<'_> {
     }
 
     fn pop(&mut self) -> Step<Value> {
-        // Nothing below an open mark may be taken.
+        // Values below an open mark must not be popped.
         if self.marks.last().is_some_and(|mark| *mark >= self.stack.len()) {
             return Err("the stack is empty above its mark".into());
         }
@@ -432,7 +432,7 @@ impl Machine<'_> {
         Ok(())
     }
 
-    /// Python 2 writes `OrderedDict([[key, value], ...])`. The list is used up by it.
+    /// Fills a dict from Python 2's `OrderedDict([[key, value], ...])`, which empties the list.
     fn set_pairs(&mut self, dict: Value, list: u32) -> Step<()> {
         let pairs = self.heap.sequences.get_mut(list as usize).map(std::mem::take);
         for pair in pairs.unwrap_or_default() {
@@ -463,7 +463,7 @@ impl Machine<'_> {
         Ok(())
     }
 
-    /// The only names that mean anything.
+    /// Resolves a class or function; only these names are supported.
     fn global(&mut self, module: &str, name: &str) -> Value {
         let global = match (module, name) {
             ("collections", "OrderedDict" | "defaultdict")
@@ -492,7 +492,7 @@ impl Machine<'_> {
         Value::Global(global)
     }
 
-    /// Calls a constructor that we know. Anything else is not called.
+    /// Calls a supported constructor. Any other callee gives [`Value::Opaque`].
     fn call(&mut self, callee: Value, arguments: Value, depth: usize) -> Step<Value> {
         let Value::Global(global) = callee else { return Ok(Value::Opaque) };
         let arguments = self.heap.items(arguments).unwrap_or_default();
@@ -517,13 +517,13 @@ impl Machine<'_> {
         })
     }
 
-    /// `(storage, offset, shape, strides, requires_grad, hooks, [dtype, metadata])`.
+    /// Builds a tensor from `(storage, offset, shape, strides, requires_grad, hooks, [dtype, metadata])`.
     fn tensor(&mut self, arguments: &[Value]) -> Step<Value> {
         let [storage, Value::Int(offset), shape, strides, rest @ ..] = arguments else {
             return Err("a tensor is rebuilt from something that is no tensor".into());
         };
         let Value::Storage(id) = storage else {
-            // Of a type that we do not read: no weights, then.
+            // A storage of an unsupported type, so not a weight.
             return Ok(Value::Opaque);
         };
         let sizes = |value: Value| -> Option<Vec<usize>> {
@@ -547,7 +547,7 @@ impl Machine<'_> {
         Ok(self.heap.add_tensor(TensorRef { storage: *id, element, shape, view }))
     }
 
-    /// `("storage", type, key, device, count, [view])`.
+    /// Builds a storage from `("storage", type, key, device, count, [view])`.
     fn persistent(&mut self, id: Value) -> Step<Value> {
         let Some(&[kind, Value::Global(global), key, _, Value::Int(count), ref rest @ ..]) =
             self.heap.items(id)
@@ -571,7 +571,7 @@ impl Machine<'_> {
     }
 }
 
-/// `Ok` for a dtype, `Err` for a storage class (of a type that we read, or not), `None` for neither.
+/// Returns `Ok` for a dtype, `Err` for a storage class (`Err(None)` if unsupported), `None` for any other name.
 fn element_type(name: &str) -> Option<Result<ElementType, Option<ElementType>>> {
     Some(match name {
         "float16" | "half" => Ok(ElementType::F16),
@@ -647,7 +647,7 @@ impl<'a> Input<'a> {
 mod tests {
     use super::*;
 
-    /// `{"w": tensor}` in protocol 2, with `before` run first and its result left in the dict.
+    /// A protocol 2 pickle of `{"w": tensor}` that runs `before` first and stores its result in the dict.
     fn with_a_tensor(before: &[u8]) -> Vec<u8> {
         let mut p = b"\x80\x02}(".to_vec();
         p.extend(b"X\x01\x00\x00\x00x");
@@ -802,15 +802,15 @@ mod tests {
         assert!(run(b"Nr\xff\xff\xff\x7f.").unwrap_err().contains("no number to memorise"));
         assert!(run(b"Np99999999999999999999\n.").is_err());
         assert!(run(b"Np18446744073709551615\n.").is_err());
-        // MEMOIZE goes on after the numbers that are taken, as in Python.
+        // MEMOIZE continues after the occupied entries, as in Python.
         assert_eq!(run(b"K\x05q\x00K\x06\x940h\x01.").unwrap().1, Value::Int(6));
         assert_eq!(run(b"K\x05q\x03K\x06\x940h\x01.").unwrap().1, Value::Int(6));
     }
 
     #[test]
     fn naming_large_things_again_and_again_costs_nothing() {
-        // A list of 30 000 pairs, made into an OrderedDict 30 000 times; and a text as long as that
-        // which names a class as often.
+        // A list of 30 000 pairs that is made into an OrderedDict 30 000 times, and a text of that length that is used
+        // as a class name as often.
         let mut pickle = b"\x80\x02ccollections\nOrderedDict\nq\x00K\x01K\x02\x86q\x01](".to_vec();
         for _ in 0..30_000 {
             pickle.extend(b"h\x01");

@@ -1,8 +1,8 @@
-//! The safetensors header, parsed and checked so that nothing later can fail on it.
+//! Parser of the safetensors header, which validates it completely.
 //!
-//! Eight bytes of length, that many bytes of JSON, then the data: tensor after tensor without holes.
-//! See <https://github.com/huggingface/safetensors#format>. The parser is ours because an error must
-//! name the tensor and both numbers, and because a name given twice must not pass unseen.
+//! The format is eight bytes of header length, a JSON header of that length, then the tensor data without gaps. See
+//! <https://github.com/huggingface/safetensors#format>. The `safetensors` crate's parser is not used because errors
+//! must include the tensor name and both numbers, and because duplicate names must be rejected.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -11,15 +11,15 @@ use serde::de::{Deserialize, Deserializer, Error as _, MapAccess, Visitor};
 
 use super::{ElementType, Entry, Parsed, Place, quoted};
 
-/// Longest header that anybody may send; the reference implementation's limit.
+/// Maximum header length in bytes, the limit of the reference implementation.
 const LONGEST_HEADER: u64 = 100_000_000;
 
-/// Whether `bytes` begin like a safetensors file.
+/// Returns whether `bytes` begin like a safetensors file.
 pub(super) fn detect(bytes: &[u8]) -> bool {
     bytes.get(8) == Some(&b'{')
 }
 
-/// Reads the header of a file.
+/// Parses the header of a file.
 pub(super) fn parse(bytes: &[u8]) -> Result<Parsed, String> {
     let (length, rest) = bytes
         .split_first_chunk::<8>()
@@ -117,7 +117,7 @@ struct Stored {
     data_offsets: (usize, usize),
 }
 
-/// By hand, because a map type would silently keep the last of two equal names.
+/// Implemented by hand, because deserializing into a map would silently keep the last of two equal names.
 impl<'de> Deserialize<'de> for Header {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         struct Walk;

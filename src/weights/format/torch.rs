@@ -1,4 +1,4 @@
-//! Files that `torch.save` made: a zip file with a pickle, or the older row of pickles.
+//! Files written by `torch.save`: a zip file with a pickle, or the legacy sequence of pickles.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::io::{self, Cursor, Read};
@@ -9,44 +9,43 @@ use zip::{CompressionMethod, ZipArchive};
 use super::pickle::{self, Heap, TensorRef, Value};
 use super::{Bytes, ElementType, Entry, Parsed, Place, TensorInfo, quoted};
 
-/// The largest pickle that anybody may send. A Stable Diffusion checkpoint's has less than a megabyte.
+/// Maximum size of a pickle in bytes. That of a Stable Diffusion checkpoint is below one megabyte.
 const LARGEST_PICKLE: u64 = 32 << 20;
-/// Bytes of a pickle for each that it has packed, beyond [`SMALL_PICKLE`]. `torch.save` packs none, and what others
-/// pack shrinks to a tenth or so.
+/// Maximum ratio of uncompressed to compressed size of a pickle above [`SMALL_PICKLE`]. `torch.save` does not compress;
+/// pickles compressed by other tools shrink to about a tenth.
 const MOST_GROWTH: u64 = 64;
-/// A pickle so large may be packed as small as can be.
+/// Size in bytes up to which a pickle may have any compression ratio.
 const SMALL_PICKLE: u64 = 1 << 20;
 
-/// Bytes that may be unpacked on the way to the tensors in compressed storages, for each byte of those tensors,
-/// beyond [`SMALL_DETOUR`].
+/// Maximum number of bytes to decompress per byte of the tensors in compressed storages, beyond [`SMALL_DETOUR`].
 const MOST_DETOUR: usize = 8;
-/// So many bytes may always be unpacked on the way.
+/// Number of bytes that may always be decompressed.
 const SMALL_DETOUR: usize = 256 << 20;
 
-/// The table of a zip file; cheap to clone.
+/// The central directory of a zip file; cheap to clone.
 pub(super) type Zip = ZipArchive<Cursor<Bytes>>;
 
-/// Keys under which a file has its weights beside other things; the second is of textual inversions, the others of
+/// Keys under which a file may nest its state dict; the second is used by textual inversions, the last two by
 /// SparseCtrl and T2I-Adapter.
 const WEIGHTS: [&str; 4] = ["state_dict", "string_to_param", "controlnet", "adapter"];
 
-/// What a tensor is called that was saved by itself: the name of nameless textual inversions.
+/// The name given to a tensor saved on its own, which is the name of unnamed textual inversions.
 const BARE: &str = "*";
 
-/// Bytes that begin the old format: the pickled integer 0x1950a86a20f9469cfc6c.
+/// Magic bytes of the legacy format: the pickled integer 0x1950a86a20f9469cfc6c.
 const LEGACY_MAGIC: &[u8] = b"\x80\x02\x8a\x0a\x6c\xfc\x9c\x46\xf9\x20\x6a\xa8\x50\x19.";
 
-/// Whether `bytes` begin like a zip file.
+/// Returns whether `bytes` begin like a zip file.
 pub(super) fn is_zip(bytes: &[u8]) -> bool {
     bytes.starts_with(b"PK\x03\x04") || bytes.starts_with(b"PK\x05\x06")
 }
 
-/// Whether `bytes` begin like a file from before torch 1.6.
+/// Returns whether `bytes` begin like a file from before torch 1.6.
 pub(super) fn is_legacy(bytes: &[u8]) -> bool {
     bytes.starts_with(LEGACY_MAGIC)
 }
 
-/// Reads the tables of a zip file.
+/// Parses the central directory and the pickle of a zip file.
 pub(super) fn parse_zip(bytes: &Bytes) -> Result<(Parsed, Zip), String> {
     let broken =
         |e: zip::result::ZipError| format!("its zip table cannot be read: {e} (cut short?)");
@@ -105,8 +104,8 @@ pub(super) fn parse_zip(bytes: &Bytes) -> Result<(Parsed, Zip), String> {
     Ok((parsed, zip))
 }
 
-/// Refuses files whose compressed storages are much larger than the tensors in them: a storage must be unpacked up to
-/// a tensor's end, for each of its tensors.
+/// Rejects files whose compressed storages are much larger than their tensors: for each tensor, its storage must be
+/// decompressed up to the tensor's end.
 fn check_detours(parsed: &Parsed) -> Result<(), String> {
     let packed =
         parsed.entries.values().filter(|entry| matches!(entry.place, Place::Packed { .. }));
@@ -121,7 +120,7 @@ fn check_detours(parsed: &Parsed) -> Result<(), String> {
     Ok(())
 }
 
-/// Reads the tables of an old file: magic, version, machine, object, storage keys, storages.
+/// Parses a legacy file: magic number, protocol version, system info, object, storage keys, storages.
 pub(super) fn parse_legacy(bytes: &[u8]) -> Result<Parsed, String> {
     let mut at = 0;
     for _ in 0..3 {
@@ -155,13 +154,13 @@ pub(super) fn parse_legacy(bytes: &[u8]) -> Result<Parsed, String> {
     entries(&heap, result, |key| places.get(key).copied())
 }
 
-/// The bytes that a pickle at `at` may take.
+/// The bytes at `at` that a pickle may occupy.
 fn program(bytes: &[u8], at: usize) -> &[u8] {
     let rest = bytes.get(at..).unwrap_or_default();
     rest.get(..LARGEST_PICKLE as usize).unwrap_or(rest)
 }
 
-/// Unpacks a compressed member of `len` bytes as far as `wanted` reaches, and keeps no more than that.
+/// Decompresses a member of `len` bytes up to the end of `wanted`, and returns only the bytes of `wanted`.
 pub(super) fn unpack(
     zip: &Zip,
     member: usize,
@@ -173,11 +172,11 @@ pub(super) fn unpack(
     let mut member = zip.by_index(member).map_err(|e| broken(&e))?;
     let mut before = member.by_ref().take(wanted.start as u64);
     let skipped = io::copy(&mut before, &mut io::sink()).map_err(|e| broken(&e))?;
-    // What a member claims is not trusted with memory before it is there.
+    // Not preallocated, because the claimed size is not trusted.
     let mut out = Vec::new();
     let mut own = member.by_ref().take(wanted.len() as u64);
     own.read_to_end(&mut out).map_err(|e| broken(&e))?;
-    // Its checksum is compared at its end.
+    // Reading to the end verifies the checksum.
     let mut end = member.take(u64::from(wanted.end == len));
     let more = end.read(&mut [0]).map_err(|e| broken(&e))?;
     let found = skipped + (out.len() + more) as u64;
@@ -187,7 +186,7 @@ pub(super) fn unpack(
     Ok(out)
 }
 
-/// Finds the state dict and turns its tensors into entries.
+/// Finds the state dict and converts its tensors to entries.
 fn entries(
     heap: &Heap<'_>,
     root: Value,
@@ -234,7 +233,7 @@ fn entries(
     Ok(Parsed { entries, metadata: name.into_iter().collect() })
 }
 
-/// The dict with the weights: under one of [`WEIGHTS`], or at the top, or the only one that has tensors.
+/// The state dict: nested under one of [`WEIGHTS`], or at the top level, or the only dict with tensors.
 fn state_dict(heap: &Heap<'_>, root: Value) -> Option<Value> {
     let has_tensors = |dict: &Value| heap.tensors_of(*dict).next().is_some();
     let nested = heap.dicts_of(root).find(|(key, _)| WEIGHTS.contains(key));
@@ -244,19 +243,19 @@ fn state_dict(heap: &Heap<'_>, root: Value) -> Option<Value> {
     if has_tensors(&root) {
         return Some(root);
     }
-    // Each dict once, however often it is named.
+    // Deduplicated, because a dict may be referenced several times.
     let inner: BTreeSet<u32> = heap.dicts_of(root).map(|(_, id)| id).collect();
     let mut inner = inner.into_iter().map(Value::Dict).filter(has_tensors);
     inner.next().filter(|_| inner.next().is_none())
 }
 
-/// The tensors of a list of nothing else, which the first LoRAs were; their numbers are their names.
+/// The tensors of a list, which is how the first LoRAs were saved; their indices become their names.
 fn list<'a>(heap: &'a Heap<'_>, root: Value) -> Option<Vec<&'a TensorRef>> {
     let items = heap.items(root).filter(|items| !items.is_empty())?;
     items.iter().map(|item| heap.tensor(*item)).collect()
 }
 
-/// The dicts of an IP-Adapter, which has its weights in two of them.
+/// The two dicts of an IP-Adapter checkpoint.
 fn named_dicts<'a>(heap: &'a Heap<'_>, root: Value) -> Option<Vec<(&'a str, Value)>> {
     let dicts: BTreeMap<&str, u32> = heap.dicts_of(root).collect();
     let wanted = ["image_proj", "ip_adapter"];

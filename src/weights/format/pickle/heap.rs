@@ -1,11 +1,11 @@
-//! What a pickle makes: values, and what they are handles of.
+//! The heap of the pickle interpreter, and the values that are handles into it.
 
 use std::borrow::Cow;
 use std::collections::BTreeSet;
 
 use crate::weights::format::{ElementType, View};
 
-/// Something on the machine's stack.
+/// A value on the interpreter's stack.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub(crate) enum Value {
     None,
@@ -18,11 +18,11 @@ pub(crate) enum Value {
     Global(Global),
     Storage(u32),
     Tensor(u32),
-    /// Known to be there, of no interest, inert.
+    /// An unsupported object; operations on it have no effect.
     Opaque,
 }
 
-/// What a name in a pickle stands for.
+/// Meaning of a class or function name in a pickle.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub(crate) enum Global {
     Dict,
@@ -33,23 +33,23 @@ pub(crate) enum Global {
     Storage(ElementType),
     UntypedStorage,
     DType(ElementType),
-    /// A type of number that nobody stores weights in.
+    /// A storage class of an unsupported element type.
     OddStorage,
     Foreign,
 }
 
-/// A storage, as a pickle refers to it.
+/// A storage as referenced by a pickle.
 #[derive(Clone, Debug)]
 pub(crate) struct Storage {
-    /// A text.
+    /// A [`Value::Text`].
     pub(crate) key: Value,
-    /// `None` if untyped: the tensor says what its bytes mean.
+    /// `None` if untyped: the tensor then has the element type.
     pub(crate) element: Option<ElementType>,
     /// In elements, or in bytes if untyped.
     pub(crate) count: usize,
 }
 
-/// A tensor, as a pickle describes it.
+/// A tensor as described by a pickle.
 #[derive(Clone, Debug)]
 pub(crate) struct TensorRef {
     pub(crate) storage: u32,
@@ -58,7 +58,7 @@ pub(crate) struct TensorRef {
     pub(crate) view: View,
 }
 
-/// Everything that a pickle made.
+/// All objects created by a pickle.
 #[derive(Debug, Default)]
 pub(crate) struct Heap<'a> {
     texts: Vec<Cow<'a, str>>,
@@ -67,17 +67,17 @@ pub(crate) struct Heap<'a> {
     pub(crate) storages: Vec<Storage>,
     pub(crate) tensors: Vec<TensorRef>,
     pub(super) foreign: BTreeSet<String>,
-    /// Bytes of all that was made, as [`Heap::charge`] counts them.
+    /// Total size of all objects in bytes, as counted by [`Heap::charge`].
     spent: usize,
 }
 
 impl<'a> Heap<'a> {
-    /// Bytes of all that was made.
+    /// Total size of all objects in bytes.
     pub(super) fn spent(&self) -> usize {
         self.spent
     }
 
-    /// Counts `count` values of a type.
+    /// Adds the size of `count` values of type `T`.
     fn charge<T>(&mut self, count: usize) {
         self.spent = self.spent.saturating_add(count.saturating_mul(size_of::<T>()));
     }
@@ -98,7 +98,7 @@ impl<'a> Heap<'a> {
         }
     }
 
-    /// The names in a dict that stand for tensors, and those tensors; the last of equal names counts.
+    /// The tensors of a dict by name; the last of equal names is the valid one.
     pub(crate) fn tensors_of(&self, dict: Value) -> impl Iterator<Item = (&str, &TensorRef)> {
         self.pairs(dict).filter_map(|(key, value)| match value {
             Value::Tensor(id) => Some((self.text(key)?, self.tensors.get(id as usize)?)),
@@ -106,7 +106,7 @@ impl<'a> Heap<'a> {
         })
     }
 
-    /// The tensor that a value is.
+    /// The tensor of a [`Value::Tensor`].
     pub(crate) fn tensor(&self, value: Value) -> Option<&TensorRef> {
         match value {
             Value::Tensor(id) => self.tensors.get(id as usize),
@@ -114,13 +114,13 @@ impl<'a> Heap<'a> {
         }
     }
 
-    /// The text in a dict under a key; the last of equal keys counts.
+    /// The text stored in a dict under a key; the last of equal keys is the valid one.
     pub(crate) fn text_of(&self, dict: Value, key: &str) -> Option<&str> {
         let found = self.pairs(dict).filter(|(name, _)| self.text(*name) == Some(key));
         found.last().and_then(|(_, value)| self.text(value))
     }
 
-    /// The numbers of the dicts in a dict.
+    /// The keys and ids of the dicts in a dict.
     pub(crate) fn dicts_of(&self, dict: Value) -> impl Iterator<Item = (&str, u32)> {
         self.pairs(dict).filter_map(|(key, value)| match value {
             Value::Dict(id) => Some((self.text(key)?, id)),
@@ -128,7 +128,7 @@ impl<'a> Heap<'a> {
         })
     }
 
-    /// Foreign classes that the pickle named, for messages.
+    /// Unsupported classes named in the pickle, for messages.
     pub(crate) fn foreign(&self) -> impl Iterator<Item = &str> {
         self.foreign.iter().map(String::as_str)
     }
@@ -157,7 +157,7 @@ impl<'a> Heap<'a> {
         self.sequences.len() as u32 - 1
     }
 
-    /// Appends to a list; anything else stays as it is.
+    /// Appends to a list; other values are ignored.
     pub(super) fn extend_list(&mut self, list: Value, items: &[Value]) {
         if let Value::List(id) = list
             && let Some(list) = self.sequences.get_mut(id as usize)
@@ -173,7 +173,7 @@ impl<'a> Heap<'a> {
         Value::Dict(self.dicts.len() as u32 - 1)
     }
 
-    /// Adds pairs to a dict; anything else stays as it is.
+    /// Adds pairs to a dict; other values are ignored.
     pub(super) fn extend_dict(&mut self, dict: Value, pairs: &[[Value; 2]]) {
         if let Value::Dict(id) = dict
             && let Some(dict) = self.dicts.get_mut(id as usize)

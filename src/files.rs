@@ -1,8 +1,11 @@
 //! File I/O: size-limited reads and atomic writes.
 
 mod draft;
+mod live;
 mod place;
+mod renames;
 mod series;
+mod stale;
 
 use std::fmt::Write as _;
 use std::fs::{self, File};
@@ -11,7 +14,8 @@ use std::path::Path;
 
 use sha2::{Digest, Sha256};
 
-pub(crate) use draft::{Draft, remove_drafts};
+pub(crate) use draft::Draft;
+pub(crate) use live::remove_drafts;
 pub use place::Existing;
 pub(crate) use place::{Place, exists, folder_of, unwritable};
 pub(crate) use series::DraftSeries;

@@ -170,6 +170,141 @@ fn modules_use_only_lower_floors() {
     assert!(found.is_empty(), "{}", found.join("\n"));
 }
 
+/// Every path that starts with `crate`, `self` or `super`, with each path of a group by itself.
+fn paths(code: &str) -> Vec<Vec<String>> {
+    let mut found = Vec::new();
+    for start in ["crate::", "self::", "super::"] {
+        for (at, _) in code.match_indices(start) {
+            let before = code[..at].chars().next_back();
+            if before.is_none_or(|c| !(c.is_alphanumeric() || c == '_' || c == ':')) {
+                follow(&code[at..], &[], &mut found);
+            }
+        }
+    }
+    found
+}
+
+/// Adds the paths that `text` begins with, below `above`.
+fn follow(text: &str, above: &[String], found: &mut Vec<Vec<String>>) {
+    let Some(name) = identifier(text) else { return };
+    let path: Vec<String> = above.iter().cloned().chain([name.clone()]).collect();
+    match text[name.len()..].strip_prefix("::") {
+        Some(rest) if rest.starts_with('{') => {
+            let (mut depth, mut is_head) = (0, true);
+            for (i, c) in rest.char_indices() {
+                match c {
+                    '{' => depth += 1,
+                    '}' => depth -= 1,
+                    ',' if depth == 1 => is_head = true,
+                    _ if is_head && depth == 1 && !c.is_whitespace() => {
+                        follow(&rest[i..], &path, found);
+                        is_head = false;
+                    }
+                    _ => {}
+                }
+                if depth == 0 {
+                    break;
+                }
+            }
+        }
+        Some(rest) => follow(rest, &path, found),
+        None => found.push(path),
+    }
+}
+
+/// The module that a file is.
+fn module_path(file: &str) -> Vec<String> {
+    let path = file.trim_end_matches(".rs").trim_end_matches("/mod");
+    path.split('/').map(str::to_owned).collect()
+}
+
+/// For every module, which of its children use which others.
+fn uses_between_siblings(
+    sources: &BTreeMap<String, String>,
+) -> BTreeMap<Vec<String>, BTreeMap<String, BTreeSet<String>>> {
+    let modules: BTreeSet<Vec<String>> = sources
+        .keys()
+        .map(|file| module_path(file))
+        .flat_map(|path| (1..=path.len()).map(move |depth| path[..depth].to_vec()))
+        .collect();
+    let mut uses: BTreeMap<Vec<String>, BTreeMap<String, BTreeSet<String>>> = BTreeMap::new();
+    for (file, code) in sources {
+        let own = module_path(file);
+        let code = code.split("#[cfg(test)]\nmod tests").next().unwrap_or_default();
+        for path in paths(code) {
+            let mut rest = &path[1..];
+            let mut at = if path[0] == "crate" { vec![] } else { own.clone() };
+            if path[0] == "super" {
+                at.pop();
+            }
+            while let Some(("super", more)) = rest.split_first().map(|(a, b)| (a.as_str(), b)) {
+                at.pop();
+                rest = more;
+            }
+            for name in rest {
+                let inner: Vec<String> = at.iter().cloned().chain([name.clone()]).collect();
+                if !modules.contains(&inner) {
+                    break;
+                }
+                at = inner;
+            }
+            let shared = own.iter().zip(&at).take_while(|(a, b)| a == b).count();
+            if let (Some(from), Some(to)) = (own.get(shared), at.get(shared)) {
+                let children = uses.entry(own[..shared].to_vec()).or_default();
+                children.entry(from.clone()).or_default().insert(to.clone());
+            }
+        }
+    }
+    uses
+}
+
+/// A way from `from` back to itself.
+fn circle(from: &str, uses: &BTreeMap<String, BTreeSet<String>>) -> Option<Vec<String>> {
+    let mut ways = vec![vec![from.to_owned()]];
+    let mut seen = BTreeSet::new();
+    while let Some(way) = ways.pop() {
+        for next in way.last().and_then(|last| uses.get(last)).into_iter().flatten() {
+            let longer: Vec<String> = way.iter().cloned().chain([next.clone()]).collect();
+            if next == from {
+                return Some(longer);
+            }
+            if seen.insert(next.clone()) {
+                ways.push(longer);
+            }
+        }
+    }
+    None
+}
+
+#[test]
+fn no_modules_use_each_other_in_a_circle() {
+    let mut found = Vec::new();
+    for (module, uses) in uses_between_siblings(&sources()) {
+        // Those of the crate are held to their layers.
+        if !module.is_empty() {
+            let circles = uses.keys().filter_map(|from| circle(from, &uses));
+            found.extend(circles.map(|way| format!("{}: {}", module.join("/"), way.join(" -> "))));
+        }
+    }
+    assert!(found.is_empty(), "{}", found.join("\n"));
+}
+
+#[test]
+fn circles_are_noticed() {
+    let files = |files: &[(&str, &str)]| {
+        let files = files.iter().map(|(file, code)| ((*file).to_owned(), (*code).to_owned()));
+        let uses = uses_between_siblings(&files.collect());
+        let uses = uses.get(&vec!["m".to_owned()]).cloned().unwrap_or_default();
+        uses.keys().filter_map(|from| circle(from, &uses)).count()
+    };
+    let (a, c) =
+        (("m/a.rs", "use super::b::{self, X};"), ("m/c/mod.rs", "fn f() { super::a::g() }"));
+    assert_eq!(files(&[a, ("m/b.rs", "use crate::m::{\n    c,\n    d::D,\n};"), c]), 3);
+    assert_eq!(files(&[a, ("m/b.rs", "use super::c::C;"), ("m/c/x.rs", "use crate::m::d;")]), 0);
+    let inner = ("m/c/x.rs", "use super::super::a;");
+    assert_eq!(files(&[a, ("m/b.rs", "use super::c::C;"), ("m/c/mod.rs", ""), inner]), 3);
+}
+
 #[test]
 fn features_are_asked_for_in_few_places() {
     let found: Vec<_> = sources()

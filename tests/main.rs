@@ -5,7 +5,7 @@
 
 /// Adapters in a running pipeline.
 mod adapters;
-/// The floors of the house.
+/// The layers.
 mod architecture;
 /// Hostile files and impossible requests, given to the real program.
 #[cfg(feature = "cli")]

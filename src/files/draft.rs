@@ -3,163 +3,37 @@
 //! A draft is named `.animatelcm-*.part`. Its writer holds an advisory lock on it while it exists, so a later run can
 //! distinguish the drafts of running processes from those of killed ones, and removes the latter.
 
-use std::collections::BTreeSet;
-use std::fs::{self, File, OpenOptions, TryLockError};
+use std::fs::{self, File};
 use std::io::{self, BufWriter, Seek, SeekFrom, Write};
-use std::path::{Path, PathBuf};
-use std::sync::{Mutex, MutexGuard, PoisonError};
 
-use super::place::{Existing, Place};
-use super::series;
+use super::live::{Name, TRIES, is_locked, is_still, live, names, plain, rename_to_free};
+use super::place::{Existing, Place, unwritable};
+use super::stale::clean;
 use crate::{Error, Result};
 
-const PREFIX: &str = ".animatelcm-";
-const SUFFIX: &str = ".part";
-
-/// Number of attempts to remove a draft that is still written to, before it is left to the next run.
-const TRIES_TO_REMOVE: usize = 100;
-
-/// Drafts of this process.
-static LIVE: Mutex<BTreeSet<PathBuf>> = Mutex::new(BTreeSet::new());
-
-/// Exclusive access to the drafts of this process: while it is held, none is created, renamed or removed.
-pub(super) fn live() -> MutexGuard<'static, BTreeSet<PathBuf>> {
-    LIVE.lock().unwrap_or_else(PoisonError::into_inner)
-}
-
-/// Removes all drafts of this process, which must then exit: creating, renaming or dropping a draft afterwards blocks
-/// forever, so no new ones can appear.
-pub(crate) fn remove_drafts() {
-    let drafts = live();
-    for path in drafts.iter() {
-        // A frame of a series may be created in the folder while that is emptied.
-        let is_gone = |_: &usize| remove(path).is_ok() || fs::symlink_metadata(path).is_err();
-        let _ = (0..TRIES_TO_REMOVE).find(is_gone);
-    }
-    std::mem::forget(drafts);
-}
-
-/// Removes a file, or a folder with its contents.
-pub(super) fn remove(path: &Path) -> io::Result<()> {
-    if fs::symlink_metadata(path)?.is_dir() { series::remove(path) } else { fs::remove_file(path) }
-}
-
-/// Builder of draft names.
-pub(super) fn names() -> tempfile::Builder<'static, 'static> {
-    let mut names = tempfile::Builder::new();
-    names.prefix(PREFIX).suffix(SUFFIX);
-    names
-}
-
-/// A fixed name of the same form as a draft's.
-pub(super) fn fixed_name(word: &str) -> String {
-    format!("{PREFIX}{word}{SUFFIX}")
-}
-
-/// Name of an existing draft, which is removed when this is dropped.
-#[derive(Debug)]
-pub(super) struct Name(PathBuf);
-
-impl Name {
-    /// Takes ownership of a draft. `live` proves that no other draft is created at the same time.
-    pub(super) fn new(path: PathBuf, live: &mut BTreeSet<PathBuf>) -> Self {
-        live.insert(path.clone());
-        Self(path)
-    }
-
-    pub(super) fn path(&self) -> &Path {
-        &self.0
-    }
-
-    /// Gives up ownership, so that the draft is not removed.
-    pub(super) fn release(&self, live: &mut BTreeSet<PathBuf>) {
-        live.remove(&self.0);
-    }
-}
-
-impl Drop for Name {
-    fn drop(&mut self) {
-        // Held until the draft is removed: a process that exits meanwhile would leave the rest of it behind.
-        let mut live = live();
-        if live.remove(&self.0) {
-            let _ = remove(&self.0);
+impl Place {
+    /// Checks that the folder is writable, by creating a draft.
+    pub(crate) fn probe(&self) -> Result<()> {
+        match Draft::new(self.clone()) {
+            Ok(_) => Ok(()),
+            Err(error) => Err(unwritable(self.field(), self.folder(), &error)),
         }
     }
-}
 
-/// Tries to lock a new file; returns whether no other process holds the lock. True on file systems without locks.
-pub(super) fn is_locked(file: &File) -> bool {
-    !matches!(file.try_lock(), Err(TryLockError::WouldBlock))
-}
-
-/// Returns whether `path` still refers to the open `file`.
-pub(super) fn is_still(file: &File, path: &Path) -> bool {
-    #[cfg(unix)]
-    {
-        use std::os::unix::fs::MetadataExt;
-        match (file.metadata(), fs::symlink_metadata(path)) {
-            (Ok(open), Ok(found)) => (open.dev(), open.ino()) == (found.dev(), found.ino()),
-            _ => false,
-        }
+    /// Creates a draft beside the target, which is renamed on commit.
+    pub(crate) fn draft(self) -> Result<Draft> {
+        let path = self.path().to_path_buf();
+        Draft::new(self).map_err(Error::file(path))
     }
-    #[cfg(not(unix))]
-    {
-        let _ = file;
-        fs::symlink_metadata(path).is_ok()
+
+    /// Writes the whole file atomically: afterwards it holds either the new content or the old.
+    pub(crate) fn write(self, bytes: &[u8]) -> Result<()> {
+        let path = self.path().to_path_buf();
+        let mut draft = self.draft()?;
+        draft.write_all(bytes).map_err(Error::file(path))?;
+        draft.commit()
     }
 }
-
-/// Opens and locks the file of a draft whose writer is gone. `None` if the writer is running or that is unknown.
-pub(super) fn lock_stale(path: &Path) -> Option<File> {
-    let file = OpenOptions::new().write(true).open(path).ok()?;
-    (file.try_lock().is_ok() && is_still(&file, path)).then_some(file)
-}
-
-/// Removes the drafts of killed processes of the same user from a folder, and completes the series they were
-/// renaming, as far as possible. `own` is a file of this process in that folder; `is_renaming` tells whether this
-/// process holds the lock for renaming series.
-pub(super) fn clean(folder: &Path, own: &File, is_renaming: bool) {
-    let (Ok(own), Ok(entries)) = (own.metadata(), fs::read_dir(folder)) else { return };
-    for entry in entries.flatten() {
-        let name = entry.file_name();
-        let is_draft =
-            name.to_str().is_some_and(|name| name.starts_with(PREFIX) && name.ends_with(SUFFIX));
-        if !is_draft {
-            continue;
-        }
-        // Links are not followed, because their targets are not drafts.
-        let found = match entry.metadata() {
-            Ok(found) if is_of_same_owner(&found, &own) => found,
-            _ => continue,
-        };
-        let path = entry.path();
-        if found.is_dir() {
-            series::clean(folder, &path, is_renaming);
-        } else if found.is_file()
-            && let Some(_held) = lock_stale(&path)
-        {
-            // While it is locked, no process takes it for its own new draft; another process may have removed it
-            // first.
-            let _ = fs::remove_file(&path);
-        }
-    }
-}
-
-fn is_of_same_owner(found: &fs::Metadata, own: &fs::Metadata) -> bool {
-    #[cfg(unix)]
-    {
-        use std::os::unix::fs::MetadataExt;
-        found.uid() == own.uid()
-    }
-    #[cfg(not(unix))]
-    {
-        let _ = (found, own);
-        true
-    }
-}
-
-/// Number of times that a new draft may be taken for an abandoned one before it is locked.
-pub(super) const TRIES: usize = 16;
 
 /// A file being written, removed when dropped.
 #[derive(Debug)]
@@ -216,21 +90,6 @@ impl Draft {
     }
 }
 
-/// The same error without the path of the temporary file, which is of no interest to the user.
-#[allow(clippy::needless_pass_by_value, reason = "for map_err")]
-pub(super) fn plain(error: io::Error) -> io::Error {
-    error.kind().into()
-}
-
-/// Renames a file unless the new name exists.
-pub(super) fn rename_to_free(from: &Path, to: &Path) -> io::Result<()> {
-    let renamed = tempfile::TempPath::try_from_path(from)?.persist_noclobber(to);
-    renamed.map_err(|mut failed| {
-        failed.path.disable_cleanup(true);
-        failed.error
-    })
-}
-
 impl Write for Draft {
     fn write(&mut self, data: &[u8]) -> io::Result<usize> {
         self.file.write(data)
@@ -249,7 +108,10 @@ impl Seek for Draft {
 
 #[cfg(test)]
 mod tests {
+    use std::path::Path;
+
     use super::*;
+    use crate::files::live::fixed_name;
 
     fn place(path: &Path, existing: Existing) -> Place {
         Place::resolve("output", path, existing).unwrap()

@@ -1,10 +1,9 @@
 //! Output paths: checked before any work, and restricted to regular files.
 
 use std::fs;
-use std::io::{self, Write};
+use std::io;
 use std::path::{Path, PathBuf};
 
-use super::draft::Draft;
 use crate::{Error, Result};
 
 /// Treatment of an existing output file.
@@ -60,26 +59,8 @@ impl Place {
         Ok(Self { field, path: target, folder, existing })
     }
 
-    /// Checks that the folder is writable, by creating a draft.
-    pub(crate) fn probe(&self) -> Result<()> {
-        match Draft::new(self.clone()) {
-            Ok(_) => Ok(()),
-            Err(error) => Err(unwritable(self.field, &self.folder, &error)),
-        }
-    }
-
-    /// Creates a draft beside the target, which is renamed on commit.
-    pub(crate) fn draft(self) -> Result<Draft> {
-        let path = self.path.clone();
-        Draft::new(self).map_err(Error::file(path))
-    }
-
-    /// Writes the whole file atomically: afterwards it holds either the new content or the old.
-    pub(crate) fn write(self, bytes: &[u8]) -> Result<()> {
-        let path = self.path.clone();
-        let mut draft = self.draft()?;
-        draft.write_all(bytes).map_err(Error::file(path))?;
-        draft.commit()
+    pub(super) fn field(&self) -> &'static str {
+        self.field
     }
 
     pub(crate) fn path(&self) -> &Path {

@@ -8,6 +8,7 @@ use sha2::{Digest, Sha256};
 
 use super::fault::Fault;
 use super::guard::guarded;
+pub use super::take::Selection;
 use super::take::{Budget, MOST_FRAMES, Take, Taken};
 use super::{RgbImage, animation, foreign, still, video, webp};
 use crate::{Result, Stop, files};
@@ -20,36 +21,6 @@ const BLOCK: usize = 1 << 20;
 
 /// File extensions of the images in a folder.
 const EXTENSIONS: [&str; 8] = ["png", "jpg", "jpeg", "webp", "gif", "bmp", "tif", "tiff"];
-
-/// Selection of frames of an animation, a video or a folder.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Selection {
-    /// Index of the first frame, from 0.
-    pub from: usize,
-    /// Frame step; at least 1.
-    pub every: usize,
-    /// Maximum number of frames; unlimited if `None`. Frames after the last selected one are not decoded.
-    pub count: Option<usize>,
-}
-
-impl Default for Selection {
-    fn default() -> Self {
-        Self { from: 0, every: 1, count: None }
-    }
-}
-
-impl Selection {
-    /// Returns whether frame `number` is selected, ignoring `count`.
-    pub(super) fn has(&self, number: usize) -> bool {
-        number.checked_sub(self.from).is_some_and(|after| after.is_multiple_of(self.every.max(1)))
-    }
-
-    /// Returns whether frame `number` is selected.
-    pub(crate) fn takes(&self, number: usize) -> bool {
-        let within = |count| number.saturating_sub(self.from) / self.every.max(1) < count;
-        self.has(number) && self.count.is_none_or(within)
-    }
-}
 
 /// Frames read from an input.
 #[derive(Clone, Debug, PartialEq, Eq)]

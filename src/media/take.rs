@@ -5,7 +5,6 @@ use std::collections::BTreeMap;
 use image::RgbImage;
 
 use super::fault::Fault;
-use super::read::Selection;
 use crate::Stop;
 use crate::error::Bytes;
 
@@ -20,6 +19,36 @@ const LEAST_DECODED: u64 = 448 << 20;
 
 /// Decoded bytes allowed in addition per byte of the input.
 const RATIO: u64 = 16;
+
+/// Selection of frames of an animation, a video or a folder.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Selection {
+    /// Index of the first frame, from 0.
+    pub from: usize,
+    /// Frame step; at least 1.
+    pub every: usize,
+    /// Maximum number of frames; unlimited if `None`. Frames after the last selected one are not decoded.
+    pub count: Option<usize>,
+}
+
+impl Default for Selection {
+    fn default() -> Self {
+        Self { from: 0, every: 1, count: None }
+    }
+}
+
+impl Selection {
+    /// Returns whether frame `number` is selected, ignoring `count`.
+    pub(super) fn has(&self, number: usize) -> bool {
+        number.checked_sub(self.from).is_some_and(|after| after.is_multiple_of(self.every.max(1)))
+    }
+
+    /// Returns whether frame `number` is selected.
+    pub(crate) fn takes(&self, number: usize) -> bool {
+        let within = |count| number.saturating_sub(self.from) / self.every.max(1) < count;
+        self.has(number) && self.count.is_none_or(within)
+    }
+}
 
 /// Memory budget for reading one input.
 #[derive(Debug)]

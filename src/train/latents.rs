@@ -6,7 +6,7 @@ use candle_core::{Device, Tensor};
 
 use super::data::{Clips, Words};
 use super::files;
-use super::stages::Places;
+use super::places::Places;
 use super::{Compute, Weights, builder};
 use crate::Result;
 use crate::models::vae::{AutoencoderKl, VaeConfig};

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::fmt::Write;
 
-use super::run::Metric;
+use super::metric::Metric;
 
 const WIDTH: f64 = 640.0;
 const HEIGHT: f64 = 180.0;

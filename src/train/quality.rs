@@ -4,8 +4,9 @@ use image::RgbImage;
 
 use super::data::Clips;
 use super::files;
+use super::places::Places;
 use super::plan::{Data, Plan};
-use super::stages::{Places, Stage};
+use super::stages::Stage;
 use super::{Compute, builder};
 use crate::device::{DtypeChoice, Precision};
 use crate::media::tensor;

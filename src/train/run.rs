@@ -7,11 +7,12 @@ use std::time::Instant;
 
 use candle_core::{DType, Device, Tensor};
 use rayon::prelude::*;
-use serde::{Deserialize, Serialize};
 use serde_json::json;
 
+use super::metric::Metric;
+use super::places::Places;
 use super::plan::{Course, Plan};
-use super::stages::{Places, Stage, Task, prepare};
+use super::stages::{Stage, Task, prepare};
 use super::written::Written;
 use super::{AdamW, Compute, Vars, Weights, clip, files, gradients, move_towards, plot};
 use crate::rng::Uniform;
@@ -58,23 +59,6 @@ pub struct Options {
     pub write_every: usize,
     /// Whether to discard existing checkpoints.
     pub restart: bool,
-}
-
-/// One line of `metrics.jsonl`.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-pub struct Metric {
-    /// Name of the stage.
-    pub stage: String,
-    /// Step, counted from 1.
-    pub step: usize,
-    /// Loss of the step.
-    pub loss: f64,
-    /// Gradient norm before clipping.
-    pub norm: f64,
-    /// Learning rate.
-    pub rate: f64,
-    /// Duration of the step in seconds.
-    pub seconds: f64,
 }
 
 /// Runs a stage to its end, resuming from its last checkpoint.

@@ -5,7 +5,8 @@ use std::path::PathBuf;
 use serde::{Deserialize, Serialize};
 
 use super::files;
-use super::stages::{Places, Stage};
+use super::places::Places;
+use super::stages::Stage;
 use crate::{Error, Result};
 
 /// The step of a stage's result: `state/STAGE.json`, which exists only while all files of that step are complete.

@@ -9,7 +9,7 @@
 use candle_core::{D, DType, Tensor};
 
 use super::change::{Change, Delta, Stored, between, fits};
-use super::family::Parts;
+use super::module::Parts;
 use crate::Result;
 
 /// Epsilon that LyCORIS adds to the norm before dividing.

@@ -3,7 +3,7 @@
 use candle_core::Tensor;
 
 use super::change::{Added, Change, Delta, Made, Stored};
-use super::family::{Family, Parts};
+use super::module::{Family, Parts};
 use crate::Result;
 
 pub(super) const FAMILY: Family = Family {

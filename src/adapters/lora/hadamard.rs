@@ -6,7 +6,7 @@
 use candle_core::Tensor;
 
 use super::change::{Delta, Made};
-use super::family::{Family, Parts};
+use super::module::{Family, Parts};
 use super::product::Product;
 use crate::Result;
 

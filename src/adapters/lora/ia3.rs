@@ -6,7 +6,7 @@
 use candle_core::Tensor;
 
 use super::change::{Change, Made, Stored};
-use super::family::{Family, Parts};
+use super::module::{Family, Parts};
 use crate::Result;
 
 pub(super) const FAMILY: Family = Family {

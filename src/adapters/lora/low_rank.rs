@@ -7,7 +7,7 @@
 use candle_core::Tensor;
 
 use super::change::{Delta, Made, Stored, fits};
-use super::family::{Family, Parts};
+use super::module::{Family, Parts};
 use super::product::tucker;
 use crate::Result;
 

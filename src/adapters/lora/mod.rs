@@ -11,23 +11,24 @@
 //! The family defines how a change is computed from stored tensors: LoRA and LoCon, LoHa, LoKr, GLoRA, OFT and BOFT,
 //! HRA, IA3, and full differences. DoRA can be combined with any additive family.
 
-mod base;
 mod blocks;
 mod change;
 mod dora;
-mod family;
+mod families;
 mod full;
 mod glora;
 mod hadamard;
 mod ia3;
 mod kronecker;
 mod low_rank;
+mod made_for;
+mod module;
 mod numbered;
-mod oft;
+mod orthogonal_inputs;
+mod orthogonal_outputs;
 mod peft;
 mod product;
 mod targets;
-mod turned;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
@@ -35,10 +36,11 @@ use std::sync::Arc;
 
 use candle_core::Tensor;
 
-use self::base::{Clues, SD1};
 pub use self::blocks::BlockFactors;
 use self::change::Change;
-use self::family::{BARE, Changes, Family, Name, Parts, is_spare, module_name, unsupported};
+use self::families::{BARE, Changes, Name, is_spare, module_name, unsupported};
+use self::made_for::{Clues, SD1};
+use self::module::{Family, Parts};
 use self::numbered::Numbered;
 use self::peft::{PeftConfig, Stated};
 use self::targets::{Targets, is_projection};

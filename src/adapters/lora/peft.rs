@@ -5,7 +5,6 @@ use std::collections::BTreeMap;
 use serde::Deserialize;
 use serde_json::Value;
 
-use super::turned::Turning;
 use crate::weights::{Archive, Source, find_text, quoted};
 use crate::{Error, Result};
 
@@ -44,6 +43,24 @@ const KINDS: [&str; 7] = ["LORA", "LOHA", "LOKR", "IA3", "OFT", "BOFT", "HRA"];
 
 /// Initializations that change the base weights; the stored change is relative to the changed ones.
 const OTHER_BASES: [&str; 4] = ["pissa", "olora", "corda", "lora_ga"];
+
+/// PEFT's settings of the orthogonal families.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub(super) struct Turning {
+    /// OFT: number of terms of the Neumann series that approximates the inverse; `None` if it is exact.
+    pub(super) terms: Option<usize>,
+    /// OFT: bound of the norm of a block, to be divided by the square root of the number of blocks.
+    pub(super) bound: Option<f64>,
+    /// HRA: whether the reflection vectors are orthogonalized.
+    pub(super) is_orthogonal: bool,
+}
+
+impl Default for Turning {
+    /// PEFT's defaults.
+    fn default() -> Self {
+        Self { terms: Some(5), bound: None, is_orthogonal: false }
+    }
+}
 
 impl Part {
     /// The reason why the adapter is not supported, if any.

@@ -3,7 +3,7 @@
 use candle_core::Tensor;
 
 use super::change::Stored;
-use super::family::Parts;
+use super::module::Parts;
 use crate::Result;
 
 /// A matrix product `a b`, or a Tucker decomposition with a core between the two.

@@ -2,7 +2,7 @@
 
 use candle_core::Tensor;
 
-use super::{Places, Setup, Task, draw_levels, linear, normal, sub, sub_weights, with_prefix};
+use super::{Setup, Task, draw_levels, linear, normal, sub, sub_weights, with_prefix};
 use crate::Result;
 use crate::models::clip::TextEncoder;
 use crate::models::motion::MotionNorm;
@@ -10,6 +10,7 @@ use crate::models::unet::UNet;
 use crate::rng::Uniform;
 use crate::schedule::NoiseSchedule;
 use crate::train::latents::Latents;
+use crate::train::places::Places;
 use crate::train::plan::Plan;
 use crate::train::text::Ids;
 use crate::train::{Compute, Network, Vars, Weights, builder, files, fresh, variables};

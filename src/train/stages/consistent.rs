@@ -2,12 +2,13 @@
 
 use candle_core::{Device, Tensor};
 
-use super::{Places, Setup, Task, motion_sizes, named_as_animatediff, normal};
+use super::{Setup, Task, motion_sizes, named_as_animatediff, normal};
 use crate::Result;
 use crate::models::motion::MotionNorm;
 use crate::models::unet::UNetConfig;
 use crate::rng::Uniform;
 use crate::train::latents::Latents;
+use crate::train::places::Places;
 use crate::train::plan::{Consistency, Course, LcmStage, LoraStage, Plan};
 use crate::train::text::Frozen;
 use crate::train::{

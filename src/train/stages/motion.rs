@@ -2,15 +2,14 @@
 
 use candle_core::Tensor;
 
-use super::{
-    Places, Setup, Task, draw_levels, motion_sizes, named_as_animatediff, normal, sub_weights,
-};
+use super::{Setup, Task, draw_levels, motion_sizes, named_as_animatediff, normal, sub_weights};
 use crate::Result;
 use crate::models::motion::MotionNorm;
 use crate::models::unet::UNet;
 use crate::rng::Uniform;
 use crate::schedule::NoiseSchedule;
 use crate::train::latents::Latents;
+use crate::train::places::Places;
 use crate::train::plan::Plan;
 use crate::train::text::Frozen;
 use crate::train::{Compute, Network, Vars, Weights, builder, files, fresh, variables};

@@ -2,10 +2,11 @@
 
 use candle_core::{DType, Tensor};
 
-use super::{Places, Task, normal, sub_weights};
+use super::{Task, normal, sub_weights};
 use crate::models::vae::{AutoencoderKl, VaeConfig};
 use crate::rng::Uniform;
 use crate::train::data::Clips;
+use crate::train::places::Places;
 use crate::train::plan::Plan;
 use crate::train::{Compute, Network, Vars, Weights, builder, files, fresh, variables};
 use crate::{Result, Stop};

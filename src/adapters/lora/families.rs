@@ -1,37 +1,22 @@
 //! The adapter families, and parsing of stored names.
 
-use std::collections::BTreeMap;
-use std::sync::Arc;
-
-use super::change::{Added, Change, Made, Stored};
+use super::change::{Added, Change, Made};
 use super::dora::Dora;
-use super::peft::Stated;
-use super::{LoraScale, full, glora, hadamard, ia3, kronecker, low_rank, oft, turned};
+use super::module::{Family, Parts};
+use super::{
+    full, glora, hadamard, ia3, kronecker, low_rank, orthogonal_inputs, orthogonal_outputs,
+};
 use crate::Result;
-use crate::weights::Archive;
-
-/// A method to compute a change from stored tensors. A new family needs a module and an entry in [`FAMILIES`].
-#[derive(Debug)]
-pub(super) struct Family {
-    /// The name used in reports.
-    pub(super) name: &'static str,
-    /// Suffixes of stored names, and the part for each.
-    pub(super) suffixes: &'static [(&'static str, &'static str)],
-    /// A suffix that must be present in the module, for families whose other suffixes are ambiguous.
-    pub(super) mark: Option<&'static str>,
-    /// Creates the change.
-    pub(super) read: fn(&Parts<'_>) -> Result<Made, String>,
-}
 
 /// All families.
 const FAMILIES: &[Family] = &[
     low_rank::FAMILY,
     hadamard::FAMILY,
     kronecker::FAMILY,
-    oft::FAMILY,
-    turned::OFT,
-    turned::BOFT,
-    turned::HRA,
+    orthogonal_outputs::FAMILY,
+    orthogonal_inputs::OFT,
+    orthogonal_inputs::BOFT,
+    orthogonal_inputs::HRA,
     glora::FAMILY,
     full::FAMILY,
     ia3::FAMILY,
@@ -137,42 +122,6 @@ fn copy_of(module: &str) -> Option<(&str, bool)> {
 /// Returns whether a module is one of the unused copies that diffusers wrote for text encoder layers in May 2023.
 pub(super) fn is_spare(module: &str) -> bool {
     matches!(copy_of(module), Some((_, false)))
-}
-
-/// The stored tensors of one module, with its alpha and configuration.
-#[derive(Debug)]
-pub(super) struct Parts<'a> {
-    pub(super) archive: &'a Arc<Archive>,
-    pub(super) stored: &'a BTreeMap<&'static str, String>,
-    /// The alpha stored for this module.
-    pub(super) alpha: Option<f64>,
-    /// The configuration of this module.
-    pub(super) stated: Stated,
-    pub(super) scale: LoraScale,
-}
-
-impl Parts<'_> {
-    /// A part, if the module has it.
-    pub(super) fn get(&self, part: &str) -> Option<Stored> {
-        Stored::find(self.archive, self.stored.get(part)?)
-    }
-
-    /// A required part.
-    pub(super) fn need(&self, part: &str) -> Result<Stored, String> {
-        self.get(part).ok_or_else(|| format!("it has no {part} matrix"))
-    }
-
-    /// The scale of the module, given its rank.
-    pub(super) fn factor(&self, rank: Option<usize>) -> f64 {
-        match (self.scale, self.alpha, rank.or(self.stated.rank)) {
-            (LoraScale::Fixed(factor), ..) => factor,
-            (LoraScale::AlphaOverRank, Some(alpha), Some(rank)) if self.stated.by_root => {
-                alpha / (rank as f64).sqrt()
-            }
-            (LoraScale::AlphaOverRank, Some(alpha), Some(rank)) => alpha / rank as f64,
-            (LoraScale::AlphaOverRank, ..) => 1.0,
-        }
-    }
 }
 
 /// The changes of a module: of its layer's weight, its layer's bias, or both.

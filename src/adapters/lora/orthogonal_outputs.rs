@@ -12,7 +12,7 @@
 use candle_core::{Device, Tensor};
 
 use super::change::{Change, Made, Stored};
-use super::family::{Family, Parts};
+use super::module::{Family, Parts};
 use crate::Result;
 
 pub(super) const FAMILY: Family = Family {

@@ -9,30 +9,13 @@
 use candle_core::{DType, Device, Tensor};
 
 use super::change::{Change, Made, Stored, between};
-use super::family::{Family, Parts};
-use super::oft::{add_identity, rotations};
+use super::module::{Family, Parts};
+use super::orthogonal_outputs::{add_identity, rotations};
+use super::peft::Turning;
 use crate::Result;
 
 /// Maximum number of terms of the Neumann series; more do not change the result in f32.
 const MOST_TERMS: usize = 64;
-
-/// PEFT's settings of the orthogonal families.
-#[derive(Clone, Copy, Debug, PartialEq)]
-pub(super) struct Turning {
-    /// OFT: number of terms of the Neumann series that approximates the inverse; `None` if it is exact.
-    pub(super) terms: Option<usize>,
-    /// OFT: bound of the norm of a block, to be divided by the square root of the number of blocks.
-    pub(super) bound: Option<f64>,
-    /// HRA: whether the reflection vectors are orthogonalized.
-    pub(super) is_orthogonal: bool,
-}
-
-impl Default for Turning {
-    /// PEFT's defaults.
-    fn default() -> Self {
-        Self { terms: Some(5), bound: None, is_orthogonal: false }
-    }
-}
 
 /// Number of inputs of a layer, including the kernel.
 fn inputs(shape: &[usize]) -> Option<usize> {

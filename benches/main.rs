@@ -63,7 +63,7 @@ fn quantized(weight: &Tensor, gated: bool, quantize: Quantize) -> Weights {
     }
 }
 
-/// A picture whose channels are innermost in memory.
+/// An image whose channels are innermost in memory.
 fn picture(images: usize, side: usize, channels: usize) -> Tensor {
     match channels_first(&input(&[images, side, side, channels])) {
         Ok(picture) => picture,
@@ -92,7 +92,7 @@ fn attention(c: &mut Criterion) {
         "attention/16-frames",
         4 * 16 * 16 * 4096 * 320,
         &[
-            ("kernel", &|| kernels::attention_by_place(&q, &k, &v, scale)),
+            ("kernel", &|| kernels::temporal_attention(&q, &k, &v, scale)),
             ("reference", &|| reference::attention(&first(&q)?, &first(&k)?, &first(&v)?, scale)),
         ],
     );

@@ -14,7 +14,7 @@ use animatelcm::request::Request;
 use animatelcm::weights::{Component, WeightPatch};
 use candle_core::{Device, Tensor};
 
-/// Multiplies what motion modules add to the pictures by 1 plus its strength.
+/// Multiplies what motion modules add to the images by 1 plus its strength.
 #[derive(Debug)]
 struct MotionGain(BTreeSet<String>);
 
@@ -44,7 +44,7 @@ fn main() -> Result<()> {
         let gain = MotionGain(names.map(str::to_owned).collect());
         models.add_patch(Component::UNet, Arc::new(gain), strength);
         let precision = Precision::new(DtypeChoice::F32, &Device::Cpu);
-        let mut pipeline = Pipeline::new(models, Device::Cpu, precision, Residency::OneAtATime);
+        let mut pipeline = Pipeline::new(models, Device::Cpu, precision, Residency::Sequential);
         let (mut frames, mut silent) = (Vec::new(), |_: Event| Ok(()));
         let prepared = pipeline.prepare(&request, &Inputs::default())?;
         pipeline.generate(&prepared, &mut silent, &mut &mut frames)?;

@@ -19,7 +19,7 @@ fn main() -> animatelcm::Result<()> {
     let device = DeviceChoice::Auto.open()?;
     let precision = Precision::new(DtypeChoice::Auto, &device);
     let models = Models::open(&Files::embedded())?;
-    let mut pipeline = Pipeline::new(models, device, precision, Residency::OneAtATime);
+    let mut pipeline = Pipeline::new(models, device, precision, Residency::Sequential);
 
     let mut request = Request::new(prompt);
     request.sampling.seed = Some(7);

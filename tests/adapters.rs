@@ -78,7 +78,7 @@ fn another_strength_is_as_if_it_had_been_given_and_touches_only_what_changes() {
     let first = [(1.0, 1.0), (0.5, 1.0)];
     let fresh = |strengths| {
         let models = Models::open(&files(strengths)).unwrap();
-        run(&mut pipeline(models, Residency::OneAtATime)).unwrap().0
+        run(&mut pipeline(models, Residency::Sequential)).unwrap().0
     };
     let mut running = pipeline(Models::open(&files(first)).unwrap(), Residency::KeepAll);
     let (clip, reports) = run(&mut running).unwrap();
@@ -125,18 +125,18 @@ fn another_strength_is_as_if_it_had_been_given_and_touches_only_what_changes() {
     // Both off: as if there were none.
     running.set_lora_strength(1, 0.0, 0.0).unwrap();
     let none = Files::new(Base::Folder(golden::path("tiny/model")));
-    let none = run(&mut pipeline(Models::open(&none).unwrap(), Residency::OneAtATime)).unwrap().0;
+    let none = run(&mut pipeline(Models::open(&none).unwrap(), Residency::Sequential)).unwrap().0;
     assert_eq!(run(&mut running).unwrap().0, none);
 }
 
 #[test]
 fn several_strengths_may_change_before_anything_is_loaded() {
     let mut running =
-        pipeline(Models::open(&files([(1.0, 1.0), (1.0, 1.0)])).unwrap(), Residency::OneAtATime);
+        pipeline(Models::open(&files([(1.0, 1.0), (1.0, 1.0)])).unwrap(), Residency::Sequential);
     running.set_lora_strength(0, 0.2, 0.2).unwrap();
     running.set_lora_strength(1, 0.4, 0.4).unwrap();
     let models = Models::open(&files([(0.2, 0.2), (0.4, 0.4)])).unwrap();
-    let want = run(&mut pipeline(models, Residency::OneAtATime)).unwrap().0;
+    let want = run(&mut pipeline(models, Residency::Sequential)).unwrap().0;
     let (clip, reports) = run(&mut running).unwrap();
     assert_eq!(clip, want);
     assert!(reports.iter().all(|report| report.kept == 0));
@@ -205,7 +205,7 @@ fn changes_of_weights_of_ones_own_are_made_after_those_of_loras() {
     let mut models = Models::open(&files([(1.0, 1.0), (0.0, 0.0)])).unwrap();
     let name = "decoder.conv_out.bias".to_owned();
     models.add_patch(Component::Vae, Arc::new(Shift(BTreeSet::from([name]))), 1e4);
-    let (clip, reports) = run(&mut pipeline(models, Residency::OneAtATime)).unwrap();
+    let (clip, reports) = run(&mut pipeline(models, Residency::Sequential)).unwrap();
     assert!(clip["frames"].iter().all(|value| *value == 1.0), "all white");
     let vae = reports.iter().find(|report| report.component == Component::Vae).unwrap();
     assert_eq!(vae.patched, [("shift".to_owned(), 1)]);
@@ -213,7 +213,7 @@ fn changes_of_weights_of_ones_own_are_made_after_those_of_loras() {
     let mut models = Models::open(&files([(1.0, 1.0), (0.0, 0.0)])).unwrap();
     let lost = Shift(BTreeSet::from(["nowhere.weight".to_owned()]));
     models.add_patch(Component::UNet, Arc::new(lost), 1.0);
-    let error = run(&mut pipeline(models, Residency::OneAtATime)).unwrap_err();
+    let error = run(&mut pipeline(models, Residency::Sequential)).unwrap_err();
     assert!(error.to_string().contains("adapter `shift`: 1 of the 1 weights"), "{error}");
 }
 
@@ -243,7 +243,7 @@ impl Conditioner for Witness {
 #[test]
 fn conditioners_of_ones_own_see_every_pass_of_every_run() {
     let models = || Models::open(&files([(1.0, 1.0), (0.0, 0.0)])).unwrap();
-    let want = run(&mut pipeline(models(), Residency::OneAtATime)).unwrap().0;
+    let want = run(&mut pipeline(models(), Residency::Sequential)).unwrap().0;
     let (passes, seen) = (Arc::default(), Arc::default());
     let witness = Witness { passes: Arc::clone(&passes), seen: Arc::clone(&seen), fails_at: None };
     let mut own = pipeline(models(), Residency::KeepAll);

@@ -591,7 +591,7 @@ fn damaged_clips_are_refused() {
             let before = folder.names();
             for command in ["inspect", "replay"] {
                 let outcome = folder.run(&[command, name]);
-                // A request that was whole is still there when the pictures are cut.
+                // A request that was whole is still there when the images are cut.
                 if outcome.code == Some(0) {
                     assert!(end == whole.len() / 2, "{name} of {end} bytes");
                     let _ = fs::remove_file(folder.path(&name.replace('.', "-replay.")));

@@ -47,7 +47,7 @@ fn the_json_has_times_memory_and_what_they_were_measured_on() {
         let shares = report[part]["shares"].as_object().unwrap();
         let sum: f64 = shares.values().map(|share| share.as_f64().unwrap()).sum();
         assert!((sum - 1.0).abs() < 1e-9, "{part}: {shares:?}");
-        let frames = shares["attention over frames"].as_f64().unwrap();
+        let frames = shares["temporal attention"].as_f64().unwrap();
         assert_eq!(frames > 0.0, part == "unet_step");
         for kind in ["convolution", "linear", "attention", "norm"] {
             assert!(shares[kind].as_f64().unwrap() > 0.0, "{part}: {kind}");

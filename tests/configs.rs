@@ -96,7 +96,7 @@ fn try_model(files: &Files, request: &Request) -> Result<()> {
     let models = Models::open(files)?;
     let cpu = Device::Cpu;
     let precision = Precision::new(DtypeChoice::F32, &cpu);
-    let mut pipeline = Pipeline::new(models, cpu, precision, Residency::OneAtATime);
+    let mut pipeline = Pipeline::new(models, cpu, precision, Residency::Sequential);
     let mut quiet = |_: Event| Ok(());
     pipeline.run(request, &mut Tensors::default(), &mut quiet, &mut Nowhere)
 }

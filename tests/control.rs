@@ -49,7 +49,7 @@ fn net() -> ControlNet {
     net_of(&config())
 }
 
-/// Pictures `(frames, height, width, 3)` as a network wants them: `(frames, 3, height, width)` in `[0, 1]`.
+/// Images `(frames, height, width, 3)` as a network wants them: `(frames, 3, height, width)` in `[0, 1]`.
 fn hint(case: &str, name: &str) -> Tensor {
     from_rgb(&pictures(case, name), &Device::Cpu).unwrap()
 }
@@ -360,7 +360,7 @@ pub(crate) fn run_from(
     let mut tensors = Tensors { recorded: Some(BTreeMap::new()), ..tensors };
     let precision = Precision::new(DtypeChoice::F32, &Device::Cpu);
     let models = Models::open(files)?;
-    let mut pipeline = Pipeline::new(models, Device::Cpu, precision, Residency::OneAtATime);
+    let mut pipeline = Pipeline::new(models, Device::Cpu, precision, Residency::Sequential);
     let mut frames = Vec::new();
     pipeline.run(request, &mut tensors, &mut |_: Event| Ok(()), &mut &mut frames)?;
     Ok(tensors.recorded.unwrap())
@@ -463,7 +463,7 @@ fn one_picture_serves_all_frames_and_the_network_is_loaded_once() {
     let mut loaded = Vec::new();
     let precision = Precision::new(DtypeChoice::F32, &Device::Cpu);
     let models = Models::open(&files()).unwrap();
-    let mut pipeline = Pipeline::new(models, Device::Cpu, precision, Residency::OneAtATime);
+    let mut pipeline = Pipeline::new(models, Device::Cpu, precision, Residency::Sequential);
     let two =
         request(vec![control("a", still.to_str().unwrap(), ""), control("b", &same, ",scale=0.5")]);
     let mut listener = |event: Event| {
@@ -581,7 +581,7 @@ fn animations_are_read_frame_by_frame() {
     assert_eq!(got.len(), 5);
     assert!(got.iter().zip(&pictures).all(|(a, b)| close(a, b)));
 
-    // A folder's pictures in the order of their numbers; other files are passed over.
+    // A folder's images in the order of their numbers; other files are passed over.
     let place = folder.path().join("many");
     std::fs::create_dir(&place).unwrap();
     for (i, picture) in pictures.iter().enumerate() {
@@ -598,7 +598,7 @@ fn hints_that_do_not_fit_are_refused_before_anything_is_loaded() {
     let pictures = pictures("tiny/cases/controlnet", "cond_u8");
     let five = hint_folder(folder.path(), "five", &pictures[..5]);
     let text = folder.path().join("text.png");
-    std::fs::write(&text, "this is no picture").unwrap();
+    std::fs::write(&text, "this is no image").unwrap();
     let empty = folder.path().join("empty");
     std::fs::create_dir(&empty).unwrap();
     let empty = empty.to_str().unwrap();
@@ -611,7 +611,7 @@ fn hints_that_do_not_fit_are_refused_before_anything_is_loaded() {
         let mut loaded = 0;
         let precision = Precision::new(DtypeChoice::F32, &Device::Cpu);
         let models = Models::open(&files()).unwrap();
-        let mut pipeline = Pipeline::new(models, Device::Cpu, precision, Residency::OneAtATime);
+        let mut pipeline = Pipeline::new(models, Device::Cpu, precision, Residency::Sequential);
         let request = request().with(|r| {
             r.controls = vec![control("a", hint, "")];
         });

@@ -52,7 +52,7 @@ fn by<R>(choice: KernelChoice, device: &Device, f: impl FnOnce() -> R) -> R {
     result
 }
 
-/// Runs an op on the GPU in every number format, by all kernels, and compares with the CPU's plain reference in f32.
+/// Runs an op on the GPU in every dtype, by all kernels, and compares with the CPU's plain reference in f32.
 fn compare(
     what: &str,
     inputs: &[Tensor],
@@ -109,7 +109,7 @@ fn attention_by_place_on_a_gpu_equals_its_reference() {
             &[whole],
             |x| {
                 let [q, k, v] = parts(&x[0]);
-                kernels::attention_by_place(&q, &k, &v, scale)
+                kernels::temporal_attention(&q, &k, &v, scale)
             },
             |x| {
                 let sequence = |x: &Tensor| x.transpose(1, 2)?.contiguous()?.flatten(0, 1);
@@ -178,7 +178,7 @@ fn convolution_on_a_gpu_equals_its_reference() {
             |x| reference::conv2d(&x[0], &x[1], Some(&x[2]), &args),
         );
     }
-    // With zeros on one side only, and a stretched picture.
+    // With zeros on one side only, and a stretched image.
     let inputs = [
         random(&[2, 16, 5, 6], 21),
         random(&[8, 16, 3, 3], 22),
@@ -239,7 +239,7 @@ fn norms_and_gates_on_a_gpu_equal_their_references() {
     );
 }
 
-/// A whole run on `device`: its frames as tensors and as pictures.
+/// A whole run on `device`: its frames as tensors and as images.
 fn run(
     device: &Device,
     dtype: DtypeChoice,
@@ -249,7 +249,7 @@ fn run(
 ) -> (Tensor, Vec<RgbImage>) {
     let precision = Precision::new(dtype, device);
     let models = Models::open(files).unwrap();
-    let mut pipeline = Pipeline::new(models, device.clone(), precision, Residency::OneAtATime);
+    let mut pipeline = Pipeline::new(models, device.clone(), precision, Residency::Sequential);
     let mut pictures = Vec::new();
     let mut tensors = Tensors { recorded: Some(BTreeMap::new()), ..tensors };
     let mut quiet = |_: Event| Ok(());

@@ -50,7 +50,7 @@ fn net(kind: &str) -> IpAdapter {
     IpAdapter::new(&config, &tiny::vb(&[&weights_of(kind)], DType::F32)).unwrap()
 }
 
-/// A picture `(height, width, 3)`.
+/// An image `(height, width, 3)`.
 fn picture(file: &str, name: &str) -> RgbImage {
     let tensor = golden::load(file).tensor(name).to_dtype(DType::U8).unwrap();
     let (height, width, _) = tensor.dims3().unwrap();
@@ -58,7 +58,7 @@ fn picture(file: &str, name: &str) -> RgbImage {
     RgbImage::from_raw(width as u32, height as u32, bytes).unwrap()
 }
 
-/// The two pictures of the goldens.
+/// The two images of the goldens.
 fn refs() -> [RgbImage; 2] {
     [picture("tiny/cases/image_encoder", "ref_u8"), picture("tiny/cases/ip_masked", "ref2_u8")]
 }
@@ -103,7 +103,7 @@ fn pictures_of_any_shape_become_the_pixels_of_transformers_to_the_bit() {
             assert_eq!(pixels.dims(), want.dims());
             let (got, want) = (floats(&pixels), floats(&want));
             let differ = got.iter().zip(&want).filter(|(a, b)| a.to_bits() != b.to_bits()).count();
-            assert_eq!(differ, 0, "picture {i} for {side} pixels");
+            assert_eq!(differ, 0, "image {i} for {side} pixels");
         }
     }
 }
@@ -149,7 +149,7 @@ fn a_second_opinion_on_openais_activation() {
 fn tokens_of_every_kind_equal_diffusers() {
     for kind in ["base", "plus", "full"] {
         let want = case(&format!("ip_{kind}"));
-        // Nothing first, then the picture.
+        // Nothing first, then the image.
         let features = want["embeds"].squeeze(1).unwrap();
         let got = net(kind).tokens(&features).unwrap();
         assert_relative(&got, &want["tokens"].squeeze(1).unwrap(), F32);
@@ -344,9 +344,9 @@ fn keys_for_another_unet_are_refused() {
         motion_norm: MotionNorm::PerFrame,
         stop: &Stop::default(),
     };
-    // It was not asked what no picture looks like.
+    // It was not asked what no image looks like.
     let error = prompt.inject(&pass, &mut Injection::default()).unwrap_err();
-    assert!(error.to_string().contains("no picture"), "{error}");
+    assert!(error.to_string().contains("no image"), "{error}");
     pass.negatives = 0;
     let mut injection = Injection::default();
     prompt.inject(&pass, &mut injection).unwrap();
@@ -506,7 +506,7 @@ fn run(adapters: &[Asked], request: Request) -> Result<BTreeMap<String, Tensor>>
         r.ip_adapters = adapters.to_vec();
     });
     let mut frames = Vec::new();
-    pipeline(Residency::OneAtATime).run(
+    pipeline(Residency::Sequential).run(
         &request,
         &mut tensors,
         &mut |_: Event| Ok(()),
@@ -519,7 +519,7 @@ fn bits(recorded: &BTreeMap<String, Tensor>) -> Vec<u32> {
     floats(&recorded["frames"]).into_iter().map(f32::to_bits).collect()
 }
 
-/// The goldens' pictures and masks as files: `a.png`, `b.png`, `mask0.png`, `mask2.png`.
+/// The goldens' images and masks as files: `a.png`, `b.png`, `mask0.png`, `mask2.png`.
 struct Pictures(tempfile::TempDir);
 
 impl Pictures {
@@ -539,7 +539,7 @@ impl Pictures {
         self.0.path().join(name).to_str().unwrap().to_owned()
     }
 
-    /// An adapter of a kind; `text` begins with a picture's name, and names after `=` are looked up here, too.
+    /// An adapter of a kind; `text` begins with an image's name, and names after `=` are looked up here, too.
     fn adapter(&self, kind: &str, text: &str) -> Asked {
         let place = format!("{}{}", self.0.path().display(), std::path::MAIN_SEPARATOR);
         let mut text = text.to_owned();
@@ -583,7 +583,7 @@ fn runs_with_several_pictures_equal_diffusers() {
         assert_close(&got["latents"], &want.tensor(&format!("two_pictures.{kind}")), RUN);
         last = Some(got);
     }
-    // A folder of pictures is as good as its pictures.
+    // A folder of images is as good as its images.
     std::fs::create_dir(pictures.path("all")).unwrap();
     for name in ["a.png", "b.png"] {
         std::fs::copy(pictures.path(name), pictures.path(&format!("all/{name}"))).unwrap();
@@ -606,7 +606,7 @@ fn two_adapters_at_once_equal_diffusers_in_any_order() {
 #[test]
 fn masked_runs_equal_diffusers() {
     let pictures = Pictures::new();
-    // diffusers has a scale for every picture of an adapter; here they are two entries that share a file.
+    // diffusers has a scale for every image of an adapter; here they are two entries that share a file.
     let want = golden::load("ip_adapter/runs").tensor("masks");
     let a = pictures.adapter("plus", "a.png,scale=0.7,mask=mask0.png");
     let b = pictures.adapter("plus", "b.png,scale=0.4,mask=mask2.png");
@@ -624,7 +624,7 @@ fn masked_runs_equal_diffusers() {
     let got = run(&[a, b], request()).unwrap();
     assert_close(&got["latents"], &case("ip_masked")["latents.final"], RUN);
 
-    // Two pictures with their masks in one entry.
+    // Two images with their masks in one entry.
     let both = pictures.adapter("base", "a.png,image=b.png,mask=left.png,mask=right.png,scale=0.5");
     let a = pictures.adapter("base", "a.png,scale=0.5,mask=left.png");
     let b = pictures.adapter("base", "b.png,scale=0.5,mask=right.png");
@@ -717,7 +717,7 @@ fn pictures_are_looked_at_once_a_clip_and_before_the_unet_is_loaded() {
         (loaded.clone(), frames)
     };
     let once = ["text", "image-encoder", "ip-adapter", "ip-adapter", "vae", "unet"];
-    let mut lean = pipeline(Residency::OneAtATime);
+    let mut lean = pipeline(Residency::Sequential);
     let (parts, first) = make(&mut lean);
     assert_eq!(parts, once);
     assert_eq!(make(&mut lean).0, once);
@@ -734,17 +734,17 @@ fn what_pictures_need_is_part_of_the_plan() {
         let request = request().with(|r| {
             r.ip_adapters = ip_adapters;
         });
-        pipeline(Residency::OneAtATime).prepared(&request).unwrap().memory
+        pipeline(Residency::Sequential).prepared(&request).unwrap().memory
     };
     let (without, with) = (plan(vec![]), plan(vec![pictures.adapter("full", "a.png,image=b.png")]));
     let bytes = |file: &str| {
         let numbers: usize = tiny::tensors(&[file]).values().map(Tensor::elem_count).sum();
         4 * numbers as u64
     };
-    assert_eq!(with.looking, bytes(ENCODER).max(bytes(&weights_of("full"))));
-    // Keys and values of 2 x 17 tokens and, with guidance, of no picture, for 16 attentions of 8 and 16 channels.
+    assert_eq!(with.image_encoder, bytes(ENCODER).max(bytes(&weights_of("full"))));
+    // Keys and values of 2 x 17 tokens and, with guidance, of no image, for 16 attentions of 8 and 16 channels.
     assert_eq!(with.fixed - without.fixed, 2 * 2 * 34 * (5 * 8 + 11 * 16) * 4);
-    assert_eq!((with.weights, without.looking), (without.weights, 0));
+    assert_eq!((with.weights, without.image_encoder), (without.weights, 0));
 }
 
 // Bad input.
@@ -942,10 +942,10 @@ fn an_encoder_without_a_configuration_is_known_by_its_width() {
 #[test]
 fn pictures_that_do_not_fit_are_refused_before_anything_is_loaded() {
     let pictures = Pictures::new();
-    std::fs::write(pictures.path("text.png"), "this is no picture").unwrap();
+    std::fs::write(pictures.path("text.png"), "this is no image").unwrap();
     for (text, parts) in [
-        ("a.png,per-frame", ["1 pictures for 6 frames", "a.png"]),
-        ("a.png,image=b.png,mask=mask0.png", ["2 pictures have 1 masks", "a.png"]),
+        ("a.png,per-frame", ["1 images for 6 frames", "a.png"]),
+        ("a.png,image=b.png,mask=mask0.png", ["2 images have 1 masks", "a.png"]),
         ("text.png", ["text.png", "ip-adapter"]),
         ("a.png,image=nowhere.png", ["nowhere.png", "ip-adapter"]),
         ("a.png,mask=nowhere.png", ["nowhere.png", "ip-adapter"]),
@@ -959,7 +959,7 @@ fn pictures_that_do_not_fit_are_refused_before_anything_is_loaded() {
             Ok(())
         };
         let mut frames = Vec::new();
-        let error = pipeline(Residency::OneAtATime)
+        let error = pipeline(Residency::Sequential)
             .run(&request, &mut Tensors::default(), &mut listener, &mut &mut frames)
             .unwrap_err();
         assert_eq!(error.kind().exit_code(), 2, "{error}");
@@ -1018,7 +1018,7 @@ mod program {
         folder.run(&["replay", "c.png"]).ok();
         assert_eq!(folder.read("c-replay.png"), folder.read("c.png"));
 
-        // Another picture in its place, or another mask.
+        // Another image in its place, or another mask.
         for name in ["b.png", "mask0.png"] {
             let before = folder.read(name);
             folder.write(name, folder.read("a.png"));
@@ -1060,7 +1060,7 @@ mod program {
         assert!(fails("a.png", 2).contains("has no model"));
         assert!(fails("a.png,model=nowhere.safetensors", 3).contains("nowhere"));
         assert!(fails(&flag("nowhere.png"), 2).contains("nowhere.png"));
-        assert!(fails(&flag("a.png,per-frame"), 2).contains("1 pictures for 6 frames"));
+        assert!(fails(&flag("a.png,per-frame"), 2).contains("1 images for 6 frames"));
         assert!(fails(&flag("a.png,scale=nan"), 2).contains("scale"));
         let text = folder.run(&["generate", "--help"]).ok();
         assert!(text.stdout().contains("--ip-adapter <IMAGE,model=FILE,...>"), "{}", text.stdout());

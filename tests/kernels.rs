@@ -131,7 +131,7 @@ fn attention_by_place_is_attention_of_every_place() {
             let [a, b, c] = [&a, &b, &c].map(|x| x.to_dtype(dtype).unwrap());
             let [a, b, c] = [a, b, c].map(|x| x.to_dtype(DType::F32).unwrap());
             let want = reference::attention(&a, &b, &c, 0.3).unwrap();
-            for got in results(|| kernels::attention_by_place(&q, &k, &v, 0.3)) {
+            for got in results(|| kernels::temporal_attention(&q, &k, &v, 0.3)) {
                 assert!(got.is_contiguous());
                 assert_relative(&places_first(&got), &want, tolerance);
             }
@@ -140,10 +140,10 @@ fn attention_by_place_is_attention_of_every_place() {
         let wide = random(&[batch, tokens, places, heads, 2 * dim], 51);
         let q = wide.narrow(4, 0, dim).unwrap();
         let want = reference::attention(&places_first(&q), &b, &c, 0.3).unwrap();
-        for got in results(|| kernels::attention_by_place(&q, &k, &v, 0.3)) {
+        for got in results(|| kernels::temporal_attention(&q, &k, &v, 0.3)) {
             assert_relative(&places_first(&got), &want, 1e-6);
         }
-        let got = kernels::attention_by_place(&q, &k, &random(&[1, 2, 3, 4, 5], 1), 0.3);
+        let got = kernels::temporal_attention(&q, &k, &random(&[1, 2, 3, 4, 5], 1), 0.3);
         assert!(got.is_err());
     }
 }
@@ -849,7 +849,7 @@ fn gradients_reach_what_is_trained_through_every_kernel() {
     }
     let shape = [1, 3, 2, 2, 4];
     let (q, k, v) = (var(&shape, 103), var(&shape, 104), var(&shape, 105));
-    let got = kernels::attention_by_place(&q, &k, &v, 0.5).unwrap();
+    let got = kernels::temporal_attention(&q, &k, &v, 0.5).unwrap();
     for var in [&q, &k, &v] {
         let norm = values(&gradient(&got, var)).iter().map(|v| v * v).sum::<f32>();
         assert!(norm > 0.0);

@@ -116,7 +116,7 @@ fn attention() {
     let first = |x: &Tensor| x.transpose(1, 2)?.reshape((5, 3, 1, 3));
     check(
         &tensors([&[1, 3, 5, 1, 3]; 3]),
-        |t| first(&kernels::attention_by_place(&t[0], &t[1], &t[2], 0.4)?),
+        |t| first(&kernels::temporal_attention(&t[0], &t[1], &t[2], 0.4)?),
         |t| reference::attention(&first(&t[0])?, &first(&t[1])?, &first(&t[2])?, 0.4),
     );
 }
@@ -155,7 +155,7 @@ fn gradients() {
     let [q, k, v] = [1, 2, 3].map(|i| Var::from_tensor(&random(&[1, 3, 2, 1, 3], i)).unwrap());
     let [first_q, first_k, first_v] =
         [&q, &k, &v].map(|x| x.transpose(1, 2).unwrap().reshape((2, 3, 1, 3)).unwrap());
-    let got = gradients(kernels::attention_by_place(&q, &k, &v, 0.4).unwrap());
+    let got = gradients(kernels::temporal_attention(&q, &k, &v, 0.4).unwrap());
     let want = gradients(reference::attention(&first_q, &first_k, &first_v, 0.4).unwrap());
     for of in [&q, &k, &v] {
         assert_relative(got.get(of).unwrap(), want.get(of).unwrap(), 2e-6);

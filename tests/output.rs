@@ -73,7 +73,7 @@ fn entries(folder: &Path) -> Vec<PathBuf> {
     paths
 }
 
-/// The pictures and their times in milliseconds.
+/// The images and their times in milliseconds.
 fn pictures(frames: Vec<Frame>) -> (Vec<RgbImage>, Vec<f64>) {
     frames
         .into_iter()
@@ -119,7 +119,7 @@ fn gray(image: &RgbImage) -> RgbImage {
     gray
 }
 
-/// The mean colour of eight by eight pixels: what is seen of a dithered picture from afar.
+/// The mean colour of eight by eight pixels: what is seen of a dithered image from afar.
 fn coarse(image: &RgbImage) -> RgbImage {
     RgbImage::from_fn(image.width() / 8, image.height() / 8, |x, y| {
         let mut sum = [0_u32; 3];
@@ -540,7 +540,7 @@ fn a_request_that_is_not_json_is_refused() {
 mod y4m {
     use super::*;
 
-    /// The picture of a 4:4:4 frame in BT.601, limited range.
+    /// The image of a 4:4:4 frame in BT.601, limited range.
     fn picture(planes: &[u8], width: usize, height: usize) -> RgbImage {
         let area = width * height;
         RgbImage::from_fn(width as u32, height as u32, |x, y| {

@@ -64,7 +64,7 @@ fn run_in(
 ) -> Result<(BTreeMap<String, Tensor>, Vec<RgbImage>)> {
     let precision = Precision::new(dtype, &Device::Cpu);
     let mut pipeline =
-        Pipeline::new(Models::open(files)?, Device::Cpu, precision, Residency::OneAtATime);
+        Pipeline::new(Models::open(files)?, Device::Cpu, precision, Residency::Sequential);
     let mut frames = Vec::new();
     let mut tensors = Tensors { recorded: Some(BTreeMap::new()), ..tensors };
     pipeline.run(request, &mut tensors, &mut |_: Event| Ok(()), &mut &mut frames)?;
@@ -173,7 +173,7 @@ fn a_sampler_of_ones_own_runs_on_the_model_and_records_the_latents_of_each_step(
     let run = |request: &Request, own: bool| {
         let precision = Precision::new(DtypeChoice::F32, &Device::Cpu);
         let models = Models::open(&tiny_files()).unwrap();
-        let mut pipeline = Pipeline::new(models, Device::Cpu, precision, Residency::OneAtATime);
+        let mut pipeline = Pipeline::new(models, Device::Cpu, precision, Residency::Sequential);
         if own {
             pipeline.set_sampler(Box::new(Heun));
         }
@@ -294,7 +294,7 @@ fn eight_bits_take_a_quarter_and_stay_within_their_measured_error() {
     });
     let clip = |precision| {
         let models = Models::open(&files).unwrap();
-        let mut pipeline = Pipeline::new(models, Device::Cpu, precision, Residency::OneAtATime);
+        let mut pipeline = Pipeline::new(models, Device::Cpu, precision, Residency::Sequential);
         let mut tensors = Tensors { recorded: Some(BTreeMap::new()), ..Tensors::default() };
         let mut frames = Vec::new();
         let mut loaded = 0;
@@ -551,7 +551,7 @@ fn pipelines_of_different_precision_do_not_meet() {
         let precision = Precision::new(dtype, &Device::Cpu).quantized(quantize, &Device::Cpu);
         let models = Models::open(&Files::embedded()).unwrap();
         let mut pipeline =
-            Pipeline::new(models, Device::Cpu, precision.unwrap(), Residency::OneAtATime);
+            Pipeline::new(models, Device::Cpu, precision.unwrap(), Residency::Sequential);
         let mut frames = Vec::new();
         let mut quiet = |_: Event| Ok(());
         pipeline.run(&request, &mut Tensors::default(), &mut quiet, &mut &mut frames).unwrap();

@@ -1,4 +1,4 @@
-//! One small trained adapter of every kind on a small trained model: whole clips equal the reference's, and the picture follows.
+//! One small trained adapter of every kind on a small trained model: whole clips equal the reference's, and the image follows.
 
 use std::collections::HashMap;
 
@@ -15,7 +15,7 @@ use crate::support::program::Folder;
 /// precision: 2.2e-5 at most.
 const RUN: f64 = 1e-3;
 
-/// Pixels of a side of the model's pictures.
+/// Pixels of a side of the model's images.
 const SIDE: usize = 64;
 
 /// A color in `[0, 1]`.
@@ -265,6 +265,6 @@ fn a_hint_and_a_picture_act_together() {
     // Measured: 0.21 and 0.39. Some frames stay brown.
     assert!(
         ground < 0.25 && ground < 0.7 * before,
-        "{ground} from navy with the picture, {before} without"
+        "{ground} from navy with the image, {before} without"
     );
 }

@@ -309,7 +309,7 @@ fn run(
     )
 }
 
-/// Two or three hints as a folder of pictures.
+/// Two or three hints as a folder of images.
 fn hints(folder: &Path, count: usize) -> String {
     let all = pictures("sparse_ctrl/units", "pictures_u8");
     hint_folder(folder, &format!("hints{count}"), &all[..count])
@@ -445,7 +445,7 @@ fn parts_are_loaded_only_when_they_are_needed() {
     let loaded = |model: &str, more: &str| {
         let precision = Precision::new(DtypeChoice::F32, &Device::Cpu);
         let models = Models::open(&files(folder.path())).unwrap();
-        let mut pipeline = Pipeline::new(models, Device::Cpu, precision, Residency::OneAtATime);
+        let mut pipeline = Pipeline::new(models, Device::Cpu, precision, Residency::Sequential);
         let controls = vec![control("a", &hint, model, &format!(",frames=0,2,5{more}"))];
         let request = request().with(|r| {
             r.sampling.steps = 1;
@@ -578,8 +578,8 @@ fn hints_that_do_not_fit_are_refused() {
         error
     };
     for (hint, more, part) in [
-        (&two, "", "2 pictures, but for which frames"),
-        (&two, ",frames=0,2,4", "2 pictures, for 3 frames"),
+        (&two, "", "2 images, but for which frames"),
+        (&two, ",frames=0,2,4", "2 images, for 3 frames"),
         (&three, ",frames=0,2,6", "frame 6 is not in the clip, 0 to 5"),
         (&three, ",frames=0,2,2", "frame 2 is listed twice"),
     ] {

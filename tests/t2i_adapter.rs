@@ -41,7 +41,7 @@ fn net(size: &str) -> T2iAdapter {
     T2iAdapter::new(&config, &tiny::vb(&[&weights(size)], DType::F32)).unwrap()
 }
 
-/// Grey pictures `(frames, height, width)` of a golden, as a coloured file has them.
+/// Grey images `(frames, height, width)` of a golden, as a coloured file has them.
 fn grey_pictures(name: &str) -> Vec<RgbImage> {
     let grey = golden::load(UNITS).tensor(name);
     let grey = if grey.rank() == 2 { grey.unsqueeze(0).unwrap() } else { grey };
@@ -195,7 +195,7 @@ fn strengths_and_hints_belong_to_frames() {
     for half in [0, 6] {
         assert_close(&both.narrow(0, half, 6).unwrap(), &alone, 1e-4);
     }
-    // One picture serves all frames.
+    // One image serves all frames.
     let one = coloured().narrow(0, 2, 1).unwrap();
     let six = one.repeat((6, 1, 1, 1)).unwrap();
     let got = injected(&mut control(&one, "0.7"), &all, 2, FIRST);

@@ -211,7 +211,7 @@ fn embeddings_that_cannot_be_used_are_refused_by_name() {
 fn contexts(files: &Files, request: &Request) -> Result<(Tensor, Tensor, Tensor)> {
     let precision = Precision::new(DtypeChoice::F32, &Device::Cpu);
     let models = Models::open(files)?;
-    let mut pipeline = Pipeline::new(models, Device::Cpu, precision, Residency::OneAtATime);
+    let mut pipeline = Pipeline::new(models, Device::Cpu, precision, Residency::Sequential);
     let mut tensors = Tensors { recorded: Some(BTreeMap::new()), ..Tensors::default() };
     let mut frames = Vec::new();
     let mut listener = |event: Event| match event {

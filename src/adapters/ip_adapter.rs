@@ -42,7 +42,7 @@ impl Sight {
         };
         let seen: Vec<Tensor> = pictures.iter().map(see).collect::<candle_core::Result<_>>()?;
         let (Some(first), Some(picture)) = (seen.first(), pictures.first()) else {
-            return Err(Error::request("ip-adapter", "there is no picture"));
+            return Err(Error::request("ip-adapter", "there is no image"));
         };
         let nothing = match wants {
             _ if !with_nothing => None,
@@ -152,7 +152,7 @@ impl ImagePrompt {
             }
             Share::Masks(masks) => {
                 if masks.len() != count {
-                    let reason = format!("has {count} pictures and {} masks", masks.len());
+                    let reason = format!("has {count} images and {} masks", masks.len());
                     return Err(Error::Adapter { adapter: settings.label, reason });
                 }
                 let part = |(i, mask): (usize, &Mask)| {
@@ -177,7 +177,7 @@ impl ImagePrompt {
         let clips = pass.clips;
         let negatives = pass.negatives.min(clips);
         if negatives > 0 && part.nothing.is_none() {
-            return Err(self.wrong("does not know what no picture looks like".into()));
+            return Err(self.wrong("does not know what no image looks like".into()));
         }
         let first = strengths.first().copied().unwrap_or_default();
         let is_level = strengths.iter().all(|strength| *strength == first);
@@ -220,7 +220,7 @@ impl ImagePrompt {
     fn frames_of(&self, x: &Tensor, frames: &[usize]) -> Result<Tensor> {
         let count = x.dim(0)?;
         if let Some(frame) = frames.iter().find(|frame| **frame >= count) {
-            let reason = format!("has pictures for {count} frames, frame {frame} is asked for");
+            let reason = format!("has images for {count} frames, frame {frame} is asked for");
             return Err(self.wrong(reason));
         }
         let index: Vec<u32> = frames.iter().map(|frame| *frame as u32).collect();

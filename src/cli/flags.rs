@@ -107,7 +107,7 @@ pub(super) struct ModelFlags {
     /// Another autoencoder.
     #[arg(long, value_name = "NAME|DIR|FILE")]
     pub(super) vae: Option<String>,
-    /// The motion modules; `none` for pictures without motion [default: the model's own, else animatelcm-t2v].
+    /// The motion modules; `none` for images without motion [default: the model's own, else animatelcm-t2v].
     #[arg(long, value_name = "NAME|DIR|FILE")]
     pub(super) motion: Option<String>,
     /// The consistency LoRA; `none` for none [default: the one made for the motion modules].
@@ -130,7 +130,7 @@ pub(super) struct ModelFlags {
     /// Where to run: auto, cpu, cuda, cuda:N or metal [default: auto].
     #[arg(long, value_name = "DEVICE")]
     pub(super) device: Option<DeviceChoice>,
-    /// Number format of the UNet: auto, f32, f16 or bf16 [default: auto].
+    /// dtype of the UNet: auto, f32, f16 or bf16 [default: auto].
     #[arg(long, value_name = "DTYPE")]
     pub(super) dtype: Option<DtypeChoice>,
     /// Round the UNet and the networks beside it, on the CPU: none, int8 (weights, a quarter of f32's memory) or w8a8
@@ -199,18 +199,18 @@ fn rate(text: &str) -> Result<f64, String> {
 #[derive(Debug, Args)]
 #[command(next_help_heading = "Control")]
 pub(super) struct ControlFlags {
-    /// A ControlNet, SparseCtrl network or T2I-Adapter and the picture, animation, video or folder of pictures that
+    /// A ControlNet, SparseCtrl network or T2I-Adapter and the image, animation, video or folder of images that
     /// the frames follow; repeatable. After NAME=HINT,model=FILE may follow scale=0.8 or a curve over the frames
     /// (scale=0:1.0,8:0.2), start=0 and end=0.6 (parts of the run), fit=stretch|crop (hints of another size),
-    /// frames=0,8,15 (SparseCtrl: which frames the pictures are for; one picture is for frame 0), from=0 and every=2
+    /// frames=0,8,15 (SparseCtrl: which frames the images are for; one image is for frame 0), from=0 and every=2
     /// (which frames of a video are taken, as many as the clip has) and guess (guess mode). A path with commas goes
     /// into double quotes, a double quote inside is written twice: 'canny="a, b.png",model=FILE'.
     #[arg(long, value_name = "NAME=HINT,model=FILE,...", value_parser = control)]
     pub(super) control: Vec<Control>,
-    /// An IP-Adapter and the picture that the frames are to resemble; repeatable. After IMAGE,model=FILE may follow
+    /// An IP-Adapter and the image that the frames are to resemble; repeatable. After IMAGE,model=FILE may follow
     /// scale=0.6 or a curve over the frames (scale=0:1.0,8:0.2), start=0 and end=1 (parts of the run), image=MORE
-    /// (another picture, a folder or an animation), mask=IMAGE (white where a picture counts, one for each), per-frame
-    /// (each picture is for a frame) and name=NAME. Paths with commas go into double quotes, as in --control.
+    /// (another image, a folder or an animation), mask=IMAGE (white where an image counts, one for each), per-frame
+    /// (each image is for a frame) and name=NAME. Paths with commas go into double quotes, as in --control.
     #[arg(long, value_name = "IMAGE,model=FILE,...", value_parser = ip_adapter)]
     pub(super) ip_adapter: Vec<IpAdapter>,
     /// The image encoder of the IP-Adapters [default: the folder `image_encoder` beside or above the adapter, or in

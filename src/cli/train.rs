@@ -58,7 +58,7 @@ pub(super) struct TrainArgs {
     /// Where to run: auto, cpu, cuda, cuda:N or metal.
     #[arg(long, value_name = "DEVICE", default_value = "auto")]
     device: DeviceChoice,
-    /// Number format of the networks, f32 or bf16; weights that learn are f32 always.
+    /// dtype of the networks, f32 or bf16; weights that learn are f32 always.
     #[arg(long, value_name = "DTYPE", default_value = "f32")]
     dtype: Format,
     /// Say nothing on the way.

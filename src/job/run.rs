@@ -57,7 +57,7 @@ pub fn run(
     let mut inputs = Inputs::read(&job.request, stop)?;
     inputs.identify(&mut job.request)?;
     tensors::read(&mut job, &mut inputs, stop)?;
-    let (mut pipeline, files) = open(&job, names, Residency::OneAtATime, stop)?;
+    let (mut pipeline, files) = open(&job, names, Residency::Sequential, stop)?;
     for report in pipeline.models().adapters() {
         observer.event(Event::Adapter { report: report.clone() })?;
     }

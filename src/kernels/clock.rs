@@ -13,10 +13,10 @@ pub enum Kind {
     Convolution,
     /// Linear layers and 1×1 convolutions, with what follows them in the same pass.
     Linear,
-    /// Attention within pictures and to the prompt.
+    /// Attention within images and to the prompt.
     Attention,
     /// Attention over frames.
-    AttentionOverFrames,
+    TemporalAttention,
     /// Group and layer norms.
     Norm,
 }
@@ -24,7 +24,7 @@ pub enum Kind {
 impl Kind {
     /// All kinds, in the order of [`Tally::times`].
     pub const ALL: [Self; 5] =
-        [Self::Convolution, Self::Linear, Self::Attention, Self::AttentionOverFrames, Self::Norm];
+        [Self::Convolution, Self::Linear, Self::Attention, Self::TemporalAttention, Self::Norm];
 
     /// In words.
     pub fn name(self) -> &'static str {
@@ -32,7 +32,7 @@ impl Kind {
             Self::Convolution => "convolution",
             Self::Linear => "linear",
             Self::Attention => "attention",
-            Self::AttentionOverFrames => "attention over frames",
+            Self::TemporalAttention => "temporal attention",
             Self::Norm => "norm",
         }
     }
@@ -136,7 +136,7 @@ mod tests {
         let attention = || drop(kernels::attention(&q, &k, &k, 1.0).unwrap());
         assert_eq!(macs(&attention), 2 * 2 * 3 * 7 * 4 * 5);
         let x = ones(&[2, 3, 11, 4, 5]);
-        let temporal = || drop(kernels::attention_by_place(&x, &x, &x, 1.0).unwrap());
+        let temporal = || drop(kernels::temporal_attention(&x, &x, &x, 1.0).unwrap());
         assert_eq!(macs(&temporal), 2 * 2 * 3 * 3 * 11 * 4 * 5);
     }
 }

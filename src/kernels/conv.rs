@@ -1,6 +1,6 @@
 //! Two-dimensional convolution.
 //!
-//! On the CPU pictures lie in memory with their channels innermost, though shapes say `(batch, channels, height,
+//! On the CPU images lie in memory with their channels innermost, though shapes say `(batch, channels, height,
 //! width)`: results are views, and the next layer takes them as they are.
 
 use candle_core::backend::BackendStorage as _;
@@ -9,7 +9,7 @@ use half::bf16;
 
 use super::clock::{self, Kind};
 use super::cpu::amx::MatrixUnit as _;
-use super::cpu::conv_geometry::Window;
+use super::cpu::conv_geometry::ConvGeometry;
 use super::cpu::float::{self, Byte, Float};
 use super::cpu::gemm::{self, Activation, Epilogue};
 use super::cpu::isa::Isa;
@@ -60,14 +60,21 @@ impl Default for ConvArgs<'_> {
 ///
 /// # Errors
 ///
-/// When shapes do not agree, or the kernel is larger than the padded picture.
+/// When shapes do not agree, or the kernel is larger than the padded image.
 pub fn conv2d(x: &Tensor, weights: &Weights, args: &ConvArgs<'_>) -> Result<Tensor> {
     let (batch, channels, height, width) = x.dims4()?;
     let (sizes, kernel) = (weights.sizes(), weights.kernel());
     let seen = args.stretch.unwrap_or((height, width));
     let window = (args.stride > 0 && height * width > 0)
         .then(|| {
-            Window::convolution(batch, (height, width), seen, kernel, args.padding, args.stride)
+            ConvGeometry::convolution(
+                batch,
+                (height, width),
+                seen,
+                kernel,
+                args.padding,
+                args.stride,
+            )
         })
         .flatten();
     let Some(window) = window.filter(|_| sizes.channels == channels) else {
@@ -172,7 +179,7 @@ pub fn linear_until(
     }
     let op = Multiply {
         weights,
-        window: Window::rows(x.elem_count() / sizes.channels),
+        window: ConvGeometry::rows(x.elem_count() / sizes.channels),
         bias: weights.packed_bias(None)?,
         activation: Activation::None,
         shape: Shape::from(shape),
@@ -186,7 +193,7 @@ pub fn linear_until(
 /// A product whose left operand has its channels innermost.
 struct Multiply<'a> {
     weights: &'a Weights,
-    window: Window,
+    window: ConvGeometry,
     bias: Option<Vec<f32>>,
     activation: Activation,
     /// Of the result.
@@ -271,7 +278,7 @@ impl Multiply<'_> {
     ) -> Result<CpuStorage> {
         /// With whole numbers kept as `W`.
         fn multiply<T: Float, W: Whole + gemm::Operand>(
-            (isa, x, window): (Isa, &[T], &Window),
+            (isa, x, window): (Isa, &[T], &ConvGeometry),
             (panels, totals): (&impl Panels<W::Weight>, &[f32]),
             epilogue: &Epilogue<'_, T>,
         ) -> Vec<T> {

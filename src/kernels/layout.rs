@@ -1,4 +1,4 @@
-//! The order of a picture's values in memory: channels innermost on the CPU, as torch's `channels_last`.
+//! The order of an image's values in memory: channels innermost on the CPU, as torch's `channels_last`.
 
 use candle_core::{Result, Tensor};
 
@@ -20,7 +20,7 @@ pub fn is_channels_last(x: &Tensor) -> bool {
     x.rank() == 4 && x.permute((0, 2, 3, 1)).is_ok_and(|x| x.is_contiguous())
 }
 
-/// The values of pictures as tokens: `(batch, height*width, channels)`.
+/// The values of images as tokens: `(batch, height*width, channels)`.
 pub fn tokens(x: &Tensor) -> Result<Tensor> {
     channels_last(x)?.flatten(1, 2)
 }
@@ -33,7 +33,7 @@ pub fn picture(x: &Tensor, height: usize, width: usize) -> Result<Tensor> {
     if keeps_channels_last(x.device()) { Ok(x) } else { x.contiguous() }
 }
 
-/// Joins pictures along their channels.
+/// Joins images along their channels.
 pub fn cat(pictures: &[&Tensor]) -> Result<Tensor> {
     if pictures.iter().all(|x| is_channels_last(x)) {
         let last: Vec<_> = pictures.iter().map(|x| channels_last(x)).collect::<Result<_>>()?;

@@ -35,13 +35,13 @@ mod resize;
 mod shift;
 mod weights;
 
-pub use attention::{attention, attention_by_place, attention_until};
+pub use attention::{attention, attention_until, temporal_attention};
 pub use conv::{ConvArgs, conv2d, linear, linear_until};
 pub use cpu::gemm::Activation;
 pub use geglu::geglu;
 pub use norm::{GroupNormOptions, Positions, group_norm, layer_norm};
 pub use resize::upsample_nearest;
-pub use shift::shift_channels;
+pub use shift::add_per_channel;
 pub use weights::Weights;
 
 use std::sync::{PoisonError, RwLock};
@@ -87,7 +87,7 @@ fn has_own(device: &Device) -> bool {
     cfg!(feature = "cuda") && device.is_cuda() && is_experimental(device)
 }
 
-/// Whether pictures lie with their channels innermost on `device`, and attention reads tokens from where they are.
+/// Whether images lie with their channels innermost on `device`, and attention reads tokens from where they are.
 pub(crate) fn keeps_channels_last(device: &Device) -> bool {
     device.is_cpu() || has_own(device)
 }

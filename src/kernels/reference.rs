@@ -130,8 +130,8 @@ pub fn linear(x: &Tensor, weight: &Tensor, bias: Option<&Tensor>) -> Result<Tens
     candle_nn::Linear::new(weight.clone(), bias.cloned()).forward(x)
 }
 
-/// Adds a value to each channel; see [`super::shift_channels`].
-pub fn shift_channels(x: &Tensor, shift: &Tensor) -> Result<Tensor> {
+/// Adds a value to each channel; see [`super::add_per_channel`].
+pub fn add_per_channel(x: &Tensor, shift: &Tensor) -> Result<Tensor> {
     let (images, channels, height, width) = x.dims4()?;
     let shifts = shift.dim(0)?;
     x.reshape((shifts, images / shifts.max(1), channels, height * width))?

@@ -11,14 +11,14 @@ use super::{autograd, reference};
 /// # Errors
 ///
 /// When the images do not divide over the shifts, or the channels differ.
-pub fn shift_channels(x: &Tensor, shift: &Tensor) -> Result<Tensor> {
+pub fn add_per_channel(x: &Tensor, shift: &Tensor) -> Result<Tensor> {
     let (images, channels, ..) = x.dims4()?;
     let (shifts, width) = shift.dims2()?;
     if shifts == 0 || images % shifts != 0 || width != channels {
         candle_core::bail!("shifts {:?} for images {:?}", shift.dims(), x.dims());
     }
     if autograd::is_tracked(&[x, shift]) {
-        return autograd::shift_channels(x, shift);
+        return autograd::add_per_channel(x, shift);
     }
-    reference::shift_channels(x, shift)
+    reference::add_per_channel(x, shift)
 }

@@ -16,7 +16,7 @@ pub fn to_rgb(frame: &Tensor) -> Result<RgbImage> {
     let (_, height, width) = frame.dims3()?;
     let planes = frame.to_dtype(DType::F32)?.flatten_all()?.to_vec1::<f32>()?;
     if planes.iter().any(|v| v.is_nan()) {
-        return Err(Error::request("frames", "the decoded picture holds NaN")
+        return Err(Error::request("frames", "the decoded image holds NaN")
             .with_hint("a half-precision VAE may overflow: try --dtype f32"));
     }
     let area = height * width;
@@ -65,7 +65,7 @@ pub fn to_grey(frames: &[RgbImage], device: &Device) -> Result<Tensor> {
 fn one_size(frames: &[RgbImage]) -> Result<(usize, usize)> {
     let size = frames.first().map(RgbImage::dimensions).unwrap_or_default();
     if size == (0, 0) || frames.iter().any(|frame| frame.dimensions() != size) {
-        return Err(Error::request("frames", "pictures of one size are needed"));
+        return Err(Error::request("frames", "images of one size are needed"));
     }
     Ok((size.0 as usize, size.1 as usize))
 }

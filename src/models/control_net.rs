@@ -9,8 +9,8 @@ use serde::{Deserialize, Serialize};
 use crate::kernels::layout::add;
 use crate::kernels::{Activation, ConvArgs};
 use crate::models::motion::MotionNorm;
-use crate::models::trunk::{self, Trunk};
 use crate::models::unet::{Injection, Residuals, UNetConfig, UNetInput};
+use crate::models::unet_encoder::{self, UNetEncoder};
 use crate::models::{MOST_CHANNELS, possible_widths, supported, within};
 use crate::nn::{Conv2d, ConvOptions};
 use crate::{Result, Stop};
@@ -64,7 +64,7 @@ impl ControlNetConfig {
         within(name, "conditioning_channels", self.conditioning_channels, 1..=MOST_CHANNELS)?;
         let widths = &self.conditioning_embedding_out_channels;
         possible_widths(name, "conditioning_embedding_out_channels", widths)?;
-        trunk::whole(&self.unet).validate()
+        unet_encoder::whole(&self.unet).validate()
     }
 }
 
@@ -73,7 +73,7 @@ impl ControlNetConfig {
 pub struct ControlNet {
     config: ControlNetConfig,
     hint: HintEmbedding,
-    trunk: Trunk,
+    trunk: UNetEncoder,
 }
 
 impl ControlNet {
@@ -81,7 +81,7 @@ impl ControlNet {
     pub fn new(config: &ControlNetConfig, vb: &VarBuilder) -> Result<Self> {
         config.validate()?;
         let unet = UNetConfig { motion: None, ..config.unet.clone() };
-        let trunk = Trunk::new(&unet, vb)?;
+        let trunk = UNetEncoder::new(&unet, vb)?;
         let inner = HintSizes {
             channels: config.conditioning_channels,
             widths: &config.conditioning_embedding_out_channels,

@@ -105,7 +105,7 @@ impl IpAdapterConfig {
             let features = dim("image_proj.proj.0.weight", 1)?;
             (Projection::Mlp { inner }, features, dim("image_proj.proj.3.weight", 0)?)
         } else {
-            return Err(wrong("what makes tokens of a picture is of no known kind".into()));
+            return Err(wrong("what makes tokens of an image is of no known kind".into()));
         };
         let key = |i: usize| shape(&format!("{}.to_k_ip.weight", module(i)));
         let widths = (0..).map_while(|i| key(i)?.first().copied()).collect();

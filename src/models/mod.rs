@@ -6,8 +6,8 @@ pub mod image_projection;
 pub mod motion;
 pub mod sparse_ctrl;
 pub mod t2i_adapter;
-mod trunk;
 pub mod unet;
+mod unet_encoder;
 pub mod vae;
 
 use std::ops::RangeInclusive;

@@ -9,8 +9,8 @@ use serde::{Deserialize, Serialize};
 
 use crate::models::control_net::{HintEmbedding, HintSizes, hint_factor};
 use crate::models::motion::MotionConfig;
-use crate::models::trunk::{self, Trunk};
 use crate::models::unet::{Residuals, UNetConfig, UNetInput};
+use crate::models::unet_encoder::{self, UNetEncoder};
 use crate::models::{MOST_CHANNELS, possible_widths, supported, within};
 use crate::nn::{Conv2d, ConvOptions};
 use crate::{Result, Stop};
@@ -87,7 +87,7 @@ impl SparseCtrlConfig {
             let widths = &self.conditioning_embedding_out_channels;
             possible_widths(name, "conditioning_embedding_out_channels", widths)?;
         }
-        trunk::whole(&self.with_motion()).validate()
+        unet_encoder::whole(&self.with_motion()).validate()
     }
 
     /// Configuration of the UNet with SparseCtrl's motion modules: a single attention each, and none in the mid block.
@@ -106,7 +106,7 @@ impl SparseCtrlConfig {
 pub struct SparseCtrl {
     config: SparseCtrlConfig,
     hint: Hint,
-    trunk: Trunk,
+    trunk: UNetEncoder,
 }
 
 /// The embedding of a hint and its mask.
@@ -120,7 +120,7 @@ impl SparseCtrl {
     /// Loads the network.
     pub fn new(config: &SparseCtrlConfig, vb: &VarBuilder) -> Result<Self> {
         config.validate()?;
-        let trunk = Trunk::new(&config.with_motion(), vb)?;
+        let trunk = UNetEncoder::new(&config.with_motion(), vb)?;
         let channels = config.conditioning_channels + 1;
         let outputs = config.unet.block_out_channels.first().copied().unwrap_or_default();
         let vb = vb.pp("controlnet_cond_embedding");

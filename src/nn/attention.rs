@@ -129,7 +129,7 @@ impl Attention {
         let q = split(project(&self.to_q)?)?;
         let k = split(project(&self.to_k)?)?;
         let v = split(project(&self.to_v)?)?;
-        let y = kernels::attention_by_place(&q, &k, &v, 1.0 / (dim as f64).sqrt())?;
+        let y = kernels::temporal_attention(&q, &k, &v, 1.0 / (dim as f64).sqrt())?;
         stop.check()?;
         self.to_out.forward_until(&y.reshape(x.shape())?, Some(residual), stop)
     }

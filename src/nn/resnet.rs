@@ -70,7 +70,7 @@ impl ResnetBlock {
         let args = ConvArgs { shift: alike.as_ref(), ..plain };
         let mut y = self.conv1.forward_with(&self.norm1.forward_silu(x)?, args)?;
         if let Some(each) = each {
-            y = kernels::shift_channels(&y, &each)?;
+            y = kernels::add_per_channel(&y, &each)?;
         }
         let y = self.norm2.forward_silu(&y)?;
         let shortcut = match &self.conv_shortcut {

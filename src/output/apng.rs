@@ -1,4 +1,4 @@
-//! Animated PNG: every pixel exact, and a still picture for readers that know no animation.
+//! Animated PNG: every pixel exact, and a still image for readers that know no animation.
 
 use std::fmt;
 use std::io::{self, Write};

@@ -8,15 +8,15 @@ use super::metadata::{MP4_PARAMETERS, MP4_REQUEST, Metadata};
 /// A movie, apart from its samples.
 #[derive(Clone, Debug)]
 pub(super) struct Movie {
-    /// Size of the coded picture, even on both sides.
+    /// Size of the coded image, even on both sides.
     pub(super) coded: (u32, u32),
-    /// Size of the picture to show: its upper left part.
+    /// Size of the image to show: its upper left part.
     pub(super) shown: (u32, u32),
     /// Frames a second, as a fraction.
     pub(super) rate: (u32, u32),
     /// Sequence parameter set.
     pub(super) sps: Vec<u8>,
-    /// Picture parameter set.
+    /// Image parameter set.
     pub(super) pps: Vec<u8>,
     /// Bytes of each frame.
     pub(super) sizes: Vec<u32>,
@@ -186,7 +186,7 @@ impl Movie {
 
     /// The upper left part to show, where that is not all.
     ///
-    /// Its centre is given as a distance from the coded picture's centre.
+    /// Its centre is given as a distance from the coded image's centre.
     fn clean_aperture(&self) -> Vec<u8> {
         if self.coded == self.shown {
             return Vec::new();

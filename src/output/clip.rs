@@ -22,7 +22,7 @@ impl ClipInfo {
         if self.width == 0 || self.height == 0 {
             return Err(Error::request(
                 "size",
-                format!("a picture needs pixels, got {} by {}", self.width, self.height),
+                format!("an image needs pixels, got {} by {}", self.width, self.height),
             ));
         }
         if self.frames == 0 || self.frames > 1 << 24 {

@@ -118,7 +118,7 @@ impl From<EncodingError> for Fault {
     }
 }
 
-/// A rectangle of the picture.
+/// A rectangle of the image.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct Part {
     left: usize,
@@ -142,7 +142,7 @@ impl Part {
         Self { left, top, width: right - left + 1, height: bottom - top + 1 }
     }
 
-    /// This part of a picture, compressed; with holes where it equals what is already shown.
+    /// This part of an image, compressed; with holes where it equals what is already shown.
     fn frame(self, indices: &[u8], width: usize, holes: Option<(&[u8], u8)>) -> Frame<'static> {
         let rows = self.top..self.top + self.height;
         let places =

@@ -174,7 +174,7 @@ impl Format {
             };
             return Err(Error::request(
                 "output",
-                format!("{} holds pictures of {range}, got {width} by {height}", self.name()),
+                format!("{} holds images of {range}, got {width} by {height}", self.name()),
             )
             .with_hint("png and y4m take any size"));
         }

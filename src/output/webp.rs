@@ -1,7 +1,7 @@
-//! Animated lossless WebP: VP8L pictures in a RIFF container.
+//! Animated lossless WebP: VP8L images in a RIFF container.
 //!
 //! The container is that of <https://developers.google.com/speed/webp/docs/riff_container>; `image-webp`
-//! compresses the pictures and knows no animation.
+//! compresses the images and knows no animation.
 
 use std::fmt;
 use std::io::{Seek, SeekFrom, Write};
@@ -115,7 +115,7 @@ impl<W: Write + Seek + Send> Encode<W> for Webp<W> {
         let picture = still
             .get(STILL_HEADER..)
             .filter(|picture| picture.starts_with(b"VP8L"))
-            .ok_or_else(|| Fault::Codec("the picture is not VP8L".into()))?;
+            .ok_or_else(|| Fault::Codec("the image is not VP8L".into()))?;
         let duration = self.clip.duration(self.seen, 1000).min((1 << 24) - 1);
         let header = [
             &[0; 6][..], // top left corner

@@ -21,7 +21,7 @@ impl Matrix {
     }
 }
 
-/// The three planes of a picture, luma first.
+/// The three planes of an image, luma first.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Planes {
     /// Width and height of the luma plane.

@@ -1,4 +1,4 @@
-//! What a run is conditioned on: prompts, hints, pictures, and conditioners of one's own.
+//! What a run is conditioned on: prompts, hints, images, and conditioners of one's own.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Mutex, PoisonError};
@@ -127,13 +127,13 @@ impl Pipeline {
             let latents = Tensor::cat(&latents.collect::<Result<Vec<_>>>()?, 0)?;
             all.insert(i, latents.to_dtype(DType::F32)?);
         }
-        if self.residency == Residency::OneAtATime {
+        if self.residency == Residency::Sequential {
             self.encoder = None;
         }
         Ok(all)
     }
 
-    /// What the IP-Adapters of a request make of their pictures. No network that took part is needed after that.
+    /// What the IP-Adapters of a request make of their images. No network that took part is needed after that.
     pub(super) fn image_prompts(
         &mut self,
         prepared: &Prepared,
@@ -143,7 +143,7 @@ impl Pipeline {
         if request.ip_adapters.is_empty() {
             return Ok(vec![]);
         }
-        // Image encoders are large: one after the other looks at all of its pictures.
+        // Image encoders are large: one after the other looks at all of its images.
         let mut paths = Vec::new();
         for adapter in &request.ip_adapters {
             paths.push(self.models.ip_adapter_config(&adapter.model)?.1.to_path_buf());
@@ -162,7 +162,7 @@ impl Pipeline {
                     sights.insert(i, sight);
                 }
             }
-            if self.residency == Residency::OneAtATime {
+            if self.residency == Residency::Sequential {
                 self.image_encoders.clear();
             }
         }
@@ -183,7 +183,7 @@ impl Pipeline {
             self.stop.check()?;
             prompts.push(ImagePrompt::new(net, sight, pictures.settings.clone(), &unet)?);
         }
-        if self.residency == Residency::OneAtATime {
+        if self.residency == Residency::Sequential {
             self.ip_adapters.clear();
         }
         Ok(prompts)

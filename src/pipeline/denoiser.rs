@@ -23,7 +23,7 @@ pub enum Guidance {
 pub struct Settings {
     /// What its output means.
     pub prediction: Prediction,
-    /// The number format of its weights.
+    /// The dtype of its weights.
     pub dtype: DType,
     /// Over what its motion modules normalize.
     pub motion_norm: MotionNorm,
@@ -108,7 +108,7 @@ impl<'a> Guided<'a> {
             return self.pass(x, &context, 0, (at, frames));
         };
         let clips = negative.dim(0)?;
-        let (away, towards) = match self.guidance {
+        let (uncond, cond) = match self.guidance {
             Guidance::Batched => {
                 let both = Tensor::cat(&[&negative, &context], 0)?;
                 let output = self.pass(&Tensor::cat(&[x, x], 0)?, &both, clips, (at, frames))?;
@@ -116,11 +116,11 @@ impl<'a> Guided<'a> {
                 (halves[0].clone(), halves[1].clone())
             }
             Guidance::TwoPasses => {
-                let away = self.pass(x, &negative, clips, (at, frames))?;
-                (away, self.pass(x, &context, 0, (at, frames))?)
+                let uncond = self.pass(x, &negative, clips, (at, frames))?;
+                (uncond, self.pass(x, &context, 0, (at, frames))?)
             }
         };
-        Ok((&away + ((towards - &away)? * scale)?)?)
+        Ok((&uncond + ((cond - &uncond)? * scale)?)?)
     }
 
     /// One pass over a batch whose first `negatives` clips have the negative prompt.

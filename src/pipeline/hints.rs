@@ -20,7 +20,7 @@ use crate::{Error, Result, Stop};
 /// The name of the option, for errors.
 const FIELD: &str = "control";
 
-/// The pictures of a hint in the clip's size, and the frames that they are for if its network wants to know.
+/// The images of a hint in the clip's size, and the frames that they are for if its network wants to know.
 fn hint(
     control: &Control,
     media: &Media,
@@ -68,7 +68,7 @@ fn hint(
     Ok(Hint { pictures: pictures.iter().map(fit).collect::<Result<_>>()?, frames })
 }
 
-/// The pictures of a hint that are taken, in their own size.
+/// The images of a hint that are taken, in their own size.
 fn pictures(control: &Control, media: &Media, clip: usize, stop: &Stop) -> Result<Vec<RgbImage>> {
     let selection = selection(control, clip);
     let found = media.frames(FIELD, selection, stop)?;
@@ -89,15 +89,15 @@ fn pictures(control: &Control, media: &Media, clip: usize, stop: &Stop) -> Resul
     Ok(found.images)
 }
 
-/// The frame of each of so many pictures.
+/// The frame of each of so many images.
 fn sparse_frames(control: &Control, found: usize, clip: usize) -> Result<Vec<usize>> {
     let wrong = |reason: String| Error::request(FIELD, format!("`{}`: {reason}", control.name));
     if control.frames.is_empty() && (found == 1 || found == clip) {
         return Ok((0..found).collect());
     }
-    let pictures = if found == 1 { "picture" } else { "pictures" };
+    let images = if found == 1 { "image" } else { "images" };
     if control.frames.is_empty() {
-        let reason = format!("{} has {found} {pictures}, but for which frames", control.hint);
+        let reason = format!("{} has {found} {images}, but for which frames", control.hint);
         let hint = "say so: frames=0,8,15";
         return Err(wrong(reason).with_hint(if found > clip {
             format!("{hint}; or {}", some_of(found, clip))
@@ -107,7 +107,7 @@ fn sparse_frames(control: &Control, found: usize, clip: usize) -> Result<Vec<usi
     }
     if control.frames.len() != found {
         let (hint, wanted) = (&control.hint, control.frames.len());
-        return Err(wrong(format!("{hint} has {found} {pictures}, for {wanted} frames")));
+        return Err(wrong(format!("{hint} has {found} {images}, for {wanted} frames")));
     }
     Ok(control.frames.clone())
 }
@@ -122,12 +122,12 @@ fn some_of(found: usize, count: usize) -> String {
     format!("from=0,every={} takes {count} of them", found / count.max(1))
 }
 
-/// The pictures of a control.
+/// The images of a control.
 #[derive(Clone, Debug)]
 pub struct Hint {
     /// In the clip's size: one for all frames, or one for each; of SparseCtrl one for each of `frames`.
     pub pictures: Vec<RgbImage>,
-    /// The frames of SparseCtrl's pictures; of others empty.
+    /// The frames of SparseCtrl's images; of others empty.
     pub frames: Vec<usize>,
 }
 

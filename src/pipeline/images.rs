@@ -12,7 +12,7 @@ use crate::{Error, Result, Stop};
 /// The name of the option, for errors.
 const FIELD: &str = "ip-adapter";
 
-/// The pictures of an IP-Adapter, and how they are used.
+/// The images of an IP-Adapter, and how they are used.
 #[derive(Clone, Debug)]
 pub struct Pictures {
     /// As they were given.
@@ -21,7 +21,7 @@ pub struct Pictures {
     pub settings: ImagePromptSettings,
 }
 
-/// The pictures of an IP-Adapter and, at the clip's size, its masks.
+/// The images of an IP-Adapter and, at the clip's size, its masks.
 fn read(
     adapter: &IpAdapter,
     inputs: &Inputs,
@@ -40,10 +40,10 @@ fn read(
     let found = images.len();
     if let Some(empty) = images.iter().find(|image| image.width() == 0 || image.height() == 0) {
         let (width, height) = empty.dimensions();
-        return Err(adapter.wrong(format!("a picture of {width}x{height} pixels")));
+        return Err(adapter.wrong(format!("an image of {width}x{height} pixels")));
     }
     if adapter.per_frame && found != frames {
-        let reason = format!("{found} pictures for {frames} frames");
+        let reason = format!("{found} images for {frames} frames");
         // Never a number that the motion modules refuse.
         let hint = if longest.is_some_and(|longest| found > longest) {
             format!("give {frames}, or no `per-frame`")
@@ -57,14 +57,14 @@ fn read(
         let pictures = read(&mask.file)?;
         let [picture] = pictures.as_slice() else {
             let reason = format!("the mask {} has {} frames", mask.file, pictures.len());
-            return Err(adapter.wrong(reason).with_hint("a mask is one picture"));
+            return Err(adapter.wrong(reason).with_hint("a mask is one image"));
         };
         let mask = resize(picture, width as u32, height as u32, Fit::Stretch, stop)?;
         masks.push(Mask::new(&mask));
     }
     if !masks.is_empty() && masks.len() != found {
-        let reason = format!("{found} pictures have {} masks", masks.len());
-        return Err(adapter.wrong(reason).with_hint("each picture has one mask, or none has"));
+        let reason = format!("{found} images have {} masks", masks.len());
+        return Err(adapter.wrong(reason).with_hint("each image has one mask, or none has"));
     }
     let share = match (adapter.per_frame, masks.is_empty()) {
         (true, _) => Share::Frames,
@@ -80,7 +80,7 @@ fn read(
     Ok(Pictures { images, settings })
 }
 
-/// The pictures of every IP-Adapter of a request, for a clip of that size (width, height).
+/// The images of every IP-Adapter of a request, for a clip of that size (width, height).
 pub(super) fn pictures(
     request: &Request,
     inputs: &Inputs,

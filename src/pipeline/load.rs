@@ -407,7 +407,7 @@ fn agree(unet: &UNetConfig, vae: &VaeSizes, text: &TextConfig) -> Result<()> {
 /// Shapes of weights that are in no file.
 type DrawnShapes = Vec<Vec<usize>>;
 
-/// Bytes of weights in a number format.
+/// Bytes of weights in a dtype.
 fn bytes<S: AsRef<[usize]>>(
     shapes: impl IntoIterator<Item = S>,
     dtype: DType,
@@ -416,7 +416,7 @@ fn bytes<S: AsRef<[usize]>>(
     shapes.into_iter().map(|shape| quantize.bytes(shape.as_ref(), dtype)).sum()
 }
 
-/// Bytes of a component's weights in a number format.
+/// Bytes of a component's weights in a dtype.
 fn stored(checkpoint: &Checkpoint, component: Component, dtype: DType, quantize: Quantize) -> u64 {
     let shape = |name| checkpoint.shape_of(component, name).unwrap_or_default();
     bytes(checkpoint.names(component).map(shape), dtype, quantize)

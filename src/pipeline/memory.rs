@@ -28,8 +28,8 @@ pub struct Plan {
     /// What is needed whatever the size of the clip: the program itself, the largest kernel while it is packed, and
     /// what convolutions transform of their input.
     pub fixed: u64,
-    /// What is loaded before denoising, to look at pictures, and not needed then.
-    pub looking: u64,
+    /// What is loaded before denoising, to look at images, and not needed then.
+    pub image_encoder: u64,
 }
 
 /// Values alive at the worst moment of a UNet pass, for every value of the first stage's output: the skips, a
@@ -127,12 +127,12 @@ impl Plan {
             decode: (decoded * bytes(precision.vae)) as u64,
             encode,
             fixed: copies.saturating_add(PROGRAM as u64),
-            looking: 0,
+            image_encoder: 0,
         }
     }
 
-    /// With the pictures of the request's IP-Adapters: image encoders are loaded one at a time, then all adapters, and
-    /// only the keys and values that come of the pictures stay.
+    /// With the images of the request's IP-Adapters: image encoders are loaded one at a time, then all adapters, and
+    /// only the keys and values that come of the images stay.
     pub fn with_pictures(
         mut self,
         models: &Models,
@@ -144,10 +144,10 @@ impl Plan {
         let width: usize = attentions.iter().map(|attention| attention.width).sum();
         let names: BTreeSet<&str> = request.ip_adapters.iter().map(|a| a.model.as_str()).collect();
         let dtype = precision.text;
-        self.looking = names.iter().map(|name| models.ip_adapter_bytes(name, dtype)).sum();
+        self.image_encoder = names.iter().map(|name| models.ip_adapter_bytes(name, dtype)).sum();
         for (adapter, pictures) in request.ip_adapters.iter().zip(pictures) {
             let (config, path, encoder) = models.ip_adapter_config(&adapter.model)?;
-            self.looking = self.looking.max(models.image_encoder_bytes(path, dtype));
+            self.image_encoder = self.image_encoder.max(models.image_encoder_bytes(path, dtype));
             let tokens = config.tokens(encoder.tokens());
             let values = product(&[2, pictures.images.len(), tokens, width]);
             let bytes = values.saturating_mul(self.clips);
@@ -165,7 +165,7 @@ impl Plan {
         };
         let values = self.pass.saturating_mul(clips).max(self.decode);
         let steps = self.weights.saturating_add(values);
-        steps.max(self.encode).max(self.looking).saturating_add(self.fixed)
+        steps.max(self.encode).max(self.image_encoder).saturating_add(self.fixed)
     }
 
     /// How guidance is to be computed so that the run fits.
@@ -182,7 +182,7 @@ impl Plan {
         }
         let needed = self.total(Guidance::TwoPasses);
         let error = Error::Memory { what: "the run".into(), needed, available };
-        Err(if self.looking > available {
+        Err(if self.image_encoder > available {
             error.with_hint("the image encoder alone does not fit")
         } else if self.weights > available {
             error.with_hint(
@@ -207,7 +207,7 @@ mod tests {
             clips: 2,
             decode: 1,
             encode: 0,
-            looking: 0,
+            image_encoder: 0,
             fixed: 9,
         };
         assert_eq!(plan.total(Guidance::Batched), most);
@@ -216,8 +216,15 @@ mod tests {
 
     #[test]
     fn guidance_takes_two_passes_where_one_would_not_fit() {
-        let plan =
-            Plan { weights: 90, pass: 50, clips: 2, decode: 60, encode: 0, looking: 0, fixed: 10 };
+        let plan = Plan {
+            weights: 90,
+            pass: 50,
+            clips: 2,
+            decode: 60,
+            encode: 0,
+            image_encoder: 0,
+            fixed: 10,
+        };
         assert_eq!(plan.choose(None).unwrap(), Guidance::Batched);
         assert_eq!(plan.choose(Some(200)).unwrap(), Guidance::Batched);
         assert_eq!(plan.choose(Some(199)).unwrap(), Guidance::TwoPasses);
@@ -228,8 +235,8 @@ mod tests {
         assert!(error.hint().unwrap().contains("--frames"));
         assert!(plan.choose(Some(89)).unwrap_err().hint().unwrap().contains("--dtype"));
         // What comes before denoising counts only where it needs more.
-        assert_eq!(Plan { looking: 150, ..plan }.total(Guidance::TwoPasses), 160);
-        let large = Plan { looking: 300, ..plan };
+        assert_eq!(Plan { image_encoder: 150, ..plan }.total(Guidance::TwoPasses), 160);
+        let large = Plan { image_encoder: 300, ..plan };
         assert_eq!(large.total(Guidance::Batched), 310);
         assert!(large.choose(Some(299)).unwrap_err().hint().unwrap().contains("image encoder"));
     }

@@ -72,7 +72,7 @@ pub struct Pipeline {
 pub enum Residency {
     /// Each only while it is needed: least memory for one clip.
     #[default]
-    OneAtATime,
+    Sequential,
     /// All: no loading between clips.
     KeepAll,
 }
@@ -118,7 +118,7 @@ impl Pipeline {
         &self.device
     }
 
-    /// In which number formats it runs.
+    /// In which dtypes it runs.
     pub fn precision(&self) -> Precision {
         self.precision
     }
@@ -327,7 +327,7 @@ impl Pipeline {
         let last = prepared.plan.steps.len() - 1;
         record(observer, &format!("latents.{last}"), || channels_first(&latents))?;
         record(observer, "latents", || channels_first(&latents))?;
-        if self.residency == Residency::OneAtATime {
+        if self.residency == Residency::Sequential {
             self.unet = None;
             self.side_networks.clear();
         }
@@ -348,7 +348,7 @@ impl Pipeline {
         self.load_vae(observer)?;
         let vae = loaded(self.vae.as_ref())?;
         decode((vae, &self.stop), latents, self.precision.vae, observer, sink)?;
-        if self.residency == Residency::OneAtATime {
+        if self.residency == Residency::Sequential {
             self.vae = None;
         }
         Ok(())

@@ -36,8 +36,8 @@ impl Pipeline {
         dtype: DType,
         build: impl FnOnce(&Models, &mut Resident) -> Result<T>,
     ) -> Result<T> {
-        if self.residency == Residency::OneAtATime || self.device.is_cpu() {
-            return build(&self.models, &mut Resident::nothing(dtype, &self.device));
+        if self.residency == Residency::Sequential || self.device.is_cpu() {
+            return build(&self.models, &mut Resident::empty(dtype, &self.device));
         }
         let fresh = || Resident::new(dtype, &self.device);
         build(&self.models, self.resident.entry(component).or_insert_with(fresh))

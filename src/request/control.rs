@@ -41,7 +41,7 @@ const KEYS: [Key; 9] = [
 pub struct Control {
     /// What messages call it; no two may have the same name.
     pub name: String,
-    /// A picture for all frames (for SparseCtrl, of frame 0); or an animation or a folder of pictures, one for each
+    /// An image for all frames (for SparseCtrl, of frame 0); or an animation or a folder of images, one for each
     /// frame (for SparseCtrl, for each of `frames`).
     pub hint: String,
     /// The hint's SHA-256; in a clip always there.
@@ -58,7 +58,7 @@ pub struct Control {
     /// The end of that part; 1 is the end of the run.
     #[serde(default = "one")]
     pub end: f64,
-    /// The frames, from 0, that the pictures are for: SparseCtrl only.
+    /// The frames, from 0, that the images are for: SparseCtrl only.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub frames: Vec<usize>,
     /// The first frame of the hint's animation, video or folder that is taken, from 0.

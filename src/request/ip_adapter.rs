@@ -28,17 +28,17 @@ const KEYS: [Key; 8] = [
     Key::new("per-frame", Kind::Word),
 ];
 
-/// An IP-Adapter and the pictures that it has the clip resemble.
+/// An IP-Adapter and the images that it has the clip resemble.
 ///
 /// On the command line `IMAGE,model=FILE` and perhaps `,scale=0.6`, `,start=0`, `,end=1`, `,image=MORE`, `,mask=IMAGE`,
 /// `,per-frame` and `,name=NAME`; `image` and `mask` may be repeated. Paths with commas are in double quotes.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct IpAdapter {
-    /// What messages call it; the first picture if left out.
+    /// What messages call it; the first image if left out.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub name: Option<String>,
-    /// Pictures, animations and folders of pictures. In a clip their SHA-256 is always there.
+    /// Images, animations and folders of images. In a clip their SHA-256 is always there.
     pub images: Vec<FileRecord>,
     /// The IP-Adapter's file. Several entries may share one.
     pub model: String,
@@ -51,10 +51,10 @@ pub struct IpAdapter {
     /// The end of that part; 1 is the end of the run.
     #[serde(default = "one")]
     pub end: f64,
-    /// Where each picture counts: one mask for each, white where it does.
+    /// Where each image counts: one mask for each, white where it does.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub masks: Vec<FileRecord>,
-    /// Whether every frame has a picture of its own.
+    /// Whether every frame has an image of its own.
     #[serde(default)]
     pub per_frame: bool,
 }
@@ -100,7 +100,7 @@ impl IpAdapter {
             }
         }
         if first.is_empty() {
-            return Err(wrong(format!("`{text}` does not begin with a picture")));
+            return Err(wrong(format!("`{text}` does not begin with an image")));
         }
         if adapter.model.is_empty() {
             return Err(wrong(format!("`{first}` has no model")));
@@ -137,10 +137,10 @@ pub(super) fn validate(adapters: &[IpAdapter]) -> Result<()> {
     for adapter in adapters {
         adapter.range()?;
         if adapter.images.is_empty() {
-            return Err(adapter.wrong("there is no picture"));
+            return Err(adapter.wrong("there is no image"));
         }
         if adapter.per_frame && !adapter.masks.is_empty() {
-            return Err(adapter.wrong("pictures of frames have no masks"));
+            return Err(adapter.wrong("images of frames have no masks"));
         }
         if adapter.name.as_ref().is_some_and(|name| !names.insert(name)) {
             return Err(Error::request(FIELD, format!("two are called `{}`", adapter.label())));
@@ -187,8 +187,8 @@ mod tests {
     #[test]
     fn a_mistyped_flag_is_refused_with_its_grammar() {
         for (text, part) in [
-            ("", "begin with a picture"),
-            (",model=b", "begin with a picture"),
+            ("", "begin with an image"),
+            (",model=b", "begin with an image"),
             ("a.png", "has no model"),
             ("a.png,model=", "`model`"),
             ("a.png,b.png,model=c", "`b.png`"),
@@ -213,8 +213,8 @@ mod tests {
         assert!(wrong(&[parsed("a.png,model=m,start=0.7,end=0.3")]).contains("`a.png`"));
         assert!(wrong(&[parsed("a,model=m,mask=b,per-frame")]).contains("no masks"));
         let none = IpAdapter { images: vec![], ..parsed("a.png,model=m") };
-        assert!(wrong(&[none]).contains("no picture"));
-        // One file may serve twice, and so may one picture.
+        assert!(wrong(&[none]).contains("no image"));
+        // One file may serve twice, and so may one image.
         let twice = [parsed("a.png,model=m,scale=0.2"), parsed("a.png,model=m,end=0.5")];
         assert!(validate(&twice).is_ok());
     }

@@ -20,7 +20,7 @@ pub struct Spec {
     pub checkpoint: Option<String>,
     /// Another autoencoder.
     pub vae: Option<String>,
-    /// The motion modules; `none` for pictures without motion.
+    /// The motion modules; `none` for images without motion.
     pub motion: Option<String>,
     /// The consistency LoRA; `none` for none.
     pub lcm_lora: Option<WeightedFile>,
@@ -37,7 +37,7 @@ pub struct Spec {
     pub allow_partial: bool,
     /// The device.
     pub device: DeviceChoice,
-    /// The number format.
+    /// The dtype.
     pub dtype: DtypeChoice,
     /// To how many bits the weights of the UNet and of the networks beside it are rounded.
     #[serde(skip_serializing_if = "is_default")]

@@ -483,7 +483,7 @@ impl Checkpoint {
         patches: &PatchStack,
         model: impl Fn(VarBuilder<'static>) -> Result<T>,
     ) -> Result<(T, LoadReport)> {
-        self.rebuild(component, patches, &mut Resident::nothing(dtype, device), model)
+        self.rebuild(component, patches, &mut Resident::empty(dtype, device), model)
     }
 
     /// Compares the weights `model` requests with the file headers, without reading or allocating any weight.

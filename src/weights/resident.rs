@@ -25,7 +25,7 @@ impl Resident {
     }
 
     /// Creates a cache that never stores tensors: models are always built from files.
-    pub fn nothing(dtype: DType, device: &Device) -> Self {
+    pub fn empty(dtype: DType, device: &Device) -> Self {
         Self { keeps: false, ..Self::new(dtype, device) }
     }
 

@@ -96,7 +96,7 @@ fn day(seconds: &str) -> String {
     format!("{year}-{month:02}-{date:02}")
 }
 
-/// The most frequent tags of the pictures, from Kohya's counts per folder.
+/// The most frequent tags of the images, from Kohya's counts per folder.
 fn tags(json: &str) -> Option<String> {
     let folders: BTreeMap<String, BTreeMap<String, Value>> = serde_json::from_str(json).ok()?;
     let mut counts: BTreeMap<String, u64> = BTreeMap::new();

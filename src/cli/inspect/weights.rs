@@ -44,7 +44,7 @@ struct LoraFacts {
     modules: usize,
     in_text_encoder: usize,
     in_motion_modules: usize,
-    /// Modules of the pictures' UNet by what they do.
+    /// Modules of the images' UNet by what they do.
     layers: BTreeMap<&'static str, usize>,
     /// Words for prompts that it brings along.
     words: Vec<String>,
@@ -362,7 +362,7 @@ fn control_kind(checkpoint: &Checkpoint, component: Component) -> String {
     match component {
         Component::SparseCtrl => {
             let follows = if shape(&format!("{hint}.weight")).is_some() {
-                "latents of pictures"
+                "latents of images"
             } else {
                 "drawings"
             };
@@ -392,7 +392,7 @@ fn control_kind(checkpoint: &Checkpoint, component: Component) -> String {
     }
 }
 
-/// Which kind of IP-Adapter it is, and what it wants to know of a picture.
+/// Which kind of IP-Adapter it is, and what it wants to know of a image.
 fn ip_adapter_kind(checkpoint: &Checkpoint) -> String {
     let shape = |name: &str| checkpoint.shape_of(Component::IpAdapter, name);
     let Ok(config) = IpAdapterConfig::from_shapes(|name| shape(name).map(<[usize]>::to_vec)) else {

@@ -157,7 +157,7 @@ fn flash(q: &Tensor, k: &Tensor, v: &Tensor, scale: f64) -> Result<Option<Tensor
 /// # Errors
 ///
 /// When the shapes do not agree.
-pub fn attention_by_place(q: &Tensor, k: &Tensor, v: &Tensor, scale: f64) -> Result<Tensor> {
+pub fn temporal_attention(q: &Tensor, k: &Tensor, v: &Tensor, scale: f64) -> Result<Tensor> {
     let (batch, tokens, places, heads, dim) = q.dims5()?;
     if k.dims() != q.dims() || v.dims() != q.dims() {
         candle_core::bail!(
@@ -170,7 +170,7 @@ pub fn attention_by_place(q: &Tensor, k: &Tensor, v: &Tensor, scale: f64) -> Res
     let count = || clock::count(&[2, batch, tokens, tokens, places, heads, dim]);
     if q.device().is_cpu() && !autograd::is_tracked(&[q, k, v]) {
         count();
-        return clock::timed(Kind::AttentionOverFrames, || {
+        return clock::timed(Kind::TemporalAttention, || {
             Blocked { scale, stop: None }.run(q, k, v)
         });
     }

@@ -1,6 +1,6 @@
 //! The convolution and its gradients.
 //!
-//! Pictures are turned so that their channels are innermost. The result is then a product of packed weights, and so is
+//! Images are turned so that their channels are innermost. The result is then a product of packed weights, and so is
 //! the input's gradient, with the kernel turned around; with a stride, its columns are scattered back. For the kernel's
 //! gradient what the outputs of a strip of lines depend on is gathered into rows and multiplied with the result's.
 
@@ -9,7 +9,7 @@ use rayon::prelude::*;
 
 use super::matrix::{Into, Matrix, multiply};
 use super::{Gradients, View, applies, attach, is_tracked, nothing, parts, sum_of_rows, total};
-use crate::kernels::cpu::conv_geometry::Window;
+use crate::kernels::cpu::conv_geometry::ConvGeometry;
 use crate::kernels::cpu::gemm::{self, Epilogue};
 use crate::kernels::cpu::isa::Isa;
 use crate::kernels::cpu::pack::{self, Columns, Packed};
@@ -42,7 +42,7 @@ pub(in crate::kernels) fn conv2d_with(
         conv2d(&x, weight, bias, 0, args.stride)?
     };
     let y = match args.shift {
-        Some(shift) => kernels::shift_channels(&y, &shift.unsqueeze(0)?)?,
+        Some(shift) => kernels::add_per_channel(&y, &shift.unsqueeze(0)?)?,
         None => y,
     };
     let y = match args.activation {
@@ -122,7 +122,7 @@ impl Gradients for Convolution {
     }
 }
 
-/// Every picture's `(rows, columns)` as `(columns, rows)`.
+/// Every image's `(rows, columns)` as `(columns, rows)`.
 fn turned(values: &[f32], pictures: usize, rows: usize, columns: usize) -> Vec<f32> {
     if rows == 1 || columns == 1 {
         return values.to_vec();
@@ -194,8 +194,8 @@ impl Kernel {
         self.sizes.width()
     }
 
-    /// With pictures whose channels are innermost.
-    fn product(&self, x: &[f32], window: &Window, bias: Option<&[f32]>) -> Vec<f32> {
+    /// With images whose channels are innermost.
+    fn product(&self, x: &[f32], window: &ConvGeometry, bias: Option<&[f32]>) -> Vec<f32> {
         let epilogue = Epilogue { bias, ..Epilogue::default() };
         gemm::product(Isa::current(), x, window, &self.packed, &epilogue)
     }
@@ -262,10 +262,10 @@ impl Sizes {
         self.taps * self.inputs
     }
 
-    fn window(&self) -> Result<Window> {
+    fn window(&self) -> Result<ConvGeometry> {
         let (size, padding) = ((self.height, self.width), (self.padding, self.padding));
-        Window::convolution(self.batch, size, size, self.kernel, padding, self.stride)
-            .ok_or_else(|| candle_core::Error::msg("a kernel larger than its picture"))
+        ConvGeometry::convolution(self.batch, size, size, self.kernel, padding, self.stride)
+            .ok_or_else(|| candle_core::Error::msg("a kernel larger than its image"))
     }
 
     /// The gradient of the input, `(batch, inputs, height, width)`, from the result's, whose channels are innermost.
@@ -276,8 +276,9 @@ impl Sizes {
                 weight[(o * inputs + i) * taps + taps - 1 - t]
             });
             let (size, padding) = ((self.out_height, self.out_width), kernel - 1 - self.padding);
-            let window = Window::convolution(batch, size, size, kernel, (padding, padding), 1)
-                .ok_or_else(|| candle_core::Error::msg("a kernel larger than its picture"))?;
+            let window =
+                ConvGeometry::convolution(batch, size, size, kernel, (padding, padding), 1)
+                    .ok_or_else(|| candle_core::Error::msg("a kernel larger than its image"))?;
             let values = packed.product(slopes, &window, None);
             return Ok(turned(&values, batch, self.picture(), inputs));
         }
@@ -285,7 +286,7 @@ impl Sizes {
         let packed = packed((taps * inputs, 1, outputs), |row, _, o| {
             weight[(o * inputs + row % inputs) * taps + row / inputs]
         });
-        let columns = packed.product(slopes, &Window::rows(batch * self.pixels()), None);
+        let columns = packed.product(slopes, &ConvGeometry::rows(batch * self.pixels()), None);
         let mut out = vec![0f32; batch * self.picture() * inputs];
         let (picture, each) = (self.picture() * inputs, self.pixels() * self.depth());
         out.par_chunks_mut(picture.max(1)).zip(columns.par_chunks(each.max(1))).for_each(
@@ -355,13 +356,13 @@ impl Sizes {
         Some(y * self.width + x)
     }
 
-    /// Fills `(pixels, taps, inputs)` with what the outputs from `first` on depend on, zero outside the picture.
+    /// Fills `(pixels, taps, inputs)` with what the outputs from `first` on depend on, zero outside the image.
     fn gather(&self, picture: &[f32], first: usize, rows: &mut [f32]) {
         let Self { inputs, kernel, .. } = *self;
         for (pixel, row) in (first..).zip(rows.chunks_exact_mut(self.depth())) {
             for (line, row) in row.chunks_exact_mut(kernel * inputs).enumerate() {
                 let tap = line * kernel;
-                // The taps of a line lie side by side in the picture as well, unless it ends there.
+                // The taps of a line lie side by side in the image as well, unless it ends there.
                 let ends = (self.place(pixel, tap), self.place(pixel, tap + kernel - 1));
                 if let (Some(from), Some(_)) = ends {
                     row.copy_from_slice(&picture[from * inputs..][..kernel * inputs]);

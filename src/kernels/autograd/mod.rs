@@ -31,7 +31,7 @@ pub(super) use self::conv::conv2d_with;
 pub(super) use self::geglu::geglu;
 pub(super) use self::linear::linear;
 pub(super) use self::norm::{group_norm, layer_norm};
-pub(super) use self::shift::shift_channels;
+pub(super) use self::shift::add_per_channel;
 pub(super) use self::upsample::upsample_nearest;
 
 /// Whether any of these tensors takes part in a gradient.

@@ -6,10 +6,10 @@ use rayon::prelude::*;
 use super::{Gradients, View, applies, attach, is_tracked, nothing, sum_of};
 use crate::kernels::reference;
 
-/// See [`crate::kernels::shift_channels`].
-pub(in crate::kernels) fn shift_channels(x: &Tensor, shift: &Tensor) -> Result<Tensor> {
+/// See [`crate::kernels::add_per_channel`].
+pub(in crate::kernels) fn add_per_channel(x: &Tensor, shift: &Tensor) -> Result<Tensor> {
     if !applies(&[x, shift]) {
-        return reference::shift_channels(x, shift);
+        return reference::add_per_channel(x, shift);
     }
     let (x, shift) = (x.contiguous()?, shift.contiguous()?);
     let (images, channels, height, width) = x.dims4()?;

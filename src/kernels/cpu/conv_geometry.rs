@@ -4,7 +4,7 @@ use super::microkernel::ZEROS;
 use super::pack::Block;
 
 /// Where the pixels of a result find what they depend on in an input `(images, height, width, channels)`.
-pub(crate) struct Window {
+pub(crate) struct ConvGeometry {
     images: usize,
     height: usize,
     width: usize,
@@ -16,14 +16,14 @@ pub(crate) struct Window {
     xs: Vec<usize>,
 }
 
-impl Window {
+impl ConvGeometry {
     /// Rows as they are.
     pub(crate) fn rows(count: usize) -> Self {
         let xs = (0..count).collect();
         Self { images: 1, height: 1, width: count, kernel: 1, stride: 1, ys: vec![0], xs }
     }
 
-    /// A convolution of pictures of `size`, seen stretched to `seen`, with zeros `before` and `after`; `None` where
+    /// A convolution of images of `size`, seen stretched to `seen`, with zeros `before` and `after`; `None` where
     /// the kernel is larger than that.
     pub(crate) fn convolution(
         images: usize,
@@ -81,7 +81,7 @@ impl Window {
     }
 
     /// The input's pixel that is seen `down` and `across` from where the kernel begins at a pixel of the result; `None`
-    /// outside the picture, and where no pixel of the result looks. For dense 3×3 kernels.
+    /// outside the image, and where no pixel of the result looks. For dense 3×3 kernels.
     pub(crate) fn pixel(
         &self,
         image: usize,
@@ -147,7 +147,8 @@ mod tests {
                     for (kernel, stride) in [(1, 1), (1, 2), (1, 3), (3, 1)] {
                         let padding = (before, after);
                         let (height, seen) = ((size, 2), (seen, 2));
-                        let window = Window::convolution(1, height, seen, kernel, padding, stride);
+                        let window =
+                            ConvGeometry::convolution(1, height, seen, kernel, padding, stride);
                         let Some(window) = window else { continue };
                         let same = |table: &[usize], size: usize| table.iter().copied().eq(0..size);
                         let want = kernel == 1 && same(&window.ys, size) && same(&window.xs, 2);
@@ -159,6 +160,6 @@ mod tests {
             }
         }
         assert!(found.iter().all(|count| *count > 4), "{found:?}");
-        assert!(Window::rows(7).is_identity());
+        assert!(ConvGeometry::rows(7).is_identity());
     }
 }

@@ -12,7 +12,7 @@ use rayon::prelude::*;
 
 use super::amx::{self, MatrixUnit};
 use super::buffer::{Aligned, Shared, abandon, filled, operand};
-use super::conv_geometry::Window;
+use super::conv_geometry::ConvGeometry;
 use super::float::Float;
 use super::isa::{Isa, Loops, prefetch};
 use super::math;
@@ -129,7 +129,7 @@ operand!(u8);
 pub(crate) fn product<T: Operand, O: Float>(
     isa: Isa,
     x: &[T],
-    window: &Window,
+    window: &ConvGeometry,
     weights: &impl Panels<T::Weight>,
     epilogue: &Epilogue<'_, O>,
 ) -> Vec<O> {
@@ -185,7 +185,7 @@ pub(crate) fn product<T: Operand, O: Float>(
 struct Tasks<'a, T, O, P> {
     isa: Isa,
     x: &'a [T],
-    window: &'a Window,
+    window: &'a ConvGeometry,
     weights: &'a P,
     epilogue: &'a Epilogue<'a, O>,
     in_tiles: bool,

@@ -14,7 +14,7 @@ use std::sync::{Mutex, PoisonError};
 use rayon::prelude::*;
 
 use super::buffer::{Aligned, Shared, abandon, filled, with_scratch};
-use super::conv_geometry::Window;
+use super::conv_geometry::ConvGeometry;
 use super::float::Float;
 use super::gemm::{Epilogue, Finish};
 use super::isa::{Isa, Loops};
@@ -53,7 +53,7 @@ fn apart(len: usize) -> usize {
 }
 
 /// Whether this is the faster way, for weights of these sizes, where multiplying out is so many times as fast as in f32.
-pub(in crate::kernels) fn pays(sizes: &Sizes, window: &Window, times: f64) -> bool {
+pub(in crate::kernels) fn pays(sizes: &Sizes, window: &ConvGeometry, times: f64) -> bool {
     if !window.is_dense_3x3() {
         return false;
     }
@@ -66,7 +66,7 @@ pub(in crate::kernels) fn pays(sizes: &Sizes, window: &Window, times: f64) -> bo
     sizes.channels.is_multiple_of(LANES) && sizes.channels >= 2 * PANEL && here < 0.95 * out
 }
 
-/// How a picture divides into tiles.
+/// How an image divides into tiles.
 #[derive(Clone, Copy)]
 struct Grid {
     height: usize,
@@ -77,7 +77,7 @@ struct Grid {
 
 impl Grid {
     /// Of a window that is dense.
-    fn new(window: &Window) -> Self {
+    fn new(window: &ConvGeometry) -> Self {
         let (height, width) = window.size();
         Self { height, width, down: height.div_ceil(OUT), across: width.div_ceil(OUT) }
     }
@@ -151,7 +151,7 @@ fn transform_products<const FMA: bool>(m: [Lanes; IN]) -> [Lanes; OUT] {
 /// Transforms the inputs of one tile to `(PLACES, .., channels)`, the places `stride` apart.
 struct Inputs<'a, T> {
     x: &'a [T],
-    window: &'a Window,
+    window: &'a ConvGeometry,
     grid: Grid,
     tile: usize,
     channels: usize,
@@ -304,7 +304,7 @@ static SPARE: Mutex<Vec<Aligned<f32>>> = Mutex::new(Vec::new());
 pub(in crate::kernels) fn convolve<T: Float>(
     isa: Isa,
     x: &[T],
-    window: &Window,
+    window: &ConvGeometry,
     weights: &impl Panels<f32>,
     epilogue: &Epilogue<'_, T>,
 ) -> Vec<T> {
@@ -325,7 +325,7 @@ pub(in crate::kernels) fn convolve<T: Float>(
 fn fill<T: Float>(
     isa: Isa,
     x: &[T],
-    window: &Window,
+    window: &ConvGeometry,
     weights: &impl Panels<f32>,
     epilogue: &Epilogue<'_, T>,
     out: &Shared<'_, MaybeUninit<T>>,

@@ -1,4 +1,4 @@
-//! Convolutions by cuDNN, of pictures with their channels innermost, summed in f32.
+//! Convolutions by cuDNN, of images with their channels innermost, summed in f32.
 
 use std::cell::RefCell;
 use std::collections::HashMap;

@@ -4,7 +4,7 @@ use candle_core::{DType, Result, Tensor};
 
 use super::launch::{device, launch, unset};
 use super::plan::{self, Format, Patches, Reading, View};
-use crate::kernels::cpu::conv_geometry::Window;
+use crate::kernels::cpu::conv_geometry::ConvGeometry;
 use crate::kernels::layout::{channels_first, channels_last};
 use crate::kernels::{Activation, ConvArgs, GroupNormOptions, Positions, Weights};
 
@@ -29,7 +29,7 @@ fn reading(tensors: &[&Tensor]) -> Option<Reading> {
     (same && tensors.iter().all(|x| x.is_contiguous())).then_some(Reading { format, aligned })
 }
 
-/// `x`, in the number format of `like` and contiguous.
+/// `x`, in the dtype of `like` and contiguous.
 fn beside(x: &Tensor, like: &Tensor) -> Result<Tensor> {
     x.to_dtype(like.dtype())?.contiguous()
 }
@@ -182,7 +182,7 @@ pub(in crate::kernels) fn conv2d(
     x: &Tensor,
     weights: &Weights,
     args: &ConvArgs<'_>,
-    window: &Window,
+    window: &ConvGeometry,
 ) -> Result<Option<Tensor>> {
     let (images, channels, height, width) = x.dims4()?;
     if format(x.dtype()).is_none() || x.elem_count() == 0 {

@@ -19,7 +19,7 @@ const SHORT: usize = 32;
 /// Dimensions for which there is an attention, and the keys of a tile of `attention_long`.
 const DIMS: [(usize, usize); 5] = [(16, 64), (48, 64), (64, 64), (80, 64), (160, 32)];
 
-/// A number format that kernels know.
+/// A dtype that kernels know.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Format {
     F32,
@@ -178,7 +178,7 @@ pub(super) fn geglu(
 pub(super) struct Patches {
     pub(super) images: usize,
     pub(super) channels: usize,
-    /// Lines and columns of the picture, of the picture stretched, and of the result.
+    /// Lines and columns of the image, of the image stretched, and of the result.
     pub(super) size: (usize, usize),
     pub(super) seen: (usize, usize),
     pub(super) out: (usize, usize),
@@ -188,7 +188,7 @@ pub(super) struct Patches {
     pub(super) before: usize,
 }
 
-/// Rows of [`Patches`] for the `count` outputs from `first` on. Buffers: the pictures, the rows.
+/// Rows of [`Patches`] for the `count` outputs from `first` on. Buffers: the images, the rows.
 pub(super) fn patches(
     reading: Reading,
     given: &Patches,
@@ -198,7 +198,7 @@ pub(super) fn patches(
     let Patches { images, channels, size, seen, out, kernel, stride, before } = *given;
     let together = reading.together(channels);
     let chunks = count * kernel * kernel * (channels / together);
-    // The largest numbers that a kernel has besides: a chunk of the pictures, and a stretched place times a size.
+    // The largest numbers that a kernel has besides: a chunk of the images, and a stretched place times a size.
     u32::try_from(images * size.0 * size.1 * channels).ok()?;
     u32::try_from(seen.0.max(seen.1) * size.0.max(size.1)).ok()?;
     let args = Args::buffers(2).sizes(&[

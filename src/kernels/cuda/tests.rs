@@ -5,7 +5,7 @@ use half::{bf16, f16};
 
 use super::emulator::Emulator;
 use super::plan::{self, Format, Launch, Patches, Reading, View};
-use crate::kernels::cpu::conv_geometry::Window;
+use crate::kernels::cpu::conv_geometry::ConvGeometry;
 use crate::kernels::{self, Activation, ConvArgs, GroupNormOptions, Positions, reference};
 
 /// Bell-shaped values around `mean`, a function of the seed.
@@ -167,8 +167,9 @@ fn convolutions(emulator: &mut Emulator) {
             let wide = x.to_dtype(DType::F32).unwrap();
             let want = reference::conv2d(&wide, &weight, None, &args).unwrap();
             let seen = stretch.unwrap_or(size);
-            let out =
-                Window::convolution(images, size, seen, kernel, padding, stride).unwrap().size();
+            let out = ConvGeometry::convolution(images, size, seen, kernel, padding, stride)
+                .unwrap()
+                .size();
             let given =
                 Patches { images, channels, size, seen, out, kernel, stride, before: padding.0 };
             let last = |x: &Tensor| x.permute((0, 2, 3, 1)).unwrap().contiguous().unwrap();

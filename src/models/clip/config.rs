@@ -149,7 +149,7 @@ impl VisionConfig {
         within(NAME, "layer_norm_eps", self.layer_norm_eps, 0.0..=1.0)?;
         if self.image_size < self.patch_size {
             let (image, patch) = (self.image_size, self.patch_size);
-            let reason = format!("pictures of {image} pixels have no patches of {patch}");
+            let reason = format!("images of {image} pixels have no patches of {patch}");
             return Err(Error::Missing { name: format!("{NAME} config"), reason });
         }
         Ok(())

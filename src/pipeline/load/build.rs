@@ -40,7 +40,7 @@ impl Models {
 
     /// Builds the tokenizer and the text encoder.
     pub fn text(&self, dtype: DType, device: &Device) -> Result<(TextModel, LoadReport)> {
-        self.rebuild_text(&mut Resident::nothing(dtype, device))
+        self.rebuild_text(&mut Resident::empty(dtype, device))
     }
 
     /// Builds the tokenizer and the text encoder of what is `resident` and the files; see
@@ -76,7 +76,7 @@ impl Models {
 
     /// Builds the UNet.
     pub fn unet(&self, dtype: DType, device: &Device) -> Result<(UNet, LoadReport)> {
-        self.rebuild_unet(&mut Resident::nothing(dtype, device), Quantize::None)
+        self.rebuild_unet(&mut Resident::empty(dtype, device), Quantize::None)
     }
 
     /// Builds the UNet of what is `resident` and the files; see [`Checkpoint::rebuild`](crate::weights::Checkpoint::rebuild).
@@ -114,7 +114,7 @@ impl Models {
 
     /// Builds the autoencoder.
     pub fn vae(&self, dtype: DType, device: &Device) -> Result<(Vae, LoadReport)> {
-        let mut resident = Resident::nothing(dtype, device);
+        let mut resident = Resident::empty(dtype, device);
         self.build(Component::Vae, &mut resident, |vb| self.vae.build(&vb))
     }
 

@@ -100,7 +100,7 @@ pub enum Motion {
     Base,
     /// From this file or folder.
     File(PathBuf),
-    /// From nowhere: pictures without motion.
+    /// From nowhere: images without motion.
     None,
 }
 

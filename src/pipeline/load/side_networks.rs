@@ -65,7 +65,7 @@ impl SideConfig {
         }
     }
 
-    /// Whether its hints are latents of pictures.
+    /// Whether its hints are latents of images.
     pub fn sees_latents(&self) -> bool {
         matches!(self, Self::SparseCtrl(config) if config.factor().is_none())
     }
@@ -222,7 +222,7 @@ impl OpenSideNetwork {
 fn fits(config: &SideConfig, unet: &UNetConfig, factor: usize) -> Result<(), String> {
     let shrinks = |own: Option<usize>| match own {
         Some(own) if own != factor => {
-            Err(format!("shrinks hints to 1/{own}, the autoencoder pictures to 1/{factor}"))
+            Err(format!("shrinks hints to 1/{own}, the autoencoder images to 1/{factor}"))
         }
         _ => Ok(()),
     };

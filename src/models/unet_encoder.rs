@@ -10,7 +10,7 @@ use crate::{Error, Result};
 
 /// The down blocks and mid block of a UNet, with a 1×1 convolution after each output.
 #[derive(Clone, Debug)]
-pub(super) struct Trunk {
+pub(super) struct UNetEncoder {
     config: UNetConfig,
     time_embedding: TimestepEmbedding,
     conv_in: Conv2d,
@@ -20,7 +20,7 @@ pub(super) struct Trunk {
     mid_out: Conv2d,
 }
 
-impl Trunk {
+impl UNetEncoder {
     /// Loads the weights under the names of diffusers' ControlNet. `config` does not describe the up blocks.
     pub(super) fn new(config: &UNetConfig, vb: &VarBuilder) -> Result<Self> {
         let config = whole(config);

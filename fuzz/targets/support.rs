@@ -111,6 +111,14 @@ pub(crate) fn pixels(data: &[u8]) -> u64 {
         [0x89, b'P', b'N', b'G', ..] => number(16, 4, false).saturating_mul(number(20, 4, false)),
         [b'R', b'I', b'F', b'F', ..] => (number(24, 3, true) + 1) * (number(27, 3, true) + 1),
         [b'B', b'M', ..] => number(18, 4, true).saturating_mul(number(22, 4, true)),
+        [0xff, 0xd8, ..] => jpeg_pixels(data),
         _ => 0,
     }
+}
+
+/// The largest size in the frame headers of a JPEG.
+fn jpeg_pixels(data: &[u8]) -> u64 {
+    let sizes = data.windows(9).filter(|w| w[0] == 0xff && matches!(w[1], 0xc0..=0xc2));
+    let side = |high: u8, low: u8| u64::from(u16::from_be_bytes([high, low]));
+    sizes.map(|w| side(w[5], w[6]) * side(w[7], w[8])).max().unwrap_or(0)
 }

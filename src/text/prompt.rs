@@ -340,7 +340,13 @@ pub fn take_loras(prompt: &str) -> Result<(String, Vec<LoraTag>), String> {
         rest = after;
     }
     cleaned.push_str(rest);
-    Ok((cleaned, tags))
+    match first_tag(&cleaned) {
+        Some(tag) => {
+            let tag: String = tag.chars().take(80).collect();
+            Err(format!("`{tag}` is a tag only where another one inside it is taken out"))
+        }
+        None => Ok((cleaned, tags)),
+    }
 }
 
 fn lora_tag(tag: &str) -> Result<LoraTag, String> {
@@ -524,6 +530,9 @@ mod tests {
         assert_eq!(tags, [tag("x", 0.3, 0.2)]);
         let (_, tags) = take_loras("<lora:x:0.5:lbw=1,0>").unwrap();
         assert_eq!((tags[0].text_strength, tags[0].blocks.as_deref()), (0.5, Some("1,0")));
+        assert!(
+            take_loras("a <lo<lora:x:1>ra:y>").unwrap_err().contains("`<lora:y>` is a tag only")
+        );
         assert_eq!(take_loras("a < b <lora: c").unwrap(), ("a < b <lora: c".to_owned(), vec![]));
         assert_eq!(first_tag("a <lora:x> b <lora:y>"), Some("<lora:x>"));
     }

@@ -1,8 +1,8 @@
 #![doc = include_str!("../README.md")]
 //!
-//! # Floors
+//! # Layers
 //!
-//! A module may use itself and any module on a lower floor; `tests/architecture.rs` holds it to that.
+//! A module may use itself and any module of a lower layer; `tests/architecture.rs` holds it to that.
 //!
 //! ```text
 //! 10 cli                                        flags to jobs; computes nothing
@@ -47,5 +47,11 @@ pub mod weights;
 #[cfg(feature = "cli")]
 pub mod cli;
 
+pub use device::{DeviceChoice, DtypeChoice, Precision};
 pub use error::{Error, ErrorKind, Result};
+pub use media::{FrameSink, RgbImage};
+pub use pipeline::load::{Base, Files, LoraFile, Models, Motion};
+pub use pipeline::{Event, Inputs, Observer, Pipeline, Prepared, Residency};
+pub use request::{Job, Request};
+pub use sampler::{Denoiser, Sampler};
 pub use stop::Stop;

@@ -6,7 +6,7 @@ use std::fs;
 use std::io::Cursor;
 use std::path::{Path, PathBuf};
 
-use animatelcm::media::RgbImage;
+use animatelcm::media::{FrameSink, RgbImage};
 use animatelcm::output::{self, ClipInfo, Existing, Format, Metadata};
 use animatelcm::{Error, ErrorKind, Result, Stop};
 use image::codecs::{gif::GifDecoder, png::PngDecoder, webp::WebPDecoder};
@@ -777,4 +777,51 @@ mod mp4 {
         let prompt = path(meta, &[*b"ilst", *b"desc", *b"data"]);
         assert_eq!(&prompt[8..], "a cat, 猫 🐈 <&>".as_bytes());
     }
+}
+
+/// A file in memory that its test keeps.
+#[derive(Clone, Default)]
+struct Kept(std::sync::Arc<std::sync::Mutex<Cursor<Vec<u8>>>>);
+
+impl std::io::Write for Kept {
+    fn write(&mut self, data: &[u8]) -> std::io::Result<usize> {
+        self.0.lock().unwrap().write(data)
+    }
+
+    fn flush(&mut self) -> std::io::Result<()> {
+        Ok(())
+    }
+}
+
+impl std::io::Seek for Kept {
+    fn seek(&mut self, to: std::io::SeekFrom) -> std::io::Result<u64> {
+        self.0.lock().unwrap().seek(to)
+    }
+}
+
+#[test]
+fn a_writer_gets_what_a_file_gets() {
+    let folder = tempfile::tempdir().unwrap();
+    let clip = ClipInfo { width: 32, height: 16, frames: 3, fps: 8.0 };
+    let frames: Vec<RgbImage> = (0..3u8)
+        .map(|i| RgbImage::from_fn(32, 16, |x, y| image::Rgb([x as u8 * 8, y as u8 * 16, i * 80])))
+        .collect();
+    let metadata = Metadata { request_json: "{}".into(), parameters: "a cat".into() };
+    let stop = Stop::default();
+    let write = |mut sink: Box<dyn FrameSink + Send>| {
+        for frame in &frames {
+            sink.frame(frame).unwrap();
+        }
+        sink.finish().unwrap();
+    };
+    for format in [Format::Gif, Format::Webp, Format::Apng, Format::Mp4, Format::Y4m] {
+        let path = folder.path().join(format!("clip.{}", format.name()));
+        write(output::open(&path, &clip, &metadata, Existing::Refuse, &stop).unwrap());
+        let kept = Kept::default();
+        write(output::to_writer(format, kept.clone(), &clip, &metadata, &stop).unwrap());
+        let written = kept.0.lock().unwrap().get_ref().clone();
+        assert_eq!(written, std::fs::read(&path).unwrap(), "{format:?}");
+    }
+    let series = output::to_writer(Format::Png, Kept::default(), &clip, &metadata, &stop);
+    assert_eq!(series.err().unwrap().kind().exit_code(), 2);
 }

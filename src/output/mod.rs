@@ -68,7 +68,7 @@ mod sequence;
 #[cfg(feature = "webp")]
 mod webp;
 
-use std::io;
+use std::io::{self, BufWriter, Seek, Write};
 use std::path::{Path, PathBuf};
 
 pub use clip::ClipInfo;
@@ -246,42 +246,90 @@ pub fn open(
     let format = Format::from_path(path)?;
     format.need()?;
     format.check_clip(clip)?;
-    let target = Target::resolve(path, format, existing)?;
+    match Target::resolve(path, format, existing)? {
+        #[cfg(feature = "png")]
+        Target::Series(series) => {
+            let metadata = metadata.printable();
+            Ok(Box::new(sequence::Sequence::new(series, clip, &metadata, stop)?))
+        }
+        target => {
+            let (path, folder) = (target.path(), target.folder().to_path_buf());
+            encoder(format, (path, &folder), target.draft()?, (clip, metadata), stop)
+        }
+    }
+}
+
+/// An encoder of a clip to any writer, such as the body of an answer. All formats but the numbered PNGs.
+///
+/// Nothing is written after `stop` was requested, but what was written stays.
+///
+/// ```
+/// use animatelcm::Stop;
+/// use animatelcm::media::RgbImage;
+/// use animatelcm::output::{self, ClipInfo, Format, Metadata};
+///
+/// let clip = ClipInfo { width: 8, height: 8, frames: 1, fps: 8.0 };
+/// let file = tempfile::tempfile().unwrap();
+/// let copy = file.try_clone().unwrap();
+/// let mut sink = output::to_writer(Format::Y4m, file, &clip, &Metadata::default(), &Stop::default())?;
+/// sink.frame(&RgbImage::new(8, 8))?;
+/// sink.finish()?;
+/// assert!(copy.metadata().unwrap().len() > 8 * 8);
+/// # Ok::<(), animatelcm::Error>(())
+/// ```
+///
+/// # Errors
+///
+/// When the format cannot hold the clip or is not in this build, or the header cannot be written.
+pub fn to_writer(
+    format: Format,
+    writer: impl Write + Seek + Send + 'static,
+    clip: &ClipInfo,
+    metadata: &Metadata,
+    stop: &Stop,
+) -> Result<Box<dyn FrameSink + Send>> {
+    format.need()?;
+    format.check_clip(clip)?;
+    let (name, folder) = (PathBuf::from(format.name()), std::env::temp_dir());
+    let draft = Draft::Writer(BufWriter::new(Box::new(writer)));
+    encoder(format, (name, &folder), draft, (clip, metadata), stop)
+}
+
+/// Puts an encoder between the frames and a stream. `path` is for messages, `folder` where a GIF's frames wait.
+fn encoder(
+    format: Format,
+    (path, folder): (PathBuf, &Path),
+    stream: Draft,
+    (clip, metadata): (&ClipInfo, &Metadata),
+    stop: &Stop,
+) -> Result<Box<dyn FrameSink + Send>> {
     let metadata = &metadata.printable();
     match format {
         #[cfg(feature = "gif")]
-        Format::Gif => {
-            let folder = target.folder().to_path_buf();
-            single(target, clip, stop, |file| gif::Gif::new(file, clip, metadata, &folder))
-        }
+        Format::Gif => single(path, clip, stop, gif::Gif::new(stream, clip, metadata, folder)),
         #[cfg(feature = "webp")]
-        Format::Webp => single(target, clip, stop, |file| webp::Webp::new(file, clip, metadata)),
+        Format::Webp => single(path, clip, stop, webp::Webp::new(stream, clip, metadata)),
         #[cfg(feature = "apng")]
-        Format::Apng => single(target, clip, stop, |file| apng::Apng::new(file, clip, metadata)),
-        #[cfg(feature = "png")]
-        Format::Png => match target {
-            Target::Series(series) => {
-                Ok(Box::new(sequence::Sequence::new(series, clip, metadata, stop)?))
-            }
-            Target::File(_) | Target::Stdout => Err(Error::Feature { feature: format.name() }),
-        },
+        Format::Apng => single(path, clip, stop, apng::Apng::new(stream, clip, metadata)),
         #[cfg(feature = "mp4")]
-        Format::Mp4 => single(target, clip, stop, |file| mp4::Mp4::new(file, clip, metadata)),
-        Format::Y4m => single(target, clip, stop, |file| y4m::Y4m::new(file, clip)),
+        Format::Mp4 => single(path, clip, stop, mp4::Mp4::new(stream, clip, metadata)),
+        Format::Y4m => single(path, clip, stop, y4m::Y4m::new(stream, clip)),
+        Format::Png => {
+            Err(Error::request("output", "numbered PNGs are many files, not one stream"))
+        }
         #[allow(unreachable_patterns)]
         _ => Err(Error::Feature { feature: format.name() }),
     }
 }
 
-/// Puts an encoder between the frames and a new draft of the target.
+/// Holds a started encoder to what was announced.
 fn single<E: Encode<Draft> + 'static>(
-    target: Target,
+    path: PathBuf,
     clip: &ClipInfo,
     stop: &Stop,
-    start: impl FnOnce(Draft) -> Result<E, Fault>,
+    started: Result<E, Fault>,
 ) -> Result<Box<dyn FrameSink + Send>> {
-    let path = target.path();
-    let encoder = start(target.draft()?).map_err(|fault| fault.of(E::NAME, &path))?;
+    let encoder = started.map_err(|fault| fault.of(E::NAME, &path))?;
     Ok(Box::new(Single { encoder, path, clip: *clip, stop: stop.clone(), seen: 0 }))
 }
 

@@ -1,5 +1,6 @@
 //! Where an output goes: one file, a numbered series, or standard output.
 
+use std::fmt;
 use std::fs;
 use std::io::{self, BufWriter, IsTerminal, Seek, SeekFrom, Stdout, Write};
 use std::path::{Path, PathBuf};
@@ -166,13 +167,29 @@ impl Target {
     }
 }
 
+/// What encoders write to.
+pub(super) trait Stream: Write + Seek + Send {}
+
+impl<W: Write + Seek + Send> Stream for W {}
+
 /// A stream of bytes that becomes a file when it is committed.
-#[derive(Debug)]
 pub(super) enum Draft {
     /// A file beside its target, removed when dropped.
     File(files::Draft),
     /// Standard output, where nothing can be taken back.
     Stdout(BufWriter<Stdout>),
+    /// A writer of the caller, where nothing can be taken back either.
+    Writer(BufWriter<Box<dyn Stream>>),
+}
+
+impl fmt::Debug for Draft {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::File(_) => "File",
+            Self::Stdout(_) => "Stdout",
+            Self::Writer(_) => "Writer",
+        })
+    }
 }
 
 impl Draft {
@@ -181,6 +198,7 @@ impl Draft {
         match self {
             Self::File(draft) => draft.commit(),
             Self::Stdout(mut out) => out.flush().map_err(Error::file("standard output")),
+            Self::Writer(mut out) => out.flush().map_err(Error::file("the output")),
         }
     }
 }
@@ -190,6 +208,7 @@ impl Write for Draft {
         match self {
             Self::File(file) => file.write(data),
             Self::Stdout(out) => out.write(data),
+            Self::Writer(out) => out.write(data),
         }
     }
 
@@ -197,6 +216,7 @@ impl Write for Draft {
         match self {
             Self::File(file) => file.flush(),
             Self::Stdout(out) => out.flush(),
+            Self::Writer(out) => out.flush(),
         }
     }
 }
@@ -206,6 +226,7 @@ impl Seek for Draft {
         match self {
             Self::File(file) => file.seek(to),
             Self::Stdout(_) => Err(io::ErrorKind::Unsupported.into()),
+            Self::Writer(out) => out.seek(to),
         }
     }
 }

@@ -25,7 +25,7 @@ pub use event::{Done, Event, Observer, Recorder};
 pub use inputs::Inputs;
 
 use crate::adapters::Conditioner;
-use crate::device::{self, Precision};
+use crate::device::{self, DeviceChoice, DtypeChoice, Precision};
 use crate::media::FrameSink;
 use crate::media::tensor::to_rgb;
 use crate::models::clip::VisionEncoder;
@@ -43,7 +43,7 @@ use denoiser::Guidance;
 use event::{Pace, record};
 use hints::Hint;
 use images::Pictures;
-use load::{Models, SideNetwork};
+use load::{Files, Models, SideNetwork};
 use memory::Plan as MemoryPlan;
 
 /// Models, a device, and what is loaded of them.
@@ -97,6 +97,18 @@ impl Pipeline {
             ip_adapters: BTreeMap::new(),
             stop: Stop::default(),
         }
+    }
+
+    /// The pipeline of these files, on the best device and in its usual dtypes. Networks are loaded when a clip needs
+    /// them.
+    ///
+    /// # Errors
+    ///
+    /// When a file is missing, damaged, or not what it is used as.
+    pub fn open(files: &Files) -> Result<Self> {
+        let device = DeviceChoice::Auto.open()?;
+        let precision = Precision::new(DtypeChoice::Auto, &device);
+        Ok(Self::new(Models::open(files)?, device, precision, Residency::default()))
     }
 
     /// Ends loading, encoding, denoising and decoding with [`Error::Cancelled`] within a layer once `stop` is

@@ -1,14 +1,14 @@
-//! The floors of the crate, held by reading its source.
+//! The layers of the crate, held by reading its source.
 //!
-//! A module may use itself and modules on lower floors, never a sibling or one above. The table is
+//! A module may use itself and modules on lower layers, never a sibling or one above. The table is
 //! quoted in `src/lib.rs`.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::path::{Path, PathBuf};
 
-/// Floors from the ground up.
-const FLOORS: [&[&str]; 11] = [
+/// Layers from the ground up.
+const LAYERS: [&[&str]; 11] = [
     &["error", "spelling", "stop"],
     &["device", "rng", "files"],
     &["kernels", "schedule", "media", "weights", "hub"],
@@ -22,7 +22,7 @@ const FLOORS: [&[&str]; 11] = [
     &["cli"],
 ];
 
-/// Uses that are forbidden though the floors would allow them, and why.
+/// Uses that are forbidden though the layers would allow them, and why.
 const APART: [(&str, &str, &str); 3] = [
     ("models", "sampler", "they meet in pipeline, through sampler::Denoiser"),
     ("pipeline", "output", "they meet through media::FrameSink"),
@@ -41,7 +41,7 @@ const FEATURE_GATES: [&str; 8] = [
     "cli/",
 ];
 
-/// What is in `src/lib.rs` itself and may be named as `crate::Name`: part of the ground floor.
+/// What is in `src/lib.rs` itself and may be named as `crate::Name`: part of the ground layer.
 const ROOT_NAMES: [&str; 5] = ["Error", "ErrorKind", "Result", "Stop", "error"];
 
 /// Every source file's path below `src`, with slashes, and its code without comments.
@@ -73,8 +73,8 @@ fn module_of(file: &str) -> &str {
     file.split('/').next().unwrap_or(file).trim_end_matches(".rs")
 }
 
-fn floor_of(module: &str) -> Option<usize> {
-    FLOORS.iter().position(|floor| floor.contains(&module))
+fn layer_of(module: &str) -> Option<usize> {
+    LAYERS.iter().position(|layer| layer.contains(&module))
 }
 
 /// The first names of the paths that `code` starts with `prefix`, such as `crate::`.
@@ -128,7 +128,7 @@ fn uses(file: &str, code: &str) -> BTreeSet<String> {
     let parts = file.split('/').count();
     let depth = if file.ends_with("/mod.rs") { parts - 1 } else { parts };
     let climbed = names_after(code, &"super::".repeat(depth));
-    names.extend(climbed.into_iter().filter(|name| floor_of(name).is_some()));
+    names.extend(climbed.into_iter().filter(|name| layer_of(name).is_some()));
     names.remove("super");
     names
 }
@@ -136,8 +136,8 @@ fn uses(file: &str, code: &str) -> BTreeSet<String> {
 /// What is wrong with what a file uses.
 fn misuses(file: &str, code: &str) -> Vec<String> {
     let module = module_of(file);
-    let Some(floor) = floor_of(module) else {
-        return vec![format!("{file}: `{module}` is on no floor")];
+    let Some(layer) = layer_of(module) else {
+        return vec![format!("{file}: `{module}` is on no layer")];
     };
     uses(file, code)
         .into_iter()
@@ -146,11 +146,11 @@ fn misuses(file: &str, code: &str) -> Vec<String> {
             if ROOT_NAMES.contains(&used.as_str()) {
                 return None;
             }
-            let Some(below) = floor_of(&used) else {
-                return Some(format!("{file}: `crate::{used}` is on no floor"));
+            let Some(below) = layer_of(&used) else {
+                return Some(format!("{file}: `crate::{used}` is on no layer"));
             };
-            if below >= floor {
-                return Some(format!("{file}: floor {floor} may not use `{used}` on {below}"));
+            if below >= layer {
+                return Some(format!("{file}: layer {layer} may not use `{used}` on {below}"));
             }
             APART
                 .iter()
@@ -161,7 +161,7 @@ fn misuses(file: &str, code: &str) -> Vec<String> {
 }
 
 #[test]
-fn modules_use_only_lower_floors() {
+fn modules_use_only_lower_layers() {
     let found: Vec<_> = sources()
         .iter()
         .filter(|(file, _)| !matches!(file.as_str(), "lib.rs" | "main.rs"))
@@ -323,31 +323,31 @@ fn features_are_asked_for_in_few_places() {
 }
 
 #[test]
-fn the_crate_documentation_quotes_the_floors() {
+fn the_crate_documentation_quotes_the_layers() {
     let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("src/lib.rs");
     let text = fs::read_to_string(path).unwrap();
     let mut quoted = BTreeMap::new();
     for line in text.lines().filter_map(|line| line.strip_prefix("//!")) {
         let mut words = line.split_whitespace();
-        if let Some(floor) = words.next().and_then(|word| word.parse::<usize>().ok()) {
-            quoted.insert(floor, words.map(str::to_owned).collect::<Vec<_>>());
+        if let Some(layer) = words.next().and_then(|word| word.parse::<usize>().ok()) {
+            quoted.insert(layer, words.map(str::to_owned).collect::<Vec<_>>());
         }
     }
     let here = sources();
-    for (floor, modules) in FLOORS.iter().enumerate() {
-        // Floors that nobody lives on yet need no mention.
+    for (layer, modules) in LAYERS.iter().enumerate() {
+        // Layers that nobody lives on yet need no mention.
         let lived_in = |module: &str| here.keys().any(|file| module_of(file) == module);
-        let words = quoted.get(&floor).cloned().unwrap_or_default();
+        let words = quoted.get(&layer).cloned().unwrap_or_default();
         for module in modules.iter().filter(|module| lived_in(module)) {
-            assert!(words.iter().any(|word| word == module), "floor {floor} lacks `{module}`");
+            assert!(words.iter().any(|word| word == module), "layer {layer} lacks `{module}`");
         }
         let strangers: Vec<_> = words
             .iter()
-            .filter(|word| floor_of(word).is_some_and(|other| other != floor))
+            .filter(|word| layer_of(word).is_some_and(|other| other != layer))
             // The text beside the names may mention other modules.
             .filter(|word| words.iter().position(|w| w == *word) < Some(modules.len()))
             .collect();
-        assert!(strangers.is_empty(), "floor {floor} lists {strangers:?}");
+        assert!(strangers.is_empty(), "layer {layer} lists {strangers:?}");
     }
 }
 
@@ -357,7 +357,7 @@ fn the_rules_notice_misuse() {
     assert_eq!(misuse("sampler/lcm.rs", "use crate::rng::Noise;\nuse crate::{Error, Result};"), 0);
     assert_eq!(misuse("sampler/lcm.rs", "use super::{Denoiser, Sampler};"), 0);
     assert_eq!(misuse("sampler/lcm.rs", "use super::super::rng::Noise;"), 0);
-    // A sibling, an upper floor, both in a group, climbing, in passing, and by a macro.
+    // A sibling, an upper layer, both in a group, climbing, in passing, and by a macro.
     assert_eq!(misuse("sampler/lcm.rs", "use crate::nn::Linear;"), 1);
     assert_eq!(misuse("sampler/lcm.rs", "use crate::pipeline;"), 1);
     assert_eq!(misuse("sampler/lcm.rs", "use crate::{\n  nn::{A, cli}, Result,\n  text,\n};"), 2);
@@ -365,7 +365,7 @@ fn the_rules_notice_misuse() {
     assert_eq!(misuse("sampler/lcm.rs", "use super::super::nn::Linear;"), 1);
     assert_eq!(misuse("rng.rs", "fn f() -> crate::models::Unet {}"), 1);
     assert_eq!(misuse("rng.rs", "macro_rules! m { () => { $crate::cli::run() } }"), 1);
-    // Names that are on no floor, and the pairs that keep apart.
+    // Names that are on no layer, and the pairs that keep apart.
     assert_eq!(misuse("util.rs", ""), 1);
     assert_eq!(misuse("models/unet.rs", "use crate::sampler::Denoiser;"), 1);
     assert_eq!(misuse("pipeline/mod.rs", "use crate::{hub, output};"), 2);

@@ -263,6 +263,29 @@ fn a_shorter_series_says_what_it_removes_of_a_longer_one() {
     assert!(!folder.run(&quick(&["-o", "f_%02d.png", "-y"])).stderr.contains("warning"));
 }
 
+#[test]
+fn a_stop_after_the_clip_is_complete_comes_too_late() {
+    use animatelcm::job::{self, Known, Names, Target};
+    use animatelcm::output::Existing;
+    use animatelcm::request::Job;
+    use animatelcm::{Error, Event, Request, Stop};
+
+    let folder = Folder::new();
+    let path = folder.path("a.gif");
+    let mut request = Request::new("a red circle");
+    (request.size.frames, request.sampling.steps, request.sampling.seed) = (1, 1, Some(1));
+    let target =
+        Target { path: &path, existing: Existing::Refuse, has_metadata: true, tensors: None };
+    let mut late = |event: Event| match event {
+        Event::Done(_) => Err(Error::Cancelled),
+        _ => Ok(()),
+    };
+    let job = Job { request, ..Job::default() };
+    let names = Names::new(true).unwrap();
+    job::run(job, &names, Known::default(), &target, &mut late, &Stop::default()).unwrap();
+    assert_eq!(folder.names(), ["a.gif"]);
+}
+
 #[cfg(unix)]
 #[test]
 fn two_signals_leave_nothing_behind() {

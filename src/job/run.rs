@@ -117,7 +117,8 @@ pub fn run(
         step_seconds,
         weights: job.weights,
     };
-    observer.event(Event::Done(done.clone()))?;
+    // The clip is complete: it is too late to stop.
+    let _ = observer.event(Event::Done(done.clone()));
     Ok(done)
 }
 

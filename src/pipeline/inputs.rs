@@ -112,17 +112,6 @@ impl Inputs {
         self.media.get(name).ok_or_else(|| Error::request(field, format!("{name} was not given")))
     }
 
-    /// The tensors alone.
-    pub(super) fn clone_tensors(&self) -> Self {
-        let Self { latents, noise, hint_noise, .. } = self;
-        Self {
-            media: BTreeMap::new(),
-            latents: latents.clone(),
-            noise: noise.clone(),
-            hint_noise: hint_noise.clone(),
-        }
-    }
-
     /// Fails unless the tensors are finite and of the shape of the run's latents,
     /// `(1, channels, frames, height, width)`.
     pub(super) fn check(&self, wanted: [usize; 5]) -> Result<()> {

@@ -236,7 +236,6 @@ impl Pipeline {
             .with_pictures(&self.models, self.precision, &request, &pictures)?;
         let available = device::available_memory(&self.device);
         let guidance = memory.choose(available)?;
-        let Inputs { latents, noise, hint_noise, .. } = inputs.clone_tensors();
         Ok(Prepared {
             request,
             width,
@@ -247,9 +246,9 @@ impl Pipeline {
             plan,
             guidance,
             memory,
-            latents,
-            noise,
-            hint_noise,
+            latents: inputs.latents.clone(),
+            noise: inputs.noise.clone(),
+            hint_noise: inputs.hint_noise.clone(),
         })
     }
 

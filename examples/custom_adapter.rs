@@ -8,7 +8,7 @@ use std::sync::Arc;
 
 use animatelcm::Result;
 use animatelcm::device::{DtypeChoice, Precision};
-use animatelcm::pipeline::load::{Files, Models};
+use animatelcm::library::{Files, Models};
 use animatelcm::pipeline::{Event, Inputs, Pipeline, Residency};
 use animatelcm::request::Request;
 use animatelcm::weights::{Component, WeightPatch};

@@ -5,7 +5,7 @@
 
 use animatelcm::Result;
 use animatelcm::device::{DtypeChoice, Precision};
-use animatelcm::pipeline::load::{Files, Models};
+use animatelcm::library::{Files, Models};
 use animatelcm::pipeline::{Event, Inputs, Pipeline, Residency};
 use animatelcm::request::Request;
 use animatelcm::sampler::{Run, Sampler, Step};

@@ -5,8 +5,8 @@
 
 use animatelcm::Result;
 use animatelcm::device::{DtypeChoice, Precision};
+use animatelcm::library::{Files, Models};
 use animatelcm::media::{FrameSink, RgbImage};
-use animatelcm::pipeline::load::{Files, Models};
 use animatelcm::pipeline::{Event, Inputs, Pipeline, Residency};
 use animatelcm::request::Request;
 use candle_core::Device;

@@ -5,8 +5,8 @@
 
 use animatelcm::Stop;
 use animatelcm::device::{DeviceChoice, DtypeChoice, Precision};
+use animatelcm::library::{Files, Models};
 use animatelcm::output::{self, ClipInfo, Existing, Metadata};
-use animatelcm::pipeline::load::{Files, Models};
 use animatelcm::pipeline::{Event, Inputs, Pipeline, Residency};
 use animatelcm::request::Request;
 

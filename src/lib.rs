@@ -5,9 +5,10 @@
 //! A module may use itself and any module of a lower layer; `tests/architecture.rs` holds it to that.
 //!
 //! ```text
-//! 10 cli                                        flags to jobs; computes nothing
-//! 9  job      train                             job to file | how models are made
-//! 8  pipeline                                   request to frames
+//! 11 cli                                        flags to jobs; computes nothing
+//! 10 job      train                             job to file | how models are made
+//! 9  pipeline                                   request to frames
+//! 8  library                                    files to networks, which stay loaded
 //! 7  request                                    what is asked, as text
 //! 6  adapters                                   LoRA, ControlNet, IP-Adapter
 //! 5  text                                       prompt to context
@@ -27,6 +28,7 @@ mod files;
 pub mod hub;
 pub mod job;
 pub mod kernels;
+pub mod library;
 pub mod media;
 pub mod models;
 pub mod nn;
@@ -49,8 +51,8 @@ pub mod cli;
 
 pub use device::{DeviceChoice, DtypeChoice, Precision};
 pub use error::{Error, ErrorKind, Result};
+pub use library::{Base, Files, Library, LoraFile, Models, Motion};
 pub use media::{FrameSink, RgbImage};
-pub use pipeline::load::{Base, Files, LoraFile, Models, Motion};
 pub use pipeline::{Event, Inputs, Observer, Pipeline, Prepared, Residency};
 pub use request::{Job, Request};
 pub use sampler::{Denoiser, Sampler};

@@ -7,8 +7,8 @@ use std::sync::{Arc, Mutex};
 use animatelcm::Result;
 use animatelcm::adapters::{Conditioner, Pass};
 use animatelcm::device::{DtypeChoice, Precision};
+use animatelcm::library::{Base, Files, LoraFile, Models};
 use animatelcm::models::unet::Injection;
-use animatelcm::pipeline::load::{Base, Files, LoraFile, Models};
 use animatelcm::pipeline::{Event, Pipeline, Residency};
 use animatelcm::request::Request;
 use animatelcm::weights::{

@@ -4,8 +4,8 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use animatelcm::device::{DtypeChoice, Precision};
+use animatelcm::library::{Base, ControlFile, Files, IpAdapterFile, Models, Motion};
 use animatelcm::media::{FrameSink, RgbImage};
-use animatelcm::pipeline::load::{Base, ControlFile, Files, IpAdapterFile, Models, Motion};
 use animatelcm::pipeline::{Event, Pipeline, Residency};
 use animatelcm::request::{Job, Request};
 use animatelcm::schedule::Prediction;

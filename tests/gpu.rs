@@ -11,8 +11,8 @@ use animatelcm::device::{DeviceChoice, DtypeChoice, KernelChoice, Precision, Qua
 use animatelcm::kernels::{
     self, Activation, ConvArgs, GroupNormOptions, Positions, Weights, reference,
 };
+use animatelcm::library::{Base, Files, LoraFile, Models};
 use animatelcm::media::RgbImage;
-use animatelcm::pipeline::load::{Base, Files, LoraFile, Models};
 use animatelcm::pipeline::{Event, Pipeline, Residency};
 use animatelcm::request::Request;
 use candle_core::{DType, Device, Tensor};

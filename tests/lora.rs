@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use animatelcm::adapters::lora::{Lora, LoraOptions, LoraReport, LoraScale};
-use animatelcm::pipeline::load::{Base, Files, LoraFile, Models};
+use animatelcm::library::{Base, Files, LoraFile, Models};
 use animatelcm::weights::{Checkpoint, Component, PatchStack, Source};
 use animatelcm::{Error, ErrorKind, Result};
 use candle_core::{DType, Device, Tensor};

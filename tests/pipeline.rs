@@ -2,12 +2,13 @@
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use animatelcm::device::{DtypeChoice, Precision, Quantize};
+use animatelcm::library::{Base, Files, Library, LoraFile, Models, Motion, Part};
 use animatelcm::media::RgbImage;
 use animatelcm::models::motion::MotionNorm;
 use animatelcm::pipeline::denoiser::{Guidance, Guided, Settings};
-use animatelcm::pipeline::load::{Base, Files, LoraFile, Models, Motion};
 use animatelcm::pipeline::{Event, Pipeline, Residency};
 use animatelcm::request::Request;
 use animatelcm::rng::{Noise, RngKind};
@@ -287,7 +288,7 @@ fn eight_bits_take_a_quarter_and_stay_within_their_measured_error() {
     let files = Files::new(Base::Embedded);
     let models = Models::open(&files).unwrap();
     let plain = Precision::new(DtypeChoice::F32, &Device::Cpu);
-    let before = models.unet_bytes(plain);
+    let before = models.bytes(&Part::UNet, plain);
     let request = Request::default().with(|r| {
         r.prompt.text = "a red circle moving right".into();
         r.sampling.seed = Some(1);
@@ -312,7 +313,7 @@ fn eight_bits_take_a_quarter_and_stay_within_their_measured_error() {
     for (quantize, tolerance) in [(Quantize::Int8, 5e-2), (Quantize::W8A8, 5e-2)] {
         let precision = plain.quantized(quantize, &Device::Cpu).unwrap();
         // A quarter, and what is not rounded: small layers, norms, biases, scales.
-        let after = models.unet_bytes(precision);
+        let after = models.bytes(&Part::UNet, precision);
         assert!(after * 100 < before * 30, "{after} of {before} bytes");
         let (got, loaded) = clip(precision);
         assert_eq!(loaded, after);
@@ -574,4 +575,62 @@ fn pipelines_of_different_precision_do_not_meet() {
             assert!(frames == alone[i % 3], "{:?} is another clip", kinds[i % 3]);
         }
     });
+}
+
+#[test]
+fn pipelines_that_share_a_library_share_networks_and_give_the_bytes_of_each_alone() {
+    let request = Request::new("a red circle moving right").with(|r| {
+        r.size.frames = 2;
+        r.sampling.steps = 2;
+        r.sampling.seed = Some(4);
+    });
+    let kinds = [(1.0, Quantize::None), (0.5, Quantize::None), (1.0, Quantize::Int8)];
+    // The clip, and the networks that were loaded for it.
+    let clip = |(strength, quantize): (f64, Quantize), library: Option<&Arc<Library>>| {
+        let precision = Precision::new(DtypeChoice::F32, &Device::Cpu);
+        let precision = precision.quantized(quantize, &Device::Cpu).unwrap();
+        let mut files = Files::embedded();
+        files.loras[0].scale = strength;
+        let models = Models::open(&files).unwrap();
+        let mut pipeline = Pipeline::new(models, Device::Cpu, precision, Residency::Sequential);
+        if let Some(library) = library {
+            pipeline = pipeline.with_library(library);
+        }
+        let (mut frames, mut loaded) = (Vec::new(), Vec::new());
+        let mut observer = |event: Event| {
+            if let Event::Load { part, .. } = event {
+                loaded.push(part);
+            }
+            Ok(())
+        };
+        pipeline.run(&request, &mut Tensors::default(), &mut observer, &mut &mut frames).unwrap();
+        (frames, loaded)
+    };
+    let alone = kinds.map(|kind| clip(kind, None).0);
+    assert!(alone[0] != alone[1] && alone[0] != alone[2]);
+
+    let library = Arc::new(Library::new(u64::MAX));
+    let mut loaded: Vec<&str> = std::thread::scope(|scope| {
+        let (clip, library) = (&clip, &library);
+        let make = move |i: usize| (i, clip(kinds[i % 3], Some(library)));
+        let threads: Vec<_> = (0..6).map(|i| scope.spawn(move || make(i))).collect();
+        let clips = threads.into_iter().map(|thread| thread.join().unwrap());
+        clips
+            .flat_map(|(i, (frames, loaded))| {
+                assert!(frames == alone[i % 3], "{:?} is another clip", kinds[i % 3]);
+                loaded
+            })
+            .collect()
+    });
+    loaded.sort_unstable();
+    assert_eq!(loaded, ["text", "unet", "unet", "unet", "vae"]);
+
+    // A library that has room for one UNet drops the one that was used before.
+    let room = library.bytes() / 2;
+    let library = Arc::new(Library::new(room));
+    assert_eq!(clip(kinds[0], Some(&library)).1, ["text", "vae", "unet"]);
+    assert!(clip(kinds[0], Some(&library)).1.is_empty() && library.bytes() <= room);
+    assert_eq!(clip(kinds[1], Some(&library)), (alone[1].clone(), vec!["unet"]));
+    assert!(library.bytes() <= room);
+    assert_eq!(clip(kinds[0], Some(&library)), (alone[0].clone(), vec!["unet"]));
 }

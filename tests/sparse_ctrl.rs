@@ -7,11 +7,11 @@ use animatelcm::Stop;
 use animatelcm::adapters::sparse_ctrl::{SparseControl, SparseHint};
 use animatelcm::adapters::{Conditioner, ControlSettings, Pass, Progress, Strength};
 use animatelcm::device::{DtypeChoice, Precision};
+use animatelcm::library::{Base, ControlFile, Files, Models, Part};
 use animatelcm::media::tensor::from_rgb;
 use animatelcm::models::motion::MotionNorm;
 use animatelcm::models::sparse_ctrl::{SparseCtrl, SparseCtrlConfig};
 use animatelcm::models::unet::{Injection, Residuals, UNetInput};
-use animatelcm::pipeline::load::{Base, ControlFile, Files, Models};
 use animatelcm::pipeline::{Event, Pipeline, Residency, memory};
 use animatelcm::request::Control;
 use animatelcm::request::Request;
@@ -487,7 +487,7 @@ fn the_estimate_of_memory_knows_every_network() {
     let plain = plan(&[]);
     assert_eq!(plain.encode, 0);
     for name in ["rgb", "scribble", "net", "adapter"] {
-        let bytes = models.side_network_bytes(name, precision);
+        let bytes = models.bytes(&Part::SideNetwork(name.to_owned()), precision);
         let with = plan(&[name]);
         assert!(bytes > 10_000, "{name}");
         assert_eq!(with.weights, plain.weights + bytes, "{name}");
@@ -495,7 +495,7 @@ fn the_estimate_of_memory_knows_every_network() {
         assert_eq!(with.encode > 0, name == "rgb");
     }
     let all = plan(&["rgb", "scribble", "net", "adapter"]);
-    assert!(all.encode > models.vae_encoder_bytes(DType::F32));
+    assert!(all.encode > models.bytes(&Part::VaeEncoder, precision));
     assert_eq!(all.decode, plain.decode);
 }
 

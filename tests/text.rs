@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use animatelcm::Stop;
 use animatelcm::device::{DtypeChoice, Precision};
-use animatelcm::pipeline::load::{Base, EmbeddingFile, Files, Models};
+use animatelcm::library::{Base, EmbeddingFile, Files, Models};
 use animatelcm::pipeline::{Event, Pipeline, Residency};
 use animatelcm::request::Request;
 use animatelcm::text::TextModel;

@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use animatelcm::adapters::lora::{Lora, LoraOptions};
-use animatelcm::pipeline::load::{Base, Files, Models};
+use animatelcm::library::{Base, Files, Models};
 use animatelcm::weights::{
     Archive, Checkpoint, Component, ElementType, Layout, LoadReport, PatchStack, Source,
     WeightPatch, sha256,

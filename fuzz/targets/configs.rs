@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 
 use animatelcm::adapters::lora::{Lora, LoraOptions};
 use animatelcm::device::{DtypeChoice, Precision};
-use animatelcm::pipeline::load::{Base, ControlFile, Files, IpAdapterFile, Models};
+use animatelcm::library::{Base, ControlFile, Files, IpAdapterFile, Models};
 use animatelcm::pipeline::memory::Plan;
 use animatelcm::request::Request;
 use animatelcm::weights::{PatchStack, Source};

@@ -2,9 +2,9 @@
 
 use animatelcm::adapters::Strength;
 use animatelcm::device::{DeviceChoice, DtypeChoice, KernelChoice, Quantize};
+use animatelcm::library::Preset;
 use animatelcm::media::resize::Fit;
 use animatelcm::models::motion::MotionNorm;
-use animatelcm::pipeline::load::Preset;
 use animatelcm::request::{Control, Embedding, IpAdapter, Job, Request, Spec, WeightedFile};
 use animatelcm::rng::RngKind;
 use animatelcm::sampler::SamplerKind;

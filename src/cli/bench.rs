@@ -20,8 +20,8 @@ use super::{generate, print, to_json, tune};
 use crate::device::{Precision, Quantize};
 use crate::job::{self, Names};
 use crate::kernels::{self, Weights, clock};
+use crate::library::{Base, ControlFile, Files, Motion, Part as Network, Preset};
 use crate::media::{FrameSink, RgbImage};
-use crate::pipeline::load::{Base, ControlFile, Files, Motion, Preset};
 use crate::pipeline::{Event, Inputs, Pipeline, Prepared, Residency};
 use crate::request::{Control, Job};
 use crate::{Result, Stop};
@@ -128,7 +128,9 @@ fn measure(args: &BenchArgs, stop: &Stop) -> Result<Report> {
     let models = pipeline.models();
     let request = &prepared.request;
     let encodes = models.side_networks().any(|(_, config)| config.sees_latents());
-    let encoder = if encodes { models.vae_encoder_bytes(precision.vae) } else { 0 };
+    let bytes = |part: Network| models.bytes(&part, precision);
+    let encoder = if encodes { bytes(Network::VaeEncoder) } else { 0 };
+    let plain = Precision { quantize: Quantize::None, ..precision };
     let peaks = times.peaks;
     let steps = prepared.plan.steps.len().max(1) as u64;
     let part = |times: &[f64], flops, peak| Part::new(Summary::of(times), flops, peak);
@@ -160,10 +162,9 @@ fn measure(args: &BenchArgs, stop: &Stop) -> Result<Report> {
         device: report::device_name(pipeline.device()),
         limit_gflop_per_second: limit(pipeline.device(), precision)?,
         parameters: report::Parameters {
-            text: models.text_bytes() / 4,
-            unet: models.unet_bytes(Precision { quantize: Quantize::None, ..precision })
-                / precision.unet.size_in_bytes() as u64,
-            vae: models.vae_bytes(precision.vae) / precision.vae.size_in_bytes() as u64,
+            text: bytes(Network::Text) / precision.text.size_in_bytes() as u64,
+            unet: models.bytes(&Network::UNet, plain) / precision.unet.size_in_bytes() as u64,
+            vae: bytes(Network::Vae) / precision.vae.size_in_bytes() as u64,
         },
         cold_start_seconds: cold_start,
         load_seconds: load,
@@ -180,7 +181,7 @@ fn measure(args: &BenchArgs, stop: &Stop) -> Result<Report> {
         peak_memory_bytes: peaks.whole(),
         // A run drops text encoder and the autoencoder's encoder before the rest is loaded.
         estimated_memory_bytes: prepared.memory.total(prepared.guidance)
-            + models.text_bytes()
+            + bytes(Network::Text)
             + encoder,
     })
 }

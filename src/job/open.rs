@@ -3,7 +3,7 @@
 use super::resolve::{self, Names};
 use crate::device::Precision;
 use crate::kernels;
-use crate::pipeline::load::{Files, Models};
+use crate::library::{Files, Models};
 use crate::pipeline::{Pipeline, Residency};
 use crate::request::{Job, Spec};
 use crate::{Result, Stop};

@@ -4,8 +4,8 @@
 use std::fmt::Write;
 use std::path::Path;
 
+use crate::library::{Base, Files, Motion};
 use crate::media::resize::Fit;
-use crate::pipeline::load::{Base, Files, Motion};
 use crate::request::Control;
 use crate::request::IpAdapter;
 use crate::request::{FileRecord, Job, Request};

@@ -3,9 +3,7 @@
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 
-use crate::pipeline::load::{
-    Base, ControlFile, EmbeddingFile, Files, IpAdapterFile, LoraFile, Motion,
-};
+use crate::library::{Base, ControlFile, EmbeddingFile, Files, IpAdapterFile, LoraFile, Motion};
 use crate::request::{Embedding, Request, Spec, WeightedFile};
 use crate::weights::{Checkpoint, Component, Source, find_text};
 use crate::{Error, Result};

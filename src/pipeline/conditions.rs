@@ -1,17 +1,18 @@
 //! What a run is conditioned on: prompts, hints, images, and conditioners of one's own.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Arc, Mutex};
 
 use candle_core::{DType, Device, Tensor};
 
 use super::denoiser::{Guided, Settings};
 use super::event::record;
-use super::{Event, Observer, Pipeline, Prepared, Residency, hints, loaded};
+use super::{Event, Observer, Pipeline, Prepared, hints, lock};
 use crate::adapters::ip_adapter::{ImagePrompt, Neighbour, Sight};
 use crate::adapters::{Conditioner, Pass};
+use crate::library::SideNetwork;
 use crate::media::tensor::from_rgb;
-use crate::models::unet::Injection;
+use crate::models::unet::{Injection, UNet};
 use crate::request::Request;
 use crate::rng::Noise;
 use crate::text::Chunks;
@@ -19,17 +20,18 @@ use crate::{Error, Result};
 
 impl Pipeline {
     /// The network with its prompts, `context` and perhaps a negative one.
-    pub(super) fn guided(
+    pub(super) fn guided<'a>(
         &self,
+        unet: &'a UNet,
         prepared: &Prepared,
         (context, negative): &(Tensor, Option<Tensor>),
-    ) -> Result<Guided<'_>> {
+    ) -> Result<Guided<'a>> {
         let settings = Settings {
             prediction: self.models.scheduler(&prepared.request).prediction_type,
             dtype: self.precision.unet,
             motion_norm: prepared.request.sampling.motion_norm,
         };
-        let guided = Guided::new(loaded(self.unet.as_ref())?, settings, context)?.until(&self.stop);
+        let guided = Guided::new(unet, settings, context)?.until(&self.stop);
         match negative {
             Some(negative) => {
                 guided.guide(negative, prepared.request.sampling.cfg_scale, prepared.guidance)
@@ -40,14 +42,11 @@ impl Pipeline {
 
     /// The states of the prompt and, with guidance, of the negative prompt.
     pub(super) fn encode(
-        &mut self,
+        &self,
         request: &Request,
         observer: &mut dyn Observer,
     ) -> Result<(Tensor, Option<Tensor>)> {
-        self.load_text(observer)?;
-        let Some(text) = self.text.take() else {
-            return Err(Error::Missing { name: "text".into(), reason: "was not loaded".into() });
-        };
+        let text = self.text(observer)?;
         let mut read = |name: &str, prompt: &str| {
             for note in text.notes(prompt, request.prompt.mode) {
                 observer.event(Event::Warning { message: format!("{name}: {note}") })?;
@@ -75,9 +74,6 @@ impl Pipeline {
         if let Some(negative) = &negative {
             record(observer, "negative_context", || Ok(negative.to_dtype(DType::F32)?))?;
         }
-        if self.residency == Residency::KeepAll {
-            self.text = Some(text);
-        }
         Ok((context, negative))
     }
 
@@ -87,7 +83,7 @@ impl Pipeline {
     /// Their noise has a generator of its own, seeded like that of the clip: diffusers draws it from torch's global
     /// one, and a control changes no other noise.
     pub(super) fn encode_hints(
-        &mut self,
+        &self,
         prepared: &Prepared,
         observer: &mut dyn Observer,
     ) -> Result<BTreeMap<usize, Tensor>> {
@@ -97,8 +93,7 @@ impl Pipeline {
         if wanted.is_empty() {
             return Ok(all);
         }
-        self.load_encoder(observer)?;
-        let encoder = loaded(self.encoder.as_ref())?;
+        let encoder = self.vae_encoder(observer)?;
         let mut noise = Noise::new(request.sampling.rng, request.sampling.seed.unwrap_or_default());
         let factor = self.models.factor();
         let (height, width) = (prepared.height / factor, prepared.width / factor);
@@ -127,15 +122,12 @@ impl Pipeline {
             let latents = Tensor::cat(&latents.collect::<Result<Vec<_>>>()?, 0)?;
             all.insert(i, latents.to_dtype(DType::F32)?);
         }
-        if self.residency == Residency::Sequential {
-            self.encoder = None;
-        }
         Ok(all)
     }
 
     /// What the IP-Adapters of a request make of their images. No network that took part is needed after that.
     pub(super) fn image_prompts(
-        &mut self,
+        &self,
         prepared: &Prepared,
         observer: &mut dyn Observer,
     ) -> Result<Vec<ImagePrompt>> {
@@ -150,20 +142,16 @@ impl Pipeline {
         }
         let mut sights = BTreeMap::new();
         for path in paths.iter().collect::<BTreeSet<_>>() {
-            self.load_image_encoder(path, observer)?;
-            let encoder = loaded(self.image_encoders.get(path))?;
+            let encoder = self.image_encoder(path, observer)?;
             let all = request.ip_adapters.iter().zip(&prepared.pictures).zip(&paths).enumerate();
             for (i, ((adapter, pictures), own)) in all {
                 if own == path {
                     let wants = self.models.ip_adapter_config(&adapter.model)?.0.wants();
                     let is_guided = request.is_guided();
                     let images = &pictures.images;
-                    let sight = Sight::of(encoder, images, wants, is_guided, &self.stop)?;
+                    let sight = Sight::of(&encoder, images, wants, is_guided, &self.stop)?;
                     sights.insert(i, sight);
                 }
-            }
-            if self.residency == Residency::Sequential {
-                self.image_encoders.clear();
             }
         }
         let factor = self.models.factor();
@@ -177,27 +165,24 @@ impl Pipeline {
         for (i, (adapter, pictures)) in
             request.ip_adapters.iter().zip(&prepared.pictures).enumerate()
         {
-            self.load_ip_adapter(&adapter.model, observer)?;
-            let net = loaded(self.ip_adapters.get(&adapter.model))?;
-            let sight = loaded(sights.get(&i))?;
+            let net = self.ip_adapter(&adapter.model, observer)?;
+            let Some(sight) = sights.get(&i) else { continue };
             self.stop.check()?;
-            prompts.push(ImagePrompt::new(net, sight, pictures.settings.clone(), &unet)?);
-        }
-        if self.residency == Residency::Sequential {
-            self.ip_adapters.clear();
+            prompts.push(ImagePrompt::new(&net, sight, pictures.settings.clone(), &unet)?);
         }
         Ok(prompts)
     }
 
     /// Everything that acts beside the prompt: the request's controls, its image prompts, and the pipeline's own.
-    pub(super) fn conditioners(
-        &self,
+    pub(super) fn conditioners<'a>(
+        &'a self,
         prepared: &Prepared,
+        networks: &'a BTreeMap<String, Arc<SideNetwork>>,
         latents: &BTreeMap<usize, Tensor>,
         image_prompts: Vec<ImagePrompt>,
-    ) -> Result<Vec<Box<dyn Conditioner + '_>>> {
+    ) -> Result<Vec<Box<dyn Conditioner + 'a>>> {
         let parts = hints::Parts {
-            networks: &self.side_networks,
+            networks,
             stop: &self.stop,
             hints: &prepared.hints,
             latents,
@@ -222,7 +207,7 @@ struct Lent<'a> {
 
 impl<'a> Lent<'a> {
     fn new(own: &'a Mutex<Box<dyn Conditioner>>) -> Self {
-        let label = own.lock().unwrap_or_else(PoisonError::into_inner).label().to_owned();
+        let label = lock(own).label().to_owned();
         Self { label, own }
     }
 }
@@ -233,6 +218,6 @@ impl Conditioner for Lent<'_> {
     }
 
     fn inject(&mut self, pass: &Pass<'_>, injection: &mut Injection) -> Result<()> {
-        self.own.lock().unwrap_or_else(PoisonError::into_inner).inject(pass, injection)
+        lock(self.own).inject(pass, injection)
     }
 }

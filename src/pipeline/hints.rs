@@ -1,15 +1,16 @@
 //! Hints of controls: decoded, brought to the clip's size, and made conditioners.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
 use candle_core::{DType, Device, Tensor};
 
 use super::inputs::{Inputs, selection};
-use super::load::{Models, SideConfig, SideNetwork};
 use crate::adapters::control_net::Control as ControlNetControl;
 use crate::adapters::sparse_ctrl::{SparseControl, SparseHint};
 use crate::adapters::t2i_adapter::T2iControl;
 use crate::adapters::{Conditioner, ControlSettings};
+use crate::library::{Models, SideConfig, SideNetwork};
 use crate::media::RgbImage;
 use crate::media::read::{Media, Selection};
 use crate::media::resize::resize;
@@ -164,7 +165,7 @@ pub(super) fn of_latents<'a>(request: &'a Request, models: &Models) -> Vec<(usiz
 
 /// What conditioners are made of.
 pub(super) struct Parts<'a, 'b> {
-    pub(super) networks: &'a BTreeMap<String, SideNetwork>,
+    pub(super) networks: &'a BTreeMap<String, Arc<SideNetwork>>,
     pub(super) hints: &'b [Hint],
     /// Latents of hints, by the control's place in the request.
     pub(super) latents: &'b BTreeMap<usize, Tensor>,
@@ -195,7 +196,7 @@ pub(super) fn conditioners<'a>(
             let pixels = || -> Result<Tensor> {
                 Ok(from_rgb(&hint.pictures, parts.device)?.to_dtype(parts.dtype)?)
             };
-            Ok(match network {
+            Ok(match &**network {
                 SideNetwork::ControlNet(net) => {
                     Box::new(ControlNetControl::new(net, &pixels()?, settings, parts.stop)?)
                         as Box<dyn Conditioner + 'a>

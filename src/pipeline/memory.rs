@@ -6,8 +6,8 @@ use candle_core::{DType, Device};
 
 use super::denoiser::Guidance;
 use super::images::Pictures;
-use super::load::{Models, SideConfig};
 use crate::device::Precision;
+use crate::library::{Models, Part, SideConfig};
 use crate::request::Request;
 use crate::{Error, Result};
 
@@ -97,7 +97,7 @@ impl Plan {
         let encode = if others.iter().any(|config| config.sees_latents()) {
             let encoded = area(size) * models.encoder_width() as f64 * ENCODER_VALUES;
             let values = (encoded * bytes(precision.vae)) as u64;
-            models.vae_encoder_bytes(precision.vae).saturating_add(values)
+            models.bytes(&Part::VaeEncoder, precision).saturating_add(values)
         } else {
             0
         };
@@ -116,10 +116,12 @@ impl Plan {
         };
         // Controls may share a network.
         let nets: BTreeSet<&str> = request.controls.iter().map(|c| c.model.as_str()).collect();
-        let nets = nets.into_iter().map(|net| models.side_network_bytes(net, precision));
+        let nets =
+            nets.into_iter().map(|net| models.bytes(&Part::SideNetwork(net.to_owned()), precision));
         Self {
-            weights: [models.unet_bytes(precision), models.vae_bytes(precision.vae)]
-                .into_iter()
+            weights: [Part::UNet, Part::Vae]
+                .iter()
+                .map(|part| models.bytes(part, precision))
                 .chain(nets)
                 .fold(0, u64::saturating_add),
             pass: (values * bytes(precision.unet)) as u64,
@@ -143,16 +145,16 @@ impl Plan {
         let attentions = models.unet_config().cross_attentions()?;
         let width: usize = attentions.iter().map(|attention| attention.width).sum();
         let names: BTreeSet<&str> = request.ip_adapters.iter().map(|a| a.model.as_str()).collect();
-        let dtype = precision.text;
-        self.image_encoder = names.iter().map(|name| models.ip_adapter_bytes(name, dtype)).sum();
+        let bytes = |part| models.bytes(&part, precision);
+        self.image_encoder = names.iter().map(|name| bytes(Part::IpAdapter((*name).into()))).sum();
         for (adapter, pictures) in request.ip_adapters.iter().zip(pictures) {
             let (config, path, encoder) = models.ip_adapter_config(&adapter.model)?;
-            self.image_encoder = self.image_encoder.max(models.image_encoder_bytes(path, dtype));
+            self.image_encoder = self.image_encoder.max(bytes(Part::ImageEncoder(path.into())));
             let tokens = config.tokens(encoder.tokens());
             let values = product(&[2, pictures.images.len(), tokens, width]);
-            let bytes = values.saturating_mul(self.clips);
-            let bytes = bytes.saturating_mul(precision.unet.size_in_bytes() as u64);
-            self.fixed = self.fixed.saturating_add(bytes);
+            let values = values.saturating_mul(self.clips);
+            let kept = values.saturating_mul(precision.unet.size_in_bytes() as u64);
+            self.fixed = self.fixed.saturating_add(kept);
         }
         Ok(self)
     }

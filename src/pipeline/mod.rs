@@ -6,18 +6,15 @@
 
 mod conditions;
 pub mod denoiser;
-mod embedded;
 mod event;
 mod hints;
 mod images;
 mod inputs;
-pub mod load;
 pub mod memory;
 mod parts;
 
 use std::collections::BTreeMap;
-use std::path::PathBuf;
-use std::sync::Mutex;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use candle_core::{DType, Device, Tensor};
 
@@ -26,24 +23,20 @@ pub use inputs::Inputs;
 
 use crate::adapters::Conditioner;
 use crate::device::{self, DeviceChoice, DtypeChoice, Precision};
+use crate::library::{Files, Library, Models, Part};
 use crate::media::FrameSink;
 use crate::media::tensor::to_rgb;
-use crate::models::clip::VisionEncoder;
-use crate::models::image_projection::IpAdapter;
-use crate::models::unet::UNet;
-use crate::models::vae::{Vae, VaeEncoder};
+use crate::models::vae::Vae;
 use crate::request::{Request, Schedule};
 use crate::rng::Noise;
 use crate::sampler::{Plan, PlanSettings, Progress, Run, Sampler};
 use crate::schedule::{NoiseSchedule, Prediction};
-use crate::text::TextModel;
 use crate::weights::{Component, Resident};
 use crate::{Error, Result, Stop};
 use denoiser::Guidance;
 use event::{Pace, record};
 use hints::Hint;
 use images::Pictures;
-use load::{Files, Models, SideNetwork};
 use memory::Plan as MemoryPlan;
 
 /// Models, a device, and what is loaded of them.
@@ -53,21 +46,17 @@ pub struct Pipeline {
     device: Device,
     precision: Precision,
     residency: Residency,
-    text: Option<TextModel>,
-    unet: Option<UNet>,
-    vae: Option<Vae>,
-    encoder: Option<VaeEncoder>,
-    side_networks: BTreeMap<String, SideNetwork>,
-    /// The weights of those models that stay.
-    resident: BTreeMap<Component, Resident>,
+    library: Arc<Library>,
+    /// The decoder from sampling to decoding.
+    vae: Option<Arc<Vae>>,
+    /// Tensors of loaded networks, to rebuild those of which few weights change.
+    resident: Mutex<BTreeMap<Component, Resident>>,
     own_conditioners: Vec<Mutex<Box<dyn Conditioner>>>,
     own_sampler: Option<Box<dyn Sampler + Send + Sync>>,
-    image_encoders: BTreeMap<PathBuf, VisionEncoder>,
-    ip_adapters: BTreeMap<String, IpAdapter>,
     stop: Stop,
 }
 
-/// Which parts stay in memory.
+/// Which networks stay in memory.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Residency {
     /// Each only while it is needed: least memory for one clip.
@@ -75,6 +64,16 @@ pub enum Residency {
     Sequential,
     /// All: no loading between clips.
     KeepAll,
+}
+
+impl Residency {
+    /// Bytes that a library may keep.
+    fn limit(self) -> u64 {
+        match self {
+            Self::Sequential => 0,
+            Self::KeepAll => u64::MAX,
+        }
+    }
 }
 
 impl Pipeline {
@@ -85,16 +84,11 @@ impl Pipeline {
             device,
             precision,
             residency,
-            text: None,
-            unet: None,
+            library: Arc::new(Library::new(residency.limit())),
             vae: None,
-            encoder: None,
-            side_networks: BTreeMap::new(),
-            resident: BTreeMap::new(),
+            resident: Mutex::default(),
             own_conditioners: vec![],
             own_sampler: None,
-            image_encoders: BTreeMap::new(),
-            ip_adapters: BTreeMap::new(),
             stop: Stop::default(),
         }
     }
@@ -117,6 +111,13 @@ impl Pipeline {
     pub fn until(mut self, stop: &Stop) -> Self {
         self.stop = stop.clone();
         self.models.stop_with(stop);
+        self
+    }
+
+    /// Takes networks from a library that other pipelines share, which then decides what stays in memory.
+    #[must_use]
+    pub fn with_library(mut self, library: &Arc<Library>) -> Self {
+        self.library = Arc::clone(library);
         self
     }
 
@@ -145,14 +146,14 @@ impl Pipeline {
     ///
     /// When there is no such LoRA, or a strength is not a number.
     pub fn set_lora_strength(&mut self, lora: usize, unet: f64, text: f64) -> Result<()> {
-        for (component, names) in self.models.set_lora_strength(lora, unet, text)? {
-            if let Some(resident) = self.resident.get_mut(&component) {
+        let parts = [(Component::UNet, Part::UNet), (Component::Text, Part::Text)];
+        let keys = [self.key(&Part::UNet)?, self.key(&Part::Text)?];
+        let changed = self.models.set_lora_strength(lora, unet, text)?;
+        for ((component, _), key) in parts.iter().zip(&keys) {
+            let Some(names) = changed.get(component) else { continue };
+            self.library.forget(key);
+            if let Some(resident) = lock(&self.resident).get_mut(component) {
                 resident.forget(names);
-            }
-            match component {
-                Component::UNet => self.unet = None,
-                Component::Text => self.text = None,
-                _ => {}
             }
         }
         Ok(())
@@ -234,7 +235,9 @@ impl Pipeline {
         let size = (width, height);
         let memory = MemoryPlan::new(&self.models, self.precision, &self.device, &request, size)
             .with_pictures(&self.models, self.precision, &request, &pictures)?;
-        let available = device::available_memory(&self.device);
+        // What the library keeps can make room.
+        let available = device::available_memory(&self.device)
+            .map(|bytes| bytes.saturating_add(self.library.bytes()));
         let guidance = memory.choose(available)?;
         Ok(Prepared {
             request,
@@ -294,20 +297,26 @@ impl Pipeline {
         let Some(seed) = request.sampling.seed else {
             return Err(Error::request("seed", "is missing"));
         };
+        self.make_room(prepared)?;
         let states = self.encode(request, observer)?;
         let hints = self.encode_hints(prepared, observer)?;
         let image_prompts = self.image_prompts(prepared, observer)?;
         // The autoencoder is small: if something is wrong with it, that shows before the long part.
-        self.load_vae(observer)?;
-        self.load_side_networks(request.controls.iter().map(|c| c.model.clone()), observer)?;
-        self.load_unet(observer)?;
+        self.vae = Some(self.vae(observer)?);
+        let mut side_networks = BTreeMap::new();
+        for control in &request.controls {
+            side_networks
+                .insert(control.model.clone(), self.side_network(&control.model, observer)?);
+        }
+        let unet = self.unet(observer)?;
 
         let replay = frames_first(&prepared.noise)?;
         let mut noise = Noise::new(request.sampling.rng, seed).with_replay(replay);
         let x = first_latents(prepared, &mut noise, &self.models, &self.device)?;
         let latents = {
-            let guided = self.guided(prepared, &states)?;
-            let conditioners = self.conditioners(prepared, &hints, image_prompts)?;
+            let guided = self.guided(&unet, prepared, &states)?;
+            let conditioners =
+                self.conditioners(prepared, &side_networks, &hints, image_prompts)?;
             let mut guided = guided.condition(conditioners);
             observer.event(Event::Ready)?;
             let mut pace = Pace::start();
@@ -338,10 +347,6 @@ impl Pipeline {
         let last = prepared.plan.steps.len() - 1;
         record(observer, &format!("latents.{last}"), || channels_first(&latents))?;
         record(observer, "latents", || channels_first(&latents))?;
-        if self.residency == Residency::Sequential {
-            self.unet = None;
-            self.side_networks.clear();
-        }
         Ok(latents)
     }
 
@@ -356,13 +361,11 @@ impl Pipeline {
         observer: &mut dyn Observer,
         sink: &mut dyn FrameSink,
     ) -> Result<()> {
-        self.load_vae(observer)?;
-        let vae = loaded(self.vae.as_ref())?;
-        decode((vae, &self.stop), latents, self.precision.vae, observer, sink)?;
-        if self.residency == Residency::Sequential {
-            self.vae = None;
-        }
-        Ok(())
+        let vae = match self.vae.take() {
+            Some(vae) => vae,
+            None => self.vae(observer)?,
+        };
+        decode((&vae, &self.stop), latents, self.precision.vae, observer, sink)
     }
 }
 
@@ -442,8 +445,8 @@ fn decode(
     record(observer, "frames", || Ok(Tensor::cat(&kept, 0)?))
 }
 
-fn loaded<T>(part: Option<&T>) -> Result<&T> {
-    part.ok_or_else(|| Error::Missing { name: "model".into(), reason: "is not loaded".into() })
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// `(batch, frames, channels, ..)` to the layout of files.

@@ -1,144 +1,150 @@
-//! Networks of a pipeline: loaded when they are needed, kept or dropped.
+//! Networks of a pipeline, taken from its library when they are needed.
 
+use std::any::Any;
 use std::path::Path;
+use std::sync::Arc;
 
-use candle_core::DType;
+use candle_core::Device;
 
-use super::load::Models;
-use super::{Event, Observer, Pipeline, Residency};
+use super::{Event, Observer, Pipeline, Prepared};
 use crate::Result;
 use crate::device::Precision;
-use crate::weights::{Component, Resident};
+use crate::library::{Key, Models, Part, SideNetwork};
+use crate::models::clip::VisionEncoder;
+use crate::models::image_projection::IpAdapter;
+use crate::models::unet::UNet;
+use crate::models::vae::{Vae, VaeEncoder};
+use crate::text::TextModel;
+use crate::weights::{Component, LoadReport, Resident};
 
 impl Pipeline {
-    /// Loads all parts now instead of when they are needed. With [`Residency::KeepAll`] they then stay.
+    /// Loads all networks now instead of when they are needed, as far as the library keeps them.
+    ///
+    /// # Errors
+    ///
+    /// When weights do not fit, or the observer says stop.
     pub fn load(&mut self, observer: &mut dyn Observer) -> Result<()> {
-        self.load_text(observer)?;
+        self.text(observer)?;
         if self.models.side_networks().any(|(_, config)| config.sees_latents()) {
-            self.load_encoder(observer)?;
+            self.vae_encoder(observer)?;
         }
-        self.load_vae(observer)?;
-        let names: Vec<String> = self.models.side_networks().map(|(n, _)| n.to_owned()).collect();
-        self.load_side_networks(names, observer)?;
-        let names: Vec<String> = self.models.ip_adapters().map(str::to_owned).collect();
-        for name in names {
-            let encoder = self.models.ip_adapter_config(&name)?.1.to_path_buf();
-            self.load_image_encoder(&encoder, observer)?;
-            self.load_ip_adapter(&name, observer)?;
+        self.vae(observer)?;
+        for (name, _) in self.models.side_networks() {
+            self.side_network(name, observer)?;
         }
-        self.load_unet(observer)
-    }
-
-    /// Builds a model of what is left of it in memory and the files.
-    pub(super) fn build<T>(
-        &mut self,
-        component: Component,
-        dtype: DType,
-        build: impl FnOnce(&Models, &mut Resident) -> Result<T>,
-    ) -> Result<T> {
-        if self.residency == Residency::Sequential || self.device.is_cpu() {
-            return build(&self.models, &mut Resident::empty(dtype, &self.device));
+        for name in self.models.ip_adapters() {
+            self.image_encoder(self.models.ip_adapter_config(name)?.1, observer)?;
+            self.ip_adapter(name, observer)?;
         }
-        let fresh = || Resident::new(dtype, &self.device);
-        build(&self.models, self.resident.entry(component).or_insert_with(fresh))
-    }
-
-    pub(super) fn load_image_encoder(
-        &mut self,
-        path: &Path,
-        observer: &mut dyn Observer,
-    ) -> Result<()> {
-        if !self.image_encoders.contains_key(path) {
-            let dtype = self.precision.text;
-            let bytes = self.models.image_encoder_bytes(path, dtype);
-            observer.event(Event::Load { part: "image-encoder", bytes })?;
-            let (encoder, report) = self.models.image_encoder(path, dtype, &self.device)?;
-            observer.event(Event::Report { report })?;
-            self.image_encoders.insert(path.to_path_buf(), encoder);
-        }
+        self.unet(observer)?;
         Ok(())
     }
 
-    pub(super) fn load_ip_adapter(
-        &mut self,
+    /// Drops networks that others left in the library and that leave too little memory for this run.
+    pub(super) fn make_room(&self, prepared: &Prepared) -> Result<()> {
+        let Some(available) = crate::device::available_memory(&self.device) else { return Ok(()) };
+        let request = &prepared.request;
+        let side = request.controls.iter().map(|control| Part::SideNetwork(control.model.clone()));
+        let own = [Part::UNet, Part::Vae, Part::Text].into_iter().chain(side);
+        let own: Vec<Key> = own.map(|part| self.key(&part)).collect::<Result<_>>()?;
+        let needed = prepared.memory.total(prepared.guidance);
+        // Its own networks are counted as needed, though they may be loaded already.
+        let loaded = self.library.bytes_of(&own);
+        self.library.free(needed.saturating_sub(available.saturating_add(loaded)), &own);
+        Ok(())
+    }
+
+    pub(super) fn key(&self, part: &Part) -> Result<Key> {
+        self.models.key(part, self.precision, &self.device)
+    }
+
+    pub(super) fn text(&self, observer: &mut dyn Observer) -> Result<Arc<TextModel>> {
+        self.get(&Part::Text, observer, |models, Precision { text, .. }, device| {
+            self.resident(Component::Text, text, device, |resident| models.rebuild_text(resident))
+        })
+    }
+
+    pub(super) fn unet(&self, observer: &mut dyn Observer) -> Result<Arc<UNet>> {
+        self.get(&Part::UNet, observer, |models, Precision { unet, quantize, .. }, device| {
+            self.resident(Component::UNet, unet, device, |resident| {
+                models.rebuild_unet(resident, quantize)
+            })
+        })
+    }
+
+    pub(super) fn vae(&self, observer: &mut dyn Observer) -> Result<Arc<Vae>> {
+        self.get(&Part::Vae, observer, |models, precision, device| {
+            models.vae(precision.vae, device)
+        })
+    }
+
+    pub(super) fn vae_encoder(&self, observer: &mut dyn Observer) -> Result<Arc<VaeEncoder>> {
+        self.get(&Part::VaeEncoder, observer, |models, precision, device| {
+            models.vae_encoder(precision.vae, device)
+        })
+    }
+
+    pub(super) fn side_network(
+        &self,
         name: &str,
         observer: &mut dyn Observer,
-    ) -> Result<()> {
-        if !self.ip_adapters.contains_key(name) {
-            let dtype = self.precision.text;
-            let bytes = self.models.ip_adapter_bytes(name, dtype);
-            observer.event(Event::Load { part: "ip-adapter", bytes })?;
-            let (adapter, report) = self.models.ip_adapter(name, dtype, &self.device)?;
-            observer.event(Event::Report { report })?;
-            self.ip_adapters.insert(name.to_owned(), adapter);
-        }
-        Ok(())
+    ) -> Result<Arc<SideNetwork>> {
+        let part = Part::SideNetwork(name.to_owned());
+        self.get(&part, observer, |models, precision, device| {
+            models.side_network(name, precision, device)
+        })
     }
 
-    pub(super) fn load_text(&mut self, observer: &mut dyn Observer) -> Result<()> {
-        if self.text.is_none() {
-            observer.event(Event::Load { part: "text", bytes: self.models.text_bytes() })?;
-            let (text, report) =
-                self.build(Component::Text, self.precision.text, Models::rebuild_text)?;
-            observer.event(Event::Report { report })?;
-            self.text = Some(text);
-        }
-        Ok(())
-    }
-
-    pub(super) fn load_unet(&mut self, observer: &mut dyn Observer) -> Result<()> {
-        if self.unet.is_none() {
-            let Precision { unet: dtype, quantize, .. } = self.precision;
-            let bytes = self.models.unet_bytes(self.precision);
-            observer.event(Event::Load { part: "unet", bytes })?;
-            let (unet, report) = self.build(Component::UNet, dtype, |models, resident| {
-                models.rebuild_unet(resident, quantize)
-            })?;
-            observer.event(Event::Report { report })?;
-            self.unet = Some(unet);
-        }
-        Ok(())
-    }
-
-    pub(super) fn load_side_networks(
-        &mut self,
-        names: impl IntoIterator<Item = String>,
+    pub(super) fn image_encoder(
+        &self,
+        path: &Path,
         observer: &mut dyn Observer,
-    ) -> Result<()> {
-        for name in names {
-            if self.side_networks.contains_key(&name) {
-                continue;
-            }
-            let bytes = self.models.side_network_bytes(&name, self.precision);
-            let part =
-                self.models.side_config(&name).map_or("controlnet", |c| c.component().name());
-            observer.event(Event::Load { part, bytes })?;
-            let (net, report) = self.models.side_network(&name, self.precision, &self.device)?;
-            observer.event(Event::Report { report })?;
-            self.side_networks.insert(name, net);
-        }
-        Ok(())
+    ) -> Result<Arc<VisionEncoder>> {
+        let part = Part::ImageEncoder(path.to_path_buf());
+        self.get(&part, observer, |models, precision, device| {
+            models.image_encoder(path, precision.text, device)
+        })
     }
 
-    pub(super) fn load_encoder(&mut self, observer: &mut dyn Observer) -> Result<()> {
-        if self.encoder.is_none() {
-            let bytes = self.models.vae_encoder_bytes(self.precision.vae);
-            observer.event(Event::Load { part: "vae-encoder", bytes })?;
-            let (encoder, report) = self.models.vae_encoder(self.precision.vae, &self.device)?;
-            observer.event(Event::Report { report })?;
-            self.encoder = Some(encoder);
-        }
-        Ok(())
+    pub(super) fn ip_adapter(
+        &self,
+        name: &str,
+        observer: &mut dyn Observer,
+    ) -> Result<Arc<IpAdapter>> {
+        let part = Part::IpAdapter(name.to_owned());
+        self.get(&part, observer, |models, precision, device| {
+            models.ip_adapter(name, precision.text, device)
+        })
     }
 
-    pub(super) fn load_vae(&mut self, observer: &mut dyn Observer) -> Result<()> {
-        if self.vae.is_none() {
-            let bytes = self.models.vae_bytes(self.precision.vae);
-            observer.event(Event::Load { part: "vae", bytes })?;
-            let (vae, report) = self.models.vae(self.precision.vae, &self.device)?;
+    fn get<T: Any + Send + Sync>(
+        &self,
+        part: &Part,
+        observer: &mut dyn Observer,
+        load: impl FnOnce(&Models, Precision, &Device) -> Result<(T, LoadReport)>,
+    ) -> Result<Arc<T>> {
+        let bytes = self.models.bytes(part, self.precision);
+        self.library.get(self.key(part)?, bytes, &self.stop, || {
+            observer.event(Event::Load { part: self.models.part_name(part), bytes })?;
+            let (network, report) = load(&self.models, self.precision, &self.device)?;
             observer.event(Event::Report { report })?;
-            self.vae = Some(vae);
+            Ok(network)
+        })
+    }
+
+    /// Loads a network of the weights that are resident and the files. On the CPU layers pack their weights, so nothing
+    /// is.
+    fn resident<T>(
+        &self,
+        component: Component,
+        dtype: candle_core::DType,
+        device: &Device,
+        load: impl FnOnce(&mut Resident) -> Result<T>,
+    ) -> Result<T> {
+        if self.device.is_cpu() || self.residency == super::Residency::Sequential {
+            return load(&mut Resident::empty(dtype, device));
         }
-        Ok(())
+        let mut resident = super::lock(&self.resident);
+        load(resident.entry(component).or_insert_with(|| Resident::new(dtype, device)))
     }
 }

@@ -38,7 +38,7 @@ mod until;
 #[allow(dead_code, reason = "some builds write no weights")]
 mod write;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -459,6 +459,15 @@ impl Checkpoint {
     /// The open files, in the order in which they were added.
     pub fn archives(&self) -> &[Arc<Archive>] {
         &self.archives
+    }
+
+    /// The identities of the files that a component's weights come from.
+    pub(crate) fn identity(&self, component: Component) -> String {
+        let index = self.index.get(&component);
+        let used: BTreeSet<usize> =
+            index.into_iter().flat_map(BTreeMap::values).map(|at| at.archive).collect();
+        let archives = used.into_iter().filter_map(|archive| self.archives.get(archive));
+        archives.map(|archive| archive.identity()).collect::<Vec<_>>().join(", ")
     }
 
     /// All tensors ignored so far, in all components.

@@ -91,6 +91,7 @@ impl std::fmt::Display for Layout {
 #[derive(Debug)]
 pub struct Archive {
     source: Source,
+    identity: String,
     layout: Layout,
     bytes: Bytes,
     /// The central directory of a torch zip file, for compressed storages.
@@ -105,9 +106,11 @@ impl Archive {
     /// The format is detected from the contents, not from the file extension. The `state_dict` of a torch file is
     /// unwrapped, and the prefix `module.` is removed if all names have it.
     pub fn open(source: &Source) -> Result<Self> {
-        let bytes = match source {
+        let (bytes, identity) = match source {
             Source::File(path) => map(path)?,
-            Source::Embedded { bytes, .. } => Bytes(Arc::new(Held::Static(bytes))),
+            Source::Embedded { name, bytes } => {
+                (Bytes(Arc::new(Held::Static(bytes))), format!("embedded {name}"))
+            }
         };
         let wrong = |reason: String| Error::format(source.path(), reason);
         let mut zip = None;
@@ -129,12 +132,17 @@ impl Archive {
         };
         let Parsed { entries, metadata } = parsed;
         let entries = without_common_prefix(entries, "module.");
-        Ok(Self { source: source.clone(), layout, bytes, zip, entries, metadata })
+        Ok(Self { source: source.clone(), identity, layout, bytes, zip, entries, metadata })
     }
 
     /// The location the archive was opened from.
     pub fn source(&self) -> &Source {
         &self.source
+    }
+
+    /// Path, length and time of change of the file as it was opened, or the name of an embedded file.
+    pub(crate) fn identity(&self) -> &str {
+        &self.identity
     }
 
     /// The path, or the name of an embedded file.
@@ -415,7 +423,8 @@ impl AsRef<[u8]> for Bytes {
     }
 }
 
-fn map(path: &Path) -> Result<Bytes> {
+/// The contents of a file, and what it can be recognized by.
+fn map(path: &Path) -> Result<(Bytes, String)> {
     let refused = |e: std::io::Error| match e.kind() {
         ErrorKind::NotFound => {
             Error::Missing { name: path.display().to_string(), reason: "no such file".to_owned() }
@@ -434,8 +443,12 @@ fn map(path: &Path) -> Result<Bytes> {
         return Err(Error::format(path, "is empty"));
     }
     let file = File::open(path).map_err(refused)?;
+    let metadata = file.metadata().map_err(refused)?;
+    let changed = metadata.modified().map_err(refused)?;
+    let path = path.canonicalize().unwrap_or_else(|_| path.to_path_buf());
+    let identity = format!("{path:?} {} {changed:?}", metadata.len());
     let map = map_file(&file).map_err(refused)?;
-    Ok(Bytes(Arc::new(Held::Mapped(map))))
+    Ok((Bytes(Arc::new(Held::Mapped(map))), identity))
 }
 
 /// Memory-maps a whole file for reading.

@@ -5,13 +5,13 @@ use std::path::{Path, PathBuf};
 use serde::de::DeserializeOwned;
 
 use super::Base;
+use super::embedded::Embedded;
 use crate::models::clip::{TextConfig, VisionConfig};
 use crate::models::control_net::ControlNetConfig;
 use crate::models::motion::MotionConfig;
 use crate::models::sparse_ctrl::SparseCtrlConfig;
 use crate::models::unet::UNetConfig;
 use crate::models::vae::{TinyVaeConfig, VaeConfig};
-use crate::pipeline::embedded::Embedded;
 use crate::weights::{Source, find_text};
 use crate::{Error, Result, schedule};
 

@@ -1,10 +1,15 @@
-//! Files to networks: which weights, which sizes.
+//! Networks: which files they are in, which sizes they have, and which are loaded.
+//!
+//! [`Models`] are opened files: headers and configurations. A [`Library`] keeps what is loaded of them.
 
 mod build;
+mod cache;
 mod configs;
+mod embedded;
 mod facts;
 mod files;
 mod ip_adapters;
+mod part;
 mod side_networks;
 mod sizes;
 mod stated;
@@ -13,17 +18,20 @@ use std::collections::btree_map::Entry;
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use candle_core::DType;
 
+pub use cache::Library;
 use configs::Configs;
 pub use files::{Base, EmbeddingFile, Files, LoraFile, Motion, Preset};
 pub use ip_adapters::IpAdapterFile;
 use ip_adapters::{OpenImageEncoder, OpenIpAdapter};
+pub(crate) use part::Key;
+pub use part::Part;
 use side_networks::OpenSideNetwork;
 pub use side_networks::{ControlFile, SideConfig, SideNetwork};
 
-use super::embedded::Embedded;
 use crate::adapters::lora::{Lora, LoraOptions, LoraReport, LoraScale};
 use crate::device::Quantize;
 use crate::models::clip::{TextConfig, TextEncoder};
@@ -35,6 +43,7 @@ use crate::schedule::{self, BetaSchedule};
 use crate::text::inversion::Inversion;
 use crate::weights::{Checkpoint, Component, PatchStack, Source, WeightPatch, random, until};
 use crate::{Error, Result, Stop};
+use embedded::Embedded;
 
 /// Open files and the sizes of the networks in them. Nothing is read until a network is built.
 #[derive(Debug)]
@@ -47,6 +56,8 @@ pub struct Models {
     adapters: Vec<LoraReport>,
     /// Changes of weights that come from no file.
     patches: PatchStack,
+    /// A number that no other models share, for each component that `patches` change.
+    own_patches: BTreeMap<Component, u64>,
     embeddings: Vec<Inversion>,
     side_networks: BTreeMap<String, OpenSideNetwork>,
     /// The base files once more, for the autoencoder's other half.
@@ -223,6 +234,7 @@ impl Models {
             loras,
             adapters,
             patches: PatchStack::new(),
+            own_patches: BTreeMap::new(),
             embeddings,
             side_networks: BTreeMap::new(),
             encoder,
@@ -281,6 +293,7 @@ impl Models {
                 loras: vec![],
                 adapters: vec![],
                 patches: PatchStack::new(),
+                own_patches: BTreeMap::new(),
                 embeddings: vec![],
                 side_networks: BTreeMap::new(),
                 encoder: Checkpoint::new(),
@@ -363,6 +376,8 @@ impl Models {
     ///
     /// Models that were built before do not have it.
     pub fn add_patch(&mut self, component: Component, patch: Arc<dyn WeightPatch>, strength: f64) {
+        static COUNT: AtomicU64 = AtomicU64::new(0);
+        self.own_patches.insert(component, COUNT.fetch_add(1, Ordering::Relaxed));
         self.patches.push(component, patch, strength);
     }
 }

@@ -113,10 +113,10 @@ const T2I_FITS: &str = "a T2I-Adapter fits the kind of model that it was trained
 /// An open network. Nothing is read until it is built.
 #[derive(Debug)]
 pub(super) struct OpenSideNetwork {
-    checkpoint: Checkpoint,
-    config: SideConfig,
-    /// What weights it has, where they are drawn and not in `checkpoint`.
-    drawn: Option<DrawnShapes>,
+    pub(super) checkpoint: Checkpoint,
+    pub(super) config: SideConfig,
+    /// Shapes of its weights, where they are drawn and not in `checkpoint`.
+    pub(super) drawn: Option<DrawnShapes>,
 }
 
 impl OpenSideNetwork {

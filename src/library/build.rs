@@ -4,13 +4,13 @@ use std::path::Path;
 
 use candle_core::{DType, Device};
 
+use super::embedded::Embedded;
 use super::{Base, Models, OpenImageEncoder, OpenIpAdapter, SideNetwork, VaeSizes};
 use crate::device::{Precision, Quantize};
 use crate::models::clip::{TextEncoder, VisionEncoder};
 use crate::models::image_projection::IpAdapter;
 use crate::models::unet::UNet;
 use crate::models::vae::{AutoencoderKl, AutoencoderTiny, KlEncoder, Vae, VaeEncoder};
-use crate::pipeline::embedded::Embedded;
 use crate::text::TextModel;
 use crate::text::tokenizer::{Settings, Tokenizer};
 use crate::weights::{Component, LoadReport, PatchStack, Resident, VarBuilder, random, until};
@@ -34,7 +34,7 @@ impl VaeSizes {
 
 impl Models {
     /// Ends every later build with [`Error::Cancelled`] once `stop` is requested.
-    pub(in crate::pipeline) fn stop_with(&mut self, stop: &Stop) {
+    pub(crate) fn stop_with(&mut self, stop: &Stop) {
         self.stop = stop.clone();
     }
 
@@ -104,7 +104,7 @@ impl Models {
     }
 
     /// Fails where the files have no encoder of the autoencoder.
-    pub(in crate::pipeline) fn check_encoder(&self) -> Result<()> {
+    pub(crate) fn check_encoder(&self) -> Result<()> {
         if self.drawn.is_some() || self.encoder.has(Component::Vae) {
             return Ok(());
         }

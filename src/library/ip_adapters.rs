@@ -24,7 +24,7 @@ pub struct IpAdapterFile {
 /// An open IP-Adapter. Nothing is read until it is built.
 #[derive(Debug)]
 pub(super) struct OpenIpAdapter {
-    checkpoint: Checkpoint,
+    pub(super) checkpoint: Checkpoint,
     pub(super) config: IpAdapterConfig,
     /// Where its image encoder is.
     pub(super) encoder: PathBuf,
@@ -141,7 +141,7 @@ fn near(source: &Source, base: &Base) -> Option<PathBuf> {
 /// An open image encoder. Nothing is read until it is built.
 #[derive(Debug)]
 pub(super) struct OpenImageEncoder {
-    checkpoint: Checkpoint,
+    pub(super) checkpoint: Checkpoint,
     pub(super) config: VisionConfig,
 }
 

@@ -3,9 +3,9 @@
 use std::path::PathBuf;
 use std::str::FromStr;
 
+use super::embedded::Embedded;
 use super::{ControlFile, IpAdapterFile};
 use crate::adapters::lora::BlockFactors;
-use crate::pipeline::embedded::Embedded;
 use crate::weights::Source;
 use crate::{Error, Result};
 

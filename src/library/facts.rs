@@ -2,13 +2,8 @@
 
 use std::path::Path;
 
-use candle_core::DType;
-
-use super::{
-    Models, OpenImageEncoder, OpenIpAdapter, OpenSideNetwork, SideConfig, VaeSizes, bytes, stored,
-};
+use super::{Models, OpenImageEncoder, OpenIpAdapter, OpenSideNetwork, SideConfig, VaeSizes};
 use crate::adapters::lora::LoraReport;
-use crate::device::{Precision, Quantize};
 use crate::models::clip::VisionConfig;
 use crate::models::image_projection::IpAdapterConfig;
 use crate::models::unet::UNetConfig;
@@ -16,7 +11,7 @@ use crate::request::Request;
 use crate::sampler::SamplerKind;
 use crate::schedule::{self, Spacing};
 use crate::text::inversion::Inversion;
-use crate::weights::{Checkpoint, Component, Source, random};
+use crate::weights::{Checkpoint, Source};
 use crate::{Error, Result};
 
 /// Steps of AnimateLCM's teacher.
@@ -128,7 +123,7 @@ impl Models {
     /// # Errors
     ///
     /// When the model's spacing is not known.
-    pub(in crate::pipeline) fn complete(&self, request: &mut Request) -> Result<()> {
+    pub(crate) fn complete(&self, request: &mut Request) -> Result<()> {
         let (width, height) = self.native_size();
         request.size.width.get_or_insert(width);
         request.size.height.get_or_insert(height);
@@ -176,43 +171,6 @@ impl Models {
         }
     }
 
-    /// Bytes of the text encoder in f32.
-    pub fn text_bytes(&self) -> u64 {
-        self.bytes(Component::Text, DType::F32)
-    }
-
-    /// Bytes of the UNet.
-    pub fn unet_bytes(&self, precision: Precision) -> u64 {
-        self.bytes_of(Component::UNet, precision.unet, precision.quantize)
-    }
-
-    /// Bytes of what is used of the autoencoder.
-    pub fn vae_bytes(&self, dtype: DType) -> u64 {
-        self.bytes(Component::Vae, dtype)
-    }
-
-    /// Bytes of the autoencoder's encoder; 0 where the files have none.
-    pub fn vae_encoder_bytes(&self, dtype: DType) -> u64 {
-        match &self.drawn {
-            Some(_) => {
-                let shapes = random::inventory(|vb| self.vae.build_encoder(&vb));
-                bytes(shapes.unwrap_or_default().into_values(), dtype, Quantize::None)
-            }
-            None => stored(&self.encoder, Component::Vae, dtype, Quantize::None),
-        }
-    }
-
-    fn bytes(&self, component: Component, dtype: DType) -> u64 {
-        self.bytes_of(component, dtype, Quantize::None)
-    }
-
-    fn bytes_of(&self, component: Component, dtype: DType, quantize: Quantize) -> u64 {
-        match &self.drawn {
-            Some(drawn) => bytes(drawn.get(&component).into_iter().flatten(), dtype, quantize),
-            None => stored(&self.checkpoint, component, dtype, quantize),
-        }
-    }
-
     /// The networks beside the UNet that requests may use, by name: what they are, and their sizes.
     pub fn side_networks(&self) -> impl Iterator<Item = (&str, &SideConfig)> {
         self.side_networks.iter().map(|(name, net)| (name.as_str(), net.config()))
@@ -221,11 +179,6 @@ impl Models {
     /// What the network of that name is, if there is one.
     pub fn side_config(&self, name: &str) -> Option<&SideConfig> {
         self.side_networks.get(name).map(OpenSideNetwork::config)
-    }
-
-    /// Bytes of a network beside the UNet; 0 if there is none of that name.
-    pub fn side_network_bytes(&self, name: &str, precision: Precision) -> u64 {
-        self.side_networks.get(name).map_or(0, |net| net.bytes(precision))
     }
 
     /// The names of the IP-Adapters that requests may use.
@@ -245,15 +198,5 @@ impl Models {
         let adapter = self.open_ip_adapter(name)?;
         let encoder = self.open_image_encoder(&adapter.encoder)?;
         Ok((&adapter.config, &adapter.encoder, &encoder.config))
-    }
-
-    /// Bytes of an IP-Adapter, or of none if there is none of that name.
-    pub fn ip_adapter_bytes(&self, name: &str, dtype: DType) -> u64 {
-        self.ip_adapters.get(name).map_or(0, |adapter| adapter.bytes(dtype))
-    }
-
-    /// Bytes of an image encoder; 0 if it was not opened.
-    pub fn image_encoder_bytes(&self, path: &Path, dtype: DType) -> u64 {
-        self.image_encoders.get(path).map_or(0, |encoder| encoder.bytes(dtype))
     }
 }

@@ -1,5 +1,6 @@
-//! The kernels of a Stable Diffusion 1.5 clip, in 10⁹ operations a second ("Gelem/s"): products count multiplications and
-//! additions, the others the values of their results. `limit` is a matrix product that fits the caches: what the processor can do.
+//! The kernels of a Stable Diffusion 1.5 clip, in 10⁹ operations a second ("Gelem/s"): products count multiplications
+//! and additions, the others the values of their results. `limit` is a matrix product that fits the caches: what the
+//! processor can do.
 //!
 //! ```sh
 //! cargo bench                     # all
@@ -64,9 +65,9 @@ fn quantized(weight: &Tensor, gated: bool, quantize: Quantize) -> Weights {
 }
 
 /// An image whose channels are innermost in memory.
-fn picture(images: usize, side: usize, channels: usize) -> Tensor {
-    match channels_first(&input(&[images, side, side, channels])) {
-        Ok(picture) => picture,
+fn image(batch: usize, side: usize, channels: usize) -> Tensor {
+    match channels_first(&input(&[batch, side, side, channels])) {
+        Ok(image) => image,
         Err(error) => panic!("{error}"),
     }
 }
@@ -99,7 +100,7 @@ fn attention(c: &mut Criterion) {
 }
 
 fn norms(c: &mut Criterion) {
-    let x = picture(4, 64, 320);
+    let x = image(4, 64, 320);
     let (weight, bias) = (input(&[320]), input(&[320]));
     let options = GroupNormOptions { groups: 32, eps: 1e-5, frames: 1, silu: true };
     compare(
@@ -166,7 +167,7 @@ fn conv2d(c: &mut Criterion) {
     for (images, side, channels) in
         [(8, 32, 320), (8, 16, 640), (8, 8, 1280), (8, 4, 1280), (4, 64, 512), (1, 256, 128)]
     {
-        let (x, weight) = (picture(images, side, channels), input(&[channels, channels, 3, 3]));
+        let (x, weight) = (image(images, side, channels), input(&[channels, channels, 3, 3]));
         let (half_x, half_weights) = (half(&x), packed(&half(&weight), false));
         let weights = packed(&weight, false);
         let args = ConvArgs { padding: (1, 1), ..ConvArgs::default() };

@@ -265,7 +265,7 @@ impl Precision {
         Self { text: DType::F32, unet, vae, quantize: Quantize::None }
     }
 
-    /// The same dtypes with quantization.
+    /// These dtypes with quantized weights.
     ///
     /// # Errors
     ///

@@ -166,7 +166,7 @@ impl Error {
         move |source| Self::File { path, source }
     }
 
-    /// The same error with a hint.
+    /// Adds a hint to the error.
     #[must_use]
     pub fn with_hint(self, hint: impl Into<String>) -> Self {
         Self::Hinted { error: Box::new(self), hint: hint.into() }

@@ -69,7 +69,7 @@ fn run(pipeline: &mut Pipeline) -> Result<(Recorded, Vec<LoadReport>)> {
 fn loads(reports: &[LoadReport]) -> Vec<(Component, usize, usize)> {
     reports
         .iter()
-        .map(|report| (report.component, report.used - report.kept, report.kept))
+        .map(|report| (report.component, report.used - report.reused, report.reused))
         .collect()
 }
 
@@ -85,7 +85,7 @@ fn another_strength_is_as_if_it_had_been_given_and_touches_only_what_changes() {
     assert_eq!(clip, fresh(first));
     let total = |component| reports.iter().find(|r| r.component == component).unwrap().used;
     let (unet, text) = (total(Component::UNet), total(Component::Text));
-    assert!(reports.iter().all(|report| report.kept == 0));
+    assert!(reports.iter().all(|report| report.reused == 0));
 
     // (which, UNet, text), then how many weights change.
     let mut models = Models::open(&files(first)).unwrap();
@@ -139,9 +139,9 @@ fn several_strengths_may_change_before_anything_is_loaded() {
     let want = run(&mut pipeline(models, Residency::Sequential)).unwrap().0;
     let (clip, reports) = run(&mut running).unwrap();
     assert_eq!(clip, want);
-    assert!(reports.iter().all(|report| report.kept == 0));
+    assert!(reports.iter().all(|report| report.reused == 0));
     let (_, reports) = run(&mut running).unwrap();
-    assert!(reports.iter().all(|report| report.kept == 0), "one at a time keeps nothing");
+    assert!(reports.iter().all(|report| report.reused == 0), "one at a time keeps nothing");
 }
 
 #[test]

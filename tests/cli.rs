@@ -68,7 +68,7 @@ fn the_first_command_of_the_readme_makes_a_looping_gif() {
 }
 
 #[test]
-fn the_picture_in_the_readme_says_what_made_it() {
+fn the_image_in_the_readme_says_what_made_it() {
     let path = golden::path("../../assets/readme.gif");
     let shown = Folder::new().run(&["inspect", "--json", path.to_str().unwrap()]).ok().json();
     let prompt = shown["prompt"]["text"].as_str().unwrap();

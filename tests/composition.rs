@@ -1,4 +1,5 @@
-//! Everything that can be added to a model, in one run: as diffusers does it, and so that nothing can be ignored unseen.
+//! Everything that can be added to a model, in one run: as diffusers does it, and so that nothing can be ignored
+//! unseen.
 
 use std::collections::HashMap;
 
@@ -13,7 +14,8 @@ use crate::support::program::Folder;
 /// Whole runs in f32, absolute on frames in `[0, 1]`. Measured: 2.4e-6.
 const FRAMES: f64 = 1e-3;
 
-/// How much less a missing part may change the clip than in the reference, or more. Measured: 5e-6, which is the rounding there.
+/// How much less a missing part may change the clip than in the reference, or more. Measured: 5e-6, which is the
+/// rounding there.
 const CHANGE: f64 = 1e-4;
 
 /// A folder with the inputs of the golden, and what the golden says.
@@ -30,12 +32,12 @@ impl Composition {
         let folder = Folder::new();
         let inputs = golden::load("composition/inputs");
         for name in ["hint_a", "hint_b"] {
-            let pictures = inputs.tensor(&format!("{name}_u8"));
-            for i in 0..pictures.dim(0).unwrap() {
-                save_picture(&folder, &format!("{name}/{i}.png"), &pictures.get(i).unwrap());
+            let images = inputs.tensor(&format!("{name}_u8"));
+            for i in 0..images.dim(0).unwrap() {
+                save_image(&folder, &format!("{name}/{i}.png"), &images.get(i).unwrap());
             }
         }
-        save_picture(&folder, "picture.png", &inputs.tensor("picture_u8"));
+        save_image(&folder, "picture.png", &inputs.tensor("picture_u8"));
         let noise = golden::load("tiny/cases/noise");
         let name = |i| format!("noise.{i}");
         let mut tensors: HashMap<_, _> =
@@ -61,13 +63,13 @@ impl Composition {
                 format!("{name}=hint_{name},model={model},scale={scale},start={start},end={end}");
             vec!["--control".to_owned(), control]
         };
-        let picture = format!(
+        let image = format!(
             "picture.png,model={},scale={}",
             file("tiny/extras/ip-adapter.safetensors"),
             number(&self.about["ip_adapter"])
         );
         let ip_adapter =
-            ["--ip-adapter", &picture, "--image-encoder", &file("tiny/extras/image_encoder")];
+            ["--ip-adapter", &image, "--image-encoder", &file("tiny/extras/image_encoder")];
         let word = ["--embedding", &file("composition/word.safetensors")];
         let owned = |args: &[&str]| args.iter().map(|&arg| arg.to_owned()).collect();
         vec![
@@ -124,13 +126,13 @@ impl Composition {
     }
 }
 
-fn save_picture(folder: &Folder, name: &str, pixels: &Tensor) {
+fn save_image(folder: &Folder, name: &str, pixels: &Tensor) {
     let (height, width, _) = pixels.dims3().unwrap();
     let bytes = pixels.to_dtype(DType::U8).unwrap().flatten_all().unwrap().to_vec1::<u8>().unwrap();
-    let picture = RgbImage::from_raw(width as u32, height as u32, bytes).unwrap();
+    let image = RgbImage::from_raw(width as u32, height as u32, bytes).unwrap();
     let path = folder.path(name);
     std::fs::create_dir_all(path.parent().unwrap()).unwrap();
-    picture.save(path).unwrap();
+    image.save(path).unwrap();
 }
 
 fn bits(tensors: &HashMap<String, Tensor>) -> Vec<u32> {

@@ -51,10 +51,10 @@ fn net() -> ControlNet {
 
 /// Images `(frames, height, width, 3)` as a network wants them: `(frames, 3, height, width)` in `[0, 1]`.
 fn hint(case: &str, name: &str) -> Tensor {
-    from_rgb(&pictures(case, name), &Device::Cpu).unwrap()
+    from_rgb(&images(case, name), &Device::Cpu).unwrap()
 }
 
-pub(crate) fn pictures(case: &str, name: &str) -> Vec<RgbImage> {
+pub(crate) fn images(case: &str, name: &str) -> Vec<RgbImage> {
     let tensor = golden::load(case).tensor(name);
     let (_, height, width, _) = tensor.dims4().unwrap();
     let bytes = tensor.to_dtype(DType::U8).unwrap().flatten_all().unwrap().to_vec1::<u8>().unwrap();
@@ -319,11 +319,11 @@ pub(crate) fn request() -> Request {
 }
 
 /// A folder with a GIF-free, lossless hint: one PNG a frame.
-pub(crate) fn hint_folder(folder: &Path, name: &str, pictures: &[RgbImage]) -> String {
+pub(crate) fn hint_folder(folder: &Path, name: &str, images: &[RgbImage]) -> String {
     let place = folder.join(name);
     std::fs::create_dir_all(&place).unwrap();
-    for (i, picture) in pictures.iter().enumerate() {
-        picture.save(place.join(format!("{i}.png"))).unwrap();
+    for (i, image) in images.iter().enumerate() {
+        image.save(place.join(format!("{i}.png"))).unwrap();
     }
     place.to_str().unwrap().to_owned()
 }
@@ -387,7 +387,7 @@ pub(crate) fn bits(recorded: &BTreeMap<String, Tensor>) -> Vec<u32> {
 #[test]
 fn a_controlled_run_equals_diffusers() {
     let folder = tempfile::tempdir().unwrap();
-    let hint = hint_folder(folder.path(), "a", &pictures("tiny/cases/controlnet", "cond_u8"));
+    let hint = hint_folder(folder.path(), "a", &images("tiny/cases/controlnet", "cond_u8"));
     let got = run(vec![control("a", &hint, ",scale=0.7,end=0.75")], request()).unwrap();
     assert_close(&got["latents"], &case("controlnet")["latents.final"], RUN);
     assert!(relative_l2(&got["latents"], &case("lcm_cfg")["latents.final"]) > 0.01);
@@ -396,8 +396,8 @@ fn a_controlled_run_equals_diffusers() {
 #[test]
 fn two_controls_equal_diffusers_in_any_order() {
     let folder = tempfile::tempdir().unwrap();
-    let first = hint_folder(folder.path(), "a", &pictures("tiny/cases/controlnet", "cond_u8"));
-    let second = hint_folder(folder.path(), "b", &pictures("control/two", "second_u8"));
+    let first = hint_folder(folder.path(), "a", &images("tiny/cases/controlnet", "cond_u8"));
+    let second = hint_folder(folder.path(), "b", &images("control/two", "second_u8"));
     let a = control("a", &first, ",scale=0.7,end=0.75");
     let b = control("b", &second, ",scale=0.4,start=0.25");
     let got = run(vec![a.clone(), b.clone()], request()).unwrap();
@@ -409,7 +409,7 @@ fn two_controls_equal_diffusers_in_any_order() {
 #[test]
 fn runs_in_guess_mode_equal_diffusers() {
     let folder = tempfile::tempdir().unwrap();
-    let hint = hint_folder(folder.path(), "a", &pictures("tiny/cases/controlnet", "cond_u8"));
+    let hint = hint_folder(folder.path(), "a", &images("tiny/cases/controlnet", "cond_u8"));
     let want = golden::load("control/guess");
     let controls = vec![control("a", &hint, ",scale=0.8,guess")];
     let got = run(
@@ -427,7 +427,7 @@ fn runs_in_guess_mode_equal_diffusers() {
 #[test]
 fn strength_zero_is_bit_identical_to_absence() {
     let folder = tempfile::tempdir().unwrap();
-    let hint = hint_folder(folder.path(), "a", &pictures("tiny/cases/controlnet", "cond_u8"));
+    let hint = hint_folder(folder.path(), "a", &images("tiny/cases/controlnet", "cond_u8"));
     let request = || {
         request().with(|r| {
             r.sampling.steps = 2;
@@ -443,12 +443,12 @@ fn strength_zero_is_bit_identical_to_absence() {
 }
 
 #[test]
-fn one_picture_serves_all_frames_and_the_network_is_loaded_once() {
+fn one_image_serves_all_frames_and_the_network_is_loaded_once() {
     let folder = tempfile::tempdir().unwrap();
-    let picture = pictures("tiny/cases/controlnet", "cond_u8").remove(2);
+    let image = images("tiny/cases/controlnet", "cond_u8").remove(2);
     let still = folder.path().join("still.png");
-    picture.save(&still).unwrap();
-    let same = hint_folder(folder.path(), "same", &vec![picture; 6]);
+    image.save(&still).unwrap();
+    let same = hint_folder(folder.path(), "same", &vec![image; 6]);
     let request = |controls| {
         request().with(|r| {
             r.sampling.steps = 1;
@@ -542,16 +542,15 @@ fn some_frames_of_a_clip_are_denoised_with_their_own_hints_and_strengths() {
 #[test]
 fn a_hint_of_another_size_is_resized_exactly_as_pil_does() {
     let fit = golden::load("control/fit");
-    let picture = |name: &str| {
+    let image = |name: &str| {
         let tensor = fit.tensor(name).to_dtype(DType::U8).unwrap();
         let (height, width, _) = tensor.dims3().unwrap();
         let bytes = tensor.flatten_all().unwrap().to_vec1::<u8>().unwrap();
         RgbImage::from_raw(width as u32, height as u32, bytes).unwrap()
     };
-    let want = picture("after");
-    let got =
-        resize(&picture("before"), want.width(), want.height(), Fit::Stretch, &Stop::default())
-            .unwrap();
+    let want = image("after");
+    let got = resize(&image("before"), want.width(), want.height(), Fit::Stretch, &Stop::default())
+        .unwrap();
     let worst = got.as_raw().iter().zip(want.as_raw()).map(|(a, b)| a.abs_diff(*b)).max();
     assert_eq!(worst, Some(0), "of 255");
 }
@@ -561,12 +560,12 @@ fn animations_are_read_frame_by_frame() {
     use image::codecs::gif::GifEncoder;
     use image::{DynamicImage, Frame, Rgb};
     let folder = tempfile::tempdir().unwrap();
-    let pictures: Vec<RgbImage> =
+    let images: Vec<RgbImage> =
         (0..5).map(|i| RgbImage::from_pixel(8, 4, Rgb([i * 50, 255 - i * 50, 7]))).collect();
     let path = folder.path().join("hint.gif");
     let mut encoder = GifEncoder::new(std::fs::File::create(&path).unwrap());
-    for picture in &pictures {
-        let frame = Frame::new(DynamicImage::ImageRgb8(picture.clone()).to_rgba8());
+    for image in &images {
+        let frame = Frame::new(DynamicImage::ImageRgb8(image.clone()).to_rgba8());
         encoder.encode_frame(frame).unwrap();
     }
     drop(encoder);
@@ -579,24 +578,24 @@ fn animations_are_read_frame_by_frame() {
     };
     let got = frames(&path);
     assert_eq!(got.len(), 5);
-    assert!(got.iter().zip(&pictures).all(|(a, b)| close(a, b)));
+    assert!(got.iter().zip(&images).all(|(a, b)| close(a, b)));
 
     // A folder's images in the order of their numbers; other files are passed over.
     let place = folder.path().join("many");
     std::fs::create_dir(&place).unwrap();
-    for (i, picture) in pictures.iter().enumerate() {
-        picture.save(place.join(format!("frame{}.png", 8 + i))).unwrap();
+    for (i, image) in images.iter().enumerate() {
+        image.save(place.join(format!("frame{}.png", 8 + i))).unwrap();
     }
     std::fs::write(place.join("notes.txt"), "x").unwrap();
     std::fs::write(place.join(".hidden.png"), "x").unwrap();
-    assert_eq!(frames(&place), pictures);
+    assert_eq!(frames(&place), images);
 }
 
 #[test]
 fn hints_that_do_not_fit_are_refused_before_anything_is_loaded() {
     let folder = tempfile::tempdir().unwrap();
-    let pictures = pictures("tiny/cases/controlnet", "cond_u8");
-    let five = hint_folder(folder.path(), "five", &pictures[..5]);
+    let images = images("tiny/cases/controlnet", "cond_u8");
+    let five = hint_folder(folder.path(), "five", &images[..5]);
     let text = folder.path().join("text.png");
     std::fs::write(&text, "this is no image").unwrap();
     let empty = folder.path().join("empty");
@@ -705,7 +704,7 @@ fn control_nets_for_other_models_are_called_by_their_name() {
 mod program {
     use serde_json::Value;
 
-    use super::{Path, golden, hint_folder, pictures};
+    use super::{Path, golden, hint_folder, images};
     use crate::support::program::{Folder, Outcome};
 
     fn generate(folder: &Folder, output: &str, controls: &[&str]) -> Outcome {
@@ -725,7 +724,7 @@ mod program {
     fn hint(folder: &Folder) {
         let root = folder.path("x");
         let root: &Path = root.parent().unwrap();
-        hint_folder(root, "hint", &pictures("tiny/cases/controlnet", "cond_u8"));
+        hint_folder(root, "hint", &images("tiny/cases/controlnet", "cond_u8"));
     }
 
     #[test]

@@ -32,7 +32,8 @@ fn rendered_clips_are_true_and_their_report_says_so() {
 
 #[test]
 fn the_model_inside_shows_what_it_is_asked_for() {
-    // Of 256 clips nine in ten are true in everything; these sixteen leave room for other rounding, not for another model.
+    // Of 256 clips nine in ten are true in everything; these sixteen leave room for other rounding, not for another
+    // model.
     let folder = Folder::new();
     let args = ["eval", "--procedural", "--prompts", "16", "--seed", "7", "-q", "--json"];
     let score = &folder.run(&args).ok().json()["score"];

@@ -243,8 +243,8 @@ fn forget_peak() {
     let _ = std::fs::write("/proc/self/clear_refs", "5");
 }
 
-/// The LCM LoRA, then at another strength. Files of the published sizes with zeros in them serve: neither time nor memory
-/// depends on the values.
+/// The LCM LoRA, then at another strength. Files of the published sizes with zeros in them serve: neither time nor
+/// memory depends on the values.
 #[test]
 #[ignore = "takes 6 GB of memory; prints time and memory"]
 #[allow(clippy::print_stderr)]
@@ -273,7 +273,7 @@ fn full_size_unet_is_in_memory_once() {
         model = Some(unet);
         let seconds = started.elapsed().as_secs_f64();
         eprintln!("{what}: {seconds:.2} s, memory and its peak in MiB: {:?}", memory());
-        assert_eq!((report.used, report.kept), (686 + 546, 0));
+        assert_eq!((report.used, report.reused), (686 + 546, 0));
         if let Some((_, peak)) = memory() {
             // Pages of the files count where they are mapped, as far as the system has not taken them back.
             let weights = report.bytes >> 20;

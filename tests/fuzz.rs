@@ -82,7 +82,8 @@ fn check(name: &str, run: targets::Run, executions: usize) -> String {
     })
 }
 
-/// Gives a target the bombs and the corpus, then mutations of the corpus. Each input is in a file before it is executed.
+/// Gives a target the bombs and the corpus, then mutations of the corpus. Each input is in a file before it is
+/// executed.
 fn execute(
     folder: &Path,
     run: targets::Run,

@@ -34,7 +34,8 @@ fn gpu() -> Option<Device> {
 }
 
 /// Number formats and the relative L2 error that an op may have in them: a rounding of the inputs and of the result,
-/// and f32 sums in another order. Convolutions and products of f32 may use tensor cores' 10-bit mantissas only if asked.
+/// and f32 sums in another order. Convolutions and products of f32 may use tensor cores' 10-bit mantissas only if
+/// asked.
 const FORMATS: [(DType, f64); 3] = [(DType::F32, 1e-5), (DType::F16, 2e-3), (DType::BF16, 1.5e-2)];
 
 /// Whether the GPU is the one of `tests/cuda_on_cpu`.
@@ -250,12 +251,12 @@ fn run(
     let precision = Precision::new(dtype, device);
     let models = Models::open(files).unwrap();
     let mut pipeline = Pipeline::new(models, device.clone(), precision, Residency::Sequential);
-    let mut pictures = Vec::new();
+    let mut images = Vec::new();
     let mut tensors = Tensors { recorded: Some(BTreeMap::new()), ..tensors };
     let mut quiet = |_: Event| Ok(());
-    pipeline.run(request, &mut tensors, &mut quiet, &mut &mut pictures).unwrap();
+    pipeline.run(request, &mut tensors, &mut quiet, &mut &mut images).unwrap();
     let frames = tensors.recorded.unwrap()["frames"].to_device(&Device::Cpu).unwrap();
-    (frames, pictures)
+    (frames, images)
 }
 
 #[test]

@@ -250,12 +250,12 @@ fn the_unet_has_the_gradients_of_torch() {
         injection: &Injection::default(),
         stop: &Stop::default(),
     };
-    let y = unet.forward_each(&x, &[999.0, 430.0, 7.0], &input).unwrap();
+    let y = unet.forward_with_timesteps(&x, &[999.0, 430.0, 7.0], &input).unwrap();
     network(&golden, "unet", &y, &[("x", &x), ("context", &context)], &vars);
     // Every weight of the file has a gradient.
     assert_eq!(golden.names().iter().filter(|n| n.starts_with("unet.w.")).count(), vars.len());
-    assert!(unet.forward_each(&x, &[1.0, 2.0], &input).is_err());
-    assert!(unet.forward_each(&x, &[], &input).is_err());
+    assert!(unet.forward_with_timesteps(&x, &[1.0, 2.0], &input).is_err());
+    assert!(unet.forward_with_timesteps(&x, &[], &input).is_err());
 }
 
 #[test]
@@ -275,7 +275,7 @@ fn motion_modules_have_the_gradients_of_torch() {
         injection: &Injection::default(),
         stop: &Stop::default(),
     };
-    let y = unet.forward_each(&tiny::fold(&x), &[640.0, 81.0], &input).unwrap();
+    let y = unet.forward_with_timesteps(&tiny::fold(&x), &[640.0, 81.0], &input).unwrap();
     let y = tiny::unfold(&y, 2);
     network(&golden, "motion", &y, &[("x", &x), ("context", &context)], &vars);
 }

@@ -427,8 +427,8 @@ fn redirects_end() {
         (Some("?%"), "redirects more than 10 times", 11),
         (None, "redirects without saying where to", 1),
         (Some(""), "redirects without saying where to", 1),
-        (Some("file:///etc/passwd"), "no address of the web", 1),
-        (Some("https://"), "no address of the web", 1),
+        (Some("file:///etc/passwd"), "not a web address", 1),
+        (Some("https://"), "not a web address", 1),
     ] {
         let bench = Bench::new();
         bench.server.redirect(location);

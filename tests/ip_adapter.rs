@@ -4,7 +4,9 @@
 use std::collections::BTreeMap;
 use std::path::Path;
 
-use animatelcm::adapters::ip_adapter::{ImagePrompt, ImagePromptSettings, Neighbour, Share, Sight};
+use animatelcm::adapters::ip_adapter::{
+    ImageFeatures, ImagePrompt, ImagePromptSettings, ImageScope, UNetInfo,
+};
 use animatelcm::adapters::{Conditioner, Mask, Pass, Progress, Strength};
 use animatelcm::device::{DtypeChoice, Precision};
 use animatelcm::library::{Base, Files, IpAdapterFile, Models};
@@ -51,7 +53,7 @@ fn net(kind: &str) -> IpAdapter {
 }
 
 /// An image `(height, width, 3)`.
-fn picture(file: &str, name: &str) -> RgbImage {
+fn image(file: &str, name: &str) -> RgbImage {
     let tensor = golden::load(file).tensor(name).to_dtype(DType::U8).unwrap();
     let (height, width, _) = tensor.dims3().unwrap();
     let bytes = tensor.flatten_all().unwrap().to_vec1::<u8>().unwrap();
@@ -60,7 +62,7 @@ fn picture(file: &str, name: &str) -> RgbImage {
 
 /// The two images of the goldens.
 fn refs() -> [RgbImage; 2] {
-    [picture("tiny/cases/image_encoder", "ref_u8"), picture("tiny/cases/ip_masked", "ref2_u8")]
+    [image("tiny/cases/image_encoder", "ref_u8"), image("tiny/cases/ip_masked", "ref2_u8")]
 }
 
 fn floats(tensor: &Tensor) -> Vec<f32> {
@@ -85,7 +87,7 @@ fn the_image_encoder_equals_transformers() {
 }
 
 #[test]
-fn pictures_of_any_shape_become_the_pixels_of_transformers_to_the_bit() {
+fn images_of_any_shape_become_the_pixels_of_transformers_to_the_bit() {
     let want = golden::load("ip_adapter/pixels");
     for side in [32, 29] {
         let config = VisionConfig {
@@ -98,7 +100,7 @@ fn pictures_of_any_shape_become_the_pixels_of_transformers_to_the_bit() {
         })
         .unwrap();
         for i in 0..8 {
-            let pixels = encoder.pixels(&picture("ip_adapter/pixels", &format!("{i}.u8"))).unwrap();
+            let pixels = encoder.pixels(&image("ip_adapter/pixels", &format!("{i}.u8"))).unwrap();
             let want = want.tensor(&format!("{i}.{side}"));
             assert_eq!(pixels.dims(), want.dims());
             let (got, want) = (floats(&pixels), floats(&want));
@@ -160,8 +162,8 @@ fn tokens_of_every_kind_equal_diffusers() {
 fn masks_equal_diffusers() {
     let want = golden::load("ip_adapter/masks");
     for i in 0..3 {
-        let picture = picture("ip_adapter/masks", &format!("{i}.u8"));
-        let mask = Mask::new(&resize(&picture, 64, 32, Fit::Stretch, &Stop::default()).unwrap());
+        let image = image("ip_adapter/masks", &format!("{i}.u8"));
+        let mask = Mask::new(&resize(&image, 64, 32, Fit::Stretch, &Stop::default()).unwrap());
         assert_eq!(mask.size(), (32, 64));
         assert_eq!(mask.at(32, 64), floats(&want.tensor(&format!("{i}.mask"))), "mask {i}");
         let at = |name: &str| {
@@ -186,16 +188,22 @@ fn still() -> UNet {
     UNet::new(&unet_config(), &tiny::vb(&[tiny::UNET], DType::F32)).unwrap()
 }
 
-fn neighbour() -> Neighbour {
+fn unet_info() -> UNetInfo {
     let attentions = unet_config().cross_attentions().unwrap();
-    Neighbour { attentions, dtype: DType::F32, height: 8, width: 16 }
+    UNetInfo { attentions, dtype: DType::F32, height: 8, width: 16 }
 }
 
-fn prompt(kind: &str, pictures: &[RgbImage], settings: ImagePromptSettings) -> ImagePrompt {
+fn prompt(kind: &str, images: &[RgbImage], settings: ImagePromptSettings) -> ImagePrompt {
     let net = net(kind);
-    let sight =
-        Sight::of(&encoder(), pictures, net.config().wants(), true, &Stop::default()).unwrap();
-    ImagePrompt::new(&net, &sight, settings, &neighbour()).unwrap()
+    let features = ImageFeatures::encode(
+        &encoder(),
+        images,
+        net.config().feature_kind(),
+        true,
+        &Stop::default(),
+    )
+    .unwrap();
+    ImagePrompt::new(&net, &features, settings, &unet_info()).unwrap()
 }
 
 /// The still UNet's output for some frames of the golden's latents, `clips` times.
@@ -264,14 +272,14 @@ fn strengths_belong_to_frames() {
 }
 
 #[test]
-fn every_frame_can_have_a_picture_of_its_own() {
+fn every_frame_can_have_an_image_of_its_own() {
     let (unet, [a, b]) = (still(), refs());
-    let pictures = [&a, &b, &b, &a, &a, &b].map(Clone::clone);
-    let settings = || ImagePromptSettings { share: Share::Frames, ..at(0.7) };
-    let own = &mut [prompt("plus", &pictures, settings())];
+    let images = [&a, &b, &b, &a, &a, &b].map(Clone::clone);
+    let settings = || ImagePromptSettings { scope: ImageScope::PerFrame, ..at(0.7) };
+    let own = &mut [prompt("plus", &images, settings())];
     let got = output(&unet, own, &ALL, 0, 1);
-    for (frame, picture) in pictures.iter().enumerate() {
-        let want = &mut [prompt("plus", std::slice::from_ref(picture), at(0.7))];
+    for (frame, image) in images.iter().enumerate() {
+        let want = &mut [prompt("plus", std::slice::from_ref(image), at(0.7))];
         let want = output(&unet, want, &[frame], 0, 1);
         assert_relative(&got.narrow(0, frame, 1).unwrap(), &want, F32);
     }
@@ -305,22 +313,23 @@ fn masks_and_curves_go_together() {
     let half = RgbImage::from_fn(64, 32, |x, _| image::Rgb([if x < 32 { 255 } else { 0 }; 3]));
     let masked = |strength: Strength| ImagePromptSettings {
         strength,
-        share: Share::Masks(vec![Mask::new(&half)]),
+        scope: ImageScope::Masks(vec![Mask::new(&half)]),
         ..Default::default()
     };
-    let pictures = std::slice::from_ref(&a);
-    let curve = &mut [prompt("base", pictures, masked("0:0,5:1".parse().unwrap()))];
+    let images = std::slice::from_ref(&a);
+    let curve = &mut [prompt("base", images, masked("0:0,5:1".parse().unwrap()))];
     let got = output(&unet, curve, &ALL, 1, 2);
-    let level = &mut [prompt("base", pictures, masked(Strength::constant(0.6)))];
+    let level = &mut [prompt("base", images, masked(Strength::constant(0.6)))];
     let want = output(&unet, level, &[3], 0, 1);
     assert_relative(&got.narrow(0, 9, 1).unwrap(), &want, F32);
     let none = output(&unet, &mut [], &[0], 0, 1);
     assert_relative(&got.narrow(0, 6, 1).unwrap(), &none, F32);
     // White everywhere is no mask at all.
     let white = RgbImage::from_pixel(64, 32, image::Rgb([255; 3]));
-    let settings = ImagePromptSettings { share: Share::Masks(vec![Mask::new(&white)]), ..at(0.6) };
-    let white = output(&unet, &mut [prompt("base", pictures, settings)], &ALL, 0, 1);
-    let want = output(&unet, &mut [prompt("base", pictures, at(0.6))], &ALL, 0, 1);
+    let settings =
+        ImagePromptSettings { scope: ImageScope::Masks(vec![Mask::new(&white)]), ..at(0.6) };
+    let white = output(&unet, &mut [prompt("base", images, settings)], &ALL, 0, 1);
+    let want = output(&unet, &mut [prompt("base", images, at(0.6))], &ALL, 0, 1);
     assert_relative(&white, &want, F32);
 }
 
@@ -328,9 +337,16 @@ fn masks_and_curves_go_together() {
 fn keys_for_another_unet_are_refused() {
     let (unet, [a, _]) = (still(), refs());
     let net = net("base");
-    let sight = Sight::of(&encoder(), &[a], net.config().wants(), false, &Stop::default()).unwrap();
+    let features = ImageFeatures::encode(
+        &encoder(),
+        &[a],
+        net.config().feature_kind(),
+        false,
+        &Stop::default(),
+    )
+    .unwrap();
     let settings = at(1.0);
-    let mut prompt = ImagePrompt::new(&net, &sight, settings, &neighbour()).unwrap();
+    let mut prompt = ImagePrompt::new(&net, &features, settings, &unet_info()).unwrap();
     let unit = case("unet");
     let (x, context) = (fold(&unit["x"]), unit["ctx"].narrow(0, 0, 1).unwrap());
     let mut pass = Pass {
@@ -344,9 +360,9 @@ fn keys_for_another_unet_are_refused() {
         motion_norm: MotionNorm::PerFrame,
         stop: &Stop::default(),
     };
-    // It was not asked what no image looks like.
+    // It was encoded without unconditional features.
     let error = prompt.inject(&pass, &mut Injection::default()).unwrap_err();
-    assert!(error.to_string().contains("no image"), "{error}");
+    assert!(error.to_string().contains("unconditional"), "{error}");
     pass.negatives = 0;
     let mut injection = Injection::default();
     prompt.inject(&pass, &mut injection).unwrap();
@@ -364,7 +380,7 @@ fn keys_for_another_unet_are_refused() {
         stop: &Stop::default(),
     };
     let error = smaller.forward(&x, &input).unwrap_err().to_string();
-    assert!(error.contains("16 side contexts for 10 cross attentions"), "{error}");
+    assert!(error.contains("16 image contexts for 10 cross-attentions"), "{error}");
     assert!(unet.forward(&x, &input).is_ok());
 }
 
@@ -520,16 +536,16 @@ fn bits(recorded: &BTreeMap<String, Tensor>) -> Vec<u32> {
 }
 
 /// The goldens' images and masks as files: `a.png`, `b.png`, `mask0.png`, `mask2.png`.
-struct Pictures(tempfile::TempDir);
+struct Images(tempfile::TempDir);
 
-impl Pictures {
+impl Images {
     fn new() -> Self {
         let folder = tempfile::tempdir().unwrap();
         let [a, b] = refs();
         a.save(folder.path().join("a.png")).unwrap();
         b.save(folder.path().join("b.png")).unwrap();
         for i in [0, 2] {
-            let mask = picture("ip_adapter/masks", &format!("{i}.u8"));
+            let mask = image("ip_adapter/masks", &format!("{i}.u8"));
             mask.save(folder.path().join(format!("mask{i}.png"))).unwrap();
         }
         Self(folder)
@@ -552,16 +568,16 @@ impl Pictures {
 
 #[test]
 fn runs_of_every_kind_equal_diffusers() {
-    let pictures = Pictures::new();
+    let images = Images::new();
     let plain = run(&[], request()).unwrap();
     for (kind, scale) in [("base", 0.6), ("plus", 0.8), ("full", 0.7)] {
-        let adapter = pictures.adapter(kind, &format!("a.png,scale={scale}"));
+        let adapter = images.adapter(kind, &format!("a.png,scale={scale}"));
         let got = run(&[adapter], request()).unwrap();
         assert_close(&got["latents"], &case(&format!("ip_{kind}"))["latents.final"], RUN);
         assert!(relative_l2(&got["latents"], &plain["latents"]) > 0.01, "{kind} has no effect");
     }
     let want = golden::load("ip_adapter/runs");
-    let adapter = pictures.adapter("full", "a.png,scale=0.7");
+    let adapter = images.adapter("full", "a.png,scale=0.7");
     let got = run(
         &[adapter],
         request().with(|r| {
@@ -573,30 +589,30 @@ fn runs_of_every_kind_equal_diffusers() {
 }
 
 #[test]
-fn runs_with_several_pictures_equal_diffusers() {
-    let pictures = Pictures::new();
+fn runs_with_several_images_equal_diffusers() {
+    let images = Images::new();
     let want = golden::load("ip_adapter/runs");
     let mut last = None;
     for kind in ["base", "plus", "full"] {
-        let adapter = pictures.adapter(kind, "a.png,image=b.png,scale=0.7");
+        let adapter = images.adapter(kind, "a.png,image=b.png,scale=0.7");
         let got = run(&[adapter], request()).unwrap();
         assert_close(&got["latents"], &want.tensor(&format!("two_pictures.{kind}")), RUN);
         last = Some(got);
     }
     // A folder of images is as good as its images.
-    std::fs::create_dir(pictures.path("all")).unwrap();
+    std::fs::create_dir(images.path("all")).unwrap();
     for name in ["a.png", "b.png"] {
-        std::fs::copy(pictures.path(name), pictures.path(&format!("all/{name}"))).unwrap();
+        std::fs::copy(images.path(name), images.path(&format!("all/{name}"))).unwrap();
     }
-    let got = run(&[pictures.adapter("full", "all,scale=0.7")], request()).unwrap();
+    let got = run(&[images.adapter("full", "all,scale=0.7")], request()).unwrap();
     assert_eq!(bits(&got), bits(&last.unwrap()));
 }
 
 #[test]
 fn two_adapters_at_once_equal_diffusers_in_any_order() {
-    let pictures = Pictures::new();
-    let a = pictures.adapter("base", "a.png,scale=0.6");
-    let b = pictures.adapter("plus", "b.png,scale=0.35");
+    let images = Images::new();
+    let a = images.adapter("base", "a.png,scale=0.6");
+    let b = images.adapter("plus", "b.png,scale=0.35");
     let got = run(&[a.clone(), b.clone()], request()).unwrap();
     assert_close(&got["latents"], &golden::load("ip_adapter/runs").tensor("two_adapters"), RUN);
     let reversed = run(&[b, a], request()).unwrap();
@@ -605,11 +621,11 @@ fn two_adapters_at_once_equal_diffusers_in_any_order() {
 
 #[test]
 fn masked_runs_equal_diffusers() {
-    let pictures = Pictures::new();
+    let images = Images::new();
     // diffusers has a scale for every image of an adapter; here they are two entries that share a file.
     let want = golden::load("ip_adapter/runs").tensor("masks");
-    let a = pictures.adapter("plus", "a.png,scale=0.7,mask=mask0.png");
-    let b = pictures.adapter("plus", "b.png,scale=0.4,mask=mask2.png");
+    let a = images.adapter("plus", "a.png,scale=0.7,mask=mask0.png");
+    let b = images.adapter("plus", "b.png,scale=0.4,mask=mask2.png");
     let got = run(&[a.clone(), b], request()).unwrap();
     assert_close(&got["latents"], &want, RUN);
     assert!(relative_l2(&run(&[a], request()).unwrap()["latents"], &want) > 1e-3);
@@ -617,25 +633,25 @@ fn masked_runs_equal_diffusers() {
     // The case of the tiny model: halves.
     let left = RgbImage::from_fn(64, 32, |x, _| image::Rgb([if x < 32 { 255 } else { 0 }; 3]));
     let right = RgbImage::from_fn(64, 32, |x, _| image::Rgb([if x < 32 { 0 } else { 255 }; 3]));
-    left.save(pictures.path("left.png")).unwrap();
-    right.save(pictures.path("right.png")).unwrap();
-    let a = pictures.adapter("base", "a.png,scale=0.7,mask=left.png");
-    let b = pictures.adapter("base", "b.png,scale=0.4,mask=right.png");
+    left.save(images.path("left.png")).unwrap();
+    right.save(images.path("right.png")).unwrap();
+    let a = images.adapter("base", "a.png,scale=0.7,mask=left.png");
+    let b = images.adapter("base", "b.png,scale=0.4,mask=right.png");
     let got = run(&[a, b], request()).unwrap();
     assert_close(&got["latents"], &case("ip_masked")["latents.final"], RUN);
 
     // Two images with their masks in one entry.
-    let both = pictures.adapter("base", "a.png,image=b.png,mask=left.png,mask=right.png,scale=0.5");
-    let a = pictures.adapter("base", "a.png,scale=0.5,mask=left.png");
-    let b = pictures.adapter("base", "b.png,scale=0.5,mask=right.png");
+    let both = images.adapter("base", "a.png,image=b.png,mask=left.png,mask=right.png,scale=0.5");
+    let a = images.adapter("base", "a.png,scale=0.5,mask=left.png");
+    let b = images.adapter("base", "b.png,scale=0.5,mask=right.png");
     let (one, two) = (run(&[both], request()).unwrap(), run(&[a, b], request()).unwrap());
     assert_eq!(bits(&one), bits(&two));
 }
 
 #[test]
 fn a_part_of_a_run_equals_diffusers() {
-    let pictures = Pictures::new();
-    let adapter = pictures.adapter("plus", "b.png,scale=0.8,end=0.5");
+    let images = Images::new();
+    let adapter = images.adapter("plus", "b.png,scale=0.8,end=0.5");
     let got = run(
         &[adapter],
         request().with(|r| {
@@ -648,13 +664,13 @@ fn a_part_of_a_run_equals_diffusers() {
 
 #[test]
 fn strength_zero_is_bit_identical_to_absence() {
-    let pictures = Pictures::new();
+    let images = Images::new();
     let plain = bits(&run(&[], request()).unwrap());
     for more in ["scale=0", "scale=0:0,3:0", "start=0.9", "scale=0,mask=mask0.png"] {
-        let adapter = pictures.adapter("plus", &format!("a.png,{more}"));
+        let adapter = images.adapter("plus", &format!("a.png,{more}"));
         assert!(bits(&run(&[adapter], request()).unwrap()) == plain, "`{more}` changes the clip");
     }
-    let adapter = pictures.adapter("plus", "a.png,scale=0.01");
+    let adapter = images.adapter("plus", "a.png,scale=0.01");
     assert!(bits(&run(&[adapter], request()).unwrap()) != plain, "a small strength is nothing");
 }
 
@@ -674,7 +690,7 @@ fn guidance_in_two_passes_gives_the_same_clip() {
     let [a, b] = refs();
     let curve = || ImagePromptSettings { strength: "0:1,5:0".parse().unwrap(), ..at(1.0) };
     let denoised = |guidance| {
-        let frames = ImagePromptSettings { share: Share::Frames, ..at(0.5) };
+        let frames = ImagePromptSettings { scope: ImageScope::PerFrame, ..at(0.5) };
         let own = [&a, &b, &a, &a, &b, &b].map(Clone::clone);
         let all: Vec<Box<dyn Conditioner>> = vec![
             Box::new(prompt("full", &[a.clone(), b.clone()], curve())),
@@ -691,12 +707,12 @@ fn guidance_in_two_passes_gives_the_same_clip() {
 }
 
 #[test]
-fn pictures_are_looked_at_once_a_clip_and_before_the_unet_is_loaded() {
-    let pictures = Pictures::new();
+fn images_are_encoded_once_a_clip_and_before_the_unet_is_loaded() {
+    let images = Images::new();
     let ip_adapters = vec![
-        pictures.adapter("base", "a.png,scale=0.6"),
-        pictures.adapter("plus", "b.png,scale=0.5"),
-        pictures.adapter("base", "b.png,scale=0.2"),
+        images.adapter("base", "a.png,scale=0.6"),
+        images.adapter("plus", "b.png,scale=0.5"),
+        images.adapter("base", "b.png,scale=0.2"),
     ];
     let request = request().with(|r| {
         r.ip_adapters = ip_adapters;
@@ -728,15 +744,15 @@ fn pictures_are_looked_at_once_a_clip_and_before_the_unet_is_loaded() {
 }
 
 #[test]
-fn what_pictures_need_is_part_of_the_plan() {
-    let pictures = Pictures::new();
+fn what_images_need_is_part_of_the_plan() {
+    let images = Images::new();
     let plan = |ip_adapters: Vec<Asked>| {
         let request = request().with(|r| {
             r.ip_adapters = ip_adapters;
         });
         pipeline(Residency::Sequential).prepared(&request).unwrap().memory
     };
-    let (without, with) = (plan(vec![]), plan(vec![pictures.adapter("full", "a.png,image=b.png")]));
+    let (without, with) = (plan(vec![]), plan(vec![images.adapter("full", "a.png,image=b.png")]));
     let bytes = |file: &str| {
         let numbers: usize = tiny::tensors(&[file]).values().map(Tensor::elem_count).sum();
         4 * numbers as u64
@@ -940,9 +956,9 @@ fn an_encoder_without_a_configuration_is_known_by_its_width() {
 }
 
 #[test]
-fn pictures_that_do_not_fit_are_refused_before_anything_is_loaded() {
-    let pictures = Pictures::new();
-    std::fs::write(pictures.path("text.png"), "this is no image").unwrap();
+fn images_that_do_not_fit_are_refused_before_anything_is_loaded() {
+    let images = Images::new();
+    std::fs::write(images.path("text.png"), "this is no image").unwrap();
     for (text, parts) in [
         ("a.png,per-frame", ["1 images for 6 frames", "a.png"]),
         ("a.png,image=b.png,mask=mask0.png", ["2 images have 1 masks", "a.png"]),
@@ -951,7 +967,7 @@ fn pictures_that_do_not_fit_are_refused_before_anything_is_loaded() {
         ("a.png,mask=nowhere.png", ["nowhere.png", "ip-adapter"]),
     ] {
         let request = request().with(|r| {
-            r.ip_adapters = vec![pictures.adapter("plus", text)];
+            r.ip_adapters = vec![images.adapter("plus", text)];
         });
         let mut loaded = 0;
         let mut listener = |_: Event| {
@@ -966,14 +982,14 @@ fn pictures_that_do_not_fit_are_refused_before_anything_is_loaded() {
         assert!(parts.iter().all(|part| error.to_string().contains(part)), "{error}");
         assert_eq!(loaded, 0, "{text}");
     }
-    let error = run(&[pictures.adapter("other", "a.png")], request()).unwrap_err();
+    let error = run(&[images.adapter("other", "a.png")], request()).unwrap_err();
     assert!(error.to_string().contains("`other` was not opened"), "{error}");
 }
 
 /// The program with the tiny model and its adapters.
 #[cfg(feature = "cli")]
 mod program {
-    use super::{ENCODER, Pictures, golden, weights_of};
+    use super::{ENCODER, Images, golden, weights_of};
     use crate::support::program::{Folder, Outcome};
 
     fn generate(folder: &Folder, output: &str, adapters: &[&str]) -> Outcome {
@@ -988,9 +1004,9 @@ mod program {
 
     /// A folder with `a.png`, `b.png` and `mask0.png`.
     fn folder() -> Folder {
-        let (folder, pictures) = (Folder::new(), Pictures::new());
+        let (folder, images) = (Folder::new(), Images::new());
         for name in ["a.png", "b.png", "mask0.png"] {
-            folder.write(name, std::fs::read(pictures.path(name)).unwrap());
+            folder.write(name, std::fs::read(images.path(name)).unwrap());
         }
         folder
     }
@@ -1000,7 +1016,7 @@ mod program {
     }
 
     #[test]
-    fn a_clip_with_pictures_is_made_again_from_its_own_metadata() {
+    fn a_clip_with_images_is_made_again_from_its_own_metadata() {
         let folder = folder();
         let adapter = flag("a.png,mask=mask0.png,scale=0:1.0,5:0.5,end=1");
         generate(&folder, "c.png", &[&adapter, &flag("b.png,scale=0.3,name=hat")]).ok();

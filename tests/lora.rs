@@ -19,7 +19,7 @@ fn source(name: &str) -> Source {
 
 fn tiny() -> Checkpoint {
     let mut checkpoint = Checkpoint::new();
-    for component in Component::ALL {
+    for component in Component::BASE {
         checkpoint.add_component(component, &source("tiny/model")).unwrap();
     }
     checkpoint.add_motion(&source("tiny/model/motion_adapter")).unwrap();
@@ -221,7 +221,7 @@ fn the_pocket_models_lora_fits_it() {
         Source::File(root.join(name))
     };
     let mut checkpoint = Checkpoint::new();
-    for component in Component::ALL {
+    for component in Component::BASE {
         checkpoint.add_component(component, &pocket("base")).unwrap();
     }
     checkpoint.add_motion(&pocket("motion_lcm.safetensors")).unwrap();
@@ -419,11 +419,11 @@ fn scalar(value: f32) -> Tensor {
     Tensor::full(value, (), &Device::Cpu).unwrap()
 }
 
-struct Made {
+struct SavedLora {
     folder: tempfile::TempDir,
 }
 
-impl Made {
+impl SavedLora {
     fn new(tensors: &[(&str, Tensor)]) -> Self {
         let folder = tempfile::tempdir().unwrap();
         write(&folder.path().join("lora.safetensors"), tensors);
@@ -453,17 +453,17 @@ const Q: &str = "lora_unet_mid_block_attentions_0_transformer_blocks_0_attn1_to_
 const Q_WEIGHT: &str = "mid_block.attentions.0.transformer_blocks.0.attn1.to_q.weight";
 
 /// A LoRA of rank 2 of one 16x16 matrix, each element of whose product is 6.
-fn one(extra: &[(&str, Tensor)]) -> Made {
+fn one(extra: &[(&str, Tensor)]) -> SavedLora {
     let (down, up) = (format!("{Q}.lora_down.weight"), format!("{Q}.lora_up.weight"));
     let mut tensors = vec![(down.as_str(), matrix(2, 16, 3.0)), (up.as_str(), matrix(16, 2, 1.0))];
     tensors.extend(extra.iter().cloned());
-    Made::new(&tensors)
+    SavedLora::new(&tensors)
 }
 
 /// By how much a LoRA changes each element of its one matrix.
-fn change(made: &Made, options: &LoraOptions) -> f32 {
+fn change(saved: &SavedLora, options: &LoraOptions) -> f32 {
     let checkpoint = tiny();
-    let (_, patched) = apply(&checkpoint, &made.source(), options).unwrap();
+    let (_, patched) = apply(&checkpoint, &saved.source(), options).unwrap();
     let plain = all(&checkpoint, &PatchStack::new());
     let first = |t: &Tensor| t.flatten_all().unwrap().to_vec1::<f32>().unwrap()[0];
     first(&patched[Q_WEIGHT]) - first(&plain[Q_WEIGHT])
@@ -503,9 +503,9 @@ fn peft_states_alpha_beside_the_tensors() {
     let header = std::collections::HashMap::from([("lora_adapter_metadata".to_owned(), metadata)]);
     let path = folder.path().join("pytorch_lora_weights.safetensors");
     std::fs::write(&path, safetensors::serialize(tensors, Some(header)).unwrap()).unwrap();
-    let made = Made { folder };
-    std::fs::rename(path, made.folder.path().join("lora.safetensors")).unwrap();
-    close(change(&made, &LoraOptions::default()), 6.0 * 2.5);
+    let saved = SavedLora { folder };
+    std::fs::rename(path, saved.folder.path().join("lora.safetensors")).unwrap();
+    close(change(&saved, &LoraOptions::default()), 6.0 * 2.5);
 }
 
 #[test]
@@ -540,13 +540,13 @@ fn tuckers_form_of_a_convolution_is_multiplied_out() {
         Tensor::from_vec(values, shape, &Device::Cpu).unwrap()
     };
     let (up, mid, down) = (arange(&[8, 2, 1, 1]), arange(&[2, 3, 3, 3]), arange(&[3, 8, 1, 1]));
-    let made = Made::new(&[
+    let saved = SavedLora::new(&[
         (&format!("{module}.lora_up.weight"), up.clone()),
         (&format!("{module}.lora_mid.weight"), mid.clone()),
         (&format!("{module}.lora_down.weight"), down.clone()),
     ]);
     let checkpoint = tiny();
-    let (_, patched) = apply(&checkpoint, &made.source(), &LoraOptions::default()).unwrap();
+    let (_, patched) = apply(&checkpoint, &saved.source(), &LoraOptions::default()).unwrap();
     let plain = all(&checkpoint, &PatchStack::new());
     let flat = |t: &Tensor| t.flatten_all().unwrap().to_vec1::<f32>().unwrap();
     let (u, m, d) = (flat(&up), flat(&mid), flat(&down));
@@ -603,26 +603,26 @@ fn loras_stack() {
 
 #[test]
 fn a_lora_that_matches_nothing_fails() {
-    let made = Made::new(&[
+    let saved = SavedLora::new(&[
         ("lora_te2_text_model_encoder_layers_0_mlp_fc1.lora_down.weight", matrix(2, 16, 1.0)),
         ("lora_te2_text_model_encoder_layers_0_mlp_fc1.lora_up.weight", matrix(16, 2, 1.0)),
     ]);
-    let error = made.error();
+    let error = saved.error();
     assert!(error.to_string().contains("none of its 1 modules is in this model"), "{error}");
     assert!(error.hint().unwrap().contains("XL"));
     // Nothing is nothing, even where a part is enough.
     let partial = LoraOptions { allow_partial: true, ..LoraOptions::default() };
-    assert!(made.apply(&partial).is_err());
+    assert!(saved.apply(&partial).is_err());
 }
 
 #[test]
 fn a_lora_of_which_a_part_matches_fails_unless_that_is_allowed() {
-    let made = one(&[
+    let saved = one(&[
         ("lora_unet_not_there.lora_down.weight", matrix(2, 16, 1.0)),
         ("lora_unet_not_there.lora_up.weight", matrix(16, 2, 1.0)),
         ("somebody.elses", matrix(2, 16, 1.0)),
     ]);
-    let error = made.error();
+    let error = saved.error();
     assert!(
         error
             .to_string()
@@ -630,7 +630,7 @@ fn a_lora_of_which_a_part_matches_fails_unless_that_is_allowed() {
         "{error}"
     );
     let partial = LoraOptions { allow_partial: true, ..LoraOptions::default() };
-    let report = made.apply(&partial).unwrap();
+    let report = saved.apply(&partial).unwrap();
     assert_eq!(report.unmatched, ["lora_unet_not_there", "somebody.elses"]);
     assert_eq!(report.in_unet, 1);
 }
@@ -646,19 +646,19 @@ fn a_motion_lora_without_motion_modules_fails() {
 
 #[test]
 fn loras_of_other_sizes_are_refused_before_anything_is_loaded() {
-    let made = Made::new(&[
+    let saved = SavedLora::new(&[
         (&format!("{Q}.lora_down.weight"), matrix(2, 32, 1.0)),
         (&format!("{Q}.lora_up.weight"), matrix(16, 2, 1.0)),
     ]);
-    let error = made.error();
+    let error = saved.error();
     assert!(error.to_string().contains("it changes [16, 32], the weight is [16, 16]"), "{error}");
 }
 
 #[test]
 fn halves_of_modules_are_refused() {
-    let lone = Made::new(&[(&format!("{Q}.lora_down.weight"), matrix(2, 16, 1.0))]);
+    let lone = SavedLora::new(&[(&format!("{Q}.lora_down.weight"), matrix(2, 16, 1.0))]);
     assert!(lone.error().to_string().contains("it has no up matrix"));
-    let unlike = Made::new(&[
+    let unlike = SavedLora::new(&[
         (&format!("{Q}.lora_down.weight"), matrix(2, 16, 1.0)),
         (&format!("{Q}.lora_up.weight"), matrix(16, 3, 1.0)),
     ]);
@@ -711,13 +711,13 @@ fn a_checkpoint_given_as_a_lora_is_refused() {
 
 #[test]
 fn a_lora_with_a_nan_fails_and_names_it() {
-    let made = Made::new(&[
+    let saved = SavedLora::new(&[
         (&format!("{Q}.lora_down.weight"), matrix(2, 16, f32::NAN)),
         (&format!("{Q}.lora_up.weight"), matrix(16, 2, 1.0)),
     ]);
     let checkpoint = tiny();
     let mut patches = PatchStack::new();
-    let lora = made.open().unwrap();
+    let lora = saved.open().unwrap();
     lora.apply(&checkpoint, &LoraOptions::default(), &mut patches).unwrap();
     let error = build(&checkpoint, Component::UNet, DType::F16, &patches).unwrap_err();
     assert!(error.to_string().contains("lora_down.weight` holds the value NaN"), "{error}");
@@ -740,7 +740,7 @@ fn a_negative_alpha_turns_the_change_around() {
 
 #[test]
 fn files_in_8_bits_are_read() {
-    let made = Made { folder: tempfile::tempdir().unwrap() };
+    let saved = SavedLora { folder: tempfile::tempdir().unwrap() };
     // 1.5 in four bits of exponent and three of mantissa.
     let bytes = vec![0x3c; 2 * 16];
     let view = |shape: [usize; 2]| {
@@ -750,27 +750,27 @@ fn files_in_8_bits_are_read() {
     let (down, up) = (format!("{Q}.lora_down.weight"), format!("{Q}.lora_up.weight"));
     let tensors = [(down, view([2, 16])), (up, view([16, 2]))];
     let bytes = safetensors::serialize(tensors, None).unwrap();
-    std::fs::write(made.folder.path().join("lora.safetensors"), bytes).unwrap();
-    close(change(&made, &LoraOptions::default()), 4.5);
+    std::fs::write(saved.folder.path().join("lora.safetensors"), bytes).unwrap();
+    close(change(&saved, &LoraOptions::default()), 4.5);
 }
 
 #[test]
 fn broken_files_are_refused_by_name() {
-    let made = one(&[]);
-    let path = made.folder.path().join("lora.safetensors");
+    let saved = one(&[]);
+    let path = saved.folder.path().join("lora.safetensors");
     let whole = std::fs::read(&path).unwrap();
     let mut huge = whole.clone();
     huge[..8].copy_from_slice(&(1_u64 << 60).to_le_bytes());
     for bytes in [vec![], whole[..4].to_vec(), whole[..whole.len() - 1].to_vec(), huge] {
         std::fs::write(&path, bytes).unwrap();
-        let error = made.open().unwrap_err();
+        let error = saved.open().unwrap_err();
         assert_eq!(error.kind(), ErrorKind::Weights);
         assert!(error.to_string().contains("lora.safetensors"), "{error}");
     }
 }
 
 /// A LoRA that brings vectors of that width along.
-fn with_words(width: usize) -> Made {
+fn with_words(width: usize) -> SavedLora {
     one(&[
         ("bundle_emb.cat toy.string_to_param.*", matrix(2, width, 0.5)),
         ("bundle_emb.<dog>.clip_l", matrix(1, width, 0.25)),
@@ -779,8 +779,8 @@ fn with_words(width: usize) -> Made {
 
 #[test]
 fn words_that_a_lora_brings_along_are_learned() {
-    let made = with_words(12);
-    let models = Models::open(&files(vec![LoraFile::new(made.source().path())])).unwrap();
+    let saved = with_words(12);
+    let models = Models::open(&files(vec![LoraFile::new(saved.source().path())])).unwrap();
     let report = &models.adapters()[0];
     assert!(report.to_string().ends_with(", brings `<dog>`, `cat toy`"), "{report}");
     let (text, _) = models.text(DType::F32, &Device::Cpu).unwrap();
@@ -790,14 +790,14 @@ fn words_that_a_lora_brings_along_are_learned() {
     assert!(differs(&states(&text, "a cat toy"), &states(&plain, "a cat toy")));
     assert!(!differs(&states(&text, "a cat"), &states(&plain, "a cat")));
     // The file is hashed once.
-    assert_eq!(models.sources().iter().filter(|s| **s == made.source()).count(), 1);
+    assert_eq!(models.sources().iter().filter(|s| **s == saved.source()).count(), 1);
     let wide = with_words(77);
     let error = Models::open(&files(vec![LoraFile::new(wide.source().path())])).unwrap_err();
     assert!(error.to_string().contains("is 77 wide, the text encoder 12"), "{error}");
 }
 
 /// An adapter of the 16x16 matrix `Q` of these parts.
-fn of_q(parts: &[(&str, &[usize])]) -> Made {
+fn of_q(parts: &[(&str, &[usize])]) -> SavedLora {
     let tensors: Vec<(String, Tensor)> = parts
         .iter()
         .map(|(part, shape)| {
@@ -807,7 +807,7 @@ fn of_q(parts: &[(&str, &[usize])]) -> Made {
         .collect();
     let tensors: Vec<(&str, Tensor)> =
         tensors.iter().map(|(name, tensor)| (name.as_str(), tensor.clone())).collect();
-    Made::new(&tensors)
+    SavedLora::new(&tensors)
 }
 
 #[test]
@@ -863,7 +863,7 @@ fn broken_modules_of_every_family_are_refused_by_what_is_wrong() {
         ),
         (vec![("ia3_l", &[12, 1])], "it scales 12 outputs, the weight is [16, 16]"),
         (vec![("ia3_l", &[1, 16, 1, 1])], "there is none"),
-        (vec![("oft_R.weight", &[4, 5])], "no halves of square matrices"),
+        (vec![("oft_R.weight", &[4, 5])], "not upper triangles of square matrices"),
         (vec![("oft_R.weight", &[3, 6])], "it turns 3 groups of 4 inputs, the weight is [16, 16]"),
         (vec![("oft_R.weight", &[1, 3])], "it turns 1 groups of 3 inputs, the weight is [16, 16]"),
         (vec![("boft_R", &[1, 4, 4, 4])], "it has no factors matrix"),
@@ -908,18 +908,18 @@ fn adapters_for_other_models_are_told_apart() {
             "it was made for Stable Diffusion 2",
         ),
     ] {
-        let made = Made::new(&[
+        let saved = SavedLora::new(&[
             (&format!("{module}.lora_down.weight"), matrix(2, inputs, 1.0)),
             (&format!("{module}.lora_up.weight"), matrix(16, 2, 1.0)),
         ]);
-        let error = made.error();
+        let error = saved.error();
         assert!(error.hint().unwrap().starts_with(model), "{module}: {:?}", error.hint());
     }
 }
 
 #[test]
 fn the_header_says_for_which_model_an_adapter_was_made() {
-    let made = Made { folder: tempfile::tempdir().unwrap() };
+    let saved = SavedLora { folder: tempfile::tempdir().unwrap() };
     let bytes = vec![0; 4 * 2 * 16];
     let view = |shape: [usize; 2]| {
         safetensors::tensor::TensorView::new(safetensors::Dtype::F32, shape.to_vec(), &bytes)
@@ -934,9 +934,9 @@ fn the_header_says_for_which_model_an_adapter_was_made() {
         "sd_v2_768_v".to_owned(),
     )]);
     let bytes = safetensors::serialize(tensors, Some(header)).unwrap();
-    std::fs::write(made.folder.path().join("lora.safetensors"), bytes).unwrap();
-    assert_eq!(made.open().unwrap().made_for(), Some("Stable Diffusion 2"));
-    assert_eq!(made.error().hint().unwrap(), "it was made for Stable Diffusion 2");
+    std::fs::write(saved.folder.path().join("lora.safetensors"), bytes).unwrap();
+    assert_eq!(saved.open().unwrap().made_for(), Some("Stable Diffusion 2"));
+    assert_eq!(saved.error().hint().unwrap(), "it was made for Stable Diffusion 2");
 }
 
 #[test]
@@ -947,8 +947,8 @@ fn early_lycoris_stored_rotations_themselves() {
     let checkpoint = tiny();
     let rows = |tensors: &BTreeMap<String, Tensor>| tensors[Q_WEIGHT].to_vec2::<f32>().unwrap();
     let plain = rows(&all(&checkpoint, &PatchStack::new()));
-    let made = Made::new(&[(&name, turns)]);
-    let (_, patched) = apply(&checkpoint, &made.source(), &LoraOptions::default()).unwrap();
+    let saved = SavedLora::new(&[(&name, turns)]);
+    let (_, patched) = apply(&checkpoint, &saved.source(), &LoraOptions::default()).unwrap();
     let turned = rows(&patched);
     for pair in 0..8 {
         let negative: Vec<f32> = plain[2 * pair + 1].iter().map(|value| -value).collect();
@@ -961,7 +961,7 @@ fn early_lycoris_stored_rotations_themselves() {
 fn a_bias_changes_by_the_strength_and_not_by_alpha() {
     let module = "lycoris_mid_block_attentions_0_transformer_blocks_0_attn1_to_out_0";
     let bias = "mid_block.attentions.0.transformer_blocks.0.attn1.to_out.0.bias";
-    let made = Made::new(&[
+    let saved = SavedLora::new(&[
         (&format!("{module}.lora_down.weight"), matrix(2, 16, 1.0)),
         (&format!("{module}.lora_up.weight"), matrix(16, 2, 1.0)),
         (&format!("{module}.alpha"), scalar(7.0)),
@@ -969,7 +969,7 @@ fn a_bias_changes_by_the_strength_and_not_by_alpha() {
     ]);
     let checkpoint = tiny();
     let options = LoraOptions::with_strength(0.5);
-    let (report, patched) = apply(&checkpoint, &made.source(), &options).unwrap();
+    let (report, patched) = apply(&checkpoint, &saved.source(), &options).unwrap();
     assert_eq!((report.modules, report.in_unet), (1, 1));
     let plain = all(&checkpoint, &PatchStack::new());
     for value in (&patched[bias] - &plain[bias]).unwrap().to_vec1::<f32>().unwrap() {
@@ -1018,7 +1018,7 @@ fn modules(
     metadata: &[(&str, &str)],
     modules: &[(&str, &str)],
     more: &[(&str, Tensor)],
-) -> (Made, BTreeMap<String, Tensor>) {
+) -> (SavedLora, BTreeMap<String, Tensor>) {
     let checkpoint = tiny();
     let mut tensors: Vec<(String, Tensor)> =
         more.iter().map(|(name, tensor)| ((*name).to_owned(), tensor.clone())).collect();
@@ -1039,15 +1039,15 @@ fn modules(
     let folder = tempfile::tempdir().unwrap();
     let bytes = safetensors::serialize(tensors, Some(metadata)).unwrap();
     std::fs::write(folder.path().join("lora.safetensors"), bytes).unwrap();
-    (Made { folder }, wanted)
+    (SavedLora { folder }, wanted)
 }
 
 /// Checks that a LoRA adds these products and changes nothing else.
-fn adds(made: &Made, wanted: &BTreeMap<String, Tensor>) -> LoraReport {
+fn adds(saved: &SavedLora, wanted: &BTreeMap<String, Tensor>) -> LoraReport {
     let checkpoint = tiny();
     let plain = all(&checkpoint, &PatchStack::new());
     let options = LoraOptions::with_strength(0.5);
-    let (report, patched) = apply(&checkpoint, &made.source(), &options).unwrap();
+    let (report, patched) = apply(&checkpoint, &saved.source(), &options).unwrap();
     for (name, tensor) in &patched {
         match wanted.get(name) {
             Some(product) => {
@@ -1098,8 +1098,8 @@ fn numbered_modules_are_the_layers_in_the_order_of_their_creation() {
     let places = places.each_ref().map(|(number, weight)| (*number, weight.as_str()));
     let word = [("<s1>", numbers(&[12], 0))];
     for header in [&header[..], &header[2..]] {
-        let (made, wanted) = modules([":up", ":down"], header, &places, &word);
-        let report = adds(&made, &wanted);
+        let (saved, wanted) = modules([":up", ":down"], header, &places, &word);
+        let report = adds(&saved, &wanted);
         assert_eq!((report.in_unet, report.in_text, report.modules), (9, 5, 14));
         assert_eq!(report.words, ["<s1>"]);
     }
@@ -1115,8 +1115,8 @@ fn numbered_modules_follow_later_diffusers_where_only_that_fits() {
         ("unet:8", inner("ff.net.0.proj")),
     ];
     let places = places.each_ref().map(|(number, weight)| (*number, weight.as_str()));
-    let (made, wanted) = modules([":up", ":down"], &[], &places, &[]);
-    adds(&made, &wanted);
+    let (saved, wanted) = modules([":up", ":down"], &[], &places, &[]);
+    adds(&saved, &wanted);
 }
 
 #[test]
@@ -1135,8 +1135,8 @@ fn numbered_modules_of_residual_blocks_come_after_a_blocks_attentions() {
         ("unet:45", resnet(1, "conv_shortcut")),
     ];
     let places = places.each_ref().map(|(number, weight)| (*number, weight.as_str()));
-    let (made, wanted) = modules([":up", ":down"], &[("unet", classes)], &places, &[]);
-    adds(&made, &wanted);
+    let (saved, wanted) = modules([":up", ":down"], &[("unet", classes)], &places, &[]);
+    adds(&saved, &wanted);
 }
 
 #[test]
@@ -1207,8 +1207,8 @@ fn of_the_four_copies_on_a_layer_of_the_text_encoder_its_own_is_used() {
         }
         let others: Vec<(&str, Tensor)> =
             others.iter().map(|(name, tensor)| (name.as_str(), tensor.clone())).collect();
-        let (made, wanted) = modules([".up.weight", ".down.weight"], &[], &names, &others);
-        let report = adds(&made, &wanted);
+        let (saved, wanted) = modules([".up.weight", ".down.weight"], &[], &names, &others);
+        let report = adds(&saved, &wanted);
         assert_eq!((report.modules, report.in_text, report.unused), (4, 4, 12));
         assert!(report.to_string().ends_with("12 of no effect"), "{report}");
     }
@@ -1240,8 +1240,8 @@ fn comfyuis_names_of_the_text_encoder_are_read() {
         let projection =
             projection.each_ref().map(|(name, tensor)| (name.as_str(), tensor.clone()));
         let endings = [".lora_up.weight", ".lora_down.weight"];
-        let (made, wanted) = modules(endings, &[], &names, &projection);
-        let report = adds(&made, &wanted);
+        let (saved, wanted) = modules(endings, &[], &names, &projection);
+        let report = adds(&saved, &wanted);
         assert_eq!((report.in_unet, report.in_text, report.unused), (1, 2, 1), "{prefix}");
     }
 }

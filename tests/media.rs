@@ -132,7 +132,8 @@ fn an_edit_list_hides_frames() {
     assert_eq!(frames("fragments.mp4"), whole);
 }
 
-/// `trimmed.mp4` with other entries of its edit list: durations in units of the movie, first times in those of the track.
+/// `trimmed.mp4` with other entries of its edit list: durations in units of the movie, first times in those of the
+/// track.
 fn edited(entry: (u32, i32)) -> Vec<u8> {
     let mut bytes = fs::read(golden("trimmed.mp4")).unwrap();
     let at = bytes.windows(4).position(|kind| kind == b"elst").unwrap() + 12;

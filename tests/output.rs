@@ -74,30 +74,30 @@ fn entries(folder: &Path) -> Vec<PathBuf> {
 }
 
 /// The images and their times in milliseconds.
-fn pictures(frames: Vec<Frame>) -> (Vec<RgbImage>, Vec<f64>) {
+fn images(frames: Vec<Frame>) -> (Vec<RgbImage>, Vec<f64>) {
     frames
         .into_iter()
         .map(|frame| {
             let (num, den) = frame.delay().numer_denom_ms();
-            let picture = DynamicImage::ImageRgba8(frame.into_buffer()).to_rgb8();
-            (picture, f64::from(num) / f64::from(den))
+            let image = DynamicImage::ImageRgba8(frame.into_buffer()).to_rgb8();
+            (image, f64::from(num) / f64::from(den))
         })
         .unzip()
 }
 
 fn read_gif(bytes: &[u8]) -> (Vec<RgbImage>, Vec<f64>) {
     let decoder = GifDecoder::new(Cursor::new(bytes)).unwrap();
-    pictures(decoder.into_frames().collect_frames().unwrap())
+    images(decoder.into_frames().collect_frames().unwrap())
 }
 
 fn read_webp(bytes: &[u8]) -> (Vec<RgbImage>, Vec<f64>) {
     let decoder = WebPDecoder::new(Cursor::new(bytes)).unwrap();
-    pictures(decoder.into_frames().collect_frames().unwrap())
+    images(decoder.into_frames().collect_frames().unwrap())
 }
 
 fn read_apng(bytes: &[u8]) -> (Vec<RgbImage>, Vec<f64>) {
     let decoder = PngDecoder::new(Cursor::new(bytes)).unwrap().apng().unwrap();
-    pictures(decoder.into_frames().collect_frames().unwrap())
+    images(decoder.into_frames().collect_frames().unwrap())
 }
 
 /// Decibels; the more the better.
@@ -541,7 +541,7 @@ mod y4m {
     use super::*;
 
     /// The image of a 4:4:4 frame in BT.601, limited range.
-    fn picture(planes: &[u8], width: usize, height: usize) -> RgbImage {
+    fn image(planes: &[u8], width: usize, height: usize) -> RgbImage {
         let area = width * height;
         RgbImage::from_fn(width as u32, height as u32, |x, y| {
             let at = y as usize * width + x as usize;
@@ -576,7 +576,7 @@ mod y4m {
             assert_eq!(chunks.len(), clip.frames);
             for (chunk, frame) in chunks.zip(&frames(&clip)) {
                 assert_eq!(&chunk[..6], b"FRAME\n");
-                let found = picture(&chunk[6..], width, height);
+                let found = image(&chunk[6..], width, height);
                 let far = |(a, b): (&u8, &u8)| a.abs_diff(*b) > 3;
                 assert!(!found.as_raw().iter().zip(frame.as_raw()).any(far));
             }

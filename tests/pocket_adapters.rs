@@ -1,4 +1,5 @@
-//! One small trained adapter of every kind on a small trained model: whole clips equal the reference's, and the image follows.
+//! One small trained adapter of every kind on a small trained model: whole clips equal the reference's, and the image
+//! follows.
 
 use std::collections::HashMap;
 
@@ -11,8 +12,8 @@ use crate::support::close::assert_close;
 use crate::support::golden;
 use crate::support::program::Folder;
 
-/// Latents and frames of whole runs in f32, absolute; frames are in `[0, 1]`, stored in half precision. Measured on all frames in full
-/// precision: 2.2e-5 at most.
+/// Latents and frames of whole runs in f32, absolute; frames are in `[0, 1]`, stored in half precision. Measured on all
+/// frames in full precision: 2.2e-5 at most.
 const RUN: f64 = 1e-3;
 
 /// Pixels of a side of the model's images.
@@ -209,13 +210,13 @@ fn sparse_ctrl_has_the_object_where_it_is_told_at_four_frames_of_sixteen() {
 }
 
 #[test]
-fn an_ip_adapter_takes_the_background_of_a_picture_without_a_word() {
+fn an_ip_adapter_takes_the_background_of_an_image_without_a_word() {
     let far = |clip: &Clip, ground: Color| distance(mean_ground(clip), ground);
-    for (name, picture, other) in [("red_on_white", WHITE, NAVY), ("yellow_on_navy", NAVY, WHITE)] {
+    for (name, image, other) in [("red_on_white", WHITE, NAVY), ("yellow_on_navy", NAVY, WHITE)] {
         let run = Run::named(&format!("ip_{name}"));
         let (with, without) = (run.checked(), run.plain());
         // Measured: 0.04 and 0.09 from its own, 1.38 and 1.36 from the other's, 1.19 and 0.33 without it.
-        let (near, far, before) = (far(&with, picture), far(&with, other), far(&without, picture));
+        let (near, far, before) = (far(&with, image), far(&with, other), far(&without, image));
         assert!(
             near < 0.2 && near < 0.5 * before && far > 1.0,
             "{name}: {near} from its background, {far} from another's, {before} without it"
@@ -254,7 +255,7 @@ fn a_word_is_a_color() {
 }
 
 #[test]
-fn a_hint_and_a_picture_act_together() {
+fn a_hint_and_an_image_act_together() {
     let run = Run::named("shape_and_picture");
     let (with, without) = (run.checked(), run.plain());
     let (share, plain) = (overlap(&all(&with), "square"), overlap(&all(&without), "square"));

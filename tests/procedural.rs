@@ -1,19 +1,19 @@
 //! Clips whose captions are true, and the oracle that sees it.
 
-use animatelcm::procedural::{Caption, Motion, Oracle, Scene, Score, Seen, Shape};
+use animatelcm::procedural::{Caption, Motion, Observation, Oracle, Scene, Score, Shape};
 use animatelcm::rng::Uniform;
 use image::{Rgb, RgbImage};
 use rayon::prelude::*;
 
 /// Captions and what the oracle sees in the clips that they are rendered to.
-fn looked_at(seed: u64, clips: u64, side: usize) -> Vec<(Caption, Seen)> {
+fn looked_at(seed: u64, clips: u64, side: usize) -> Vec<(Caption, Observation)> {
     (0..clips)
         .into_par_iter()
         .map(|i| {
             let mut random = Uniform::part(seed, i);
             let caption = Caption::draw(&mut random);
             let frames = Scene::new(caption, random.bits()).frames(side, 16);
-            (caption, Oracle::default().look(&frames))
+            (caption, Oracle::default().observe(&frames))
         })
         .collect()
 }
@@ -49,9 +49,10 @@ fn the_oracle_sees_the_truth_at_other_sizes() {
 }
 
 #[test]
-fn extents_are_measured_in_parts_of_the_picture() {
-    let seen =
-        |text: &str| Oracle::default().look(&Scene::new(text.parse().unwrap(), 9).frames(64, 16));
+fn extents_are_measured_in_parts_of_the_image() {
+    let seen = |text: &str| {
+        Oracle::default().observe(&Scene::new(text.parse().unwrap(), 9).frames(64, 16))
+    };
     let right = seen("a cyan ring moving right on a navy background");
     assert!((0.3..0.6).contains(&right.travel), "{right:?}");
     let growing = seen("a yellow triangle growing on a black background");
@@ -74,7 +75,7 @@ fn a_clip_played_backwards_shows_the_opposite() {
             format!("a red square {word} on a black background").parse().unwrap();
         let mut frames = Scene::new(caption, 3).frames(64, 16);
         frames.reverse();
-        let seen = Oracle::default().look(&frames);
+        let seen = Oracle::default().observe(&frames);
         assert_eq!((seen.shape, seen.motion), (Some(Shape::Square), Some(opposite)), "{word}");
     }
 }
@@ -86,14 +87,14 @@ fn a_clip_in_disorder_is_not_steady() {
     for i in (0..16).step_by(2) {
         frames.swap(i, (i + 7) % 16);
     }
-    let seen = Oracle::default().look(&frames);
+    let seen = Oracle::default().observe(&frames);
     assert!(!seen.is_steady && seen.motion != Some(Motion::Up), "{seen:?}");
     // An object that is there in half of the frames only has no motion at all.
     let mut frames = Scene::new(caption, 4).frames(64, 16);
     for frame in frames.iter_mut().skip(1).step_by(2) {
         *frame = RgbImage::from_pixel(64, 64, Rgb([245, 245, 245]));
     }
-    let seen = Oracle::default().look(&frames);
+    let seen = Oracle::default().observe(&frames);
     assert_eq!((seen.shape, seen.motion, seen.is_steady), (None, None, false));
 }
 
@@ -105,7 +106,7 @@ fn the_oracle_survives_whatever_it_is_shown() {
     };
     let oracle = Oracle::default();
     let noisy: Vec<RgbImage> = (0..16).map(|_| noise(32)).collect();
-    assert!(!oracle.look(&noisy).is_steady);
+    assert!(!oracle.observe(&noisy).is_steady);
     for frames in [
         vec![],
         vec![RgbImage::new(0, 0)],
@@ -114,7 +115,7 @@ fn the_oracle_survives_whatever_it_is_shown() {
         vec![RgbImage::new(64, 64); 16],
         (0..2).map(|_| noise(3)).collect(),
     ] {
-        let seen = oracle.look(&frames);
+        let seen = oracle.observe(&frames);
         assert!(seen.motion.is_none() || !frames.is_empty(), "{seen:?}");
         if frames.iter().all(|frame| frame.pixels().all(|p| p.0 == [0; 3])) {
             assert_eq!((seen.color, seen.shape, seen.motion), (None, None, None));

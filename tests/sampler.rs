@@ -16,8 +16,8 @@ use crate::support::golden;
 /// A whole run in f32 against another in f32.
 const RUN: f64 = 2e-6;
 
-/// The same from where noise counts 4096-fold. The reference differs by 2e-5 from its own formula in f64 there, which is
-/// where the difference of two numbers of that size is rounded.
+/// The same from where noise counts 4096-fold. The reference differs by 2e-5 from its own formula in f64 there, which
+/// is where the difference of two numbers of that size is rounded.
 const RUN_FROM_PURE_NOISE: f64 = 5e-5;
 
 /// A noise level, relatively.

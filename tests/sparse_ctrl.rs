@@ -20,9 +20,7 @@ use animatelcm::weights::{Component, Source, random};
 use animatelcm::{Error, Result};
 use candle_core::{DType, Device, Tensor};
 
-use crate::control::{
-    all_weights, bits, hint_folder, pictures, published, request, run_from, save,
-};
+use crate::control::{all_weights, bits, hint_folder, images, published, request, run_from, save};
 use crate::support::close::{assert_close, assert_relative, relative_l2};
 use crate::support::golden;
 use crate::support::run::{Runs, Tensors, With};
@@ -76,7 +74,7 @@ fn hint_latents() -> Tensor {
 
 /// Pixels of hints, `(hints, 3, height, width)` in `[0, 1]`.
 fn hint_pixels() -> Tensor {
-    from_rgb(&pictures("sparse_ctrl/units", "pictures_u8"), &Device::Cpu).unwrap()
+    from_rgb(&images("sparse_ctrl/units", "pictures_u8"), &Device::Cpu).unwrap()
 }
 
 fn residuals(net: &SparseCtrl, hint: &Tensor, frames: &[usize], norm: MotionNorm) -> Residuals {
@@ -311,7 +309,7 @@ fn run(
 
 /// Two or three hints as a folder of images.
 fn hints(folder: &Path, count: usize) -> String {
-    let all = pictures("sparse_ctrl/units", "pictures_u8");
+    let all = images("sparse_ctrl/units", "pictures_u8");
     hint_folder(folder, &format!("hints{count}"), &all[..count])
 }
 
@@ -355,11 +353,11 @@ fn a_seed_gives_diffusers_clip_without_any_given_noise() {
 }
 
 #[test]
-fn one_picture_is_the_first_frame_and_as_many_as_frames_are_all_of_them() {
+fn one_image_is_the_first_frame_and_as_many_as_frames_are_all_of_them() {
     let folder = tempfile::tempdir().unwrap();
-    let picture = &pictures("sparse_ctrl/units", "pictures_u8")[..1];
-    let one = hint_folder(folder.path(), "one", picture);
-    let six = hint_folder(folder.path(), "six", &vec![picture[0].clone(); 6]);
+    let image = &images("sparse_ctrl/units", "pictures_u8")[..1];
+    let one = hint_folder(folder.path(), "one", image);
+    let six = hint_folder(folder.path(), "six", &vec![image[0].clone(); 6]);
     let files = files(folder.path());
     let frames = |hint: &str, more: &str| {
         let controls = vec![control("b", hint, "scribble", more)];
@@ -410,7 +408,7 @@ fn strength_zero_is_bit_identical_to_absence() {
 fn the_order_of_controls_does_not_matter() {
     let folder = tempfile::tempdir().unwrap();
     let (two, three) = (hints(folder.path(), 2), hints(folder.path(), 3));
-    let six = pictures("tiny/cases/controlnet", "cond_u8");
+    let six = images("tiny/cases/controlnet", "cond_u8");
     let six = hint_folder(folder.path(), "six", &six);
     let mut controls = vec![
         control("a", &three, "rgb", ",frames=0,2,5,scale=0.5"),
@@ -672,7 +670,7 @@ fn other_networks_are_called_by_their_name() {
 /// The program with the tiny model and its SparseCtrl networks.
 #[cfg(feature = "cli")]
 mod program {
-    use super::{golden, hint_folder, pictures};
+    use super::{golden, hint_folder, images};
     use crate::support::program::{Folder, Outcome};
 
     fn generate(folder: &Folder, more: &[&str]) -> Outcome {
@@ -684,7 +682,7 @@ mod program {
     }
 
     fn control(folder: &Folder, more: &str) -> String {
-        let all = pictures("sparse_ctrl/units", "pictures_u8");
+        let all = images("sparse_ctrl/units", "pictures_u8");
         hint_folder(folder.path("x").parent().unwrap(), "hint", &all);
         format!("keys=hint,model={},frames=0,2,5{more}", golden::path("sparse_ctrl/rgb").display())
     }

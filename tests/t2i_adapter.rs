@@ -18,7 +18,7 @@ use animatelcm::weights::{Component, Source, random};
 use candle_core::{DType, Device, Tensor};
 
 use crate::control::{
-    all_weights, bits, hint_folder, pictures, published, request, run_from, save, tensors,
+    all_weights, bits, hint_folder, images, published, request, run_from, save, tensors,
 };
 use crate::support::close::{assert_close, assert_relative, relative_l2};
 use crate::support::golden;
@@ -42,22 +42,22 @@ fn net(size: &str) -> T2iAdapter {
 }
 
 /// Grey images `(frames, height, width)` of a golden, as a coloured file has them.
-fn grey_pictures(name: &str) -> Vec<RgbImage> {
+fn grey_images(name: &str) -> Vec<RgbImage> {
     let grey = golden::load(UNITS).tensor(name);
     let grey = if grey.rank() == 2 { grey.unsqueeze(0).unwrap() } else { grey };
     let (_, height, width) = grey.dims3().unwrap();
     let bytes = grey.flatten_all().unwrap().to_vec1::<u8>().unwrap();
-    let picture = |bytes: &[u8]| {
+    let image = |bytes: &[u8]| {
         let bytes = bytes.iter().flat_map(|value| [*value; 3]).collect();
         RgbImage::from_raw(width as u32, height as u32, bytes).unwrap()
     };
-    bytes.chunks(height * width).map(picture).collect()
+    bytes.chunks(height * width).map(image).collect()
 }
 
-fn odd_picture() -> RgbImage {
-    let picture = golden::load(UNITS).tensor("odd_u8");
-    let (height, width, _) = picture.dims3().unwrap();
-    let bytes = picture.flatten_all().unwrap().to_vec1::<u8>().unwrap();
+fn odd_image() -> RgbImage {
+    let image = golden::load(UNITS).tensor("odd_u8");
+    let (height, width, _) = image.dims3().unwrap();
+    let bytes = image.flatten_all().unwrap().to_vec1::<u8>().unwrap();
     RgbImage::from_raw(width as u32, height as u32, bytes).unwrap()
 }
 
@@ -70,17 +70,17 @@ fn assert_features(got: &[Tensor], name: &str) {
 }
 
 fn coloured() -> Tensor {
-    from_rgb(&pictures(UNITS, "colour_u8"), &Device::Cpu).unwrap()
+    from_rgb(&images(UNITS, "colour_u8"), &Device::Cpu).unwrap()
 }
 
 #[test]
 fn features_equal_diffusers() {
     let (full, light) = (net("full"), net("light"));
     assert_features(&full.forward(&coloured(), &Stop::default()).unwrap(), "full");
-    let grey = to_grey(&grey_pictures("grey_u8"), &Device::Cpu).unwrap();
+    let grey = to_grey(&grey_images("grey_u8"), &Device::Cpu).unwrap();
     assert_features(&light.forward(&grey, &Stop::default()).unwrap(), "light");
     // Sizes whose halves are odd.
-    let odd = [odd_picture()];
+    let odd = [odd_image()];
     assert_features(
         &full.forward(&from_rgb(&odd, &Device::Cpu).unwrap(), &Stop::default()).unwrap(),
         "full_odd",
@@ -92,9 +92,9 @@ fn features_equal_diffusers() {
 }
 
 #[test]
-fn pictures_become_grey_exactly_as_in_pil() {
-    let got = to_grey(&[odd_picture()], &Device::Cpu).unwrap();
-    let want = to_grey(&grey_pictures("odd_grey_u8"), &Device::Cpu).unwrap();
+fn images_become_grey_exactly_as_in_pil() {
+    let got = to_grey(&[odd_image()], &Device::Cpu).unwrap();
+    let want = to_grey(&grey_images("odd_grey_u8"), &Device::Cpu).unwrap();
     assert_eq!(relative_l2(&got, &want), 0.0);
     let values = (want * 255.0).unwrap().flatten_all().unwrap().to_vec1::<f32>().unwrap();
     let stored = golden::load(UNITS).values("odd_grey_u8");
@@ -277,8 +277,8 @@ fn control(name: &str, hint: &str, model: &str, more: &str) -> Control {
 fn runs_equal_diffusers_with_files_of_both_layouts() {
     let want = golden::load("t2i_adapter/runs");
     let folder = tempfile::tempdir().unwrap();
-    let colour = hint_folder(folder.path(), "colour", &pictures(UNITS, "colour_u8"));
-    let grey = hint_folder(folder.path(), "grey", &grey_pictures("grey_u8"));
+    let colour = hint_folder(folder.path(), "colour", &images(UNITS, "colour_u8"));
+    let grey = hint_folder(folder.path(), "grey", &grey_images("grey_u8"));
     let files = files(folder.path());
     let run = |controls: Vec<Control>| {
         let request = request().with(|r| {
@@ -301,7 +301,7 @@ fn runs_equal_diffusers_with_files_of_both_layouts() {
 #[test]
 fn strength_zero_is_bit_identical_to_absence() {
     let folder = tempfile::tempdir().unwrap();
-    let hint = hint_folder(folder.path(), "colour", &pictures(UNITS, "colour_u8"));
+    let hint = hint_folder(folder.path(), "colour", &images(UNITS, "colour_u8"));
     let files = files(folder.path());
     let run = |controls: Vec<Control>| {
         let request = request().with(|r| {
@@ -324,8 +324,8 @@ fn strength_zero_is_bit_identical_to_absence() {
 #[test]
 fn what_has_no_meaning_is_refused() {
     let folder = tempfile::tempdir().unwrap();
-    let hint = hint_folder(folder.path(), "colour", &pictures(UNITS, "colour_u8"));
-    let five = hint_folder(folder.path(), "five", &pictures(UNITS, "colour_u8")[..5]);
+    let hint = hint_folder(folder.path(), "colour", &images(UNITS, "colour_u8"));
+    let five = hint_folder(folder.path(), "five", &images(UNITS, "colour_u8")[..5]);
     let files = files(folder.path());
     for (hint, more, part) in [
         (&hint, ",guess", "a T2I-Adapter has no guess mode"),
@@ -390,13 +390,13 @@ fn other_adapters_are_called_by_their_name() {
 /// The program with the tiny model and its adapter.
 #[cfg(feature = "cli")]
 mod program {
-    use super::{UNITS, golden, hint_folder, pictures};
+    use super::{UNITS, golden, hint_folder, images};
     use crate::support::program::Folder;
 
     #[test]
     fn a_controlled_clip_is_made_again_from_its_own_metadata() {
         let folder = Folder::new();
-        let all = pictures(UNITS, "colour_u8");
+        let all = images(UNITS, "colour_u8");
         hint_folder(folder.path("x").parent().unwrap(), "hint", &all);
         let control = format!("c=hint,model={}", golden::path("t2i_adapter/full").display());
         let model = golden::path("tiny/model");

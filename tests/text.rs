@@ -182,7 +182,7 @@ fn refused(file: &str, word: Option<&str>, reason: &str) -> Error {
 fn embeddings_that_cannot_be_used_are_refused_by_name() {
     refused("sd2.safetensors", None, "1024 wide (Stable Diffusion 2), the text encoder 12");
     refused("sdxl.safetensors", None, "SDXL");
-    refused("../../tiny/extras/lora-kohya.safetensors", None, "no textual inversion");
+    refused("../../tiny/extras/lora-kohya.safetensors", None, "not a textual inversion");
     refused("../../tiny/model/tokenizer/vocab.json", None, "JSON");
     refused("words.safetensors", Some("<x>"), "has 2 words");
     refused("nowhere.pt", None, "no such file");
@@ -200,8 +200,10 @@ fn embeddings_that_cannot_be_used_are_refused_by_name() {
     assert!(save("most.safetensors", &[75, 12]).is_ok());
     let error = save("many.safetensors", &[76, 12]).unwrap_err();
     assert!(error.to_string().contains("76 vectors, a prompt holds 75"), "{error}");
-    assert!(save("none.safetensors", &[0, 12]).unwrap_err().to_string().contains("no textual"));
-    assert!(save("box.safetensors", &[2, 2, 12]).unwrap_err().to_string().contains("no textual"));
+    assert!(save("none.safetensors", &[0, 12]).unwrap_err().to_string().contains("not a textual"));
+    assert!(
+        save("box.safetensors", &[2, 2, 12]).unwrap_err().to_string().contains("not a textual")
+    );
 
     let twice = vec![embedding("words.safetensors", None), embedding("bare.pt", Some("<ONE>"))];
     let error = with(twice).unwrap_err();

@@ -284,7 +284,7 @@ fn distil(name: &str) {
 }
 
 #[test]
-fn distillation_of_pictures_is_that_of_torch() {
+fn distillation_of_images_is_that_of_torch() {
     distil("image");
 }
 
@@ -346,7 +346,7 @@ fn a_network_learns_one_clip_by_heart() {
     let pace = Pace { rate: 1e-2, warmup: 10, steps: 250, floor: 0.02 };
     let (mut first, mut last) = (0.0, f64::INFINITY);
     for step in 0..250 {
-        let y = unet.forward_each(&x, &at.timesteps(), &input).unwrap();
+        let y = unet.forward_with_timesteps(&x, &at.timesteps(), &input).unwrap();
         let loss = Loss::Mse.of(&y, &noise).unwrap();
         last = scalar(&loss);
         if step == 0 {

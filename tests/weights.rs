@@ -64,7 +64,7 @@ fn bits(checkpoint: &Checkpoint, component: Component, dtype: DType) -> Bits {
 
 fn tiny() -> Checkpoint {
     let mut checkpoint = Checkpoint::new();
-    for component in Component::ALL {
+    for component in Component::BASE {
         checkpoint.add_component(component, &source("tiny/model")).unwrap();
     }
     checkpoint
@@ -97,7 +97,7 @@ fn every_layout_of_the_base_gives_bit_identical_tensors() {
     let wanted = tiny_with_motion();
     for dtype in [DType::F32, DType::F16] {
         let wanted: BTreeMap<Component, Bits> =
-            Component::ALL.into_iter().map(|c| (c, bits(&wanted, c, dtype))).collect();
+            Component::BASE.into_iter().map(|c| (c, bits(&wanted, c, dtype))).collect();
         let bases = layouts["bases"].as_object().unwrap();
         assert!(bases.len() >= 10);
         for (name, entry) in bases {
@@ -112,12 +112,12 @@ fn every_layout_of_the_base_gives_bit_identical_tensors() {
                 checkpoint.add_single_file(&Source::File(file.clone())).unwrap();
             } else {
                 let source = Source::from(folder.path());
-                for component in Component::ALL {
+                for component in Component::BASE {
                     checkpoint.add_component(component, &source).unwrap();
                 }
             }
             assert_eq!(checkpoint.has(Component::Vae), name != "single_novae");
-            for component in Component::ALL.into_iter().filter(|c| checkpoint.has(*c)) {
+            for component in Component::BASE.into_iter().filter(|c| checkpoint.has(*c)) {
                 let mut wanted = wanted[&component].clone();
                 if entry["motion"] != true {
                     wanted.retain(|name, _| !is_motion(name));
@@ -172,7 +172,7 @@ fn the_report_accounts_for_every_tensor() {
     checkpoint.add_single_file(&source("layouts/ldm.ckpt")).unwrap();
     let archive = &checkpoint.archives()[0];
     assert_eq!(archive.layout(), Layout::TorchZip);
-    let used: usize = Component::ALL.iter().map(|c| checkpoint.names(*c).count()).sum();
+    let used: usize = Component::BASE.iter().map(|c| checkpoint.names(*c).count()).sum();
     let ignored: BTreeSet<&str> = checkpoint.ignored().map(|i| i.name.as_str()).collect();
     assert_eq!(used + ignored.len(), archive.names().count());
     assert!(ignored.contains("model_ema.decay"));
@@ -268,7 +268,7 @@ fn checkpoints_and_loras_in_fp8_are_read() {
         let file = in_fp8(dtype, &shapes);
         let mut checkpoint = Checkpoint::new();
         checkpoint.add_single_file(&Source::from(file.path())).unwrap();
-        for component in Component::ALL {
+        for component in Component::BASE {
             let (tensors, report) =
                 build(&checkpoint, component, DType::F32, &PatchStack::new()).unwrap();
             assert!(report.used > 10);
@@ -749,7 +749,7 @@ fn added(tensors: &[Shaped<'_>]) -> Error {
     write(&file, &tensors);
     let mut checkpoint = Checkpoint::new();
     let error = checkpoint.add_single_file(&Source::File(file)).unwrap_err();
-    assert!(Component::ALL.iter().all(|component| !checkpoint.has(*component)));
+    assert!(Component::BASE.iter().all(|component| !checkpoint.has(*component)));
     assert_eq!(error.kind(), ErrorKind::Weights, "{error}");
     error
 }
@@ -765,7 +765,7 @@ fn other_models_are_called_by_their_name() {
         (&[("control_model.input_blocks.0.0.weight", &[320, 4, 3, 3])], "ControlNet"),
         (&[("lora_unet_conv_in.lora_down.weight", &[4, 4])], "is a LoRA"),
         (&[("model.diffusion_model.joint_blocks.0.x", &[1])], "Stable Diffusion 3"),
-        (&[("something.else", &[1])], "names no model"),
+        (&[("something.else", &[1])], "names an unknown model"),
     ];
     for (tensors, says) in cases {
         let error = added(tensors);

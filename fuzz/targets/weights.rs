@@ -29,7 +29,7 @@ pub(crate) fn open(path: &Path) {
     let _ = checkpoint.add_single_file(&source);
     let _ = checkpoint.add_motion(&source);
     let _ = checkpoint.add_control(&source);
-    for component in Component::ALL.into_iter().chain(Component::BESIDE) {
+    for component in Component::BASE.into_iter().chain(Component::OPTIONAL) {
         let _ = checkpoint.add_component(component, &source);
     }
     let _ = Inversion::open(&source, None);

@@ -39,9 +39,9 @@ impl Conditioner for Control<'_> {
 
     fn inject(&mut self, pass: &Pass<'_>, injection: &mut Injection) -> Result<()> {
         let is_graded = !self.net.config().global_pool_conditions;
-        self.settings.inject(pass, injection, is_graded, |seen| {
-            let hint = self.settings.of_frames(&self.hint, pass.frames, seen.clips)?;
-            Ok(self.net.forward(seen.x, &hint, pass.timestep, seen.context, pass.stop)?)
+        self.settings.inject(pass, injection, is_graded, |input| {
+            let hint = self.settings.of_frames(&self.hint, pass.frames, input.clips)?;
+            Ok(self.net.forward(input.x, &hint, pass.timestep, input.context, pass.stop)?)
         })
     }
 }

@@ -5,55 +5,55 @@ use candle_core::{DType, Device, Tensor};
 use super::{ActiveRange, Conditioner, Mask, Pass, Strength};
 use crate::media::RgbImage;
 use crate::models::clip::VisionEncoder;
-use crate::models::image_projection::{Features, IpAdapter};
+use crate::models::image_projection::{FeatureKind, IpAdapter};
 use crate::models::unet::{CrossAttention, Injection};
-use crate::nn::SideContext;
+use crate::nn::ImageContext;
 use crate::{Error, Result, Stop};
 
 /// Features of image prompts, as computed by the image encoder.
 #[derive(Clone, Debug)]
-pub struct Sight {
+pub struct ImageFeatures {
     /// `(images, features)` or `(images, tokens, features)`.
-    pictures: Tensor,
+    cond: Tensor,
     /// Features of the unconditional input, in the same shape; only with classifier-free guidance.
-    nothing: Option<Tensor>,
+    uncond: Option<Tensor>,
 }
 
-impl Sight {
-    /// Encodes images one after the other. `with_nothing` adds the unconditional features, for classifier-free
+impl ImageFeatures {
+    /// Encodes images one after the other. `with_uncond` adds the unconditional features, for classifier-free
     /// guidance.
     ///
     /// # Errors
     ///
     /// An empty list of images.
-    pub fn of(
+    pub fn encode(
         encoder: &VisionEncoder,
-        pictures: &[RgbImage],
-        wants: Features,
-        with_nothing: bool,
+        images: &[RgbImage],
+        kind: FeatureKind,
+        with_uncond: bool,
         stop: &Stop,
     ) -> Result<Self> {
-        let see = |picture: &RgbImage| {
-            let pixels = encoder.pixels(picture)?;
-            match wants {
-                Features::Embedding => encoder.embed(&pixels, stop),
-                Features::Penultimate => encoder.penultimate(&pixels, stop),
+        let encode = |image: &RgbImage| {
+            let pixels = encoder.pixels(image)?;
+            match kind {
+                FeatureKind::Embedding => encoder.embed(&pixels, stop),
+                FeatureKind::Penultimate => encoder.penultimate(&pixels, stop),
             }
         };
-        let seen: Vec<Tensor> = pictures.iter().map(see).collect::<candle_core::Result<_>>()?;
-        let (Some(first), Some(picture)) = (seen.first(), pictures.first()) else {
+        let encoded: Vec<Tensor> = images.iter().map(encode).collect::<candle_core::Result<_>>()?;
+        let (Some(first), Some(image)) = (encoded.first(), images.first()) else {
             return Err(Error::request("ip-adapter", "there is no image"));
         };
-        let nothing = match wants {
-            _ if !with_nothing => None,
+        let uncond = match kind {
+            _ if !with_uncond => None,
             // The unconditional embedding is zero; unconditional hidden states are those of a zero input.
-            Features::Embedding => Some(first.zeros_like()?),
-            Features::Penultimate => {
-                let grey = encoder.pixels(picture)?.zeros_like()?;
-                Some(encoder.penultimate(&grey, stop)?)
+            FeatureKind::Embedding => Some(first.zeros_like()?),
+            FeatureKind::Penultimate => {
+                let zeros = encoder.pixels(image)?.zeros_like()?;
+                Some(encoder.penultimate(&zeros, stop)?)
             }
         };
-        Ok(Self { pictures: Tensor::cat(&seen, 0)?, nothing })
+        Ok(Self { cond: Tensor::cat(&encoded, 0)?, uncond })
     }
 }
 
@@ -67,24 +67,24 @@ pub struct ImagePromptSettings {
     /// The part of the run in which the adapter is active.
     pub range: ActiveRange,
     /// Assignment of the images to regions or frames.
-    pub share: Share,
+    pub scope: ImageScope,
 }
 
 /// Assignment of an adapter's images to regions or frames.
 #[derive(Clone, Debug, Default, PartialEq)]
-pub enum Share {
+pub enum ImageScope {
     /// All images apply together to the whole of every frame.
     #[default]
-    Everything,
+    All,
     /// Each image applies where its mask is white.
     Masks(Vec<Mask>),
     /// Each image applies to one frame of the clip.
-    Frames,
+    PerFrame,
 }
 
 /// Properties of the UNet that an adapter depends on.
 #[derive(Clone, Debug)]
-pub struct Neighbour {
+pub struct UNetInfo {
     /// [`UNetConfig::cross_attentions`](crate::models::unet::UNetConfig::cross_attentions).
     pub attentions: Vec<CrossAttention>,
     /// The dtype of the UNet's weights.
@@ -108,9 +108,9 @@ pub struct ImagePrompt {
 struct Part {
     /// Keys and values of every cross-attention, `(1, tokens, width)`, or `(frames, tokens, width)` with one image per
     /// frame.
-    pictures: Vec<(Tensor, Tensor)>,
+    cond: Vec<(Tensor, Tensor)>,
     /// Unconditional keys and values, `(1, tokens, width)`.
-    nothing: Option<Vec<(Tensor, Tensor)>>,
+    uncond: Option<Vec<(Tensor, Tensor)>>,
     /// The mask at every level of the UNet, `(1, height*width, 1)`; empty without a mask.
     mask: Vec<Tensor>,
 }
@@ -123,42 +123,42 @@ impl ImagePrompt {
     /// Different numbers of masks and images, or an adapter for another image encoder.
     pub fn new(
         net: &IpAdapter,
-        sight: &Sight,
+        features: &ImageFeatures,
         settings: ImagePromptSettings,
-        unet: &Neighbour,
+        unet: &UNetInfo,
     ) -> Result<Self> {
         let dtype = unet.dtype;
         let context = |tokens: &Tensor| -> Result<Vec<(Tensor, Tensor)>> {
             let layers = net.keys_and_values(tokens)?.into_iter();
             layers.map(|(k, v)| Ok((k.to_dtype(dtype)?, v.to_dtype(dtype)?))).collect()
         };
-        let tokens = net.tokens(&sight.pictures)?;
+        let tokens = net.tokens(&features.cond)?;
         let (count, each, width) = tokens.dims3()?;
-        let nothing = sight.nothing.as_ref().map(|nothing| net.tokens(nothing)).transpose()?;
-        let nothing_like = |times: usize| -> Result<_> {
+        let uncond = features.uncond.as_ref().map(|uncond| net.tokens(uncond)).transpose()?;
+        let repeated_uncond = |times: usize| -> Result<_> {
             let repeated =
-                nothing.as_ref().map(|tokens| tokens.repeat((1, times, 1))).transpose()?;
+                uncond.as_ref().map(|tokens| tokens.repeat((1, times, 1))).transpose()?;
             repeated.map(|tokens| context(&tokens)).transpose()
         };
-        let parts = match &settings.share {
-            Share::Everything => vec![Part {
-                pictures: context(&tokens.reshape((1, count * each, width))?)?,
-                nothing: nothing_like(count)?,
+        let parts = match &settings.scope {
+            ImageScope::All => vec![Part {
+                cond: context(&tokens.reshape((1, count * each, width))?)?,
+                uncond: repeated_uncond(count)?,
                 mask: vec![],
             }],
-            Share::Frames => {
-                let pictures = context(&tokens)?;
-                vec![Part { pictures, nothing: nothing_like(1)?, mask: vec![] }]
+            ImageScope::PerFrame => {
+                let cond = context(&tokens)?;
+                vec![Part { cond, uncond: repeated_uncond(1)?, mask: vec![] }]
             }
-            Share::Masks(masks) => {
+            ImageScope::Masks(masks) => {
                 if masks.len() != count {
                     let reason = format!("has {count} images and {} masks", masks.len());
                     return Err(Error::Adapter { adapter: settings.label, reason });
                 }
                 let part = |(i, mask): (usize, &Mask)| {
                     Ok(Part {
-                        pictures: context(&tokens.narrow(0, i, 1)?)?,
-                        nothing: nothing_like(1)?,
+                        cond: context(&tokens.narrow(0, i, 1)?)?,
+                        uncond: repeated_uncond(1)?,
                         mask: unet.levels(mask, tokens.device())?,
                     })
                 };
@@ -172,39 +172,45 @@ impl ImagePrompt {
         Error::Adapter { adapter: self.settings.label.clone(), reason }
     }
 
-    /// The side contexts of a pass, one for every cross-attention.
-    fn sides(&self, part: &Part, pass: &Pass<'_>, strengths: &[f64]) -> Result<Vec<SideContext>> {
+    /// The image contexts of a pass, one for every cross-attention.
+    fn contexts(
+        &self,
+        part: &Part,
+        pass: &Pass<'_>,
+        strengths: &[f64],
+    ) -> Result<Vec<ImageContext>> {
         let clips = pass.clips;
         let negatives = pass.negatives.min(clips);
-        if negatives > 0 && part.nothing.is_none() {
-            return Err(self.wrong("does not know what no image looks like".into()));
+        if negatives > 0 && part.uncond.is_none() {
+            return Err(self.wrong("has no unconditional image features".into()));
         }
         let first = strengths.first().copied().unwrap_or_default();
-        let is_level = strengths.iter().all(|strength| *strength == first);
-        let factor = if is_level { first } else { 1.0 };
-        let by_frame = if is_level { None } else { Some(Tensor::new(strengths, pass.x.device())?) };
+        let is_uniform = strengths.iter().all(|strength| *strength == first);
+        let factor = if is_uniform { first } else { 1.0 };
+        let by_frame =
+            if is_uniform { None } else { Some(Tensor::new(strengths, pass.x.device())?) };
         let weights = by_frame
             .map(|weights| weights.repeat(clips)?.reshape(((), 1, 1))?.to_dtype(pass.x.dtype()))
             .transpose()?;
-        let join = |some: &Tensor, nothing: Option<&Tensor>| -> Result<Tensor> {
-            let (some, times) = if self.settings.share == Share::Frames {
-                (self.frames_of(some, pass.frames)?, pass.frames.len())
+        let join = |cond: &Tensor, uncond: Option<&Tensor>| -> Result<Tensor> {
+            let (cond, times) = if self.settings.scope == ImageScope::PerFrame {
+                (self.frames_of(cond, pass.frames)?, pass.frames.len())
             } else {
-                (some.clone(), 1)
+                (cond.clone(), 1)
             };
             let mut all = Vec::new();
-            if let Some(nothing) = nothing.filter(|_| negatives > 0) {
-                all.extend(vec![nothing.clone(); negatives * times]);
+            if let Some(uncond) = uncond.filter(|_| negatives > 0) {
+                all.extend(vec![uncond.clone(); negatives * times]);
             }
-            all.extend(vec![some; clips - negatives]);
+            all.extend(vec![cond; clips - negatives]);
             Ok(if let [one] = all.as_slice() { one.clone() } else { Tensor::cat(&all, 0)? })
         };
-        let side = |i: usize, (keys, values): &(Tensor, Tensor)| -> Result<SideContext> {
-            let nothing = part.nothing.as_ref().and_then(|nothing| nothing.get(i));
-            let values = join(values, nothing.map(|(_, values)| values))?;
+        let image_context = |i: usize, (keys, values): &(Tensor, Tensor)| -> Result<ImageContext> {
+            let uncond = part.uncond.as_ref().and_then(|uncond| uncond.get(i));
+            let values = join(values, uncond.map(|(_, values)| values))?;
             let mask = self.attentions.get(i).and_then(|attention| part.mask.get(attention.level));
-            Ok(SideContext {
-                keys: join(keys, nothing.map(|(keys, _)| keys))?,
+            Ok(ImageContext {
+                keys: join(keys, uncond.map(|(keys, _)| keys))?,
                 // A uniform strength is applied to the values, which is cheap for the few tokens of an image.
                 values: if factor == 1.0 { values } else { (values * factor)? },
                 weights: match (mask, &weights) {
@@ -213,7 +219,7 @@ impl ImagePrompt {
                 },
             })
         };
-        part.pictures.iter().enumerate().map(|(i, layer)| side(i, layer)).collect()
+        part.cond.iter().enumerate().map(|(i, layer)| image_context(i, layer)).collect()
     }
 
     /// Selects the entries of some frames.
@@ -228,7 +234,7 @@ impl ImagePrompt {
     }
 }
 
-impl Neighbour {
+impl UNetInfo {
     /// The mask at every level, `(1, height*width, 1)`.
     fn levels(&self, mask: &Mask, device: &Device) -> Result<Vec<Tensor>> {
         let deepest = self.attentions.iter().map(|attention| attention.level).max();
@@ -257,7 +263,7 @@ impl Conditioner for ImagePrompt {
             return Ok(());
         }
         for part in &self.parts {
-            injection.add_sides(self.sides(part, pass, &strengths)?)?;
+            injection.add_image_contexts(self.contexts(part, pass, &strengths)?)?;
         }
         Ok(())
     }

@@ -13,18 +13,18 @@ pub struct Mask {
 
 impl Mask {
     /// Binarizes an image at half brightness, as diffusers does.
-    pub fn new(picture: &RgbImage) -> Self {
+    pub fn new(image: &RgbImage) -> Self {
         let value = |pixel: &image::Rgb<u8>| {
             // PIL's grayscale conversion: ITU-R 601 in 16-bit fixed point, rounded.
             let [red, green, blue] = pixel.0.map(u32::from);
             let grey = (19_595 * red + 38_470 * green + 7_471 * blue + 0x8000) >> 16;
             f32::from(u8::from(grey >= 128))
         };
-        let (width, height) = picture.dimensions();
+        let (width, height) = image.dimensions();
         Self {
             width: width as usize,
             height: height as usize,
-            values: picture.pixels().map(value).collect(),
+            values: image.pixels().map(value).collect(),
         }
     }
 
@@ -80,8 +80,8 @@ mod tests {
     #[test]
     fn the_lighter_half_is_white() {
         let greys = [0, 127, 128, 255];
-        let picture = RgbImage::from_fn(4, 1, |x, _| Rgb([greys[x as usize]; 3]));
-        assert_eq!(Mask::new(&picture).values, [0.0, 0.0, 1.0, 1.0]);
+        let image = RgbImage::from_fn(4, 1, |x, _| Rgb([greys[x as usize]; 3]));
+        assert_eq!(Mask::new(&image).values, [0.0, 0.0, 1.0, 1.0]);
         // The luma of green is above one half, that of blue below.
         let pure = RgbImage::from_fn(2, 1, |x, _| Rgb([0, 255 * (1 - x as u8), 255 * x as u8]));
         assert_eq!(Mask::new(&pure).values, [1.0, 0.0]);
@@ -89,8 +89,8 @@ mod tests {
 
     #[test]
     fn at_its_own_size_a_mask_is_itself() {
-        let picture = RgbImage::from_fn(3, 2, |x, y| Rgb([((x + y) % 2 * 255) as u8; 3]));
-        let mask = Mask::new(&picture);
+        let image = RgbImage::from_fn(3, 2, |x, y| Rgb([((x + y) % 2 * 255) as u8; 3]));
+        let mask = Mask::new(&image);
         assert_eq!(mask.size(), (2, 3));
         assert_eq!(mask.at(2, 3), mask.values);
         let white = Mask::new(&RgbImage::from_pixel(5, 4, Rgb([255; 3]))).at(3, 7);

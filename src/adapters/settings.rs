@@ -21,7 +21,7 @@ pub struct ControlSettings {
 
 /// The part of a pass that is passed to a control network.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Seen<'a> {
+pub(super) struct NetworkInput<'a> {
     /// Latents, `(batch*frames, channels, height, width)`.
     pub(super) x: &'a Tensor,
     /// Text embeddings, `(batch, tokens, dim)`, or `(batch*frames, tokens, dim)` with one prompt per frame.
@@ -44,7 +44,7 @@ impl ControlSettings {
         pass: &Pass<'_>,
         injection: &mut Injection,
         is_graded: bool,
-        network: impl FnOnce(Seen<'_>) -> Result<Residuals>,
+        network: impl FnOnce(NetworkInput<'_>) -> Result<Residuals>,
     ) -> Result<()> {
         let all = pass.clips;
         let skipped = if self.guess { pass.negatives } else { 0 };
@@ -55,7 +55,7 @@ impl ControlSettings {
         let frames = pass.frames.len();
         // One context per clip, or one per frame.
         let contexts = pass.context.dim(0)? / all;
-        let residuals = network(Seen {
+        let residuals = network(NetworkInput {
             x: &pass.x.narrow(0, skipped * frames, clips * frames)?,
             context: &pass.context.narrow(0, skipped * contexts, clips * contexts)?,
             clips,

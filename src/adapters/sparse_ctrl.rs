@@ -47,12 +47,12 @@ impl Conditioner for SparseControl<'_> {
     }
 
     fn inject(&mut self, pass: &Pass<'_>, injection: &mut Injection) -> Result<()> {
-        self.settings.inject(pass, injection, true, |seen| {
-            let x = self.settings.of_frames(&self.hint, pass.frames, seen.clips)?;
+        self.settings.inject(pass, injection, true, |input| {
+            let x = self.settings.of_frames(&self.hint, pass.frames, input.clips)?;
             let input = UNetInput {
                 timestep: pass.timestep,
                 frames: pass.frames.len(),
-                context: seen.context,
+                context: input.context,
                 motion_norm: pass.motion_norm,
                 injection: &Injection::default(),
                 stop: pass.stop,

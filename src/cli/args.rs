@@ -37,7 +37,7 @@ pub(super) enum Command {
 }
 
 impl Cli {
-    /// Whether errors, too, are to be JSON events.
+    /// Returns whether errors, too, are written as JSON events.
     pub(super) fn wants_json_events(&self) -> bool {
         match &self.command {
             Command::Generate(args) => args.reporting.progress == ProgressMode::Json,

@@ -186,7 +186,7 @@ fn measure(args: &BenchArgs, stop: &Stop) -> Result<Report> {
     })
 }
 
-/// What the CPU can do: a matrix product that fits the caches, the fastest of some.
+/// Measures the CPU's peak performance in GFLOP/s: the fastest of several matrix products that fit the caches.
 fn limit(device: &Device, precision: Precision) -> Result<Option<f64>> {
     const SIDE: usize = 768;
     if !device.is_cpu() {
@@ -203,7 +203,7 @@ fn limit(device: &Device, precision: Precision) -> Result<Option<f64>> {
     Ok(Some(2.0 * (SIDE * SIDE * SIDE) as f64 / 1e9 / fastest))
 }
 
-/// What `generate` would do for these flags.
+/// The job that `generate` would run for these flags.
 fn job(args: &BenchArgs, names: &Names) -> Result<Job> {
     let mut job = Job::default();
     generate::spec(&args.models, &mut job.models);
@@ -264,7 +264,7 @@ struct ClipTimes {
     clip: f64,
     peaks: Peaks,
     work: Work,
-    /// Of all steps.
+    /// Kernel times of all steps.
     step_kinds: Kinds,
     decode_kinds: Kinds,
 }
@@ -316,7 +316,7 @@ struct Times {
     decode: Vec<f64>,
     clip: Vec<f64>,
     peaks: Peaks,
-    /// Of the last clip; all take the same.
+    /// Operations of the last clip; all clips take the same.
     work: Work,
     step_kinds: Kinds,
     decode_kinds: Kinds,

@@ -12,7 +12,7 @@ use crate::files::{Existing, Place};
 use crate::job::{self, Names};
 use crate::media;
 use crate::pipeline::{Event, Inputs, Pipeline, Residency};
-use crate::procedural::{Caption, Count, Oracle, Scene, Score, Seen};
+use crate::procedural::{Caption, Count, Observation, Oracle, Scene, Score};
 use crate::request::{Job, Request};
 use crate::rng::Uniform;
 use crate::{Error, Result, Stop};
@@ -24,7 +24,7 @@ pub(super) struct EvalArgs {
     /// Captions of the procedural grammar, whose truth can be measured: background, colour, shape, motion.
     #[arg(long, required = true, help_heading = "Measuring")]
     procedural: bool,
-    /// How many prompts.
+    /// Number of prompts.
     #[arg(long, value_name = "N", default_value_t = 64, help_heading = "Measuring")]
     prompts: usize,
     /// Measure clips that the grammar's own renderer makes instead of a model's: the most that can be reached.
@@ -52,7 +52,7 @@ pub(super) struct EvalArgs {
     quiet: bool,
 }
 
-/// What was measured, and how.
+/// The measurements, and their settings.
 #[derive(Debug, Serialize)]
 struct Report {
     clips: String,
@@ -108,7 +108,7 @@ pub(super) fn run(args: &EvalArgs, stop: &Stop) -> Result<()> {
                 generated(pipeline, request, stop)?
             }
         };
-        let seen = Oracle::default().look(&frames);
+        let seen = Oracle::default().observe(&frames);
         score.add(&caption, seen.matches(&caption));
         if !args.quiet {
             super::terminal::line(&format!("{}/{} {}", i + 1, args.prompts, said(caption, &seen)));
@@ -124,7 +124,7 @@ pub(super) fn run(args: &EvalArgs, stop: &Stop) -> Result<()> {
     print(&if args.json { to_json(&report)? } else { report.table() })
 }
 
-/// Where clips come from.
+/// The source of the clips.
 enum Clips {
     Rendered {
         side: usize,
@@ -212,7 +212,7 @@ fn generated(pipeline: &mut Pipeline, request: &Request, stop: &Stop) -> Result<
 }
 
 /// A prompt and what of it is true.
-fn said(caption: Caption, seen: &Seen) -> String {
+fn said(caption: Caption, seen: &Observation) -> String {
     let matches = seen.matches(&caption);
     let word = |hit: bool, word: &str| if hit { word.to_owned() } else { format!("[{word}]") };
     format!(

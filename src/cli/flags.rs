@@ -12,7 +12,7 @@ use crate::rng::RngKind;
 use crate::schedule::{BetaSchedule, Prediction, Spacing};
 use crate::text::prompt::PromptMode;
 
-/// How a run is followed.
+/// Display of progress.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
 pub(super) enum ProgressMode {
     /// A bar on a terminal, lines elsewhere.
@@ -20,17 +20,17 @@ pub(super) enum ProgressMode {
     Auto,
     /// A bar.
     Bar,
-    /// One JSON object a line on stderr.
+    /// JSON on stderr, one object per line.
     Json,
     /// Nothing.
     None,
 }
 
-/// What is said during and after a run.
+/// Flags for the output of the program itself.
 #[derive(Debug, Args)]
 #[command(next_help_heading = "Reporting")]
 pub(super) struct Reporting {
-    /// How progress is shown, on stderr.
+    /// Display of progress on stderr.
     #[arg(long, value_enum, ignore_case = true, default_value = "auto")]
     pub(super) progress: ProgressMode,
     /// Print the result as JSON instead of the path.
@@ -46,23 +46,23 @@ pub(super) struct Reporting {
 
 #[derive(Debug, Args)]
 pub(super) struct GenerateArgs {
-    /// What to show.
+    /// The prompt.
     #[arg(value_name = "PROMPT")]
     pub(super) prompt: Option<String>,
-    /// What to show; the same as PROMPT.
+    /// The prompt, the same as PROMPT.
     #[arg(short = 'p', long = "prompt", value_name = "TEXT", conflicts_with = "prompt")]
     pub(super) prompt_flag: Option<String>,
-    /// What to avoid; counts only with --cfg-scale above 1.
+    /// The negative prompt; has an effect only with --cfg-scale above 1.
     #[arg(short, long, value_name = "TEXT")]
     pub(super) negative_prompt: Option<String>,
-    /// How prompts are read: a1111 knows `(word:1.2)`, `[word]`, `BREAK` and prompts of any length, plain takes
-    /// every character as it is and cuts off what is too long [default: a1111].
+    /// Syntax of prompts: a1111 knows `(word:1.2)`, `[word]`, `BREAK` and prompts of any length, plain takes every
+    /// character as it is and truncates what is too long [default: a1111].
     #[arg(long, value_name = "a1111|plain")]
     pub(super) prompt_mode: Option<PromptMode>,
-    /// Where the LoRAs are that a prompt names, as in `<lora:name:0.8>`.
+    /// Folder of the LoRAs that a prompt names, as in `<lora:name:0.8>`.
     #[arg(long, value_name = "DIR")]
     pub(super) lora_dir: Option<PathBuf>,
-    /// Where the textual inversions are that a prompt or negative prompt names by their files' names.
+    /// Folder of the textual inversions that a prompt or negative prompt names by their files' names.
     #[arg(long, value_name = "DIR")]
     pub(super) embedding_dir: Option<PathBuf>,
 
@@ -127,7 +127,7 @@ pub(super) struct ModelFlags {
     /// Accept LoRAs that fit only in part.
     #[arg(long)]
     pub(super) allow_partial: bool,
-    /// Where to run: auto, cpu, cuda, cuda:N or metal [default: auto].
+    /// Device: auto, cpu, cuda, cuda:N or metal [default: auto].
     #[arg(long, value_name = "DEVICE")]
     pub(super) device: Option<DeviceChoice>,
     /// dtype of the UNet: auto, f32, f16 or bf16 [default: auto].
@@ -137,8 +137,8 @@ pub(super) struct ModelFlags {
     /// (what linear layers are given, too, which is faster and a little less exact) [default: none].
     #[arg(long, value_name = "BITS")]
     pub(super) quantize: Option<Quantize>,
-    /// Which kernels run on a GPU: default, or experimental, which no GPU has tested yet (own ones for NVIDIA, Metal's
-    /// attention) [default: default].
+    /// Kernels on a GPU: default, or experimental, which no GPU has tested yet (own ones for NVIDIA, Metal's attention)
+    /// [default: default].
     #[arg(long, value_name = "SET")]
     pub(super) kernels: Option<KernelChoice>,
     /// Never use the network.
@@ -163,7 +163,7 @@ pub(super) struct ClipFlags {
     pub(super) fps: Option<f64>,
 }
 
-/// Whether something is at a path.
+/// Returns whether something is at a path.
 fn is_there(path: &str) -> bool {
     /// No path is longer: bytes.
     const LONGEST: usize = 4096;
@@ -232,10 +232,11 @@ pub(super) struct SamplingFlags {
     /// stable-diffusion.cpp and diffusers [default: lcm].
     #[arg(long, value_name = "NAME", visible_alias = "sampling-method")]
     pub(super) sampler: Option<String>,
-    /// How timesteps are spread: leading, trailing, linspace or karras [default: leading].
+    /// Spacing of the timesteps: leading, trailing, linspace or karras [default: leading].
     #[arg(long, value_name = "NAME")]
     pub(super) spacing: Option<Spacing>,
-    /// Steps of the teacher whose timesteps LCM uses: 100 for AnimateLCM, 50 in diffusers [default: what the model says, else 100].
+    /// Steps of the teacher whose timesteps LCM uses: 100 for AnimateLCM, 50 in diffusers [default: what the model
+    /// says, else 100].
     #[arg(long, value_name = "K")]
     pub(super) original_inference_steps: Option<usize>,
     /// linear or scaled-linear [default: what the model says; linear with motion modules of another].
@@ -247,7 +248,7 @@ pub(super) struct SamplingFlags {
     /// The last beta [default: what the model says, else 0.012].
     #[arg(long, value_name = "BETA")]
     pub(super) beta_end: Option<f64>,
-    /// What the network's output means: epsilon (the noise), v or sample [default: what the model says].
+    /// Meaning of the network's output: epsilon (the noise), v or sample [default: what the model says].
     #[arg(long, value_name = "epsilon|v|sample")]
     pub(super) prediction: Option<Prediction>,
     /// Whether the noise schedule is rescaled to end in pure noise [default: what the model says].
@@ -256,7 +257,7 @@ pub(super) struct SamplingFlags {
     /// Whether DDIM's last step ends without noise [default: what the model says].
     #[arg(long, value_name = "true|false")]
     pub(super) set_alpha_to_one: Option<bool>,
-    /// What leading spacing adds to each timestep [default: what the model says].
+    /// Offset that leading spacing adds to each timestep [default: what the model says].
     #[arg(long, value_name = "N")]
     pub(super) steps_offset: Option<usize>,
     /// Over what motion modules normalize: per-frame as trained, pooled as in diffusers [default: per-frame].
@@ -280,8 +281,7 @@ pub(super) struct OutputFlags {
     /// after prompt and seed].
     #[arg(short, long, value_name = "PATH")]
     pub(super) output: Option<PathBuf>,
-    /// How many clips are made, with seeds that follow each other and numbers in their names; --json prints a line for
-    /// each [default: 1].
+    /// Number of clips, with consecutive seeds and numbers in their names; --json prints a line for each [default: 1].
     #[arg(long, value_name = "N")]
     pub(super) count: Option<u64>,
     /// Overwrite an existing file.
@@ -312,7 +312,7 @@ pub(super) struct InspectArgs {
 pub(super) struct ReplayArgs {
     /// A clip that this program made.
     pub(super) clip: PathBuf,
-    /// Where to write [default: beside the clip, with `-replay` in its name].
+    /// Output file [default: beside the clip, with `-replay` in its name].
     #[arg(short, long, value_name = "PATH")]
     pub(super) output: Option<PathBuf>,
     /// Overwrite an existing file.

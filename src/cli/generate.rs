@@ -15,7 +15,7 @@ use crate::{Error, Result, Stop};
 
 pub(super) fn run(args: &GenerateArgs, stop: &Stop) -> Result<()> {
     let names = Names::new(args.models.offline)?;
-    let Asked { mut job, notes, known } = asked(args, &names, stop)?;
+    let Requested { mut job, notes, known } = requested(args, &names, stop)?;
     if args.dump_request {
         return print(&to_json(&job)?);
     }
@@ -121,16 +121,16 @@ pub(super) fn make(
     }
 }
 
-/// What was asked for.
-struct Asked {
+/// The job, and notes on what could not be imported.
+struct Requested {
     job: Job,
-    /// What of a request file could not be taken over, a line each.
+    /// Parts of a request file that could not be imported, a line each.
     notes: Vec<String>,
     known: Known,
 }
 
 /// The job that the flags mean, over a request file if there is one, over a preset's defaults if not.
-fn asked(args: &GenerateArgs, names: &Names, stop: &Stop) -> Result<Asked> {
+fn requested(args: &GenerateArgs, names: &Names, stop: &Stop) -> Result<Requested> {
     let (mut notes, mut known) = (Vec::new(), Known::default());
     let mut job = match &args.request {
         Some(path) => {
@@ -175,7 +175,7 @@ fn asked(args: &GenerateArgs, names: &Names, stop: &Stop) -> Result<Asked> {
         return Err(Error::request("prompt", "is missing")
             .with_hint("animatelcm generate \"a red circle moving right on a black background\""));
     }
-    Ok(Asked { job, notes, known })
+    Ok(Requested { job, notes, known })
 }
 
 /// Takes hints and images as they are now.

@@ -36,7 +36,7 @@ pub(super) fn run(args: &InspectArgs, stop: &Stop) -> Result<()> {
     print(&weights::file(&archive, args.json, stop)?)
 }
 
-/// Whether a file's name is that of an output of this program.
+/// Returns whether a file's name is that of an output of this program.
 fn claims_to_be_a_clip(path: &Path) -> bool {
     path != Path::new("-") && Format::from_path(path).is_ok()
 }

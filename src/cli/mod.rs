@@ -159,7 +159,7 @@ mod tests {
         assert!(error.to_string().contains("'-64'"), "{error}");
         assert!(parse(&["-blurry"]).hint().unwrap().contains("-p"));
         let error = parse(&["x", "-n", "--seed", "1"]);
-        assert!(error.to_string().contains("`--seed` is a flag itself"), "{error}");
+        assert!(error.to_string().contains("`--seed` is another flag"), "{error}");
         assert_eq!(error.hint().as_deref(), Some("-n=--seed takes it as the value"));
     }
 }

@@ -53,12 +53,12 @@ struct Names {
     /// Names from `models list`, or TOML files of the same form as those in `weights-manifest/`.
     #[arg(required = true, value_name = "NAME")]
     names: Vec<String>,
-    /// Which of a model's variants, such as `fp16` or `fp32`; the first one if left out.
+    /// Variant of the model, such as `fp16` or `fp32`; the first one if left out.
     #[arg(long)]
     variant: Option<String>,
 }
 
-/// What the rest of the command line has to say about `models`.
+/// Settings of the command line outside `models`.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Context<'a> {
     /// Whether the network is off limits.

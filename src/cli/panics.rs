@@ -6,7 +6,7 @@ use std::sync::{Mutex, PoisonError};
 
 use crate::{Error, Result};
 
-/// What the last panic said, and where.
+/// Message and location of the last panic.
 static LAST: Mutex<Option<String>> = Mutex::new(None);
 
 /// Keeps panics from being printed as they are. With `RUST_BACKTRACE` they are, for whoever looks for the defect.

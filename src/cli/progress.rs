@@ -11,7 +11,7 @@ use crate::error::Bytes;
 use crate::pipeline::{Event, Observer};
 use crate::{Result, Stop};
 
-/// How progress is shown.
+/// The display of progress.
 #[derive(Debug)]
 enum View {
     Bar(ProgressBar),
@@ -109,7 +109,7 @@ impl Progress {
     }
 }
 
-/// One line before the work: what will happen, and the seed.
+/// The line printed before the work: what will happen, and the seed.
 fn describe(start: &Event) -> String {
     let Event::Start { model, width, height, frames, steps, sampler, seed, device, dtype } = start
     else {

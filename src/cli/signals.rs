@@ -7,7 +7,7 @@ use serde_json::json;
 use super::terminal;
 use crate::{Error, ErrorKind, Result, Stop};
 
-/// How the first signal is acknowledged on stderr.
+/// The acknowledgement of the first signal on stderr.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Answer {
     /// A line.

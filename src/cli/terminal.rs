@@ -6,7 +6,7 @@ use std::io::{ErrorKind, Write};
 
 use crate::{Error, Result};
 
-/// Whether a terminal would obey a character instead of showing it, or show others in another order because of it.
+/// Returns whether a terminal would obey a character instead of showing it, or reorder others because of it.
 fn is_control(c: char) -> bool {
     // U+0000 to U+001F, U+007F to U+009F.
     let is_code = c.is_control() && !matches!(c, '\n' | '\t');

@@ -40,7 +40,7 @@ pub(super) struct TrainArgs {
     #[arg(long, value_name = "DIR", help_heading = "Plan")]
     base: Option<PathBuf>,
 
-    /// Where everything is written; a training that is there goes on.
+    /// Folder for all results; a training in it is continued.
     #[arg(short, long, value_name = "DIR", required_unless_present = "print_config")]
     out: Option<PathBuf>,
     /// Steps between two checkpoints.
@@ -55,7 +55,7 @@ pub(super) struct TrainArgs {
     /// Throw away what the named stages, and those after them, have learned.
     #[arg(long)]
     restart: bool,
-    /// Where to run: auto, cpu, cuda, cuda:N or metal.
+    /// Device: auto, cpu, cuda, cuda:N or metal.
     #[arg(long, value_name = "DEVICE", default_value = "auto")]
     device: DeviceChoice,
     /// dtype of the networks, f32 or bf16; weights that learn are f32 always.
@@ -66,7 +66,7 @@ pub(super) struct TrainArgs {
     quiet: bool,
 }
 
-/// What networks may compute in while they learn.
+/// The dtype in which networks compute during training.
 #[derive(Clone, Copy, Debug)]
 struct Format(DType);
 
@@ -179,7 +179,7 @@ fn plan(args: &TrainArgs) -> Result<Plan> {
     plan.scaled(args.scale)
 }
 
-/// What was measured, in one line.
+/// The measured quality, in one line.
 fn said(stage: Stage, made: &Quality, sheet: &std::path::Path) -> String {
     let Some(score) = &made.score else { return format!("clips in {}", sheet.display()) };
     let has_motion = !matches!(stage, Stage::Base | Stage::Lora);
@@ -201,12 +201,12 @@ struct Notes<'a> {
     quiet: bool,
     last: Option<Instant>,
     mean: f64,
-    /// What was measured last.
+    /// The last measurement.
     score: Option<Score>,
 }
 
 impl Notes<'_> {
-    /// What a finished stage lacks of its goal; nothing where no samples are wanted.
+    /// The shortfalls of a finished stage from its goal; none where no samples are wanted.
     fn lacks(&mut self, stage: Stage) -> Result<Vec<String>> {
         let Some(goal) = self.plan.goals.get(stage.name()) else { return Ok(vec![]) };
         if self.score.is_none() && self.samples > 0 {

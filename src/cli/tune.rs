@@ -1,4 +1,4 @@
-//! What the program asks of its allocator and of candle's threads. The library leaves both to its callers.
+//! Settings of the allocator and of candle's threads. The library leaves both to its callers.
 
 use std::alloc::{GlobalAlloc, Layout, System};
 
@@ -15,7 +15,7 @@ pub struct Allocator;
 /// Bytes of an address.
 const ADDRESS: usize = size_of::<*mut u8>();
 
-/// What is asked of the system for a large block; `None` for one that is not, or has wishes of its own.
+/// The layout that is requested for a large block; `None` for a small one, or one with an alignment of its own.
 fn whole(layout: Layout) -> Option<Layout> {
     const LARGE: usize = 1 << 10;
     // With as much room before the block as an address takes.
@@ -113,7 +113,7 @@ unsafe impl GlobalAlloc for Allocator {
     }
 }
 
-/// To be called before there is a second thread.
+/// Applies the settings. Must be called before there is a second thread.
 #[allow(unsafe_code)]
 pub(super) fn at_start() {
     // candle's threads for single operations wait busily for their next one, and hold up our kernels where there is a

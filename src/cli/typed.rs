@@ -21,7 +21,7 @@ where
     command.build();
     if let Some((flag, next)) = without_value(&command, &words) {
         let message = format!(
-            "`{flag}` has no value: `{next}` is a flag itself\n\n  tip: {flag}={next} takes it as the value"
+            "`{flag}` has no value: `{next}` is another flag\n\n  tip: {flag}={next} takes it as the value"
         );
         return Err(command.error(ErrorKind::InvalidValue, message));
     }
@@ -41,7 +41,7 @@ fn with_dashes(command: Command) -> Command {
 /// The first flag that another flag stands behind where its value should be.
 fn without_value<'a>(mut command: &Command, words: &'a [OsString]) -> Option<(&'a str, &'a str)> {
     let mut flags = Flags::of(command);
-    // What is no text, such as a path in bytes, is no flag either.
+    // A word that is not UTF-8, such as a path in bytes, is not a flag.
     let mut words = words.iter().skip(1).map(|word| word.to_str().unwrap_or_default());
     while let Some(word) = words.next() {
         if word == "--" {
@@ -81,12 +81,12 @@ impl Flags {
         Self { long, short }
     }
 
-    /// Whether the value of a word that begins with a dash is the next word.
+    /// Returns whether the value of a word that begins with a dash is the next word.
     fn wants_next(&self, word: &str) -> bool {
         if let Some(name) = word.strip_prefix("--") {
             return self.long.get(name) == Some(&true);
         }
-        // Of letters together the first that takes a value has the rest of them for it, if there is a rest.
+        // In a group of short flags, the first that takes a value takes the rest of the group, if there is any.
         let letters = word.strip_prefix('-').unwrap_or_default();
         let taking = letters.char_indices().find(|(_, c)| self.short.get(c) != Some(&false));
         taking.is_some_and(|(at, c)| {
@@ -94,7 +94,7 @@ impl Flags {
         })
     }
 
-    /// Whether a word is exactly a flag.
+    /// Returns whether a word is exactly a flag.
     fn is_flag(&self, word: &str) -> bool {
         if let Some(name) = word.strip_prefix("--") {
             let name = name.split_once('=').map_or(name, |(name, _)| name);
@@ -105,7 +105,7 @@ impl Flags {
     }
 }
 
-/// Whether JSON events were asked for on a command line that could not be read.
+/// Returns whether JSON events were requested on a command line that could not be parsed.
 pub(super) fn wants_json(words: &[OsString]) -> bool {
     let is = |word: &OsStr, text: &str| word.to_str().is_some_and(|w| w.eq_ignore_ascii_case(text));
     words.iter().any(|word| is(word, "--progress=json"))

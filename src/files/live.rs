@@ -113,7 +113,7 @@ pub(super) fn lock_stale(path: &Path) -> Option<File> {
 /// Number of times that a new draft may be taken for an abandoned one before it is locked.
 pub(super) const TRIES: usize = 16;
 
-/// The same error without the path of the temporary file, which is of no interest to the user.
+/// Removes the path of the temporary file, which is of no interest to the user, from an error.
 #[allow(clippy::needless_pass_by_value, reason = "for map_err")]
 pub(super) fn plain(error: io::Error) -> io::Error {
     error.kind().into()

@@ -42,7 +42,7 @@ pub(super) struct Target {
 /// Resolves a `Location` header against `base`: RFC 3986, section 5.2, except for dots in paths, which servers
 /// resolve.
 pub(super) fn follow(base: &Uri, location: &str) -> Result<Target, &'static str> {
-    const NO_ADDRESS: &str = "it redirects to what is no address of the web";
+    const NO_ADDRESS: &str = "it redirects to something that is not a web address";
     let from = Origin::of(base).ok_or(NO_ADDRESS)?;
     let (Some(scheme), Some(authority)) = (base.scheme_str(), base.authority()) else {
         return Err(NO_ADDRESS);

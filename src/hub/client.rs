@@ -253,7 +253,7 @@ fn text<'a>(headers: &'a HeaderMap, name: &str) -> Result<Option<&'a str>, Fault
 }
 
 fn number(text: &str) -> Result<u64, Fault> {
-    text.trim().parse().map_err(|_| Fault::Answer("it tells a size that is no number".into()))
+    text.trim().parse().map_err(|_| Fault::Answer("it reports a size that is not a number".into()))
 }
 
 /// First byte and total size in `bytes 5-9/10`, `bytes 5-9/*` or `bytes */10`.

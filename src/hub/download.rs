@@ -21,7 +21,7 @@ const TICK: Duration = Duration::from_millis(100);
 
 /// Reason for a failed download.
 enum Trouble {
-    /// Not in this repository; a mirror may have it.
+    /// The file is not in this repository; a mirror may have it.
     Absent(String),
     /// Access denied by this repository, with the status.
     Denied(u16),
@@ -194,7 +194,7 @@ impl Job<'_> {
             most = most.max(now);
             if fruitless > self.settings.retries || self.settings.retries == 0 {
                 return Err(Error::Missing { name: self.model.to_owned(), reason }
-                    .with_hint("pull again to go on where it stopped")
+                    .with_hint("pull again to resume")
                     .into());
             }
             let event = Event::Retry { file: &file.path, reason: &reason };
@@ -324,7 +324,7 @@ impl Job<'_> {
         };
         // A weak etag, `W/...`, is two segments.
         if !etag.split('/').all(is_name) || !is_name(commit) {
-            return Err(self.refuse(file, "the server names it in a way that no hub does"));
+            return Err(self.refuse(file, "the server sends a malformed ETag or commit hash"));
         }
         if self.source.is_pinned() && *commit != self.source.revision {
             let pinned = self.source.revision;
@@ -396,7 +396,7 @@ impl Job<'_> {
             })
         };
         let worker =
-            worker.map_err(|e| missing(self.model, format!("no thread to be had: {e}")))?;
+            worker.map_err(|e| missing(self.model, format!("no thread available: {e}")))?;
         let (mut last, mut since) = (0, Instant::now());
         loop {
             match receive.recv_timeout(TICK) {
@@ -425,9 +425,7 @@ impl Job<'_> {
                 meter.stop();
                 let seconds = self.settings.patience.as_secs();
                 let reason = format!("nothing arrived for {seconds} s");
-                return Err(missing(self.model, reason)
-                    .with_hint("pull again to go on where it stopped")
-                    .into());
+                return Err(missing(self.model, reason).with_hint("pull again to resume").into());
             }
         }
     }

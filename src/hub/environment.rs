@@ -31,7 +31,7 @@ fn settings_from(
         .or_else(|| folder("HUGGINGFACE_HUB_CACHE"))
         .or_else(|| home.as_ref().map(|home| home.join("hub")))
     else {
-        return Err(Error::request("HF_HOME", "there is no home folder, so it must be set"));
+        return Err(Error::request("HF_HOME", "must be set, because there is no home folder"));
     };
 
     let mut settings = Settings::new(std::path::absolute(&cache).map_err(Error::file(&cache))?);

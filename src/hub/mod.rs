@@ -176,7 +176,7 @@ pub enum State {
     Absent,
 }
 
-/// One entry of the list of models.
+/// An entry of the list of models.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 #[non_exhaustive]
 pub struct Listing {

@@ -1,7 +1,7 @@
 //! Time and work of kernels, by kind of operation: what `animatelcm bench` shows.
 //!
-//! A thread that has started its clock adds up what the kernels that it calls take. On a GPU they are only queued: their
-//! work is counted, their times mean nothing.
+//! A thread that has started its clock adds up what the kernels that it calls take. On a GPU they are only queued:
+//! their work is counted, their times mean nothing.
 
 use std::cell::Cell;
 use std::time::{Duration, Instant};
@@ -26,7 +26,7 @@ impl Kind {
     pub const ALL: [Self; 5] =
         [Self::Convolution, Self::Linear, Self::Attention, Self::TemporalAttention, Self::Norm];
 
-    /// In words.
+    /// The name used in reports.
     pub fn name(self) -> &'static str {
         match self {
             Self::Convolution => "convolution",
@@ -38,7 +38,7 @@ impl Kind {
     }
 }
 
-/// What kernels took while the clock ran.
+/// Time and operations of the kernels while the clock ran.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Tally {
     /// The time of each kind, in the order of [`Kind::ALL`].
@@ -58,7 +58,7 @@ thread_local! {
     static CLOCK: Cell<Option<Tally>> = const { Cell::new(None) };
 }
 
-/// From now on this thread's kernels are timed and their work counted; what was before is forgotten.
+/// Starts timing this thread's kernels and counting their operations, from zero.
 pub fn start() {
     CLOCK.set(Some(Tally::default()));
 }

@@ -14,14 +14,14 @@ use super::cpu::float::{self, Byte, Float};
 use super::cpu::gemm::{self, Activation, Epilogue};
 use super::cpu::isa::Isa;
 use super::cpu::pack::{Columns, Packed, Panels, Widened};
-use super::cpu::quantize::{Rounded, Whole};
+use super::cpu::quantize::{QuantizedInt, QuantizedRows};
 use super::cpu::winograd;
 use super::layout::{channels_first, channels_last};
 use super::weights::{Form, Weights};
 use super::{autograd, reference};
 use crate::Stop;
 
-/// What a convolution does beside multiplying. The default keeps every pixel's surroundings as they are.
+/// Options of a convolution. By default: stride 1, no padding, nothing fused.
 #[derive(Clone, Copy, Debug)]
 pub struct ConvArgs<'a> {
     /// Zeros before the first and after the last line and column.
@@ -32,11 +32,12 @@ pub struct ConvArgs<'a> {
     pub stretch: Option<(usize, usize)>,
     /// Added to every pixel beside the bias, `(outputs)`.
     pub shift: Option<&'a Tensor>,
-    /// What follows.
+    /// Activation after the bias and the shift.
     pub activation: Activation,
     /// Added last; of the shape of the result.
     pub residual: Option<&'a Tensor>,
-    /// What ends it early, with [`Error::Cancelled`](crate::Error::Cancelled) inside the tensor library's error.
+    /// Cancellation flag, which ends the call with [`Error::Cancelled`](crate::Error::Cancelled) inside the tensor
+    /// library's error.
     pub stop: Option<&'a Stop>,
 }
 
@@ -196,7 +197,7 @@ struct Multiply<'a> {
     window: ConvGeometry,
     bias: Option<Vec<f32>>,
     activation: Activation,
-    /// Of the result.
+    /// Shape of the result.
     shape: Shape,
     stop: Option<&'a Stop>,
 }
@@ -219,10 +220,10 @@ impl Multiply<'_> {
         y.to_dtype(dtype)
     }
 
-    /// Whether a convolution of values in `dtype` is.
+    /// Returns whether a convolution of values in `dtype` uses Winograd's algorithm.
     fn is_transformed(&self, dtype: DType) -> bool {
         let sizes = self.weights.sizes();
-        // How much faster than f32 products are when they are not waiting for memory.
+        // Speed of products relative to f32 when memory is not the limit.
         let times = match Isa::current() {
             _ if !self.multiplies_bf16(dtype) => 1.0,
             isa if bf16::fits_tiles(isa, sizes.channels) => 10.0,
@@ -231,7 +232,7 @@ impl Multiply<'_> {
         winograd::pays(&sizes, &self.window, times)
     }
 
-    /// Whether there is a kernel for values in bf16.
+    /// Returns whether there is a kernel that reads values in bf16.
     fn takes_bf16(&self, dtype: DType) -> bool {
         let weights = match self.weights.form() {
             Form::Bf16(_) | Form::Int8 { .. } => true,
@@ -241,12 +242,12 @@ impl Multiply<'_> {
         dtype == DType::BF16 && weights
     }
 
-    /// Whether the processor multiplies them so.
+    /// Returns whether values are multiplied in bf16.
     fn multiplies_bf16(&self, dtype: DType) -> bool {
         self.takes_bf16(dtype) && !self.rounds() && Isa::current().multiplies_bf16()
     }
 
-    /// Whether values are rounded to whole numbers.
+    /// Returns whether values are quantized to 8 bits.
     fn rounds(&self) -> bool {
         matches!(self.weights.form(), Form::Bytes { .. }) && self.window.is_identity()
     }
@@ -269,20 +270,20 @@ impl Multiply<'_> {
         Ok(T::storage(kernel(slice(x)?, &epilogue)))
     }
 
-    /// Rounds values to whole numbers, and multiplies those by weights whose columns add up to `totals`.
+    /// Quantizes values to 8 bits, and multiplies those by weights whose columns add up to `totals`.
     fn multiply_rounded<T: Float>(
         &self,
         x: Operand<'_>,
         residual: Option<Operand<'_>>,
         (values, totals): (&Packed<Byte>, &[f32]),
     ) -> Result<CpuStorage> {
-        /// With whole numbers kept as `W`.
-        fn multiply<T: Float, W: Whole + gemm::Operand>(
+        /// [`multiply_rounded`](Multiply::multiply_rounded) with the integers stored as `W`.
+        fn multiply<T: Float, W: QuantizedInt + gemm::Operand>(
             (isa, x, window): (Isa, &[T], &ConvGeometry),
             (panels, totals): (&impl Panels<W::Weight>, &[f32]),
             epilogue: &Epilogue<'_, T>,
         ) -> Vec<T> {
-            let x = Rounded::<W>::new(isa, x, panels.sizes().channels);
+            let x = QuantizedRows::<W>::new(isa, x, panels.sizes().channels);
             let epilogue = Epilogue { rows: Some(x.rows(totals)), ..*epilogue };
             gemm::product(isa, &x.values, window, panels, &epilogue)
         }

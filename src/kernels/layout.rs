@@ -15,7 +15,7 @@ pub fn channels_first(x: &Tensor) -> Result<Tensor> {
     x.permute((0, 3, 1, 2))
 }
 
-/// Whether the channels of `(batch, channels, height, width)` are innermost in memory.
+/// Returns whether `(batch, channels, height, width)` is channels-last in memory.
 pub fn is_channels_last(x: &Tensor) -> bool {
     x.rank() == 4 && x.permute((0, 2, 3, 1)).is_ok_and(|x| x.is_contiguous())
 }
@@ -25,8 +25,9 @@ pub fn tokens(x: &Tensor) -> Result<Tensor> {
     channels_last(x)?.flatten(1, 2)
 }
 
-/// The inverse of [`tokens`].
-pub fn picture(x: &Tensor, height: usize, width: usize) -> Result<Tensor> {
+/// The feature map `(batch, channels, height, width)` of tokens `(batch, height*width, channels)`: the inverse of
+/// [`tokens`].
+pub fn feature_map(x: &Tensor, height: usize, width: usize) -> Result<Tensor> {
     let (batch, _, channels) = x.dims3()?;
     let x = channels_first(&x.reshape((batch, height, width, channels))?)?;
     // Other devices' kernels want what candle calls contiguous.
@@ -34,12 +35,12 @@ pub fn picture(x: &Tensor, height: usize, width: usize) -> Result<Tensor> {
 }
 
 /// Joins images along their channels.
-pub fn cat(pictures: &[&Tensor]) -> Result<Tensor> {
-    if pictures.iter().all(|x| is_channels_last(x)) {
-        let last: Vec<_> = pictures.iter().map(|x| channels_last(x)).collect::<Result<_>>()?;
+pub fn cat(tensors: &[&Tensor]) -> Result<Tensor> {
+    if tensors.iter().all(|x| is_channels_last(x)) {
+        let last: Vec<_> = tensors.iter().map(|x| channels_last(x)).collect::<Result<_>>()?;
         return channels_first(&Tensor::cat(&last, 3)?);
     }
-    Tensor::cat(pictures, 1)
+    Tensor::cat(tensors, 1)
 }
 
 /// The sum of two tensors of one shape, in the memory order of the first.
@@ -50,7 +51,7 @@ pub fn add(a: &Tensor, b: &Tensor) -> Result<Tensor> {
     a + b
 }
 
-/// What `f` makes of every value, in the same memory order.
+/// Applies an elementwise `f` and keeps the memory order.
 pub fn map(x: &Tensor, f: impl FnOnce(&Tensor) -> Result<Tensor>) -> Result<Tensor> {
     if is_channels_last(x) { channels_first(&f(&channels_last(x)?)?) } else { f(x) }
 }

@@ -1,4 +1,4 @@
-//! One function an op: the fastest implementation that applies wins.
+//! Operations on tensors, each with the fastest implementation that applies.
 //!
 //! Callers never ask which implementation runs. Every fast path sits beside the plain candle version
 //! in [`mod@reference`], which defines what is correct, and `tests/kernels.rs` holds the two together.
@@ -13,8 +13,8 @@
 //! Where [asked for](choose), there are own kernels for most on NVIDIA GPUs, see `cuda/mod.rs`, and attention in one on
 //! Apple's. No GPU has run them.
 //!
-//! On the CPU the instructions are chosen when the program runs, see [`cpu::isa::Isa`]; bf16 and bytes go through the matrix
-//! unit where there is one. Tensors that take part in a gradient go other ways, with the same values; see
+//! On the CPU the instructions are chosen when the program runs, see [`cpu::isa::Isa`]; bf16 and bytes go through the
+//! matrix unit where there is one. Tensors that take part in a gradient go other ways, with the same values; see
 //! `autograd/mod.rs`.
 
 // A function is compiled for the instructions of the one that it is inlined into; see `isa`.
@@ -82,12 +82,12 @@ fn is_experimental(device: &Device) -> bool {
     all.iter().any(|other| other.same_device(device))
 }
 
-/// Whether own kernels run on `device`, a GPU.
+/// Returns whether this crate's kernels run on `device`, a GPU.
 fn has_own(device: &Device) -> bool {
     cfg!(feature = "cuda") && device.is_cuda() && is_experimental(device)
 }
 
-/// Whether images lie with their channels innermost on `device`, and attention reads tokens from where they are.
+/// Returns whether images are channels-last on `device`, and attention reads tokens in place.
 pub(crate) fn keeps_channels_last(device: &Device) -> bool {
     device.is_cpu() || has_own(device)
 }

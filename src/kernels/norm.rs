@@ -21,14 +21,14 @@ const CHUNK: usize = 4096;
 /// Values for which a second thread is not worth waking.
 const SERIAL: usize = 1 << 15;
 
-/// What [`group_norm`] does.
+/// Options of [`group_norm`].
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct GroupNormOptions {
     /// Channel groups.
     pub groups: usize,
     /// Added to the variance.
     pub eps: f64,
-    /// How many consecutive images share their statistics: 1, or the number of frames.
+    /// Number of consecutive images that share their statistics: 1, or the number of frames.
     pub frames: usize,
     /// Whether SiLU follows.
     pub silu: bool,
@@ -82,7 +82,7 @@ struct Moments {
 }
 
 impl Moments {
-    /// Of both together (Chan, Golub and LeVeque 1979).
+    /// The moments of both together (Chan, Golub and LeVeque 1979).
     fn and(self, other: Self) -> Self {
         let count = self.count + other.count;
         if count == 0.0 {
@@ -179,7 +179,7 @@ impl Groups {
                 let center = all.mean as f32;
                 for channel in group * per_group..(group + 1) * per_group {
                     let scale = inverse * f64::from(weight[channel]);
-                    // What rounding the mean has lost goes into what is added.
+                    // The rounding error of the mean is added to the offset.
                     let offset = f64::from(bias[channel]) + (f64::from(center) - all.mean) * scale;
                     let place = clip * channels + channel;
                     (centers[place], scales[place], offsets[place]) =
@@ -223,7 +223,7 @@ impl Groups {
     }
 }
 
-/// What is done to every pixel of a clip, one value for each channel.
+/// Centering, scaling and shifting of every pixel of a clip, by channel.
 struct Change<'a, T> {
     x: &'a [T],
     y: &'a mut [MaybeUninit<T>],

@@ -1,4 +1,4 @@
-//! What the time adds to the channels of images.
+//! Addition per channel, as of a time embedding.
 
 use candle_core::{Result, Tensor};
 

@@ -35,13 +35,12 @@ pub(super) enum Form {
     F32(Packed<f32>),
     Bf16(Packed<bf16>),
     F16(Packed<f16>),
-    /// Whole numbers, and what they count: one for every packed column.
+    /// Integers with a scale for every packed column.
     Int8 {
         values: Packed<i8>,
         scales: Vec<f32>,
     },
-    /// The same to be multiplied with rows that are rounded, too, and the sums of the whole numbers: one for every
-    /// packed column.
+    /// 8-bit integers for products with quantized rows: a scale, and the sum of the integers, for every packed column.
     Bytes {
         values: Packed<Byte>,
         scales: Vec<f32>,
@@ -62,8 +61,8 @@ impl Quantize {
     }
 }
 
-/// Whether a layer is so large that rounding it saves memory; the first and the last of a network, which are the most
-/// sensitive, are not.
+/// Returns whether a layer is large enough for quantization to save memory. The first and the last layer of a network,
+/// which are the most sensitive, are not.
 fn is_large(outputs: usize, inputs: usize) -> bool {
     outputs >= 32 && inputs >= 32 && inputs.is_multiple_of(i8::GROUP)
 }
@@ -84,7 +83,7 @@ impl Weights {
         Self::quantized(weight, bias, Quantize::None)
     }
 
-    /// The same; on the CPU the weights are rounded, unless the layer is small.
+    /// [`new`](Self::new) with quantization; on the CPU the weights are rounded, unless the layer is small.
     ///
     /// # Errors
     ///
@@ -93,7 +92,8 @@ impl Weights {
         Self::with_columns(weight, bias, (Columns::Plain, quantize))
     }
 
-    /// The same for a layer whose outputs are values, then their gates; see [`linear`](super::linear()).
+    /// [`quantized`](Self::quantized) for a layer whose outputs are values, then their gates; see
+    /// [`linear`](super::linear()).
     ///
     /// # Errors
     ///
@@ -177,7 +177,7 @@ impl Weights {
         Ok(Some(shift))
     }
 
-    /// What the sums of packed columns are to be multiplied by.
+    /// Factors of the sums of packed columns.
     pub(super) fn scales(&self) -> Option<&[f32]> {
         match &self.0.form {
             Form::Int8 { scales, .. } | Form::Bytes { scales, .. } => Some(scales),
@@ -185,12 +185,12 @@ impl Weights {
         }
     }
 
-    /// Whether the CPU's kernels can use them.
+    /// Returns whether the weights are packed for the CPU's kernels.
     pub(super) fn is_packed(&self) -> bool {
         !matches!(self.0.form, Form::Plain(_))
     }
 
-    /// Whether the weight or the bias takes part in a gradient.
+    /// Returns whether the weight or the bias takes part in a gradient.
     pub(super) fn track(&self) -> bool {
         matches!(&self.0.form, Form::Plain(weight) if weight.track_op())
             || self.0.bias.as_ref().is_some_and(Tensor::track_op)
@@ -252,14 +252,14 @@ fn pack(weight: &Tensor, sizes: Sizes, quantize: Quantize) -> Result<Form> {
 fn rounded(sizes: Sizes, bytes: bool, at: impl Fn(usize, usize, usize) -> f32 + Sync) -> Form {
     let scale = |output: usize| {
         let values = (0..sizes.taps).flat_map(|t| (0..sizes.channels).map(move |c| (t, c)));
-        // A weight that is no number makes its scale none, and all that comes of it.
+        // A NaN makes the scale NaN, and with it all results.
         let most = values
             .map(|(t, c)| at(output, t, c).abs())
             .fold(0f32, |most, v| if v > most || v.is_nan() { v } else { most });
         most / 127.0
     };
     let scales: Vec<f32> = (0..sizes.outputs).into_par_iter().map(scale).collect();
-    // A whole row of zeros divides by zero, and what is no number becomes 0.
+    // A row of zeros divides by zero, and NaN becomes 0.
     let whole = |o, t, c| (at(o, t, c) / scales[o]).round_ties_even() as i8;
     let spread_scales = spread(&sizes, &scales);
     if !bytes {
@@ -291,7 +291,7 @@ fn unpack<T: Stored>(packed: &Packed<T>, sizes: &Sizes) -> Vec<f32> {
     values
 }
 
-/// One value for every packed column.
+/// Spreads values of output channels over the packed columns.
 fn spread(sizes: &Sizes, values: &[f32]) -> Vec<f32> {
     (0..sizes.width()).map(|column| sizes.output(column).map_or(0.0, |o| values[o])).collect()
 }

@@ -7,7 +7,7 @@ use candle_core::{DType, Device};
 use super::{Base, Source, configs, sizes};
 use crate::device::Quantize;
 use crate::models::clip::{VisionConfig, VisionEncoder};
-use crate::models::image_projection::{Features, IpAdapter, IpAdapterConfig};
+use crate::models::image_projection::{FeatureKind, IpAdapter, IpAdapterConfig};
 use crate::models::unet::UNetConfig;
 use crate::weights::{Checkpoint, Component, LoadReport, PatchStack, until};
 use crate::{Error, Result, Stop};
@@ -75,9 +75,9 @@ impl OpenIpAdapter {
 
     /// Fails unless the encoder's features are those that the adapter was trained with.
     pub(super) fn check(&self, name: &str, encoder: &VisionConfig) -> Result<()> {
-        let (what, found) = match self.config.wants() {
-            Features::Embedding => ("embeddings", encoder.projection_dim),
-            Features::Penultimate => ("states", encoder.hidden_size),
+        let (what, found) = match self.config.feature_kind() {
+            FeatureKind::Embedding => ("embeddings", encoder.projection_dim),
+            FeatureKind::Penultimate => ("states", encoder.hidden_size),
         };
         let wanted = self.config.features;
         if wanted == found {

@@ -18,14 +18,14 @@ const GIF_CANVAS: u64 = 12;
 const APNG_CANVAS: u64 = 24;
 
 /// Memory in bytes that a frame may take in addition to the canvas.
-const BESIDE: u64 = 64 << 20;
+const DECODER_OVERHEAD: u64 = 64 << 20;
 
 /// Reads the frames of a GIF.
 pub(super) fn gif(bytes: &[u8], take: &mut Take<'_>) -> Result<(), Fault> {
     let mut decoder = GifDecoder::new(Cursor::new(bytes))?;
     let size = decoder.dimensions();
     take.budget.canvas(size, GIF_CANVAS)?;
-    decoder.set_limits(limits(pixels(size) * GIF_CANVAS + BESIDE))?;
+    decoder.set_limits(limits(pixels(size) * GIF_CANVAS + DECODER_OVERHEAD))?;
     all(decoder.into_frames(), size, Orientation::NoTransforms, take)
 }
 
@@ -55,7 +55,7 @@ pub(super) fn apng(bytes: &[u8], take: &mut Take<'_>) -> Result<(), Fault> {
     }
     let (size, orientation) = (decoder.dimensions(), exif::orientation(&mut decoder));
     take.budget.canvas(size, APNG_CANVAS)?;
-    decoder.set_limits(limits(pixels(size) * APNG_CANVAS + BESIDE))?;
+    decoder.set_limits(limits(pixels(size) * APNG_CANVAS + DECODER_OVERHEAD))?;
     all(decoder.apng()?.into_frames(), size, orientation, take)
 }
 

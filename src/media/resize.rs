@@ -74,8 +74,8 @@ pub fn resize(
 
 /// The centre of an image, `side` pixels wide and high: the shorter side is resized to that length with a bicubic
 /// filter and the longer one is cropped, as in transformers' `CLIPImageProcessor`.
-pub fn square(picture: &RgbImage, side: u32) -> RgbImage {
-    let (width, height) = picture.dimensions();
+pub fn square(image: &RgbImage, side: u32) -> RgbImage {
+    let (width, height) = image.dimensions();
     let shorter = width.min(height);
     if shorter == 0 || side == 0 {
         return RgbImage::new(side, side);
@@ -85,7 +85,7 @@ pub fn square(picture: &RgbImage, side: u32) -> RgbImage {
         let start = (length - side) / 2;
         Axis { length, part: start as usize..(start + side) as usize }
     };
-    resample(picture, &axis(width), &axis(height), Filter::Bicubic, &Stop::default())
+    resample(image, &axis(width), &axis(height), Filter::Bicubic, &Stop::default())
 }
 
 /// An axis of a resized image, and the range of pixels to compute.
@@ -272,20 +272,20 @@ mod tests {
     #[test]
     fn cropping_keeps_proportions_and_stretching_does_not() {
         // A white square in the middle of a wide black image.
-        let picture =
+        let image =
             RgbImage::from_fn(32, 16, |x, _| Rgb([if (8..24).contains(&x) { 255 } else { 0 }; 3]));
         let resize =
-            |width, height, fit| resize(&picture, width, height, fit, &Stop::default()).unwrap();
+            |width, height, fit| resize(&image, width, height, fit, &Stop::default()).unwrap();
         let cropped = resize(8, 8, Fit::Crop);
         assert!(cropped.pixels().all(|pixel| pixel[0] > 250), "{cropped:?}");
         let stretched = resize(8, 8, Fit::Stretch);
         assert!(stretched.get_pixel(0, 4)[0] < 5 && stretched.get_pixel(4, 4)[0] > 250);
-        assert_eq!(resize(32, 16, Fit::Crop), picture);
+        assert_eq!(resize(32, 16, Fit::Crop), image);
         assert_eq!(resize(1, 1, Fit::Crop).dimensions(), (1, 1));
     }
 
     #[test]
-    fn a_square_is_the_middle_however_long_the_picture() {
+    fn a_square_is_the_middle_however_long_the_image() {
         let wide = RgbImage::from_fn(100_000, 2, |x, _| {
             Rgb([if x.abs_diff(50_000) < 9 { 200 } else { 7 }; 3])
         });

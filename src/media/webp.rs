@@ -107,7 +107,7 @@ fn three(bytes: &[u8]) -> Option<u32> {
     Some(u32::from_le_bytes([a, b, c, 0]))
 }
 
-/// One frame as stored in the file.
+/// A frame as stored in the file.
 #[allow(clippy::struct_excessive_bools, reason = "the file has them")]
 struct Frame<'a> {
     left: u32,

@@ -18,7 +18,7 @@ const EPS: f64 = 1e-5;
 
 /// Image encoder features that an adapter takes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Features {
+pub enum FeatureKind {
     /// The image embedding, `(images, features)`.
     Embedding,
     /// The hidden states before the image encoder's last layer, `(images, tokens, features)`.
@@ -105,7 +105,7 @@ impl IpAdapterConfig {
             let features = dim("image_proj.proj.0.weight", 1)?;
             (Projection::Mlp { inner }, features, dim("image_proj.proj.3.weight", 0)?)
         } else {
-            return Err(wrong("what makes tokens of an image is of no known kind".into()));
+            return Err(wrong("unknown projection of image features to tokens".into()));
         };
         let key = |i: usize| shape(&format!("{}.to_k_ip.weight", module(i)));
         let widths = (0..).map_while(|i| key(i)?.first().copied()).collect();
@@ -113,10 +113,10 @@ impl IpAdapterConfig {
     }
 
     /// The image encoder features that the adapter takes.
-    pub fn wants(&self) -> Features {
+    pub fn feature_kind(&self) -> FeatureKind {
         match self.projection {
-            Projection::Linear { .. } => Features::Embedding,
-            Projection::Resampler { .. } | Projection::Mlp { .. } => Features::Penultimate,
+            Projection::Linear { .. } => FeatureKind::Embedding,
+            Projection::Resampler { .. } | Projection::Mlp { .. } => FeatureKind::Penultimate,
         }
     }
 
@@ -187,7 +187,7 @@ impl IpAdapter {
         &self.config
     }
 
-    /// Projects image features of the kind [wanted](IpAdapterConfig::wants) to `(images, tokens, context)`.
+    /// Projects image features of the kind [wanted](IpAdapterConfig::feature_kind) to `(images, tokens, context)`.
     pub fn tokens(&self, features: &Tensor) -> TensorResult<Tensor> {
         match &self.projection {
             Network::Linear { proj, norm } => {

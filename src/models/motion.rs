@@ -9,7 +9,7 @@ use candle_core::{DType, Device, Result, Tensor};
 use serde::{Deserialize, Serialize};
 
 use crate::Stop;
-use crate::kernels::layout::{picture, tokens};
+use crate::kernels::layout::{feature_map, tokens};
 use crate::kernels::{self, Positions};
 use crate::models::{MOST_HEADS, within};
 use crate::nn::{Attention, FeedForward, GroupNorm, LayerNorm, Linear, sinusoidal_positions};
@@ -202,7 +202,7 @@ impl MotionModule {
         let y = self.proj_in.forward_until(&gather(tokens_of(&y)?)?, None, stop)?;
         let y = self.block.forward(&y, stop)?;
         let y = self.proj_out.forward_until(&scatter(y)?, Some(&tokens_of(x)?), stop)?;
-        picture(&y.reshape((images, pixels, channels))?, height, width)
+        feature_map(&y.reshape((images, pixels, channels))?, height, width)
     }
 }
 
@@ -218,6 +218,6 @@ impl Block {
             let y = norm.forward_at(&x, &positions)?;
             x = attention.forward_over_frames(&y, &x, stop)?;
         }
-        self.ff.forward_onto(&self.norm3.forward(&x)?, &x, stop)
+        self.ff.forward(&self.norm3.forward(&x)?, &x, stop)
     }
 }

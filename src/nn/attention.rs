@@ -16,9 +16,9 @@ pub struct Attention {
     heads: usize,
 }
 
-/// Keys and values of an additional context, which is attended to separately from the main one.
+/// Keys and values of an image prompt for one decoupled cross-attention (IP-Adapter, arXiv 2308.06721, section 3.2).
 #[derive(Clone, Debug)]
-pub struct SideContext {
+pub struct ImageContext {
     /// Keys, `(batch / n, tokens, width)`, as [`Attention`] computes them from a context.
     pub keys: Tensor,
     /// Values, of the same shape.
@@ -63,40 +63,45 @@ impl Attention {
     /// # Errors
     ///
     /// A batch that is not a multiple of the context's.
-    pub fn forward_onto(
+    pub fn forward(
         &self,
         x: &Tensor,
         context: &Tensor,
         residual: &Tensor,
         stop: &Stop,
     ) -> Result<Tensor> {
-        self.forward_beside(x, (context, &[]), residual, stop)
+        self.forward_decoupled(x, context, &[], residual, stop)
     }
 
-    /// [`forward_onto`](Self::forward_onto) with attention to side contexts, whose outputs are added before the output
+    /// [`forward`](Self::forward) with decoupled attention to image contexts, whose outputs are added before the output
     /// layer.
-    pub fn forward_beside(
+    ///
+    /// # Errors
+    ///
+    /// Those of [`forward`](Self::forward).
+    pub fn forward_decoupled(
         &self,
         x: &Tensor,
-        (context, sides): (&Tensor, &[SideContext]),
+        context: &Tensor,
+        images: &[ImageContext],
         residual: &Tensor,
         stop: &Stop,
     ) -> Result<Tensor> {
         let project = |linear: &Linear, x: &Tensor| linear.forward_until(x, None, stop);
         let (q, k) = (project(&self.to_q, x)?, project(&self.to_k, context)?);
-        let mut y = self.find(&q, &k, &project(&self.to_v, context)?, stop)?;
-        for side in sides {
-            let found = self.find(&q, &side.keys, &side.values, stop)?;
-            y = match &side.weights {
-                Some(weights) => (y + found.broadcast_mul(weights)?)?,
-                None => (y + found)?,
+        let mut y = self.attend(&q, &k, &project(&self.to_v, context)?, stop)?;
+        for image in images {
+            let attended = self.attend(&q, &image.keys, &image.values, stop)?;
+            y = match &image.weights {
+                Some(weights) => (y + attended.broadcast_mul(weights)?)?,
+                None => (y + attended)?,
             };
         }
         self.to_out.forward_until(&y, Some(residual), stop)
     }
 
     /// The attention output of queries `(batch, tokens, width)` with keys and values `(batch / n, tokens', width)`.
-    fn find(&self, q: &Tensor, k: &Tensor, v: &Tensor, stop: &Stop) -> Result<Tensor> {
+    fn attend(&self, q: &Tensor, k: &Tensor, v: &Tensor, stop: &Stop) -> Result<Tensor> {
         let (batch, tokens, width) = q.dims3()?;
         let contexts = k.dim(0)?;
         if contexts == 0 || batch % contexts != 0 {

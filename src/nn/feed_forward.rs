@@ -23,7 +23,7 @@ impl FeedForward {
     }
 
     /// Maps `(batch, tokens, width)` to the same shape; `residual` is added.
-    pub fn forward_onto(&self, x: &Tensor, residual: &Tensor, stop: &Stop) -> Result<Tensor> {
+    pub fn forward(&self, x: &Tensor, residual: &Tensor, stop: &Stop) -> Result<Tensor> {
         self.out.forward_until(&self.proj.forward_until(x, None, stop)?, Some(residual), stop)
     }
 }

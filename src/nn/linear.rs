@@ -34,11 +34,11 @@ impl Linear {
     }
 
     /// [`forward`](Self::forward) plus `residual` `(.., outputs)`.
-    pub fn forward_onto(&self, x: &Tensor, residual: &Tensor) -> Result<Tensor> {
+    pub fn forward_residual(&self, x: &Tensor, residual: &Tensor) -> Result<Tensor> {
         kernels::linear(x, &self.0, Some(residual))
     }
 
-    /// [`forward`](Self::forward) or [`forward_onto`](Self::forward_onto), cancelled by `stop`.
+    /// [`forward`](Self::forward) or [`forward_residual`](Self::forward_residual), cancelled by `stop`.
     pub fn forward_until(
         &self,
         x: &Tensor,

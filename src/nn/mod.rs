@@ -15,7 +15,7 @@ mod timestep;
 mod transformer;
 
 pub(crate) use attention::check_heads;
-pub use attention::{Attention, SideContext};
+pub use attention::{Attention, ImageContext};
 pub use conv::{Conv2d, ConvOptions};
 pub use feed_forward::FeedForward;
 pub use linear::Linear;

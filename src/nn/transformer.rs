@@ -4,11 +4,11 @@ use crate::weights::VarBuilder;
 use candle_core::{Result, Tensor};
 
 use super::{
-    Attention, Conv2d, ConvOptions, FeedForward, GroupNorm, LayerNorm, Linear, SideContext,
+    Attention, Conv2d, ConvOptions, FeedForward, GroupNorm, ImageContext, LayerNorm, Linear,
 };
 use crate::Stop;
 use crate::kernels::ConvArgs;
-use crate::kernels::layout::{picture, tokens};
+use crate::kernels::layout::{feature_map, tokens};
 
 /// Options of a [`SpatialTransformer`].
 #[derive(Clone, Copy, Debug)]
@@ -81,13 +81,15 @@ impl Block {
     fn forward(
         &self,
         x: &Tensor,
-        context: (&Tensor, &[SideContext]),
+        context: &Tensor,
+        images: &[ImageContext],
         stop: &Stop,
     ) -> Result<Tensor> {
         let y = self.norm1.forward(x)?;
-        let x = self.attn1.forward_onto(&y, &y, x, stop)?;
-        let x = self.attn2.forward_beside(&self.norm2.forward(&x)?, context, &x, stop)?;
-        self.ff.forward_onto(&self.norm3.forward(&x)?, &x, stop)
+        let x = self.attn1.forward(&y, &y, x, stop)?;
+        let y = self.norm2.forward(&x)?;
+        let x = self.attn2.forward_decoupled(&y, context, images, &x, stop)?;
+        self.ff.forward(&self.norm3.forward(&x)?, &x, stop)
     }
 }
 
@@ -107,12 +109,12 @@ impl SpatialTransformer {
 
     /// Maps `(batch*frames, channels, height, width)` to the same shape; `context` is `(batch, tokens, dim)`.
     ///
-    /// `sides` has a list per block, or is empty.
+    /// `images` has a list of image contexts per block, or is empty.
     pub fn forward(
         &self,
         x: &Tensor,
         context: &Tensor,
-        sides: &[Vec<SideContext>],
+        images: &[Vec<ImageContext>],
         stop: &Stop,
     ) -> Result<Tensor> {
         let (_, _, height, width) = x.dims4()?;
@@ -122,16 +124,16 @@ impl SpatialTransformer {
             Projection::Linear(linear) => linear.forward(&tokens(&y)?)?,
         }; // (batch*frames, height*width, channels)
         for (i, block) in self.blocks.iter().enumerate() {
-            let sides = sides.get(i).map(Vec::as_slice).unwrap_or_default();
-            y = block.forward(&y, (context, sides), stop)?;
+            let images = images.get(i).map(Vec::as_slice).unwrap_or_default();
+            y = block.forward(&y, context, images, stop)?;
         }
         match &self.proj_out {
             Projection::Conv(conv) => {
                 let args = ConvArgs { residual: Some(x), ..ConvArgs::default() };
-                conv.forward_with(&picture(&y, height, width)?, args)
+                conv.forward_with(&feature_map(&y, height, width)?, args)
             }
             Projection::Linear(linear) => {
-                picture(&linear.forward_onto(&y, &tokens(x)?)?, height, width)
+                feature_map(&linear.forward_residual(&y, &tokens(x)?)?, height, width)
             }
         }
     }

@@ -20,9 +20,9 @@ pub(super) struct Movie {
     pub(super) pps: Vec<u8>,
     /// Bytes of each frame.
     pub(super) sizes: Vec<u32>,
-    /// Which frames can be decoded alone, from 0.
+    /// Indices of the key frames, from 0.
     pub(super) keys: Vec<u32>,
-    /// Where in the file the first frame begins; the others follow.
+    /// Offset in the file of the first frame; the others follow.
     pub(super) offset: u64,
 }
 

@@ -1,4 +1,4 @@
-//! What is known about a clip before its first frame, and when each frame is shown.
+//! Properties of a clip that are known before its first frame, and the times of its frames.
 
 use crate::media::RgbImage;
 use crate::{Error, Result};
@@ -10,7 +10,7 @@ pub struct ClipInfo {
     pub width: u32,
     /// Height in pixels.
     pub height: u32,
-    /// How many frames will come.
+    /// Number of frames.
     pub frames: usize,
     /// Frames a second.
     pub fps: f64,
@@ -102,7 +102,7 @@ impl ClipInfo {
         (last.0 as u32, last.1 as u32)
     }
 
-    /// How long frame `index` is shown, in units of which there are `per_second`.
+    /// Duration of frame `index`, in units of 1/`per_second` seconds.
     ///
     /// Rounding is carried on, so the clip's length is right to half a unit however long it is.
     pub(super) fn duration(&self, index: usize, per_second: u32) -> u32 {

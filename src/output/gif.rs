@@ -18,7 +18,7 @@ use crate::media::RgbImage;
 
 /// Bytes of frames that wait in memory.
 const IN_MEMORY: usize = 64 << 20;
-/// Of 256 colours, one is transparent.
+/// Maximum number of colours; one of 256 is transparent.
 const COLORS: usize = 255;
 
 /// A GIF in the making.
@@ -142,7 +142,7 @@ impl Part {
         Self { left, top, width: right - left + 1, height: bottom - top + 1 }
     }
 
-    /// This part of an image, compressed; with holes where it equals what is already shown.
+    /// Compresses this part of an image, with holes where it equals what is already shown.
     fn frame(self, indices: &[u8], width: usize, holes: Option<(&[u8], u8)>) -> Frame<'static> {
         let rows = self.top..self.top + self.height;
         let places =

@@ -34,17 +34,17 @@ const LONGEST: u64 = 16 << 20;
 pub struct Metadata {
     /// Everything needed to make the clip again, as JSON.
     pub request_json: String,
-    /// The same for people and other programs, as A1111 writes it: prompt, negative prompt, settings.
+    /// The settings as text for people and other programs, in A1111's format: prompt, negative prompt, settings.
     pub parameters: String,
 }
 
 impl Metadata {
-    /// Whether there is nothing to write.
+    /// Returns whether there is nothing to write.
     pub fn is_empty(&self) -> bool {
         self.request_json.is_empty() && self.parameters.is_empty()
     }
 
-    /// The same without characters that some container cannot hold.
+    /// Replaces characters that some container cannot hold.
     ///
     /// JSON says them in ASCII, where they can only be within strings; in the parameters they become U+FFFD.
     pub(super) fn printable(&self) -> Self {
@@ -141,7 +141,7 @@ impl<R: Read + Seek> Walk<R> {
 /// Tells the containers apart by their first bytes.
 fn scan<R: Read + Seek>(walk: &mut Walk<R>) -> io::Result<Metadata> {
     if walk.end < 12 {
-        return Err(bad(format!("a file of {} bytes is no clip", walk.end)));
+        return Err(bad(format!("a file of {} bytes is not a clip", walk.end)));
     }
     let head: [u8; 12] = walk.array()?;
     walk.at = 0;

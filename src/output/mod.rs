@@ -80,7 +80,7 @@ use crate::media::{FrameSink, RgbImage};
 use crate::{Error, Result, Stop};
 use target::{Draft, Target};
 
-/// What the frames become.
+/// File formats of clips.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum Format {
@@ -90,7 +90,7 @@ pub enum Format {
     Webp,
     /// An animated PNG.
     Apng,
-    /// One PNG a frame.
+    /// Numbered PNGs, one per frame.
     Png,
     /// H.264 in MP4.
     Mp4,
@@ -143,7 +143,7 @@ impl Format {
         }
     }
 
-    /// Whether this build can write it.
+    /// Returns whether this build can write the format.
     pub fn is_available(self) -> bool {
         match self {
             Self::Gif => cfg!(feature = "gif"),
@@ -188,7 +188,7 @@ impl Format {
         Ok(())
     }
 
-    /// Whether this build can write it, as an error.
+    /// Checks that this build can write the format.
     fn need(self) -> Result<()> {
         if self.is_available() { Ok(()) } else { Err(Error::Feature { feature: self.name() }) }
     }
@@ -206,7 +206,7 @@ pub fn check(path: &Path, existing: Existing) -> Result<Format> {
     Ok(format)
 }
 
-/// What is lost of an older and longer series when this one takes its place, as a sentence.
+/// A sentence about the files of an older, longer series that this one would delete, if there are any.
 #[cfg_attr(not(feature = "cli"), allow(dead_code))]
 pub(crate) fn surplus(path: &Path, frames: usize, existing: Existing) -> Result<Option<String>> {
     let Target::Series(series) = Target::resolve(path, Format::from_path(path)?, existing)? else {
@@ -374,7 +374,7 @@ impl<E: Encode<Draft>> FrameSink for Single<E> {
     }
 }
 
-/// What stopped an encoder.
+/// Errors of encoders.
 #[derive(Debug)]
 enum Fault {
     /// The bytes could not be written.

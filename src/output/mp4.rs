@@ -90,7 +90,7 @@ impl<W: Write + Seek> Mp4<W> {
         if largest.duration().is_none() {
             return Err(Fault::Codec("the clip lasts longer than the format can say".into()));
         }
-        // What is not needed becomes an empty box, which has at least eight bytes.
+        // Unused space becomes an empty box, which has at least eight bytes.
         self.room = largest.movie_box(&self.metadata).len() + 8;
         self.out.write_all(&boxes::free(self.room))?;
         self.out.write_all(&boxes::media_header(0))?;
@@ -141,8 +141,8 @@ impl<W: Write + Seek + Send> Encode<W> for Mp4<W> {
     const NAME: &'static str = "mp4";
 
     fn frame(&mut self, frame: &RgbImage) -> Result<(), Fault> {
-        let picture = ycbcr::halved(frame, Matrix::Bt709);
-        let encoded = self.encoder.encode(&picture)?;
+        let planes = ycbcr::halved(frame, Matrix::Bt709);
+        let encoded = self.encoder.encode(&planes)?;
         let is_key = encoded.frame_type() == FrameType::IDR;
         let stream = encoded.to_vec();
         let is_first = self.movie.sizes.is_empty();
@@ -160,7 +160,7 @@ impl<W: Write + Seek + Send> Encode<W> for Mp4<W> {
             }
         }
         if sample.is_empty() || (is_first && (!is_key || self.movie.sps.len() < 4)) {
-            return Err(Fault::Codec(format!("nothing came of frame {}", self.movie.sizes.len())));
+            return Err(Fault::Codec(format!("frame {} gave nothing", self.movie.sizes.len())));
         }
         if is_first {
             self.begin()?;

@@ -17,7 +17,7 @@ const COUNTED: u32 = 6;
 const DRAWN: u32 = 7;
 /// Rounds of k-means; later ones move no centre by a visible amount.
 const ROUNDS: usize = 8;
-/// How much errors in red, green and blue are seen.
+/// Visibility of errors in red, green and blue.
 const WEIGHTS: [f32; 3] = [0.85, 1.2, 0.7];
 
 /// The bin of a colour, when this many bits of each channel count.
@@ -25,7 +25,7 @@ fn bin(color: [u8; 3], bits: u32) -> usize {
     color.iter().fold(0, |bin, value| (bin << bits) | usize::from(value >> (8 - bits)))
 }
 
-/// How often each colour occurs.
+/// Number of occurrences of each colour.
 pub(super) struct Histogram {
     bins: Vec<Bin>,
     /// The colours themselves while there are few.
@@ -195,7 +195,7 @@ fn cut(mut points: Vec<Point>, limit: usize, stop: &Stop) -> Result<Vec<[f32; 3]
     Ok(boxes.iter().map(|part| part.sums.mean()).collect())
 }
 
-/// One round of k-means; says whether anything moved.
+/// One iteration of k-means; returns whether a centre moved.
 fn settle(points: &[Point], centers: &mut [[f32; 3]]) -> bool {
     let mut sums = vec![Sums::default(); centers.len()];
     for point in points {
@@ -320,7 +320,7 @@ impl Palette {
 pub(super) struct Drawn<'a> {
     /// The frame, three bytes a pixel.
     pub(super) frame: &'a [u8],
-    /// One index a pixel.
+    /// Palette index of each pixel.
     pub(super) indices: &'a [u8],
 }
 

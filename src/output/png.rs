@@ -1,4 +1,4 @@
-//! What animated and numbered PNGs share: a header, texts, and what may go wrong.
+//! Common parts of animated and numbered PNGs: header, texts, errors.
 
 use std::io::Write;
 

@@ -1,4 +1,4 @@
-//! One PNG a frame, numbered from 0; all of them appear, or none.
+//! Numbered PNGs, one per frame, from 0; all of them appear, or none.
 
 use std::io::{BufWriter, Write};
 

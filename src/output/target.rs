@@ -1,4 +1,4 @@
-//! Where an output goes: one file, a numbered series, or standard output.
+//! Destination of an output: one file, a numbered series, or standard output.
 
 use std::fmt;
 use std::fs;
@@ -42,7 +42,7 @@ impl Pattern {
             }
             let Some((digits, tail)) = number_field(tail) else {
                 if is_png {
-                    return bad("this percent sign is no frame number");
+                    return bad("this percent sign is not followed by a frame number");
                 }
                 return Ok(None);
             };
@@ -64,7 +64,7 @@ impl Pattern {
         format!("{}{index:0width$}{}", self.before, self.after, width = self.digits)
     }
 
-    /// Whether a file name could be one of the series.
+    /// Returns whether a file name could be one of the series.
     fn matches(&self, name: &str) -> bool {
         name.strip_prefix(&self.before).and_then(|rest| rest.strip_suffix(&self.after)).is_some_and(
             |n| n.len() >= self.digits.max(1) && n.bytes().all(|byte| byte.is_ascii_digit()),
@@ -147,7 +147,7 @@ impl Target {
         }
     }
 
-    /// Whether the output has or may have a file of this name.
+    /// Returns whether the output has or may have a file of this name.
     pub(super) fn holds(&self, other: &Place) -> bool {
         let is_same_folder = |folder: &Path| {
             let [a, b] = [folder, other.folder()].map(fs::canonicalize);
@@ -167,7 +167,7 @@ impl Target {
     }
 }
 
-/// What encoders write to.
+/// Destination of an encoder's bytes.
 pub(super) trait Stream: Write + Seek + Send {}
 
 impl<W: Write + Seek + Send> Stream for W {}

@@ -16,7 +16,7 @@ use crate::media::RgbImage;
 const HAS_ANIMATION: u8 = 1 << 1;
 const HAS_XMP: u8 = 1 << 2;
 const HAS_EXIF: u8 = 1 << 3;
-/// Of a frame: replace what is there, do not blend with it.
+/// Flag of a frame that replaces the canvas instead of blending with it.
 const REPLACE: u8 = 1 << 1;
 /// `RIFF`, a size and `WEBP`, which the encoder of stills writes first.
 const STILL_HEADER: usize = 12;
@@ -112,9 +112,9 @@ impl<W: Write + Seek + Send> Encode<W> for Webp<W> {
         let ClipInfo { width, height, .. } = self.clip;
         let mut still = Vec::new();
         WebPEncoder::new(&mut still).encode(frame.as_raw(), width, height, ColorType::Rgb8)?;
-        let picture = still
+        let image = still
             .get(STILL_HEADER..)
-            .filter(|picture| picture.starts_with(b"VP8L"))
+            .filter(|image| image.starts_with(b"VP8L"))
             .ok_or_else(|| Fault::Codec("the image is not VP8L".into()))?;
         let duration = self.clip.duration(self.seen, 1000).min((1 << 24) - 1);
         let header = [
@@ -124,7 +124,7 @@ impl<W: Write + Seek + Send> Encode<W> for Webp<W> {
             &u24(duration),
             &[REPLACE],
         ];
-        let body = [&header.concat()[..], picture].concat();
+        let body = [&header.concat()[..], image].concat();
         self.chunk(*b"ANMF", &body)?;
         self.seen += 1;
         Ok(())

@@ -2,7 +2,7 @@
 
 use crate::media::RgbImage;
 
-/// Which RGB a luma is made of.
+/// Matrix coefficients of the conversion from RGB.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Matrix {
     /// ITU-R BT.601: what readers assume of streams that do not say.
@@ -49,7 +49,7 @@ fn chroma(c: f32) -> u8 {
     (128.0 + 224.0 * c).round() as u8
 }
 
-/// One chroma sample a pixel.
+/// Converts to 4:4:4, with one chroma sample per pixel.
 pub(super) fn full(frame: &RgbImage, matrix: Matrix) -> Planes {
     let weights = matrix.weights();
     let mut planes =
@@ -63,7 +63,7 @@ pub(super) fn full(frame: &RgbImage, matrix: Matrix) -> Planes {
     planes
 }
 
-/// One chroma sample for two by two pixels; odd sizes grow by repeating the last column or row.
+/// Converts to 4:2:0, with one chroma sample for two by two pixels; odd sizes grow by repeating the last column or row.
 ///
 /// Chroma sits where H.264 puts it unless told otherwise (ITU-T H.264, figure E-1, type 0): in the columns
 /// of the even luma samples, so it is filtered with 1-2-1 across, and between two rows.

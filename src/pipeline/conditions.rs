@@ -8,7 +8,7 @@ use candle_core::{DType, Device, Tensor};
 use super::denoiser::{Guided, Settings};
 use super::event::record;
 use super::{Event, Observer, Pipeline, Prepared, hints, lock};
-use crate::adapters::ip_adapter::{ImagePrompt, Neighbour, Sight};
+use crate::adapters::ip_adapter::{ImageFeatures, ImagePrompt, UNetInfo};
 use crate::adapters::{Conditioner, Pass};
 use crate::library::SideNetwork;
 use crate::media::tensor::from_rgb;
@@ -140,22 +140,23 @@ impl Pipeline {
         for adapter in &request.ip_adapters {
             paths.push(self.models.ip_adapter_config(&adapter.model)?.1.to_path_buf());
         }
-        let mut sights = BTreeMap::new();
+        let mut encoded = BTreeMap::new();
         for path in paths.iter().collect::<BTreeSet<_>>() {
             let encoder = self.image_encoder(path, observer)?;
             let all = request.ip_adapters.iter().zip(&prepared.pictures).zip(&paths).enumerate();
             for (i, ((adapter, pictures), own)) in all {
                 if own == path {
-                    let wants = self.models.ip_adapter_config(&adapter.model)?.0.wants();
+                    let kind = self.models.ip_adapter_config(&adapter.model)?.0.feature_kind();
                     let is_guided = request.is_guided();
                     let images = &pictures.images;
-                    let sight = Sight::of(&encoder, images, wants, is_guided, &self.stop)?;
-                    sights.insert(i, sight);
+                    let features =
+                        ImageFeatures::encode(&encoder, images, kind, is_guided, &self.stop)?;
+                    encoded.insert(i, features);
                 }
             }
         }
         let factor = self.models.factor();
-        let unet = Neighbour {
+        let unet = UNetInfo {
             attentions: self.models.unet_config().cross_attentions()?,
             dtype: self.precision.unet,
             height: prepared.height / factor,
@@ -166,9 +167,9 @@ impl Pipeline {
             request.ip_adapters.iter().zip(&prepared.pictures).enumerate()
         {
             let net = self.ip_adapter(&adapter.model, observer)?;
-            let Some(sight) = sights.get(&i) else { continue };
+            let Some(features) = encoded.get(&i) else { continue };
             self.stop.check()?;
-            prompts.push(ImagePrompt::new(&net, sight, pictures.settings.clone(), &unet)?);
+            prompts.push(ImagePrompt::new(&net, features, pictures.settings.clone(), &unet)?);
         }
         Ok(prompts)
     }

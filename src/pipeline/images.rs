@@ -2,7 +2,7 @@
 
 use super::inputs::Inputs;
 use crate::adapters::Mask;
-use crate::adapters::ip_adapter::{ImagePromptSettings, Share};
+use crate::adapters::ip_adapter::{ImagePromptSettings, ImageScope};
 use crate::media::RgbImage;
 use crate::media::read::Selection;
 use crate::media::resize::{Fit, resize};
@@ -66,16 +66,16 @@ fn read(
         let reason = format!("{found} images have {} masks", masks.len());
         return Err(adapter.wrong(reason).with_hint("each image has one mask, or none has"));
     }
-    let share = match (adapter.per_frame, masks.is_empty()) {
-        (true, _) => Share::Frames,
-        (false, true) => Share::Everything,
-        (false, false) => Share::Masks(masks),
+    let scope = match (adapter.per_frame, masks.is_empty()) {
+        (true, _) => ImageScope::PerFrame,
+        (false, true) => ImageScope::All,
+        (false, false) => ImageScope::Masks(masks),
     };
     let settings = ImagePromptSettings {
         label: adapter.label().to_owned(),
         strength: adapter.scale.clone(),
         range: adapter.range()?,
-        share,
+        scope,
     };
     Ok(Pictures { images, settings })
 }

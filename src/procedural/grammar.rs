@@ -234,7 +234,7 @@ impl FromStr for Caption {
         let lower = text.trim().to_lowercase();
         Self::all()
             .find(|caption| caption.to_string() == lower)
-            .ok_or_else(|| wrong(format!("`{}` is none that is known", short(text))))
+            .ok_or_else(|| wrong(format!("`{}` is unknown", short(text))))
     }
 }
 

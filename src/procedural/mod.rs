@@ -9,8 +9,8 @@
 //!
 //! let caption: Caption = "a red circle moving right on a black background".parse()?;
 //! let frames = Scene::new(caption, 42).frames(64, 16);
-//! let seen = Oracle::default().look(&frames);
-//! assert!(seen.matches(&caption).all());
+//! let observation = Oracle::default().observe(&frames);
+//! assert!(observation.matches(&caption).all());
 //! # Ok::<(), animatelcm::Error>(())
 //! ```
 
@@ -21,6 +21,6 @@ mod scene;
 mod score;
 
 pub use grammar::{Background, Caption, Color, Motion, Shape};
-pub use oracle::{Matches, Oracle, Seen};
+pub use oracle::{Matches, Observation, Oracle};
 pub use scene::Scene;
 pub use score::{Count, Score};

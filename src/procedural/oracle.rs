@@ -53,7 +53,7 @@ impl Default for Oracle {
 
 /// Recognised content of a clip.
 #[derive(Clone, Debug, PartialEq)]
-pub struct Seen {
+pub struct Observation {
     /// Nearest known background.
     pub background: Background,
     /// Nearest known colour, if there is an object.
@@ -95,7 +95,7 @@ impl Matches {
     }
 }
 
-impl Seen {
+impl Observation {
     /// Compares the content with a caption.
     pub fn matches(&self, caption: &Caption) -> Matches {
         Matches {
@@ -125,11 +125,11 @@ struct Object {
 
 impl Oracle {
     /// Recognises the content of a clip, whose frames have one size.
-    pub fn look(&self, frames: &[RgbImage]) -> Seen {
+    pub fn observe(&self, frames: &[RgbImage]) -> Observation {
         let borders: Vec<Rgb> = frames.iter().map(|frame| median(border(frame))).collect();
         let ground = median(frames.iter().flat_map(border));
         let flicker = borders.iter().map(|b| distance(*b, ground)).fold(0.0, f64::max);
-        let mut seen = Seen {
+        let mut observation = Observation {
             background: nearest(Background::ALL, ground, Background::meaning),
             color: None,
             shape: None,
@@ -139,32 +139,32 @@ impl Oracle {
             turn: 0.0,
             is_steady: false,
         };
-        let Some(color) = self.object_color(frames, ground) else { return seen };
-        seen.color = Some(nearest(Color::ALL, color, Color::meaning));
+        let Some(color) = self.object_color(frames, ground) else { return observation };
+        observation.color = Some(nearest(Color::ALL, color, Color::meaning));
 
         let objects: Vec<Option<Object>> =
             frames.iter().map(|frame| self.object(frame, ground, color)).collect();
         let found: Vec<Object> = objects.iter().copied().flatten().collect();
         // An object missing in more than a quarter of the frames has no track.
         if found.len() * 4 < frames.len() * 3 || found.is_empty() {
-            return seen;
+            return observation;
         }
         let weight =
             |shape: Shape| found.iter().filter(|o| o.shape == shape).map(|o| o.size).sum::<f64>();
         let total: f64 = found.iter().map(|o| o.size).sum();
         let best = Shape::ALL.iter().copied().max_by(|a, b| weight(*a).total_cmp(&weight(*b)));
-        let Some(shape) = best else { return seen };
-        seen.shape = Some(shape);
+        let Some(shape) = best else { return observation };
+        observation.shape = Some(shape);
         let track = Track::new(&found, shape);
-        seen.travel = track.travel().0.hypot(track.travel().1);
-        seen.growth = track.growth();
-        seen.turn = track.turn;
-        seen.motion = self.motion(&track);
-        seen.is_steady = found.len() == frames.len()
+        observation.travel = track.travel().0.hypot(track.travel().1);
+        observation.growth = track.growth();
+        observation.turn = track.turn;
+        observation.motion = self.motion(&track);
+        observation.is_steady = found.len() == frames.len()
             && weight(shape) >= 0.75 * total
             && flicker <= self.flicker
             && track.jerk() <= self.jerk;
-        seen
+        observation
     }
 
     /// Median colour of the pixels that differ most from the background.

@@ -18,7 +18,7 @@ const GRAMMAR: &str = "NAME=HINT,model=FILE[,scale=0.8][,start=0][,end=0.6][,fit
                        [,guess]; \
                        a path with commas in double quotes: NAME=\"a, b.png\"";
 
-/// What may follow `NAME=HINT`. Curves and lists have commas of their own: `scale=0:1.0,8:0.2`, `frames=0,8,15`.
+/// Keys that may follow `NAME=HINT`. Curves and lists contain commas: `scale=0:1.0,8:0.2`, `frames=0,8,15`.
 const KEYS: [Key; 9] = [
     Key::new("model", Kind::Path),
     Key::new("scale", Kind::List(|part| part.contains(':'))),
@@ -31,15 +31,15 @@ const KEYS: [Key; 9] = [
     Key::new("guess", Kind::Word),
 ];
 
-/// A network and the hint that it has the clip follow. The network's file tells whether it is a ControlNet, a SparseCtrl
-/// network or a T2I-Adapter.
+/// A network and the hint that it has the clip follow. The network's file tells whether it is a ControlNet, a
+/// SparseCtrl network or a T2I-Adapter.
 ///
 /// On the command line `NAME=HINT,model=FILE` and perhaps `,scale=0.8`, `,start=0`, `,end=0.6`, `,fit=crop`,
 /// `,frames=0,8`, `,from=0`, `,every=2` and `,guess`. Paths with commas are in double quotes.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Control {
-    /// What messages call it; no two may have the same name.
+    /// The name used in messages, unique in a request.
     pub name: String,
     /// An image for all frames (for SparseCtrl, of frame 0); or an animation or a folder of images, one for each
     /// frame (for SparseCtrl, for each of `frames`).
@@ -49,10 +49,10 @@ pub struct Control {
     pub sha256: Option<String>,
     /// The network's file or folder. Several controls may share one.
     pub model: String,
-    /// How strongly it counts: a number, or a curve over the frames such as `0:1.0,8:0.2`.
+    /// Strength: a number, or a curve over the frames such as `0:1.0,8:0.2`.
     #[serde(default)]
     pub scale: Strength,
-    /// Which part of the run it works in: 0 is the beginning.
+    /// Start of the part of the run in which it is active, from 0.
     #[serde(default)]
     pub start: f64,
     /// The end of that part; 1 is the end of the run.
@@ -72,7 +72,7 @@ pub struct Control {
     /// Guess mode: shallow residuals count less, and the negative prompt goes without.
     #[serde(default)]
     pub guess: bool,
-    /// How a hint of another size is brought to the clip's.
+    /// Resizing of hints of another size than the clip's.
     #[serde(default)]
     pub fit: Fit,
 }

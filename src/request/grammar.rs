@@ -7,7 +7,7 @@
 /// No path is longer: bytes.
 const LONGEST_PATH: usize = 4096;
 
-/// What may follow the first item.
+/// A key that may follow the first item.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Key {
     pub(super) name: &'static str,
@@ -16,7 +16,7 @@ pub(super) struct Key {
     pub(super) repeats: bool,
 }
 
-/// What a key's value is.
+/// The kind of a key's value.
 #[derive(Clone, Copy, Debug)]
 pub(super) enum Kind {
     /// A name or path.
@@ -48,7 +48,7 @@ pub(super) struct Item {
     pub(super) value: String,
 }
 
-/// How the first item is written.
+/// The syntax of the first item.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum First {
     /// `NAME=PATH`; its key is the name.
@@ -153,16 +153,16 @@ pub(super) fn items(
     Ok(items)
 }
 
-/// What is between two commas.
+/// Text between two commas.
 struct Segment<'a> {
     all: &'a str,
-    /// What is before the first equals sign, if there is one.
+    /// Text before the first equals sign, if there is one.
     key: Option<&'a str>,
-    /// What is after it, else all.
+    /// Text after the equals sign, else all.
     value: &'a str,
     /// The value, where it was in quotes.
     quoted: Option<String>,
-    /// Where it ends in the whole text.
+    /// Offset of its end in the whole text.
     end: usize,
 }
 
@@ -325,7 +325,7 @@ mod tests {
             reads(&text, &[path], &want);
             reads(&format!("n=h,model={path}"), &[path], &[("n", "h"), ("model", path)]);
         }
-        // What is there already is not looked for further on.
+        // An existing path is not extended further.
         reads("n=a,model=m", &["a", "a,model=m"], &[("n", "a"), ("model", "m")]);
         let found = read("a, b.png,model=m,image=c,d", First::Path("image"), &["a, b.png", "c,d"]);
         let values: Vec<_> = found.unwrap().into_iter().map(|(_, value)| value).collect();

@@ -16,7 +16,7 @@ const FIELD: &str = "ip-adapter";
 const GRAMMAR: &str = "IMAGE,model=FILE[,scale=0.6][,start=0][,end=1][,image=MORE][,mask=IMAGE][,per-frame]\
                        [,name=NAME]; a path with commas in double quotes: \"a, b.png\"";
 
-/// What may follow the first image. A curve has commas of its own: `scale=0:1.0,8:0.2`.
+/// Keys that may follow the first image. A curve contains commas: `scale=0:1.0,8:0.2`.
 const KEYS: [Key; 8] = [
     Key::repeated("image", Kind::Path),
     Key::repeated("mask", Kind::Path),
@@ -35,23 +35,23 @@ const KEYS: [Key; 8] = [
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct IpAdapter {
-    /// What messages call it; the first image if left out.
+    /// The name used in messages; the first image if left out.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub name: Option<String>,
     /// Images, animations and folders of images. In a clip their SHA-256 is always there.
     pub images: Vec<FileRecord>,
     /// The IP-Adapter's file. Several entries may share one.
     pub model: String,
-    /// How strongly it counts: a number, or a curve over the frames such as `0:1.0,8:0.2`.
+    /// Strength: a number, or a curve over the frames such as `0:1.0,8:0.2`.
     #[serde(default)]
     pub scale: Strength,
-    /// Which part of the run it works in: 0 is the beginning.
+    /// Start of the part of the run in which it is active, from 0.
     #[serde(default)]
     pub start: f64,
     /// The end of that part; 1 is the end of the run.
     #[serde(default = "one")]
     pub end: f64,
-    /// Where each image counts: one mask for each, white where it does.
+    /// Masks of the regions where the images apply, one for each: white where it does.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub masks: Vec<FileRecord>,
     /// Whether every frame has an image of its own.
@@ -112,7 +112,7 @@ impl IpAdapter {
 grammar::from_text!(IpAdapter);
 
 impl IpAdapter {
-    /// What messages call it.
+    /// The name used in messages.
     pub fn label(&self) -> &str {
         match (&self.name, self.images.first()) {
             (Some(name), _) => name,
@@ -121,7 +121,7 @@ impl IpAdapter {
         }
     }
 
-    /// When it works.
+    /// The part of the run in which it is active.
     pub(crate) fn range(&self) -> Result<ActiveRange> {
         ActiveRange::new(self.start, self.end).map_err(|error| self.wrong(error))
     }
@@ -162,7 +162,7 @@ mod tests {
     }
 
     #[test]
-    fn a_flag_says_which_pictures_count_and_how() {
+    fn a_flag_says_which_images_count_and_how() {
         let adapter = parsed("a=b.png,model=c.safetensors");
         assert_eq!(files(&adapter.images), ["a=b.png"]);
         assert_eq!((adapter.label(), adapter.model.as_str()), ("a=b.png", "c.safetensors"));

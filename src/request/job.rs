@@ -12,15 +12,15 @@ pub const SCHEMA: &str = "animatelcm/v1";
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(try_from = "Document", into = "Document")]
 pub struct Job {
-    /// What runs.
+    /// Weights by name or path, and where they run.
     pub models: Spec,
-    /// What is asked of it.
+    /// The request.
     pub request: Request,
     /// Tensors in place of drawn ones.
     pub tensors_in: Option<FileRecord>,
-    /// In a finished clip: every weight file that it was made with.
+    /// Every weight file that a finished clip was made with.
     pub weights: Vec<FileRecord>,
-    /// In a finished clip: the program that made it.
+    /// The program that made a finished clip.
     pub program: Option<Program>,
 }
 
@@ -35,7 +35,7 @@ pub struct FileRecord {
     pub sha256: Option<String>,
 }
 
-/// What made a clip.
+/// The program that made a clip.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Program {

@@ -41,7 +41,7 @@ pub(crate) const MOST_PIXELS: usize = 8192;
 /// The longest clip that any output holds, in frames.
 const MOST_FRAMES: usize = 1 << 24;
 
-/// What a clip is to show, and how it is sampled.
+/// Contents of a clip, and how it is sampled.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Request {
     /// The prompts.
@@ -56,7 +56,7 @@ pub struct Request {
     pub controls: Vec<Control>,
     /// IP-Adapters with their images.
     pub ip_adapters: Vec<IpAdapter>,
-    /// How the frames become a file.
+    /// Settings of the output.
     pub output: Output,
 }
 
@@ -88,7 +88,7 @@ pub struct Sampling {
     pub steps: usize,
     /// Scale of classifier-free guidance; none at 1 or below.
     pub cfg_scale: f64,
-    /// How timesteps are spread; LCM takes none.
+    /// Spacing of the timesteps; LCM takes none.
     pub spacing: Option<Spacing>,
     /// Steps of the teacher whose timesteps LCM takes.
     pub original_inference_steps: Option<usize>,
@@ -120,23 +120,23 @@ impl Default for Sampling {
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Schedule {
-    /// How betas run from the first to the last.
+    /// Interpolation of the betas from the first to the last.
     pub beta_schedule: Option<BetaSchedule>,
     /// The first beta.
     pub beta_start: Option<f64>,
     /// The last beta.
     pub beta_end: Option<f64>,
-    /// What the UNet's output means.
+    /// Meaning of the UNet's output: noise, velocity or sample.
     pub prediction: Option<Prediction>,
     /// Whether the betas are rescaled so that the schedule ends in pure noise.
     pub zero_snr: Option<bool>,
     /// Whether DDIM's last step ends without noise instead of at the first training timestep.
     pub set_alpha_to_one: Option<bool>,
-    /// What `leading` spacing adds to each timestep.
+    /// Offset that `leading` spacing adds to each timestep.
     pub steps_offset: Option<usize>,
 }
 
-/// How the frames become a file.
+/// Settings of the output.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Output {
@@ -201,7 +201,7 @@ impl Request {
         Ok(())
     }
 
-    /// Whether the negative prompt and guidance count.
+    /// Returns whether guidance is on, and the negative prompt has an effect.
     pub fn is_guided(&self) -> bool {
         self.sampling.cfg_scale > 1.0
     }

@@ -14,11 +14,11 @@ const MOST_BYTES: usize = 1 << 20;
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(from = "Written")]
 pub struct Prompt {
-    /// What to show.
+    /// The prompt.
     pub text: String,
-    /// What to avoid; counts only with guidance.
+    /// The negative prompt; has an effect only with guidance.
     pub negative: String,
-    /// How both are read.
+    /// Syntax of both.
     pub mode: PromptMode,
     /// Layers left out at the end of the text encoder.
     pub clip_skip: usize,

@@ -1,4 +1,4 @@
-//! What runs: weights by name or path, and where.
+//! Weights by name or path, and the device they run on.
 
 use serde::{Deserialize, Serialize};
 
@@ -8,13 +8,13 @@ use crate::adapters::lora::BlockFactors;
 use crate::device::{DeviceChoice, DtypeChoice, KernelChoice, Quantize};
 use crate::{Error, Result};
 
-/// What runs: names or paths of weights, and where.
+/// Names or paths of weights, and the device they run on.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Spec {
     /// The base model; none is the embedded one.
     pub model: Option<String>,
-    /// Where the sizes of a single-file model are, if they are not those of Stable Diffusion 1.5.
+    /// Folder with the configuration of a single-file model, if its sizes are not those of Stable Diffusion 1.5.
     pub model_config: Option<String>,
     /// Personalised weights laid over the base model.
     pub checkpoint: Option<String>,
@@ -39,10 +39,10 @@ pub struct Spec {
     pub device: DeviceChoice,
     /// The dtype.
     pub dtype: DtypeChoice,
-    /// To how many bits the weights of the UNet and of the networks beside it are rounded.
+    /// Quantization of the UNet and of the networks next to it.
     #[serde(skip_serializing_if = "is_default")]
     pub quantize: Quantize,
-    /// Which kernels run on a GPU.
+    /// Kernels on a GPU.
     #[serde(skip_serializing_if = "is_default")]
     pub kernels: KernelChoice,
 }
@@ -53,12 +53,12 @@ pub struct Spec {
 pub struct Embedding {
     /// A path.
     pub file: String,
-    /// What it is called in prompts, if not as the file says.
+    /// Its word in prompts, if not the one in the file.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub word: Option<String>,
 }
 
-/// How to write a path that the grammar would cut.
+/// Hint for paths that the grammar would split.
 const QUOTES: &str =
     "a path with colons or commas goes into double quotes: \"a:b.safetensors\":0.8";
 
@@ -69,7 +69,7 @@ impl Embedding {
     ///
     /// [`Error::Request`] with the grammar.
     pub fn parse(s: &str, there: &dyn Fn(&str) -> bool) -> Result<Self> {
-        // What follows a colon is part of a path if it has a separator: `C:\x.pt`.
+        // Text after a colon is part of a path if it has a separator: `C:\x.pt`.
         let word = |text: &str| {
             let is_word = text.starts_with('"') || !text.contains(['/', '\\']);
             is_word.then(|| grammar::word(text).ok_or_else(|| format!("`{text}` is not a word")))
@@ -83,7 +83,7 @@ impl Embedding {
     }
 }
 
-/// What may follow a LoRA's colon. Factors of blocks have commas of their own.
+/// Keys that may follow a LoRA's colon. Factors of blocks contain commas.
 const SCALES: [Key; 3] = [
     Key::new("unet", Kind::Text),
     Key::new("text", Kind::Text),

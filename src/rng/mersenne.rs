@@ -50,7 +50,7 @@ impl Mersenne {
         values
     }
 
-    /// One value by Box-Muller in double precision; every second one is the stored sine.
+    /// The next value by Box-Muller in double precision; every second one is the stored sine.
     fn double(&mut self) -> f64 {
         if let Some(spare) = self.spare.take() {
             return spare;

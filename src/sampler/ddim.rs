@@ -17,12 +17,12 @@ impl Sampler for Ddim {
         for (i, &Step { at, next }) in run.steps().iter().enumerate() {
             let denoised = run.denoise(i, &x)?;
             let predicted_noise = ((x - (&denoised * at.alpha)?)? / at.sigma)?;
-            let kept = (1.0 - (at.alpha / next.alpha).powi(2)).max(0.0).sqrt();
-            let fresh = self.eta * (next.sigma / at.sigma) * kept;
-            let old = (next.sigma * next.sigma - fresh * fresh).max(0.0).sqrt();
-            x = ((denoised * next.alpha)? + (predicted_noise * old)?)?;
+            let sqrt_beta = (1.0 - (at.alpha / next.alpha).powi(2)).max(0.0).sqrt();
+            let std_dev = self.eta * (next.sigma / at.sigma) * sqrt_beta;
+            let direction = (next.sigma * next.sigma - std_dev * std_dev).max(0.0).sqrt();
+            x = ((denoised * next.alpha)? + (predicted_noise * direction)?)?;
             if self.eta > 0.0 {
-                x = (&x + (run.noise_like(&x)? * fresh)?)?;
+                x = (&x + (run.noise_like(&x)? * std_dev)?)?;
             }
         }
         Ok(x)

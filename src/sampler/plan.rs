@@ -7,7 +7,7 @@ use super::SamplerKind;
 use crate::schedule::{NoiseLevel, NoiseSchedule, Spacing, spacing};
 use crate::{Error, Result};
 
-/// One step of a sampler.
+/// A step of a sampler.
 ///
 /// `next` is usually the `at` of the following step; with the DDIM plan of Stable Diffusion it can differ.
 #[derive(Clone, Copy, Debug, PartialEq)]

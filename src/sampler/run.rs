@@ -9,7 +9,7 @@ use crate::Result;
 use crate::rng::Noise;
 use crate::schedule::NoiseLevel;
 
-/// One run of a sampler.
+/// A run of a sampler.
 pub struct Run<'a> {
     denoiser: &'a mut dyn Denoiser,
     steps: &'a [Step],

@@ -65,7 +65,7 @@ impl Inversion {
         let odd = tensors.iter().find(|(key, info)| !(is_word(key) && is_vectors(&info.shape)));
         if let Some((key, info)) = odd.or_else(|| tensors.get(MOST_WORDS)) {
             let reason = format!(
-                "is no textual inversion: it has {} tensors such as {} of shape {:?}",
+                "is not a textual inversion: it has {} tensors such as {} of shape {:?}",
                 tensors.len(),
                 quoted(key),
                 info.shape

@@ -380,7 +380,7 @@ fn lora_tag(tag: &str) -> Result<LoraTag, String> {
         };
         let strength: Option<f64> = number.trim().parse().ok();
         let strength = strength.filter(|strength| strength.is_finite());
-        *slot = Some(strength.ok_or_else(|| wrong("has a strength that is no number"))?);
+        *slot = Some(strength.ok_or_else(|| wrong("has a strength that is not a number"))?);
     }
     let text_strength = text.unwrap_or(1.0);
     let unet_strength = unet.unwrap_or(text_strength);
@@ -542,8 +542,8 @@ mod tests {
         for (tag, reason) in [
             ("<lora:>", "names no LoRA"),
             ("<lora::0.5>", "names no LoRA"),
-            ("<lora:x:strong>", "no number"),
-            ("<lora:x:inf>", "no number"),
+            ("<lora:x:strong>", "not a number"),
+            ("<lora:x:inf>", "not a number"),
             ("<lora:x:1:1:1>", "more than two"),
             ("<lora:x:dyn=4>", "other than"),
         ] {

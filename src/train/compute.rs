@@ -50,7 +50,9 @@ impl Compute {
             injection: &Injection::default(),
             stop: &self.stop,
         };
-        Ok(unet.forward_each(&self.narrow(x)?, &at.timesteps(), &input)?.to_dtype(DType::F32)?)
+        Ok(unet
+            .forward_with_timesteps(&self.narrow(x)?, &at.timesteps(), &input)?
+            .to_dtype(DType::F32)?)
     }
 }
 
@@ -61,7 +63,7 @@ type Make<T> = Box<dyn Fn(&Compute) -> Result<T> + Send + Sync>;
 pub(super) struct Network<T> {
     make: Make<T>,
     compute: Compute,
-    kept: Option<T>,
+    shared: Option<T>,
 }
 
 impl<T> Network<T> {
@@ -69,15 +71,15 @@ impl<T> Network<T> {
         compute: &Compute,
         make: impl Fn(&Compute) -> Result<T> + Send + Sync + 'static,
     ) -> Result<Self> {
-        let kept = if compute.dtype == DType::F32 { Some(make(compute)?) } else { None };
-        Ok(Self { make: Box::new(make), compute: compute.clone(), kept })
+        let shared = if compute.dtype == DType::F32 { Some(make(compute)?) } else { None };
+        Ok(Self { make: Box::new(make), compute: compute.clone(), shared })
     }
 
     /// The network with its current weights.
-    pub(super) fn get(&self) -> Result<Now<'_, T>> {
-        match &self.kept {
-            Some(kept) => Ok(Now::Kept(kept)),
-            None => (self.make)(&self.compute).map(Now::New),
+    pub(super) fn get(&self) -> Result<NetworkRef<'_, T>> {
+        match &self.shared {
+            Some(shared) => Ok(NetworkRef::Borrowed(shared)),
+            None => (self.make)(&self.compute).map(NetworkRef::Owned),
         }
     }
 }
@@ -89,18 +91,18 @@ impl<T> fmt::Debug for Network<T> {
 }
 
 /// Result of [`Network::get`].
-pub(super) enum Now<'a, T> {
-    Kept(&'a T),
-    New(T),
+pub(super) enum NetworkRef<'a, T> {
+    Borrowed(&'a T),
+    Owned(T),
 }
 
-impl<T> Deref for Now<'_, T> {
+impl<T> Deref for NetworkRef<'_, T> {
     type Target = T;
 
     fn deref(&self) -> &T {
         match self {
-            Self::Kept(network) => network,
-            Self::New(network) => network,
+            Self::Borrowed(network) => network,
+            Self::Owned(network) => network,
         }
     }
 }

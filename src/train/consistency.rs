@@ -131,7 +131,7 @@ impl PerImage {
         self.combine((x, of_x), (noise, of_noise))
     }
 
-    /// One DDIM step from `x` to the levels of `to`, which correspond one to one to these levels.
+    /// Takes a DDIM step from `x` to the levels of `to`, which correspond one to one to these levels.
     pub fn solve(&self, x: &Tensor, noise: &Tensor, to: &Self) -> Result<Tensor> {
         let pairs: Vec<(NoiseLevel, NoiseLevel)> =
             self.levels.iter().copied().zip(to.levels.iter().copied()).collect();

@@ -152,7 +152,7 @@ impl Clips {
     /// # Errors
     ///
     /// As [`frames`](Self::frames).
-    pub(super) fn pictures(&self, chosen: &[(usize, usize)], device: &Device) -> Result<Tensor> {
+    pub(super) fn images(&self, chosen: &[(usize, usize)], device: &Device) -> Result<Tensor> {
         let frames: Vec<RgbImage> = chosen
             .par_iter()
             .map(|(clip, frame)| self.frames(*clip, &[*frame]))
@@ -174,8 +174,8 @@ impl Clips {
     ) -> Result<Tensor> {
         let all: Vec<usize> = (0..self.frames).collect();
         let frames = self.frames(index, &all)?;
-        let pictures = tensor::from_rgb(&frames, &compute.device)?.affine(2.0, -1.0)?;
-        Ok((vae.encode(&pictures, &compute.stop)?.mean * vae.config().scaling_factor)?)
+        let images = tensor::from_rgb(&frames, &compute.device)?.affine(2.0, -1.0)?;
+        Ok((vae.encode(&images, &compute.stop)?.mean * vae.config().scaling_factor)?)
     }
 }
 

@@ -1,4 +1,4 @@
-//! One training step of consistency distillation, of images or of clips.
+//! A training step of consistency distillation, of images or of clips.
 //!
 //! The guided teacher takes one solver step from a noisy sample along its trajectory; the target network predicts the
 //! clean latents there; the online network is trained to predict the same at the start of the step. The target is an
@@ -50,7 +50,7 @@ pub struct Batch {
     pub empty: Tensor,
     /// Number of frames per clip.
     pub frames: usize,
-    /// One cell for each clip.
+    /// Cells of the grid, one for each clip.
     pub cells: Vec<Cell>,
     /// Guidance scale of the teacher for each clip; 1 is no guidance.
     pub scales: Vec<f64>,
@@ -181,23 +181,23 @@ impl Distillation {
         };
 
         // One solver step of the guided teacher along its trajectory.
-        let towards = predict(&self.teacher, &x, &from, context)?;
+        let cond = predict(&self.teacher, &x, &from, context)?;
         let guided = if scales.iter().all(|scale| *scale == 1.0) {
-            towards
+            cond
         } else {
-            let away = predict(&self.teacher, &x, &from, empty)?;
+            let uncond = predict(&self.teacher, &x, &from, empty)?;
             let scales: Vec<f32> =
                 scales.iter().flat_map(|s| std::iter::repeat_n(*s as f32, *frames)).collect();
             let scales = Tensor::from_vec(scales, (clean.dim(0)?, 1, 1, 1), &self.compute.device)?;
-            (&away + (towards - &away)?.broadcast_mul(&scales)?)?
+            (&uncond + (cond - &uncond)?.broadcast_mul(&scales)?)?
         };
         let next = from.solve(&x, &guided, &to)?;
 
         let target = self.network(&self.target)?;
-        let wanted = to.consistent(&next, &predict(&target, &next, &to, context)?)?;
+        let target = to.consistent(&next, &predict(&target, &next, &to, context)?)?;
         let online = self.network(&self.online_weights(false)?)?;
-        let said = from.consistent(&x, &predict(&online, &x, &from, context)?)?;
-        loss.of(&said, &wanted.detach())
+        let prediction = from.consistent(&x, &predict(&online, &x, &from, context)?)?;
+        loss.of(&prediction, &target.detach())
     }
 
     /// Updates the target after an optimizer step: `target ← μ target + (1 - μ) online`, for all weights alike.

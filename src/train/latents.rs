@@ -55,7 +55,7 @@ impl Latents {
     }
 
     /// One random frame of each of `count` random clips, `(count, channels, height, width)`, and the clips' indices.
-    pub(super) fn pictures(
+    pub(super) fn images(
         &self,
         random: &mut Uniform,
         count: usize,

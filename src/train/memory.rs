@@ -16,10 +16,10 @@ use crate::{Error, Result};
 /// `pocket` are about nine tenths of the estimate.
 const UNET_VALUES: f64 = 175.0;
 
-/// As [`UNET_VALUES`], with motion modules.
+/// [`UNET_VALUES`] with motion modules.
 const MOTION_VALUES: f64 = 350.0;
 
-/// As [`UNET_VALUES`], for the autoencoder, per pixel and channel of its first stage.
+/// [`UNET_VALUES`] of the autoencoder, per pixel and channel of its first stage.
 const VAE_VALUES: f64 = 58.0;
 
 /// Memory of the program itself, in bytes.

@@ -420,12 +420,12 @@ impl Plan {
 
     fn validate(&self) -> Result<()> {
         if self.frames == 0 || self.side == 0 {
-            let reason = format!("{} frames of side {} are nothing", self.frames, self.side);
+            let reason = format!("{} frames of side {} are empty", self.frames, self.side);
             return Err(Error::request("frames", reason));
         }
         match &self.data {
             Data::Procedural(0) => {
-                return Err(Error::request("data", "0 clips are nothing to learn from"));
+                return Err(Error::request("data", "there are no clips to learn from"));
             }
             Data::Folder(folder) if folder.stride == 0 => {
                 return Err(Error::request("data", "`stride` must be at least 1"));

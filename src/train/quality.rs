@@ -57,7 +57,7 @@ pub fn quality(
         let words = clips.words(index).whole();
         let frames = maker.make(&words, index, &clips, go_on)?;
         if let (Some(score), Ok(caption)) = (&mut quality.score, words.parse::<Caption>()) {
-            score.add(&caption, Oracle::default().look(&frames).matches(&caption));
+            score.add(&caption, Oracle::default().observe(&frames).matches(&caption));
         }
         quality.clips.push(frames);
     }

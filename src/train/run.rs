@@ -91,7 +91,7 @@ pub fn run(
     }
     let path = state_path(places, stage);
     let found = found(&path, stage, &identity)?;
-    // Whether the result of a step is complete in its files.
+    // Returns whether the result of a step is complete in its files.
     let has_written =
         |step| written.is_of(step) && stage.results(plan, places).iter().all(|path| path.is_file());
     if found.is_some_and(|step| step >= course.steps && has_written(step)) {
@@ -197,7 +197,7 @@ fn found(path: &Path, stage: Stage, identity: &str) -> Result<Option<usize>> {
             .with_hint(format!("--restart begins `{name}` and what follows it again")));
     }
     let step = metadata.get("step").and_then(|step| step.parse().ok());
-    step.map(Some).ok_or_else(|| Error::format(path, "does not say how far it is"))
+    step.map(Some).ok_or_else(|| Error::format(path, "has no valid `step` in its header"))
 }
 
 /// Mutable state of a stage's run.
@@ -214,7 +214,7 @@ impl State {
         Ok(Self { step: 0, optimizer: AdamW::new(course.decay), average })
     }
 
-    /// One optimizer step; returns the loss and the gradient norm.
+    /// Takes an optimizer step; returns the loss and the gradient norm.
     fn advance(
         &mut self,
         (stage, plan, compute): (Stage, &Plan, &Compute),
@@ -289,13 +289,13 @@ impl State {
     fn save(&self, path: &Path, identity: &str, task: &dyn Task) -> Result<()> {
         let mut all = Weights::new();
         let vars = now(task.vars());
-        let kept = task.kept();
+        let state = task.state();
         for (mark, list) in [
             ("weight", &vars),
             ("first", &self.optimizer.first),
             ("second", &self.optimizer.second),
             ("average", &self.average),
-            ("kept", &kept),
+            ("kept", &state),
         ] {
             all.extend(list.iter().map(|(name, t)| (format!("{mark}:{name}"), t.detach())));
         }

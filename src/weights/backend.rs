@@ -24,7 +24,7 @@ pub(super) struct Record {
     pub(super) resident: BTreeMap<String, Tensor>,
     pub(super) keeps: bool,
     /// Number of tensors served from `resident`.
-    pub(super) kept: usize,
+    pub(super) reused: usize,
     /// The first error not related to names and shapes.
     pub(super) failure: Option<Error>,
 }
@@ -119,14 +119,14 @@ impl Backend {
         record.used.insert(name.to_owned());
         let resident = record.resident.get(name).cloned();
         drop(record);
-        let is_kept = resident.is_some();
+        let is_resident = resident.is_some();
         let tensor = match resident {
             Some(tensor) => tensor,
             None => self.load(name, at, dtype, device).map_err(|error| self.fail(error))?,
         };
         let mut record = self.record();
         record.bytes += (tensor.elem_count() * dtype.size_in_bytes()) as u64;
-        record.kept += usize::from(is_kept);
+        record.reused += usize::from(is_resident);
         for (number, _) in self.patches_of(name) {
             if let Some(count) = record.patched.get_mut(number) {
                 *count += 1;

@@ -83,7 +83,7 @@ impl<'a> From<candle_nn::VarBuilder<'a>> for VarBuilder<'a> {
     }
 }
 
-/// For layers of other crates.
+/// Converts for layers of other crates.
 impl<'a> From<VarBuilder<'a>> for candle_nn::VarBuilder<'a> {
     fn from(vb: VarBuilder<'a>) -> Self {
         vb.inner

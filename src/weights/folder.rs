@@ -13,11 +13,11 @@ use crate::{Error, Result};
 pub(super) struct Files {
     /// The files, in order.
     pub(super) paths: Vec<PathBuf>,
-    /// For a sharded component: the index file, and the tensor names it lists for each shard.
+    /// Index file of a sharded component, and the tensor names it lists for each shard.
     pub(super) promised: Option<(PathBuf, BTreeMap<PathBuf, BTreeSet<String>>)>,
 }
 
-/// One naming scheme of weight files: stem, extension, variant.
+/// A naming scheme of weight files: stem, extension, variant.
 struct Spelling {
     stem: &'static str,
     extension: &'static str,

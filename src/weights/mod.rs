@@ -88,12 +88,12 @@ pub enum Component {
 
 impl Component {
     /// The components of every model. All others are optional and loaded from files of their own.
-    pub const ALL: [Self; 3] = [Self::UNet, Self::Vae, Self::Text];
+    pub const BASE: [Self; 3] = [Self::UNet, Self::Vae, Self::Text];
     /// The optional control networks, each loaded from a file of its own.
     pub const CONTROLS: [Self; 3] = [Self::ControlNet, Self::SparseCtrl, Self::T2iAdapter];
 
     /// All optional components.
-    pub const BESIDE: [Self; 5] =
+    pub const OPTIONAL: [Self; 5] =
         [Self::ControlNet, Self::SparseCtrl, Self::T2iAdapter, Self::ImageEncoder, Self::IpAdapter];
 
     /// The name used in messages.
@@ -172,12 +172,12 @@ impl Scope {
     }
 
     /// The optional components in scope.
-    fn beside(self) -> &'static [Component] {
-        const BESIDE: &[Component] = &Component::BESIDE;
+    fn optional(self) -> &'static [Component] {
+        const OPTIONAL: &[Component] = &Component::OPTIONAL;
         match self {
             Self::Control => &Component::CONTROLS,
             Self::Component(wanted) => {
-                let found = BESIDE.iter().find(|component| **component == wanted);
+                let found = OPTIONAL.iter().find(|component| **component == wanted);
                 found.map_or(&[], std::slice::from_ref)
             }
             Self::Motion | Self::Everything | Self::Except(_) => &[],
@@ -293,7 +293,7 @@ impl Checkpoint {
         let is = |foreign: Foreign| {
             Error::format(path, format!("is {}", foreign.what)).with_hint(foreign.hint)
         };
-        if let Some(foreign) = dialect::recognise(&names, scope.beside()) {
+        if let Some(foreign) = dialect::recognise(&names, scope.optional()) {
             return Err(is(foreign));
         }
         let dialect =
@@ -302,10 +302,7 @@ impl Checkpoint {
                 if all.is_empty() {
                     Error::format(path, "holds no tensors")
                 } else {
-                    Error::format(
-                        path,
-                        format!("names no model that is known here: {}", some(&all)),
-                    )
+                    Error::format(path, format!("names an unknown model: {}", some(&all)))
                 }
             })?;
         let map = (dialect.mapper)(&names);
@@ -604,7 +601,7 @@ impl Checkpoint {
         let report = LoadReport {
             component,
             used: record.used.len(),
-            kept: record.kept,
+            reused: record.reused,
             bytes: record.bytes,
             files: self.counts(&index),
             ignored: self
@@ -646,13 +643,13 @@ impl Checkpoint {
 }
 
 /// Description of a file that is not a checkpoint, as a phrase that follows "is", and a hint.
-pub(crate) fn stranger(archive: &Archive) -> Option<(&'static str, &'static str)> {
+pub(crate) fn foreign_model(archive: &Archive) -> Option<(&'static str, &'static str)> {
     let names: Names = archive.tensors().map(|(name, info)| (name, info.shape.clone())).collect();
     dialect::recognise(&names, &[]).map(|foreign| (foreign.what, foreign.hint))
 }
 
 /// Description of a file that has a LoRA's tensor names but is not a LoRA, as a phrase that follows "is", and a hint.
-pub(crate) fn stranger_to_loras(archive: &Archive) -> Option<(&'static str, &'static str)> {
+pub(crate) fn foreign_lora(archive: &Archive) -> Option<(&'static str, &'static str)> {
     let names: Names = archive.tensors().map(|(name, info)| (name, info.shape.clone())).collect();
     dialect::recognise_in_lora(&names).map(|foreign| (foreign.what, foreign.hint))
 }

@@ -49,7 +49,7 @@ pub fn build<T>(
     let report = LoadReport {
         component,
         used: shapes.len(),
-        kept: 0,
+        reused: 0,
         bytes: (values * dtype.size_in_bytes()) as u64,
         files: BTreeMap::from([(PathBuf::from("random numbers"), shapes.len())]),
         ignored: vec![],

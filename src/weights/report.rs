@@ -16,7 +16,7 @@ pub struct LoadReport {
     /// Number of tensors the model requested and received.
     pub used: usize,
     /// Number of those tensors that were already in memory.
-    pub kept: usize,
+    pub reused: usize,
     /// Total size in the model, in bytes.
     pub bytes: u64,
     /// Number of tensors from each file.
@@ -67,8 +67,8 @@ impl LoadReport {
 impl fmt::Display for LoadReport {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{}: {} tensors", self.component, self.used)?;
-        if self.kept > 0 {
-            write!(f, ", {} of them in memory already", self.kept)?;
+        if self.reused > 0 {
+            write!(f, ", {} of them in memory already", self.reused)?;
         }
         for (label, count) in &self.patched {
             write!(f, ", {count} changed by {}", quoted(label))?;

@@ -49,7 +49,7 @@ pub(super) trait Delta: fmt::Debug + Send + Sync {
 
 /// Changes created by a family for one module.
 #[derive(Debug)]
-pub(super) enum Made {
+pub(super) enum ModuleChange {
     /// An additive change.
     Delta(Box<dyn Delta>),
     /// Any other change.
@@ -60,9 +60,9 @@ pub(super) enum Made {
 
 /// Adds a delta, scaled by the strength.
 #[derive(Debug)]
-pub(super) struct Added(pub(super) Box<dyn Delta>);
+pub(super) struct AddDelta(pub(super) Box<dyn Delta>);
 
-impl Change for Added {
+impl Change for AddDelta {
     fn check(&self, shape: &[usize]) -> Result<(), String> {
         fits(&self.0.shape(), shape)
     }
@@ -81,7 +81,7 @@ impl Change for Added {
 }
 
 /// Linear interpolation from `weight` at strength 0 to `target` at strength 1.
-pub(super) fn between(weight: &Tensor, target: &Tensor, strength: f64) -> Result<Tensor> {
+pub(super) fn lerp(weight: &Tensor, target: &Tensor, strength: f64) -> Result<Tensor> {
     Ok((weight.affine(1.0 - strength, 0.0)? + target.affine(strength, 0.0)?)?)
 }
 

@@ -8,7 +8,7 @@
 
 use candle_core::{D, DType, Tensor};
 
-use super::change::{Change, Delta, Stored, between, fits};
+use super::change::{Change, Delta, Stored, fits, lerp};
 use super::module::Parts;
 use crate::Result;
 
@@ -90,6 +90,6 @@ impl Change for Dora {
         let epsilon = if self.is_peft { EPSILON } else { LYCORIS_EPSILON };
         let lengths = self.lengths.read()?.reshape(shape)?.to_dtype(DType::F64)?;
         let factors = (lengths / squares.sqrt()?.affine(1.0, epsilon)?)?.to_dtype(DType::F32)?;
-        between(weight, &flat.broadcast_mul(&factors)?.reshape(weight.shape())?, strength)
+        lerp(weight, &flat.broadcast_mul(&factors)?.reshape(weight.shape())?, strength)
     }
 }

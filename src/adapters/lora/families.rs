@@ -1,6 +1,6 @@
 //! The adapter families, and parsing of stored names.
 
-use super::change::{Added, Change, Made};
+use super::change::{AddDelta, Change, ModuleChange};
 use super::dora::Dora;
 use super::module::{Family, Parts};
 use super::{
@@ -139,10 +139,12 @@ impl Changes {
         let decomposed = parts.get("dora_scale").or_else(|| parts.get("magnitude")).is_some();
         let mut made_bias = None;
         let weight: Option<Box<dyn Change>> = match made {
-            Some(Made::Delta(delta)) if decomposed => Some(Box::new(Dora::new(delta, parts)?)),
-            Some(Made::Delta(delta)) => Some(Box::new(Added(delta))),
-            Some(Made::Change(change)) if !decomposed => Some(change),
-            Some(Made::WithBias(change, bias)) if !decomposed => {
+            Some(ModuleChange::Delta(delta)) if decomposed => {
+                Some(Box::new(Dora::new(delta, parts)?))
+            }
+            Some(ModuleChange::Delta(delta)) => Some(Box::new(AddDelta(delta))),
+            Some(ModuleChange::Change(change)) if !decomposed => Some(change),
+            Some(ModuleChange::WithBias(change, bias)) if !decomposed => {
                 made_bias = Some(bias);
                 Some(change)
             }

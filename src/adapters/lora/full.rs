@@ -2,7 +2,7 @@
 
 use candle_core::Tensor;
 
-use super::change::{Added, Change, Delta, Made, Stored};
+use super::change::{AddDelta, Change, Delta, ModuleChange, Stored};
 use super::module::{Family, Parts};
 use crate::Result;
 
@@ -19,13 +19,13 @@ struct Full {
     factor: f64,
 }
 
-fn read(parts: &Parts<'_>) -> Result<Made, String> {
-    Ok(Made::Delta(Box::new(Full { stored: parts.need("diff")?, factor: 1.0 })))
+fn read(parts: &Parts<'_>) -> Result<ModuleChange, String> {
+    Ok(ModuleChange::Delta(Box::new(Full { stored: parts.need("diff")?, factor: 1.0 })))
 }
 
 /// A change of a bias.
 pub(super) fn bias(stored: Stored, factor: f64) -> Box<dyn Change> {
-    Box::new(Added(Box::new(Full { stored, factor })))
+    Box::new(AddDelta(Box::new(Full { stored, factor })))
 }
 
 impl Delta for Full {

@@ -5,7 +5,7 @@
 
 use candle_core::Tensor;
 
-use super::change::{Change, Made, Stored, fits};
+use super::change::{Change, ModuleChange, Stored, fits};
 use super::module::{Family, Parts};
 use crate::Result;
 
@@ -32,7 +32,7 @@ struct Glora {
     factor: f64,
 }
 
-fn read(parts: &Parts<'_>) -> Result<Made, String> {
+fn read(parts: &Parts<'_>) -> Result<ModuleChange, String> {
     let [a1, a2, b1, b2] =
         [parts.need("a1")?, parts.need("a2")?, parts.need("b1")?, parts.need("b2")?];
     let today = sizes([&a1, &a2], [&b1, &b2]);
@@ -48,7 +48,7 @@ fn read(parts: &Parts<'_>) -> Result<Made, String> {
     };
     let (shape, rank) = sizes;
     let factor = parts.factor(Some(rank));
-    Ok(Made::Change(Box::new(Glora { a, b, shape, rank, factor })))
+    Ok(ModuleChange::Change(Box::new(Glora { a, b, shape, rank, factor })))
 }
 
 /// The shape of the weight and the rank, if the matrices are compatible in this order.

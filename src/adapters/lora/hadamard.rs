@@ -5,7 +5,7 @@
 
 use candle_core::Tensor;
 
-use super::change::{Delta, Made};
+use super::change::{Delta, ModuleChange};
 use super::module::{Family, Parts};
 use super::product::Product;
 use crate::Result;
@@ -31,7 +31,7 @@ struct Hadamard {
     factor: f64,
 }
 
-fn read(parts: &Parts<'_>) -> Result<Made, String> {
+fn read(parts: &Parts<'_>) -> Result<ModuleChange, String> {
     let one = Product::new(parts, ["w1_a", "w1_b", "t1"])?;
     let two = Product::new(parts, ["w2_a", "w2_b", "t2"])?;
     if one.shape() != two.shape() || one.rank() != two.rank() {
@@ -44,7 +44,7 @@ fn read(parts: &Parts<'_>) -> Result<Made, String> {
         ));
     }
     let factor = parts.factor(Some(one.rank()));
-    Ok(Made::Delta(Box::new(Hadamard { one, two, factor })))
+    Ok(ModuleChange::Delta(Box::new(Hadamard { one, two, factor })))
 }
 
 impl Delta for Hadamard {

@@ -5,7 +5,7 @@
 
 use candle_core::Tensor;
 
-use super::change::{Change, Made, Stored};
+use super::change::{Change, ModuleChange, Stored};
 use super::module::{Family, Parts};
 use crate::Result;
 
@@ -28,19 +28,19 @@ struct Ia3 {
     is_bias: bool,
 }
 
-fn read(parts: &Parts<'_>) -> Result<Made, String> {
+fn read(parts: &Parts<'_>) -> Result<ModuleChange, String> {
     let flag = parts.need("on_input")?;
     let on_input = match flag.values(1).map_err(|error| error.to_string())?[..] {
         [value] => value != 0.0,
         _ => return Err("on_input has no value where one is expected".into()),
     };
     let stored = parts.need("weight")?;
-    Ok(Made::Change(Box::new(Ia3 { stored, on_input, neutral: 0.0, is_bias: false })))
+    Ok(ModuleChange::Change(Box::new(Ia3 { stored, on_input, neutral: 0.0, is_bias: false })))
 }
 
-fn read_peft(parts: &Parts<'_>) -> Result<Made, String> {
+fn read_peft(parts: &Parts<'_>) -> Result<ModuleChange, String> {
     let stored = parts.need("factors")?;
-    let on_input = match (stored.shape(), parts.stated.on_input) {
+    let on_input = match (stored.shape(), parts.config.on_input) {
         ([1, _], _) => true,
         ([_, 1], _) => false,
         // Factors of convolutions always lie along the second axis.
@@ -56,10 +56,10 @@ fn read_peft(parts: &Parts<'_>) -> Result<Made, String> {
     };
     let weight = Ia3 { stored, on_input, neutral: 1.0, is_bias: false };
     if on_input {
-        return Ok(Made::Change(Box::new(weight)));
+        return Ok(ModuleChange::Change(Box::new(weight)));
     }
     let bias = Ia3 { is_bias: true, ..weight.clone() };
-    Ok(Made::WithBias(Box::new(weight), Box::new(bias)))
+    Ok(ModuleChange::WithBias(Box::new(weight), Box::new(bias)))
 }
 
 impl Ia3 {

@@ -5,7 +5,7 @@
 
 use candle_core::Tensor;
 
-use super::change::{Delta, Made, Stored};
+use super::change::{Delta, ModuleChange, Stored};
 use super::module::{Family, Parts};
 use super::product::Product;
 use crate::Result;
@@ -25,7 +25,7 @@ pub(super) const FAMILY: Family = Family {
     read,
 };
 
-/// One of the two matrices.
+/// A factor of the Kronecker product.
 #[derive(Debug)]
 enum Side {
     Whole(Stored),
@@ -79,7 +79,7 @@ struct Kronecker {
     factor: f64,
 }
 
-fn read(parts: &Parts<'_>) -> Result<Made, String> {
+fn read(parts: &Parts<'_>) -> Result<ModuleChange, String> {
     let one = Side::new(parts, "w1", ["w1_a", "w1_b", "t1"])?;
     let two = Side::new(parts, "w2", ["w2_a", "w2_b", "t2"])?;
     let shape = match (one.shape(), two.shape()) {
@@ -95,7 +95,7 @@ fn read(parts: &Parts<'_>) -> Result<Made, String> {
     // Two whole matrices have no rank; LyCORIS then ignores alpha.
     let rank = two.rank().or(one.rank());
     let factor = parts.factor(rank);
-    Ok(Made::Delta(Box::new(Kronecker { one, two, shape, rank, factor })))
+    Ok(ModuleChange::Delta(Box::new(Kronecker { one, two, shape, rank, factor })))
 }
 
 impl Delta for Kronecker {

@@ -6,7 +6,7 @@
 
 use candle_core::Tensor;
 
-use super::change::{Delta, Made, Stored, fits};
+use super::change::{Delta, ModuleChange, Stored, fits};
 use super::module::{Family, Parts};
 use super::product::tucker;
 use crate::Result;
@@ -51,7 +51,7 @@ struct LowRank {
     factor: f64,
 }
 
-fn read(parts: &Parts<'_>) -> Result<Made, String> {
+fn read(parts: &Parts<'_>) -> Result<ModuleChange, String> {
     let (down, up, mid) = (parts.need("down")?, parts.need("up")?, parts.get("mid"));
     let apart = || {
         let (down, up) = (down.shape(), up.shape());
@@ -72,7 +72,7 @@ fn read(parts: &Parts<'_>) -> Result<Made, String> {
     let (rank, shape) = (*rank, [&[*rows, *inputs], kernel].concat());
     let strays = Strays::read(parts, &shape)?;
     let factor = parts.factor(Some(rank));
-    Ok(Made::Delta(Box::new(LowRank { down, up, mid, strays, shape, rank, factor })))
+    Ok(ModuleChange::Delta(Box::new(LowRank { down, up, mid, strays, shape, rank, factor })))
 }
 
 /// A sparse matrix `(rows, inputs * kernel)`.

@@ -4,7 +4,7 @@ use crate::weights::Archive;
 
 /// Properties of an adapter from which its base model is derived.
 #[derive(Debug)]
-pub(super) struct Clues<'a> {
+pub(super) struct BaseHints<'a> {
     /// The file, whose header often names the base model.
     pub(super) archive: &'a Archive,
     /// The module names.
@@ -29,7 +29,7 @@ const QWEN: &str = "Qwen-Image";
 const Z_IMAGE: &str = "Z-Image or Lumina";
 const SVD: &str = "Stable Video Diffusion";
 
-impl Clues<'_> {
+impl BaseHints<'_> {
     /// The base model the adapter was made for, if it can be determined.
     pub(super) fn model(&self) -> Option<&'static str> {
         let metadata = self.archive.metadata();

@@ -39,15 +39,15 @@ use candle_core::Tensor;
 pub use self::blocks::BlockFactors;
 use self::change::Change;
 use self::families::{BARE, Changes, Name, is_spare, module_name, unsupported};
-use self::made_for::{Clues, SD1};
+use self::made_for::{BaseHints, SD1};
 use self::module::{Family, Parts};
 use self::numbered::Numbered;
-use self::peft::{PeftConfig, Stated};
+use self::peft::{ModuleConfig, PeftConfig};
 use self::targets::{Targets, is_projection};
 use crate::text::inversion::Inversion;
 use crate::weights::{
-    Archive, Checkpoint, Component, PatchStack, Source, WeightPatch, quoted, some, stranger,
-    stranger_to_loras,
+    Archive, Checkpoint, Component, PatchStack, Source, WeightPatch, foreign_lora, foreign_model,
+    quoted, some,
 };
 use crate::{Error, Result};
 
@@ -153,13 +153,13 @@ impl fmt::Display for LoraReport {
 /// Suffix of the alpha tensor of a module, in any family.
 const ALPHA: &str = ".alpha";
 
-/// One module of a file, under its name in the file.
+/// A module of a file, under its name in the file.
 #[derive(Debug)]
 struct Module {
     family: &'static Family,
     stored: BTreeMap<&'static str, String>,
     alpha: Option<f64>,
-    stated: Stated,
+    config: ModuleConfig,
 }
 
 impl Module {
@@ -232,7 +232,7 @@ impl Lora {
         if let Some(reason) = peft.as_ref().and_then(PeftConfig::refusal) {
             return Err(wrong(reason));
         }
-        if let Some((what, hint)) = stranger_to_loras(&archive) {
+        if let Some((what, hint)) = foreign_lora(&archive) {
             return Err(wrong(format!("is {what}")).with_hint(hint));
         }
         if let Some(what) = archive.names().find_map(unsupported) {
@@ -280,7 +280,7 @@ impl Lora {
             }
         }
         if stored_parts.is_empty() {
-            if let Some((what, hint)) = stranger(&archive) {
+            if let Some((what, hint)) = foreign_model(&archive) {
                 return Err(wrong(format!("is not a LoRA, but {what}")).with_hint(hint));
             }
             let names: Vec<&str> = archive.names().collect();
@@ -294,10 +294,10 @@ impl Lora {
         let mut modules = BTreeMap::new();
         for (module, stored) in stored_parts {
             let family = families.get(&module).copied().unwrap_or(BARE);
-            let stated = peft.as_ref().map(|config| config.about(&module)).unwrap_or_default();
+            let config = peft.as_ref().map(|peft| peft.module(&module)).unwrap_or_default();
             // Kohya's tools write an alpha of 0 if alpha equals the rank.
-            let alpha = alphas.remove(&module).or(stated.alpha).filter(|alpha| *alpha != 0.0);
-            modules.insert(module, Module { family, stored, alpha, stated });
+            let alpha = alphas.remove(&module).or(config.alpha).filter(|alpha| *alpha != 0.0);
+            modules.insert(module, Module { family, stored, alpha, config });
         }
         leftovers.extend(alphas.into_keys().map(|module| format!("{module}{ALPHA}")));
         let inversion = match &bundled[..] {
@@ -437,7 +437,7 @@ impl Lora {
             archive: &self.archive,
             stored: &module.stored,
             alpha: module.alpha,
-            stated: module.stated,
+            config: module.config,
             scale,
         };
         Changes::read(module.family, &parts)
@@ -480,7 +480,7 @@ impl Lora {
             Some((written.as_str(), changes.weight?.inputs()?))
         });
         let (modules, inputs) = (self.modules().collect(), inputs.collect());
-        Clues { archive: &self.archive, modules, inputs }.model()
+        BaseHints { archive: &self.archive, modules, inputs }.model()
     }
 
     /// The ranks of the modules; empty for families without a rank.
@@ -523,7 +523,7 @@ impl Lora {
             self.wrong(format!("{lost} of its {of} modules are not in this model: {names}"))
         } else {
             let count = self.leftovers.len();
-            self.wrong(format!("{count} of its tensors are of no known kind: {names}"))
+            self.wrong(format!("{count} unknown tensors: {names}"))
         };
         let has_motion = self.modules.keys().any(|module| module.contains("motion_modules"));
         Err(error.with_hint(match self.made_for() {

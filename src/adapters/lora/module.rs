@@ -4,8 +4,8 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use super::LoraScale;
-use super::change::{Made, Stored};
-use super::peft::Stated;
+use super::change::{ModuleChange, Stored};
+use super::peft::ModuleConfig;
 use crate::Result;
 use crate::weights::Archive;
 
@@ -19,7 +19,7 @@ pub(super) struct Family {
     /// A suffix that must be present in the module, for families whose other suffixes are ambiguous.
     pub(super) mark: Option<&'static str>,
     /// Creates the change.
-    pub(super) read: fn(&Parts<'_>) -> Result<Made, String>,
+    pub(super) read: fn(&Parts<'_>) -> Result<ModuleChange, String>,
 }
 
 /// The stored tensors of one module, with its alpha and configuration.
@@ -30,7 +30,7 @@ pub(super) struct Parts<'a> {
     /// The alpha stored for this module.
     pub(super) alpha: Option<f64>,
     /// The configuration of this module.
-    pub(super) stated: Stated,
+    pub(super) config: ModuleConfig,
     pub(super) scale: LoraScale,
 }
 
@@ -47,9 +47,9 @@ impl Parts<'_> {
 
     /// The scale of the module, given its rank.
     pub(super) fn factor(&self, rank: Option<usize>) -> f64 {
-        match (self.scale, self.alpha, rank.or(self.stated.rank)) {
+        match (self.scale, self.alpha, rank.or(self.config.rank)) {
             (LoraScale::Fixed(factor), ..) => factor,
-            (LoraScale::AlphaOverRank, Some(alpha), Some(rank)) if self.stated.by_root => {
+            (LoraScale::AlphaOverRank, Some(alpha), Some(rank)) if self.config.by_root => {
                 alpha / (rank as f64).sqrt()
             }
             (LoraScale::AlphaOverRank, Some(alpha), Some(rank)) => alpha / rank as f64,

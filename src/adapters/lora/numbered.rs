@@ -23,8 +23,8 @@ pub(super) fn number(module: &str) -> Option<(Component, usize)> {
     Some((component, parsed))
 }
 
-/// For files that are lists: the name that each tensor would have in a safetensors file, where the list alternates
-/// between up and down of each module. The component is given only by the name of the file.
+/// Names of the tensors of a file that is a list, as a safetensors file would have them; the list alternates between up
+/// and down of each module. The component is given only by the name of the file.
 pub(super) fn listed(archive: &Archive) -> BTreeMap<&str, String> {
     let numbers = archive.names().map(|name| Some((name, name.parse::<usize>().ok()?)));
     let Some(numbers) = numbers.collect::<Option<Vec<_>>>() else { return BTreeMap::new() };

@@ -8,10 +8,10 @@
 
 use candle_core::{DType, Device, Tensor};
 
-use super::change::{Change, Made, Stored, between};
+use super::change::{Change, ModuleChange, Stored, lerp};
 use super::module::{Family, Parts};
 use super::orthogonal_outputs::{add_identity, rotations};
-use super::peft::Turning;
+use super::peft::OrthogonalOptions;
 use crate::Result;
 
 /// Maximum number of terms of the Neumann series; more do not change the result in f32.
@@ -33,8 +33,8 @@ fn by_inputs(weight: &Tensor) -> Result<Tensor> {
 }
 
 /// Converts from the layout of [`by_inputs`] back to a weight and interpolates with the old weight.
-fn towards(weight: &Tensor, by_inputs: &Tensor, strength: f64) -> Result<Tensor> {
-    between(weight, &by_inputs.t()?.contiguous()?.reshape(weight.shape())?, strength)
+fn lerp_inputs(weight: &Tensor, by_inputs: &Tensor, strength: f64) -> Result<Tensor> {
+    lerp(weight, &by_inputs.t()?.contiguous()?.reshape(weight.shape())?, strength)
 }
 
 pub(super) const OFT: Family =
@@ -47,44 +47,47 @@ struct Oft {
     vectors: Stored,
     groups: usize,
     size: usize,
-    turning: Turning,
+    orthogonal: OrthogonalOptions,
 }
 
-fn oft(parts: &Parts<'_>) -> Result<Made, String> {
+fn oft(parts: &Parts<'_>) -> Result<ModuleChange, String> {
     let vectors = parts.need("vectors")?;
     let &[groups, count] = vectors.shape() else {
         return Err(format!("its vectors are {:?}", vectors.shape()));
     };
     let size = usize::midpoint(count.saturating_mul(8).saturating_add(1).isqrt(), 1);
     if groups == 0 || count == 0 || size.saturating_mul(size - 1) / 2 != count {
-        return Err(format!("its vectors are [{groups}, {count}], no halves of square matrices"));
+        return Err(format!(
+            "its vectors are [{groups}, {count}], not upper triangles of square matrices"
+        ));
     }
-    let turning = parts.stated.turning;
-    if let Some(terms) = turning.terms.filter(|terms| *terms > MOST_TERMS) {
+    let orthogonal = parts.config.orthogonal;
+    if let Some(terms) = orthogonal.terms.filter(|terms| *terms > MOST_TERMS) {
         return Err(format!("its series has {terms} terms, at most {MOST_TERMS} are computed"));
     }
-    if turning.bound.is_some_and(|bound| !bound.is_finite() || bound <= 0.0) {
+    if orthogonal.bound.is_some_and(|bound| !bound.is_finite() || bound <= 0.0) {
         return Err("its bound (eps) is not positive".into());
     }
-    Ok(Made::Change(Box::new(Oft { vectors, groups, size, turning })))
+    Ok(ModuleChange::Change(Box::new(Oft { vectors, groups, size, orthogonal })))
 }
 
 impl Oft {
     /// The rotations, `(groups, size, size)`.
     fn blocks(&self) -> Result<Tensor> {
-        let Self { groups, size, turning, .. } = *self;
+        let Self { groups, size, orthogonal, .. } = *self;
         let mut blocks = vec![0.0; groups * size * size];
         let vectors = self.vectors.read()?.to_vec2::<f32>()?;
         for (block, vector) in blocks.chunks_exact_mut(size * size).zip(vectors) {
             let above = (0..size).flat_map(|i| (i + 1..size).map(move |j| (i, j)));
             let norm = (2.0 * vector.iter().map(|x| f64::from(*x).powi(2)).sum::<f64>()).sqrt();
-            let bound = turning.bound.map_or(f64::INFINITY, |bound| bound / (groups as f64).sqrt());
+            let bound =
+                orthogonal.bound.map_or(f64::INFINITY, |bound| bound / (groups as f64).sqrt());
             let shrink = if norm > bound { bound / norm } else { 1.0 };
             for ((i, j), value) in above.zip(vector) {
                 block[i * size + j] = shrink * f64::from(value);
             }
         }
-        let blocks = match turning.terms {
+        let blocks = match orthogonal.terms {
             Some(terms) => neumann(&blocks, (groups, size), terms)?,
             None => {
                 // The Cayley transform of the negative, PEFT's direction of rotation.
@@ -141,7 +144,7 @@ impl Change for Oft {
         let (inputs, outputs) = x.dims2()?;
         let groups = x.reshape((inputs / self.size, self.size, outputs))?;
         let turned = self.blocks()?.broadcast_matmul(&groups)?.reshape((inputs, outputs))?;
-        towards(weight, &turned, strength)
+        lerp_inputs(weight, &turned, strength)
     }
 }
 
@@ -163,12 +166,12 @@ struct Boft {
     factors: Stored,
 }
 
-fn boft(parts: &Parts<'_>) -> Result<Made, String> {
+fn boft(parts: &Parts<'_>) -> Result<ModuleChange, String> {
     let (blocks, factors) = (parts.need("blocks")?, parts.need("factors")?);
     let shape = blocks.shape();
     match *shape {
         [stages, groups, size, columns] if size == columns && !shape.contains(&0) => {
-            Ok(Made::Change(Box::new(Boft { blocks, stages, groups, size, factors })))
+            Ok(ModuleChange::Change(Box::new(Boft { blocks, stages, groups, size, factors })))
         }
         _ => Err(format!("its blocks are {shape:?}, not stages of square matrices")),
     }
@@ -223,7 +226,7 @@ impl Change for Boft {
             x = x.reshape((inputs, outputs))?;
         }
         let factors = self.factors.read()?.reshape((1, outputs))?;
-        towards(weight, &x.broadcast_mul(&factors)?, strength)
+        lerp_inputs(weight, &x.broadcast_mul(&factors)?, strength)
     }
 }
 
@@ -240,12 +243,12 @@ struct Hra {
     is_orthogonal: bool,
 }
 
-fn hra(parts: &Parts<'_>) -> Result<Made, String> {
+fn hra(parts: &Parts<'_>) -> Result<ModuleChange, String> {
     let mirrors = parts.need("mirrors")?;
     match *mirrors.shape() {
         [inputs, rank] if inputs > 0 && rank > 0 => {
-            let is_orthogonal = parts.stated.turning.is_orthogonal;
-            Ok(Made::Change(Box::new(Hra { mirrors, inputs, rank, is_orthogonal })))
+            let is_orthogonal = parts.config.orthogonal.is_orthogonal;
+            Ok(ModuleChange::Change(Box::new(Hra { mirrors, inputs, rank, is_orthogonal })))
         }
         _ => Err(format!("its mirrors are {:?}", mirrors.shape())),
     }
@@ -297,6 +300,6 @@ impl Change for Hra {
             let across = Tensor::from_vec(normal, (self.inputs, 1), &Device::Cpu)?;
             x = (&x - (x.matmul(&across)? * 2.0)?.matmul(&across.t()?)?)?;
         }
-        between(weight, &x.reshape(weight.shape())?, strength)
+        lerp(weight, &x.reshape(weight.shape())?, strength)
     }
 }

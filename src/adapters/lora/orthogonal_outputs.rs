@@ -11,7 +11,7 @@
 
 use candle_core::{Device, Tensor};
 
-use super::change::{Change, Made, Stored};
+use super::change::{Change, ModuleChange, Stored};
 use super::module::{Family, Parts};
 use crate::Result;
 
@@ -28,13 +28,13 @@ struct Oft {
     blocks: Stored,
     /// Whether the stored blocks are already rotations.
     is_done: bool,
-    /// One factor per output.
+    /// Factors of the outputs.
     rescale: Option<Stored>,
     /// Bound of the norm, to be multiplied by the number of outputs.
     limit: Option<f64>,
 }
 
-fn read(parts: &Parts<'_>) -> Result<Made, String> {
+fn read(parts: &Parts<'_>) -> Result<ModuleChange, String> {
     let rescale = parts.get("rescale");
     let (blocks, is_done) = match parts.get("rotations") {
         Some(rotations) => (rotations, true),
@@ -47,7 +47,7 @@ fn read(parts: &Parts<'_>) -> Result<Made, String> {
     if !matches!(blocks.shape().len(), 3 | 4) {
         return Err(format!("its blocks are {:?}", blocks.shape()));
     }
-    Ok(Made::Change(Box::new(Oft { blocks, is_done, rescale, limit: parts.alpha })))
+    Ok(ModuleChange::Change(Box::new(Oft { blocks, is_done, rescale, limit: parts.alpha })))
 }
 
 impl Change for Oft {
@@ -115,8 +115,8 @@ impl Change for Oft {
     }
 }
 
-/// One stage of a butterfly: outputs that are `2^stage * size / 2` apart are grouped, rotated in groups and moved back.
-/// `blocks` is `(groups, size, size)`, `x` is `(outputs, columns)`.
+/// Applies a stage of a butterfly: outputs that are `2^stage * size / 2` apart are grouped, rotated in groups and moved
+/// back. `blocks` is `(groups, size, size)`, `x` is `(outputs, columns)`.
 fn butterfly(blocks: &Tensor, x: &Tensor, stage: usize) -> Result<Tensor> {
     let (groups, size, _) = blocks.dims3()?;
     let columns = x.dim(1)?;

@@ -46,7 +46,7 @@ const OTHER_BASES: [&str; 4] = ["pissa", "olora", "corda", "lora_ga"];
 
 /// PEFT's settings of the orthogonal families.
 #[derive(Clone, Copy, Debug, PartialEq)]
-pub(super) struct Turning {
+pub(super) struct OrthogonalOptions {
     /// OFT: number of terms of the Neumann series that approximates the inverse; `None` if it is exact.
     pub(super) terms: Option<usize>,
     /// OFT: bound of the norm of a block, to be divided by the square root of the number of blocks.
@@ -55,7 +55,7 @@ pub(super) struct Turning {
     pub(super) is_orthogonal: bool,
 }
 
-impl Default for Turning {
+impl Default for OrthogonalOptions {
     /// PEFT's defaults.
     fn default() -> Self {
         Self { terms: Some(5), bound: None, is_orthogonal: false }
@@ -80,9 +80,9 @@ impl Part {
         Some(self.feedforward_modules.as_ref()?.as_array()?.iter().any(ends))
     }
 
-    fn turning(&self) -> Turning {
-        let default = Turning::default();
-        Turning {
+    fn orthogonal(&self) -> OrthogonalOptions {
+        let default = OrthogonalOptions::default();
+        OrthogonalOptions {
             terms: match self.use_cayley_neumann {
                 Some(false) => None,
                 _ => self.num_cayley_neumann_terms.or(default.terms),
@@ -95,7 +95,7 @@ impl Part {
 
 /// The configuration of one module.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
-pub(super) struct Stated {
+pub(super) struct ModuleConfig {
     /// The alpha of the module.
     pub(super) alpha: Option<f64>,
     /// The rank of the module, which cannot always be derived from the tensors.
@@ -105,7 +105,7 @@ pub(super) struct Stated {
     /// Whether the module scales inputs rather than outputs (IA3).
     pub(super) on_input: Option<bool>,
     /// Settings of the orthogonal families (OFT, HRA).
-    pub(super) turning: Turning,
+    pub(super) orthogonal: OrthogonalOptions,
 }
 
 impl PeftConfig {
@@ -152,22 +152,22 @@ impl PeftConfig {
     }
 
     /// The configuration of a module.
-    pub(super) fn about(&self, module: &str) -> Stated {
+    pub(super) fn module(&self, module: &str) -> ModuleConfig {
         let module = module.strip_prefix("base_model.model.").unwrap_or(module);
         let (head, tail) = module.split_once('.').unwrap_or(("", module));
         let (part, name) = match self.parts.get(head) {
             Some(part) => (part, tail),
             None => match self.parts.get("") {
                 Some(part) => (part, module),
-                None => return Stated::default(),
+                None => return ModuleConfig::default(),
             },
         };
-        Stated {
+        ModuleConfig {
             alpha: matching(part.alpha_pattern.as_ref(), name).or(part.lora_alpha),
             rank: matching(part.rank_pattern.as_ref(), name).or(part.r),
             by_root: part.use_rslora.unwrap_or(false),
             on_input: part.on_input(name),
-            turning: part.turning(),
+            orthogonal: part.orthogonal(),
         }
     }
 }
@@ -193,8 +193,8 @@ mod tests {
         });
         let config = PeftConfig::from_flat(serde_json::from_value(flat).unwrap()).unwrap();
         let alpha = |module: &str| {
-            let stated = config.about(module);
-            (stated.alpha, stated.by_root)
+            let config = config.module(module);
+            (config.alpha, config.by_root)
         };
         assert_eq!(alpha("unet.mid_block.attn1.to_k"), (Some(8.0), false));
         assert_eq!(alpha("unet.mid_block.attn1.to_q"), (Some(2.0), false));
@@ -207,9 +207,9 @@ mod tests {
         let json = r#"{"r": 4, "alpha": 8, "rank_pattern": {"conv_in": 2}}"#;
         let part: Part = serde_json::from_str(json).unwrap();
         let config = PeftConfig { parts: BTreeMap::from([(String::new(), part)]) };
-        let stated = Stated { alpha: Some(8.0), rank: Some(2), ..Stated::default() };
-        assert_eq!(config.about("base_model.model.conv_in"), stated);
-        assert_eq!(config.about("conv_out").rank, Some(4));
+        let module = ModuleConfig { alpha: Some(8.0), rank: Some(2), ..ModuleConfig::default() };
+        assert_eq!(config.module("base_model.model.conv_in"), module);
+        assert_eq!(config.module("conv_out").rank, Some(4));
     }
 
     #[test]

@@ -1,4 +1,4 @@
-//! What only the system knows: peak memory, and how long a fresh process takes.
+//! Measurements by the operating system: peak memory, and the time of a fresh process.
 
 use std::ffi::OsString;
 use std::path::Path;
@@ -33,7 +33,7 @@ pub(super) struct Command<'a> {
 }
 
 impl Command<'_> {
-    /// From the start of the process to its end, with the clip in a file.
+    /// Seconds from the start of the process to its end, with the clip in a file.
     pub(super) fn seconds_to_first_clip(&self) -> Result<f64> {
         let here = Path::new("a temporary folder");
         let folder = tempfile::tempdir().map_err(Error::file(here))?;
@@ -59,7 +59,7 @@ impl Command<'_> {
             .stderr(Stdio::piped())
             .spawn()
             .map_err(Error::file(&program))?;
-        // What it says fits into a pipe. A signal may have reached this process alone.
+        // Its output fits into a pipe. A signal may have reached this process alone.
         while process.try_wait().map_err(Error::file(&program))?.is_none() {
             if self.stop.is_requested() {
                 let _ = process.kill();

@@ -1,4 +1,4 @@
-//! What came out, for people and for programs.
+//! The results of a benchmark, as a table and as JSON.
 
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
@@ -24,16 +24,16 @@ pub(super) struct Report {
     /// only of a CPU. Parts may exceed it: their work is counted as if every convolution were multiplied out.
     pub(super) limit_gflop_per_second: Option<f64>,
     pub(super) parameters: Parameters,
-    /// From the start of a process to its first finished file; none without files.
+    /// Seconds from the start of a process to its first finished file; none without files.
     pub(super) cold_start_seconds: Option<f64>,
     pub(super) load_seconds: f64,
     pub(super) text_encode: Part,
     pub(super) unet_step: Part,
     pub(super) decode: Part,
     pub(super) clip: Part,
-    /// Of the process, with all parts in memory; none where the system does not tell it.
+    /// Peak memory of the process, with all parts in memory; none where the system does not report it.
     pub(super) peak_memory_bytes: Option<u64>,
-    /// What the check before a run expects for the same.
+    /// The memory that the check before a run estimates.
     pub(super) estimated_memory_bytes: u64,
 }
 
@@ -81,7 +81,7 @@ impl Versions {
 /// The version in `Cargo.toml`; cargo does not tell a crate the versions of its dependencies.
 const CANDLE: &str = "0.11.1";
 
-/// How many numbers the networks consist of.
+/// Number of parameters of each network.
 #[derive(Debug, Serialize)]
 pub(super) struct Parameters {
     pub(super) text: u64,
@@ -89,7 +89,7 @@ pub(super) struct Parameters {
     pub(super) vae: u64,
 }
 
-/// One part of the work.
+/// A part of the work.
 #[derive(Debug, Serialize)]
 pub(super) struct Part {
     pub(super) seconds: Summary,
@@ -99,7 +99,7 @@ pub(super) struct Part {
     pub(super) gflop_per_second: f64,
     /// Peak of the process's memory during this part.
     pub(super) peak_memory_bytes: Option<u64>,
-    /// Where the time went; only of networks on a CPU.
+    /// Shares of the time by kind of kernel; only for networks on a CPU.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(super) shares: Option<Shares>,
 }
@@ -113,7 +113,7 @@ pub(super) struct Shares {
 }
 
 impl Shares {
-    /// Of `seconds` in all.
+    /// The shares of `seconds`.
     pub(super) fn new(times: &Kinds, seconds: f64) -> Self {
         let seconds = seconds.max(f64::MIN_POSITIVE);
         let share = |(kind, time): (Kind, &Duration)| (kind.name(), time.as_secs_f64() / seconds);
@@ -167,7 +167,7 @@ fn vector_units() -> &'static str {
 }
 
 impl Report {
-    /// For people.
+    /// The report as a table for people.
     pub(super) fn table(&self) -> String {
         let Settings { model, width, height, frames, steps, cfg_scale, sampler, .. } =
             &self.settings;
@@ -226,7 +226,7 @@ impl Report {
         text
     }
 
-    /// Where the time of the networks goes, where that is known.
+    /// The networks' shares of the time, where they are known.
     fn shares(&self) -> String {
         let row = |name: &str, kinds: [String; Kind::ALL.len()], other: String| -> Vec<String> {
             [name.to_owned()].into_iter().chain(kinds).chain([other]).collect()

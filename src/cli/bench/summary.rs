@@ -11,12 +11,12 @@ pub(super) struct Summary {
     pub(super) p10: f64,
     /// A tenth is longer.
     pub(super) p90: f64,
-    /// How many there are.
+    /// Number of times.
     pub(super) n: usize,
 }
 
 impl Summary {
-    /// Of times in any order; all zero if there are none.
+    /// Summarizes times in any order; all zero without any.
     pub(super) fn of(times: &[f64]) -> Self {
         let mut sorted = times.to_vec();
         sorted.sort_by(f64::total_cmp);
@@ -29,7 +29,7 @@ impl Summary {
     }
 }
 
-/// By linear interpolation between neighbours, as numpy does.
+/// The quantile `q`, with linear interpolation as in numpy.
 fn quantile(sorted: &[f64], q: f64) -> f64 {
     let place = q * sorted.len().saturating_sub(1) as f64;
     let at = |index: usize| sorted.get(index).or(sorted.last()).copied().unwrap_or(0.0);

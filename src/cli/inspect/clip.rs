@@ -11,7 +11,7 @@ use crate::request::{Job, Request, Spec};
 use crate::text::prompt::PromptMode;
 use crate::{Error, Result};
 
-/// What a clip's texts say, for people or as JSON: the job if there is one, else an object with `parameters`.
+/// The metadata of a clip, as a table or as JSON: the job if there is one, else an object with `parameters`.
 pub(super) fn show(path: &Path, metadata: Metadata, as_json: bool) -> Result<String> {
     let Metadata { request_json, parameters } = metadata;
     if as_json {

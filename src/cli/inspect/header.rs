@@ -1,4 +1,4 @@
-//! What trainers write into a file's header, in the order in which people ask for it.
+//! The metadata that trainers write into a file's header, in the order in which people ask for it.
 
 use std::collections::BTreeMap;
 
@@ -50,7 +50,7 @@ pub(super) fn rows(metadata: &BTreeMap<String, String>, table: &mut Table) {
     let others: Vec<_> = metadata
         .iter()
         .filter(|(key, value)| !shown.contains(&key.as_str()) && !is_empty(value))
-        // Of Kohya's many settings only those above are for people.
+        // Only the settings above, among Kohya's many, are for people.
         .filter(|(key, _)| !key.starts_with("ss_") && !key.starts_with("sshash_"))
         .collect();
     for (key, value) in others.iter().take(SHOWN_PAIRS) {
@@ -66,7 +66,7 @@ pub(super) fn rows(metadata: &BTreeMap<String, String>, table: &mut Table) {
     }
 }
 
-/// Whether a value is one of those that stand for none.
+/// Returns whether a value stands for none.
 fn is_empty(value: &str) -> bool {
     matches!(value.trim(), "" | "None" | "null" | "{}" | "[]")
 }

@@ -9,20 +9,20 @@ use super::super::to_json;
 use super::{Table, header};
 use crate::adapters::lora::Lora;
 use crate::error::Bytes;
-use crate::models::image_projection::{Features, IpAdapterConfig, Projection};
+use crate::models::image_projection::{FeatureKind, IpAdapterConfig, Projection};
 use crate::text::inversion::Inversion;
 use crate::weights::{Archive, Checkpoint, Component, Source, find_text, sha256};
 use crate::{Error, Result, Stop};
 
-/// What weights are.
+/// Description of a weight file.
 #[derive(Debug, Serialize)]
 struct About {
     /// The folder of a pipeline's component.
     #[serde(skip_serializing_if = "Option::is_none")]
     name: Option<String>,
-    /// In words.
+    /// The kind of model, in words.
     kind: String,
-    /// Why it cannot be used, or what it is for.
+    /// The reason why it cannot be used, or what it is for.
     #[serde(skip_serializing_if = "Option::is_none")]
     note: Option<String>,
     /// Whether this program can use it.
@@ -38,7 +38,7 @@ struct About {
     files: Vec<FileFacts>,
 }
 
-/// What a LoRA's names and shapes tell.
+/// Properties of a LoRA derived from its names and shapes.
 #[derive(Debug, Default, Serialize)]
 struct LoraFacts {
     modules: usize,
@@ -49,25 +49,25 @@ struct LoraFacts {
     /// Words for prompts that it brings along.
     words: Vec<String>,
     ranks: BTreeSet<usize>,
-    /// As text, because floats have no order.
+    /// Values of alpha, as text because floats have no order.
     alphas: BTreeSet<String>,
 }
 
-/// What a file's header tells, and its hash.
+/// Properties of a file from its header, and its hash.
 #[derive(Debug, Serialize)]
 struct FileFacts {
     file: String,
     layout: String,
     tensors: usize,
     parameters: u64,
-    /// How many tensors are stored in which type.
+    /// Number of tensors of each element type.
     dtypes: BTreeMap<&'static str, usize>,
     bytes: u64,
     sha256: String,
     metadata: BTreeMap<String, String>,
 }
 
-/// What a folder holds.
+/// Contents of a folder.
 #[derive(Debug, Serialize)]
 struct Folder {
     path: String,
@@ -189,10 +189,10 @@ impl About {
         }
     }
 
-    /// What the loaders understand.
+    /// Describes the components of a checkpoint.
     fn of(checkpoint: &Checkpoint, stop: &Stop) -> Result<Self> {
         let count = |component| checkpoint.names(component).count();
-        let all = Component::ALL.into_iter().chain(Component::BESIDE);
+        let all = Component::BASE.into_iter().chain(Component::OPTIONAL);
         let components = all.map(|component| (component.name(), count(component)));
         Ok(Self {
             kind: kind(checkpoint),
@@ -208,7 +208,7 @@ impl About {
         })
     }
 
-    /// What the checkpoint loader refuses: a LoRA, or a stranger whose name it knows.
+    /// A file that the checkpoint loader refuses: a LoRA, or a model of another family.
     fn of_refused(source: &Source, archive: &Archive, error: &Error, stop: &Stop) -> Result<Self> {
         let mut about = Self { files: vec![FileFacts::of(archive, stop)?], ..Self::unknown() };
         if let Ok(lora) = Lora::open(source, source.path().display().to_string()) {
@@ -266,7 +266,8 @@ impl About {
     }
 }
 
-/// What a textual inversion is, and whether it can be used. Only its width tells it from other small files.
+/// Description of a textual inversion, and whether it can be used. Only its width distinguishes it from other small
+/// files.
 fn inversion_kind(source: &Source) -> Option<(String, bool)> {
     let inversion = match Inversion::open(source, None) {
         Ok(inversion) => inversion,
@@ -296,13 +297,13 @@ fn reason(error: &Error) -> String {
     }
 }
 
-/// What weights are that the loaders accept.
+/// Description of weights that the loaders accept.
 fn kind(checkpoint: &Checkpoint) -> String {
     let has = |component| checkpoint.has(component);
     let is_motion = |name: &str| name.contains(".motion_modules.");
-    let has_pictures = checkpoint.names(Component::UNet).any(|name| !is_motion(name));
+    let has_image_layers = checkpoint.names(Component::UNet).any(|name| !is_motion(name));
     let motion = if checkpoint.has_motion() { " with motion modules" } else { "" };
-    if has_pictures && (has(Component::Vae) || has(Component::Text)) {
+    if has_image_layers && (has(Component::Vae) || has(Component::Text)) {
         let missing: Vec<String> = [Component::Vae, Component::Text]
             .into_iter()
             .filter(|component| !has(*component))
@@ -316,7 +317,7 @@ fn kind(checkpoint: &Checkpoint) -> String {
         };
         return format!("a checkpoint of {family}{motion}{}", missing.concat());
     }
-    if has_pictures {
+    if has_image_layers {
         return format!("a UNet{motion}");
     }
     if has(Component::UNet) {
@@ -347,7 +348,7 @@ fn kind(checkpoint: &Checkpoint) -> String {
     }
 }
 
-/// What a network beside the UNet is, what it follows and what it touches.
+/// Description of a control network: its kind, its hints and the layers that it affects.
 fn control_kind(checkpoint: &Checkpoint, component: Component) -> String {
     let shape = |name: &str| checkpoint.shape_of(component, name);
     let dim = |name: &str, axis| shape(name).and_then(|shape| shape.get(axis)).copied();
@@ -392,15 +393,15 @@ fn control_kind(checkpoint: &Checkpoint, component: Component) -> String {
     }
 }
 
-/// Which kind of IP-Adapter it is, and what it wants to know of a image.
+/// Description of an IP-Adapter: its kind, and the image features that it takes.
 fn ip_adapter_kind(checkpoint: &Checkpoint) -> String {
     let shape = |name: &str| checkpoint.shape_of(Component::IpAdapter, name);
     let Ok(config) = IpAdapterConfig::from_shapes(|name| shape(name).map(<[usize]>::to_vec)) else {
         return "an IP-Adapter of no known kind".into();
     };
-    let what = match config.wants() {
-        Features::Embedding => "embeddings",
-        Features::Penultimate => "states",
+    let what = match config.feature_kind() {
+        FeatureKind::Embedding => "embeddings",
+        FeatureKind::Penultimate => "states",
     };
     let kind = match config.projection {
         Projection::Linear { tokens } => format!("{tokens} tokens"),
@@ -434,11 +435,11 @@ fn motion_kind(checkpoint: &Checkpoint) -> String {
     format!("motion modules (AnimateDiff{version})")
 }
 
-/// What modules of the text encoder and of motion modules are known by.
+/// Parts of the names of the text encoder's modules and of motion modules.
 const TEXT: [&str; 4] = ["lora_te", "text_encoder", "text_model", "cond_stage_model"];
 const MOTION: [&str; 1] = ["motion_modules"];
 
-/// What layers of the UNet do, by parts of their names in all spellings; the first that fits.
+/// Functions of the UNet's layers, by parts of their names in all spellings; the first that matches.
 const LAYERS: [(&str, &[&str]); 6] = [
     ("attention to the prompt", &["attn2"]),
     ("self-attention", &["attn1"]),

@@ -4,7 +4,7 @@
 use std::mem::MaybeUninit;
 use std::ops::Range;
 
-use super::{Given, Operand, Scale, Scratch, Unit, View, exponentials, width};
+use super::{Inputs, Operand, Scale, Scratch, Unit, View, exponentials, width};
 use crate::kernels::cpu::buffer::Shared;
 use crate::kernels::cpu::float::Float;
 use crate::kernels::cpu::isa::{Isa, Loops};
@@ -20,8 +20,8 @@ pub(super) struct Piece<'a, T, E> {
     pub(super) unit: Unit,
     pub(super) first: usize,
     pub(super) end: usize,
-    pub(super) given: &'a Given<'a, T>,
-    /// Of the shape of the queries.
+    pub(super) inputs: &'a Inputs<'a, T>,
+    /// The result, of the shape of the queries.
     pub(super) out: &'a Shared<'a, MaybeUninit<T>>,
     pub(super) scratch: &'a mut Scratch<E>,
 }
@@ -32,8 +32,8 @@ impl<T: Float, E: Operand> Loops for Piece<'_, T, E> {
     #[allow(unsafe_code)]
     #[inline(always)]
     fn run<const FMA: bool>(self) {
-        let Self { unit, first, end, given, out, scratch } = self;
-        let Given { keys, scale, isa, operands: [q, k, v] } = *given;
+        let Self { unit, first, end, inputs, out, scratch } = self;
+        let Inputs { keys, scale, isa, operands: [q, k, v] } = *inputs;
         let [_, queries, places, heads, dim] = q.dims;
         let length = dim.next_multiple_of(E::GROUP);
         scratch.pack(&unit, [k, v], (keys, keys.next_multiple_of(LANES)), (dim, length));

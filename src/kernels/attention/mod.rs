@@ -1,8 +1,8 @@
 //! Attention that never holds the whole score matrix.
 //!
-//! On the CPU sequences are long or short: see `long.rs`, `tiled.rs` for a matrix unit, and `short.rs`. All multiply bf16
-//! as bf16 where the processor does, everything else as f32. Elsewhere blocks of queries go through batched matmuls, or,
-//! where asked for, through kernels that no GPU has run: `../cuda`, and `sdpa.rs` for Metal.
+//! On the CPU sequences are long or short: see `long.rs`, `tiled.rs` for a matrix unit, and `short.rs`. All multiply
+//! bf16 as bf16 where the processor does, everything else as f32. Elsewhere blocks of queries go through batched
+//! matmuls, or, where asked for, through kernels that no GPU has run: `../cuda`, and `sdpa.rs` for Metal.
 
 mod long;
 mod sdpa;
@@ -234,7 +234,7 @@ impl<'a, T: Float> View<'a, T> {
         self.values(unit, token, self.dims[4])
     }
 
-    /// What a token has from a head on.
+    /// `len` values of a token, from the first value of a head.
     #[inline(always)]
     fn values(&self, unit: &Unit, token: usize, len: usize) -> &'a [T] {
         let place = [unit.batch, token, unit.place, unit.head];
@@ -243,7 +243,7 @@ impl<'a, T: Float> View<'a, T> {
     }
 }
 
-/// One head of one sequence.
+/// Indices of one head of one sequence.
 struct Unit {
     batch: usize,
     place: usize,
@@ -253,24 +253,24 @@ struct Unit {
 /// Memory that a thread keeps from one attention to the next; products are of `E`.
 #[derive(Debug, Default)]
 struct Scratch<E> {
-    /// For every panel of keys `(dim / GROUP, width, GROUP)`.
+    /// Packed keys, for every panel of keys `(dim / GROUP, width, GROUP)`.
     keys: Aligned<E>,
-    /// For every panel of `dim` `(keys / GROUP, width, GROUP)`.
+    /// Packed values, for every panel of `dim` `(keys / GROUP, width, GROUP)`.
     values: Aligned<E>,
-    /// `(ROWS, dim)`.
+    /// Queries `(ROWS, dim)`.
     queries: Aligned<E>,
-    /// For every panel of keys of a block `(ROWS, width)`.
+    /// Attention scores, for every panel of keys of a block `(ROWS, width)`.
     scores: Aligned<f32>,
-    /// What scores become, in the same order.
+    /// Attention weights, in the order of the scores.
     weights: Aligned<E>,
-    /// For every panel of `dim` `(ROWS, width)`.
+    /// Sums of weighted values, for every panel of `dim` `(ROWS, width)`.
     sums: Aligned<f32>,
     offsets: Vec<usize>,
     /// Queries, keys and values of [`Short`] sequences: all that a token has at some places.
     rows: [Vec<E>; 3],
 }
 
-/// What queries, keys, values and weights can be multiplied as.
+/// Element types of queries, keys, values and weights in products.
 trait Operand: MatrixUnit<Weight = Self> + Float {
     fn with_scratch<R>(f: impl FnOnce(&mut Scratch<Self>) -> R) -> R;
 }
@@ -309,7 +309,7 @@ impl CustomOp3 for Blocked<'_> {
 }
 
 impl Blocked<'_> {
-    /// On values of `T`, by products of `E`.
+    /// Attention over values of `T`, with products of `E`.
     #[allow(unsafe_code)]
     fn attend<T: Float, E: Operand>(
         &self,
@@ -329,17 +329,17 @@ impl Blocked<'_> {
         let scale = Scale::new(self.scale as f32);
         let units = batch * places * heads;
         let flops = 4 * units * queries * keys * dim;
-        let given = &Given { keys, scale, isa, operands: [&q, &k, &v] };
+        let inputs = &Inputs { keys, scale, isa, operands: [&q, &k, &v] };
         if queries.max(keys) <= SHORT && dim.is_multiple_of(E::GROUP) {
             let group = (SHORT_PLACES / (heads * dim)).clamp(1, places);
             let groups = places.div_ceil(group);
             let fill = |out: &mut [MaybeUninit<T>]| {
                 let out = &Shared::new(out);
-                share(batch * groups, flops, |task| {
+                in_parallel(batch * groups, flops, |task| {
                     let (batch, first) = (task / groups, task % groups * group);
                     let end = (first + group).min(places);
                     E::with_scratch(|scratch| {
-                        isa.vectorize(Short { batch, places: first..end, given, out, scratch });
+                        isa.vectorize(Short { batch, places: first..end, inputs, out, scratch });
                     });
                 });
             };
@@ -348,13 +348,13 @@ impl Blocked<'_> {
         }
         // As few pieces as keep all threads busy, because each packs the keys again.
         let wanted = (4 * rayon::current_num_threads()).div_ceil(units);
-        let rows = if given.in_tiles::<E>() { amx::ROWS } else { ROWS };
+        let rows = if inputs.in_tiles::<E>() { amx::ROWS } else { ROWS };
         let piece = queries.div_ceil(wanted).max(QUERIES).next_multiple_of(rows);
         let pieces = queries.div_ceil(piece);
         let (unset, stop) = (T::narrow(f32::NAN), self.stop);
         let fill = |values: &mut [MaybeUninit<T>]| {
             let out = &Shared::new(values);
-            share(units * pieces, flops, |task| {
+            in_parallel(units * pieces, flops, |task| {
                 if stop.is_some_and(Stop::is_requested) {
                     return;
                 }
@@ -364,8 +364,8 @@ impl Blocked<'_> {
                 let first = piece_index * piece;
                 let end = (first + piece).min(queries);
                 E::with_scratch(|scratch| {
-                    let piece = Piece { unit, first, end, given, out, scratch };
-                    if given.in_tiles::<E>() {
+                    let piece = Piece { unit, first, end, inputs, out, scratch };
+                    if inputs.in_tiles::<E>() {
                         amx::with_tiles(|| isa.vectorize(Tiled(piece)));
                     } else {
                         isa.vectorize(piece);
@@ -379,8 +379,8 @@ impl Blocked<'_> {
     }
 }
 
-/// What all tasks of one attention share.
-struct Given<'a, T> {
+/// Inputs that all tasks of one attention share.
+struct Inputs<'a, T> {
     keys: usize,
     scale: Scale,
     isa: Isa,
@@ -388,15 +388,15 @@ struct Given<'a, T> {
     operands: [&'a View<'a, T>; 3],
 }
 
-impl<T> Given<'_, T> {
-    /// Whether values that are multiplied as `E` go through the matrix unit.
+impl<T> Inputs<'_, T> {
+    /// Returns whether products of `E` use the matrix unit.
     fn in_tiles<E: MatrixUnit>(&self) -> bool {
         E::fits_tiles(self.isa, amx::BYTES / size_of::<E>())
     }
 }
 
-/// Does `tasks` things of `flops` operations in all, on as many threads as that is worth.
-fn share(tasks: usize, flops: usize, work: impl Fn(usize) + Send + Sync) {
+/// Runs `work` for `tasks` indices, `flops` operations in all, on as many threads as pay off.
+fn in_parallel(tasks: usize, flops: usize, work: impl Fn(usize) + Send + Sync) {
     if flops < SERIAL {
         (0..tasks).for_each(work);
     } else {
@@ -405,7 +405,7 @@ fn share(tasks: usize, flops: usize, work: impl Fn(usize) + Send + Sync) {
     }
 }
 
-/// What products are multiplied by to become scores; done to scores, so that queries are multiplied as they are.
+/// The scale of the scores, applied after the product of queries and keys.
 #[derive(Clone, Copy)]
 struct Scale {
     /// 1, -1 or 0.

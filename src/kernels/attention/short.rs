@@ -4,7 +4,7 @@
 use std::mem::MaybeUninit;
 use std::ops::Range;
 
-use super::{Given, Operand, Scale, Scratch, Unit, exponentials, width};
+use super::{Inputs, Operand, Scale, Scratch, Unit, exponentials, width};
 use crate::kernels::cpu::buffer::Shared;
 use crate::kernels::cpu::float::Float;
 use crate::kernels::cpu::isa::{Isa, Loops};
@@ -15,8 +15,8 @@ use crate::kernels::cpu::microkernel::{LANES, PANEL, Product, ROWS};
 pub(super) struct Short<'a, T, E> {
     pub(super) batch: usize,
     pub(super) places: Range<usize>,
-    pub(super) given: &'a Given<'a, T>,
-    /// Of the shape of the queries.
+    pub(super) inputs: &'a Inputs<'a, T>,
+    /// The result, of the shape of the queries.
     pub(super) out: &'a Shared<'a, MaybeUninit<T>>,
     pub(super) scratch: &'a mut Scratch<E>,
 }
@@ -27,8 +27,8 @@ impl<T: Float, E: Operand> Loops for Short<'_, T, E> {
     #[allow(unsafe_code)]
     #[inline(always)]
     fn run<const FMA: bool>(self) {
-        let Self { batch, places: here, given, out, scratch } = self;
-        let Given { keys, scale, isa, operands } = *given;
+        let Self { batch, places: here, inputs, out, scratch } = self;
+        let Inputs { keys, scale, isa, operands } = *inputs;
         let [_, queries, places, heads, dim] = operands[0].dims;
         let width = here.len() * heads * dim;
         // No power of two, which would send all rows to the same few lines of a cache; and room for whole lanes.
@@ -65,7 +65,7 @@ impl<T: Float, E: Operand> Loops for Short<'_, T, E> {
     }
 }
 
-/// What [`Short`] takes out of its rows: the first value, the length of a row, and the sizes.
+/// A sequence within the rows of [`Short`]: the first value, the length of a row, and the sizes.
 struct Sequence {
     at: usize,
     pitch: usize,

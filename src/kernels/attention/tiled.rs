@@ -1,7 +1,7 @@
 //! Long sequences as in `long.rs`, in the matrix unit: more queries at a time, fewer keys.
 
 use super::long::Piece;
-use super::{Given, Operand, width};
+use super::{Inputs, Operand, width};
 use crate::kernels::cpu::amx::{BYTES, Left, ROWS};
 use crate::kernels::cpu::float::Float;
 use crate::kernels::cpu::isa::Loops;
@@ -20,8 +20,8 @@ impl<T: Float, E: Operand> Loops for Tiled<'_, T, E> {
     #[allow(unsafe_code)]
     #[inline(always)]
     fn run<const FMA: bool>(self) {
-        let Piece { unit, first, end, given, out, scratch } = self.0;
-        let Given { keys, scale, operands: [q, k, v], .. } = *given;
+        let Piece { unit, first, end, inputs, out, scratch } = self.0;
+        let Inputs { keys, scale, operands: [q, k, v], .. } = *inputs;
         let [_, queries, places, heads, dim] = q.dims;
         let step = BYTES / size_of::<E>();
         let (length, padded) = (dim.next_multiple_of(step), keys.next_multiple_of(step));

@@ -73,27 +73,28 @@ impl Gradients for Softmax {
         let keys = k.dim(1)?;
         let width = heads * dim;
         let (q_view, k_view, v_view) = (View::new(q)?, View::new(k)?, View::new(v)?);
-        let slopes = View::new(&gradient)?;
-        let mut of_q = vec![0f32; q.elem_count()];
-        let mut of_k = vec![0f32; k.elem_count()];
-        let mut of_v = vec![0f32; v.elem_count()];
-        of_q.par_chunks_mut((queries * width).max(1))
-            .zip(of_k.par_chunks_mut((keys * width).max(1)))
-            .zip(of_v.par_chunks_mut((keys * width).max(1)))
+        let grad_out = View::new(&gradient)?;
+        let mut grad_q = vec![0f32; q.elem_count()];
+        let mut grad_k = vec![0f32; k.elem_count()];
+        let mut grad_v = vec![0f32; v.elem_count()];
+        grad_q
+            .par_chunks_mut((queries * width).max(1))
+            .zip(grad_k.par_chunks_mut((keys * width).max(1)))
+            .zip(grad_v.par_chunks_mut((keys * width).max(1)))
             .zip(q_view.values().par_chunks((queries * width).max(1)))
             .zip(k_view.values().par_chunks((keys * width).max(1)))
             .zip(v_view.values().par_chunks((keys * width).max(1)))
-            .zip(slopes.values().par_chunks((queries * width).max(1)))
+            .zip(grad_out.values().par_chunks((queries * width).max(1)))
             .for_each_init(
                 || (vec![0f32; BLOCK * keys], vec![0f32; BLOCK * keys]),
-                |(weights, slants), ((((((of_q, of_k), of_v), q), k), v), slopes)| {
+                |(weights, grad_scores), ((((((grad_q, grad_k), grad_v), q), k), v), grad_out)| {
                     let part = Sequence { queries, keys, width, dim, scale: self.scale };
                     if part.is_short() {
                         return vectorized(|| {
                             for from in (0..width).step_by(dim.max(1)) {
-                                let all = [&q[from..], &k[from..], &v[from..], &slopes[from..]];
+                                let all = [&q[from..], &k[from..], &v[from..], &grad_out[from..]];
                                 let outs =
-                                    [&mut of_q[from..], &mut of_k[from..], &mut of_v[from..]];
+                                    [&mut grad_q[from..], &mut grad_k[from..], &mut grad_v[from..]];
                                 part.short_head(all, outs);
                             }
                         });
@@ -101,10 +102,10 @@ impl Gradients for Softmax {
                     for head in 0..heads {
                         let from = head * dim;
                         part.head(
-                            [&q[from..], &k[from..], &v[from..], &slopes[from..]],
-                            [&mut of_q[from..], &mut of_k[from..], &mut of_v[from..]],
+                            [&q[from..], &k[from..], &v[from..], &grad_out[from..]],
+                            [&mut grad_q[from..], &mut grad_k[from..], &mut grad_v[from..]],
                             weights,
-                            slants,
+                            grad_scores,
                         );
                     }
                 },
@@ -114,7 +115,7 @@ impl Gradients for Softmax {
                 .then(|| Tensor::from_vec(values, like.shape(), &Device::Cpu))
                 .transpose()
         };
-        Ok([tensor(of_q, q)?, tensor(of_k, k)?, tensor(of_v, v)?])
+        Ok([tensor(grad_q, q)?, tensor(grad_k, k)?, tensor(grad_v, v)?])
     }
 }
 
@@ -128,7 +129,7 @@ struct Sequence {
 }
 
 impl Sequence {
-    /// One head's result.
+    /// Computes one head's result.
     fn value(&self, [q, k, v]: [&[f32]; 3], out: &mut [f32], weights: &mut [f32]) {
         let Self { queries, keys, width, dim, scale } = *self;
         let (k, v) = (Matrix::new(k, keys, dim, width), Matrix::new(v, keys, dim, width));
@@ -144,7 +145,7 @@ impl Sequence {
         }
     }
 
-    /// Whether a head's matrices fit into tiles: motion modules, whose sequences are the frames at one place.
+    /// Returns whether a head's matrices fit into tiles, as in motion modules, whose sequences are frames.
     fn is_short(&self) -> bool {
         self.queries <= SIDE && self.keys <= SIDE && self.dim <= SIDE
     }
@@ -152,7 +153,7 @@ impl Sequence {
     /// The softmax of scores, `(queries, keys)`, zero beyond.
     #[inline(always)]
     fn short_weights(&self, q: &Tile, k: &Tile) -> Tile {
-        let mut weights = product(q, &turned(k, self.dim), self.queries, self.dim);
+        let mut weights = product(q, &transposed(k, self.dim), self.queries, self.dim);
         for row in &mut weights[..self.queries] {
             for value in row.iter_mut() {
                 *value *= self.scale;
@@ -174,21 +175,25 @@ impl Sequence {
 
     /// [`head`](Self::head) in tiles.
     #[inline(always)]
-    fn short_head(&self, [q, k, v, slopes]: [&[f32]; 4], [of_q, of_k, of_v]: [&mut [f32]; 3]) {
+    fn short_head(
+        &self,
+        [q, k, v, grad_out]: [&[f32]; 4],
+        [grad_q, grad_k, grad_v]: [&mut [f32]; 3],
+    ) {
         let Self { queries, keys, dim, scale, .. } = *self;
         let (q, k, v) = (self.tile(q, queries), self.tile(k, keys), self.tile(v, keys));
-        let slopes = self.tile(slopes, queries);
+        let grad_out = self.tile(grad_out, queries);
         let weights = self.short_weights(&q, &k);
-        let mut slants = product(&slopes, &turned(&v, dim), queries, dim);
-        self.put(&product_turned(&weights, &slopes, keys, queries), keys, 1.0, of_v);
-        for (row, weights) in slants.iter_mut().zip(&weights) {
+        let mut grad_scores = product(&grad_out, &transposed(&v, dim), queries, dim);
+        self.put(&transposed_product(&weights, &grad_out, keys, queries), keys, 1.0, grad_v);
+        for (row, weights) in grad_scores.iter_mut().zip(&weights) {
             let mean = dot(row, weights);
-            for (slant, weight) in row.iter_mut().zip(weights) {
-                *slant = weight * (*slant - mean);
+            for (grad_score, weight) in row.iter_mut().zip(weights) {
+                *grad_score = weight * (*grad_score - mean);
             }
         }
-        self.put(&product(&slants, &k, queries, keys), queries, scale, of_q);
-        self.put(&product_turned(&slants, &q, keys, queries), keys, scale, of_k);
+        self.put(&product(&grad_scores, &k, queries, keys), queries, scale, grad_q);
+        self.put(&transposed_product(&grad_scores, &q, keys, queries), keys, scale, grad_k);
     }
 
     /// The first rows of a head's matrix.
@@ -210,13 +215,13 @@ impl Sequence {
         }
     }
 
-    /// One head's gradients.
+    /// Computes one head's gradients.
     fn head(
         &self,
-        [q, k, v, slopes]: [&[f32]; 4],
-        [of_q, of_k, of_v]: [&mut [f32]; 3],
+        [q, k, v, grad_out]: [&[f32]; 4],
+        [grad_q, grad_k, grad_v]: [&mut [f32]; 3],
         weights: &mut [f32],
-        slants: &mut [f32],
+        grad_scores: &mut [f32],
     ) {
         let Self { queries, keys, width, dim, scale } = *self;
         let (k, v) = (Matrix::new(k, keys, dim, width), Matrix::new(v, keys, dim, width));
@@ -224,28 +229,28 @@ impl Sequence {
             let count = BLOCK.min(queries - start);
             let from = start * width;
             let q = Matrix::new(&q[from..], count, dim, width);
-            let slope = Matrix::new(&slopes[from..], count, dim, width);
+            let grad_out = Matrix::new(&grad_out[from..], count, dim, width);
             let weights = &mut weights[..count * keys];
-            let slants = &mut slants[..count * keys];
+            let grad_scores = &mut grad_scores[..count * keys];
             // The softmax again, and how the result depends on its weights.
             multiply(q, k.t(), weights, keys, (Into::Replace, scale));
             vectorized(|| weights.chunks_exact_mut(keys).for_each(softmax));
-            multiply(slope, v.t(), slants, keys, (Into::Replace, 1.0));
+            multiply(grad_out, v.t(), grad_scores, keys, (Into::Replace, 1.0));
             let product = Matrix::new(weights, count, keys, keys).t();
-            multiply(product, slope, of_v, width, (Into::Add, 1.0));
+            multiply(product, grad_out, grad_v, width, (Into::Add, 1.0));
             // From the weights' gradients to those of the scores.
-            let rows = slants.chunks_exact_mut(keys).zip(weights.chunks_exact(keys));
+            let rows = grad_scores.chunks_exact_mut(keys).zip(weights.chunks_exact(keys));
             vectorized(|| {
                 for (row, weights) in rows {
                     let mean = dot(row, weights);
-                    for (slant, weight) in row.iter_mut().zip(weights) {
-                        *slant = weight * (*slant - mean);
+                    for (grad_score, weight) in row.iter_mut().zip(weights) {
+                        *grad_score = weight * (*grad_score - mean);
                     }
                 }
             });
-            let slants = Matrix::new(slants, count, keys, keys);
-            multiply(slants, k, &mut of_q[from..], width, (Into::Replace, scale));
-            multiply(slants.t(), q, of_k, width, (Into::Add, scale));
+            let grad_scores = Matrix::new(grad_scores, count, keys, keys);
+            multiply(grad_scores, k, &mut grad_q[from..], width, (Into::Replace, scale));
+            multiply(grad_scores.t(), q, grad_k, width, (Into::Add, scale));
         }
     }
 }
@@ -271,9 +276,9 @@ fn product(a: &Tile, b: &Tile, rows: usize, inner: usize) -> Tile {
     out
 }
 
-/// The same of `a` with rows and columns exchanged.
+/// [`product`] with the transpose of `a`.
 #[inline(always)]
-fn product_turned(a: &Tile, b: &Tile, rows: usize, inner: usize) -> Tile {
+fn transposed_product(a: &Tile, b: &Tile, rows: usize, inner: usize) -> Tile {
     let mut out = [[0.0; SIDE]; SIDE];
     for (i, out) in out.iter_mut().enumerate().take(rows) {
         let mut sum = [0f32; SIDE];
@@ -287,9 +292,9 @@ fn product_turned(a: &Tile, b: &Tile, rows: usize, inner: usize) -> Tile {
     out
 }
 
-/// The first `columns` columns as rows.
+/// The first `columns` columns of a tile, as rows.
 #[inline(always)]
-fn turned(tile: &Tile, columns: usize) -> Tile {
+fn transposed(tile: &Tile, columns: usize) -> Tile {
     let mut out = [[0.0; SIDE]; SIDE];
     for (i, out) in out.iter_mut().enumerate().take(columns) {
         for (out, row) in out.iter_mut().zip(tile) {
@@ -314,7 +319,7 @@ fn dot(a: &[f32], b: &[f32]) -> f32 {
     sums.iter().sum::<f32>() + rest
 }
 
-/// In lanes that the compiler runs in parallel.
+/// Softmax of a row in place, in lanes that the compiler vectorizes.
 #[inline(always)]
 fn softmax(row: &mut [f32]) {
     const LANES: usize = 16;

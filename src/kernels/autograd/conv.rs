@@ -1,8 +1,8 @@
 //! The convolution and its gradients.
 //!
-//! Images are turned so that their channels are innermost. The result is then a product of packed weights, and so is
-//! the input's gradient, with the kernel turned around; with a stride, its columns are scattered back. For the kernel's
-//! gradient what the outputs of a strip of lines depend on is gathered into rows and multiplied with the result's.
+//! Images are transposed to channels-last. The result is then a product with packed weights, and so is the input's
+//! gradient, with the flipped kernel; with a stride, its columns are scattered back (col2im). For the kernel's
+//! gradient, the inputs of a strip of output rows are gathered (im2col) and multiplied with the result's gradient.
 
 use candle_core::{Device, Result, Tensor};
 use rayon::prelude::*;
@@ -81,9 +81,9 @@ fn conv2d(
             spread.resize(packed.width(), 0.0);
             spread
         });
-        let x = turned(x.values(), batch, inputs, sizes.picture());
+        let x = transposed(x.values(), batch, inputs, sizes.input_pixels());
         let y = packed.product(&x, &sizes.window()?, bias.as_deref());
-        turned(&y, batch, sizes.pixels(), outputs)
+        transposed(&y, batch, sizes.pixels(), outputs)
     };
     attach(values, shape, [&x, &weight, &bias], Convolution { padding, stride })
 }
@@ -104,47 +104,47 @@ impl Gradients for Convolution {
     ) -> Result<[Option<Tensor>; 3]> {
         let gradient = gradient.contiguous()?;
         let sizes = Sizes::new(x, weight, self.padding, self.stride)?;
-        let slopes =
-            turned(View::new(&gradient)?.values(), sizes.batch, sizes.outputs, sizes.pixels());
+        let grad_out =
+            transposed(View::new(&gradient)?.values(), sizes.batch, sizes.outputs, sizes.pixels());
         let (x_view, weight_view) = (View::new(x)?, View::new(weight)?);
-        let of_x = is_tracked(&[x]).then(|| {
-            let values = sizes.of_input(weight_view.values(), &slopes)?;
+        let grad_x = is_tracked(&[x]).then(|| {
+            let values = sizes.grad_input(weight_view.values(), &grad_out)?;
             Tensor::from_vec(values, x.shape(), &Device::Cpu)
         });
-        let of_weight = is_tracked(&[weight]).then(|| {
-            let values = sizes.of_weight(x_view.values(), &slopes);
+        let grad_weight = is_tracked(&[weight]).then(|| {
+            let values = sizes.grad_weight(x_view.values(), &grad_out);
             Tensor::from_vec(values, weight.shape(), &Device::Cpu)
         });
-        let of_bias = is_tracked(&[bias]).then(|| {
-            Tensor::from_vec(sum_of_rows(&slopes, sizes.outputs), sizes.outputs, &Device::Cpu)
+        let grad_bias = is_tracked(&[bias]).then(|| {
+            Tensor::from_vec(sum_of_rows(&grad_out, sizes.outputs), sizes.outputs, &Device::Cpu)
         });
-        Ok([of_x.transpose()?, of_weight.transpose()?, of_bias.transpose()?])
+        Ok([grad_x.transpose()?, grad_weight.transpose()?, grad_bias.transpose()?])
     }
 }
 
 /// Every image's `(rows, columns)` as `(columns, rows)`.
-fn turned(values: &[f32], pictures: usize, rows: usize, columns: usize) -> Vec<f32> {
+fn transposed(values: &[f32], images: usize, rows: usize, columns: usize) -> Vec<f32> {
     if rows == 1 || columns == 1 {
         return values.to_vec();
     }
-    let mut out = vec![0f32; pictures * rows * columns];
+    let mut out = vec![0f32; images * rows * columns];
     let size = (rows * columns).max(1);
     let pairs = out.par_chunks_mut(size).zip(values.par_chunks(size));
     pairs.with_min_len((16 * 1024 / size).max(1)).for_each(|(out, values)| {
         for row in (0..rows).step_by(BLOCK) {
             for column in (0..columns).step_by(BLOCK) {
-                turn_block(out, values, (rows, columns), (row, column));
+                transpose_block(out, values, (rows, columns), (row, column));
             }
         }
     });
     out
 }
 
-/// Lines and columns of a block that is turned at once: a cache line each way.
+/// Lines and columns of a block that is transposed at once: a cache line each way.
 const BLOCK: usize = 16;
 
 /// The block at `(row, column)` of a matrix.
-fn turn_block(
+fn transpose_block(
     out: &mut [f32],
     values: &[f32],
     (rows, columns): (usize, usize),
@@ -194,7 +194,7 @@ impl Kernel {
         self.sizes.width()
     }
 
-    /// With images whose channels are innermost.
+    /// The product with channels-last images, plus `bias`.
     fn product(&self, x: &[f32], window: &ConvGeometry, bias: Option<&[f32]>) -> Vec<f32> {
         let epilogue = Epilogue { bias, ..Epilogue::default() };
         gemm::product(Isa::current(), x, window, &self.packed, &epilogue)
@@ -248,7 +248,7 @@ impl Sizes {
     }
 
     /// Pixels of the input.
-    fn picture(&self) -> usize {
+    fn input_pixels(&self) -> usize {
         self.height * self.width
     }
 
@@ -269,7 +269,7 @@ impl Sizes {
     }
 
     /// The gradient of the input, `(batch, inputs, height, width)`, from the result's, whose channels are innermost.
-    fn of_input(&self, weight: &[f32], slopes: &[f32]) -> Result<Vec<f32>> {
+    fn grad_input(&self, weight: &[f32], grad_out: &[f32]) -> Result<Vec<f32>> {
         let Self { batch, inputs, outputs, kernel, taps, .. } = *self;
         if self.stride == 1 && self.padding < kernel {
             let packed = packed((inputs, taps, outputs), |i, t, o| {
@@ -279,17 +279,17 @@ impl Sizes {
             let window =
                 ConvGeometry::convolution(batch, size, size, kernel, (padding, padding), 1)
                     .ok_or_else(|| candle_core::Error::msg("a kernel larger than its image"))?;
-            let values = packed.product(slopes, &window, None);
-            return Ok(turned(&values, batch, self.picture(), inputs));
+            let values = packed.product(grad_out, &window, None);
+            return Ok(transposed(&values, batch, self.input_pixels(), inputs));
         }
         // `(taps, inputs)` for every pixel of the result.
         let packed = packed((taps * inputs, 1, outputs), |row, _, o| {
             weight[(o * inputs + row % inputs) * taps + row / inputs]
         });
-        let columns = packed.product(slopes, &ConvGeometry::rows(batch * self.pixels()), None);
-        let mut out = vec![0f32; batch * self.picture() * inputs];
-        let (picture, each) = (self.picture() * inputs, self.pixels() * self.depth());
-        out.par_chunks_mut(picture.max(1)).zip(columns.par_chunks(each.max(1))).for_each(
+        let columns = packed.product(grad_out, &ConvGeometry::rows(batch * self.pixels()), None);
+        let mut out = vec![0f32; batch * self.input_pixels() * inputs];
+        let (size, each) = (self.input_pixels() * inputs, self.pixels() * self.depth());
+        out.par_chunks_mut(size.max(1)).zip(columns.par_chunks(each.max(1))).for_each(
             |(out, columns)| {
                 for (pixel, columns) in columns.chunks_exact(self.depth()).enumerate() {
                     for (tap, column) in columns.chunks_exact(inputs).enumerate() {
@@ -300,16 +300,16 @@ impl Sizes {
                 }
             },
         );
-        Ok(turned(&out, batch, self.picture(), inputs))
+        Ok(transposed(&out, batch, self.input_pixels(), inputs))
     }
 
     /// The gradient of the kernel, from the input as it is and the result's gradient, whose channels are innermost.
-    fn of_weight(&self, x: &[f32], slopes: &[f32]) -> Vec<f32> {
+    fn grad_weight(&self, x: &[f32], grad_out: &[f32]) -> Vec<f32> {
         /// Gathered values, about as many as a core's own cache holds.
         const MOST: usize = 128 * 1024;
         let Self { batch, inputs, outputs, taps, .. } = *self;
-        let (depth, pixels, picture) = (self.depth(), self.pixels(), self.picture());
-        let x = turned(x, batch, inputs, picture);
+        let (depth, pixels, input_pixels) = (self.depth(), self.pixels(), self.input_pixels());
+        let x = transposed(x, batch, inputs, input_pixels);
         let is_plain = taps == 1 && self.padding == 0 && self.stride == 1;
         let strip = if is_plain { pixels } else { (MOST / depth).clamp(1, pixels.max(1)) };
         let count = parts(batch);
@@ -318,20 +318,20 @@ impl Sizes {
             .map(|part| {
                 let mut sum = vec![0f32; outputs * depth];
                 let mut rows = Vec::new();
-                for image in part * batch / count..(part + 1) * batch / count {
-                    let picture = &x[image * picture * inputs..][..picture * inputs];
+                for i in part * batch / count..(part + 1) * batch / count {
+                    let image = &x[i * input_pixels * inputs..][..input_pixels * inputs];
                     for first in (0..pixels).step_by(strip) {
                         let count = strip.min(pixels - first);
                         let rows = if is_plain {
-                            picture
+                            image
                         } else {
                             rows.resize(count * depth, 0.0);
-                            self.gather(picture, first, &mut rows);
+                            self.gather(image, first, &mut rows);
                             &rows
                         };
-                        let slopes = &slopes[(image * pixels + first) * outputs..];
+                        let grad_out = &grad_out[(i * pixels + first) * outputs..];
                         multiply(
-                            Matrix::new(slopes, count, outputs, outputs).t(),
+                            Matrix::new(grad_out, count, outputs, outputs).t(),
                             Matrix::new(rows, count, depth, depth),
                             &mut sum,
                             depth,
@@ -343,7 +343,7 @@ impl Sizes {
             })
             .collect();
         // `(outputs, taps, inputs)` as yet.
-        turned(&total(sums, outputs * depth), outputs, taps, inputs)
+        transposed(&total(sums, outputs * depth), outputs, taps, inputs)
     }
 
     /// The pixel of the input that a pixel of the result sees through a tap.
@@ -357,7 +357,7 @@ impl Sizes {
     }
 
     /// Fills `(pixels, taps, inputs)` with what the outputs from `first` on depend on, zero outside the image.
-    fn gather(&self, picture: &[f32], first: usize, rows: &mut [f32]) {
+    fn gather(&self, image: &[f32], first: usize, rows: &mut [f32]) {
         let Self { inputs, kernel, .. } = *self;
         for (pixel, row) in (first..).zip(rows.chunks_exact_mut(self.depth())) {
             for (line, row) in row.chunks_exact_mut(kernel * inputs).enumerate() {
@@ -365,12 +365,12 @@ impl Sizes {
                 // The taps of a line lie side by side in the image as well, unless it ends there.
                 let ends = (self.place(pixel, tap), self.place(pixel, tap + kernel - 1));
                 if let (Some(from), Some(_)) = ends {
-                    row.copy_from_slice(&picture[from * inputs..][..kernel * inputs]);
+                    row.copy_from_slice(&image[from * inputs..][..kernel * inputs]);
                     continue;
                 }
                 for (tap, row) in (tap..).zip(row.chunks_exact_mut(inputs)) {
                     match self.place(pixel, tap) {
-                        Some(from) => row.copy_from_slice(&picture[from * inputs..][..inputs]),
+                        Some(from) => row.copy_from_slice(&image[from * inputs..][..inputs]),
                         None => row.fill(0.0),
                     }
                 }

@@ -58,11 +58,11 @@ impl Gradients for Gated {
         let width = gradient.dim(D::Minus1)?.max(1);
         let (x_view, gradient) = (View::new(x)?, View::new(&gradient)?);
         let mut out = vec![0f32; x.elem_count()];
-        let slope = |out: &mut [f32], x: &[f32], slopes: &[f32]| {
+        let backward = |out: &mut [f32], x: &[f32], grad_out: &[f32]| {
             let rows = out.chunks_exact_mut(2 * width).zip(x.chunks_exact(2 * width));
-            for ((out, x), slopes) in rows.zip(slopes.chunks_exact(width)) {
+            for ((out, x), grad_out) in rows.zip(grad_out.chunks_exact(width)) {
                 let (values, gates) = x.split_at(width);
-                let (of_values, of_gates) = out.split_at_mut(width);
+                let (grad_values, grad_gates) = out.split_at_mut(width);
                 // In pieces of a known size, which the compiler turns into vectors.
                 let starts = (0..width).step_by(LANES);
                 for (start, end) in starts.map(|start| (start, width.min(start + LANES))) {
@@ -71,22 +71,22 @@ impl Gradients for Gated {
                         piece[..end - start].copy_from_slice(&from[start..end]);
                         piece
                     };
-                    let [values, gates, slopes] = [values, gates, slopes].map(piece);
-                    let (mut of_value, mut of_gate) = ([0f32; LANES], [0f32; LANES]);
+                    let [values, gates, grad_out] = [values, gates, grad_out].map(piece);
+                    let (mut grad_value, mut grad_gate) = ([0f32; LANES], [0f32; LANES]);
                     for i in 0..LANES {
                         let (gelu, slope) = gelu_and_slope(gates[i]);
-                        of_value[i] = slopes[i] * gelu;
-                        of_gate[i] = slopes[i] * values[i] * slope;
+                        grad_value[i] = grad_out[i] * gelu;
+                        grad_gate[i] = grad_out[i] * values[i] * slope;
                     }
-                    of_values[start..end].copy_from_slice(&of_value[..end - start]);
-                    of_gates[start..end].copy_from_slice(&of_gate[..end - start]);
+                    grad_values[start..end].copy_from_slice(&grad_value[..end - start]);
+                    grad_gates[start..end].copy_from_slice(&grad_gate[..end - start]);
                 }
             }
         };
         out.par_chunks_mut(2 * ROWS * width)
             .zip(x_view.values().par_chunks(2 * ROWS * width))
             .zip(gradient.values().par_chunks(ROWS * width))
-            .for_each(|((out, x), slopes)| vectorized(|| slope(out, x, slopes)));
+            .for_each(|((out, x), grad_out)| vectorized(|| backward(out, x, grad_out)));
         Ok([Some(Tensor::from_vec(out, x.shape(), &Device::Cpu)?), None, None])
     }
 }
@@ -95,6 +95,6 @@ impl Gradients for Gated {
 #[inline(always)]
 fn gelu_and_slope(x: f32) -> (f32, f32) {
     const INVERSE_ROOT: f32 = 0.398_942_28; // 1 / sqrt(2 π)
-    let share = 0.5 * (1.0 + math::erf::<ALWAYS_FMA>(x * std::f32::consts::FRAC_1_SQRT_2));
-    (x * share, share + x * INVERSE_ROOT * math::exp::<ALWAYS_FMA>(-0.5 * x * x))
+    let cdf = 0.5 * (1.0 + math::erf::<ALWAYS_FMA>(x * std::f32::consts::FRAC_1_SQRT_2));
+    (x * cdf, cdf + x * INVERSE_ROOT * math::exp::<ALWAYS_FMA>(-0.5 * x * x))
 }

@@ -66,18 +66,19 @@ impl Gradients for Linear {
         let gradient = gradient.contiguous()?;
         let (outputs, inputs) = weight.dims2()?;
         let rows = x.elem_count() / inputs.max(1);
-        let (values, weights, slopes) = (View::new(x)?, View::new(weight)?, View::new(&gradient)?);
-        let (values, weights, slopes) = (values.values(), weights.values(), slopes.values());
+        let (values, weights, grad_out) =
+            (View::new(x)?, View::new(weight)?, View::new(&gradient)?);
+        let (values, weights, grad_out) = (values.values(), weights.values(), grad_out.values());
         let range = |part: usize, count: usize| part * rows / count..(part + 1) * rows / count;
 
-        let of_x = is_tracked(&[x]).then(|| {
+        let grad_x = is_tracked(&[x]).then(|| {
             let mut out = vec![0f32; rows * inputs];
             let step = rows.div_ceil(parts(rows)).max(1);
             out.par_chunks_mut(step * inputs.max(1)).enumerate().for_each(|(part, out)| {
                 let rows = out.len() / inputs;
-                let slopes = &slopes[part * step * outputs..][..rows * outputs];
+                let grad_out = &grad_out[part * step * outputs..][..rows * outputs];
                 multiply(
-                    Matrix::new(slopes, rows, outputs, outputs),
+                    Matrix::new(grad_out, rows, outputs, outputs),
                     Matrix::new(weights, outputs, inputs, inputs),
                     out,
                     inputs,
@@ -86,7 +87,7 @@ impl Gradients for Linear {
             });
             Tensor::from_vec(out, x.shape(), &Device::Cpu)
         });
-        let of_weight = is_tracked(&[weight]).then(|| {
+        let grad_weight = is_tracked(&[weight]).then(|| {
             let count = parts(rows);
             let sums: Vec<Vec<f32>> = (0..count)
                 .into_par_iter()
@@ -95,7 +96,7 @@ impl Gradients for Linear {
                     let n = range.len();
                     let mut sum = vec![0f32; outputs * inputs];
                     multiply(
-                        Matrix::new(&slopes[range.start * outputs..], n, outputs, outputs).t(),
+                        Matrix::new(&grad_out[range.start * outputs..], n, outputs, outputs).t(),
                         Matrix::new(&values[range.start * inputs..], n, inputs, inputs),
                         &mut sum,
                         inputs,
@@ -106,10 +107,10 @@ impl Gradients for Linear {
                 .collect();
             Tensor::from_vec(total(sums, outputs * inputs), (outputs, inputs), &Device::Cpu)
         });
-        let of_bias = is_tracked(&[bias]).then(|| {
-            let sum = sum_of_rows(slopes, outputs);
+        let grad_bias = is_tracked(&[bias]).then(|| {
+            let sum = sum_of_rows(grad_out, outputs);
             Tensor::from_vec(sum, bias.dim(D::Minus1)?, &Device::Cpu)
         });
-        Ok([of_x.transpose()?, of_weight.transpose()?, of_bias.transpose()?])
+        Ok([grad_x.transpose()?, grad_weight.transpose()?, grad_bias.transpose()?])
     }
 }

@@ -16,7 +16,7 @@ impl<'a> Matrix<'a> {
         Self { values, rows, columns, row_stride: stride, column_stride: 1 }
     }
 
-    /// The same with rows and columns exchanged.
+    /// The transpose.
     pub(super) fn t(self) -> Self {
         Self {
             values: self.values,

@@ -34,12 +34,12 @@ pub(super) use self::norm::{group_norm, layer_norm};
 pub(super) use self::shift::add_per_channel;
 pub(super) use self::upsample::upsample_nearest;
 
-/// Whether any of these tensors takes part in a gradient.
+/// Returns whether any of these tensors takes part in a gradient.
 pub(super) fn is_tracked(tensors: &[&Tensor]) -> bool {
     tensors.iter().any(|tensor| tensor.track_op())
 }
 
-/// Whether the gradients of this module apply: f32 on the CPU.
+/// Returns whether the gradients of this module apply: f32 on the CPU.
 fn applies(tensors: &[&Tensor]) -> bool {
     tensors.iter().all(|t| t.device().is_cpu() && t.dtype() == DType::F32)
 }
@@ -141,7 +141,7 @@ impl<'a> View<'a> {
     }
 }
 
-/// What stands in for a tensor that an op does not have.
+/// A placeholder for a tensor that an op does not have.
 fn nothing(like: &Tensor) -> Result<Tensor> {
     Tensor::zeros(1, DType::F32, like.device())
 }

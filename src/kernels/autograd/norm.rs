@@ -114,15 +114,15 @@ impl Gradients for Group {
         let (area, per_group, clips) = (height * width, channels / groups, images / frames);
         let image = channels * area;
         let views = (View::new(x)?, View::new(weight)?, View::new(bias)?, View::new(&gradient)?);
-        let (values, weights, biases, slopes) =
+        let (values, weights, biases, grad_out) =
             (views.0.values(), views.1.values(), views.2.values(), views.3.values());
 
         // A clip's part of the input's gradient, and its sums for weight and bias.
         let clip_gradients = |clip: usize, out: &mut [f32]| {
             let values = &values[clip * frames * image..][..frames * image];
-            let slopes = &slopes[clip * frames * image..][..frames * image];
-            let mut of_weight = vec![0f32; channels];
-            let mut of_bias = vec![0f32; channels];
+            let grad_out = &grad_out[clip * frames * image..][..frames * image];
+            let mut grad_weight = vec![0f32; channels];
+            let mut grad_bias = vec![0f32; channels];
             for group in 0..groups {
                 let from = group * per_group * area;
                 let runs =
@@ -133,7 +133,7 @@ impl Gradients for Group {
                     for channel in group * per_group..(group + 1) * per_group {
                         let at = frame * image + channel * area;
                         let (w, b) = (weights[channel], biases[channel]);
-                        let (x, y) = (&values[at..][..area], &slopes[at..][..area]);
+                        let (x, y) = (&values[at..][..area], &grad_out[at..][..area]);
                         let out = &mut out[at..][..area];
                         if silu {
                             for ((out, x), y) in out.iter_mut().zip(x).zip(y) {
@@ -144,8 +144,8 @@ impl Gradients for Group {
                         }
                         let (s, p) = sums(out, x, mean);
                         let p = p * scale;
-                        of_bias[channel] += s;
-                        of_weight[channel] += p;
+                        grad_bias[channel] += s;
+                        grad_weight[channel] += p;
                         sum += f64::from(s * w);
                         product += f64::from(p * w);
                     }
@@ -164,7 +164,7 @@ impl Gradients for Group {
                     }
                 }
             }
-            (of_weight, of_bias)
+            (grad_weight, grad_bias)
         };
         let mut out = vec![0f32; values.len()];
         let clip_size = (frames * image).max(1);
@@ -174,14 +174,14 @@ impl Gradients for Group {
             .map(|(clip, out)| vectorized(|| clip_gradients(clip, out)))
             .collect();
         debug_assert_eq!(sums.len(), clips);
-        let (of_weight, of_bias): (Vec<_>, Vec<_>) = sums.into_iter().unzip();
+        let (grad_weight, grad_bias): (Vec<_>, Vec<_>) = sums.into_iter().unzip();
         let per_channel = |tensor: &Tensor, parts: Vec<Vec<f32>>| {
             is_tracked(&[tensor])
                 .then(|| Tensor::from_vec(total(parts, channels), channels, &Device::Cpu))
                 .transpose()
         };
-        let of_x = is_tracked(&[x]).then(|| Tensor::from_vec(out, x.shape(), &Device::Cpu));
-        Ok([of_x.transpose()?, per_channel(weight, of_weight)?, per_channel(bias, of_bias)?])
+        let grad_x = is_tracked(&[x]).then(|| Tensor::from_vec(out, x.shape(), &Device::Cpu));
+        Ok([grad_x.transpose()?, per_channel(weight, grad_weight)?, per_channel(bias, grad_bias)?])
     }
 }
 
@@ -226,25 +226,25 @@ impl Gradients for Layer {
         let width = x.dim(D::Minus1)?.max(1);
         let rows = x.elem_count() / width;
         let views = (View::new(x)?, View::new(weight)?, View::new(&gradient)?);
-        let (values, weights, slopes) = (views.0.values(), views.1.values(), views.2.values());
+        let (values, weights, grad_out) = (views.0.values(), views.1.values(), views.2.values());
         let step = rows.div_ceil(parts(rows)).max(1);
         let mut out = vec![0f32; values.len()];
         let sums: Vec<(Vec<f32>, Vec<f32>)> = out
             .par_chunks_mut(step * width)
             .enumerate()
             .map(|(part, out)| {
-                let (mut of_weight, mut of_bias) = (vec![0f32; width], vec![0f32; width]);
+                let (mut grad_weight, mut grad_bias) = (vec![0f32; width], vec![0f32; width]);
                 let from = part * step * width;
                 let rows = out
                     .chunks_exact_mut(width)
                     .zip(values[from..].chunks_exact(width))
-                    .zip(slopes[from..].chunks_exact(width));
+                    .zip(grad_out[from..].chunks_exact(width));
                 vectorized(|| {
                     for ((out, x), y) in rows {
                         let (mean, scale) = statistics(&std::iter::once(x), self.eps);
                         for (i, (x, y)) in x.iter().zip(y).enumerate() {
-                            of_weight[i] += y * (x - mean) * scale;
-                            of_bias[i] += y;
+                            grad_weight[i] += y * (x - mean) * scale;
+                            grad_bias[i] += y;
                             out[i] = y * weights[i];
                         }
                         let (sum, product) = sums(out, x, mean);
@@ -254,16 +254,16 @@ impl Gradients for Layer {
                         }
                     }
                 });
-                (of_weight, of_bias)
+                (grad_weight, grad_bias)
             })
             .collect();
-        let (of_weight, of_bias): (Vec<_>, Vec<_>) = sums.into_iter().unzip();
+        let (grad_weight, grad_bias): (Vec<_>, Vec<_>) = sums.into_iter().unzip();
         let per_value = |tensor: &Tensor, parts: Vec<Vec<f32>>| {
             is_tracked(&[tensor])
                 .then(|| Tensor::from_vec(total(parts, width), width, &Device::Cpu))
                 .transpose()
         };
-        let of_x = is_tracked(&[x]).then(|| Tensor::from_vec(out, x.shape(), &Device::Cpu));
-        Ok([of_x.transpose()?, per_value(weight, of_weight)?, per_value(bias, of_bias)?])
+        let grad_x = is_tracked(&[x]).then(|| Tensor::from_vec(out, x.shape(), &Device::Cpu));
+        Ok([grad_x.transpose()?, per_value(weight, grad_weight)?, per_value(bias, grad_bias)?])
     }
 }

@@ -43,7 +43,7 @@ impl Gradients for Shifted {
         let gradient = gradient.contiguous()?;
         let (images, channels, height, width) = gradient.dims4()?;
         let shifts = shift.dim(0)?;
-        let of_shift = is_tracked(&[shift]).then(|| {
+        let grad_shift = is_tracked(&[shift]).then(|| {
             let view = View::new(&gradient)?;
             let mut sum = vec![0f32; shifts * channels];
             let each = images / shifts.max(1);
@@ -52,6 +52,6 @@ impl Gradients for Shifted {
             }
             Tensor::from_vec(sum, (shifts, channels), &Device::Cpu)
         });
-        Ok([is_tracked(&[x]).then(|| gradient.clone()), of_shift.transpose()?, None])
+        Ok([is_tracked(&[x]).then(|| gradient.clone()), grad_shift.transpose()?, None])
     }
 }

@@ -61,11 +61,11 @@ impl Gradients for Nearest {
         let mut out = vec![0f32; x.elem_count()];
         out.par_chunks_mut((height * width).max(1))
             .zip(view.values().par_chunks((out_height * out_width).max(1)))
-            .for_each(|(out, slopes)| {
-                for (oy, line) in slopes.chunks_exact(out_width).enumerate() {
+            .for_each(|(out, grad_out)| {
+                for (oy, line) in grad_out.chunks_exact(out_width).enumerate() {
                     let y = oy * height / out_height;
-                    for (ox, slope) in line.iter().enumerate() {
-                        out[y * width + ox * width / out_width] += slope;
+                    for (ox, grad) in line.iter().enumerate() {
+                        out[y * width + ox * width / out_width] += grad;
                     }
                 }
             });

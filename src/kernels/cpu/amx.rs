@@ -13,7 +13,7 @@ use super::microkernel::{Element, LANES, PANEL, ZEROS};
 /// Rows of a left operand.
 pub(crate) const ROWS: usize = 32;
 
-/// What the unit reads of a row at once.
+/// Bytes of a row that the unit reads at once.
 pub(crate) const BYTES: usize = 64;
 
 /// Elements of a left operand that the unit may multiply; those that it does not know are left to
@@ -22,7 +22,7 @@ pub(crate) trait MatrixUnit: Element {
     /// Whether the unit multiplies them.
     const TILED: bool = false;
 
-    /// Whether rows that are made of segments of `length` values can be multiplied.
+    /// Returns whether rows of segments of `length` values can be multiplied by the unit.
     fn fits_tiles(isa: Isa, length: usize) -> bool {
         let whole = (length * size_of::<Self>()).is_multiple_of(BYTES);
         Self::TILED && isa == Isa::Amx && whole
@@ -39,8 +39,8 @@ pub(crate) trait MatrixUnit: Element {
         unreachable!("products that do not fit tiles");
     }
 
-    /// Writes `e^(scale (score - maximum))`, where the maximum is that of the scores and of `least`; returns it, and the
-    /// sum before rounding. Within 3e-6, for whole lanes.
+    /// Writes `e^(scale (score - maximum))`, where the maximum is that of the scores and of `least`; returns it, and
+    /// the sum before rounding. Within 3e-6, for whole lanes.
     ///
     /// # Safety
     ///
@@ -99,7 +99,7 @@ impl MatrixUnit for u8 {
 pub(crate) struct Work<T: Element> {
     segments: *const Segment<T>,
     count: usize,
-    /// Of a segment.
+    /// Steps of a segment.
     steps: usize,
     panel: *const T::Weight,
     panel_stride: usize,
@@ -124,7 +124,7 @@ impl<T> Segment<T> {
     }
 }
 
-/// What a thread keeps from one gathering to the next.
+/// Buffers that a thread keeps from one gathering to the next.
 pub(crate) struct Gathered<T> {
     values: Aligned<T>,
     segments: Vec<Segment<T>>,
@@ -260,11 +260,11 @@ mod x86 {
     use super::{Isa, LANES, ROWS, Work};
 
     thread_local! {
-        /// How many calls of [`with_tiles`] are running.
+        /// Number of calls of [`with_tiles`] that are running.
         static RUNNING: Cell<usize> = const { Cell::new(0) };
     }
 
-    /// Whether this thread's tiles are set up.
+    /// Returns whether this thread's tiles are set up.
     pub(crate) fn is_running() -> bool {
         RUNNING.get() > 0
     }
@@ -448,7 +448,7 @@ mod x86 {
         scale: f32,
         weights: &mut [half::bf16],
     ) -> (f32, f32) {
-        /// What is above the next lower integer.
+        /// Selects the fractional part.
         const FRACTION: i32 = 0x09;
         assert!(scores.len().is_multiple_of(LANES) && weights.len() >= scores.len());
         let all = || (0..scores.len()).step_by(LANES);
@@ -456,7 +456,7 @@ mod x86 {
         let load = |at: usize| unsafe { _mm512_loadu_ps(scores.as_ptr().add(at)) };
         let mut most = _mm512_set1_ps(least);
         for at in all() {
-            // What is no number in the first operand is passed over.
+            // NaN in the first operand is ignored.
             most = _mm512_max_ps(load(at), most);
         }
         let maximum = _mm512_reduce_max_ps(most);

@@ -32,8 +32,8 @@ pub(crate) unsafe fn filled<T: Copy>(
     values
 }
 
-/// Writes all of a result whose tasks may have been left out because of `stop`. A stop is never taken back, so that what
-/// a task saw is seen here.
+/// Writes all of a result whose tasks may have been left out because of `stop`. A stop is never taken back, so that
+/// what a task saw is seen here.
 pub(crate) fn abandon<T: Copy>(stop: Option<&Stop>, values: &mut [MaybeUninit<T>], unset: T) {
     if stop.is_some_and(Stop::is_requested) {
         values.fill(MaybeUninit::new(unset));
@@ -49,10 +49,10 @@ pub(crate) struct Aligned<T> {
 }
 
 impl<T: Copy + Default> Aligned<T> {
-    /// Of defaults.
+    /// A buffer of `len` default values.
     pub(crate) fn new(len: usize) -> Self {
         let values = vec![T::default(); len + LINE / size_of::<T>()];
-        // Of no use where it cannot be told.
+        // Unaligned where the offset cannot be computed.
         let start = values.as_ptr().align_offset(LINE).min(values.len() - len);
         Self { values, start, len }
     }

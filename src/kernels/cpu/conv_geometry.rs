@@ -1,23 +1,23 @@
-//! What the pixels of a convolution's result see.
+//! Geometry of a convolution: receptive fields, padding, stride.
 
 use super::microkernel::ZEROS;
 use super::pack::Block;
 
-/// Where the pixels of a result find what they depend on in an input `(images, height, width, channels)`.
+/// The receptive field of every pixel of a result in an input `(images, height, width, channels)`.
 pub(crate) struct ConvGeometry {
     images: usize,
     height: usize,
     width: usize,
     pub(in crate::kernels) kernel: usize,
     stride: usize,
-    /// The input's line for every line of the result and line of the kernel, or [`ZEROS`].
+    /// The input's row for every row of the result and row of the kernel, or [`ZEROS`].
     ys: Vec<usize>,
-    /// The same for columns.
+    /// The input's column for every column of the result and column of the kernel, or [`ZEROS`].
     xs: Vec<usize>,
 }
 
 impl ConvGeometry {
-    /// Rows as they are.
+    /// The geometry of a linear layer over `count` rows.
     pub(crate) fn rows(count: usize) -> Self {
         let xs = (0..count).collect();
         Self { images: 1, height: 1, width: count, kernel: 1, stride: 1, ys: vec![0], xs }
@@ -51,7 +51,7 @@ impl ConvGeometry {
         Some(Self { images, height, width, kernel, stride, ys, xs })
     }
 
-    /// Lines and columns of the result.
+    /// Height and width of the result.
     pub(crate) fn size(&self) -> (usize, usize) {
         (self.ys.len() / self.kernel, self.xs.len() / self.kernel)
     }
@@ -66,7 +66,8 @@ impl ConvGeometry {
         self.images * height * width
     }
 
-    /// Whether the result has the input's pixels, each of which depends on itself.
+    /// Returns whether every pixel of the result depends on exactly the same pixel of the input (1×1, stride 1, no
+    /// padding).
     pub(crate) fn is_identity(&self) -> bool {
         // As many results as inputs, with nothing before the first or after the last, leave no other way.
         let plain = |table: &[usize], size: usize| {
@@ -75,7 +76,7 @@ impl ConvGeometry {
         self.kernel == 1 && plain(&self.ys, self.height) && plain(&self.xs, self.width)
     }
 
-    /// Whether neighbours in the result look through a 3×3 kernel at neighbours.
+    /// Returns whether this is a 3×3 convolution of stride 1.
     pub(crate) fn is_dense_3x3(&self) -> bool {
         self.kernel == 3 && self.stride == 1
     }

@@ -3,7 +3,7 @@
 use candle_core::{CpuStorage, Result};
 use half::{bf16, f16};
 
-/// What weights are packed as.
+/// Element types of packed weights.
 pub(crate) trait Stored: Copy + Default + Send + Sync + 'static {
     /// Neighbours along the inner dimension that a panel of them keeps side by side.
     const GROUP: usize = 1;
@@ -16,7 +16,7 @@ pub(crate) trait Float: Stored {
     /// Rounds to nearest even.
     fn narrow(value: f32) -> Self;
 
-    /// Of a value that this format has.
+    /// Converts a value that this format represents exactly.
     fn exactly(value: f32) -> Self;
 
     /// All values of a storage of this format.

@@ -23,32 +23,32 @@ use crate::Stop;
 /// Rows, panels and bytes of a panel that a task works on.
 #[derive(Clone, Copy)]
 struct Plan {
-    /// Of a tile.
+    /// Rows of a register tile.
     rows: usize,
-    /// Rows of a task at most, in tiles.
+    /// Maximum number of row tiles of a task.
     tiles: usize,
-    /// Panels of a task at most.
+    /// Maximum number of panels of a task.
     panels: usize,
-    /// Bytes of a panel that are worked on at once, so that they stay in a core's second cache.
+    /// Bytes of a panel that are processed at once, so that they stay in the L2 cache.
     block: usize,
 }
 
 impl Plan {
-    /// In registers: every row is read for every panel.
+    /// Products in registers, where every row is read for every panel.
     const LOOPS: Self = Self { rows: ROWS, tiles: 64, panels: 1, block: 256 << 10 };
 
-    /// In the matrix unit: rows may be copied, which several panels have to pay for, and the more of the inner dimension
-    /// is multiplied at once, the less often sums are read and written.
+    /// Products in the matrix unit. Copying rows pays off over several panels; a longer inner dimension reads and
+    /// writes sums less often.
     const IN_TILES: Self = Self { rows: amx::ROWS, tiles: 16, panels: 4, block: 384 << 10 };
 }
 
 /// Work below which a second thread is not worth waking, in floating-point operations.
 const SERIAL: usize = 1 << 20;
 
-/// What follows a product and its bias.
+/// Activation after a product and its bias.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Activation {
-    /// Nothing.
+    /// No activation.
     #[default]
     None,
     /// `x · sigmoid(x)`.
@@ -57,35 +57,35 @@ pub enum Activation {
     Relu,
 }
 
-/// Rows of whole numbers: what each counts, and what it begins with.
+/// Dequantization of the left operand: row `i` has the values `offsets[i] + scales[i] · n`.
 #[derive(Clone, Copy)]
-pub(crate) struct Rows<'a> {
-    /// One for every row.
+pub(crate) struct RowScales<'a> {
+    /// Scale of each row.
     pub(crate) scales: &'a [f32],
-    /// What a 0 stands for, in every row.
-    pub(crate) least: &'a [f32],
+    /// Value of each row for the integer 0.
+    pub(crate) offsets: &'a [f32],
     /// The sums of the right operand's packed columns.
     pub(crate) totals: &'a [f32],
 }
 
-/// What is done to a product before it is written.
+/// Operations on a product before it is written.
 #[derive(Default)]
 pub(crate) struct Epilogue<'a, O> {
-    /// What the left operand's numbers mean, if they are not what they say. Comes first.
-    pub(crate) rows: Option<Rows<'a>>,
-    /// What sums are multiplied by, one for every packed column.
+    /// Scale and offset of each quantized row of the left operand; applied before `scales`.
+    pub(crate) rows: Option<RowScales<'a>>,
+    /// Factors of the sums, one for every packed column.
     pub(crate) scales: Option<&'a [f32]>,
-    /// One for every packed column.
+    /// Bias, one value for every packed column.
     pub(crate) bias: Option<&'a [f32]>,
     pub(crate) activation: Activation,
     /// Added last; of the shape of the result.
     pub(crate) residual: Option<&'a [O]>,
-    /// Once it is requested the result is anything.
+    /// Cancellation flag; once requested, the result is unspecified.
     pub(crate) stop: Option<&'a Stop>,
 }
 
 impl<O> Epilogue<'_, O> {
-    /// Whether nobody wants the result any more.
+    /// Returns whether the product was cancelled.
     #[inline(always)]
     pub(crate) fn is_stopped(&self) -> bool {
         self.stop.is_some_and(Stop::is_requested)
@@ -95,7 +95,7 @@ impl<O> Epilogue<'_, O> {
     pub(crate) fn check(&self, sizes: &Sizes, len: usize) {
         assert!(self.rows.is_none_or(|rows| {
             let pixels = len / sizes.results().max(1);
-            (rows.scales.len(), rows.least.len()) == (pixels, pixels)
+            (rows.scales.len(), rows.offsets.len()) == (pixels, pixels)
                 && rows.totals.len() == sizes.width()
         }));
         assert!(self.scales.is_none_or(|scales| scales.len() == sizes.width()));
@@ -107,15 +107,15 @@ impl<O> Epilogue<'_, O> {
 /// Memory that a thread keeps from one product to the next.
 #[derive(Default)]
 pub(crate) struct Scratch<T: Element> {
-    /// For every panel and tile of rows `(rows, width)`, with room for [`PANEL`] columns.
+    /// Sums, for every panel and tile of rows `(rows, width)`, with room for [`PANEL`] columns.
     sums: Aligned<f32>,
-    /// One for every panel.
+    /// Weights converted to the type of the product, one buffer for every panel.
     widened: Vec<Aligned<T::Weight>>,
     offsets: Vec<usize>,
     gathered: amx::Gathered<T>,
 }
 
-/// What can be multiplied, and has scratch memory for it.
+/// Element types of products, each with scratch memory per thread.
 pub(crate) trait Operand: MatrixUnit {
     fn with_scratch<R>(f: impl FnOnce(&mut Scratch<Self>) -> R) -> R;
 }
@@ -181,7 +181,7 @@ pub(crate) fn product<T: Operand, O: Float>(
     unsafe { filled(len, unset, fill) }
 }
 
-/// What all tasks of a product share.
+/// Inputs that all tasks of a product share.
 struct Tasks<'a, T, O, P> {
     isa: Isa,
     x: &'a [T],
@@ -190,7 +190,7 @@ struct Tasks<'a, T, O, P> {
     epilogue: &'a Epilogue<'a, O>,
     in_tiles: bool,
     plan: Plan,
-    /// As many as there are channels.
+    /// A row of zeros, one for each channel.
     zeros: Vec<T>,
     blocks: Vec<Block>,
 }
@@ -322,7 +322,7 @@ impl<O: Float> Finish<'_, O> {
         let residual = epilogue.residual.map(|residual| &residual[at..at + count]);
         // SAFETY: by the caller's promise.
         let out = unsafe { out.part(at, count) };
-        // What is done here for every value is felt in the whole product, so values stay in registers.
+        // Work per value here slows the whole product down, so values stay in registers.
         for (i, out) in out.chunks_mut(LANES).enumerate() {
             let mut lanes = if gated {
                 let mut values = self.sum::<FMA>(pixel, sums, 2 * i * LANES);
@@ -372,10 +372,10 @@ impl<O: Float> Finish<'_, O> {
         let mut lanes = [0f32; LANES];
         lanes.copy_from_slice(&sums[column..column + LANES]);
         let at = self.panel * PANEL + column;
-        if let Some(Rows { scales, least, totals }) = self.epilogue.rows {
-            let (scale, least) = (scales[pixel], least[pixel]);
+        if let Some(RowScales { scales, offsets, totals }) = self.epilogue.rows {
+            let (scale, offset) = (scales[pixel], offsets[pixel]);
             for (v, total) in lanes.iter_mut().zip(&totals[at..at + LANES]) {
-                *v = math::fused::<FMA>(*v, scale, least * total);
+                *v = math::fused::<FMA>(*v, scale, offset * total);
             }
         }
         if let Some(scales) = self.epilogue.scales {

@@ -1,5 +1,5 @@
-//! What kernels touch: their operands lie between pages that nobody may touch, which stops the program, and which sees
-//! what sanitizers do not, the instructions of assembly.
+//! Memory accesses of kernels, tested with operands between pages that may not be accessed. That finds out-of-bounds
+//! accesses which sanitizers do not see, those of assembly.
 
 use std::ops::{Deref, DerefMut};
 
@@ -67,7 +67,7 @@ impl<T> Drop for Guarded<T> {
     }
 }
 
-/// What is multiplied: whole numbers, so that every kernel must have the same sums.
+/// Random integers as operands, so that every kernel has exactly the same sums.
 fn whole<T>(len: usize, range: usize, of: impl Fn(i8) -> T) -> Vec<T> {
     (0..len).map(|i| of((i * i % 23 * 7 % range) as i8)).collect()
 }

@@ -1,4 +1,4 @@
-//! What this processor can do, found out at run time.
+//! Instruction sets of this processor, detected at run time.
 
 use std::cell::Cell;
 use std::sync::OnceLock;
@@ -16,9 +16,9 @@ pub enum Isa {
     Avx512,
     /// 512-bit vectors and products of 8-bit numbers that are summed in 32 bits.
     Avx512Vnni,
-    /// The same and products of bf16 that are summed in f32.
+    /// AVX-512 with products of bf16 that are summed in f32.
     Avx512Bf16,
-    /// The same and a unit that multiplies matrices of bf16 and of bytes.
+    /// AVX-512 with a unit that multiplies matrices of bf16 and of bytes (AMX).
     Amx,
 }
 
@@ -49,7 +49,7 @@ impl Isa {
         })
     }
 
-    /// Whether this processor has it.
+    /// Returns whether this processor supports it.
     pub fn is_there(self) -> bool {
         #[cfg(target_arch = "x86_64")]
         {
@@ -78,12 +78,12 @@ impl Isa {
         }
     }
 
-    /// Whether products of 8-bit numbers have an instruction.
+    /// Returns whether products of 8-bit integers have an instruction.
     pub(crate) fn multiplies_bytes(self) -> bool {
         matches!(self, Self::Avx512Vnni | Self::Avx512Bf16 | Self::Amx)
     }
 
-    /// Whether products of bf16 have an instruction.
+    /// Returns whether products of bf16 have an instruction.
     pub(crate) fn multiplies_bf16(self) -> bool {
         matches!(self, Self::Avx512Bf16 | Self::Amx)
     }
@@ -160,7 +160,7 @@ pub(crate) const ALWAYS_FMA: bool = cfg!(any(target_arch = "aarch64", target_fea
 
 /// Loops that the compiler turns into vector code, and what they work on.
 pub(crate) trait Loops {
-    /// What they return.
+    /// The result of the loops.
     type Output;
 
     /// Runs them, with [fused](super::math::fused) multiplication where that is an instruction. To be compiled for more
@@ -168,8 +168,8 @@ pub(crate) trait Loops {
     fn run<const FMA: bool>(self) -> Self::Output;
 }
 
-/// Runs `f` compiled for this processor. The compiler may inline what has one caller, and does; functions that `f` calls
-/// in loops must be `inline(always)`.
+/// Runs `f` compiled for this processor. The compiler may inline what has one caller, and does; functions that `f`
+/// calls in loops must be `inline(always)`.
 pub(crate) fn vectorized<R>(f: impl FnOnce() -> R) -> R {
     struct Closure<F>(F);
     impl<R, F: FnOnce() -> R> Loops for Closure<F> {
@@ -189,11 +189,11 @@ mod matrix_unit {
     use std::arch::x86_64::{__cpuid, __cpuid_count};
     use std::sync::OnceLock;
 
-    /// Whether the processor has the unit, for bf16 and for bytes, and the system lets this process use it.
+    /// Returns whether the processor has the unit, for bf16 and for bytes, and the system lets this process use it.
     pub(super) fn is_there() -> bool {
         static THERE: OnceLock<bool> = OnceLock::new();
         *THERE.get_or_init(|| {
-            /// In `edx`: bf16, tiles, bytes.
+            /// Required bits of `edx`: bf16, tiles, bytes.
             const NEEDED: u32 = 1 << 22 | 1 << 24 | 1 << 25;
             __cpuid(0).eax >= 7 && __cpuid_count(7, 0).edx & NEEDED == NEEDED && may_use()
         })

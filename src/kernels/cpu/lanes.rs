@@ -1,4 +1,4 @@
-//! As many values as a vector of the processor has, by value, so that the compiler keeps them in one.
+//! Arrays of the size of a vector register, by value, so that the compiler keeps them in one.
 
 use super::float::Float;
 use super::microkernel::LANES;
@@ -10,7 +10,7 @@ pub(crate) struct Lanes(pub(crate) [f32; LANES]);
 impl Lanes {
     pub(crate) const ZERO: Self = Self([0.0; LANES]);
 
-    /// Of a slice that has as many, or more.
+    /// Reads the first values of a slice that has at least as many.
     #[inline(always)]
     pub(crate) fn read<T: Float>(values: &[T]) -> Self {
         let mut lanes = [0.0; LANES];
@@ -26,7 +26,7 @@ impl Lanes {
         Self(lanes)
     }
 
-    /// The greater of each pair; what is no number in `other` is passed over.
+    /// The greater of each pair; NaN in `other` is ignored.
     #[inline(always)]
     pub(crate) fn greatest(self, other: Self) -> Self {
         self.with(other, |a, b| if b > a { b } else { a })
@@ -65,7 +65,7 @@ impl Lanes {
     }
 }
 
-/// What the compiler would take apart on AArch64: long chains of these four.
+/// Intrinsics for AArch64, where the compiler would split long chains of these four operations.
 #[cfg(target_arch = "aarch64")]
 mod arm {
     use std::arch::aarch64::{float32x4_t, vaddq_f32, vfmaq_n_f32, vmulq_n_f32, vsubq_f32};

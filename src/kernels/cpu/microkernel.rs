@@ -15,12 +15,12 @@ pub(crate) const PANEL: usize = 64;
 /// Columns that panels are multiples of.
 pub(crate) const LANES: usize = 16;
 
-/// In a table of offsets: a row of zeros.
+/// Entry of a table of offsets that stands for a row of zeros.
 pub(crate) const ZEROS: usize = usize::MAX;
 
-/// What the two operands of a product are made of.
+/// Element types of the two operands of a product.
 pub(crate) trait Element: Stored {
-    /// What the right operand is made of; of the same group.
+    /// Element type of the right operand, with the same group size.
     type Weight: Stored;
 
     /// Adds a product to `sums`, or writes it there if they are `fresh`.
@@ -37,8 +37,9 @@ pub(crate) trait Element: Stored {
 
 /// A tile as the innermost loops want it.
 ///
-/// Every row must be readable for `length` values, `panel` for `rows.len() / ROWS · length · width`, and `sums` readable
-/// and writable for `ROWS · width`; `width` is a multiple of [`LANES`] up to [`PANEL`], `length` one of the group.
+/// Every row must be readable for `length` values, `panel` for `rows.len() / ROWS · length · width`, and `sums`
+/// readable and writable for `ROWS · width`; `width` is a multiple of [`LANES`] up to [`PANEL`], `length` one of the
+/// group.
 #[derive(Clone, Copy)]
 pub(crate) struct Tile<'a, T: Element> {
     /// `(segments, ROWS)`.
@@ -55,7 +56,7 @@ pub(crate) struct Tile<'a, T: Element> {
 /// dimension, and the panel.
 pub(crate) struct Product<'a, T: Element> {
     pub(crate) values: &'a [T],
-    /// At least `length` zeros.
+    /// A row of at least `length` zeros.
     pub(crate) zeros: &'a [T],
     /// `(segments, ROWS)` places in `values`, or [`ZEROS`].
     pub(crate) offsets: &'a [usize],

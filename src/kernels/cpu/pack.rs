@@ -9,10 +9,10 @@ use super::float::{Float, Stored};
 use super::isa::{Isa, Loops};
 use super::microkernel::{LANES, PANEL};
 
-/// Which column of the result a packed column is.
+/// The order of packed columns.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Columns {
-    /// In order.
+    /// The order of the result.
     Plain,
     /// The first half are values, the second half gates: sixteen values, their gates, and so on.
     Gated,

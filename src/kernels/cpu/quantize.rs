@@ -1,4 +1,5 @@
-//! Rows rounded to whole numbers from 0 to 255, each with a scale of its own, for products with weights of 8 bits.
+//! Dynamic quantization of rows to integers from 0 to 255, each with a scale and an offset, for products with 8-bit
+//! weights.
 
 use std::mem::MaybeUninit;
 
@@ -6,25 +7,25 @@ use rayon::prelude::*;
 
 use super::buffer::filled;
 use super::float::{Float, Stored};
-use super::gemm::Rows;
+use super::gemm::RowScales;
 use super::isa::{Isa, Loops};
 use super::lanes::Lanes;
 use super::math;
 use super::microkernel::LANES;
 
-/// The greatest whole number.
+/// The greatest quantized value.
 const MOST: f32 = 255.0;
 
 /// Ranges below it become a single number, so that no reciprocal is infinite.
 const NARROWEST: f32 = 1e-30;
 
-/// What whole numbers are kept as.
-pub(crate) trait Whole: Stored {
-    /// Of 0 to 255, rounded to the nearest.
+/// Storage types of quantized values.
+pub(crate) trait QuantizedInt: Stored {
+    /// Rounds a value from 0 to 255 to the nearest integer.
     fn round(value: f32) -> Self;
 }
 
-impl Whole for u8 {
+impl QuantizedInt for u8 {
     #[inline(always)]
     fn round(value: f32) -> Self {
         // The lowest bits; a cast would be checked value by value.
@@ -32,44 +33,44 @@ impl Whole for u8 {
     }
 }
 
-impl Whole for f32 {
+impl QuantizedInt for f32 {
     #[inline(always)]
     fn round(value: f32) -> Self {
         value + math::ROUND - math::ROUND
     }
 }
 
-/// A matrix whose values are `least + scale · n` of their row.
-pub(crate) struct Rounded<W> {
+/// A matrix whose values are `offset + scale · n` of their row.
+pub(crate) struct QuantizedRows<W> {
     pub(crate) values: Vec<W>,
     scales: Vec<f32>,
-    least: Vec<f32>,
+    offsets: Vec<f32>,
 }
 
-impl<W: Whole> Rounded<W> {
-    /// Of rows of `length` values. One with a value that is no number, or infinite, has no number for a scale.
+impl<W: QuantizedInt> QuantizedRows<W> {
+    /// Quantizes rows of `length` values. The scale of a row with NaN or an infinity is NaN.
     #[allow(unsafe_code)]
     pub(crate) fn new<T: Float>(isa: Isa, x: &[T], length: usize) -> Self {
-        /// Rows that a task has at least.
+        /// Minimum number of rows of a task.
         const ROWS: usize = 32;
         let count = x.len().checked_div(length).unwrap_or(0);
-        let (mut scales, mut least) = (vec![0f32; count], vec![0f32; count]);
+        let (mut scales, mut offsets) = (vec![0f32; count], vec![0f32; count]);
         let fill = |values: &mut [MaybeUninit<W>]| {
             let rows = (values.par_chunks_exact_mut(length)).zip(x.par_chunks_exact(length));
-            rows.zip(scales.par_iter_mut().zip(&mut least)).with_min_len(ROWS).for_each(
-                |((to, row), (scale, least))| {
-                    (*scale, *least) = isa.vectorize(Round { row, to });
+            rows.zip(scales.par_iter_mut().zip(&mut offsets)).with_min_len(ROWS).for_each(
+                |((to, row), (scale, offset))| {
+                    (*scale, *offset) = isa.vectorize(Round { row, to });
                 },
             );
         };
         // SAFETY: each value is in a row, and each row is rounded whole.
         let values = unsafe { filled(count * length, W::default(), fill) };
-        Self { values, scales, least }
+        Self { values, scales, offsets }
     }
 
-    /// What the numbers mean, for a product with a matrix whose columns add up to `totals`.
-    pub(crate) fn rows<'a>(&'a self, totals: &'a [f32]) -> Rows<'a> {
-        Rows { scales: &self.scales, least: &self.least, totals }
+    /// The dequantization for a product with a matrix whose columns add up to `totals`.
+    pub(crate) fn rows<'a>(&'a self, totals: &'a [f32]) -> RowScales<'a> {
+        RowScales { scales: &self.scales, offsets: &self.offsets, totals }
     }
 }
 
@@ -79,7 +80,7 @@ struct Round<'a, T, W> {
     to: &'a mut [MaybeUninit<W>],
 }
 
-impl<T: Float, W: Whole> Loops for Round<'_, T, W> {
+impl<T: Float, W: QuantizedInt> Loops for Round<'_, T, W> {
     type Output = (f32, f32);
 
     #[inline(always)]
@@ -88,7 +89,7 @@ impl<T: Float, W: Whole> Loops for Round<'_, T, W> {
         let mut most = Lanes([f32::NEG_INFINITY; LANES]);
         // Negated, so that it is a greatest value, too.
         let mut least = most;
-        // Stays 0 unless a value is infinite or no number.
+        // Stays 0 unless a value is infinite or NaN.
         let mut poison = Lanes::ZERO;
         for values in whole {
             let values = Lanes::read(values);

@@ -52,21 +52,22 @@ fn apart(len: usize) -> usize {
     len.next_multiple_of(2 * LANES) + LANES
 }
 
-/// Whether this is the faster way, for weights of these sizes, where multiplying out is so many times as fast as in f32.
+/// Returns whether Winograd's algorithm is faster for weights of these sizes, where direct products are `times` times
+/// as fast as in f32.
 pub(in crate::kernels) fn pays(sizes: &Sizes, window: &ConvGeometry, times: f64) -> bool {
     if !window.is_dense_3x3() {
         return false;
     }
     let grid = Grid::new(window);
     let tiles = (window.images() * grid.down * grid.across).next_multiple_of(ROWS);
-    // What transforms of inputs, results and weights cost, in multiplications for each weight, is measured.
+    // Measured costs of the transforms of inputs, results and weights, in multiplications for each weight.
     let (inputs, results) = (TRANSFORM / sizes.outputs as f64, TRANSFORM / sizes.channels as f64);
     let here = (PLACES * tiles) as f64 * (1.0 + inputs + results) + KERNELS;
     let out = (sizes.taps * window.pixels()) as f64 / times;
     sizes.channels.is_multiple_of(LANES) && sizes.channels >= 2 * PANEL && here < 0.95 * out
 }
 
-/// How an image divides into tiles.
+/// Division of an image into tiles.
 #[derive(Clone, Copy)]
 struct Grid {
     height: usize,
@@ -76,7 +77,7 @@ struct Grid {
 }
 
 impl Grid {
-    /// Of a window that is dense.
+    /// The tiles of a dense 3×3 convolution.
     fn new(window: &ConvGeometry) -> Self {
         let (height, width) = window.size();
         Self { height, width, down: height.div_ceil(OUT), across: width.div_ceil(OUT) }
@@ -88,7 +89,7 @@ impl Grid {
         (row / self.down, row % self.down * OUT, x * OUT)
     }
 
-    /// For each line of a tile's results the first pixel, and how many.
+    /// First pixel and number of pixels of each row of a tile's results.
     #[inline(always)]
     fn lines(self, tile: usize) -> impl Iterator<Item = (usize, usize)> {
         let (image, y, x) = self.place(tile);
@@ -104,7 +105,7 @@ const B: f32 = 1.5;
 const A2: f32 = A * A;
 const B2: f32 = B * B;
 
-/// Of six inputs in a line.
+/// Transforms six inputs of a row or column.
 #[inline(always)]
 fn transform_inputs<const FMA: bool>(d: [Lanes; IN]) -> [Lanes; IN] {
     let (even_a, odd_a) = (d[4].plus::<FMA>(d[2], -B2), d[3].plus::<FMA>(d[1], -B2));
@@ -119,7 +120,7 @@ fn transform_inputs<const FMA: bool>(d: [Lanes; IN]) -> [Lanes; IN] {
     ]
 }
 
-/// Of three weights in a line.
+/// Transforms three weights of a row or column.
 #[inline(always)]
 fn transform_weights<const FMA: bool>(g: [Lanes; 3]) -> [Lanes; IN] {
     let (scale_a, scale_b) = (0.5 / (A2 * (A2 - B2)), 0.5 / (B2 * (B2 - A2)));
@@ -135,7 +136,7 @@ fn transform_weights<const FMA: bool>(g: [Lanes; 3]) -> [Lanes; IN] {
     ]
 }
 
-/// Of six products to four results.
+/// Transforms six products to four results.
 #[inline(always)]
 fn transform_products<const FMA: bool>(m: [Lanes; IN]) -> [Lanes; OUT] {
     let (sum_a, difference_a) = (m[1] + m[2], m[1] - m[2]);
@@ -156,7 +157,7 @@ struct Inputs<'a, T> {
     tile: usize,
     channels: usize,
     stride: usize,
-    /// Where the tile's first place begins in `out`.
+    /// Start of the tile's first place in `out`.
     start: usize,
     out: &'a Shared<'a, f32>,
 }
@@ -392,13 +393,13 @@ fn fill<T: Float>(
     spare().push(transformed);
 }
 
-/// Some tiles and a panel.
+/// Some tiles and a panel of weights.
 struct Part {
     panel: usize,
-    /// Of the tiles that are transformed.
+    /// Index of the first tile among the transformed ones.
     start: usize,
     count: usize,
-    /// Between places of transformed tiles.
+    /// Distance between places of transformed tiles.
     stride: usize,
 }
 

@@ -5,7 +5,8 @@
 // with a tile of keys stay in registers: what `multiply` leaves of the scores is, rounded, what it takes as weights.
 // Maxima and sums run along with the tiles (Dao et al. 2022, 2023).
 //
-//   attention_long   four warps share tiles, for 64 queries, and a tile comes while the one before is used: sequences of
+//   attention_long   four warps share tiles, for 64 queries, and a tile comes while the one before is used: sequences
+// of
 //                    pixels, and prompts
 //   attention_short  every warp has a sequence of its own, of few tokens, and other warps work while it waits: frames
 //
@@ -28,7 +29,7 @@ struct Attend {
   static constexpr float NONE = -INFINITY;
 
   Sizes sizes;
-  // Of this sequence.
+  // Tensors of this sequence.
   const T *q, *k, *v;
   u32 q_token, k_token, v_token;
   // Of this warp, or those that share: `STAGES` tiles of keys, then as many of values.

@@ -18,13 +18,13 @@ use half::{bf16, f16};
 use super::launch::device;
 use super::plan::Patches;
 
-/// What distinguishes one convolution from another.
+/// Properties by which cuDNN's choice is cached.
 type Key = (DeviceId, DType, usize, Patches);
 
 thread_local! {
     /// A handle belongs to a thread.
     static HANDLES: RefCell<HashMap<DeviceId, Arc<Cudnn>>> = RefCell::default();
-    /// What cuDNN chose, and the bytes that it wants: asking takes longer than a small convolution.
+    /// Algorithms that cuDNN chose, with the bytes of their workspaces. Asking takes longer than a small convolution.
     static CHOICES: RefCell<HashMap<Key, (Algorithm, usize)>> = RefCell::default();
 }
 

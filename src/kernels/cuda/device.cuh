@@ -1,4 +1,4 @@
-// What kernels are written in: number formats, values that are read together, and what a warp does as one.
+// Common parts of the kernels: dtypes, values that are read together, and what a warp does as one.
 //
 // Everything that only a GPU has is in this file, in two forms: instructions (PTX ISA 7.0, compute capability 8.0) for
 // nvcc, and for a C++ compiler the same by `host.h`, which runs kernels on a CPU to test them.

@@ -1,9 +1,9 @@
-// What is done to every value by itself. Pictures lie with their channels innermost.
+// Elementwise kernels. Images are channels-last.
 //
 // All are bound by memory: each thread reads and writes one chunk of up to 16 bytes.
 #include "device.cuh"
 
-// What follows a product: y = activation(y + bias + shift) + residual, in place. `parts` says which there are: 1 the
+// The epilogue of a product: y = activation(y + bias + shift) + residual, in place. `parts` says which there are: 1 the
 // bias, 2 the shift, both `(width)`, and 4 the residual. Activations: 0 none, 1 SiLU, 2 ReLU.
 template <typename T, int N>
 DEVICE void epilogue(T *y, const T *bias, const T *shift, const T *residual, u32 chunks, u32 width, u32 parts,
@@ -66,8 +66,8 @@ DEVICE void geglu(const T *x, const T *bias, T *y, u32 chunks, u32 width, u32 bi
 IN_ALL_FORMATS(DEFINE)
 #undef DEFINE
 
-// What each output of a convolution sees: rows `(kernel, kernel, channels)` for the outputs from `first` on, zeros
-// beyond the edges. The picture is first stretched to `seen`, by nearest neighbours, then padded.
+// The patches of a convolution (im2col): rows `(kernel, kernel, channels)` for the outputs from `first` on, zeros
+// beyond the edges. The image is first stretched to `seen`, by nearest neighbours, then padded.
 template <typename T, int N>
 DEVICE void patches(const T *x, T *y, u32 chunks, u32 first, u32 channels, u32 height, u32 width, u32 seen_height,
                     u32 seen_width, u32 out_height, u32 out_width, u32 kernel, u32 stride, u32 before) {

@@ -43,7 +43,7 @@ struct Copy {
   bool there;
 };
 
-// Where a thread stands while another runs.
+// State of a thread while another runs.
 #ifdef __x86_64__
 struct Context {
   void *stack;
@@ -84,14 +84,14 @@ struct Thread {
   Context context;
   std::unique_ptr<unsigned char[]> stack{new unsigned char[STACK]};
   Index index;
-  // Of the block's threads.
+  // Index among the block's threads.
   u32 number;
   bool done;
-  // How often it has met its block and its warp.
+  // Number of barriers it has passed with its block and its warp.
   u64 block_meetings, warp_meetings;
   // Groups of copies, the last still open.
   std::vector<std::vector<Copy>> copies;
-  // What it shows its warp.
+  // The value that it shares with its warp.
   u32 shown[8];
 };
 
@@ -131,7 +131,7 @@ inline void meet_block() {
 inline Thread *warp() { return &block.threads[block.now->number / 32 * 32]; }
 inline u32 lane() { return block.now->number % 32; }
 
-// The same for a warp, all of whose threads must be alive.
+// A barrier of a warp, all of whose threads must be alive.
 inline void meet_warp() {
   const u64 mine = ++block.now->warp_meetings;
   for (;;) {

@@ -26,7 +26,7 @@ pub(in crate::kernels) fn keep_memory(device: &CudaDevice) -> Result<()> {
     set.map_err(Error::wrap)
 }
 
-/// What `nvcc` made of a file of this folder.
+/// The code that `nvcc` compiled from a file of this folder.
 fn code(module: &str) -> Result<&'static str> {
     Ok(match module {
         "attention" => include_str!(concat!(env!("OUT_DIR"), "/attention.ptx")),

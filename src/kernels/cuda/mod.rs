@@ -1,4 +1,5 @@
-//! Kernels of our own for NVIDIA GPUs. They have not yet run on one, so they serve only where [asked for](super::choose).
+//! Kernels of our own for NVIDIA GPUs. They have not yet run on one, so they serve only where [asked
+//! for](super::choose).
 //!
 //! `*.cu` are their sources, `plan.rs` says how an op launches them, and tests run the two together on the CPU. The
 //! rest of this folder hands tensors to them, and convolutions to cuDNN: images lie with their channels innermost, as

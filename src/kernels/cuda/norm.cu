@@ -1,7 +1,7 @@
 // Normalization, statistics in f32.
 //
 // Layer norm: a warp for every row, which is read three times, from the first cache but once.
-// Group norm of pictures with their channels innermost, in three passes: sums over pieces of the pictures, what they
+// Group norm of images with their channels innermost, in three passes: sums over pieces of the images, what they
 // make of every channel, and the result. Sums are of differences to a value of the group, so that a large mean takes
 // nothing from the variance, and are added in an order that depends on the sizes alone.
 #include "device.cuh"
@@ -51,7 +51,7 @@ DEVICE void layer_norm(const T *x, const T *weight, const T *bias, const T *tabl
 IN_ALL_FORMATS(DEFINE)
 #undef DEFINE
 
-// A value of the group in the first picture of the clip, near the group's mean as values go.
+// A value of the group in the first image of the clip, near the group's mean as values go.
 template <typename T>
 DEVICE float anchor(const T *x, u32 image, u32 frames, u32 pixels, u32 channels, u32 channel) {
   return widen(x[static_cast<u64>(image / frames * frames) * pixels * channels + channel]);

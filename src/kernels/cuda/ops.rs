@@ -1,4 +1,4 @@
-//! From tensors on a GPU to launches.
+//! Launches of the kernels over tensors on a GPU.
 
 use candle_core::{DType, Result, Tensor};
 
@@ -20,7 +20,7 @@ fn format(dtype: DType) -> Option<Format> {
     }
 }
 
-/// How contiguous tensors are read together; `None` where their formats differ or have no kernel.
+/// The common format of contiguous tensors; `None` if formats differ or have no kernel.
 fn reading(tensors: &[&Tensor]) -> Option<Reading> {
     let (first, all) = (tensors.first()?.dtype(), tensors.iter());
     let format = format(first)?;
@@ -125,7 +125,7 @@ pub(in crate::kernels) fn attention(
     Ok(Some(y))
 }
 
-/// What follows the product `y` `(.., width)`, in its memory.
+/// Applies the epilogue to the product `y` `(.., width)` in place.
 fn finish(
     y: Tensor,
     [bias, shift, residual]: [Option<&Tensor>; 3],
@@ -221,7 +221,7 @@ pub(in crate::kernels) fn conv2d(
     channels_first(&y).map(Some)
 }
 
-/// What outputs see, row by row, times the filter.
+/// A convolution as the product of gathered patches (im2col) and the filter.
 fn multiply_patches(x: &Tensor, filter: &Tensor, given: &Patches) -> Result<Option<Tensor>> {
     let outputs = given.images * given.out.0 * given.out.1;
     let inner = given.kernel * given.kernel * given.channels;
@@ -244,7 +244,7 @@ fn patches(x: &Tensor, given: &Patches, first: usize, count: usize) -> Result<Op
     Ok(Some(y))
 }
 
-/// By cuDNN, where it is part of the build and the padding is the same on both sides.
+/// A convolution by cuDNN, if it is part of the build and the padding is the same on both sides.
 #[cfg(feature = "cudnn")]
 fn convolve(
     x: &Tensor,

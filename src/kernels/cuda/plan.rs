@@ -1,4 +1,4 @@
-//! What is launched for an op: which kernel, on how many threads, with which arguments.
+//! The launch of an op: kernel, number of threads, arguments.
 //!
 //! Nothing here needs a GPU: tests run the same launches on the CPU, see `emulator.rs`.
 
@@ -48,7 +48,7 @@ impl Format {
     }
 }
 
-/// How tensors are read: their format, and whether all of them begin at a multiple of 16 bytes.
+/// Format of tensors, and whether all of them are aligned to 16 bytes.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Reading {
     pub(super) format: Format,
@@ -70,7 +70,7 @@ impl Reading {
 #[derive(Clone, Copy, Debug)]
 pub(super) enum Arg {
     Word(u32),
-    /// One of the buffers that come with a launch, by its number.
+    /// A buffer of the launch, by index.
     Buffer(usize),
 }
 
@@ -138,7 +138,7 @@ impl Args {
     }
 }
 
-/// What follows a product `(rows, width)`, in place.
+/// The epilogue of a product `(rows, width)`, in place.
 ///
 /// Buffers: the product, bias, shift, residual; whatever for those that are not among `parts`.
 pub(super) fn epilogue(
@@ -173,7 +173,7 @@ pub(super) fn geglu(
     args.launch_flat("elementwise", reading.name("geglu", together), chunks)
 }
 
-/// What a convolution sees of `(images, height, width, channels)`.
+/// Sizes of a convolution of `(images, height, width, channels)`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(super) struct Patches {
     pub(super) images: usize,
@@ -285,7 +285,7 @@ pub(super) fn group_norm(
 #[derive(Clone, Copy, Debug)]
 pub(super) struct View {
     pub(super) dims: [usize; 5],
-    /// Of all but the last, which is contiguous.
+    /// Strides of all dimensions but the last, which is contiguous.
     pub(super) strides: [usize; 4],
     pub(super) start: usize,
 }

@@ -7,7 +7,7 @@ use openh264::decoder::DecodedYUV;
 use openh264::formats::YUVSource;
 
 use super::boxes::u16_at;
-use super::{Matrix, Picture, Plane};
+use super::{Matrix, Plane, YcbcrImage};
 use crate::media::fault::{Convert, Fault};
 
 /// The start code before every NAL unit of a stream.
@@ -92,15 +92,15 @@ impl Stream {
     }
 
     /// Converts a decoded frame to RGB.
-    pub(super) fn picture(&self, decoded: &DecodedYUV<'_>) -> Result<RgbImage, Fault> {
+    pub(super) fn image(&self, decoded: &DecodedYUV<'_>) -> Result<RgbImage, Fault> {
         let (width, height) = decoded.dimensions();
         let (luma_stride, cb_stride, cr_stride) = decoded.strides();
         // The size from which players assume high definition.
         let is_large = width >= 1280 || height > 576;
         let guess = if is_large { Matrix::BT709 } else { Matrix::BT601 };
         let half = (width.div_ceil(2), height / 2);
-        let picture = || {
-            Some(Picture {
+        let image = || {
+            Some(YcbcrImage {
                 luma: Plane::new(decoded.y(), luma_stride, (width, height))?,
                 chroma: Some((
                     Plane::new(decoded.u(), cb_stride, half)?,
@@ -112,7 +112,7 @@ impl Stream {
                 matrix: self.matrix.unwrap_or(guess),
             })
         };
-        Ok(picture().ok_or("a frame has no pixels")?.to_rgb())
+        Ok(image().ok_or("a frame has no pixels")?.to_rgb())
     }
 }
 

@@ -125,7 +125,7 @@ fn split(at: f32, count: usize) -> (usize, f32) {
 
 /// An 8-bit YCbCr image.
 #[derive(Clone, Debug)]
-struct Picture<'a> {
+struct YcbcrImage<'a> {
     luma: Plane<'a>,
     /// Cb and Cr planes; `None` for grayscale.
     chroma: Option<(Plane<'a>, Plane<'a>)>,
@@ -138,7 +138,7 @@ struct Picture<'a> {
     matrix: Matrix,
 }
 
-impl Picture<'_> {
+impl YcbcrImage<'_> {
     fn to_rgb(&self) -> RgbImage {
         let Matrix { red, blue } = self.matrix;
         let green = 1.0 - red - blue;
@@ -176,7 +176,7 @@ mod tests {
     fn chroma_stands_where_its_pixels_are() {
         let luma = [128; 4 * 2];
         let (cb, cr) = ([128; 2], [16, 240]);
-        let picture = |is_centred| Picture {
+        let image = |is_centred| YcbcrImage {
             luma: Plane::new(&luma, 4, (4, 2)).unwrap(),
             chroma: Some((
                 Plane::new(&cb, 2, (2, 1)).unwrap(),
@@ -188,7 +188,7 @@ mod tests {
             matrix: Matrix::BT601,
         };
         let reds = |is_centred| {
-            let rgb = picture(is_centred).to_rgb();
+            let rgb = image(is_centred).to_rgb();
             [0, 1, 2, 3].map(|x| rgb.get_pixel(x, 1).0[0])
         };
         // Luma 128 is 130.4 of 255; a full chroma difference is worth 178.8.

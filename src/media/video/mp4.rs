@@ -49,22 +49,22 @@ pub(super) fn read(bytes: &[u8], take: &mut Take<'_>) -> Result<(), Fault> {
     take.listed(&samples.shown, |each| {
         // The decoder outputs frames in presentation order.
         let mut rank = 0;
-        let mut show = |picture: &DecodedYUV<'_>| {
-            let make = || Ok(turn.apply(stream.picture(picture)?));
-            let (width, height) = picture.dimensions();
+        let mut show = |image: &DecodedYUV<'_>| {
+            let make = || Ok(turn.apply(stream.image(image)?));
+            let (width, height) = image.dimensions();
             rank += 1;
             each(rank - 1, Decoded { size: (width as u32, height as u32), make: &make })
         };
         for i in 0..samples.all.len() {
             let units = stream.units(sample(i)?)?;
-            if let Some(picture) = decoder.decode(&units).map_err(undecodable)?
-                && !show(&picture)?
+            if let Some(image) = decoder.decode(&units).map_err(undecodable)?
+                && !show(&image)?
             {
                 return Ok(());
             }
         }
-        for picture in decoder.flush_remaining().map_err(undecodable)? {
-            if !show(&picture)? {
+        for image in decoder.flush_remaining().map_err(undecodable)? {
+            if !show(&image)? {
                 break;
             }
         }
@@ -181,12 +181,12 @@ impl Turn {
         }
     }
 
-    fn apply(self, picture: RgbImage) -> RgbImage {
+    fn apply(self, image: RgbImage) -> RgbImage {
         match self {
-            Self::Not => picture,
-            Self::Right => imageops::rotate90(&picture),
-            Self::Around => imageops::rotate180(&picture),
-            Self::Left => imageops::rotate270(&picture),
+            Self::Not => image,
+            Self::Right => imageops::rotate90(&image),
+            Self::Around => imageops::rotate180(&image),
+            Self::Left => imageops::rotate270(&image),
         }
     }
 }

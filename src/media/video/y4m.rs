@@ -1,6 +1,6 @@
 //! YUV4MPEG2 (Y4M): a text header followed by uncompressed planes.
 
-use super::{Matrix, Picture, Plane};
+use super::{Matrix, Plane, YcbcrImage};
 use crate::media::fault::{Convert, Fault};
 use crate::media::take::Take;
 
@@ -68,8 +68,8 @@ pub(super) fn read(bytes: &[u8], take: &mut Take<'_>) -> Result<(), Fault> {
         let small = chroma.shared.map(|(x, y)| (size.0.div_ceil(x), size.1.div_ceil(y)));
         let chroma_bytes = small.map_or(0, |(width, height)| width * height);
         let part = |from: usize, len: usize| planes.get(from..from + len);
-        let picture = || {
-            Some(Picture {
+        let image = || {
+            Some(YcbcrImage {
                 luma: Plane::new(part(0, luma_bytes)?, size.0, size)?,
                 chroma: match small {
                     None => None,
@@ -84,9 +84,9 @@ pub(super) fn read(bytes: &[u8], take: &mut Take<'_>) -> Result<(), Fault> {
                 matrix: Matrix::BT601,
             })
         };
-        let picture = picture().ok_or("ends within a frame")?;
+        let image = image().ok_or("ends within a frame")?;
         if take.wants((size.0 as u32, size.1 as u32))? {
-            take.keep(picture.to_rgb());
+            take.keep(image.to_rgb());
         }
         rest = &planes[luma_bytes + 2 * chroma_bytes..];
     }

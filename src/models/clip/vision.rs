@@ -76,12 +76,12 @@ impl VisionEncoder {
     }
 
     /// The preprocessed image, `(1, 3, side, side)`: resized, cropped to its centre and normalized.
-    pub fn pixels(&self, picture: &RgbImage) -> TensorResult {
+    pub fn pixels(&self, image: &RgbImage) -> TensorResult {
         let side = self.config.image_size;
-        let picture = square(picture, side as u32);
+        let image = square(image, side as u32);
         let values: Vec<f32> = (0..3)
             .flat_map(|channel| {
-                picture.pixels().map(move |pixel| {
+                image.pixels().map(move |pixel| {
                     // In f64 up to here, as in transformers.
                     let value = (f64::from(pixel[channel]) * (1.0 / 255.0)) as f32;
                     (value - MEAN[channel]) / DEVIATION[channel]

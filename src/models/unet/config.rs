@@ -130,7 +130,7 @@ impl UNetConfig {
         Self::default()
     }
 
-    /// The same configuration with motion modules.
+    /// Adds motion modules to the configuration.
     #[must_use]
     pub fn with_motion(mut self, motion: MotionConfig) -> Self {
         self.motion = Some(motion);

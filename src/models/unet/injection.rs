@@ -5,7 +5,7 @@ use std::ops::Range;
 use candle_core::{Result, Tensor};
 
 use crate::kernels::layout::add;
-use crate::nn::SideContext;
+use crate::nn::ImageContext;
 
 /// Tensors that are added to activations of the UNet. Empty by default, which has no effect.
 ///
@@ -14,8 +14,8 @@ use crate::nn::SideContext;
 pub struct Injection {
     residuals: Option<Residuals>,
     stage_features: Vec<Tensor>,
-    /// Side contexts of every cross-attention, attended to in addition to the prompt.
-    sides: Vec<Vec<SideContext>>,
+    /// Image contexts of every cross-attention, attended to in addition to the prompt.
+    image_contexts: Vec<Vec<ImageContext>>,
 }
 
 /// Residuals of a ControlNet or SparseCtrl network.
@@ -68,34 +68,34 @@ impl Injection {
         Ok(self.stage_features.iter().map(Some).collect())
     }
 
-    /// Adds a side context to every cross-attention, in the order of
+    /// Adds an image context to every cross-attention, in the order of
     /// [`UNetConfig::cross_attentions`](super::UNetConfig::cross_attentions).
     ///
     /// # Errors
     ///
-    /// Previously added side contexts with another number.
-    pub fn add_sides(&mut self, more: Vec<SideContext>) -> Result<()> {
-        if self.sides.is_empty() {
-            self.sides.resize_with(more.len(), Vec::new);
+    /// Previously added image contexts with another number.
+    pub fn add_image_contexts(&mut self, more: Vec<ImageContext>) -> Result<()> {
+        if self.image_contexts.is_empty() {
+            self.image_contexts.resize_with(more.len(), Vec::new);
         }
-        same_number("side contexts", more.len(), "cross attentions", self.sides.len())?;
-        for (sides, side) in self.sides.iter_mut().zip(more) {
-            sides.push(side);
+        same_number("image contexts", more.len(), "cross-attentions", self.image_contexts.len())?;
+        for (contexts, context) in self.image_contexts.iter_mut().zip(more) {
+            contexts.push(context);
         }
         Ok(())
     }
 
-    /// The side contexts of a range of cross-attentions.
-    pub(super) fn sides(&self, crossing: Range<usize>) -> &[Vec<SideContext>] {
-        self.sides.get(crossing).unwrap_or_default()
+    /// The image contexts of a range of cross-attentions.
+    pub(super) fn image_contexts(&self, attentions: Range<usize>) -> &[Vec<ImageContext>] {
+        self.image_contexts.get(attentions).unwrap_or_default()
     }
 
-    /// Checks that the side contexts, if any, are for `attentions` cross-attentions.
-    pub(super) fn check_sides(&self, attentions: usize) -> Result<()> {
-        if self.sides.is_empty() {
+    /// Checks that the image contexts, if any, are for `attentions` cross-attentions.
+    pub(super) fn check_image_contexts(&self, attentions: usize) -> Result<()> {
+        if self.image_contexts.is_empty() {
             return Ok(());
         }
-        same_number("side contexts", self.sides.len(), "cross attentions", attentions)
+        same_number("image contexts", self.image_contexts.len(), "cross-attentions", attentions)
     }
 
     /// Adds the residuals to the skip connections.

@@ -95,7 +95,7 @@ impl UNet {
     ///
     /// More frames than the motion modules support, mismatched shapes, or a requested `input.stop`.
     pub fn forward(&self, x: &Tensor, input: &UNetInput<'_>) -> Result<Tensor> {
-        self.forward_each(x, &[input.timestep], input)
+        self.forward_with_timesteps(x, &[input.timestep], input)
     }
 
     /// [`forward`](Self::forward) for images of different noise levels, as used in training: `timesteps` replaces the
@@ -104,7 +104,7 @@ impl UNet {
     /// # Errors
     ///
     /// Those of [`forward`](Self::forward), and a number of images that is not a multiple of the number of timesteps.
-    pub fn forward_each(
+    pub fn forward_with_timesteps(
         &self,
         x: &Tensor,
         timesteps: &[f64],
@@ -135,7 +135,7 @@ impl UNet {
             ));
         }
 
-        input.injection.check_sides(self.cross_attentions)?;
+        input.injection.check_image_contexts(self.cross_attentions)?;
         let time = self.config.embed_time(&self.time_embedding, timesteps, x)?;
 
         // Down blocks, which also output the skip connections.

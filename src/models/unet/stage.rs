@@ -34,7 +34,7 @@ struct Layer {
     resnet: ResnetBlock,
     attention: Option<SpatialTransformer>,
     /// Indices of the layer's cross-attentions among the UNet's.
-    crossing: Range<usize>,
+    cross_attentions: Range<usize>,
     motion: Option<MotionModule>,
 }
 
@@ -79,7 +79,7 @@ impl Stage {
         // The mid block has a motion module only between its two residual blocks.
         let has_motion = |j: usize| motion && !(matches!(place, Place::Mid) && j > 0);
         let depth = config.transformer_layers_per_block;
-        let crossing = config.first_cross_attention(place);
+        let first = config.first_cross_attention(place);
         let layers = inputs
             .iter()
             .enumerate()
@@ -108,7 +108,7 @@ impl Stage {
                             SpatialTransformer::new(&options, &vb.pp("attentions").pp(j))
                         })
                         .transpose()?,
-                    crossing: crossing + j * depth..crossing + (j + 1) * depth,
+                    cross_attentions: first + j * depth..first + (j + 1) * depth,
                     motion: config
                         .motion
                         .as_ref()
@@ -198,8 +198,8 @@ impl Layer {
         input.stop.check()?;
         let mut x = self.resnet.forward(x, Some(time), input.stop)?;
         if let Some(attention) = &self.attention {
-            let sides = input.injection.sides(self.crossing.clone());
-            x = attention.forward(&x, input.context, sides, input.stop)?;
+            let images = input.injection.image_contexts(self.cross_attentions.clone());
+            x = attention.forward(&x, input.context, images, input.stop)?;
         }
         if let Some(motion) = &self.motion {
             x = motion.forward(&x, input.frames, input.motion_norm, input.stop)?;

@@ -14,13 +14,13 @@ pub use tiny::AutoencoderTiny;
 use crate::weights::VarBuilder;
 use candle_core::Tensor;
 
-use crate::kernels::layout::{picture, tokens};
+use crate::kernels::layout::{feature_map, tokens};
 use crate::nn::{Attention, Conv2d, ConvOptions, GroupNorm, ResnetBlock, ResnetOptions};
 use crate::{Error, Result, Stop};
 use decoder::Decoder;
 use encoder::Encoder;
 
-/// One of the supported autoencoders.
+/// The supported autoencoders.
 #[derive(Clone, Debug)]
 pub enum Vae {
     /// Stable Diffusion's VAE.
@@ -41,10 +41,10 @@ impl Vae {
     }
 
     /// Encodes images `(batch, 3, height, width)` in `[-1, 1]` to the mean of the scaled latents.
-    pub fn encode(&self, pictures: &Tensor, stop: &Stop) -> Result<Tensor> {
+    pub fn encode(&self, images: &Tensor, stop: &Stop) -> Result<Tensor> {
         Ok(match self {
-            Self::Kl(vae) => (vae.encode(pictures, stop)?.mean * vae.config.scaling_factor)?,
-            Self::Tiny(vae) => (vae.encode(pictures, stop)? * vae.config().scaling_factor)?,
+            Self::Kl(vae) => (vae.encode(images, stop)?.mean * vae.config.scaling_factor)?,
+            Self::Tiny(vae) => (vae.encode(images, stop)? * vae.config().scaling_factor)?,
         })
     }
 }
@@ -62,12 +62,12 @@ impl VaeEncoder {
     /// Encodes images `(batch, 3, height, width)` in `[-1, 1]` to scaled latents, `(batch, 4, height', width')`,
     /// sampled from their distribution with standard normal `noise` of the latents' shape. TAESD is deterministic and
     /// ignores `noise`.
-    pub fn sample(&self, pictures: &Tensor, noise: &Tensor, stop: &Stop) -> Result<Tensor> {
+    pub fn sample(&self, images: &Tensor, noise: &Tensor, stop: &Stop) -> Result<Tensor> {
         Ok(match self {
             Self::Kl(vae) => {
-                (vae.encode(pictures, stop)?.sample(noise)? * vae.config.scaling_factor)?
+                (vae.encode(images, stop)?.sample(noise)? * vae.config.scaling_factor)?
             }
-            Self::Tiny(vae) => (vae.encode(pictures, stop)? * vae.config().scaling_factor)?,
+            Self::Tiny(vae) => (vae.encode(images, stop)? * vae.config().scaling_factor)?,
         })
     }
 }
@@ -150,9 +150,9 @@ impl AutoencoderKl {
     /// # Errors
     ///
     /// An autoencoder without its encoder.
-    pub fn encode(&self, pictures: &Tensor, stop: &Stop) -> Result<Posterior> {
+    pub fn encode(&self, images: &Tensor, stop: &Stop) -> Result<Posterior> {
         match &self.encoder {
-            Some(encoder) => encoder.encode(pictures, stop),
+            Some(encoder) => encoder.encode(images, stop),
             None => Err(Error::Missing {
                 name: "vae".into(),
                 reason: "its encoder was not loaded".into(),
@@ -176,8 +176,8 @@ impl KlEncoder {
     }
 
     /// The posterior of unscaled latents of images `(batch, 3, height, width)` in `[-1, 1]`.
-    pub fn encode(&self, pictures: &Tensor, stop: &Stop) -> Result<Posterior> {
-        let y = self.encoder.forward(pictures, stop)?;
+    pub fn encode(&self, images: &Tensor, stop: &Stop) -> Result<Posterior> {
+        let y = self.encoder.forward(images, stop)?;
         let y = match &self.quant_conv {
             Some(conv) => conv.forward(&y)?,
             None => y,
@@ -225,7 +225,7 @@ impl Middle {
         if let Some((norm, attention)) = &self.attention {
             let (_, _, height, width) = x.dims4()?;
             let y = tokens(&norm.forward(&x)?)?;
-            x = picture(&attention.forward_onto(&y, &y, &tokens(&x)?, stop)?, height, width)?;
+            x = feature_map(&attention.forward(&y, &y, &tokens(&x)?, stop)?, height, width)?;
         }
         self.second.forward(&x, None, stop)
     }

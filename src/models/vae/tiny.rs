@@ -126,7 +126,7 @@ impl AutoencoderTiny {
     }
 
     /// Encodes images `(batch, 3, height, width)` in `[-1, 1]` to latents `(batch, 4, height', width')`.
-    pub fn encode(&self, pictures: &Tensor, stop: &Stop) -> Result<Tensor> {
-        Ok(run(&self.encoder, pictures.affine(0.5, 0.5)?, stop)?)
+    pub fn encode(&self, images: &Tensor, stop: &Stop) -> Result<Tensor> {
+        Ok(run(&self.encoder, images.affine(0.5, 0.5)?, stop)?)
     }
 }

@@ -56,7 +56,7 @@ impl Task for Base {
     fn loss(&self, random: &mut Uniform) -> Result<Tensor> {
         let stage = &self.plan.base;
         let count = stage.course.batch;
-        let (clean, chosen) = self.latents.pictures(random, count)?;
+        let (clean, chosen) = self.latents.images(random, count)?;
         let shares = (stage.no_caption, stage.no_part);
         let captions = self.latents.captions(&chosen, random, shares);
         let context = self.text.forward(&self.ids.of(&captions)?, 0, &self.compute.stop)?;

@@ -34,7 +34,7 @@ pub(super) struct Consistent {
 }
 
 impl Consistent {
-    pub(super) fn of_pictures(setup: Setup<'_>, latents: Latents) -> Result<Self> {
+    pub(super) fn of_images(setup: Setup<'_>, latents: Latents) -> Result<Self> {
         let Setup { plan, places, compute, .. } = setup;
         let sizes: UNetConfig = files::read_json(&places.base.join("unet/config.json"))?;
         let base = files::read_component(&places.base, Component::UNet, &compute.device)?;
@@ -103,7 +103,7 @@ impl Task for Consistent {
         let (clean, chosen) = if self.of_clips {
             self.latents.clips(random, self.count)?
         } else {
-            self.latents.pictures(random, self.count)?
+            self.latents.images(random, self.count)?
         };
         let context = self.text.states(&self.latents.whole_captions(&chosen))?;
         let empty = self.text.states(&vec![String::new(); self.count])?;
@@ -120,12 +120,12 @@ impl Task for Consistent {
         self.distillation.follow(self.settings.follow)
     }
 
-    fn kept(&self) -> Weights {
+    fn state(&self) -> Weights {
         self.distillation.target().clone()
     }
 
-    fn resume(&mut self, kept: Weights) -> Result<()> {
-        self.distillation.set_target(kept)
+    fn resume(&mut self, state: Weights) -> Result<()> {
+        self.distillation.set_target(state)
     }
 
     fn write(&self, average: &Weights, places: &Places) -> Result<()> {

@@ -104,11 +104,11 @@ pub(super) trait Task: Sync {
     }
 
     /// State to keep in the checkpoint besides the variables.
-    fn kept(&self) -> Weights {
+    fn state(&self) -> Weights {
         Weights::new()
     }
 
-    /// Restores the state returned by [`kept`](Self::kept).
+    /// Restores the state returned by [`state`](Self::state).
     fn resume(&mut self, _: Weights) -> Result<()> {
         Ok(())
     }
@@ -142,7 +142,7 @@ pub(super) fn prepare(
     Ok(match stage {
         Stage::Vae | Stage::Base => Box::new(Base::new(setup, latents)?),
         Stage::Motion => Box::new(Motion::new(setup, latents)?),
-        Stage::Lora => Box::new(Consistent::of_pictures(setup, latents)?),
+        Stage::Lora => Box::new(Consistent::of_images(setup, latents)?),
         Stage::Lcm => Box::new(Consistent::of_clips(setup, latents)?),
     })
 }

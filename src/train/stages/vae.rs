@@ -32,10 +32,10 @@ impl Vae {
         Ok(Self { vars, vae, config, clips, plan: plan.clone(), compute: compute.clone() })
     }
 
-    fn pictures(&self, random: &mut Uniform, count: usize) -> Result<Tensor> {
+    fn images(&self, random: &mut Uniform, count: usize) -> Result<Tensor> {
         let mut draw = || (random.below(self.clips.len()), random.below(self.plan.frames));
         let chosen: Vec<(usize, usize)> = (0..count).map(|_| draw()).collect();
-        self.clips.pictures(&chosen, &self.compute.device)
+        self.clips.images(&chosen, &self.compute.device)
     }
 }
 
@@ -46,7 +46,7 @@ impl Task for Vae {
 
     fn loss(&self, random: &mut Uniform) -> Result<Tensor> {
         let stage = &self.plan.vae;
-        let x = self.pictures(random, stage.course.batch)?;
+        let x = self.images(random, stage.course.batch)?;
         let vae = self.vae.get()?;
         let stop = &self.compute.stop;
         let posterior = vae.encode(&self.compute.narrow(&x)?, stop)?;
@@ -69,7 +69,7 @@ impl Task for Vae {
             &self.config,
             &builder(&[average], &Compute::exact(&self.compute.device)),
         )?;
-        let x = self.pictures(&mut Uniform::part(self.plan.seed, u64::MAX), 64)?;
+        let x = self.images(&mut Uniform::part(self.plan.seed, u64::MAX), 64)?;
         let z = vae.encode(&x, &Stop::default())?.mean.flatten_all()?.to_vec1::<f32>()?;
         let count = z.len().max(1) as f64;
         let mean = z.iter().map(|v| f64::from(*v)).sum::<f64>() / count;
@@ -86,8 +86,8 @@ fn foreground(x: &Tensor) -> Result<Tensor> {
     let values = x.flatten_all()?.to_vec1::<f32>()?;
     let area = height * width;
     let mut out = Vec::with_capacity(batch * area);
-    for picture in values.chunks_exact(channels * area) {
-        let typical: Vec<f32> = picture
+    for image in values.chunks_exact(channels * area) {
+        let typical: Vec<f32> = image
             .chunks_exact(area)
             .map(|plane| {
                 let mut plane = plane.to_vec();
@@ -96,7 +96,7 @@ fn foreground(x: &Tensor) -> Result<Tensor> {
             })
             .collect();
         out.extend((0..area).map(|i| {
-            let far = |(c, typical): (usize, &f32)| (picture[c * area + i] - typical).abs();
+            let far = |(c, typical): (usize, &f32)| (image[c * area + i] - typical).abs();
             let most = typical.iter().enumerate().map(far).fold(0.0, f32::max);
             // A sixteenth of the range already counts as 1.
             (8.0 * most).min(1.0)

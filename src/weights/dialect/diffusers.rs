@@ -113,7 +113,7 @@ fn text_mapper(_: &Names) -> Mapper {
     Box::new(text)
 }
 
-/// Also used for the text encoder inside single-file checkpoints.
+/// Maps a name of the text encoder, also inside single-file checkpoints.
 pub(super) fn text(name: &str) -> Mapped {
     let bare = name.strip_prefix("text_model.").unwrap_or(name);
     if bare == "embeddings.position_ids" {

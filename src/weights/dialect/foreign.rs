@@ -25,7 +25,7 @@ const fn foreign(what: &'static str, hint: &'static str) -> Foreign {
 const LORA: Foreign = foreign("a LoRA", "give it with --lora");
 
 /// Supported files that were given where a model was expected.
-const BESIDE: [(Component, Foreign); 4] = [
+const OPTIONAL: [(Component, Foreign); 4] = [
     (Component::ControlNet, foreign("a ControlNet", "give it with --control")),
     (Component::SparseCtrl, foreign("a SparseCtrl network", "give it with --control")),
     (Component::T2iAdapter, foreign("a T2I-Adapter", "give it with --control")),
@@ -129,14 +129,14 @@ const SIGNS: &[Sign] = &[
         },
         foreign("a Stable Video Diffusion checkpoint", SD15_ONLY),
     ),
-    (is_sparse_ctrl, BESIDE[1].1),
-    (is_control_net, BESIDE[0].1),
+    (is_sparse_ctrl, OPTIONAL[1].1),
+    (is_control_net, OPTIONAL[0].1),
     (
         // A 16x16 pixel unshuffle gives 256 channels for grayscale hints and 768 for RGB hints.
         |n| is_t2i_adapter(n) && first_layer(n).is_some_and(|inputs| [256, 768].contains(&inputs)),
         foreign("a T2I-Adapter for Stable Diffusion XL", SD15_ONLY),
     ),
-    (is_t2i_adapter, BESIDE[2].1),
+    (is_t2i_adapter, OPTIONAL[2].1),
     (
         |n| n.has("style_embedding") || n.has_prefix("spatial_feat_mapping."),
         foreign(
@@ -159,7 +159,7 @@ const SIGNS: &[Sign] = &[
         |n| n.any_contains(".processor.to_k_ip."),
         foreign("a UNet with an IP-Adapter in it", "use the model's and the adapter's own files"),
     ),
-    (|n| n.has_prefix("ip_adapter.") || n.has_prefix("image_proj."), BESIDE[3].1),
+    (|n| n.has_prefix("ip_adapter.") || n.has_prefix("image_proj."), OPTIONAL[3].1),
     (
         |n| n.has_prefix("visual.transformer.resblocks."),
         foreign("a CLIP under open_clip's names", "use the version for transformers"),
@@ -210,7 +210,7 @@ fn is_control_net(names: &Names) -> bool {
 /// Description of the file if it is neither a model nor one of the `wanted` components.
 pub(in crate::weights) fn recognise(names: &Names, wanted: &[Component]) -> Option<Foreign> {
     let foreign = SIGNS.iter().find(|(sign, _)| sign(names)).map(|(_, foreign)| *foreign)?;
-    let is_wanted = BESIDE.iter().any(|(c, known)| *known == foreign && wanted.contains(c));
+    let is_wanted = OPTIONAL.iter().any(|(c, known)| *known == foreign && wanted.contains(c));
     (!is_wanted).then_some(foreign)
 }
 
@@ -282,7 +282,7 @@ mod tests {
     }
 
     #[test]
-    fn strangers_are_called_by_their_name() {
+    fn foreign_files_are_called_by_their_name() {
         for (name, what) in [
             ("conditioner.embedders.0.transformer.text_model.final_layer_norm.weight", "XL"),
             ("model.diffusion_model.label_emb.0.0.weight", "XL"),

@@ -105,7 +105,7 @@ pub(super) fn tensor(
     made.map_err(Refusal::Tensor)
 }
 
-/// One of the `values` that is not finite as `dtype`, if there is any.
+/// A value that is not finite as `dtype`, if there is any.
 pub(in crate::weights) fn misfit(values: &[f32], dtype: DType) -> Option<f32> {
     let largest = match dtype {
         DType::F16 => f16::LARGEST,

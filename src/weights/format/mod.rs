@@ -261,7 +261,7 @@ struct Parsed {
     metadata: BTreeMap<String, String>,
 }
 
-/// One tensor of a file.
+/// A tensor of a file.
 #[derive(Clone, Debug)]
 struct Entry {
     info: TensorInfo,

@@ -41,7 +41,7 @@ pub(super) fn run(bytes: &[u8]) -> Result<(Heap<'_>, Value, usize), String> {
         stack: Vec::new(),
         marks: Vec::new(),
         memo: Vec::new(),
-        memorised: 0,
+        memoized: 0,
     };
     // All empty tuples share this sequence.
     machine.heap.add_sequence(Vec::new());
@@ -56,7 +56,7 @@ pub(super) fn run(bytes: &[u8]) -> Result<(Heap<'_>, Value, usize), String> {
         if machine.heap.spent() > SMALL_HEAP + HEAP_PER_BYTE * machine.input.at {
             let spent = machine.heap.spent() >> 20;
             return Err(format!(
-                "its pickle is no list of tensors: its first {} bytes make objects of {spent} MiB",
+                "its pickle is not a list of tensors: its first {} bytes make objects of {spent} MiB",
                 machine.input.at
             ));
         }
@@ -74,7 +74,7 @@ struct Machine<'a> {
     /// The memo by index. Picklers count upwards, so no index exceeds the number of bytes read.
     memo: Vec<Option<Value>>,
     /// Number of occupied memo entries.
-    memorised: usize,
+    memoized: usize,
 }
 
 /// The empty tuple, which is the first sequence of every heap.
@@ -265,7 +265,7 @@ impl Machine<'_> {
                 self.put(key)?;
             }
             0x94 => {
-                let key = self.memorised as u64;
+                let key = self.memoized as u64;
                 self.put(key)?;
             }
             b'h' => {
@@ -446,12 +446,12 @@ impl Machine<'_> {
     fn put(&mut self, key: u64) -> Step<()> {
         let top = self.top()?;
         let index = usize::try_from(key).ok().filter(|index| *index <= self.input.at);
-        let index = index.ok_or_else(|| format!("{key} is no number to memorise by"))?;
+        let index = index.ok_or_else(|| format!("{key} is not a memo index"))?;
         if index >= self.memo.len() {
             self.memo.resize(index + 1, None);
         }
         if let Some(slot) = self.memo.get_mut(index) {
-            self.memorised += usize::from(slot.is_none());
+            self.memoized += usize::from(slot.is_none());
             *slot = Some(top);
         }
         Ok(())
@@ -459,7 +459,7 @@ impl Machine<'_> {
 
     fn get(&mut self, key: u64) -> Step<()> {
         let value = usize::try_from(key).ok().and_then(|index| *self.memo.get(index)?);
-        self.stack.push(value.ok_or_else(|| format!("nothing is memorised as {key}"))?);
+        self.stack.push(value.ok_or_else(|| format!("the memo has no entry {key}"))?);
         Ok(())
     }
 
@@ -520,7 +520,7 @@ impl Machine<'_> {
     /// Builds a tensor from `(storage, offset, shape, strides, requires_grad, hooks, [dtype, metadata])`.
     fn tensor(&mut self, arguments: &[Value]) -> Step<Value> {
         let [storage, Value::Int(offset), shape, strides, rest @ ..] = arguments else {
-            return Err("a tensor is rebuilt from something that is no tensor".into());
+            return Err("a tensor is rebuilt from something that is not a tensor".into());
         };
         let Value::Storage(id) = storage else {
             // A storage of an unsupported type, so not a weight.
@@ -736,7 +736,7 @@ mod tests {
             b"\xf7.",                // no such opcode
             b"\x80\x09.",            // no such protocol
             b"R.",                   // nothing to call
-            b"h\x05.",               // nothing memorised
+            b"h\x05.",               // empty memo
             b"t.",                   // no mark
             b"K\x01(.",              // the result lies below a mark
             b"X\xff\xff\xff\xffabc", // text beyond the end
@@ -799,7 +799,7 @@ mod tests {
 
     #[test]
     fn numbers_of_the_memo_are_no_larger_than_the_pickle() {
-        assert!(run(b"Nr\xff\xff\xff\x7f.").unwrap_err().contains("no number to memorise"));
+        assert!(run(b"Nr\xff\xff\xff\x7f.").unwrap_err().contains("not a memo index"));
         assert!(run(b"Np99999999999999999999\n.").is_err());
         assert!(run(b"Np18446744073709551615\n.").is_err());
         // MEMOIZE continues after the occupied entries, as in Python.

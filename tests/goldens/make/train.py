@@ -183,8 +183,8 @@ def run(frames, steps, lora, lora_learns, motion_learns, gradual):
 
         x = noisy(clean, noise, each(t))
         with torch.no_grad():
-            towards, away = predict({}, x, t, context), predict({}, x, t, empty)
-            guided = away + column(each(scales), x) * (towards - away)
+            cond, uncond = predict({}, x, t, context), predict({}, x, t, empty)
+            guided = uncond + column(each(scales), x) * (cond - uncond)
             nearer = ddim(x, guided, each(t), each(s))
             wanted = consistency(nearer, predict(target, nearer, s, context), each(s))
         loss = pseudo_huber(consistency(x, predict(online(), x, t, context), each(t)) - wanted, 0.01)

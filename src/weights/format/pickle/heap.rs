@@ -45,7 +45,7 @@ pub(crate) struct Storage {
     pub(crate) key: Value,
     /// `None` if untyped: the tensor then has the element type.
     pub(crate) element: Option<ElementType>,
-    /// In elements, or in bytes if untyped.
+    /// Size in elements, or in bytes if untyped.
     pub(crate) count: usize,
 }
 

@@ -1,7 +1,7 @@
 //! Fuzzing of every parser that reads a stranger's bytes.
 //!
-//! What a target does is in [`targets`], which `tests/fuzz.rs` of the main crate runs as well, over the corpora and a
-//! fixed number of mutations. Here are the parts that only libFuzzer needs.
+//! What a target does is in [`targets`], which `tests/attacks/fuzz.rs` of the main crate runs as well, over the corpora
+//! and a fixed number of mutations. Here are the parts that only libFuzzer needs.
 
 mod memory;
 pub mod targets;

@@ -1,4 +1,4 @@
-//! Fuzz targets: what each does with its input, shared by libFuzzer (`fuzz/fuzz_targets`) and `tests/fuzz.rs`.
+//! Fuzz targets: what each does with its input, shared by libFuzzer (`fuzz/fuzz_targets`) and `tests/attacks/fuzz.rs`.
 //!
 //! Whatever the input, a target must return: errors of the program are expected, panics that leave it are not, and
 //! neither is memory beyond [`allowance`]. Some also check that what was read is written and read back the same.
@@ -34,7 +34,7 @@ pub mod webp;
 pub mod y4m;
 
 /// Whether an input is an image on so large a canvas that it takes long within the limits of the program. Such ones are
-/// in `fuzz/bombs`, which `tests/fuzz.rs` executes; libFuzzer would spend its time on them.
+/// in `fuzz/bombs`, which `tests/attacks/fuzz.rs` executes; libFuzzer would spend its time on them.
 #[allow(dead_code, reason = "for libFuzzer")]
 pub fn is_slow(data: &[u8]) -> bool {
     support::pixels(data) > 1 << 20

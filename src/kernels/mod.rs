@@ -1,7 +1,7 @@
 //! Operations on tensors, each with the fastest implementation that applies.
 //!
 //! Callers never ask which implementation runs. Every fast path sits beside the plain candle version
-//! in [`mod@reference`], which defines what is correct, and `tests/kernels.rs` holds the two together.
+//! in [`mod@reference`], which defines what is correct, and `tests/kernels` holds the two together.
 //!
 //! | op | CPU | other devices |
 //! |---|---|---|

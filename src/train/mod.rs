@@ -11,8 +11,8 @@
 //! | `lcm` | motion modules of a consistency model | consistency along trajectories of `base` + `motion`, with `lora` |
 //!
 //! The building blocks are [`Loss`], [`Grid`] and its cells, [`LowRank`], [`AdamW`] and [`Distillation`], all tested
-//! against torch in `tests/train.rs`. Trained weights, losses and the optimizer state are f32; networks compute in
-//! the dtype of [`Compute`]. Stages write the published layouts, so results work with all programs that read those.
+//! against torch in `tests/train/parts.rs`. Trained weights, losses and the optimizer state are f32; networks compute
+//! in the dtype of [`Compute`]. Stages write the published layouts, so results work with all programs that read those.
 
 mod bounds;
 mod compute;

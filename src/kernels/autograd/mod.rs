@@ -9,7 +9,7 @@
 //! Every sum runs over parts whose number does not depend on the machine, and the parts are added in order: the
 //! gradients of a run are the same, bit for bit, whenever it is repeated.
 //!
-//! `tests/gradients.rs` holds all of them against torch and against finite differences.
+//! `tests/kernels/gradients.rs` holds all of them against torch and against finite differences.
 
 mod attention;
 mod conv;

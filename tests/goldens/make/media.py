@@ -1,4 +1,4 @@
-"""Images and videos for `tests/media.rs`, by Pillow, libwebp's webpmux and FFmpeg. Files of the folder that are not made here
+"""Images and videos for `tests/media`, by Pillow, libwebp's webpmux and FFmpeg. Files of the folder that are not made here
 were made once with the same programs: `exif` by Pillow, videos by FFmpeg, and broken ones from `video/plain.mp4` by changing its
 tables."""
 

@@ -1,0 +1,12 @@
+//! The real program, as people and scripts run it.
+
+/// What `bench` prints.
+mod bench;
+/// How often clips show what their prompts say.
+mod eval;
+/// Clips, events, exit codes.
+mod generate;
+/// What `inspect` says of weights.
+mod inspect;
+/// Signals and limits of the system.
+mod signals;

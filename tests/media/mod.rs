@@ -1,0 +1,10 @@
+//! Images and videos that are read.
+
+/// Every format, and which frames are taken.
+#[cfg(feature = "mp4")]
+mod formats;
+/// What is broken, or made to hurt.
+#[cfg(feature = "mp4")]
+mod hostile;
+/// Videos as input.
+mod video;

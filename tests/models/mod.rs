@@ -1,0 +1,10 @@
+//! Networks.
+
+/// The text encoder.
+mod clip;
+/// Published sizes: names lists always, whole passes when asked.
+mod full_size;
+/// The denoising network and its motion modules.
+mod unet;
+/// The autoencoders.
+mod vae;

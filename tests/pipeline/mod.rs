@@ -1,0 +1,4 @@
+//! From a request to frames.
+
+/// Whole runs.
+mod runs;

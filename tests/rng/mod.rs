@@ -1,0 +1,4 @@
+//! Random numbers.
+
+/// torch's generators.
+mod torch;

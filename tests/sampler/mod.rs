@@ -1,0 +1,6 @@
+//! From noise to clean latents.
+
+/// Noise schedules and timesteps.
+mod schedule;
+/// Samplers over formulas.
+mod solvers;

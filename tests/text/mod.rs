@@ -1,0 +1,6 @@
+//! Prompts.
+
+/// Weighted, long and extended prompts.
+mod prompts;
+/// CLIP's tokenizer on hard strings.
+mod tokenizer;

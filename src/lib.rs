@@ -1,4 +1,52 @@
-#![doc = include_str!("../README.md")]
+//! Few-step video diffusion on candle: a prompt becomes a short clip in about four denoising steps.
+//!
+//! The method is AnimateLCM (<https://arxiv.org/abs/2402.00769>): Stable Diffusion 1.5 with motion modules, distilled
+//! to few steps. Checkpoints, motion modules, LoRAs, ControlNets and IP-Adapters are read as people publish them, and a
+//! small model is part of the crate, so that this runs without any download:
+//!
+//! ```
+//! use animatelcm::{Event, Files, Inputs, Pipeline, Request};
+//!
+//! fn main() -> animatelcm::Result<()> {
+//!     let mut pipeline = Pipeline::open(&Files::embedded())?;
+//!     let mut request = Request::new("a red circle moving right on a black background");
+//!     request.sampling.seed = Some(1);
+//!     let prepared = pipeline.prepare(&request, &Inputs::default())?;
+//!     let mut frames = Vec::new(); // takes every frame as an `RgbImage`
+//!     pipeline.generate(&prepared, &mut |_: Event| Ok(()), &mut &mut frames)?;
+//!     assert_eq!(frames.len(), 16);
+//!     Ok(())
+//! }
+//! ```
+//!
+//! # Where to start
+//!
+//! | To | Use |
+//! |---|---|
+//! | name weights | [`Files`] with a [`Base`] and a [`Motion`]; [`LoraFile`] |
+//! | make clips | [`Pipeline::prepare`], [`Pipeline::generate`]; [`Residency::KeepAll`] keeps weights between clips |
+//! | choose a device and dtypes | [`DeviceChoice`], [`Precision`], [`Pipeline::new`] |
+//! | follow a run | an [`Observer`], such as a closure that takes each [`Event`] |
+//! | end a run early | [`Stop`] and [`Pipeline::until`] |
+//! | receive frames | a [`FrameSink`]: a `Vec`, or a file by [`output::open`] |
+//! | run JSON from names to a file | [`Job::from_json`] and [`job::run`] |
+//! | add code of your own | [`Pipeline::set_sampler`], [`Pipeline::add_conditioner`], [`Models::add_patch`] |
+//!
+//! # Features
+//!
+//! By default `cli`, `hub` (downloads), `gif`, `png`, `apng`, `webp`, `mp4` and `train` are on. A program that only
+//! makes frames needs none of them:
+//!
+//! ```toml
+//! animatelcm = { version = "0.1", default-features = false }
+//! ```
+//!
+//! `cuda`, `cudnn` and `flash-attn` build for NVIDIA GPUs, `metal` for Apple's; neither has been run on such hardware.
+//!
+//! # Threads
+//!
+//! Work on the CPU is spread over rayon's global pool: `RAYON_NUM_THREADS`, or a pool that is built beforehand, sets
+//! how many threads there are. A [`Pipeline`] makes one clip at a time.
 //!
 //! # Layers
 //!

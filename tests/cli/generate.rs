@@ -172,7 +172,7 @@ fn json_describes_the_result() {
     }
 }
 
-/// The fields of each event, as the README documents them.
+/// The fields of each event, as `docs/programs.md` documents them.
 fn schema() -> HashMap<&'static str, BTreeSet<&'static str>> {
     [
         ("start", "model width height frames steps sampler seed device dtype"),

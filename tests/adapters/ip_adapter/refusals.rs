@@ -1,4 +1,4 @@
-//! Adapters, encoders and pictures that do not go together.
+//! Adapters, encoders and images that do not go together.
 
 use std::collections::BTreeMap;
 use std::path::Path;

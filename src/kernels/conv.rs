@@ -167,11 +167,7 @@ pub fn linear_until(
     }
     if track || !weights.is_packed() {
         let (weight, bias) = (weights.plain()?, weights.bias());
-        let y = if track {
-            autograd::linear(x, &weight, bias)?
-        } else {
-            reference::linear(x, &weight, bias)?
-        };
+        let y = reference::linear(x, &weight, bias)?;
         let y = if sizes.columns == Columns::Gated { super::geglu(&y)? } else { y };
         return match residual {
             Some(residual) => y + residual,

@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 
 use candle_core::{DType, Device};
 
-use super::{Base, Source, configs, sizes};
+use super::{Base, Source, configs, infer};
 use crate::device::Quantize;
 use crate::models::clip::{VisionConfig, VisionEncoder};
 use crate::models::image_projection::{FeatureKind, IpAdapter, IpAdapterConfig};
@@ -152,7 +152,7 @@ impl OpenImageEncoder {
         checkpoint.add_component(Component::ImageEncoder, &path.to_path_buf().into())?;
         let config = match own_config(path)? {
             Some(config) => config,
-            None => sizes::vision(&checkpoint)?,
+            None => infer::vision(&checkpoint)?,
         };
         config.validate()?;
         Ok(Self { checkpoint, config })

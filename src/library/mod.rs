@@ -8,10 +8,10 @@ mod configs;
 mod embedded;
 mod facts;
 mod files;
+mod infer;
 mod ip_adapters;
 mod part;
 mod side_networks;
-mod sizes;
 mod stated;
 
 use std::collections::btree_map::Entry;
@@ -166,7 +166,7 @@ impl Models {
 
         let mut unet: UNetConfig = match configs.read("unet")? {
             Some(config) => config,
-            None => sizes::unet(&checkpoint)?,
+            None => infer::unet(&checkpoint)?,
         };
         unet.motion = checkpoint
             .has_motion()
@@ -184,7 +184,7 @@ impl Models {
         }
         let text = match configs.read("text_encoder")? {
             Some(config) => config,
-            None => sizes::text(&checkpoint)?,
+            None => infer::text(&checkpoint)?,
         };
         text.validate()?;
         agree(&unet, &vae, &text)?;
@@ -516,7 +516,7 @@ fn vae_sizes(
         };
         VaeSizes::Kl(match config {
             Some(config) => config,
-            None => sizes::vae(checkpoint)?,
+            None => infer::vae(checkpoint)?,
         })
     })
 }

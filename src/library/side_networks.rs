@@ -4,7 +4,7 @@ use crate::weights::VarBuilder;
 use candle_core::Device;
 
 use super::configs::{self, Config};
-use super::sizes::Shapes;
+use super::infer::Shapes;
 use super::{DrawnShapes, Source};
 use crate::device::Precision;
 use crate::models::control_net::{ControlNet, ControlNetConfig};

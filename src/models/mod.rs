@@ -10,9 +10,35 @@ pub mod unet;
 mod unet_encoder;
 pub mod vae;
 
+use std::fmt;
 use std::ops::RangeInclusive;
 
-use crate::{Error, Result};
+use candle_core::Tensor;
+
+use crate::{Error, Result, Stop};
+use unet::UNetInput;
+
+/// The denoising network of a video model. What samples and guides knows no more of a family of models than this.
+pub trait Predict: fmt::Debug + Send + Sync {
+    /// The prediction (noise, velocity or clean latents) for noisy latents `x`, `(clips*frames, channels, height, width)`,
+    /// and of its shape.
+    ///
+    /// # Errors
+    ///
+    /// Mismatched shapes, more frames than the network supports, or a requested `input.stop`.
+    fn predict(&self, x: &Tensor, input: &UNetInput<'_>) -> Result<Tensor>;
+}
+
+/// The decoder of a video model.
+pub trait Decode: fmt::Debug + Send + Sync {
+    /// Images `(clips*frames, 3, height, width)`, about `[-1, 1]`, of scaled latents
+    /// `(clips*frames, channels, height', width')` of consecutive frames.
+    ///
+    /// # Errors
+    ///
+    /// Mismatched shapes, or a requested `stop`.
+    fn decode(&self, latents: &Tensor, frames: usize, stop: &Stop) -> Result<Tensor>;
+}
 
 /// Maximum width of a layer: far above any network of the family, and small enough that products of sizes do not
 /// overflow.
@@ -25,7 +51,7 @@ const MOST_STAGES: usize = 16;
 const MOST_HEADS: usize = 1024;
 
 /// Checks that `value` lies in `range`.
-fn within<T: PartialOrd + std::fmt::Display + Copy>(
+fn within<T: PartialOrd + fmt::Display + Copy>(
     config: &'static str,
     field: &str,
     value: T,
@@ -54,7 +80,7 @@ fn possible_widths(config: &'static str, field: &str, widths: &[usize]) -> Resul
 }
 
 /// Checks that `value` is one of the supported values.
-fn supported<T: PartialEq + std::fmt::Debug>(
+fn supported<T: PartialEq + fmt::Debug>(
     config: &'static str,
     field: &str,
     value: &T,

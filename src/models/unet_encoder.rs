@@ -4,9 +4,9 @@
 use crate::weights::VarBuilder;
 use candle_core::{Result as TensorResult, Tensor};
 
-use crate::models::unet::{Injection, Place, Residuals, Stage, UNetConfig, UNetInput};
+use crate::Result;
+use crate::models::unet::{Injection, Residuals, Stage, StageConfig, UNetConfig, UNetInput};
 use crate::nn::{Conv2d, ConvOptions, TimestepEmbedding};
-use crate::{Error, Result};
 
 /// The down blocks and mid block of a UNet, with a 1×1 convolution after each output.
 #[derive(Clone, Debug)]
@@ -25,21 +25,14 @@ impl UNetEncoder {
     pub(super) fn new(config: &UNetConfig, vb: &VarBuilder) -> Result<Self> {
         let config = whole(config);
         config.validate()?;
-        let widths = &config.block_out_channels;
-        let (Some(&first), Some(&deepest)) = (widths.first(), widths.last()) else {
-            return Err(Error::Missing {
-                name: "controlnet config".into(),
-                reason: "`block_out_channels` is empty".into(),
-            });
-        };
-        let down = (0..widths.len())
-            .map(|i| Stage::new(&config, Place::Down(i), &vb.pp("down_blocks").pp(i)))
-            .collect::<TensorResult<_>>()?;
+        let stages = config.stages()?;
+        let load = |stage: &StageConfig| Stage::new(&config, stage, vb);
+        let (first, last) = (config.block_out_channels[0], stages.down.len() - 1);
         // Widths of the skip connections: the input, every layer, every downsampler.
         let mut skips = vec![first];
-        for (i, &width) in widths.iter().enumerate() {
-            let resampled = usize::from(i + 1 < widths.len());
-            skips.extend(std::iter::repeat_n(width, config.layers_per_block + resampled));
+        for stage in &stages.down {
+            let count = stage.layers.len() + usize::from(stage.level < last);
+            skips.extend(std::iter::repeat_n(stage.width, count));
         }
         let point = |width, vb: &VarBuilder| Conv2d::new(width, width, ConvOptions::POINT, vb);
         let skip_outs = skips
@@ -56,10 +49,10 @@ impl UNetEncoder {
                 ConvOptions::SAME_3X3,
                 &vb.pp("conv_in"),
             )?,
-            down,
-            mid: Stage::new(&config, Place::Mid, &vb.pp("mid_block"))?,
+            down: stages.down.iter().map(load).collect::<TensorResult<_>>()?,
+            mid: load(&stages.mid)?,
             skip_outs,
-            mid_out: point(deepest, &vb.pp("controlnet_mid_block"))?,
+            mid_out: point(stages.mid.width, &vb.pp("controlnet_mid_block"))?,
             config,
         })
     }

@@ -12,7 +12,8 @@ use crate::adapters::ip_adapter::{ImageFeatures, ImagePrompt, UNetInfo};
 use crate::adapters::{Conditioner, Pass};
 use crate::library::SideNetwork;
 use crate::media::tensor::from_rgb;
-use crate::models::unet::{Injection, UNet};
+use crate::models::Predict;
+use crate::models::unet::Injection;
 use crate::request::Request;
 use crate::rng::Noise;
 use crate::text::Chunks;
@@ -22,7 +23,7 @@ impl Pipeline {
     /// The network with its prompts, `context` and perhaps a negative one.
     pub(super) fn guided<'a>(
         &self,
-        unet: &'a UNet,
+        unet: &'a dyn Predict,
         prepared: &Prepared,
         (context, negative): &(Tensor, Option<Tensor>),
     ) -> Result<Guided<'a>> {
@@ -99,7 +100,7 @@ impl Pipeline {
         let (height, width) = (prepared.height / factor, prepared.width / factor);
         for (i, control) in wanted {
             let Some(hint) = prepared.hints.get(i) else { continue };
-            let shape = (hint.pictures.len(), self.models.latent_channels(), height, width);
+            let shape = (hint.images.len(), self.models.latent_channels(), height, width);
             let drawn = match prepared.hint_noise.get(&control.name) {
                 Some(given) if given.shape() == &shape.into() => given.clone(),
                 Some(given) => {
@@ -113,11 +114,11 @@ impl Pipeline {
                 }
             };
             let drawn = drawn.to_dtype(self.precision.vae)?.to_device(&self.device)?;
-            let pictures = from_rgb(&hint.pictures, &self.device)?.affine(2.0, -1.0)?;
-            let pictures = pictures.to_dtype(self.precision.vae)?;
+            let images = from_rgb(&hint.images, &self.device)?.affine(2.0, -1.0)?;
+            let images = images.to_dtype(self.precision.vae)?;
             // One at a time: the encoder works at full size.
             let latents = (0..shape.0).map(|i| {
-                encoder.sample(&pictures.narrow(0, i, 1)?, &drawn.narrow(0, i, 1)?, &self.stop)
+                encoder.sample(&images.narrow(0, i, 1)?, &drawn.narrow(0, i, 1)?, &self.stop)
             });
             let latents = Tensor::cat(&latents.collect::<Result<Vec<_>>>()?, 0)?;
             all.insert(i, latents.to_dtype(DType::F32)?);
@@ -143,12 +144,13 @@ impl Pipeline {
         let mut encoded = BTreeMap::new();
         for path in paths.iter().collect::<BTreeSet<_>>() {
             let encoder = self.image_encoder(path, observer)?;
-            let all = request.ip_adapters.iter().zip(&prepared.pictures).zip(&paths).enumerate();
-            for (i, ((adapter, pictures), own)) in all {
+            let all =
+                request.ip_adapters.iter().zip(&prepared.adapter_images).zip(&paths).enumerate();
+            for (i, ((adapter, given), own)) in all {
                 if own == path {
                     let kind = self.models.ip_adapter_config(&adapter.model)?.0.feature_kind();
                     let is_guided = request.is_guided();
-                    let images = &pictures.images;
+                    let images = &given.images;
                     let features =
                         ImageFeatures::encode(&encoder, images, kind, is_guided, &self.stop)?;
                     encoded.insert(i, features);
@@ -163,13 +165,13 @@ impl Pipeline {
             width: prepared.width / factor,
         };
         let mut prompts = Vec::new();
-        for (i, (adapter, pictures)) in
-            request.ip_adapters.iter().zip(&prepared.pictures).enumerate()
+        for (i, (adapter, given)) in
+            request.ip_adapters.iter().zip(&prepared.adapter_images).enumerate()
         {
             let net = self.ip_adapter(&adapter.model, observer)?;
             let Some(features) = encoded.get(&i) else { continue };
             self.stop.check()?;
-            prompts.push(ImagePrompt::new(&net, features, pictures.settings.clone(), &unet)?);
+            prompts.push(ImagePrompt::new(&net, features, given.settings.clone(), &unet)?);
         }
         Ok(prompts)
     }
@@ -193,7 +195,7 @@ impl Pipeline {
         let mut conditioners = hints::conditioners(&prepared.request, &parts)?;
         let boxed = |prompt| Box::new(prompt) as Box<dyn Conditioner>;
         conditioners.extend(image_prompts.into_iter().map(boxed));
-        let own = self.own_conditioners.iter().map(|own| Box::new(Lent::new(own)) as _);
+        let own = self.own_conditioners.iter().map(|own| Box::new(Borrowed::new(own)) as _);
         conditioners.extend(own);
         Ok(conditioners)
     }
@@ -201,19 +203,19 @@ impl Pipeline {
 
 /// A conditioner that a run has and the pipeline keeps.
 #[derive(Debug)]
-struct Lent<'a> {
+struct Borrowed<'a> {
     label: String,
     own: &'a Mutex<Box<dyn Conditioner>>,
 }
 
-impl<'a> Lent<'a> {
+impl<'a> Borrowed<'a> {
     fn new(own: &'a Mutex<Box<dyn Conditioner>>) -> Self {
         let label = lock(own).label().to_owned();
         Self { label, own }
     }
 }
 
-impl Conditioner for Lent<'_> {
+impl Conditioner for Borrowed<'_> {
     fn label(&self) -> &str {
         &self.label
     }

@@ -1,10 +1,11 @@
-//! UNet and guidance: what a sampler asks.
+//! The denoising network with guidance, as samplers call it.
 
 use candle_core::{DType, Tensor};
 
 use crate::adapters::{Conditioner, Pass, Progress};
+use crate::models::Predict;
 use crate::models::motion::MotionNorm;
-use crate::models::unet::{Injection, UNet, UNetInput};
+use crate::models::unet::{Injection, UNetInput};
 use crate::sampler::Denoiser;
 use crate::schedule::{NoiseLevel, Prediction};
 use crate::{Error, Result, Stop};
@@ -32,7 +33,7 @@ pub struct Settings {
 /// The network with a prompt, and perhaps a negative prompt to be guided away from.
 #[derive(Debug)]
 pub struct Guided<'a> {
-    unet: &'a UNet,
+    network: &'a dyn Predict,
     settings: Settings,
     /// `(batch, tokens, dim)`.
     context: Tensor,
@@ -46,10 +47,10 @@ pub struct Guided<'a> {
 
 impl<'a> Guided<'a> {
     /// The network with a prompt's states, `(batch, tokens, dim)`.
-    pub fn new(unet: &'a UNet, settings: Settings, context: &Tensor) -> Result<Self> {
+    pub fn new(network: &'a dyn Predict, settings: Settings, context: &Tensor) -> Result<Self> {
         let context = context.to_dtype(settings.dtype)?;
         Ok(Self {
-            unet,
+            network,
             settings,
             context,
             negative: None,
@@ -163,7 +164,7 @@ impl<'a> Guided<'a> {
             injection: &injection,
             stop: &self.stop,
         };
-        let output = self.unet.forward(&folded, &input)?;
+        let output = self.network.predict(&folded, &input)?;
         // Schedules divide by small numbers: that is done in f32.
         Ok(output.to_dtype(DType::F32)?.reshape(x.shape())?)
     }

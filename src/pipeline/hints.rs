@@ -31,9 +31,9 @@ fn hint(
     stop: &Stop,
 ) -> Result<Hint> {
     let wrong = |reason: String| Error::request(FIELD, format!("`{}`: {reason}", control.name));
-    let pictures = pictures(control, media, clip, stop)?;
-    let found = pictures.len();
-    let fit = |picture| resize(picture, width as u32, height as u32, control.fit, stop);
+    let images = taken(control, media, clip, stop)?;
+    let found = images.len();
+    let fit = |image| resize(image, width as u32, height as u32, control.fit, stop);
     let all = longest.unwrap_or(usize::MAX);
     let frames = match config {
         SideConfig::SparseCtrl(config) => {
@@ -66,11 +66,11 @@ fn hint(
     if control.guess && matches!(config, SideConfig::T2iAdapter(_)) {
         return Err(wrong(format!("{} has no guess mode", config.kind())));
     }
-    Ok(Hint { pictures: pictures.iter().map(fit).collect::<Result<_>>()?, frames })
+    Ok(Hint { images: images.iter().map(fit).collect::<Result<_>>()?, frames })
 }
 
 /// The images of a hint that are taken, in their own size.
-fn pictures(control: &Control, media: &Media, clip: usize, stop: &Stop) -> Result<Vec<RgbImage>> {
+fn taken(control: &Control, media: &Media, clip: usize, stop: &Stop) -> Result<Vec<RgbImage>> {
     let selection = selection(control, clip);
     let found = media.frames(FIELD, selection, stop)?;
     let taken = found.images.len();
@@ -127,7 +127,7 @@ fn some_of(found: usize, count: usize) -> String {
 #[derive(Clone, Debug)]
 pub struct Hint {
     /// In the clip's size: one for all frames, or one for each; of SparseCtrl one for each of `frames`.
-    pub pictures: Vec<RgbImage>,
+    pub images: Vec<RgbImage>,
     /// The frames of SparseCtrl's images; of others empty.
     pub frames: Vec<usize>,
 }
@@ -194,7 +194,7 @@ pub(super) fn conditioners<'a>(
                 guess: control.guess,
             };
             let pixels = || -> Result<Tensor> {
-                Ok(from_rgb(&hint.pictures, parts.device)?.to_dtype(parts.dtype)?)
+                Ok(from_rgb(&hint.images, parts.device)?.to_dtype(parts.dtype)?)
             };
             Ok(match &**network {
                 SideNetwork::ControlNet(net) => {
@@ -212,7 +212,7 @@ pub(super) fn conditioners<'a>(
                 }
                 SideNetwork::T2iAdapter(net) => {
                     let hint = if net.config().in_channels == 1 {
-                        to_grey(&hint.pictures, parts.device)?.to_dtype(parts.dtype)?
+                        to_grey(&hint.images, parts.device)?.to_dtype(parts.dtype)?
                     } else {
                         pixels()?
                     };

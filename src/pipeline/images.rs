@@ -14,7 +14,7 @@ const FIELD: &str = "ip-adapter";
 
 /// The images of an IP-Adapter, and how they are used.
 #[derive(Clone, Debug)]
-pub struct Pictures {
+pub struct AdapterImages {
     /// As they were given.
     pub images: Vec<RgbImage>,
     /// How strongly, when and where they count.
@@ -29,7 +29,7 @@ fn read(
     longest: Option<usize>,
     (width, height): (usize, usize),
     stop: &Stop,
-) -> Result<Pictures> {
+) -> Result<AdapterImages> {
     let read = |file: &str| {
         Ok::<_, Error>(inputs.get(FIELD, file)?.frames(FIELD, Selection::default(), stop)?.images)
     };
@@ -54,12 +54,12 @@ fn read(
     }
     let mut masks = Vec::new();
     for mask in &adapter.masks {
-        let pictures = read(&mask.file)?;
-        let [picture] = pictures.as_slice() else {
-            let reason = format!("the mask {} has {} frames", mask.file, pictures.len());
+        let found = read(&mask.file)?;
+        let [image] = found.as_slice() else {
+            let reason = format!("the mask {} has {} frames", mask.file, found.len());
             return Err(adapter.wrong(reason).with_hint("a mask is one image"));
         };
-        let mask = resize(picture, width as u32, height as u32, Fit::Stretch, stop)?;
+        let mask = resize(image, width as u32, height as u32, Fit::Stretch, stop)?;
         masks.push(Mask::new(&mask));
     }
     if !masks.is_empty() && masks.len() != found {
@@ -77,17 +77,17 @@ fn read(
         range: adapter.range()?,
         scope,
     };
-    Ok(Pictures { images, settings })
+    Ok(AdapterImages { images, settings })
 }
 
 /// The images of every IP-Adapter of a request, for a clip of that size (width, height).
-pub(super) fn pictures(
+pub(super) fn adapter_images(
     request: &Request,
     inputs: &Inputs,
     longest: Option<usize>,
     size: (usize, usize),
     stop: &Stop,
-) -> Result<Vec<Pictures>> {
+) -> Result<Vec<AdapterImages>> {
     let frames = request.size.frames;
     let read = |adapter: &IpAdapter| read(adapter, inputs, frames, longest, size, stop);
     request.ip_adapters.iter().map(read).collect()

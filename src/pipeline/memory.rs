@@ -5,7 +5,7 @@ use std::collections::BTreeSet;
 use candle_core::{DType, Device};
 
 use super::denoiser::Guidance;
-use super::images::Pictures;
+use super::images::AdapterImages;
 use crate::device::Precision;
 use crate::library::{Models, Part, SideConfig};
 use crate::request::Request;
@@ -135,23 +135,23 @@ impl Plan {
 
     /// With the images of the request's IP-Adapters: image encoders are loaded one at a time, then all adapters, and
     /// only the keys and values that come of the images stay.
-    pub fn with_pictures(
+    pub fn with_adapter_images(
         mut self,
         models: &Models,
         precision: Precision,
         request: &Request,
-        pictures: &[Pictures],
+        given: &[AdapterImages],
     ) -> Result<Self> {
         let attentions = models.unet_config().cross_attentions()?;
         let width: usize = attentions.iter().map(|attention| attention.width).sum();
         let names: BTreeSet<&str> = request.ip_adapters.iter().map(|a| a.model.as_str()).collect();
         let bytes = |part| models.bytes(&part, precision);
         self.image_encoder = names.iter().map(|name| bytes(Part::IpAdapter((*name).into()))).sum();
-        for (adapter, pictures) in request.ip_adapters.iter().zip(pictures) {
+        for (adapter, given) in request.ip_adapters.iter().zip(given) {
             let (config, path, encoder) = models.ip_adapter_config(&adapter.model)?;
             self.image_encoder = self.image_encoder.max(bytes(Part::ImageEncoder(path.into())));
             let tokens = config.tokens(encoder.tokens());
-            let values = product(&[2, pictures.images.len(), tokens, width]);
+            let values = product(&[2, given.images.len(), tokens, width]);
             let values = values.saturating_mul(self.clips);
             let kept = values.saturating_mul(precision.unet.size_in_bytes() as u64);
             self.fixed = self.fixed.saturating_add(kept);

@@ -26,6 +26,7 @@ use crate::device::{self, DeviceChoice, DtypeChoice, Precision};
 use crate::library::{Files, Library, Models, Part};
 use crate::media::FrameSink;
 use crate::media::tensor::to_rgb;
+use crate::models::Decode;
 use crate::models::vae::Vae;
 use crate::request::{Request, Schedule};
 use crate::rng::Noise;
@@ -36,7 +37,7 @@ use crate::{Error, Result, Stop};
 use denoiser::Guidance;
 use event::{Pace, record};
 use hints::Hint;
-use images::Pictures;
+use images::AdapterImages;
 use memory::Plan as MemoryPlan;
 
 /// Models, a device, and what is loaded of them.
@@ -198,7 +199,8 @@ impl Pipeline {
         inputs.identify(&mut request)?;
         let longest = self.models.longest_clip();
         let hints = hints::hints(&request, inputs, &self.models, (width, height), &self.stop)?;
-        let pictures = images::pictures(&request, inputs, longest, (width, height), &self.stop)?;
+        let adapter_images =
+            images::adapter_images(&request, inputs, longest, (width, height), &self.stop)?;
         let config = self.models.scheduler(&request);
         let schedule = config.schedule()?;
         let plan = request.sampling.sampler.plan(
@@ -234,7 +236,7 @@ impl Pipeline {
         ])?;
         let size = (width, height);
         let memory = MemoryPlan::new(&self.models, self.precision, &self.device, &request, size)
-            .with_pictures(&self.models, self.precision, &request, &pictures)?;
+            .with_adapter_images(&self.models, self.precision, &request, &adapter_images)?;
         // What the library keeps can make room.
         let available = device::available_memory(&self.device)
             .map(|bytes| bytes.saturating_add(self.library.bytes()));
@@ -244,7 +246,7 @@ impl Pipeline {
             width,
             height,
             hints,
-            pictures,
+            adapter_images,
             schedule,
             plan,
             guidance,
@@ -314,7 +316,7 @@ impl Pipeline {
         let mut noise = Noise::new(request.sampling.rng, seed).with_replay(replay);
         let x = first_latents(prepared, &mut noise, &self.models, &self.device)?;
         let latents = {
-            let guided = self.guided(&unet, prepared, &states)?;
+            let guided = self.guided(&*unet, prepared, &states)?;
             let conditioners =
                 self.conditioners(prepared, &side_networks, &hints, image_prompts)?;
             let mut guided = guided.condition(conditioners);
@@ -365,7 +367,7 @@ impl Pipeline {
             Some(vae) => vae,
             None => self.vae(observer)?,
         };
-        decode((&vae, &self.stop), latents, self.precision.vae, observer, sink)
+        decode((&*vae, &self.stop), latents, self.precision.vae, observer, sink)
     }
 }
 
@@ -381,7 +383,7 @@ pub struct Prepared {
     /// The images of every control, in the clip's size.
     pub hints: Vec<Hint>,
     /// The images of every IP-Adapter, and how they are used.
-    pub pictures: Vec<Pictures>,
+    pub adapter_images: Vec<AdapterImages>,
     /// The noise schedule.
     pub schedule: NoiseSchedule,
     /// Timesteps and noise levels that the sampler visits.
@@ -419,7 +421,7 @@ fn first_latents(
 
 /// Decodes a few frames at a time into the sink.
 fn decode(
-    (vae, stop): (&Vae, &Stop),
+    (vae, stop): (&dyn Decode, &Stop),
     latents: &Tensor,
     dtype: DType,
     observer: &mut dyn Observer,
@@ -431,15 +433,16 @@ fn decode(
     let step = (AT_ONCE / (height * width)).max(1);
     let mut kept = Vec::new();
     for start in (0..frames).step_by(step) {
-        let z = latents.narrow(1, start, step.min(frames - start))?.squeeze(0)?.to_dtype(dtype)?;
-        let pictures = vae.decode(&z, stop)?.to_dtype(DType::F32)?.affine(0.5, 0.5)?;
-        let pictures = pictures.clamp(0f32, 1f32)?.to_device(&Device::Cpu)?; // (frames, 3, height, width)
-        for i in 0..pictures.dim(0)? {
-            sink.frame(&to_rgb(&pictures.get(i)?)?)?;
+        let count = step.min(frames - start);
+        let z = latents.narrow(1, start, count)?.squeeze(0)?.to_dtype(dtype)?;
+        let images = vae.decode(&z, count, stop)?.to_dtype(DType::F32)?.affine(0.5, 0.5)?;
+        let images = images.clamp(0f32, 1f32)?.to_device(&Device::Cpu)?; // (frames, 3, height, width)
+        for i in 0..images.dim(0)? {
+            sink.frame(&to_rgb(&images.get(i)?)?)?;
             observer.event(Event::Decode { frame: start + i + 1, frames })?;
         }
         if observer.wants_tensors() {
-            kept.push(pictures);
+            kept.push(images);
         }
     }
     record(observer, "frames", || Ok(Tensor::cat(&kept, 0)?))

@@ -1,4 +1,6 @@
 //! From a request to frames.
 
+/// Networks of other families.
+mod family;
 /// Whole runs.
 mod runs;

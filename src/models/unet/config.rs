@@ -1,9 +1,10 @@
 //! Configuration of the UNet, as in its `config.json`.
 
+use std::ops::Range;
+
 use candle_core::Tensor;
 use serde::{Deserialize, Serialize};
 
-use super::Place;
 use crate::models::motion::MotionConfig;
 use crate::models::{MOST_CHANNELS, MOST_HEADS, MOST_LAYERS, possible_widths, supported, within};
 use crate::nn::{TimestepEmbedding, timestep_features};
@@ -71,12 +72,69 @@ pub struct CrossAttention {
     pub level: usize,
 }
 
-/// Type of a down block or up block.
+/// Position of a block in the UNet.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum BlockKind {
-    /// Residual blocks only.
+pub enum Place {
+    /// On the way down, from full resolution.
+    Down(usize),
+    /// At the lowest resolution.
+    Mid,
+    /// On the way up, from the lowest resolution.
+    Up(usize),
+}
+
+/// One block of the UNet.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct StageConfig {
+    /// Its position.
+    pub place: Place,
+    /// Number of downsamplings of the latents before it.
+    pub level: usize,
+    /// Output channels of its layers.
+    pub width: usize,
+    /// Its layers.
+    pub layers: Vec<LayerConfig>,
+    /// Indices of its cross-attentions, counted as adapters do: down blocks, up blocks, mid block.
+    pub cross_attentions: Range<usize>,
+}
+
+/// All blocks of the UNet.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Stages {
+    /// The blocks on the way down, from full resolution.
+    pub down: Vec<StageConfig>,
+    /// The block at the lowest resolution.
+    pub mid: StageConfig,
+    /// The blocks on the way up, from the lowest resolution.
+    pub up: Vec<StageConfig>,
+}
+
+/// One layer of a block: a residual block and what follows it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct LayerConfig {
+    /// Input channels, including the skip connection's on the way up.
+    pub inputs: usize,
+    /// Whether a transformer follows.
+    pub attention: bool,
+    /// Whether a motion module follows.
+    pub motion: bool,
+}
+
+impl StageConfig {
+    /// Prefix of the names of its weights, such as `down_blocks.0`.
+    pub fn name(&self) -> String {
+        match self.place {
+            Place::Down(i) => format!("down_blocks.{i}"),
+            Place::Mid => "mid_block".to_owned(),
+            Place::Up(i) => format!("up_blocks.{i}"),
+        }
+    }
+}
+
+/// Type of a down block or up block.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum BlockKind {
     Plain,
-    /// Residual blocks, each followed by a transformer.
     Attention,
 }
 
@@ -207,34 +265,60 @@ impl UNetConfig {
     /// which adapters number them.
     pub fn cross_attentions(&self) -> Result<Vec<CrossAttention>> {
         self.validate()?;
-        Ok(self.places().flat_map(|place| self.cross_attentions_of(place)).collect())
-    }
-
-    /// Index of a block's first cross-attention in that order.
-    pub(super) fn first_cross_attention(&self, place: Place) -> usize {
-        let before = self.places().take_while(|other| *other != place);
-        before.map(|place| self.cross_attentions_of(place).len()).sum()
-    }
-
-    fn places(&self) -> impl Iterator<Item = Place> {
-        let stages = self.block_out_channels.len();
-        (0..stages).map(Place::Down).chain((0..stages).map(Place::Up)).chain([Place::Mid])
-    }
-
-    fn cross_attentions_of(&self, place: Place) -> Vec<CrossAttention> {
-        let last = self.block_out_channels.len().saturating_sub(1);
-        let (level, kind, layers) = match place {
-            Place::Down(i) => (i, self.down_kind(i).ok(), self.layers_per_block),
-            Place::Up(i) => (last - i, self.up_kind(i).ok(), self.layers_per_block + 1),
-            Place::Mid => (last, Some(BlockKind::Attention), 1),
+        let Stages { down, mid, up } = self.stages()?;
+        let of_stage = |stage: StageConfig| {
+            let StageConfig { width, level, cross_attentions, .. } = stage;
+            cross_attentions.map(move |_| CrossAttention { width, level })
         };
-        let Some(&width) = self.block_out_channels.get(level) else { return vec![] };
-        match kind {
-            Some(BlockKind::Attention) => {
-                vec![CrossAttention { width, level }; layers * self.transformer_layers_per_block]
-            }
-            _ => vec![],
+        Ok(down.into_iter().chain(up).chain([mid]).flat_map(of_stage).collect())
+    }
+
+    /// The blocks of the network: whatever depends on its shape is derived from this list.
+    ///
+    /// # Errors
+    ///
+    /// A block type that is not supported.
+    pub fn stages(&self) -> Result<Stages> {
+        let widths = &self.block_out_channels;
+        let last = widths.len().saturating_sub(1);
+        let width = |level: usize| widths.get(level).copied().unwrap_or_default();
+        let motion = self.motion.is_some();
+        let mut cross_attentions = 0;
+        let mut stage = |place, level: usize, layers: Vec<LayerConfig>| {
+            let first = cross_attentions;
+            let attentions = layers.iter().filter(|layer| layer.attention).count();
+            cross_attentions += attentions * self.transformer_layers_per_block;
+            let width = width(level);
+            StageConfig { place, level, width, layers, cross_attentions: first..cross_attentions }
+        };
+        let (mut down, mut up) = (vec![], vec![]);
+        for (i, name) in self.down_block_types.iter().enumerate().take(widths.len()) {
+            let attention = kind(name, "Down")? == BlockKind::Attention;
+            let inputs = (0..self.layers_per_block)
+                .map(|j| if j == 0 { width(i.saturating_sub(1)) } else { width(i) });
+            let layer = |inputs| LayerConfig { inputs, attention, motion };
+            down.push(stage(Place::Down(i), i, inputs.map(layer).collect()));
         }
+        for (i, name) in self.up_block_types.iter().enumerate().take(widths.len()) {
+            let attention = kind(name, "Up")? == BlockKind::Attention;
+            let (level, count) = (last - i, self.layers_per_block + 1);
+            // Skip connections come from this level, the last one from the level above.
+            let inputs = (0..count).map(|j| {
+                let x = if j == 0 { width((level + 1).min(last)) } else { width(level) };
+                let from = if j + 1 == count { level.saturating_sub(1) } else { level };
+                x + width(from)
+            });
+            let layer = |inputs| LayerConfig { inputs, attention, motion };
+            up.push(stage(Place::Up(i), level, inputs.map(layer).collect()));
+        }
+        // The mid block has attention, and perhaps a motion module, only between its two residual blocks.
+        let motion = self.motion.as_ref().is_some_and(|motion| motion.use_motion_mid_block);
+        let inputs = width(last);
+        let layers = vec![
+            LayerConfig { inputs, attention: true, motion },
+            LayerConfig { inputs, attention: false, motion: false },
+        ];
+        Ok(Stages { mid: stage(Place::Mid, last, layers), down, up })
     }
 
     /// Width of the time embedding: four times the first block's width.
@@ -261,16 +345,6 @@ impl UNetConfig {
         let features = timesteps.iter().map(features).collect::<candle_core::Result<Vec<_>>>()?;
         let features = Tensor::cat(&features, 0)?;
         embedding.forward(&features.to_dtype(x.dtype())?)?.silu()
-    }
-
-    /// Type of down block `index`.
-    pub(super) fn down_kind(&self, index: usize) -> Result<BlockKind> {
-        kind(&self.down_block_types[index], "Down")
-    }
-
-    /// Type of up block `index`.
-    pub(super) fn up_kind(&self, index: usize) -> Result<BlockKind> {
-        kind(&self.up_block_types[index], "Up")
     }
 }
 

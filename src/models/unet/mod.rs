@@ -7,18 +7,19 @@ mod config;
 mod injection;
 mod stage;
 
-pub use config::{BlockKind, CrossAttention, UNetConfig};
+pub use config::{CrossAttention, LayerConfig, Place, StageConfig, Stages, UNetConfig};
 pub use injection::{Injection, Residuals};
-pub(super) use stage::{Place, Stage};
+pub(super) use stage::Stage;
 
 use crate::weights::VarBuilder;
 use candle_core::Tensor;
 
+use crate::models::Predict;
 use crate::models::motion::MotionNorm;
 use crate::nn::{Conv2d, ConvOptions, GroupNorm, TimestepEmbedding};
 use crate::{Error, Result, Stop};
 
-/// The UNet, which predicts noise.
+/// The UNet, which predicts what its noise schedule's prediction type says.
 #[derive(Clone, Debug)]
 pub struct UNet {
     config: UNetConfig,
@@ -53,14 +54,9 @@ impl UNet {
     /// Loads the network.
     pub fn new(config: &UNetConfig, vb: &VarBuilder) -> Result<Self> {
         config.validate()?;
-        let widths = &config.block_out_channels;
-        let first = widths[0];
-        let down = (0..widths.len())
-            .map(|i| Stage::new(config, Place::Down(i), &vb.pp("down_blocks").pp(i)))
-            .collect::<candle_core::Result<_>>()?;
-        let up = (0..widths.len())
-            .map(|i| Stage::new(config, Place::Up(i), &vb.pp("up_blocks").pp(i)))
-            .collect::<candle_core::Result<_>>()?;
+        let first = config.block_out_channels[0];
+        let stages = config.stages()?;
+        let load = |stage: &StageConfig| Stage::new(config, stage, vb);
         let same = ConvOptions::SAME_3X3;
         Ok(Self {
             time_embedding: TimestepEmbedding::new(
@@ -69,9 +65,9 @@ impl UNet {
                 &vb.pp("time_embedding"),
             )?,
             conv_in: Conv2d::new(config.in_channels, first, same, &vb.pp("conv_in"))?,
-            down,
-            mid: Stage::new(config, Place::Mid, &vb.pp("mid_block"))?,
-            up,
+            down: stages.down.iter().map(load).collect::<candle_core::Result<_>>()?,
+            mid: load(&stages.mid)?,
+            up: stages.up.iter().map(load).collect::<candle_core::Result<_>>()?,
             norm_out: GroupNorm::new(
                 config.norm_num_groups,
                 first,
@@ -89,7 +85,7 @@ impl UNet {
         &self.config
     }
 
-    /// Predicts the noise in `x`, `(batch*frames, in_channels, height, width)`.
+    /// The prediction for noisy latents `x`, `(batch*frames, in_channels, height, width)`.
     ///
     /// # Errors
     ///
@@ -158,5 +154,11 @@ impl UNet {
         // Output layers.
         input.stop.check()?;
         Ok(self.conv_out.forward(&self.norm_out.forward_silu(&x)?)?.contiguous()?)
+    }
+}
+
+impl Predict for UNet {
+    fn predict(&self, x: &Tensor, input: &UNetInput<'_>) -> Result<Tensor> {
+        self.forward(x, input)
     }
 }

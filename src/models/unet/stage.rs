@@ -5,21 +5,13 @@ use std::ops::Range;
 use crate::weights::VarBuilder;
 use candle_core::{Result, Tensor};
 
-use super::{BlockKind, UNetConfig, UNetInput};
+use super::{LayerConfig, Place, StageConfig, UNetConfig, UNetInput};
 use crate::kernels::layout::{add, cat};
 use crate::models::motion::MotionModule;
 use crate::nn::{
     Downsample, DownsamplePadding, ResnetBlock, ResnetOptions, SpatialTransformer,
     TransformerOptions, Upsample,
 };
-
-/// Position of a block in the UNet.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(in crate::models) enum Place {
-    Down(usize),
-    Mid,
-    Up(usize),
-}
 
 #[derive(Clone, Debug)]
 pub(in crate::models) struct Stage {
@@ -39,51 +31,21 @@ struct Layer {
 }
 
 impl Stage {
+    /// Loads one of `config.stages()`; `vb` is the UNet's.
     pub(in crate::models) fn new(
         config: &UNetConfig,
-        place: Place,
+        stage: &StageConfig,
         vb: &VarBuilder,
     ) -> Result<Self> {
-        let widths = &config.block_out_channels;
-        let last = widths.len() - 1;
-        // The width of this block and the number of input channels of each layer.
-        let (width, inputs, attention, motion) = match place {
-            Place::Down(i) => {
-                let before = widths[i.saturating_sub(1)];
-                let inputs: Vec<usize> = (0..config.layers_per_block)
-                    .map(|j| if j == 0 { before } else { widths[i] })
-                    .collect();
-                let attention = config.down_kind(i)? == BlockKind::Attention;
-                (widths[i], inputs, vec![attention; config.layers_per_block], true)
-            }
-            Place::Mid => {
-                let motion = config.motion.as_ref().is_some_and(|m| m.use_motion_mid_block);
-                (widths[last], vec![widths[last]; 2], vec![true, false], motion)
-            }
-            Place::Up(i) => {
-                let level = last - i;
-                let below = widths[(level + 1).min(last)];
-                let layers = config.layers_per_block + 1;
-                // Skip connections come from this level, the last one from the level above.
-                let inputs = (0..layers)
-                    .map(|j| {
-                        let x = if j == 0 { below } else { widths[level] };
-                        let from = if j + 1 == layers { level.saturating_sub(1) } else { level };
-                        x + widths[from]
-                    })
-                    .collect();
-                let attention = config.up_kind(i)? == BlockKind::Attention;
-                (widths[level], inputs, vec![attention; layers], true)
-            }
-        };
-        // The mid block has a motion module only between its two residual blocks.
-        let has_motion = |j: usize| motion && !(matches!(place, Place::Mid) && j > 0);
+        let vb = vb.pp(stage.name());
+        let (width, last) = (stage.width, config.block_out_channels.len() - 1);
         let depth = config.transformer_layers_per_block;
-        let first = config.first_cross_attention(place);
-        let layers = inputs
+        let first = stage.cross_attentions.start;
+        let layers = stage
+            .layers
             .iter()
             .enumerate()
-            .map(|(j, &inputs)| {
+            .map(|(j, &LayerConfig { inputs, attention, motion })| {
                 Ok(Layer {
                     resnet: ResnetBlock::new(
                         &ResnetOptions {
@@ -95,7 +57,7 @@ impl Stage {
                         },
                         &vb.pp("resnets").pp(j),
                     )?,
-                    attention: attention[j]
+                    attention: attention
                         .then(|| {
                             let options = TransformerOptions {
                                 channels: width,
@@ -112,7 +74,7 @@ impl Stage {
                     motion: config
                         .motion
                         .as_ref()
-                        .filter(|_| has_motion(j))
+                        .filter(|_| motion)
                         .map(|motion| {
                             let vb = vb.pp("motion_modules").pp(j);
                             MotionModule::new(motion, width, config.norm_num_groups, &vb)
@@ -124,10 +86,10 @@ impl Stage {
         let around = DownsamplePadding::Around;
         Ok(Self {
             layers,
-            downsample: matches!(place, Place::Down(i) if i < last)
+            downsample: matches!(stage.place, Place::Down(i) if i < last)
                 .then(|| Downsample::new(width, around, &vb.pp("downsamplers.0")))
                 .transpose()?,
-            upsample: matches!(place, Place::Up(i) if i < last)
+            upsample: matches!(stage.place, Place::Up(i) if i < last)
                 .then(|| Upsample::new(width, &vb.pp("upsamplers.0")))
                 .transpose()?,
         })

@@ -15,6 +15,7 @@ use crate::weights::VarBuilder;
 use candle_core::Tensor;
 
 use crate::kernels::layout::{feature_map, tokens};
+use crate::models::Decode;
 use crate::nn::{Attention, Conv2d, ConvOptions, GroupNorm, ResnetBlock, ResnetOptions};
 use crate::{Error, Result, Stop};
 use decoder::Decoder;
@@ -30,22 +31,22 @@ pub enum Vae {
 }
 
 impl Vae {
-    /// Decodes scaled latents, `(batch, 4, height', width')`, to images `(batch, 3, height, width)`.
-    ///
-    /// The range is about `[-1, 1]`; values are not clamped.
-    pub fn decode(&self, latents: &Tensor, stop: &Stop) -> Result<Tensor> {
-        match self {
-            Self::Kl(vae) => vae.decode(&(latents / vae.config.scaling_factor)?, stop),
-            Self::Tiny(vae) => vae.decode(&(latents / vae.config().scaling_factor)?, stop),
-        }
-    }
-
     /// Encodes images `(batch, 3, height, width)` in `[-1, 1]` to the mean of the scaled latents.
     pub fn encode(&self, images: &Tensor, stop: &Stop) -> Result<Tensor> {
         Ok(match self {
             Self::Kl(vae) => (vae.encode(images, stop)?.mean * vae.config.scaling_factor)?,
             Self::Tiny(vae) => (vae.encode(images, stop)? * vae.config().scaling_factor)?,
         })
+    }
+}
+
+impl Decode for Vae {
+    /// Every frame by itself; values are not clamped.
+    fn decode(&self, latents: &Tensor, _: usize, stop: &Stop) -> Result<Tensor> {
+        match self {
+            Self::Kl(vae) => vae.decode(&(latents / vae.config.scaling_factor)?, stop),
+            Self::Tiny(vae) => vae.decode(&(latents / vae.config().scaling_factor)?, stop),
+        }
     }
 }
 

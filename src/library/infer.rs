@@ -1,4 +1,4 @@
-//! The sizes of networks, read from the shapes of their weights.
+//! Configurations inferred from the shapes of their weights.
 //!
 //! A single file has no configuration. What no shape tells (heads, groups) is Stable Diffusion 1.5's.
 

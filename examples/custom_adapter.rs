@@ -6,12 +6,10 @@
 use std::collections::BTreeSet;
 use std::sync::Arc;
 
-use animatelcm::Result;
-use animatelcm::device::{DtypeChoice, Precision};
-use animatelcm::library::{Files, Models};
-use animatelcm::pipeline::{Event, Inputs, Pipeline, Residency};
-use animatelcm::request::Request;
-use animatelcm::weights::{Component, WeightPatch};
+use animatelcm::{
+    Component, DtypeChoice, Event, Files, Inputs, Models, Pipeline, Precision, Request, Residency,
+    Result, WeightPatch,
+};
 use candle_core::{Device, Tensor};
 
 /// Multiplies what motion modules add to the images by 1 plus its strength.

@@ -3,12 +3,10 @@
 
 #![allow(clippy::print_stdout)]
 
-use animatelcm::Result;
-use animatelcm::device::{DtypeChoice, Precision};
-use animatelcm::library::{Files, Models};
-use animatelcm::pipeline::{Event, Inputs, Pipeline, Residency};
-use animatelcm::request::Request;
 use animatelcm::sampler::{Run, Sampler, Step};
+use animatelcm::{
+    DtypeChoice, Event, Files, Inputs, Models, Pipeline, Precision, Request, Residency, Result,
+};
 use candle_core::{Device, Tensor};
 
 /// The variance `gamma`² of the next level's noise is fresh, the rest is the predicted noise: 1 is LCM without its

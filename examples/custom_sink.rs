@@ -3,12 +3,10 @@
 
 #![allow(clippy::print_stdout)]
 
-use animatelcm::Result;
-use animatelcm::device::{DtypeChoice, Precision};
-use animatelcm::library::{Files, Models};
-use animatelcm::media::{FrameSink, RgbImage};
-use animatelcm::pipeline::{Event, Inputs, Pipeline, Residency};
-use animatelcm::request::Request;
+use animatelcm::{
+    DtypeChoice, Event, Files, FrameSink, Inputs, Models, Pipeline, Precision, Request, Residency,
+    Result, RgbImage,
+};
 use candle_core::Device;
 
 /// Prints every frame, a letter for four columns and eight rows.

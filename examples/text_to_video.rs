@@ -3,12 +3,11 @@
 
 #![allow(clippy::print_stdout, clippy::print_stderr)]
 
-use animatelcm::Stop;
-use animatelcm::device::{DeviceChoice, DtypeChoice, Precision};
-use animatelcm::library::{Files, Models};
 use animatelcm::output::{self, ClipInfo, Existing, Metadata};
-use animatelcm::pipeline::{Event, Inputs, Pipeline, Residency};
-use animatelcm::request::Request;
+use animatelcm::{
+    DeviceChoice, DtypeChoice, Event, Files, Inputs, Models, Pipeline, Precision, Request,
+    Residency, Stop,
+};
 
 fn main() -> animatelcm::Result<()> {
     let mut words = std::env::args().skip(1);

@@ -67,41 +67,61 @@
 //! 0  error    stop      spelling
 //! ```
 
+// The tests, benchmarks and fuzz targets of this repository use all modules. What others build on is re-exported below
+// or in the modules that the documentation shows; the rest may change in any release.
+#[doc(hidden)]
 pub mod adapters;
+#[doc(hidden)]
 pub mod device;
-pub mod error;
+mod error;
 #[allow(dead_code, unused_imports, reason = "some builds read no text files and write no series")]
 mod files;
 #[cfg(feature = "hub")]
+#[doc(hidden)]
 pub mod hub;
 pub mod job;
+#[doc(hidden)]
 pub mod kernels;
+#[doc(hidden)]
 pub mod library;
+#[doc(hidden)]
 pub mod media;
+#[doc(hidden)]
 pub mod models;
+#[doc(hidden)]
 pub mod nn;
 pub mod output;
+#[doc(hidden)]
 pub mod pipeline;
+#[doc(hidden)]
 pub mod procedural;
 pub mod request;
+#[doc(hidden)]
 pub mod rng;
 pub mod sampler;
+#[doc(hidden)]
 pub mod schedule;
 mod spelling;
 mod stop;
+#[doc(hidden)]
 pub mod text;
 #[cfg(feature = "train")]
+#[doc(hidden)]
 pub mod train;
+#[doc(hidden)]
 pub mod weights;
 
 #[cfg(feature = "cli")]
+#[doc(hidden)]
 pub mod cli;
 
-pub use device::{DeviceChoice, DtypeChoice, Precision};
+pub use adapters::Conditioner;
+pub use device::{DeviceChoice, DtypeChoice, Precision, Quantize};
 pub use error::{Error, ErrorKind, Result};
-pub use library::{Base, Files, Library, LoraFile, Models, Motion};
+pub use library::{Base, ControlFile, Files, IpAdapterFile, Library, LoraFile, Models, Motion};
 pub use media::{FrameSink, RgbImage};
-pub use pipeline::{Event, Inputs, Observer, Pipeline, Prepared, Residency};
+pub use pipeline::{Done, Event, Inputs, Observer, Pipeline, Prepared, Residency};
 pub use request::{Job, Request};
 pub use sampler::{Denoiser, Sampler};
 pub use stop::Stop;
+pub use weights::{Component, WeightPatch};

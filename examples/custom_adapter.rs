@@ -31,7 +31,7 @@ impl WeightPatch for MotionGain {
 }
 
 fn main() -> Result<()> {
-    let mut request = Request::new("a red circle moving right on a black background");
+    let mut request = Request::new("a yellow star moving up on a navy background");
     request.sampling.seed = Some(1);
     request.size.frames = 8;
     for strength in [-1.0, 0.0, 0.5] {

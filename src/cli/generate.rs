@@ -173,7 +173,7 @@ fn requested(args: &GenerateArgs, names: &Names, stop: &Stop) -> Result<Requeste
     let has_prompt = args.prompt.is_some() || args.prompt_flag.is_some() || args.request.is_some();
     if !has_prompt && !args.dump_request {
         return Err(Error::request("prompt", "is missing")
-            .with_hint("animatelcm generate \"a red circle moving right on a black background\""));
+            .with_hint("animatelcm generate \"a yellow star moving up on a navy background\""));
     }
     Ok(Requested { job, notes, known })
 }

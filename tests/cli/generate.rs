@@ -4,11 +4,12 @@ use std::collections::{BTreeSet, HashMap};
 use std::fs;
 use std::io::Cursor;
 
+use animatelcm::procedural::{Caption, Oracle};
 use candle_core::{Device, Tensor};
 use image::codecs::gif::GifDecoder;
 use image::codecs::png::PngDecoder;
 use image::codecs::webp::WebPDecoder;
-use image::{AnimationDecoder, Frame, ImageDecoder};
+use image::{AnimationDecoder, DynamicImage, Frame, ImageDecoder};
 use serde_json::{Value, json};
 
 use crate::support::close::assert_close;
@@ -69,6 +70,29 @@ fn the_first_command_of_the_readme_makes_a_looping_gif() {
     assert!(frames.iter().any(|frame| frame.buffer() != first), "nothing moves");
     // The seed was not chosen, so it must be told.
     assert!(done.stderr.contains("seed "), "{}", done.stderr);
+    // Whoever types no prompt is shown the same one.
+    assert_eq!(folder.run(&["generate"]).hint(), format!("animatelcm generate \"{}\"", words[1]));
+}
+
+#[test]
+fn the_first_command_shows_what_it_says() {
+    let readme = include_str!("../../README.md");
+    let line = readme.lines().find_map(|line| line.strip_prefix("cargo run --release -- "));
+    let prompt = &words(line.unwrap())[1];
+    let caption: Caption = prompt.parse().unwrap();
+    let folder = Folder::new();
+    let is_true = |seed: &u64| {
+        let seed = format!("--seed={seed}");
+        let done = folder.run(&["generate", prompt, &seed, "-y", "-o", "a.png"]).ok();
+        assert!(!done.stderr.contains("warning: "), "{}", done.stderr);
+        let png = PngDecoder::new(Cursor::new(folder.read("a.png"))).unwrap().apng().unwrap();
+        let frames = png.into_frames().collect_frames().unwrap().into_iter();
+        let frames: Vec<_> =
+            frames.map(|frame| DynamicImage::from(frame.into_buffer()).into_rgb8()).collect();
+        Oracle::default().observe(&frames).matches(&caption).all()
+    };
+    let shown = (1..=8).filter(is_true).count();
+    assert!(shown >= 7, "{shown} of 8 clips show `{prompt}`");
 }
 
 #[test]

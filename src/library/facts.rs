@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use super::{Models, OpenImageEncoder, OpenIpAdapter, OpenSideNetwork, SideConfig, VaeSizes};
+use super::{Base, Models, OpenImageEncoder, OpenIpAdapter, OpenSideNetwork, SideConfig, VaeSizes};
 use crate::adapters::lora::LoraReport;
 use crate::models::clip::VisionConfig;
 use crate::models::image_projection::IpAdapterConfig;
@@ -50,6 +50,12 @@ impl Models {
     /// The textual inversions.
     pub fn embeddings(&self) -> &[Inversion] {
         &self.embeddings
+    }
+
+    /// Returns whether the base is the small model inside the program, which knows the words of
+    /// [`procedural`](crate::procedural) captions only.
+    pub fn is_embedded(&self) -> bool {
+        matches!(self.base, Base::Embedded)
     }
 
     /// The UNet's sizes.

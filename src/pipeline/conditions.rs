@@ -1,5 +1,6 @@
 //! What a run is conditioned on: prompts, hints, images, and conditioners of one's own.
 
+use std::borrow::Cow;
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex};
 
@@ -14,9 +15,11 @@ use crate::library::SideNetwork;
 use crate::media::tensor::from_rgb;
 use crate::models::Predict;
 use crate::models::unet::Injection;
+use crate::procedural::reading;
 use crate::request::Request;
 use crate::rng::Noise;
 use crate::text::Chunks;
+use crate::text::inversion::Inversion;
 use crate::{Error, Result};
 
 impl Pipeline {
@@ -52,7 +55,8 @@ impl Pipeline {
             for note in text.notes(prompt, request.prompt.mode) {
                 observer.event(Event::Warning { message: format!("{name}: {note}") })?;
             }
-            let chunks = text.read(prompt, request.prompt.mode)?;
+            let prompt = self.in_known_words(name, prompt, observer)?;
+            let chunks = text.read(&prompt, request.prompt.mode)?;
             if let Some(lost) = chunks.truncated() {
                 let lost: String = lost.chars().take(60).collect();
                 let message = format!("the {name} is too long; it ends before `{lost}`");
@@ -76,6 +80,33 @@ impl Pipeline {
             record(observer, "negative_context", || Ok(negative.to_dtype(DType::F32)?))?;
         }
         Ok((context, negative))
+    }
+
+    /// A prompt for the model inside the program with synonyms replaced by the words that it knows. The request, and so
+    /// the clip, keeps what was asked.
+    fn in_known_words<'p>(
+        &self,
+        name: &str,
+        prompt: &'p str,
+        observer: &mut dyn Observer,
+    ) -> Result<Cow<'p, str>> {
+        if !self.models.is_embedded() {
+            return Ok(Cow::Borrowed(prompt));
+        }
+        let words = self.models.embeddings().iter().flat_map(Inversion::words);
+        let own: Vec<&str> = words.flat_map(|word| &word.names).map(String::as_str).collect();
+        let reading = reading::read(prompt, &own);
+        let mut notes = reading.notes;
+        // Measured: assets/pocket/README.md.
+        let spins = reading.text.split_whitespace().any(|word| word.starts_with("spinning"));
+        if spins && name == "prompt" {
+            notes.push("it hardly ever shows `spinning`".into());
+        }
+        for note in notes {
+            let message = format!("{name}, for the small model inside the program: {note}");
+            observer.event(Event::Warning { message })?;
+        }
+        Ok(Cow::Owned(reading.text))
     }
 
     /// Latents of the hints that have to be latents, `(hints, channels, height, width)` in f32, by the control's place

@@ -17,6 +17,7 @@
 pub mod grammar;
 mod oracle;
 mod outline;
+pub mod reading;
 mod scene;
 mod score;
 

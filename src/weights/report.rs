@@ -6,6 +6,7 @@ use std::path::PathBuf;
 
 use super::Component;
 use super::format::quoted;
+use crate::spelling::distance;
 
 /// Report of a successful load of one component.
 #[derive(Clone, Debug)]
@@ -116,37 +117,9 @@ pub(super) fn nearest<'a>(
         .map(|(_, candidate)| candidate)
 }
 
-/// Levenshtein distance in bytes.
-fn distance(a: &str, b: &str) -> usize {
-    let mut row: Vec<usize> = (0..=b.len()).collect();
-    for (i, x) in a.bytes().enumerate() {
-        let mut diagonal = i;
-        if let Some(first) = row.first_mut() {
-            *first = i + 1;
-        }
-        for (j, y) in b.bytes().enumerate() {
-            let up = row.get(j + 1).copied().unwrap_or_default();
-            let left = row.get(j).copied().unwrap_or_default();
-            let here = (diagonal + usize::from(x != y)).min(up + 1).min(left + 1);
-            diagonal = up;
-            if let Some(cell) = row.get_mut(j + 1) {
-                *cell = here;
-            }
-        }
-    }
-    row.last().copied().unwrap_or_default()
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn distances_are_levenshteins() {
-        assert_eq!(distance("kitten", "sitting"), 3);
-        assert_eq!(distance("", "abc"), 3);
-        assert_eq!(distance("same", "same"), 0);
-    }
 
     #[test]
     fn only_similar_names_are_suggested() {

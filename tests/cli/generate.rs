@@ -105,6 +105,48 @@ fn the_image_in_the_readme_says_what_made_it() {
     assert_eq!(shown["models"]["model"], Value::Null, "not the model inside the program");
 }
 
+/// The messages of the warnings among events.
+fn warnings(events: &[Value]) -> Vec<String> {
+    let warnings = events.iter().filter(|event| event["event"] == "warning");
+    warnings.map(|event| event["message"].as_str().unwrap().to_owned()).collect()
+}
+
+#[test]
+fn the_small_model_is_given_words_that_it_knows_and_says_which_it_does_not() {
+    let folder = Folder::new();
+    let make = |prompt: &str, name: &str, more: &[&str]| {
+        let args = ["generate", prompt, "--frames=2", "--steps=1", "--seed=5", "-y", "-o", name];
+        folder.run(&[&args[..], more].concat()).ok()
+    };
+    let (typed, known) =
+        ("a Red ball rotating on a gray background", "a red circle spinning on a grey background");
+    let said = make(typed, "a.png", &["--no-metadata"]).stderr;
+    let read = "warning: prompt, for the small model inside the program: read `ball` as `circle`, \
+                `rotating` as `spinning`, `gray` as `grey`\n";
+    assert!(said.contains(read), "{said}");
+    assert!(said.contains("hardly ever shows `spinning`"), "{said}");
+    make(known, "b.png", &["--no-metadata"]);
+    assert!(folder.read("a.png") == folder.read("b.png"), "it was told other words");
+    // The clip keeps what was asked for.
+    make(typed, "a.png", &[]);
+    assert_eq!(folder.run(&["inspect", "--json", "a.png"]).ok().json()["prompt"]["text"], typed);
+
+    let unknown = warnings(&make("a cat or a Sqare", "a.png", &["-q", "--progress=json"]).events());
+    assert_eq!(unknown.len(), 1, "{unknown:?}");
+    assert!(
+        unknown[0].contains("unknown words: `cat`, `or`, `Sqare` (`square`?); "),
+        "{unknown:?}"
+    );
+    assert!(
+        unknown[0].contains("`a COLOR SHAPE MOTION on a BACKGROUND background`"),
+        "{unknown:?}"
+    );
+    let (clear, other) = ("a green ring growing on a white background", golden::path("tiny/model"));
+    let other = ["-q", "--progress=json", "--model", other.to_str().unwrap()];
+    assert_eq!(warnings(&make(clear, "a.png", &other[..2]).events()), [""; 0]);
+    assert_eq!(warnings(&make("a cat", "a.png", &other).events()), [""; 0]);
+}
+
 #[test]
 fn every_format_holds_the_clip() {
     let folder = Folder::new();

@@ -20,8 +20,8 @@ pub(super) fn run(args: &GenerateArgs, stop: &Stop) -> Result<()> {
         return print(&to_json(&job)?);
     }
     let mut progress = Progress::new(&args.reporting, stop);
-    for message in notes {
-        progress.event(Event::Warning { message })?;
+    for message in &notes {
+        progress.event(Event::Warning { message: message.clone() })?;
     }
     let seed = job.request.sampling.seed.unwrap_or_else(random_seed);
     job.request.sampling.seed = Some(seed);
@@ -41,7 +41,7 @@ pub(super) fn run(args: &GenerateArgs, stop: &Stop) -> Result<()> {
         let target =
             Target { path, existing, has_metadata: !no_metadata, tensors: tensors_out.as_deref() };
         let reporting = (&args.reporting, clips.len() > 1);
-        make(job, &names, known.clone(), &target, reporting, stop)?;
+        make(job, &names, (known.clone(), &notes), &target, reporting, stop)?;
     }
     Ok(())
 }
@@ -93,10 +93,11 @@ fn numbered(path: &Path, number: u64, count: u64) -> PathBuf {
 }
 
 /// Makes the clip of a complete job and says where it is. With `is_one_of_many` its JSON is one line among others.
+/// `notes` were said before and belong to its JSON.
 pub(super) fn make(
     job: Job,
     names: &Names,
-    known: Known,
+    (known, notes): (Known, &[String]),
     target: &Target<'_>,
     (reporting, is_one_of_many): (&Reporting, bool),
     stop: &Stop,
@@ -109,7 +110,9 @@ pub(super) fn make(
     let mut progress = Progress::new(reporting, stop);
     let made = job::run(job, names, known, target, &mut progress, stop);
     progress.finish();
-    let done = Event::Done(made?);
+    let mut done = made?;
+    done.warnings.splice(..0, notes.iter().cloned());
+    let done = Event::Done(done);
     if reporting.json && is_one_of_many {
         print(&format!("{}\n", done.to_json()))
     } else if reporting.json {

@@ -22,7 +22,7 @@ pub(super) fn run(args: &ReplayArgs, stop: &Stop) -> Result<()> {
         has_metadata: true,
         tensors: None,
     };
-    make(job, &Names::new(true)?, known, &target, (&args.reporting, false), stop)
+    make(job, &Names::new(true)?, (known, &[]), &target, (&args.reporting, false), stop)
 }
 
 /// The job that a clip was made by.

@@ -47,6 +47,7 @@ pub fn run(
     stop: &Stop,
 ) -> Result<Done> {
     let started = Instant::now();
+    let mut log = Log { inner: observer, seconds: vec![], warnings: vec![] };
     // Everything that can fail without a network fails before one is loaded.
     job.request.validate()?;
     let format = output::check(target.path, target.existing)?;
@@ -59,7 +60,7 @@ pub fn run(
     tensors::read(&mut job, &mut inputs, stop)?;
     let (mut pipeline, files) = open(&job, names, Residency::Sequential, stop)?;
     for report in pipeline.models().adapters() {
-        observer.event(Event::Adapter { report: report.clone() })?;
+        log.event(Event::Adapter { report: report.clone() })?;
     }
     let prepared = pipeline.prepare(&job.request, &inputs)?;
     drop(inputs);
@@ -68,9 +69,9 @@ pub fn run(
     let clip = clip_info(&prepared);
     format.check_clip(&clip)?;
     if let Some(message) = output::surplus(target.path, clip.frames, target.existing)? {
-        observer.event(Event::Warning { message })?;
+        log.event(Event::Warning { message })?;
     }
-    observer.event(start(&job, &prepared, &pipeline))?;
+    log.event(start(&job, &prepared, &pipeline))?;
 
     let sources = pipeline.models().sources();
     // Files of gigabytes are hashed while the network runs; the result is needed at the first frame.
@@ -91,11 +92,9 @@ pub fn run(
             output::open(target.path, &clip, &metadata, target.existing, stop)
         },
     };
-    let mut steps = StepTimes { inner: observer, seconds: vec![] };
-    let recorded =
-        generate(&mut pipeline, &prepared, tensors_out.is_some(), &mut steps, &mut sink)?;
+    let recorded = generate(&mut pipeline, &prepared, tensors_out.is_some(), &mut log, &mut sink)?;
     stop.check()?;
-    steps.event(Event::Encode { format: format.name() })?;
+    log.event(Event::Encode { format: format.name() })?;
     // Both files or none: the one that has its name last is complete before the other has one.
     let kept = match tensors_out {
         Some(place) => Some(tensors::draft(place, &recorded)?),
@@ -105,7 +104,7 @@ pub fn run(
     if let Some(draft) = kept {
         draft.commit()?;
     }
-    let StepTimes { inner: observer, seconds: step_seconds } = steps;
+    let Log { inner: observer, seconds: step_seconds, warnings } = log;
     let done = Done {
         path: target.path.to_string_lossy().into_owned(),
         seed: job.request.sampling.seed.unwrap_or_default(),
@@ -116,6 +115,7 @@ pub fn run(
         seconds: started.elapsed().as_secs_f64(),
         step_seconds,
         weights: job.weights,
+        warnings,
     };
     // The clip is complete: it is too late to stop.
     let _ = observer.event(Event::Done(done.clone()));
@@ -164,16 +164,19 @@ fn start(job: &Job, prepared: &Prepared, pipeline: &Pipeline) -> Event {
     }
 }
 
-/// An observer that keeps the time of every step.
-struct StepTimes<'a> {
+/// An observer that keeps the time of every step, and what was warned of.
+struct Log<'a> {
     inner: &'a mut dyn Observer,
     seconds: Vec<f64>,
+    warnings: Vec<String>,
 }
 
-impl Observer for StepTimes<'_> {
+impl Observer for Log<'_> {
     fn event(&mut self, event: Event) -> Result<()> {
-        if let Event::Step { seconds, .. } = event {
-            self.seconds.push(seconds);
+        match &event {
+            Event::Step { seconds, .. } => self.seconds.push(*seconds),
+            Event::Warning { message } => self.warnings.push(message.clone()),
+            _ => {}
         }
         self.inner.event(event)
     }

@@ -52,6 +52,14 @@ impl Models {
         &self.embeddings
     }
 
+    /// The textual inversions with files of their own, without those that LoRAs bring along.
+    pub fn own_embeddings(&self) -> impl Iterator<Item = &Inversion> {
+        let is_bundled = |inversion: &Inversion| {
+            self.loras.iter().any(|open| open.lora.archive().source() == inversion.source())
+        };
+        self.embeddings.iter().filter(move |inversion| !is_bundled(inversion))
+    }
+
     /// Returns whether the base is the small model inside the program, which knows the words of
     /// [`procedural`](crate::procedural) captions only.
     pub fn is_embedded(&self) -> bool {

@@ -127,6 +127,8 @@ pub struct Done {
     pub step_seconds: Vec<f64>,
     /// The weight files that it was made with.
     pub weights: Vec<FileRecord>,
+    /// The messages of all warnings on the way.
+    pub warnings: Vec<String>,
 }
 
 impl Event {

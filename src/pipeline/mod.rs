@@ -12,6 +12,7 @@ mod images;
 mod inputs;
 pub mod memory;
 mod parts;
+mod warnings;
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -241,8 +242,11 @@ impl Pipeline {
         let available = device::available_memory(&self.device)
             .map(|bytes| bytes.saturating_add(self.library.bytes()));
         let guidance = memory.choose(available)?;
+        let running = (self.precision, &self.device);
+        let warnings = warnings::warnings(&request, &self.models, running, &hints);
         Ok(Prepared {
             request,
+            warnings,
             width,
             height,
             hints,
@@ -299,6 +303,9 @@ impl Pipeline {
         let Some(seed) = request.sampling.seed else {
             return Err(Error::request("seed", "is missing"));
         };
+        for message in &prepared.warnings {
+            observer.event(Event::Warning { message: message.clone() })?;
+        }
         self.make_room(prepared)?;
         let states = self.encode(request, observer)?;
         let hints = self.encode_hints(prepared, observer)?;
@@ -392,6 +399,8 @@ pub struct Prepared {
     pub guidance: Guidance,
     /// Memory that the run needs.
     pub memory: MemoryPlan,
+    /// What is probably not meant, a line each; the observer hears of it when sampling begins.
+    pub warnings: Vec<String>,
     latents: Option<Tensor>,
     noise: Vec<Tensor>,
     hint_noise: BTreeMap<String, Tensor>,

@@ -148,6 +148,69 @@ fn the_small_model_is_given_words_that_it_knows_and_says_which_it_does_not() {
 }
 
 #[test]
+fn settings_that_ruin_a_clip_or_do_nothing_are_warned_of_once_each() {
+    let folder = Folder::new();
+    let word = golden::path("text/embeddings/EasyStyle.safetensors");
+    let photo = image::RgbImage::from_fn(64, 64, |x, y| image::Rgb([x as u8 * 4, y as u8 * 4, 99]));
+    photo.save(folder.path("photo.png")).unwrap();
+    let drawn =
+        image::RgbImage::from_fn(64, 64, |x, _| image::Rgb([if x % 9 == 0 { 255 } else { 0 }; 3]));
+    drawn.save(folder.path("lines.png")).unwrap();
+    let model = golden::path("tiny/model");
+    let net = golden::path("tiny/extras/controlnet");
+    let (model, word) = (model.to_str().unwrap(), word.to_str().unwrap());
+    let control = |hint: &str| format!("canny={hint},model={}", net.display());
+    let (photo, lines) = (control("photo.png"), control("lines.png"));
+    let make = |more: &[&str]| {
+        let args = ["generate", "a dog", "--model", model, "--frames=2", "--steps=1", "--seed=1"];
+        let done = folder.run(&[&args[..], &["-y", "-o", "a.gif", "--json"], more].concat()).ok();
+        let found = done.json()["warnings"].as_array().unwrap().clone();
+        let found: Vec<String> = found.iter().map(|w| w.as_str().unwrap().to_owned()).collect();
+        let lines = done.stderr.lines().filter_map(|line| line.strip_prefix("warning: "));
+        assert_eq!(lines.collect::<Vec<_>>(), found);
+        found
+    };
+    assert_eq!(make(&[]), [""; 0]);
+    assert_eq!(make(&["--cfg-scale=2", "-n", "bad", "--control", &lines]), [""; 0]);
+    for (more, part) in [
+        (&["--cfg-scale=7.5"][..], "cfg-scale: 7.5 with the sampler lcm burns colours"),
+        (&["-n", "bad"], "negative-prompt: has no effect with --cfg-scale 1"),
+        (&["-W=128", "-H=128"], "size: 128x128 is far from the 32x32 of the model"),
+        (&["--embedding", word], "embedding: "),
+        (&["--dtype=f16"], "dtype: f16 is slower than f32 on a CPU"),
+        (&["--control", &photo], "control: `canny`: photo.png looks like a photo"),
+    ] {
+        let found = make(more);
+        assert_eq!(found.len(), 1, "{more:?}: {found:?}");
+        assert!(found[0].starts_with(part), "{more:?}: {found:?}");
+    }
+    assert_eq!(make(&["--cfg-scale=7.5", "--sampler=euler"]), [""; 0]);
+    let negative = ["--embedding", word, "--cfg-scale=1.5", "-n", "an easystyle dog"];
+    assert_eq!(make(&negative), [""; 0]);
+}
+
+#[test]
+fn quiet_keeps_warnings_in_json() {
+    let folder = Folder::new();
+    let warned = quick(&["-n", "grey", "-y", "-o", "a.gif", "-q"]);
+    let silent = folder.run(&warned).ok();
+    assert_eq!(silent.stderr, "");
+    let done = folder.run(&[&warned[..], &["--json"]].concat()).ok();
+    assert_eq!(done.stderr, "");
+    assert_eq!(done.json()["warnings"].as_array().unwrap().len(), 1);
+    let events = folder.run(&[&warned[..], &["--progress=json"]].concat()).ok().events();
+    assert_eq!(warnings(&events).len(), 1);
+    folder.write(
+        "r.txt",
+        "a red star\nSteps: 1, Sampler: LCM, Seed: 1, Size: 64x64, Hires upscale: 2",
+    );
+    let request = ["generate", "--request=r.txt", "--frames=2", "-o", "b.gif", "-q", "--json"];
+    let done = folder.run(&request).ok().json();
+    let imported = done["warnings"].as_array().unwrap();
+    assert!(imported.iter().any(|w| w.as_str().unwrap().starts_with("r.txt: ")), "{imported:?}");
+}
+
+#[test]
 fn every_format_holds_the_clip() {
     let folder = Folder::new();
     let make = |name: &str| {
@@ -250,7 +313,7 @@ fn schema() -> HashMap<&'static str, BTreeSet<&'static str>> {
         ("decode", "frame frames"),
         ("encode", "format"),
         ("warning", "message"),
-        ("done", "path seed width height frames fps seconds step_seconds weights"),
+        ("done", "path seed width height frames fps seconds step_seconds weights warnings"),
         ("error", "code message hint"),
     ]
     .map(|(event, fields)| (event, fields.split_whitespace().chain(["event"]).collect()))

@@ -1,0 +1,172 @@
+//! What can be made but is probably not meant: settings that ruin a clip, or that do nothing.
+
+use candle_core::{DType, Device};
+
+use super::hints::Hint;
+use crate::device::Precision;
+use crate::library::Models;
+use crate::media::RgbImage;
+use crate::request::{Control, Request};
+use crate::sampler::SamplerKind;
+
+/// The largest guidance with which LCM's colours stay natural.
+const MOST_GUIDANCE: f64 = 2.0;
+
+/// How many times more pixels than in training still give one subject, and how many times fewer still a clear one.
+const PIXELS: (f64, f64) = (0.4, 2.25);
+
+/// How many times longer than in training a side may be.
+const SIDE: usize = 2;
+
+/// Words in the names of networks whose hints are lines.
+const LINES: [&str; 5] = ["canny", "edge", "lineart", "scribble", "sketch"];
+
+/// The least share of nearly black or white pixels in an image of lines.
+const LEAST_LINES: f64 = 0.5;
+
+/// Messages about a completed request, one line each.
+pub(super) fn warnings(
+    request: &Request,
+    models: &Models,
+    (precision, device): (Precision, &Device),
+    hints: &[Hint],
+) -> Vec<String> {
+    let mut found = Vec::new();
+    let scale = request.sampling.cfg_scale;
+    if request.sampling.sampler == SamplerKind::Lcm && scale > MOST_GUIDANCE {
+        found.push(format!(
+            "cfg-scale: {scale} with the sampler lcm burns colours; 1 to {MOST_GUIDANCE} is usual"
+        ));
+    }
+    if !request.prompt.negative.trim().is_empty() && !request.is_guided() {
+        found.push(format!(
+            "negative-prompt: has no effect with --cfg-scale {scale}; it takes more than 1"
+        ));
+    }
+    found.extend(size(request, models.native_size()));
+    found.extend(unused(request, models));
+    if precision.unet == DType::F16 && device.is_cpu() {
+        found.push("dtype: f16 is slower than f32 on a CPU".to_owned());
+    }
+    let controls = request.controls.iter().zip(hints);
+    found.extend(controls.filter_map(|(control, hint)| no_lines(control, hint)));
+    found
+}
+
+/// A message about a size far from that of the clips in training.
+fn size(request: &Request, native: (usize, usize)) -> Option<String> {
+    let (width, height) = (request.size.width?, request.size.height?);
+    let pixels = |(width, height): (usize, usize)| width as f64 * height as f64;
+    let ratio = pixels((width, height)) / pixels(native).max(1.0);
+    let is_long = width > SIDE * native.0 || height > SIDE * native.1;
+    let is_far = is_long || !(PIXELS.0..=PIXELS.1).contains(&ratio);
+    is_far.then(|| {
+        format!("size: {width}x{height} is far from the {}x{} of the model", native.0, native.1)
+    })
+}
+
+/// Messages about textual inversions that neither prompt names.
+fn unused(request: &Request, models: &Models) -> Vec<String> {
+    let prompts = [&request.prompt.text, &request.prompt.negative].map(|text| text.to_lowercase());
+    let is_used = |name: &String| prompts.iter().any(|prompt| holds(prompt, &name.to_lowercase()));
+    let mut found = Vec::new();
+    for inversion in models.own_embeddings() {
+        let names: Vec<&String> = inversion.words().iter().flat_map(|word| &word.names).collect();
+        if names.iter().any(|name| is_used(name)) {
+            continue;
+        }
+        let words: Vec<String> = names.iter().take(3).map(|name| format!("`{name}`")).collect();
+        let (file, words) = (inversion.source().path().display(), words.join(" or "));
+        found.push(format!("embedding: {file} has no effect: no prompt has the word {words}"));
+    }
+    found
+}
+
+/// Returns whether a text holds a word, or one of its vectors as `word_1`. Both are in lower case.
+fn holds(text: &str, word: &str) -> bool {
+    let is_letter = |c: char| c.is_alphanumeric() || c == '_';
+    // As the tokenizer finds added tokens.
+    let is_single = word.starts_with(is_letter) || word.ends_with(is_letter);
+    text.match_indices(word).any(|(at, _)| {
+        let (before, after) = (text.get(..at), text.get(at + word.len()..));
+        let (before, after) = (before.unwrap_or_default(), after.unwrap_or_default());
+        let number = after.strip_prefix('_').unwrap_or(after);
+        let after =
+            number.trim_start_matches(|c: char| c.is_ascii_digit() && after.starts_with('_'));
+        !is_single || !(before.ends_with(is_letter) || after.starts_with(is_letter))
+    })
+}
+
+/// A message about a hint without lines for a network that wants them.
+fn no_lines(control: &Control, hint: &Hint) -> Option<String> {
+    let file = std::path::Path::new(&control.model).file_name().unwrap_or_default();
+    let names = [control.name.to_lowercase(), file.to_string_lossy().to_lowercase()];
+    let wanted = LINES.iter().find(|word| names.iter().any(|name| name.contains(*word)))?;
+    let share = hint.pictures.first().map(extremes)?;
+    (share < LEAST_LINES).then(|| {
+        let Control { name, hint, .. } = control;
+        format!("control: `{name}`: {hint} looks like a photo, but {wanted} networks take lines; extract them first")
+    })
+}
+
+/// The share of pixels that are nearly black or nearly white.
+fn extremes(image: &RgbImage) -> f64 {
+    /// 8-bit levels.
+    const NEAR: u8 = 32;
+    let is_extreme = |pixel: &[u8; 3]| {
+        pixel.iter().all(|v| *v < NEAR) || pixel.iter().all(|v| *v > u8::MAX - NEAR)
+    };
+    let count = image.pixels().filter(|pixel| is_extreme(&pixel.0)).count();
+    count as f64 / (image.pixels().len().max(1)) as f64
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use image::Rgb;
+
+    #[test]
+    fn sizes_far_from_the_models_are_named() {
+        let is_far = |width, height, native| {
+            let mut request = Request::new("x");
+            (request.size.width, request.size.height) = (Some(width), Some(height));
+            size(&request, (native, native)).is_some()
+        };
+        for (width, height) in [(512, 512), (768, 512), (768, 768), (384, 384), (512, 256)] {
+            assert!(!is_far(width, height, 512), "{width}x{height}");
+        }
+        for (width, height) in [(256, 256), (1024, 1024), (1088, 256), (64, 64)] {
+            assert!(is_far(width, height, 512), "{width}x{height}");
+        }
+        assert!(is_far(512, 512, 64) && !is_far(64, 64, 64));
+    }
+
+    #[test]
+    fn words_are_found_as_the_tokenizer_finds_them() {
+        assert!(holds("a (style:1.2), dog", "style") && holds("a style_2 dog", "style"));
+        assert!(holds("a <style>dog", "<style>") && holds("style", "style"));
+        assert!(!holds("a styled dog", "style") && !holds("restyle", "style"));
+        assert!(!holds("a style_x dog", "style") && !holds("", "style"));
+    }
+
+    #[test]
+    fn photos_are_no_lines() {
+        let drawn = |hint: RgbImage, name: &str, model: &str| {
+            let control: Control = format!("{name}=h.png,model={model}").parse().unwrap();
+            no_lines(&control, &Hint { pictures: vec![hint], frames: vec![] })
+        };
+        let shade = |x: u32, y: u32| Rgb([(x * 8) as u8, (y * 8) as u8, 120]);
+        let photo = RgbImage::from_fn(32, 32, shade);
+        let lines = RgbImage::from_fn(32, 32, |x, _| Rgb([if x % 9 == 0 { 255 } else { 0 }; 3]));
+        let paper = RgbImage::from_pixel(32, 32, Rgb([250; 3]));
+        let said = drawn(photo.clone(), "canny", "net.safetensors").unwrap();
+        assert!(
+            said.starts_with("control: `canny`: h.png looks like a photo, but canny"),
+            "{said}"
+        );
+        assert!(drawn(photo.clone(), "mine", "d/control_v11p_sd15_scribble.pth").is_some());
+        assert!(drawn(photo.clone(), "depth", "canny/depth.safetensors").is_none());
+        assert!(drawn(lines, "canny", "net.safetensors").is_none());
+        assert!(drawn(paper, "scribble", "net.safetensors").is_none());
+    }
+}

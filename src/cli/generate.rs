@@ -108,6 +108,7 @@ pub(super) fn make(
         return Err(Error::request("json", reason).with_hint("--progress json tells all on stderr"));
     }
     let mut progress = Progress::new(reporting, stop);
+    progress.start();
     let made = job::run(job, names, known, target, &mut progress, stop);
     progress.finish();
     let mut done = made?;

@@ -1,8 +1,10 @@
 //! Shows how far a run is: a bar, lines, or JSON events.
 
 use std::io::IsTerminal;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
 
-use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
+use indicatif::{ProgressBar, ProgressDrawTarget, ProgressState, ProgressStyle};
 
 use super::flags::{ProgressMode, Reporting};
 use super::terminal::{escaped, line};
@@ -14,10 +16,92 @@ use crate::{Result, Stop};
 /// The display of progress.
 #[derive(Debug)]
 enum View {
-    Bar(ProgressBar),
+    Bar(Bar),
     Lines,
     Json,
     Silent,
+}
+
+/// A line on a terminal that says what is done right now, and moves while it is done.
+#[derive(Debug)]
+struct Bar {
+    bar: ProgressBar,
+    clock: Arc<Mutex<Clock>>,
+}
+
+/// The times of the current phase.
+#[derive(Clone, Copy, Debug)]
+struct Clock {
+    /// When it began.
+    since: Instant,
+    /// Seconds that it takes from a moment on.
+    left: Option<(Instant, f64)>,
+}
+
+impl Clock {
+    /// Seconds since the phase began, and those to go.
+    fn text(&self, now: Instant) -> String {
+        let since = now.saturating_duration_since(self.since).as_secs();
+        let left = self.left.map(|(at, seconds)| {
+            let passed = now.saturating_duration_since(at).as_secs_f64();
+            format!(", {:.0} s to go", (seconds - passed).max(0.0))
+        });
+        format!("{since} s{}", left.unwrap_or_default())
+    }
+}
+
+impl Bar {
+    /// How often it is drawn, at least.
+    const TICK: Duration = Duration::from_millis(200);
+
+    fn new(target: ProgressDrawTarget) -> Self {
+        let clock = Clock { since: Instant::now(), left: None };
+        let bar = ProgressBar::with_draw_target(None, target);
+        Self { bar, clock: Arc::new(Mutex::new(clock)) }
+    }
+
+    fn clock(&self, change: impl FnOnce(&mut Clock)) {
+        change(&mut self.clock.lock().unwrap_or_else(PoisonError::into_inner));
+    }
+
+    /// Something begins, of so many parts if it has any.
+    fn begin(&self, what: String, parts: Option<usize>) {
+        let template = match parts {
+            Some(_) => "{spinner} {msg} {wide_bar} {pos}/{len}  {time}",
+            None => "{spinner} {msg}  {time}",
+        };
+        let clock = Arc::clone(&self.clock);
+        let time = move |_: &ProgressState, out: &mut dyn std::fmt::Write| {
+            let clock = *clock.lock().unwrap_or_else(PoisonError::into_inner);
+            // Nobody can be told.
+            let _ = out.write_str(&clock.text(Instant::now()));
+        };
+        self.clock(|clock| *clock = Clock { since: Instant::now(), left: None });
+        // `with_template` fails only on a template that is wrong, and then the default will do.
+        let style = ProgressStyle::with_template(template);
+        let style = style.unwrap_or_else(|_| ProgressStyle::default_bar());
+        self.bar.set_style(style.with_key("time", time));
+        match parts {
+            Some(parts) => self.bar.set_length(parts as u64),
+            None => self.bar.unset_length(),
+        }
+        self.bar.set_position(0);
+        self.bar.set_message(what);
+    }
+
+    /// So many parts are done, and the rest takes so many seconds.
+    fn reach(&self, done: usize, seconds: f64) {
+        self.clock(|clock| clock.left = Some((Instant::now(), seconds)));
+        self.bar.set_position(done as u64);
+    }
+
+    /// Seconds that the rest takes at the mean pace of the phase.
+    fn rest(&self, done: usize, parts: usize) -> f64 {
+        let mut since = Instant::now();
+        self.clock(|clock| since = clock.since);
+        let mean = since.elapsed().as_secs_f64() / done.max(1) as f64;
+        mean * parts.saturating_sub(done) as f64
+    }
 }
 
 /// Shows a run, and stops it on Ctrl-C.
@@ -26,14 +110,15 @@ pub(super) struct Progress {
     view: View,
     verbose: bool,
     stop: Stop,
+    /// Steps and frames of the clip.
+    counts: (usize, usize),
+    /// The part that was loaded last.
+    part: &'static str,
 }
 
 impl Progress {
     pub(super) fn new(reporting: &Reporting, stop: &Stop) -> Self {
-        let bar = || {
-            let bar = ProgressBar::with_draw_target(None, ProgressDrawTarget::stderr());
-            View::Bar(bar)
-        };
+        let bar = || View::Bar(Bar::new(ProgressDrawTarget::stderr()));
         let view = match reporting.progress {
             ProgressMode::Json => View::Json,
             _ if reporting.quiet => View::Silent,
@@ -42,13 +127,22 @@ impl Progress {
             ProgressMode::Auto if std::io::stderr().is_terminal() => bar(),
             ProgressMode::Auto => View::Lines,
         };
-        Self { view, verbose: reporting.verbose, stop: stop.clone() }
+        let (verbose, stop) = (reporting.verbose, stop.clone());
+        Self { view, verbose, stop, counts: (0, 0), part: "" }
+    }
+
+    /// A job begins; its first event comes when its files are open.
+    pub(super) fn start(&self) {
+        if let View::Bar(bar) = &self.view {
+            bar.begin("opening files".into(), None);
+            bar.bar.enable_steady_tick(Bar::TICK);
+        }
     }
 
     /// A line for people.
     fn note(&self, text: &str) {
         match &self.view {
-            View::Bar(bar) => bar.suspend(|| line(text)),
+            View::Bar(bar) => bar.bar.suspend(|| line(text)),
             View::Lines => line(text),
             View::Json | View::Silent => {}
         }
@@ -57,46 +151,33 @@ impl Progress {
     /// The run is over, well or not.
     pub(super) fn finish(&self) {
         if let View::Bar(bar) = &self.view {
-            bar.finish_and_clear();
+            bar.bar.finish_and_clear();
         }
     }
 
-    fn show_bar(bar: &ProgressBar, what: &str, at: usize, of: usize) {
-        if bar.length() != Some(of as u64) || bar.message() != what {
-            // `with_template` fails only on a template that is wrong, and then the default will do.
-            let style = ProgressStyle::with_template("{msg:>8} {wide_bar} {pos}/{len} eta {eta}");
-            bar.set_style(style.unwrap_or_else(|_| ProgressStyle::default_bar()));
-            bar.reset();
-            bar.set_length(of as u64);
-            bar.set_message(what.to_owned());
-        }
-        bar.set_position(at as u64);
-    }
-
-    fn show(&self, event: &Event) {
+    fn show(&mut self, event: &Event) {
         match event {
-            Event::Start { .. } => self.note(&describe(event)),
+            Event::Start { steps, frames, .. } => {
+                self.counts = (*steps, *frames);
+                self.note(&describe(event));
+            }
             Event::Adapter { report } if self.verbose => self.note(&report.to_string()),
-            Event::Load { part, bytes } => match &self.view {
-                View::Bar(bar) => bar.set_message(escaped(&format!("loading {part}")).into_owned()),
-                _ => self.note(&format!("loading {part}, {}", Bytes(*bytes))),
-            },
+            Event::Load { part, bytes } if matches!(self.view, View::Lines) => {
+                self.note(&format!("loading {part}, {}", Bytes(*bytes)));
+            }
+            Event::Load { part, .. } => self.part = part,
             Event::Report { report } if self.verbose => self.note(&report.to_string()),
             Event::Warning { message } => self.note(&format!("warning: {message}")),
-            Event::Step { step, steps, seconds, eta_seconds, .. } => match &self.view {
-                View::Bar(bar) => Self::show_bar(bar, "step", *step, *steps),
-                _ => self.note(&format!(
+            Event::Step { step, steps, seconds, eta_seconds, .. }
+                if matches!(self.view, View::Lines) =>
+            {
+                self.note(&format!(
                     "step {step}/{steps}, {seconds:.2} s, {eta_seconds:.1} s to go"
-                )),
-            },
-            Event::Decode { frame, frames } => match &self.view {
-                View::Bar(bar) => Self::show_bar(bar, "decode", *frame, *frames),
-                _ if frame == frames => self.note(&format!("decoded {frames} frames")),
-                _ => {}
-            },
-            Event::Encode { format } => {
-                if let View::Bar(bar) = &self.view {
-                    bar.set_message(format!("encoding {format}"));
+                ));
+            }
+            Event::Decode { frame, frames } if matches!(self.view, View::Lines) => {
+                if frame == frames {
+                    self.note(&format!("decoded {frames} frames"));
                 }
             }
             Event::Done(done) => {
@@ -106,6 +187,38 @@ impl Progress {
             }
             _ => {}
         }
+        if let View::Bar(bar) = &self.view {
+            draw(bar, event, self.counts, self.part);
+        }
+    }
+}
+
+/// Shows what happens from an event on.
+fn draw(bar: &Bar, event: &Event, (steps, frames): (usize, usize), part: &str) {
+    match event {
+        Event::Start { .. } => bar.begin("preparing".into(), None),
+        Event::Load { part, bytes } => {
+            let text = format!("loading {part}, {}", Bytes(*bytes));
+            bar.begin(escaped(&text).into_owned(), None);
+        }
+        // What comes between two parts is what the first of them was loaded for.
+        Event::Report { .. } => {
+            let what = match part {
+                "text" => "encoding the prompts",
+                "vae-encoder" => "encoding the hints",
+                "image-encoder" | "ip-adapter" => "encoding the images",
+                _ => "preparing",
+            };
+            bar.begin(what.into(), None);
+        }
+        Event::Ready => bar.begin("denoising".into(), Some(steps)),
+        Event::Step { step, steps, .. } if step == steps => {
+            bar.begin("decoding".into(), Some(frames));
+        }
+        Event::Step { step, eta_seconds, .. } => bar.reach(*step, *eta_seconds),
+        Event::Decode { frame, frames } => bar.reach(*frame, bar.rest(*frame, *frames)),
+        Event::Encode { format } => bar.begin(format!("writing the {format}"), None),
+        _ => {}
     }
 }
 
@@ -135,5 +248,60 @@ impl Observer for Progress {
             View::Bar(_) | View::Lines => self.show(&event),
         }
         self.stop.check()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_clock_counts_down_to_the_end_of_the_phase() {
+        let since = Instant::now();
+        let after = |seconds: f64| since + Duration::from_secs_f64(seconds);
+        let mut clock = Clock { since, left: None };
+        assert_eq!(clock.text(after(3.9)), "3 s");
+        clock.left = Some((after(4.0), 12.0));
+        assert_eq!(clock.text(after(4.0)), "4 s, 12 s to go");
+        assert_eq!(clock.text(after(9.0)), "9 s, 7 s to go");
+        assert_eq!(clock.text(after(90.0)), "90 s, 0 s to go");
+    }
+
+    #[test]
+    fn the_bar_says_what_is_done_and_when_it_ends() {
+        let bar = Bar::new(ProgressDrawTarget::hidden());
+        let (ticking, shown) = (Bar { bar: bar.bar.clone(), clock: Arc::clone(&bar.clock) }, bar);
+        let mut progress = Progress {
+            view: View::Bar(ticking),
+            verbose: false,
+            stop: Stop::default(),
+            counts: (4, 2),
+            part: "",
+        };
+        let mut after = |event: Option<Event>| {
+            match event {
+                Some(event) => progress.event(event).unwrap(),
+                None => progress.start(),
+            }
+            let bar = &shown.bar;
+            (bar.message(), bar.position(), bar.length())
+        };
+        let load = |part, bytes| Some(Event::Load { part, bytes });
+        let step = |step, eta_seconds| {
+            Some(Event::Step { step, steps: 4, timestep: 1.0, seconds: 5.0, eta_seconds })
+        };
+        assert_eq!(after(None), ("opening files".into(), 0, None));
+        assert_eq!(after(load("unet", 3 << 30)), ("loading unet, 3.0 GiB".into(), 0, None));
+        assert_eq!(after(Some(Event::Ready)), ("denoising".into(), 0, Some(4)));
+        assert_eq!(after(step(1, 15.0)), ("denoising".into(), 1, Some(4)));
+        // The same number as in the lines.
+        let clock = *shown.clock.lock().unwrap();
+        assert_eq!(clock.left.unwrap().1, 15.0);
+        assert!(shown.bar.elapsed() < Duration::from_secs(60));
+        assert_eq!(after(step(4, 0.0)), ("decoding".into(), 0, Some(2)));
+        let decode = Some(Event::Decode { frame: 1, frames: 2 });
+        assert_eq!(after(decode), ("decoding".into(), 1, Some(2)));
+        let encode = Some(Event::Encode { format: "gif" });
+        assert_eq!(after(encode), ("writing the gif".into(), 0, None));
     }
 }

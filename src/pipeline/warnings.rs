@@ -105,7 +105,10 @@ fn no_lines(control: &Control, hint: &Hint) -> Option<String> {
     let share = hint.pictures.first().map(extremes)?;
     (share < LEAST_LINES).then(|| {
         let Control { name, hint, .. } = control;
-        format!("control: `{name}`: {hint} looks like a photo, but {wanted} networks take lines; extract them first")
+        format!(
+            "control: `{name}`: {hint} looks like a photo, but {wanted} networks take lines; \
+             extract them first"
+        )
     })
 }
 

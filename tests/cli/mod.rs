@@ -10,3 +10,6 @@ mod generate;
 mod inspect;
 /// Signals and limits of the system.
 mod signals;
+/// What people see on a terminal.
+#[cfg(target_os = "linux")]
+mod terminal;

@@ -281,6 +281,9 @@ pub(super) struct OutputFlags {
     /// after prompt and seed].
     #[arg(short, long, value_name = "PATH")]
     pub(super) output: Option<PathBuf>,
+    /// Enlarge the frames so many times, each pixel to a square [default: 1].
+    #[arg(long, value_name = "N")]
+    pub(super) zoom: Option<usize>,
     /// Number of clips, with consecutive seeds and numbers in their names; --json prints a line for each [default: 1].
     #[arg(long, value_name = "N")]
     pub(super) count: Option<u64>,

@@ -268,6 +268,7 @@ fn request(args: &GenerateArgs, request: &mut Request) -> Result<()> {
     if !args.control.ip_adapter.is_empty() {
         request.ip_adapters.clone_from(&args.control.ip_adapter);
     }
+    set(&mut request.output.zoom, args.output.zoom.as_ref());
     how(&args.clip, &args.sampling, request)
 }
 

@@ -12,12 +12,13 @@ use super::record::{Hashes, check_weights, device_name, metadata, program};
 use super::resolve::Names;
 use super::tensors;
 use super::trust::Known;
+use crate::media::resize::enlarge;
 use crate::media::{FrameSink, RgbImage};
 use crate::output::{self, ClipInfo, Existing, Metadata};
 use crate::pipeline::{Done, Event, Inputs, Observer, Pipeline, Prepared, Recorder, Residency};
-use crate::request::Job;
+use crate::request::{Job, MOST_PIXELS};
 use crate::sampler::Progress;
-use crate::{Result, Stop};
+use crate::{Error, Result, Stop};
 
 /// Where a clip goes.
 #[derive(Clone, Copy, Debug)]
@@ -67,6 +68,10 @@ pub fn run(
     // What is written down is what was used, not what was left out.
     job.request = prepared.request.clone();
     let clip = clip_info(&prepared);
+    if clip.width.max(clip.height) as usize > MOST_PIXELS && job.request.output.zoom > 1 {
+        let reason = format!("makes {}x{}, at most {MOST_PIXELS} a side", clip.width, clip.height);
+        return Err(Error::request("zoom", reason));
+    }
     format.check_clip(&clip)?;
     if let Some(message) = output::surplus(target.path, clip.frames, target.existing)? {
         log.event(Event::Warning { message })?;
@@ -79,8 +84,10 @@ pub fn run(
     let mut hashes = Hashes::start(sources.clone(), loras, known, stop)?;
     let has_motion = pipeline.models().unet_config().motion.is_some();
     job.program = Some(program(pipeline.device()));
+    let zoom = job.request.output.zoom as u32;
     let mut sink = Lazy {
         opened: None,
+        zoom,
         open: || {
             let (weights, lora_hashes) = hashes.join()?;
             check_weights(&job.weights, &weights)?;
@@ -108,8 +115,8 @@ pub fn run(
     let done = Done {
         path: target.path.to_string_lossy().into_owned(),
         seed: job.request.sampling.seed.unwrap_or_default(),
-        width: prepared.width,
-        height: prepared.height,
+        width: clip.width as usize,
+        height: clip.height as usize,
         frames: clip.frames,
         fps: clip.fps,
         seconds: started.elapsed().as_secs_f64(),
@@ -140,9 +147,10 @@ fn generate(
 }
 
 fn clip_info(prepared: &Prepared) -> ClipInfo {
+    let zoom = prepared.request.output.zoom;
     ClipInfo {
-        width: prepared.width as u32,
-        height: prepared.height as u32,
+        width: (prepared.width * zoom) as u32,
+        height: (prepared.height * zoom) as u32,
         frames: prepared.request.size.frames,
         fps: prepared.request.output.fps,
     }
@@ -194,9 +202,10 @@ impl Observer for Log<'_> {
     }
 }
 
-/// A sink that is opened when the first frame comes: until then nothing is on disk.
+/// A sink of enlarged frames that is opened when the first one comes: until then nothing is on disk.
 struct Lazy<F> {
     open: F,
+    zoom: u32,
     opened: Option<Box<dyn FrameSink + Send>>,
 }
 
@@ -206,6 +215,7 @@ impl<F: FnMut() -> Result<Box<dyn FrameSink + Send>>> FrameSink for Lazy<F> {
             self.opened = Some((self.open)()?);
         }
         match &mut self.opened {
+            Some(sink) if self.zoom > 1 => sink.frame(&enlarge(frame, self.zoom)),
             Some(sink) => sink.frame(frame),
             None => Ok(()),
         }

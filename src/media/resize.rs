@@ -72,6 +72,13 @@ pub fn resize(
     Ok(resized)
 }
 
+/// An image whose pixels are squares of `factor` by `factor` equal ones.
+pub fn enlarge(image: &RgbImage, factor: u32) -> RgbImage {
+    let factor = factor.max(1);
+    let (width, height) = (image.width() * factor, image.height() * factor);
+    RgbImage::from_fn(width, height, |x, y| *image.get_pixel(x / factor, y / factor))
+}
+
 /// The centre of an image, `side` pixels wide and high: the shorter side is resized to that length with a bicubic
 /// filter and the longer one is cropped, as in transformers' `CLIPImageProcessor`.
 pub fn square(image: &RgbImage, side: u32) -> RgbImage {

@@ -38,6 +38,9 @@ pub(crate) const LEAST_PIXELS: usize = 8;
 /// The longest side of a frame, in pixels.
 pub(crate) const MOST_PIXELS: usize = 8192;
 
+/// The most that an output is enlarged.
+const MOST_ZOOM: usize = 64;
+
 /// The longest clip that any output holds, in frames.
 const MOST_FRAMES: usize = 1 << 24;
 
@@ -142,12 +145,21 @@ pub struct Schedule {
 pub struct Output {
     /// Frames a second.
     pub fps: f64,
+    /// How many pixels of the file a pixel of the clip is wide and high.
+    #[serde(skip_serializing_if = "is_one")]
+    pub zoom: usize,
 }
 
 impl Default for Output {
     fn default() -> Self {
-        Self { fps: 8.0 }
+        Self { fps: 8.0, zoom: 1 }
     }
+}
+
+/// Clips that are not enlarged do not mention it.
+#[allow(clippy::trivially_copy_pass_by_ref, reason = "serde passes references")]
+fn is_one(zoom: &usize) -> bool {
+    *zoom == 1
 }
 
 /// Reads a seed; -1 stands for a random one.
@@ -183,6 +195,11 @@ impl Request {
         }
         at_least("steps", self.sampling.steps, 1)?;
         between("fps", Some(self.output.fps), 0.1, 240.0)?;
+        at_least("zoom", self.output.zoom, 1)?;
+        if self.output.zoom > MOST_ZOOM {
+            let reason = format!("must be at most {MOST_ZOOM}, got {}", self.output.zoom);
+            return Err(Error::request("zoom", reason));
+        }
         between("cfg-scale", Some(self.sampling.cfg_scale), 0.0, 1000.0)?;
         let Schedule { beta_start, beta_end, .. } = self.schedule;
         between("beta-start", beta_start, 1e-9, 0.999)?;
@@ -278,6 +295,8 @@ mod tests {
         bad(|r| r.sampling.steps = 0, "steps");
         bad(|r| r.output.fps = f64::NAN, "fps");
         bad(|r| r.output.fps = 0.0, "fps");
+        bad(|r| r.output.zoom = 0, "zoom");
+        bad(|r| r.output.zoom = 65, "zoom");
         bad(|r| r.sampling.cfg_scale = -1.0, "cfg-scale");
         bad(|r| r.schedule.beta_end = Some(0.0), "beta-end");
         bad(|r| r.schedule.beta_start = Some(1.0), "beta-start");

@@ -211,6 +211,31 @@ fn quiet_keeps_warnings_in_json() {
 }
 
 #[test]
+fn zoom_enlarges_every_pixel_and_replays() {
+    let folder = Folder::new();
+    folder.run(&quick(&["-o", "small.png"])).ok();
+    let done = folder.run(&quick(&["--zoom=3", "-o", "large.png", "--json"])).ok().json();
+    assert_eq!((&done["width"], &done["height"]), (&json!(192), &json!(192)));
+    let first = |name: &str| image::load_from_memory(&folder.read(name)).unwrap().into_rgb8();
+    let (small, large) = (first("small.png"), first("large.png"));
+    assert_eq!(large.dimensions(), (192, 192));
+    assert!(large.enumerate_pixels().all(|(x, y, pixel)| pixel == small.get_pixel(x / 3, y / 3)));
+    folder.run(&["replay", "large.png"]).ok();
+    assert!(folder.read("large.png") == folder.read("large-replay.png"), "it was not made again");
+    // A clip that is not enlarged says nothing of it, as before.
+    let inside =
+        |name: &str| folder.run(&["inspect", "--json", name]).ok().json()["output"].clone();
+    assert_eq!(inside("small.png"), json!({"fps": 8.0}));
+    assert_eq!(inside("large.png"), json!({"fps": 8.0, "zoom": 3}));
+    let wrong = folder.run(&quick(&["--zoom=0", "-o", "a.gif"]));
+    assert!(wrong.fails(2).contains("zoom: must be at least 1, got 0"), "{}", wrong.stderr);
+    let wrong = folder.run(&quick(&["--zoom=64", "-W=256", "-o", "a.png"]));
+    assert!(wrong.fails(2).contains("zoom: makes 16384x4096"), "{}", wrong.stderr);
+    let wrong = folder.run(&quick(&["--zoom=64", "-o", "a.mp4"]));
+    assert!(wrong.fails(2).contains("mp4 holds images of"), "{}", wrong.stderr);
+}
+
+#[test]
 fn every_format_holds_the_clip() {
     let folder = Folder::new();
     let make = |name: &str| {

@@ -77,8 +77,12 @@ fn rows(job: &Job) -> String {
 
 fn size(request: &Request) -> String {
     let side = |side: Option<usize>| side.map_or_else(|| "?".into(), |side| side.to_string());
+    let zoom = match request.output.zoom {
+        1 => String::new(),
+        zoom => format!(", enlarged {zoom} times"),
+    };
     format!(
-        "{} frames of {}x{}, {} a second",
+        "{} frames of {}x{}, {} a second{zoom}",
         request.size.frames,
         side(request.size.width),
         side(request.size.height),
@@ -173,11 +177,12 @@ mod tests {
         };
         let mut request = Request::new("a cat");
         request.sampling.seed = Some(7);
+        request.output.zoom = 4;
         let text = rows(&Job::new(spec, request));
         for part in [
             "a cat",
             "7, cpu",
-            "16 frames",
+            "16 frames of ?x?, 8 a second, enlarged 4 times",
             "mm.ckpt",
             "style.safetensors at 0.5",
             "4 steps of lcm",

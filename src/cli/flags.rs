@@ -5,6 +5,7 @@ use std::str::FromStr;
 
 use clap::{Args, ValueEnum};
 
+use super::preview::Protocol;
 use crate::device::{DeviceChoice, DtypeChoice, KernelChoice, Quantize};
 use crate::models::motion::MotionNorm;
 use crate::request::{Control, Embedding, IpAdapter, WeightedFile};
@@ -290,6 +291,20 @@ pub(super) struct OutputFlags {
     /// Overwrite an existing file.
     #[arg(short = 'y', long)]
     pub(super) overwrite: bool,
+    /// Show the finished clip in the terminal; without a value as well as the terminal can.
+    #[arg(
+        long,
+        value_enum,
+        ignore_case = true,
+        value_name = "HOW",
+        num_args = 0..=1,
+        require_equals = true,
+        default_missing_value = "auto"
+    )]
+    pub(super) preview: Option<Protocol>,
+    /// Open the finished clip in the system's viewer.
+    #[arg(long)]
+    pub(super) open: bool,
     /// Leave request and weights' hashes out of the file.
     #[arg(long)]
     pub(super) no_metadata: bool,

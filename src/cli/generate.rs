@@ -4,11 +4,12 @@ use std::path::{Path, PathBuf};
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use super::flags::{ClipFlags, GenerateArgs, ModelFlags, OutputFlags, Reporting, SamplingFlags};
+use super::preview::{self, Preview};
 use super::progress::Progress;
 use super::{print, to_json};
 use crate::job::{self, Known, Names, Target};
 use crate::output::{self, Existing};
-use crate::pipeline::{Event, Observer};
+use crate::pipeline::{Done, Event, Observer};
 use crate::request::{FileRecord, Job, Request, Spec};
 use crate::sampler::SamplerKind;
 use crate::{Error, Result, Stop};
@@ -28,6 +29,7 @@ pub(super) fn run(args: &GenerateArgs, stop: &Stop) -> Result<()> {
     let OutputFlags { overwrite, no_metadata, tensors_out, .. } = &args.output;
     let existing = if *overwrite { Existing::Replace } else { Existing::Refuse };
     let clips = clips(args, &job.request, seed)?;
+    let preview = looks(args, clips.len())?;
     if clips.len() > 1 {
         // A name that is taken is found before the first clip is made.
         job.request.validate()?;
@@ -41,9 +43,31 @@ pub(super) fn run(args: &GenerateArgs, stop: &Stop) -> Result<()> {
         let target =
             Target { path, existing, has_metadata: !no_metadata, tensors: tensors_out.as_deref() };
         let reporting = (&args.reporting, clips.len() > 1);
-        make(job, &names, (known.clone(), &notes), &target, reporting, stop)?;
+        let done = make(job, &names, (known.clone(), &notes), &target, reporting, stop)?;
+        if let Some(preview) = &preview {
+            preview.show(path, &done, stop)?;
+        }
+        if args.output.open
+            && let Some(message) = preview::open(path)
+        {
+            progress.event(Event::Warning { message })?;
+        }
     }
     Ok(())
+}
+
+/// The terminal that the clips are shown in, if they are; checked before any work.
+fn looks(args: &GenerateArgs, clips: usize) -> Result<Option<Preview>> {
+    let is_stdout = args.output.output.as_deref().is_some_and(|path| path.as_os_str() == "-");
+    if args.output.open && (is_stdout || clips > 1) {
+        let reason = if is_stdout { "standard output is no file" } else { "is for one clip" };
+        return Err(Error::request("open", reason));
+    }
+    let Some(protocol) = args.output.preview else { return Ok(None) };
+    if is_stdout {
+        return Err(Error::request("preview", "standard output is no file"));
+    }
+    Preview::new(protocol).map(Some)
 }
 
 /// The seed and the file of every clip.
@@ -101,7 +125,7 @@ pub(super) fn make(
     target: &Target<'_>,
     (reporting, is_one_of_many): (&Reporting, bool),
     stop: &Stop,
-) -> Result<()> {
+) -> Result<Done> {
     let is_stdout = target.path.as_os_str() == "-";
     if reporting.json && is_stdout {
         let reason = "standard output is taken by the video";
@@ -113,16 +137,13 @@ pub(super) fn make(
     progress.finish();
     let mut done = made?;
     done.warnings.splice(..0, notes.iter().cloned());
-    let done = Event::Done(done);
-    if reporting.json && is_one_of_many {
-        print(&format!("{}\n", done.to_json()))
-    } else if reporting.json {
-        print(&to_json(&done)?)
-    } else if is_stdout {
-        Ok(())
-    } else {
-        print(&format!("{}\n", target.path.display()))
+    if reporting.json {
+        let event = Event::Done(done.clone());
+        print(&if is_one_of_many { event.to_json() + "\n" } else { to_json(&event)? })?;
+    } else if !is_stdout {
+        print(&format!("{}\n", target.path.display()))?;
     }
+    Ok(done)
 }
 
 /// The job, and notes on what could not be imported.

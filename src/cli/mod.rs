@@ -7,10 +7,12 @@ mod bench;
 mod eval;
 mod flags;
 mod generate;
+mod inline;
 mod inspect;
 #[cfg(feature = "hub")]
 mod models;
 mod panics;
+mod preview;
 mod progress;
 mod replay;
 mod signals;

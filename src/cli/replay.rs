@@ -22,7 +22,8 @@ pub(super) fn run(args: &ReplayArgs, stop: &Stop) -> Result<()> {
         has_metadata: true,
         tensors: None,
     };
-    make(job, &Names::new(true)?, (known, &[]), &target, (&args.reporting, false), stop)
+    make(job, &Names::new(true)?, (known, &[]), &target, (&args.reporting, false), stop)?;
+    Ok(())
 }
 
 /// The job that a clip was made by.

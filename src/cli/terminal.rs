@@ -1,5 +1,5 @@
 //! The door to stdout and stderr: everything printed passes through here, and no control character of a file or an
-//! argument reaches a terminal.
+//! argument reaches a terminal. Only images that are drawn by this program have any.
 
 use std::borrow::Cow;
 use std::io::{ErrorKind, Write};
@@ -51,6 +51,12 @@ pub(super) fn print_to(out: &mut dyn Write, text: &str) -> Result<()> {
 /// Writes a line to stderr. That nobody reads it is no error.
 pub(super) fn line(text: &str) {
     let _ = std::io::stderr().write_all(format!("{}\n", escaped(text)).as_bytes());
+}
+
+/// Writes an image to stderr, whose escape sequences are this program's own.
+pub(super) fn draw(image: &str) {
+    let mut stderr = std::io::stderr().lock();
+    let _ = stderr.write_all(image.as_bytes()).and_then(|()| stderr.flush());
 }
 
 #[cfg(test)]

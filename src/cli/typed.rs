@@ -33,7 +33,11 @@ fn with_dashes(command: Command) -> Command {
     command
         .mut_args(|arg| {
             let is_flag = !arg.is_positional() && arg.get_action().takes_values();
-            if is_flag { arg.allow_hyphen_values(true) } else { arg }
+            if is_flag && !arg.is_require_equals_set() {
+                arg.allow_hyphen_values(true)
+            } else {
+                arg
+            }
         })
         .mut_subcommands(with_dashes)
 }
@@ -72,7 +76,7 @@ impl Flags {
     fn of(command: &Command) -> Self {
         let (mut long, mut short) = (HashMap::new(), HashMap::new());
         for arg in command.get_arguments() {
-            let takes_value = arg.get_action().takes_values();
+            let takes_value = arg.get_action().takes_values() && !arg.is_require_equals_set();
             let longs = arg.get_long_and_visible_aliases().unwrap_or_default();
             long.extend(longs.into_iter().map(|name| (name.to_owned(), takes_value)));
             let shorts = arg.get_short_and_visible_aliases().unwrap_or_default();
@@ -120,6 +124,7 @@ mod tests {
     use super::*;
     use crate::cli::args;
     use crate::cli::flags::{GenerateArgs, Seed};
+    use crate::cli::preview::Protocol;
 
     fn generate(words: &[&str]) -> Result<Box<GenerateArgs>, clap::Error> {
         let words = ["animatelcm", "generate"].iter().chain(words).copied();
@@ -136,6 +141,12 @@ mod tests {
         assert_eq!(args.negative_prompt.as_deref(), Some("-blurry"));
         assert_eq!(args.sampling.seed, Some(Seed::Random));
         assert!(args.output.overwrite);
+        // A value that may be left out is given with `=` only.
+        let args = generate(&["--preview", "x", "-q"]).unwrap();
+        assert_eq!(args.prompt.as_deref(), Some("x"));
+        assert_eq!(args.output.preview, Some(Protocol::Auto));
+        let args = generate(&["x", "--preview=Sixel"]).unwrap();
+        assert_eq!(args.output.preview, Some(Protocol::Sixel));
         // Letters that are flags, too, and what looks like a long flag but is none.
         let args = generate(&["x", "-n", "-no hats", "-s", "7", "--lora", "--mine.pt"]).unwrap();
         assert_eq!(args.negative_prompt.as_deref(), Some("-no hats"));

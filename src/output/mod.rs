@@ -218,6 +218,15 @@ pub(crate) fn surplus(path: &Path, frames: usize, existing: Existing) -> Result<
     }))
 }
 
+/// The files of a clip of so many frames: one, or one a frame.
+#[cfg_attr(not(feature = "cli"), allow(dead_code))]
+pub(crate) fn files(path: &Path, frames: usize) -> Result<Vec<PathBuf>> {
+    Ok(match Target::resolve(path, Format::from_path(path)?, Existing::Replace)? {
+        Target::Series(series) => (0..frames).map(|frame| series.path(frame)).collect(),
+        _ => vec![path.to_path_buf()],
+    })
+}
+
 /// Checks, before any work, that a further file can be written and is not the output, or one of its frames.
 #[cfg_attr(not(feature = "cli"), allow(dead_code))]
 pub(crate) fn check_beside(

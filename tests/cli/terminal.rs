@@ -38,3 +38,58 @@ fn the_bar_names_what_is_done_and_says_when_it_ends() {
     let still = shown.matches("0/3  0 s").count();
     assert!(still > 1, "{still}: {shown:?}");
 }
+
+#[test]
+fn a_preview_shows_the_clip_in_the_terminal() {
+    let folder = Folder::new();
+    let clip = ["generate", "a green ring", "--frames=2", "--steps=1", "--seed=5", "-q", "-y"];
+    let show = |more: &[&str]| on_terminal(&folder, &[&clip[..], more].concat());
+    for (protocol, name, sign, times) in [
+        // Frames are played: at least 22 lines of half blocks, drawn twice.
+        ("--preview", "a.gif", "▀", 44 * 22 * 2),
+        ("--preview=blocks", "f_%03d.png", "\x1b[22A", 1),
+        ("--preview=kitty", "a.webp", "\x1b_Ga=f,f=24,s=64,v=64", 1),
+        ("--preview=iterm2", "a.mp4", "\x1b]1337;File=inline=1;", 1),
+        ("--preview=sixel", "a.png", "\x1bP0;1;0q\"1;1;256;256", 1),
+    ] {
+        let Some(shown) = show(&[protocol, "-o", name]) else { return };
+        assert_eq!(shown.code, Some(0), "{protocol}: {}", shown.stdout());
+        let found = shown.stdout().matches(sign).count();
+        assert_eq!(found, times, "{protocol}: {:?}", shown.stdout());
+    }
+}
+
+#[test]
+fn a_preview_without_a_terminal_is_refused_before_any_work() {
+    let folder = Folder::new();
+    let args = ["generate", "a green ring", "--preview", "-o", "a.gif"];
+    let refused = folder.run(&args);
+    assert!(refused.fails(2).contains("preview: needs a terminal"), "{}", refused.stderr);
+    assert!(refused.hint().contains("--open"), "{}", refused.stderr);
+    assert!(folder.names().is_empty());
+    let piped = folder.run(&["generate", "a green ring", "--open", "-o", "-"]);
+    assert!(piped.fails(2).contains("open: standard output is no file"), "{}", piped.stderr);
+}
+
+#[test]
+fn the_systems_viewer_gets_the_finished_file() {
+    use std::os::unix::fs::PermissionsExt;
+
+    let folder = Folder::new();
+    folder.write("bin/xdg-open", "#!/bin/sh\nhead -c 6 \"$1\" > seen; echo \"$#\" >> seen\n");
+    let viewer = folder.path("bin/xdg-open");
+    std::fs::set_permissions(&viewer, std::fs::Permissions::from_mode(0o755)).unwrap();
+    let path = format!("{}:{}", folder.path("bin").display(), std::env::var("PATH").unwrap());
+    let args = ["generate", "a green ring", "--frames=2", "--steps=1", "--seed=5", "--open"];
+    let named = [&args[..], &["-o", "-a.gif"]].concat();
+    let output = folder.command(&named).env("PATH", path).output().unwrap();
+    let opened = Outcome::new(&args, output).ok();
+    assert_eq!(folder.read("seen"), b"GIF89a1\n", "{}", opened.stderr);
+
+    // A system without one says so; the clip is there.
+    let named = [&args[..], &["-o", "b.gif"]].concat();
+    let output = folder.command(&named).env("PATH", folder.path("none")).output().unwrap();
+    let alone = Outcome::new(&args, output).ok();
+    assert_eq!(alone.stdout(), "b.gif\n");
+    assert!(alone.stderr.contains("warning: open: xdg-open: "), "{}", alone.stderr);
+}

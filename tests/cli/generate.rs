@@ -154,7 +154,7 @@ fn settings_that_ruin_a_clip_or_do_nothing_are_warned_of_once_each() {
     let photo = image::RgbImage::from_fn(64, 64, |x, y| image::Rgb([x as u8 * 4, y as u8 * 4, 99]));
     photo.save(folder.path("photo.png")).unwrap();
     let drawn =
-        image::RgbImage::from_fn(64, 64, |x, _| image::Rgb([if x % 9 == 0 { 255 } else { 0 }; 3]));
+        image::RgbImage::from_fn(64, 64, |x, _| image::Rgb([if x % 21 == 0 { 255 } else { 0 }; 3]));
     drawn.save(folder.path("lines.png")).unwrap();
     let model = golden::path("tiny/model");
     let net = golden::path("tiny/extras/controlnet");

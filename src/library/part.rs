@@ -7,6 +7,7 @@ use candle_core::{DType, Device};
 use sha2::{Digest, Sha256};
 
 use super::{Models, OpenSideNetwork, bytes, stored};
+use crate::adapters::lora::LoraOptions;
 use crate::device::{Precision, Quantize};
 use crate::files;
 use crate::text::inversion::Inversion;
@@ -141,7 +142,12 @@ impl Models {
         let mut key = format!("{files} {config:?} {dtype:?} {device:?}");
         for lora in &self.loras {
             if !lora.patches.names(component).is_empty() {
-                let _ = write!(key, " {} {:?}", lora.lora.archive().identity(), lora.options);
+                // The strength in other components changes nothing here.
+                let options = match component {
+                    Component::Text => LoraOptions { unet_strength: 0.0, ..lora.options },
+                    _ => LoraOptions { text_strength: 0.0, ..lora.options },
+                };
+                let _ = write!(key, " {} {options:?}", lora.lora.archive().identity());
             }
         }
         if let Some(patches) = self.own_patches.get(&component) {

@@ -195,14 +195,19 @@ impl Pipeline {
             height: prepared.height / factor,
             width: prepared.width / factor,
         };
-        let mut prompts = Vec::new();
+        let (mut prompts, mut networks) = (Vec::new(), BTreeMap::new());
         for (i, (adapter, given)) in
             request.ip_adapters.iter().zip(&prepared.adapter_images).enumerate()
         {
-            let net = self.ip_adapter(&adapter.model, observer)?;
-            let Some(features) = encoded.get(&i) else { continue };
+            let name = adapter.model.as_str();
+            if !networks.contains_key(name) {
+                networks.insert(name, self.ip_adapter(name, observer)?);
+            }
+            let (Some(net), Some(features)) = (networks.get(name), encoded.get(&i)) else {
+                continue;
+            };
             self.stop.check()?;
-            prompts.push(ImagePrompt::new(&net, features, given.settings.clone(), &unet)?);
+            prompts.push(ImagePrompt::new(net, features, given.settings.clone(), &unet)?);
         }
         Ok(prompts)
     }

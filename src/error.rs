@@ -256,7 +256,7 @@ fn is_full(error: &std::io::Error) -> bool {
 
 /// Number of bytes, displayed in binary units: `1.3 GiB`.
 #[derive(Clone, Copy, Debug)]
-pub struct Bytes(pub u64);
+pub(crate) struct Bytes(pub(crate) u64);
 
 impl std::fmt::Display for Bytes {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {

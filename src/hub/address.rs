@@ -138,10 +138,10 @@ mod tests {
             ("", "without saying where"),
             ("#a", "without saying where"),
             ("http://hub.example:8443/x", "from https to http"),
-            ("file:///etc/passwd", "no address"),
-            ("data:text/plain,x", "no address"),
-            ("https://", "no address"),
-            ("https://a b/", "no address"),
+            ("file:///etc/passwd", "not a web address"),
+            ("data:text/plain,x", "not a web address"),
+            ("https://", "not a web address"),
+            ("https://a b/", "not a web address"),
         ] {
             let reason = follow(&base, wrong).unwrap_err();
             assert!(reason.contains(words), "{wrong}: {reason}");

@@ -102,7 +102,7 @@ fn no_lines(control: &Control, hint: &Hint) -> Option<String> {
     let file = std::path::Path::new(&control.model).file_name().unwrap_or_default();
     let names = [control.name.to_lowercase(), file.to_string_lossy().to_lowercase()];
     let wanted = LINES.iter().find(|word| names.iter().any(|name| name.contains(*word)))?;
-    let share = hint.pictures.first().map(extremes)?;
+    let share = hint.images.first().map(extremes)?;
     (share < LEAST_LINES).then(|| {
         let Control { name, hint, .. } = control;
         format!(
@@ -156,7 +156,7 @@ mod tests {
     fn photos_are_no_lines() {
         let drawn = |hint: RgbImage, name: &str, model: &str| {
             let control: Control = format!("{name}=h.png,model={model}").parse().unwrap();
-            no_lines(&control, &Hint { pictures: vec![hint], frames: vec![] })
+            no_lines(&control, &Hint { images: vec![hint], frames: vec![] })
         };
         let shade = |x: u32, y: u32| Rgb([(x * 8) as u8, (y * 8) as u8, 120]);
         let photo = RgbImage::from_fn(32, 32, shade);

@@ -758,7 +758,7 @@ mod tests {
             pickle
         };
         assert!(matches!(run(&nested(20_000)).unwrap().1, Value::Tuple(_)));
-        assert!(run(&nested(1_000_000)).unwrap_err().contains("no list of tensors"));
+        assert!(run(&nested(1_000_000)).unwrap_err().contains("not a list of tensors"));
     }
 
     #[test]

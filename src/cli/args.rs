@@ -37,6 +37,14 @@ pub(super) enum Command {
 }
 
 impl Cli {
+    /// The number of threads that was asked for.
+    pub(super) fn threads(&self) -> Option<usize> {
+        match &self.command {
+            Command::Bench(args) => args.threads(),
+            _ => None,
+        }
+    }
+
     /// Returns whether errors, too, are written as JSON events.
     pub(super) fn wants_json_events(&self) -> bool {
         match &self.command {

@@ -10,12 +10,12 @@ mod summary;
 use std::time::{Duration, Instant};
 
 use candle_core::{Device, Tensor};
-use clap::Args;
+use clap::{Args, ValueEnum};
 
 use self::process::{Command, peak, reset_peak};
 use self::report::{Part, Report, Settings, Shares, Versions};
 use self::summary::Summary;
-use super::flags::{ModelFlags, control};
+use super::flags::{ModelFlags, Seed, control};
 use super::{generate, print, to_json, tune};
 use crate::device::{Precision, Quantize};
 use crate::job::{self, Names};
@@ -24,7 +24,7 @@ use crate::library::{Base, ControlFile, Files, Motion, Part as Network, Preset};
 use crate::media::{FrameSink, RgbImage};
 use crate::pipeline::{Event, Inputs, Pipeline, Prepared, Residency};
 use crate::request::{Control, Job};
-use crate::{Result, Stop};
+use crate::{Error, Result, Stop};
 
 /// The arguments of `animatelcm bench`.
 #[derive(Debug, Args)]
@@ -45,12 +45,19 @@ pub(super) struct BenchArgs {
     /// Number of frames [default: 16].
     #[arg(short, long, value_name = "N", help_heading = "Clip")]
     frames: Option<usize>,
-    /// Denoising steps [default: 4].
-    #[arg(long, value_name = "N", help_heading = "Clip")]
-    steps: Option<usize>,
+    /// Denoising steps; several numbers, as 1,2,4,8, are measured one after another [default: 4].
+    #[arg(long, value_name = "N,...", value_delimiter = ',', value_parser = at_least_one)]
+    #[arg(help_heading = "Clip")]
+    steps: Vec<usize>,
+    /// The sampler, as in `generate` [default: lcm].
+    #[arg(long, value_name = "NAME", visible_alias = "sampling-method", help_heading = "Clip")]
+    sampler: Option<String>,
     /// Classifier-free guidance; none at 1 or below [default: 1].
     #[arg(long, value_name = "SCALE", help_heading = "Clip")]
     cfg_scale: Option<f64>,
+    /// The seed of the clips; -1 for a random one [default: 0].
+    #[arg(short, long, value_name = "N", help_heading = "Clip")]
+    seed: Option<Seed>,
     /// A network beside the UNet, as in `generate`; beside random weights FILE is controlnet, sparsectrl-rgb,
     /// sparsectrl-scribble, t2i-adapter or t2i-adapter-light. Repeatable.
     #[arg(long, value_name = "NAME=HINT,model=FILE,...", value_parser = control, help_heading = "Control")]
@@ -65,12 +72,57 @@ pub(super) struct BenchArgs {
     /// Do not time a fresh process from its start to its first finished clip.
     #[arg(long, help_heading = "Measuring")]
     no_cold_start: bool,
-    /// Print JSON instead of a table.
-    #[arg(long, help_heading = "Reporting")]
+    /// Threads on the CPU [default: RAYON_NUM_THREADS, else one for each processor].
+    #[arg(long, value_name = "N", value_parser = thread_count, help_heading = "Measuring")]
+    threads: Option<usize>,
+    /// What is printed.
+    #[arg(
+        long,
+        value_enum,
+        ignore_case = true,
+        default_value = "table",
+        help_heading = "Reporting"
+    )]
+    format: Format,
+    /// The same as --format json.
+    #[arg(long, conflicts_with = "format", help_heading = "Reporting")]
     json: bool,
     /// Say nothing on the way.
     #[arg(short, long, help_heading = "Reporting")]
     quiet: bool,
+}
+
+/// How the measurements are printed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+enum Format {
+    /// A table for the terminal.
+    Table,
+    /// An object; a list of them for several numbers of steps.
+    Json,
+    /// A line for each number of steps, seconds and bytes.
+    Csv,
+    /// A table for documents.
+    Markdown,
+}
+
+impl BenchArgs {
+    /// The number of threads that was asked for.
+    pub(super) fn threads(&self) -> Option<usize> {
+        self.threads
+    }
+
+    fn format(&self) -> Format {
+        if self.json { Format::Json } else { self.format }
+    }
+}
+
+fn thread_count(text: &str) -> std::result::Result<usize, String> {
+    /// More than any processor has, and less than a system refuses.
+    const MOST: usize = 1024;
+    match at_least_one(text)? {
+        n if n > MOST => Err(format!("must be at most {MOST}")),
+        n => Ok(n),
+    }
 }
 
 fn at_least_one(text: &str) -> std::result::Result<usize, String> {
@@ -82,30 +134,51 @@ fn at_least_one(text: &str) -> std::result::Result<usize, String> {
 }
 
 pub(super) fn run(args: &BenchArgs, stop: &Stop) -> Result<()> {
-    let report = measure(args, stop)?;
-    print(&if args.json { to_json(&report)? } else { report.table() })
+    let reports = measure(args, stop)?;
+    print(&match (args.format(), reports.as_slice()) {
+        (Format::Json, [only]) => to_json(only)?,
+        (Format::Json, all) => to_json(&all)?,
+        (Format::Csv, all) => report::csv(all),
+        (Format::Markdown, all) => report::markdown(all),
+        (Format::Table, [only]) => only.table(),
+        (Format::Table, all) => report::sweep(all),
+    })
 }
 
-fn measure(args: &BenchArgs, stop: &Stop) -> Result<Report> {
+/// Measures every number of steps with the same networks in memory.
+fn measure(args: &BenchArgs, stop: &Stop) -> Result<Vec<Report>> {
     let names = Names::new(args.models.offline)?;
     let job = job(args, &names)?;
-    job.request.validate()?;
-    let inputs = Inputs::read(&job.request, stop)?;
-    let files = files(args, &job, &names)?;
-    let mut pipeline = job::open_files(&job.models, &files, Residency::KeepAll, stop)?;
-    let precision = pipeline.precision();
-    let prepared = pipeline.prepare(&job.request, &inputs)?;
-    let size = (prepared.width, prepared.height);
+    let jobs: Vec<Job> = if args.steps.is_empty() {
+        vec![job]
+    } else {
+        let with = |steps: &usize| {
+            let mut job = job.clone();
+            job.request.sampling.steps = *steps;
+            job
+        };
+        args.steps.iter().map(with).collect()
+    };
+    let first = jobs.first().ok_or_else(|| Error::request("steps", "must be at least 1"))?;
+    jobs.iter().try_for_each(|job| job.request.validate())?;
     let notes = Notes { quiet: args.quiet, stop };
+    notes.say("opening");
+    let inputs = Inputs::read(&first.request, stop)?;
+    let files = files(args, first, &names)?;
+    let mut pipeline = job::open_files(&first.models, &files, Residency::KeepAll, stop)?;
+    // What cannot be made is found before anything is measured.
+    let prepared: Vec<Prepared> =
+        jobs.iter().map(|job| pipeline.prepare(&job.request, &inputs)).collect::<Result<_>>()?;
 
     // First, while this process has nothing in memory yet.
-    let cold_start = if args.random_weights.is_some() || args.no_cold_start {
-        None
-    } else {
-        notes.say("cold start");
-        let command = Command { job: &job, offline: args.models.offline, stop };
-        Some(command.seconds_to_first_clip()?)
-    };
+    let mut cold_starts = vec![None; jobs.len()];
+    if args.random_weights.is_none() && !args.no_cold_start {
+        for (job, seconds) in jobs.iter().zip(&mut cold_starts) {
+            notes.say(&format!("cold start{}", of_sweep(&jobs, job)));
+            let command = Command { job, offline: args.models.offline, stop };
+            *seconds = Some(command.seconds_to_first_clip()?);
+        }
+    }
 
     notes.say("loading");
     let started = Instant::now();
@@ -114,76 +187,111 @@ fn measure(args: &BenchArgs, stop: &Stop) -> Result<Report> {
     tune::keep_freed_memory();
     let load = started.elapsed().as_secs_f64();
 
-    let mut times = Times::default();
-    for i in 0..args.warmup {
-        notes.say(&format!("warm-up {}/{}", i + 1, args.warmup));
-        Stopwatch::new(pipeline.device(), &notes).clip(&mut pipeline, &prepared)?;
+    let limit = limit(pipeline.device(), pipeline.precision())?;
+    let mut reports = Vec::with_capacity(jobs.len());
+    for ((job, prepared), cold_start) in jobs.iter().zip(&prepared).zip(cold_starts) {
+        let mut times = Times::default();
+        let of = of_sweep(&jobs, job);
+        for i in 0..args.warmup {
+            notes.say(&format!("warm-up {}/{}{of}", i + 1, args.warmup));
+            Stopwatch::new(pipeline.device(), &notes).clip(&mut pipeline, prepared)?;
+        }
+        for i in 0..args.repeats {
+            notes.say(&format!("clip {}/{}{of}", i + 1, args.repeats));
+            let watch = Stopwatch::new(pipeline.device(), &notes);
+            times.add(watch.clip(&mut pipeline, prepared)?);
+        }
+        let setting = Setting { args, job, prepared, cold_start, load, limit };
+        reports.push(setting.report(&pipeline, &times));
     }
-    for i in 0..args.repeats {
-        notes.say(&format!("clip {}/{}", i + 1, args.repeats));
-        let watch = Stopwatch::new(pipeline.device(), &notes);
-        times.add(watch.clip(&mut pipeline, &prepared)?);
-    }
+    Ok(reports)
+}
 
-    let models = pipeline.models();
-    let request = &prepared.request;
-    let encodes = models.side_networks().any(|(_, config)| config.sees_latents());
-    let bytes = |part: Network| models.bytes(&part, precision);
-    let encoder = if encodes { bytes(Network::VaeEncoder) } else { 0 };
-    let plain = Precision { quantize: Quantize::None, ..precision };
-    let peaks = times.peaks;
-    let steps = prepared.plan.steps.len().max(1) as u64;
-    let part = |times: &[f64], flops, peak| Part::new(Summary::of(times), flops, peak);
-    let on_cpu = pipeline.device().is_cpu();
-    let shares = |kinds, seconds: &[f64]| on_cpu.then(|| Shares::new(kinds, seconds.iter().sum()));
-    Ok(Report {
-        settings: Settings {
-            model: match (args.random_weights, &job.models.model) {
-                (Some(preset), _) => format!("random weights, {preset}"),
-                (None, Some(model)) => model.clone(),
-                (None, None) => "embedded".into(),
+/// Which number of steps a line is about, where there are several.
+fn of_sweep(jobs: &[Job], job: &Job) -> String {
+    match (jobs.len(), job.request.sampling.steps) {
+        (1, _) => String::new(),
+        (_, 1) => ", 1 step".into(),
+        (_, steps) => format!(", {steps} steps"),
+    }
+}
+
+/// One number of steps, and what is known before its clips are timed.
+struct Setting<'a> {
+    args: &'a BenchArgs,
+    job: &'a Job,
+    prepared: &'a Prepared,
+    cold_start: Option<f64>,
+    load: f64,
+    limit: Option<f64>,
+}
+
+impl Setting<'_> {
+    fn report(&self, pipeline: &Pipeline, times: &Times) -> Report {
+        let Self { args, job, prepared, .. } = self;
+        let precision = pipeline.precision();
+        let models = pipeline.models();
+        let request = &prepared.request;
+        let encodes = models.side_networks().any(|(_, config)| config.sees_latents());
+        let bytes = |part: Network| models.bytes(&part, precision);
+        let encoder = if encodes { bytes(Network::VaeEncoder) } else { 0 };
+        let plain = Precision { quantize: Quantize::None, ..precision };
+        let peaks = times.peaks;
+        let steps = prepared.plan.steps.len().max(1) as u64;
+        let part = |times: &[f64], flops, peak| Part::new(Summary::of(times), flops, peak);
+        let on_cpu = pipeline.device().is_cpu();
+        let shares =
+            |kinds, seconds: &[f64]| on_cpu.then(|| Shares::new(kinds, seconds.iter().sum()));
+        Report {
+            settings: Settings {
+                model: match (args.random_weights, &job.models.model) {
+                    (Some(preset), _) => format!("random weights, {preset}"),
+                    (None, Some(model)) => model.clone(),
+                    (None, None) => "embedded".into(),
+                },
+                width: prepared.width,
+                height: prepared.height,
+                frames: request.size.frames,
+                steps: request.sampling.steps,
+                cfg_scale: request.sampling.cfg_scale,
+                sampler: request.sampling.sampler.to_string(),
+                seed: request.sampling.seed.unwrap_or_default(),
+                controls: request.controls.iter().map(|control| control.model.clone()).collect(),
+                dtype: precision.unet.as_str(),
+                vae_dtype: precision.vae.as_str(),
+                quantize: precision.quantize,
+                kernels: job.models.kernels,
+                repeats: args.repeats,
+                warmup: args.warmup,
+                threads: rayon::current_num_threads(),
             },
-            width: size.0,
-            height: size.1,
-            frames: request.size.frames,
-            steps: request.sampling.steps,
-            cfg_scale: request.sampling.cfg_scale,
-            sampler: request.sampling.sampler.to_string(),
-            controls: request.controls.iter().map(|control| control.model.clone()).collect(),
-            dtype: precision.unet.as_str(),
-            vae_dtype: precision.vae.as_str(),
-            quantize: precision.quantize,
-            kernels: job.models.kernels,
-            repeats: args.repeats,
-            warmup: args.warmup,
-            threads: rayon::current_num_threads(),
-        },
-        versions: Versions::current(),
-        device: report::device_name(pipeline.device()),
-        limit_gflop_per_second: limit(pipeline.device(), precision)?,
-        parameters: report::Parameters {
-            text: bytes(Network::Text) / precision.text.size_in_bytes() as u64,
-            unet: models.bytes(&Network::UNet, plain) / precision.unet.size_in_bytes() as u64,
-            vae: bytes(Network::Vae) / precision.vae.size_in_bytes() as u64,
-        },
-        cold_start_seconds: cold_start,
-        load_seconds: load,
-        text_encode: part(&times.text, times.work.text, peaks.text),
-        unet_step: Part {
-            shares: shares(&times.step_kinds, &times.steps),
-            ..part(&times.steps, times.work.steps / steps, peaks.steps)
-        },
-        decode: Part {
-            shares: shares(&times.decode_kinds, &times.decode),
-            ..part(&times.decode, times.work.decode, peaks.decode)
-        },
-        clip: part(&times.clip, times.work.whole(), peaks.whole()),
-        peak_memory_bytes: peaks.whole(),
-        // A run drops text encoder and the autoencoder's encoder before the rest is loaded.
-        estimated_memory_bytes: prepared.memory.total(prepared.guidance)
-            + bytes(Network::Text)
-            + encoder,
-    })
+            versions: Versions::current(),
+            device: report::device_name(pipeline.device()),
+            limit_gflop_per_second: self.limit,
+            parameters: report::Parameters {
+                text: bytes(Network::Text) / precision.text.size_in_bytes() as u64,
+                unet: models.bytes(&Network::UNet, plain) / precision.unet.size_in_bytes() as u64,
+                vae: bytes(Network::Vae) / precision.vae.size_in_bytes() as u64,
+            },
+            cold_start_seconds: self.cold_start,
+            load_seconds: self.load,
+            text_encode: part(&times.text, times.work.text, peaks.text),
+            unet_step: Part {
+                shares: shares(&times.step_kinds, &times.steps),
+                ..part(&times.steps, times.work.steps / steps, peaks.steps)
+            },
+            decode: Part {
+                shares: shares(&times.decode_kinds, &times.decode),
+                ..part(&times.decode, times.work.decode, peaks.decode)
+            },
+            clip: part(&times.clip, times.work.whole(), peaks.whole()),
+            peak_memory_bytes: peaks.whole(),
+            // A run drops text encoder and the autoencoder's encoder before the rest is loaded.
+            estimated_memory_bytes: prepared.memory.total(prepared.guidance)
+                + bytes(Network::Text)
+                + encoder,
+        }
+    }
 }
 
 /// Measures the CPU's peak performance in GFLOP/s: the fastest of several matrix products that fit the caches.
@@ -211,11 +319,14 @@ fn job(args: &BenchArgs, names: &Names) -> Result<Job> {
     let request = &mut job.request;
     request.prompt.text = "a corgi walking in the park, 4k".into();
     request.prompt.negative = "blurry".into();
-    request.sampling.seed = Some(0);
+    let seed = args.seed.map_or(0, |seed| seed.number().unwrap_or_else(generate::random_seed));
+    request.sampling.seed = Some(seed);
     request.size.width = args.width.or(request.size.width);
     request.size.height = args.height.or(request.size.height);
     request.size.frames = args.frames.unwrap_or(request.size.frames);
-    request.sampling.steps = args.steps.unwrap_or(request.sampling.steps);
+    if let Some(name) = &args.sampler {
+        generate::sampler(name, request)?;
+    }
     request.sampling.cfg_scale = args.cfg_scale.unwrap_or(request.sampling.cfg_scale);
     request.controls.clone_from(&args.control);
     Ok(job)
@@ -365,7 +476,6 @@ impl<'a> Stopwatch<'a> {
             mark = now;
             Ok(seconds)
         };
-        let steps = prepared.request.sampling.steps;
         let mut observer = |event: Event| {
             match event {
                 Event::Ready => {
@@ -375,7 +485,7 @@ impl<'a> Stopwatch<'a> {
                     times.work.text = clock::stop().flops();
                     clock::start();
                 }
-                Event::Step { step, .. } => {
+                Event::Step { step, steps, .. } => {
                     times.steps.push(lap()?);
                     if step == steps {
                         let tally = clock::stop();

@@ -302,9 +302,7 @@ pub(super) fn how(clip: &ClipFlags, flags: &SamplingFlags, request: &mut Request
     set(&mut request.sampling.steps, flags.steps.as_ref());
     set(&mut request.sampling.cfg_scale, flags.cfg_scale.as_ref());
     if let Some(name) = &flags.sampler {
-        let (sampler, spacing) = SamplerKind::with_spacing(name)?;
-        request.sampling.sampler = sampler;
-        request.sampling.spacing = spacing;
+        sampler(name, request)?;
     }
     set_some(&mut request.sampling.spacing, flags.spacing.as_ref());
     set_some(
@@ -324,6 +322,14 @@ pub(super) fn how(clip: &ClipFlags, flags: &SamplingFlags, request: &mut Request
         request.sampling.seed = seed.number();
     }
     set(&mut request.sampling.rng, flags.rng.as_ref());
+    Ok(())
+}
+
+/// Sets the sampler of a name, and the spacing that the name may end in.
+pub(super) fn sampler(name: &str, request: &mut Request) -> Result<()> {
+    let (sampler, spacing) = SamplerKind::with_spacing(name)?;
+    request.sampling.sampler = sampler;
+    request.sampling.spacing = spacing;
     Ok(())
 }
 

@@ -52,6 +52,9 @@ pub fn main() -> ExitCode {
         Ok(cli) => cli,
         Err(error) => return not_run(&error),
     };
+    if let Some(count) = cli.threads() {
+        tune::use_threads(count);
+    }
     let as_json = cli.wants_json_events();
     let answer = if as_json { Answer::Json } else { Answer::Line };
     match panics::caught(|| threads::start().and_then(|()| run(cli, &signals::stop(answer)?))) {

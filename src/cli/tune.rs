@@ -125,6 +125,15 @@ pub(super) fn at_start() {
     }
 }
 
+/// Sets the number of threads of this process, and of those that it starts. Must be called before there is a second
+/// thread.
+#[allow(unsafe_code)]
+pub(super) fn use_threads(count: usize) {
+    // Both rayon and candle read it.
+    // SAFETY: nobody else reads or writes the environment, as there is no other thread.
+    unsafe { std::env::set_var("RAYON_NUM_THREADS", count.to_string()) };
+}
+
 /// Lets the memory of results be used again by the next ones, in place of returning it to the system, which clears
 /// every page before it gives it again. To be called when the weights are loaded: what is freed on the way there
 /// had better be returned.

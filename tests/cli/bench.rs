@@ -119,7 +119,76 @@ fn the_table_has_a_row_for_every_part() {
         assert!(table.lines().any(|line| line.starts_with(row)), "{row} is not in\n{table}");
     }
     let notes = String::from_utf8(output.stderr).unwrap();
-    assert_eq!(notes, "loading\nclip 1/2\nclip 2/2\n");
+    assert_eq!(notes, "opening\nloading\nclip 1/2\nclip 2/2\n");
+    assert!(table.contains("2 clips timed, without a warm-up"), "{table}");
+}
+
+/// One small clip for each of two numbers of steps.
+const SWEEP: [&str; 14] = [
+    "-W",
+    "32",
+    "-H",
+    "32",
+    "--frames",
+    "2",
+    "--steps",
+    "1,3",
+    "--repeats",
+    "1",
+    "--warmup",
+    "0",
+    "--no-cold-start",
+    "-q",
+];
+
+#[test]
+fn several_numbers_of_steps_are_measured_in_one_run() {
+    let run = |more: &[&str]| {
+        let output = bench(&[&SWEEP, more].concat());
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+        String::from_utf8(output.stdout).unwrap()
+    };
+    let reports: Value = serde_json::from_str(&run(&["--json"])).unwrap();
+    let reports = reports.as_array().unwrap();
+    assert_eq!(reports.len(), 2);
+    for (report, steps) in reports.iter().zip([1, 3]) {
+        assert_eq!(report["settings"]["steps"], steps);
+        assert_eq!(report["unet_step"]["seconds"]["n"], steps);
+    }
+    // A clip's work is that of its steps, and of what comes before and after them.
+    let work = |report: &Value, part: &str| report[part]["gflop"].as_f64().unwrap();
+    let rest = |report: &Value, steps| work(report, "clip") - steps * work(report, "unet_step");
+    let (few, many) = (rest(&reports[0], 1.0), rest(&reports[1], 3.0));
+    assert!((few / many - 1.0).abs() < 1e-3, "{few} and {many}");
+
+    let table = run(&[]);
+    let first = |text: &str, mark: &str| -> Vec<String> {
+        let lines = text.lines().filter(|line| line.starts_with(mark));
+        lines.map(|line| line.trim_start_matches(['|', ' ']).chars().take(2).collect()).collect()
+    };
+    assert_eq!(first(&table, "1 ").concat() + &first(&table, "3 ").concat(), "1 1 3 ", "{table}");
+    let document = run(&["--format", "markdown"]);
+    assert_eq!(first(&document, "|"), ["st", "--", "1 ", "3 "], "{document}");
+    let lines = run(&["--format", "csv"]);
+    assert_eq!(lines.lines().count(), 3, "{lines}");
+    assert!(lines.starts_with("model,width,height,frames,steps,"), "{lines}");
+    assert!(lines.lines().nth(2).unwrap().starts_with("embedded,32,32,2,3,lcm,"), "{lines}");
+}
+
+#[test]
+fn sampler_seed_and_threads_are_those_asked_for() {
+    let output = bench(
+        &[&SMALL[..6], &["--steps", "2", "--repeats", "1", "--no-cold-start", "-q", "--json"]]
+            .concat()
+            .into_iter()
+            .chain(["--sampler", "DPM++ 2M Karras", "--seed", "11", "--threads", "1"])
+            .collect::<Vec<_>>(),
+    );
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    let report: Value = serde_json::from_slice(&output.stdout).unwrap();
+    let settings = &report["settings"];
+    assert_eq!(settings["sampler"], "dpmpp-2m");
+    assert_eq!((&settings["seed"], &settings["threads"]), (&11.into(), &1.into()));
 }
 
 #[test]
@@ -131,6 +200,13 @@ fn impossible_benchmarks_are_refused_in_one_line() {
         (&["--random-weights", "sd15", "--motion", "x.ckpt"], "cannot be mixed"),
         (&["--frames", "0"], "frames"),
         (&["--width", "9"], "width"),
+        (&["--steps", "1,0"], "at least 1"),
+        (&["--steps", "1,,2"], "--steps"),
+        (&["--sampler", "fast"], "sampler"),
+        (&["--threads", "0"], "at least 1"),
+        (&["--threads", "100000"], "at most 1024"),
+        (&["--format", "xml"], "markdown"),
+        (&["--format", "csv", "--json"], "cannot be used with"),
     ] {
         let output = bench(flags);
         let said = String::from_utf8_lossy(&output.stderr).into_owned();

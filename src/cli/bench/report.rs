@@ -46,6 +46,7 @@ pub(super) struct Settings {
     pub(super) steps: usize,
     pub(super) cfg_scale: f64,
     pub(super) sampler: String,
+    pub(super) seed: u64,
     /// Networks beside the UNet.
     pub(super) controls: Vec<String>,
     pub(super) dtype: &'static str,
@@ -166,31 +167,133 @@ fn vector_units() -> &'static str {
     }
 }
 
+/// What all runs of a sweep share, and the number of steps where there is but one.
+fn heading(reports: &[Report]) -> Vec<String> {
+    let Some(Report { settings, versions, device, .. }) = reports.first() else { return vec![] };
+    let Settings { model, width, height, frames, cfg_scale, sampler, seed, .. } = settings;
+    let Settings { dtype, threads, repeats, warmup, .. } = settings;
+    let controls = settings.controls.iter();
+    let controls = controls.fold(String::new(), |all, control| all + ", " + control.as_str());
+    let how = [settings.quantize.words(), settings.kernels.words()].concat();
+    let Versions { animatelcm, candle, target, profile } = versions;
+    let steps = match reports {
+        [_] => format!("{} of {sampler}", counted(settings.steps, "step")),
+        _ => sampler.clone(),
+    };
+    let warm_up = match warmup {
+        0 => "without a warm-up".into(),
+        _ => format!("after {} to warm up", counted(*warmup, "clip")),
+    };
+    let each = if reports.len() > 1 { " each" } else { "" };
+    vec![
+        format!("animatelcm {animatelcm}, candle {candle}, {target}, {profile}"),
+        format!("{device}, {}", counted(*threads, "thread")),
+        format!(
+            "{model}: {} of {width}x{height}, {steps}, cfg {cfg_scale}, seed {seed}, {dtype}{how}{controls}",
+            counted(*frames, "frame")
+        ),
+        format!("{} timed{each}, {warm_up}", counted(*repeats, "clip")),
+    ]
+}
+
+/// `1 step`, `2 steps`.
+fn counted(count: usize, word: &str) -> String {
+    if count == 1 { format!("1 {word}") } else { format!("{count} {word}s") }
+}
+
+/// The columns of a sweep.
+const SWEEP: [&str; 8] =
+    ["steps", "UNet step", "decode", "clip", "p10", "p90", "frames/s", "peak memory"];
+
 impl Report {
-    /// The report as a table for people.
-    pub(super) fn table(&self) -> String {
-        let Settings { model, width, height, frames, steps, cfg_scale, sampler, .. } =
+    /// The cells below [`SWEEP`].
+    fn sweep_row(&self) -> [String; SWEEP.len()] {
+        let Settings { steps, frames, .. } = self.settings;
+        let clip = &self.clip.seconds;
+        let rate = if clip.median > 0.0 { frames as f64 / clip.median } else { 0.0 };
+        [
+            steps.to_string(),
+            time(self.unet_step.seconds.median),
+            time(self.decode.seconds.median),
+            time(clip.median),
+            time(clip.p10),
+            time(clip.p90),
+            significant(rate),
+            memory(self.peak_memory_bytes),
+        ]
+    }
+
+    /// Names and values of a line of CSV.
+    fn fields(&self) -> Vec<(String, String)> {
+        let Settings { model, width, height, frames, steps, cfg_scale, sampler, seed, .. } =
             &self.settings;
-        let Settings { dtype, threads, repeats, warmup, controls, .. } = &self.settings;
-        let controls =
-            controls.iter().fold(String::new(), |all, control| all + ", " + control.as_str());
-        let how = [self.settings.quantize.words(), self.settings.kernels.words()].concat();
+        let Settings { dtype, vae_dtype, quantize, kernels, repeats, warmup, threads, .. } =
+            &self.settings;
         let Versions { animatelcm, candle, target, profile } = &self.versions;
-        let mut text = format!(
-            "animatelcm {animatelcm}, candle {candle}, {target}, {profile}\n\
-             {}, {threads} threads\n\
-             {model}: {frames} frames of {width}x{height}, {steps} steps of {sampler}, cfg {cfg_scale}, {dtype}{how}{controls}\n\
-             {repeats} clips after {warmup} to warm up\n\n",
-            self.device
+        let number = |value: Option<f64>| value.map(|v| v.to_string()).unwrap_or_default();
+        let count = |value: Option<u64>| value.map(|v| v.to_string()).unwrap_or_default();
+        let mut fields: Vec<(String, String)> = [
+            ("model", model.clone()),
+            ("width", width.to_string()),
+            ("height", height.to_string()),
+            ("frames", frames.to_string()),
+            ("steps", steps.to_string()),
+            ("sampler", sampler.clone()),
+            ("cfg_scale", cfg_scale.to_string()),
+            ("seed", seed.to_string()),
+            ("controls", self.settings.controls.join(" ")),
+            ("dtype", (*dtype).to_owned()),
+            ("vae_dtype", (*vae_dtype).to_owned()),
+            ("quantize", name(quantize)),
+            ("kernels", name(kernels)),
+            ("device", self.device.clone()),
+            ("threads", threads.to_string()),
+            ("repeats", repeats.to_string()),
+            ("warmup", warmup.to_string()),
+        ]
+        .map(|(name, value)| (name.to_owned(), value))
+        .into();
+        for (name, part) in self.parts() {
+            let name = name.to_lowercase().replace(' ', "_");
+            let Summary { median, p10, p90, .. } = part.seconds;
+            for (of, value) in [("", median), ("_p10", p10), ("_p90", p90)] {
+                fields.push((format!("{name}_seconds{of}"), value.to_string()));
+            }
+            fields.push((format!("{name}_gflop"), part.gflop.to_string()));
+        }
+        fields.extend(
+            [
+                ("load_seconds", self.load_seconds.to_string()),
+                ("cold_start_seconds", number(self.cold_start_seconds)),
+                ("peak_memory_bytes", count(self.peak_memory_bytes)),
+                ("limit_gflop_per_second", number(self.limit_gflop_per_second)),
+                ("animatelcm", (*animatelcm).to_owned()),
+                ("candle", (*candle).to_owned()),
+                ("target", target.clone()),
+                ("profile", (*profile).to_owned()),
+            ]
+            .map(|(name, value)| (name.to_owned(), value)),
         );
-        let header = ["", "median", "p10", "p90", "GFLOP", "GFLOP/s", "peak memory"];
-        let mut rows = vec![header.map(str::to_owned)];
-        for (name, part) in [
+        fields
+    }
+
+    /// The parts of the work, as they are called in tables.
+    fn parts(&self) -> [(&'static str, &Part); 4] {
+        [
             ("text encode", &self.text_encode),
             ("UNet step", &self.unet_step),
             ("decode", &self.decode),
             ("clip", &self.clip),
-        ] {
+        ]
+    }
+
+    /// The report as a table for people.
+    pub(super) fn table(&self) -> String {
+        let frames = self.settings.frames;
+        let mut text = heading(std::slice::from_ref(self)).join("\n") + "\n\n";
+        let header = ["", "median", "p10", "p90", "GFLOP", "GFLOP/s", "peak memory"];
+        let mut rows = vec![header.map(str::to_owned)];
+        for (name, part) in self.parts() {
             let seconds = &part.seconds;
             rows.push([
                 name.to_owned(),
@@ -199,7 +302,7 @@ impl Report {
                 time(seconds.p90),
                 significant(part.gflop),
                 significant(part.gflop_per_second),
-                part.peak_memory_bytes.map_or_else(|| "unknown".into(), |b| Bytes(b).to_string()),
+                memory(part.peak_memory_bytes),
             ]);
         }
         text.push_str(&aligned(&rows));
@@ -215,7 +318,7 @@ impl Report {
         let step = self.unet_step.seconds.median;
         let clip = self.clip.seconds.median;
         if step > 0.0 && clip > 0.0 {
-            let (steps, rate) = (1.0 / step, *frames as f64 / clip);
+            let (steps, rate) = (1.0 / step, frames as f64 / clip);
             let _ = writeln!(
                 text,
                 "throughput   {} steps/s, {} frames/s",
@@ -240,6 +343,69 @@ impl Report {
         }
         if rows.len() == 1 { String::new() } else { format!("\n{}", aligned(&rows)) }
     }
+}
+
+/// Several numbers of steps as a table for people.
+pub(super) fn sweep(reports: &[Report]) -> String {
+    let mut rows = vec![SWEEP.map(str::to_owned)];
+    rows.extend(reports.iter().map(Report::sweep_row));
+    format!("{}\n\n{}", heading(reports).join("\n"), aligned(&rows))
+}
+
+/// A table for documents, a row for each number of steps.
+pub(super) fn markdown(reports: &[Report]) -> String {
+    let row = |cells: &[String]| {
+        let cells: Vec<String> = cells.iter().map(|cell| cell.replace('|', "\\|")).collect();
+        format!("| {} |\n", cells.join(" | "))
+    };
+    let mut text = String::new();
+    for line in heading(reports) {
+        // Each its own line in what is rendered, too.
+        text.push_str(&format!("- {line}\n"));
+    }
+    text.push('\n');
+    text.push_str(&row(&SWEEP.map(str::to_owned)));
+    text.push_str(&row(&SWEEP.map(|_| "---:".to_owned())));
+    for report in reports {
+        text.push_str(&row(&report.sweep_row()));
+    }
+    text
+}
+
+/// Comma-separated values as in RFC 4180, but with lines that end as on Unix: a line of names, and one for each
+/// number of steps.
+pub(super) fn csv(reports: &[Report]) -> String {
+    let line = |cells: Vec<String>| cells.iter().map(|cell| quoted(cell)).collect::<Vec<_>>();
+    let mut text = String::new();
+    for (i, report) in reports.iter().enumerate() {
+        let (names, values): (Vec<String>, Vec<String>) = report.fields().into_iter().unzip();
+        if i == 0 {
+            text.push_str(&(line(names).join(",") + "\n"));
+        }
+        text.push_str(&(line(values).join(",") + "\n"));
+    }
+    text
+}
+
+/// A choice by its name in JSON.
+fn name(choice: &impl Serialize) -> String {
+    match serde_json::to_value(choice) {
+        Ok(serde_json::Value::String(name)) => name,
+        _ => String::new(),
+    }
+}
+
+/// A value of CSV, in quotes where it needs them.
+fn quoted(cell: &str) -> String {
+    if cell.contains([',', '"', '\n', '\r']) {
+        format!("\"{}\"", cell.replace('"', "\"\""))
+    } else {
+        cell.to_owned()
+    }
+}
+
+fn memory(bytes: Option<u64>) -> String {
+    bytes.map_or_else(|| "unknown".into(), |bytes| Bytes(bytes).to_string())
 }
 
 /// Columns as wide as their widest cell: the first to the left, numbers to the right.
@@ -296,6 +462,86 @@ mod tests {
     fn the_version_of_candle_is_that_of_the_manifest() {
         let manifest = include_str!("../../../Cargo.toml");
         assert!(manifest.contains(&format!("candle-core = \"{CANDLE}\"")));
+    }
+
+    fn report(steps: usize, model: &str) -> Report {
+        let part = |seconds: f64| Part::new(Summary::of(&[seconds]), 3_000_000_000, Some(1 << 20));
+        Report {
+            settings: Settings {
+                model: model.into(),
+                width: 64,
+                height: 32,
+                frames: 16,
+                steps,
+                cfg_scale: 1.5,
+                sampler: "lcm".into(),
+                seed: 7,
+                controls: vec![],
+                dtype: "f32",
+                vae_dtype: "f32",
+                quantize: Quantize::None,
+                kernels: KernelChoice::Default,
+                repeats: 1,
+                warmup: 0,
+                threads: 1,
+            },
+            versions: Versions::current(),
+            device: "cpu, Fast 9000".into(),
+            limit_gflop_per_second: None,
+            parameters: Parameters { text: 1, unet: 2, vae: 3 },
+            cold_start_seconds: None,
+            load_seconds: 0.25,
+            text_encode: part(0.125),
+            unet_step: part(0.5),
+            decode: part(1.5),
+            clip: part(2.0 * steps as f64),
+            peak_memory_bytes: Some(1 << 20),
+            estimated_memory_bytes: 0,
+        }
+    }
+
+    #[test]
+    fn csv_has_a_line_for_each_number_of_steps_and_quotes_what_needs_it() {
+        let text = csv(&[report(1, "a \"b\", c"), report(4, "plain")]);
+        let lines: Vec<&str> = text.lines().collect();
+        assert_eq!(lines.len(), 3, "{text}");
+        assert!(lines[0].starts_with("model,width,height,frames,steps,sampler,"), "{text}");
+        assert!(lines[1].starts_with("\"a \"\"b\"\", c\",64,32,16,1,lcm,1.5,7,"), "{text}");
+        assert!(lines[2].starts_with("plain,64,32,16,4,lcm,1.5,7,"), "{text}");
+        let column = |name: &str| lines[0].split(',').position(|column| column == name).unwrap();
+        // The device has a comma, and so quotes, before it.
+        let cells: Vec<&str> = lines[2].split(',').collect();
+        assert_eq!(cells[column("clip_seconds") + 1], "8");
+        assert_eq!(cells[column("unet_step_gflop") + 1], "3");
+        assert_eq!(cells[column("cold_start_seconds") + 1], "");
+        assert_eq!(cells.len(), lines[0].split(',').count() + 1);
+    }
+
+    #[test]
+    fn a_sweep_has_a_row_for_each_number_of_steps() {
+        let reports = [report(1, "m|n"), report(8, "m|n")];
+        let table = sweep(&reports);
+        assert!(table.contains("m|n: 16 frames of 64x32, lcm, cfg 1.5, seed 7, f32"), "{table}");
+        assert!(table.contains("1 clip timed each, without a warm-up"), "{table}");
+        let last = table.lines().last().unwrap();
+        assert_eq!(
+            last.split_whitespace().collect::<Vec<_>>()[..9],
+            ["8", "500", "ms", "1.50", "s", "16.0", "s", "16.0", "s"]
+        );
+        let document = markdown(&reports);
+        assert!(
+            document
+                .ends_with("| 8 | 500 ms | 1.50 s | 16.0 s | 16.0 s | 16.0 s | 1.00 | 1.0 MiB |\n"),
+            "{document}"
+        );
+        assert_eq!(document.lines().filter(|line| line.starts_with('|')).count(), 4);
+    }
+
+    #[test]
+    fn one_is_not_a_plural() {
+        assert_eq!([0, 1, 2].map(|n| counted(n, "clip")), ["0 clips", "1 clip", "2 clips"]);
+        let text = report(1, "m").table();
+        assert!(text.contains("1 step of lcm") && text.contains("1 thread\n"), "{text}");
     }
 
     #[test]

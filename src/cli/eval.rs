@@ -1,18 +1,19 @@
 //! `animatelcm eval`: how often a model's clips show what their prompts say.
 
 use std::path::PathBuf;
+use std::time::Instant;
 
 use clap::Args;
 use image::RgbImage;
 use serde::Serialize;
 
 use super::flags::{ClipFlags, ModelFlags, SamplingFlags};
-use super::{generate, print, to_json, tune};
+use super::{duration, generate, print, to_json, tune};
 use crate::files::{Existing, Place};
 use crate::job::{self, Names};
 use crate::media;
 use crate::pipeline::{Event, Inputs, Pipeline, Residency};
-use crate::procedural::{Caption, Count, Observation, Oracle, Scene, Score};
+use crate::procedural::{Caption, Count, Matches, Observation, Oracle, Scene, Score};
 use crate::request::{Job, Request};
 use crate::rng::Uniform;
 use crate::{Error, Result, Stop};
@@ -30,7 +31,7 @@ pub(super) struct EvalArgs {
     /// Measure clips that the grammar's own renderer makes instead of a model's: the most that can be reached.
     #[arg(long, help_heading = "Measuring")]
     ground_truth: bool,
-    /// A PNG with some frames of the first clips, one clip a row.
+    /// A PNG with some frames of the first clips, one clip a row, below its caption and what is wrong.
     #[arg(long, value_name = "FILE", help_heading = "Measuring")]
     sheet: Option<PathBuf>,
     /// Overwrite that PNG if it is there.
@@ -65,10 +66,41 @@ struct Report {
     prompts: usize,
     seed: u64,
     score: Score,
+    /// Every clip, in order.
+    rows: Vec<Row>,
 }
 
-/// Rows of a sheet.
-const ROWS: usize = 16;
+/// One clip.
+#[derive(Debug, Serialize)]
+struct Row {
+    prompt: String,
+    /// Seed of the clip's first noise; none of a rendered clip.
+    seed: Option<u64>,
+    #[serde(flatten)]
+    matches: Matches,
+    all: bool,
+}
+
+impl Row {
+    /// The prompt, and what of it is not true.
+    fn label(&self) -> String {
+        let Matches { background, color, shape, motion, steady } = self.matches;
+        let parts =
+            [("background", background), ("colour", color), ("shape", shape), ("motion", motion)];
+        let wrong: Vec<&str> =
+            parts.iter().filter(|(_, hit)| !hit).map(|(part, _)| *part).collect();
+        let verdict = if wrong.is_empty() {
+            "all true".into()
+        } else {
+            format!("wrong: {}", wrong.join(", "))
+        };
+        let steady = if steady { "" } else { ", unsteady" };
+        format!("{} - {verdict}{steady}", self.prompt)
+    }
+}
+
+/// Clips on a sheet.
+const ON_SHEET: usize = 16;
 
 /// The side of clips that no model makes.
 const SIDE: usize = 64;
@@ -92,36 +124,61 @@ pub(super) fn run(args: &EvalArgs, stop: &Stop) -> Result<()> {
         args.sampling.seed.map_or(0, |seed| seed.number().unwrap_or_else(generate::random_seed));
     let mut clips = Clips::open(args, stop)?;
     let mut score = Score::default();
-    let mut rows: Vec<Vec<RgbImage>> = Vec::new();
+    let mut rows: Vec<Row> = Vec::new();
+    let mut shown: Vec<Vec<RgbImage>> = Vec::new();
+    let started = Instant::now();
     for i in 0..args.prompts {
         // Prompts and seeds are a prefix of those of a longer run.
         let mut random = Uniform::part(seed, i as u64);
         let caption = Caption::draw(&mut random);
-        let frames = match &mut clips {
+        let (frames, clip_seed) = match &mut clips {
             Clips::Rendered { side, frames } => {
                 stop.check()?;
-                Scene::new(caption, random.bits()).frames(*side, *frames)
+                (Scene::new(caption, random.bits()).frames(*side, *frames), None)
             }
             Clips::Generated { pipeline, request, .. } => {
+                let seed = seed.wrapping_add(i as u64);
                 request.prompt.text = caption.to_string();
-                request.sampling.seed = Some(seed.wrapping_add(i as u64));
-                generated(pipeline, request, stop)?
+                request.sampling.seed = Some(seed);
+                (generated(pipeline, request, stop)?, Some(seed))
             }
         };
         let seen = Oracle::default().observe(&frames);
-        score.add(&caption, seen.matches(&caption));
+        let matches = seen.matches(&caption);
+        score.add(&caption, matches);
+        rows.push(Row {
+            prompt: caption.to_string(),
+            seed: clip_seed,
+            matches,
+            all: matches.all(),
+        });
         if !args.quiet {
-            super::terminal::line(&format!("{}/{} {}", i + 1, args.prompts, said(caption, &seen)));
+            let to_go = to_go(started, i + 1, args.prompts);
+            let said = said(caption, &seen);
+            super::terminal::line(&format!("{}/{} {said}{to_go}", i + 1, args.prompts));
         }
-        if args.sheet.is_some() && rows.len() < ROWS {
-            rows.push(frames);
+        if args.sheet.is_some() && shown.len() < ON_SHEET {
+            shown.push(frames);
         }
     }
     if let Some(place) = sheet {
-        place.write(&media::sheet(&rows)?)?;
+        let labels: Vec<String> = rows.iter().map(Row::label).collect();
+        let labels = labels.iter().map(String::as_str);
+        let rows: Vec<_> = labels.zip(shown.iter().map(Vec::as_slice)).collect();
+        place.write(&media::labelled_sheet(&rows)?)?;
     }
-    let report = clips.report(args.prompts, seed, score);
+    let report = clips.report(args.prompts, seed, score, rows);
     print(&if args.json { to_json(&report)? } else { report.table() })
+}
+
+/// How long the rest takes at the mean pace; nothing after the last.
+fn to_go(started: Instant, done: usize, of: usize) -> String {
+    let left = of.saturating_sub(done);
+    if left == 0 {
+        return String::new();
+    }
+    let each = started.elapsed().as_secs_f64() / done.max(1) as f64;
+    format!(", {} to go", duration(each * left as f64))
 }
 
 /// The source of the clips.
@@ -168,7 +225,7 @@ impl Clips {
         })
     }
 
-    fn report(self, prompts: usize, seed: u64, score: Score) -> Report {
+    fn report(self, prompts: usize, seed: u64, score: Score, rows: Vec<Row>) -> Report {
         match self {
             Self::Rendered { side, frames } => Report {
                 clips: "ground truth".into(),
@@ -181,6 +238,7 @@ impl Clips {
                 prompts,
                 seed,
                 score,
+                rows,
             },
             Self::Generated { request, model, size, .. } => Report {
                 clips: model,
@@ -193,6 +251,7 @@ impl Clips {
                 prompts,
                 seed,
                 score,
+                rows,
             },
         }
     }
@@ -235,7 +294,7 @@ impl Report {
         {
             text.push_str(&format!(", {steps} steps of {sampler}, guidance {scale}"));
         }
-        text.push_str("\n\n              true   of 95% sure  chance\n");
+        text.push_str("\n\n                 rate         95 % CI   chance\n");
         let row = |name: &str, count: Count, chance: Option<f64>| {
             let (low, high) = count.interval();
             let chance = chance.map_or(String::new(), |c| format!("{:6.1}%", 100.0 * c));

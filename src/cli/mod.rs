@@ -139,6 +139,16 @@ fn to_json(value: &impl serde::Serialize) -> Result<String> {
     Ok(text + "\n")
 }
 
+/// `1 h 05 min`, `5 min 07 s`, `9 s`.
+fn duration(seconds: f64) -> String {
+    let seconds = seconds.round() as u64;
+    match (seconds / 3600, seconds / 60 % 60, seconds % 60) {
+        (0, 0, s) => format!("{s} s"),
+        (0, m, s) => format!("{m} min {s:02} s"),
+        (h, m, _) => format!("{h} h {m:02} min"),
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -7,7 +7,7 @@ use std::time::Instant;
 use candle_core::{DType, Device};
 use clap::Args;
 
-use super::{print, tune};
+use super::{duration, print, tune};
 use crate::device::{self, DeviceChoice, DtypeChoice};
 use crate::error::Bytes;
 use crate::media;
@@ -270,15 +270,5 @@ impl Listener for Notes<'_> {
         write_bytes(&path, super::to_json(&made.score)?.as_bytes())?;
         self.score = made.score;
         Ok(())
-    }
-}
-
-/// `1 h 05 min`, `5 min 07 s`, `9 s`.
-fn duration(seconds: f64) -> String {
-    let seconds = seconds.round() as u64;
-    match (seconds / 3600, seconds / 60 % 60, seconds % 60) {
-        (0, 0, s) => format!("{s} s"),
-        (0, m, s) => format!("{m} min {s:02} s"),
-        (h, m, _) => format!("{h} h {m:02} min"),
     }
 }

@@ -3,6 +3,7 @@
 mod animation;
 mod exif;
 mod fault;
+mod font;
 mod foreign;
 mod guard;
 pub mod read;
@@ -46,16 +47,33 @@ const COLUMNS: usize = 8;
 
 /// A PNG contact sheet of clips: a row per clip, with frames evenly spaced over it.
 pub fn sheet(clips: &[Vec<RgbImage>]) -> Result<Vec<u8>> {
-    let (width, height) = clips.iter().flatten().next().map_or((1, 1), RgbImage::dimensions);
-    let columns = clips.iter().map(Vec::len).max().unwrap_or(1).clamp(1, COLUMNS);
-    let mut sheet = RgbImage::new(width * columns as u32, height * clips.len().max(1) as u32);
-    for (row, frames) in clips.iter().enumerate() {
+    labelled_sheet(&clips.iter().map(|clip| ("", clip.as_slice())).collect::<Vec<_>>())
+}
+
+/// A [`sheet`] with a text above each clip.
+pub fn labelled_sheet(clips: &[(&str, &[RgbImage])]) -> Result<Vec<u8>> {
+    /// Width of frames for each pixel of the face's own.
+    const UNIT: u32 = 64;
+    let frames = clips.iter().flat_map(|(_, frames)| frames.iter());
+    let (width, height) = frames.clone().next().map_or((1, 1), RgbImage::dimensions);
+    let columns = clips.iter().map(|(_, frames)| frames.len()).max().unwrap_or(1);
+    let columns = columns.clamp(1, COLUMNS);
+    let whole = width * columns as u32;
+    let scale = (width / UNIT).clamp(1, 8);
+    let labels: Vec<RgbImage> =
+        clips.iter().map(|(text, _)| font::label(text, whole, scale)).collect();
+    let tall: u32 = labels.iter().map(|label| label.height() + height).sum();
+    let mut sheet = RgbImage::new(whole, tall.max(height));
+    let mut y = 0;
+    for ((_, frames), label) in clips.iter().zip(&labels) {
+        image::imageops::replace(&mut sheet, label, 0, y);
+        y += i64::from(label.height());
         for column in 0..columns {
             let index = column * frames.len().saturating_sub(1) / (columns - 1).max(1);
             let Some(frame) = frames.get(index) else { continue };
-            let (x, y) = (column as u32 * width, row as u32 * height);
-            image::imageops::replace(&mut sheet, frame, i64::from(x), i64::from(y));
+            image::imageops::replace(&mut sheet, frame, i64::from(column as u32 * width), y);
         }
+        y += i64::from(height);
     }
     let mut bytes = std::io::Cursor::new(Vec::new());
     sheet

@@ -9,6 +9,7 @@
 use std::f64::consts::{PI, TAU};
 
 use image::RgbImage;
+use serde::Serialize;
 
 use super::{Background, Caption, Color, Motion, Shape};
 
@@ -73,7 +74,7 @@ pub struct Observation {
 }
 
 /// Comparison of a clip with the parts of a caption.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 #[allow(clippy::struct_excessive_bools)]
 pub struct Matches {
     /// Whether the background is right.

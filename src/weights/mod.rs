@@ -33,6 +33,7 @@ pub mod random;
 mod report;
 mod resident;
 mod side_file;
+mod standalone;
 mod survey;
 mod until;
 #[allow(dead_code, reason = "some builds write no weights")]
@@ -58,6 +59,7 @@ pub(crate) use self::report::some;
 pub use self::report::{Ignored, LoadReport, Replaced};
 pub use self::resident::Resident;
 pub(crate) use self::side_file::{find_text, read_text};
+pub use self::standalone::Standalone;
 use self::survey::Survey;
 pub(crate) use self::until::until;
 #[allow(unused_imports, reason = "some builds write no weights")]
@@ -256,23 +258,7 @@ impl Checkpoint {
         if !source_is_folder(source) {
             return self.add_file(scope, source).map(|_| ());
         }
-        let Files { paths, promised } = folder::find(source.path(), stems, folders)?;
-        // Shards form one checkpoint; a single shard would not be recognized.
-        let archives: Vec<Arc<Archive>> = paths
-            .iter()
-            .map(|path| Archive::open(&Source::File(path.clone())).map(Arc::new))
-            .collect::<Result<_>>()?;
-        if let Some((index, promised)) = promised {
-            for (archive, names) in archives.iter().zip(promised.values()) {
-                if let Some(name) = names.iter().find(|name| archive.info(name).is_none()) {
-                    let shard = archive.path().display();
-                    return Err(Error::format(
-                        index,
-                        format!("promises tensor {} in {shard}, which lacks it", quoted(name)),
-                    ));
-                }
-            }
-        }
+        let archives = archives_in(source.path(), stems, folders)?;
         self.add_archives(scope, &archives).map(|_| ())
     }
 
@@ -502,7 +488,7 @@ impl Checkpoint {
         component: Component,
         model: impl Fn(VarBuilder<'static>) -> Result<T>,
     ) -> Result<()> {
-        Self::survey(component, &self.index_of(component)?, DType::F32, model)
+        Self::survey(component.name(), &self.index_of(component)?, DType::F32, model)
     }
 
     fn index_of(&self, component: Component) -> Result<Arc<BTreeMap<String, Located>>> {
@@ -518,7 +504,7 @@ impl Checkpoint {
     }
 
     fn survey<T>(
-        component: Component,
+        component: &str,
         index: &Arc<BTreeMap<String, Located>>,
         dtype: DType,
         model: impl FnOnce(VarBuilder<'static>) -> Result<T>,
@@ -559,7 +545,7 @@ impl Checkpoint {
     ) -> Result<(T, LoadReport)> {
         let (dtype, device) = (resident.dtype(), resident.device().clone());
         let index = self.index_of(component)?;
-        Self::survey(component, &index, dtype, &model)?;
+        Self::survey(component.name(), &index, dtype, &model)?;
         let patches: Vec<_> = patches.of(component).cloned().collect();
         let record = Record {
             patched: vec![0; patches.len()],
@@ -687,8 +673,29 @@ fn check_positions(archive: &Archive, name: &str) -> Result<usize> {
     Ok(length)
 }
 
+/// Opens the weights in a folder. Shards form one checkpoint; a single shard would not be recognized.
+fn archives_in(path: &Path, stems: &[folder::Stem], folders: &[&str]) -> Result<Vec<Arc<Archive>>> {
+    let Files { paths, promised } = folder::find(path, stems, folders)?;
+    let archives: Vec<Arc<Archive>> = paths
+        .iter()
+        .map(|path| Archive::open(&Source::File(path.clone())).map(Arc::new))
+        .collect::<Result<_>>()?;
+    if let Some((index, promised)) = promised {
+        for (archive, names) in archives.iter().zip(promised.values()) {
+            if let Some(name) = names.iter().find(|name| archive.info(name).is_none()) {
+                let shard = archive.path().display();
+                return Err(Error::format(
+                    index,
+                    format!("promises tensor {} in {shard}, which lacks it", quoted(name)),
+                ));
+            }
+        }
+    }
+    Ok(archives)
+}
+
 /// A one-line error describing how the weights and the model differ.
-fn misfits(component: Component, survey: &Survey, unexpected: &[&String]) -> Error {
+fn misfits(component: &str, survey: &Survey, unexpected: &[&String]) -> Error {
     let mut parts = Vec::new();
     let missing: Vec<&String> = survey.missing.iter().collect();
     let at_least = if survey.is_cut() { "at least " } else { "" };

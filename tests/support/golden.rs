@@ -3,6 +3,7 @@
 use std::collections::HashMap;
 use std::path::PathBuf;
 
+use animatelcm::RgbImage;
 use candle_core::{DType, Device, Tensor};
 
 /// The tensors of one golden file.
@@ -50,6 +51,18 @@ impl Golden {
     pub(crate) fn values(&self, name: &str) -> Vec<f64> {
         let tensor = self.tensor(name).to_dtype(DType::F64).unwrap();
         tensor.flatten_all().unwrap().to_vec1().unwrap()
+    }
+
+    /// Images in bytes, `(images, height, width, 3)`.
+    #[track_caller]
+    pub(crate) fn images(&self, name: &str) -> Vec<RgbImage> {
+        let bytes = self.tensor(name);
+        let (count, height, width, _) = bytes.dims4().unwrap();
+        let image = |i| {
+            let values = bytes.get(i).unwrap().flatten_all().unwrap().to_vec1().unwrap();
+            RgbImage::from_raw(width as u32, height as u32, values).unwrap()
+        };
+        (0..count).map(image).collect()
     }
 
     /// All names, sorted.

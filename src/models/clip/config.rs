@@ -1,6 +1,6 @@
 //! Configurations of the CLIP encoders, as in their `config.json`.
 
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Deserializer, Serialize};
 
 use crate::models::{MOST_CHANNELS, MOST_HEADS, MOST_LAYERS, supported, within};
 use crate::{Error, Result};
@@ -50,6 +50,16 @@ const MOST_POSITIONS: usize = 1 << 16;
 const MOST_PIXELS: usize = 4096;
 
 impl TextConfig {
+    /// The defaults of transformers, those of ViT-B/32.
+    fn of_transformers() -> Self {
+        Self {
+            hidden_size: 512,
+            intermediate_size: 2048,
+            num_attention_heads: 8,
+            ..Self::default()
+        }
+    }
+
     /// Checks that the configuration is supported.
     pub fn validate(&self) -> Result<()> {
         const NAME: &str = "text encoder";
@@ -114,6 +124,54 @@ impl Default for VisionConfig {
     }
 }
 
+/// Configuration of both encoders of a CLIP and of their joint space, as in the `config.json` of transformers'
+/// `CLIPModel`.
+#[derive(Clone, Debug, PartialEq, Deserialize)]
+#[serde(default)]
+pub struct JointConfig {
+    /// The text encoder. What its `config.json` omits has transformers' defaults, which are not those of
+    /// [`TextConfig`].
+    #[serde(deserialize_with = "text_of_transformers")]
+    pub text_config: TextConfig,
+    /// The image encoder.
+    pub vision_config: VisionConfig,
+    /// Width of the joint space, whatever the encoders' own configurations say of it; 512.
+    pub projection_dim: usize,
+}
+
+impl Default for JointConfig {
+    fn default() -> Self {
+        Self {
+            text_config: TextConfig::of_transformers(),
+            vision_config: VisionConfig::default(),
+            projection_dim: 512,
+        }
+    }
+}
+
+impl JointConfig {
+    /// Checks that the configuration is supported.
+    pub fn validate(&self) -> Result<()> {
+        self.text_config.validate()?;
+        self.vision_config.validate()?;
+        within("CLIP", "projection_dim", self.projection_dim, 1..=MOST_CHANNELS)
+    }
+}
+
+/// A text encoder's configuration over the defaults of transformers.
+fn text_of_transformers<'de, D: Deserializer<'de>>(
+    json: D,
+) -> std::result::Result<TextConfig, D::Error> {
+    use serde::de::Error as _;
+    let given = serde_json::Map::deserialize(json)?;
+    let defaults = serde_json::to_value(TextConfig::of_transformers()).map_err(D::Error::custom)?;
+    let serde_json::Value::Object(mut all) = defaults else {
+        return Err(D::Error::custom("no defaults"));
+    };
+    all.extend(given);
+    serde_json::from_value(all.into()).map_err(D::Error::custom)
+}
+
 impl VisionConfig {
     /// LAION's ViT-H/14, the image encoder of the IP-Adapters for Stable Diffusion 1.5.
     pub fn vit_h() -> Self {
@@ -159,5 +217,25 @@ impl VisionConfig {
     pub fn tokens(&self) -> usize {
         let side = self.image_size / self.patch_size.max(1);
         1 + side * side
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_joint_configuration_may_omit_what_transformers_does() {
+        let json = r#"{"text_config": {"num_hidden_layers": 3}, "projection_dim": 5}"#;
+        let config: JointConfig = serde_json::from_str(json).unwrap();
+        assert_eq!(config.projection_dim, 5);
+        let TextConfig { hidden_size, num_hidden_layers, num_attention_heads, .. } =
+            config.text_config;
+        assert_eq!((hidden_size, num_hidden_layers, num_attention_heads), (512, 3, 8));
+        assert_eq!(config.vision_config, VisionConfig::default());
+        let none: JointConfig = serde_json::from_str("{}").unwrap();
+        assert_eq!(none, JointConfig::default());
+        assert!(none.validate().is_ok());
+        assert!(serde_json::from_str::<JointConfig>(r#"{"text_config": 3}"#).is_err());
     }
 }

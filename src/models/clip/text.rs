@@ -61,6 +61,11 @@ impl TextEncoder {
         self.position_embedding.dims().first().copied().unwrap_or_default()
     }
 
+    /// The device of the weights.
+    pub fn device(&self) -> &Device {
+        self.token_embedding.device()
+    }
+
     /// Appends `vectors` `(tokens, width)` to the token embedding table and returns the id of the first.
     pub fn add_tokens(&mut self, vectors: &Tensor) -> Result<u32> {
         let table = &self.token_embedding;

@@ -58,7 +58,7 @@
 //! 9  pipeline                                   request to frames
 //! 8  library                                    files to networks, which stay loaded
 //! 7  request                                    what is asked, as text
-//! 6  adapters                                   LoRA, ControlNet, IP-Adapter
+//! 6  adapters metrics                           LoRA, ControlNet, IP-Adapter | CLIP score, FVD
 //! 5  text                                       prompt to context
 //! 4  models                                     clip, unet with motion, ControlNet, vae
 //! 3  nn       sampler       output   procedural layers | sampling loops | encoders | clips with captions
@@ -86,6 +86,8 @@ pub mod kernels;
 pub mod library;
 #[doc(hidden)]
 pub mod media;
+#[doc(hidden)]
+pub mod metrics;
 #[doc(hidden)]
 pub mod models;
 #[doc(hidden)]

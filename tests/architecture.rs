@@ -15,7 +15,7 @@ const LAYERS: [&[&str]; 12] = [
     &["nn", "sampler", "output", "procedural"],
     &["models"],
     &["text"],
-    &["adapters"],
+    &["adapters", "metrics"],
     &["request"],
     &["library"],
     &["pipeline"],

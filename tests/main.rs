@@ -22,6 +22,8 @@ mod job;
 mod kernels;
 /// Images and videos that are read.
 mod media;
+/// CLIP score and FVD.
+mod metrics;
 /// Networks.
 mod models;
 /// Encoders of clips.

@@ -2,6 +2,7 @@
 
 pub mod clip;
 pub mod control_net;
+pub mod i3d;
 pub mod image_projection;
 pub mod motion;
 pub mod sparse_ctrl;

@@ -5,6 +5,7 @@
 
 mod attention;
 mod conv;
+mod conv3d;
 mod feed_forward;
 mod linear;
 mod norm;
@@ -17,6 +18,7 @@ mod transformer;
 pub(crate) use attention::check_heads;
 pub use attention::{Attention, ImageContext};
 pub use conv::{Conv2d, ConvOptions};
+pub use conv3d::{Conv3d, max_pool3d};
 pub use feed_forward::FeedForward;
 pub use linear::Linear;
 pub use norm::{GroupNorm, LayerNorm};

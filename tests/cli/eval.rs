@@ -1,6 +1,7 @@
 //! What `eval` measures and prints.
 
 use crate::support::program::Folder;
+use crate::support::{golden, metrics};
 
 #[test]
 fn rendered_clips_are_true_and_their_report_says_so() {
@@ -92,10 +93,130 @@ fn what_cannot_be_measured_is_refused() {
         assert!(run.fails(2).contains(words), "{args:?}: {}", run.stderr);
     };
     fails(&[], "--procedural");
+    fails(&["--procedural", "--prompt-file", "x.txt"], "cannot be used with");
+    fails(&["--prompt-file", "x.txt"], "x.txt");
+    fails(&["--procedural", "--clip-score"], "--clip");
+    fails(&["--procedural", "--fvd", "real"], "--i3d");
+    fails(&["--procedural", "--clips-per-prompt", "0"], "clips-per-prompt");
+    fails(&["--procedural", "--real-every", "0"], "real-every");
+    fails(&["--procedural", "--real-fit", "zoom"], "zoom");
+    let fvd = ["--procedural", "--ground-truth", "--fvd", "none", "--i3d", "none.pt"];
+    fails(&fvd, "none");
     fails(&["--procedural", "--prompts", "0"], "prompts");
     fails(&["--procedural", "--ground-truth", "-W", "64", "-H", "32"], "square");
     fails(&["--procedural", "--ground-truth", "--frames", "0"], "frames");
     fails(&["--procedural", "--ground-truth", "--sheet", "sheet.gif"], "sheet.gif");
     fails(&["--procedural", "--steps", "0"], "steps");
     assert!(folder.names().is_empty());
+}
+
+/// Makes some clips of the renderer as real ones: folders of images, all with the same seed.
+fn real_clips(folder: &Folder, count: usize) {
+    use animatelcm::procedural::{Caption, Scene};
+    for (i, caption) in Caption::all().step_by(17).take(count).enumerate() {
+        let clip = folder.path("real").join(format!("class-{}", i % 2)).join(format!("{i}"));
+        std::fs::create_dir_all(&clip).unwrap();
+        for (n, frame) in Scene::new(caption, 1).frames(32, 16).iter().enumerate() {
+            frame.save(clip.join(format!("{n}.png"))).unwrap();
+        }
+    }
+}
+
+#[test]
+fn the_measures_of_papers_are_those_of_the_library() {
+    let folder = Folder::new();
+    let clip = folder.path("clip");
+    std::fs::create_dir(&clip).unwrap();
+    metrics::clip_folder(&clip);
+    real_clips(&folder, 5);
+    let i3d = golden::path("i3d/i3d.safetensors");
+    let args = ["eval", "--procedural", "--ground-truth", "--prompts", "3", "--clips-per-prompt"];
+    let args = [&args[..], &["2", "-W", "32", "--seed", "3", "--clip-score", "--clip", "clip"]];
+    let args = [&args.concat()[..], &["--fvd", "real", "--i3d", i3d.to_str().unwrap()]].concat();
+    let run = folder.run(&[&args[..], &["--json"]].concat()).ok();
+    let report = run.json();
+    let rows = report["rows"].as_array().unwrap();
+    assert_eq!((rows.len(), &report["score"]["all"]["trials"]), (6, &6.into()));
+    // Two clips of a prompt have its words, and are two.
+    assert_eq!(rows[0]["prompt"], rows[1]["prompt"]);
+    assert_ne!(rows[1]["prompt"], rows[2]["prompt"]);
+    let score = |row: &serde_json::Value| row["clip_score"].as_f64().unwrap();
+    assert_ne!(score(&rows[0]), score(&rows[1]));
+    let mean = rows.iter().map(score).sum::<f64>() / 6.0;
+    assert!((report["clip_score"]["mean"].as_f64().unwrap() - mean).abs() < 1e-9);
+    assert!(mean.abs() <= 100.0);
+
+    let fvd = &report["fvd"];
+    assert_eq!((&fvd["generated_clips"], &fvd["real_clips"]), (&6.into(), &5.into()));
+    assert!(fvd["distance"].as_f64().unwrap() > 0.0);
+    let lines: Vec<&str> = run.stderr.lines().collect();
+    assert_eq!(lines.iter().filter(|line| line.starts_with("real ")).count(), 5);
+    assert!(lines.last().unwrap().contains("CLIP score "), "{lines:?}");
+
+    // The same clips on both sides are no way apart; every second frame is another clip.
+    let table = folder.run(&[&args[..], &["-q"]].concat()).ok();
+    let distance = format!("{:.2}", fvd["distance"].as_f64().unwrap());
+    assert!(table.stdout().contains(&format!("{distance}  6 clips and 5 real ones")));
+    assert!(table.stdout().contains(&format!("{mean:.2}  6 clips")), "{}", table.stdout());
+    let some = folder.run(&[&args[..], &["-q", "--json", "--fvd-clips", "3"]].concat()).ok();
+    assert_eq!(some.json()["fvd"]["real_clips"], 3);
+    assert_eq!(some.json()["fvd"]["generated_clips"], 3);
+    let many = [&args[..], &["--fvd-clips", "6"]].concat();
+    assert!(folder.run(&many).fails(2).contains("5 real clips"));
+    let long = [&args[..], &["--real-every", "2"]].concat();
+    assert!(folder.run(&long).fails(2).contains("has 8 of 16 frames"));
+    let short = [&args[..], &["--frames", "8"]].concat();
+    assert!(folder.run(&short).fails(2).contains("an I3D takes 9 or more"));
+    let foreign = golden::path("tiny/model/vae/diffusion_pytorch_model.safetensors");
+    let foreign = ["eval", "--procedural", "--ground-truth", "--fvd", "real", "--i3d"]
+        .into_iter()
+        .chain([foreign.to_str().unwrap()])
+        .collect::<Vec<_>>();
+    folder.run(&foreign).fails(3);
+}
+
+#[test]
+fn a_clip_is_no_way_from_itself() {
+    let folder = Folder::new();
+    let i3d = golden::path("i3d/i3d.pt");
+    let args = ["eval", "--procedural", "--ground-truth", "--prompts", "4", "-W", "32", "-q"];
+    // The clips of this very run, written where the real ones are sought.
+    for i in 0..4 {
+        use animatelcm::procedural::{Caption, Scene};
+        let mut random = animatelcm::rng::Uniform::part(0, i);
+        let caption = Caption::draw(&mut random);
+        let clip = folder.path("real").join(i.to_string());
+        std::fs::create_dir_all(&clip).unwrap();
+        for (n, frame) in Scene::new(caption, random.bits()).frames(32, 16).iter().enumerate() {
+            frame.save(clip.join(format!("{n}.png"))).unwrap();
+        }
+    }
+    let args = [&args[..], &["--json", "--fvd", "real", "--i3d", i3d.to_str().unwrap()]].concat();
+    let same = folder.run(&args).ok().json()["fvd"]["distance"].as_f64().unwrap();
+    let other = folder.run(&[&args[..], &["--seed", "1"]].concat()).ok();
+    let other = other.json()["fvd"]["distance"].as_f64().unwrap();
+    assert!(same.abs() < 1e-4 * other, "{same} and {other}");
+}
+
+#[test]
+fn prompts_come_from_a_file_as_they_are() {
+    let folder = Folder::new();
+    folder.write("prompts.txt", "\u{feff}a red circle (moving) right\r\n\n  a blue square\n");
+    let args = ["eval", "--prompt-file", "prompts.txt", "--steps", "1", "--frames", "2", "--json"];
+    let report = folder.run(&[&args[..], &["-q", "--clips-per-prompt", "2"]].concat()).ok().json();
+    let rows = report["rows"].as_array().unwrap();
+    let prompts: Vec<_> = rows.iter().map(|row| row["prompt"].as_str().unwrap()).collect();
+    let (first, second) = ("a red circle (moving) right", "a blue square");
+    assert_eq!(prompts, [first, first, second, second]);
+    let seeds: Vec<_> = rows.iter().map(|row| row["seed"].as_u64().unwrap()).collect();
+    assert_eq!(seeds, [0, 1, 2, 3]);
+    assert!(report.get("score").is_none() && rows[0].get("shape").is_none());
+    assert_eq!((&report["prompts"], &report["clips_per_prompt"]), (&2.into(), &2.into()));
+    let run = folder.run(&[&args[..], &["--prompts", "1", "--sheet", "sheet.png"]].concat()).ok();
+    assert_eq!(run.stderr, format!("1/1 {first}\n"));
+    let sheet = image::load_from_memory(&folder.read("sheet.png")).unwrap();
+    assert_eq!(sheet.width(), 2 * 64);
+    assert!(folder.run(&[&args[..], &["--prompts", "3"]].concat()).fails(2).contains("has 2"));
+    folder.write("prompts.txt", "\n \n");
+    assert!(folder.run(&args).fails(2).contains("has no prompts"));
 }

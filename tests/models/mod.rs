@@ -4,6 +4,8 @@
 mod clip;
 /// Published sizes: names lists always, whole passes when asked.
 mod full_size;
+/// What names actions in videos.
+mod i3d;
 /// The denoising network and its motion modules.
 mod unet;
 /// The autoencoders.

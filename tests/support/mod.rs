@@ -16,6 +16,7 @@ pub(crate) mod isa;
 pub(crate) mod lora;
 #[cfg(feature = "mp4")]
 pub(crate) mod media;
+pub(crate) mod metrics;
 #[cfg(feature = "cli")]
 pub(crate) mod program;
 pub(crate) mod random;

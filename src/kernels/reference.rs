@@ -160,5 +160,6 @@ pub fn upsample_nearest(x: &Tensor, (height, width): (usize, usize)) -> Result<T
         let indices = (0..to).map(|i| (i * from / to) as u32).collect();
         Tensor::from_vec(indices, to, x.device())
     };
+    let x = x.contiguous()?;
     x.index_select(&nearest(from_height, height)?, 2)?.index_select(&nearest(from_width, width)?, 3)
 }

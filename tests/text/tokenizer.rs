@@ -217,7 +217,7 @@ fn tens_of_thousands_of_added_tokens_take_no_time() {
     let start = Instant::now();
     let tokenizer =
         Tokenizer::from_tokenizer_json(&with_added(50_000), &Settings::default()).unwrap();
-    assert!(start.elapsed() < Duration::from_secs(2), "{:?}", start.elapsed());
+    assert!(start.elapsed() < Duration::from_secs(5), "{:?}", start.elapsed());
     assert_eq!(tokenizer.vocab_size(), 50_004);
     assert_eq!(tokenizer.ids("a <token-49999> <token-7>").unwrap(), [1, 50_003, 11]);
     let error = Tokenizer::from_tokenizer_json(&with_added(70_000), &Settings::default());

@@ -13,23 +13,39 @@ pub(crate) fn find<T: Copy>(name: &str, table: &[(&str, T)]) -> Option<T> {
     table.iter().find(|(known, _)| *known == name).map(|(_, value)| *value)
 }
 
-/// Levenshtein distance in bytes.
+/// The name among `known` that was probably meant: one that begins with `name`, or the one that the fewest letters
+/// differ from, up to a third of them.
+pub(crate) fn nearest<'a>(name: &str, known: impl IntoIterator<Item = &'a str>) -> Option<&'a str> {
+    let letters = name.chars().count();
+    let rank = |known: &str| match distance(name, known) {
+        0 | 1 => 0,
+        _ if letters >= 3 && known.starts_with(name) => 1,
+        distance => distance,
+    };
+    let ranked = known.into_iter().map(|known| (rank(known), known));
+    ranked
+        .filter(|(rank, _)| *rank <= (letters / 3).max(1))
+        .min_by_key(|(rank, _)| *rank)
+        .map(|(_, n)| n)
+}
+
+/// Letters that must be put in, left out, replaced or swapped with the next one to make one text of another.
 pub(crate) fn distance(a: &str, b: &str) -> usize {
+    let (a, b): (Vec<char>, Vec<char>) = (a.chars().collect(), b.chars().collect());
+    let mut before: Vec<usize> = Vec::new();
     let mut row: Vec<usize> = (0..=b.len()).collect();
-    for (i, x) in a.bytes().enumerate() {
-        let mut diagonal = i;
-        if let Some(first) = row.first_mut() {
-            *first = i + 1;
-        }
-        for (j, y) in b.bytes().enumerate() {
-            let up = row.get(j + 1).copied().unwrap_or_default();
-            let left = row.get(j).copied().unwrap_or_default();
-            let here = (diagonal + usize::from(x != y)).min(up + 1).min(left + 1);
-            diagonal = up;
-            if let Some(cell) = row.get_mut(j + 1) {
-                *cell = here;
+    for (i, from) in a.iter().enumerate() {
+        let mut next = vec![i + 1];
+        for (j, to) in b.iter().enumerate() {
+            let kept = row[j] + usize::from(from != to);
+            let mut least = kept.min(row[j + 1] + 1).min(next[j] + 1);
+            let is_swap = i > 0 && j > 0 && a[i - 1] == *to && b[j - 1] == *from;
+            if is_swap && let Some(swapped) = before.get(j - 1) {
+                least = least.min(swapped + 1);
             }
+            next.push(least);
         }
+        before = std::mem::replace(&mut row, next);
     }
     row.last().copied().unwrap_or_default()
 }
@@ -39,10 +55,23 @@ mod tests {
     use super::*;
 
     #[test]
-    fn distances_are_levenshteins() {
-        assert_eq!(distance("kitten", "sitting"), 3);
-        assert_eq!(distance("", "abc"), 3);
-        assert_eq!(distance("same", "same"), 0);
+    fn the_nearest_name_is_the_one_that_was_meant() {
+        let known = ["frames", "fps", "lora", "lora-dir", "device", "sampler"];
+        for (typed, meant) in [
+            ("fram", Some("frames")),
+            ("fraems", Some("frames")),
+            ("lra", Some("lora")),
+            ("smapler", Some("sampler")),
+            ("preview", None),
+            ("format", None),
+            ("x", None),
+        ] {
+            assert_eq!(nearest(typed, known), meant, "{typed}");
+        }
+        assert_eq!(
+            (distance("ab", "ba"), distance("", "abc"), distance("kitten", "sitting")),
+            (1, 3, 3)
+        );
     }
 
     #[test]

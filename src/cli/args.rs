@@ -2,38 +2,48 @@
 
 use clap::{Parser, Subcommand};
 
+use super::examples;
 use super::flags::{GenerateArgs, InspectArgs, ProgressMode, ReplayArgs};
 
 /// Few-step video diffusion: a prompt becomes a short clip in about four denoising steps.
 #[derive(Debug, Parser)]
-#[command(name = "animatelcm", version, max_term_width = 100, after_help = AFTER_HELP)]
+#[command(name = "animatelcm", version, max_term_width = 100, after_long_help = examples::PROGRAM)]
 pub(super) struct Cli {
     #[command(subcommand)]
     pub(super) command: Command,
 }
 
-const AFTER_HELP: &str = "\
-Exit codes: 0 ok, 1 internal or I/O error, 2 usage or request, 3 weights missing or incompatible,
-4 memory or device, 5 hash or licence refused, 6 part of a batch failed, 130 interrupted.";
-
 #[derive(Debug, Subcommand)]
 pub(super) enum Command {
     /// Make a clip from a prompt.
+    #[command(after_help = examples::MORE, after_long_help = examples::GENERATE)]
     Generate(Box<GenerateArgs>),
     /// Show what a checkpoint, an adapter or a clip is.
+    #[command(after_help = examples::MORE, after_long_help = examples::INSPECT)]
     Inspect(InspectArgs),
     /// Make a clip again from its own metadata.
+    #[command(after_help = examples::MORE, after_long_help = examples::REPLAY)]
     Replay(ReplayArgs),
     /// Measure how often clips show what their prompts say.
+    #[command(after_help = examples::MORE, after_long_help = examples::EVAL)]
     Eval(Box<super::eval::EvalArgs>),
     /// Make a model.
     #[cfg(feature = "train")]
+    #[command(after_help = examples::MORE, after_long_help = examples::TRAIN)]
     Train(super::train::TrainArgs),
     /// Measure speed and memory.
+    #[command(after_help = examples::MORE, after_long_help = examples::BENCH)]
     Bench(Box<super::bench::BenchArgs>),
     /// List, download, check and remove published models.
     #[cfg(feature = "hub")]
+    #[command(after_help = examples::MORE, after_long_help = examples::MODELS)]
     Models(super::models::ModelsArgs),
+    /// Print completions for a shell.
+    #[command(after_long_help = examples::COMPLETIONS)]
+    Completions(super::completions::CompletionsArgs),
+    /// Print the manual page of the program or of a command.
+    #[command(after_long_help = examples::MAN)]
+    Man(super::completions::ManArgs),
 }
 
 impl Cli {

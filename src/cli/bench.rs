@@ -15,7 +15,7 @@ use clap::{Args, ValueEnum};
 use self::process::{Command, peak, reset_peak};
 use self::report::{Part, Report, Settings, Shares, Versions};
 use self::summary::Summary;
-use super::flags::{ModelFlags, Seed, control};
+use super::flags::{ModelFlags, Seed, at_least, control};
 use super::{generate, print, to_json, tune};
 use crate::device::{Precision, Quantize};
 use crate::job::{self, Names};
@@ -31,49 +31,62 @@ use crate::{Error, Result, Stop};
 pub(super) struct BenchArgs {
     #[command(flatten)]
     models: ModelFlags,
-    /// No files: the sizes of a published model, with random weights.
+    /// Random weights of a published model's sizes.
+    ///
+    /// No files are read.
     #[arg(long, value_name = "sd15", help_heading = "Models")]
     #[arg(conflicts_with_all = ["model", "model_config", "checkpoint", "vae", "lcm_lora", "lora"])]
     random_weights: Option<Preset>,
 
     /// Width in pixels [default: the model's own].
-    #[arg(short = 'W', long, value_name = "PIXELS", help_heading = "Clip")]
+    #[arg(short = 'W', long, value_name = "PIXELS", help_heading = "Clip", value_parser = at_least::<8>)]
     width: Option<usize>,
     /// Height in pixels [default: the model's own].
-    #[arg(short = 'H', long, value_name = "PIXELS", help_heading = "Clip")]
+    #[arg(short = 'H', long, value_name = "PIXELS", help_heading = "Clip", value_parser = at_least::<8>)]
     height: Option<usize>,
     /// Number of frames [default: 16].
-    #[arg(short, long, value_name = "N", help_heading = "Clip")]
+    #[arg(short, long, value_name = "N", help_heading = "Clip", value_parser = at_least::<1>)]
     frames: Option<usize>,
-    /// Denoising steps; several numbers, as 1,2,4,8, are measured one after another [default: 4].
-    #[arg(long, value_name = "N,...", value_delimiter = ',', value_parser = at_least_one)]
+    /// Denoising steps; also 1,2,4,8 [default: 4].
+    ///
+    /// Several numbers are measured one after another.
+    #[arg(long, value_name = "N,...", value_delimiter = ',', value_parser = at_least::<1>)]
     #[arg(help_heading = "Clip")]
     steps: Vec<usize>,
     /// The sampler, as in `generate` [default: lcm].
-    #[arg(long, value_name = "NAME", visible_alias = "sampling-method", help_heading = "Clip")]
+    #[arg(long, value_name = "NAME", aliases = ["sampling-method", "sampler-name"])]
+    #[arg(help_heading = "Clip")]
     sampler: Option<String>,
-    /// Classifier-free guidance; none at 1 or below [default: 1].
+    /// Guidance; none at 1 or below [default: 1].
     #[arg(long, value_name = "SCALE", help_heading = "Clip")]
     cfg_scale: Option<f64>,
     /// The seed of the clips; -1 for a random one [default: 0].
-    #[arg(short, long, value_name = "N", help_heading = "Clip")]
+    #[arg(short, long, value_name = "N", help_heading = "Clip", hide_short_help = true)]
     seed: Option<Seed>,
     /// A network beside the UNet, as in `generate`; beside random weights FILE is controlnet, sparsectrl-rgb,
     /// sparsectrl-scribble, t2i-adapter or t2i-adapter-light. Repeatable.
-    #[arg(long, value_name = "NAME=HINT,model=FILE,...", value_parser = control, help_heading = "Control")]
+    #[arg(long, value_name = "NAME=HINT,model=FILE,...", value_parser = control)]
+    #[arg(help_heading = "Control", hide_short_help = true)]
     control: Vec<Control>,
 
     /// Clips that are timed.
-    #[arg(long, value_name = "N", default_value_t = 5, value_parser = at_least_one, help_heading = "Measuring")]
+    #[arg(long, value_name = "N", default_value_t = 5, value_parser = at_least::<1>, help_heading = "Measuring")]
     repeats: usize,
     /// Clips that are made first and not timed.
-    #[arg(long, value_name = "N", default_value_t = 1, help_heading = "Measuring")]
+    #[arg(
+        long,
+        value_name = "N",
+        default_value_t = 1,
+        help_heading = "Measuring",
+        hide_short_help = true
+    )]
     warmup: usize,
     /// Do not time a fresh process from its start to its first finished clip.
-    #[arg(long, help_heading = "Measuring")]
+    #[arg(long, help_heading = "Measuring", hide_short_help = true)]
     no_cold_start: bool,
     /// Threads on the CPU [default: RAYON_NUM_THREADS, else one for each processor].
-    #[arg(long, value_name = "N", value_parser = thread_count, help_heading = "Measuring")]
+    #[arg(long, value_name = "N", value_parser = thread_count)]
+    #[arg(help_heading = "Measuring", hide_short_help = true)]
     threads: Option<usize>,
     /// What is printed.
     #[arg(
@@ -85,10 +98,10 @@ pub(super) struct BenchArgs {
     )]
     format: Format,
     /// The same as --format json.
-    #[arg(long, conflicts_with = "format", help_heading = "Reporting")]
+    #[arg(long, conflicts_with = "format", help_heading = "Reporting", hide_short_help = true)]
     json: bool,
-    /// Say nothing on the way.
-    #[arg(short, long, help_heading = "Reporting")]
+    /// Hide progress.
+    #[arg(short, long, help_heading = "Reporting", hide_short_help = true)]
     quiet: bool,
 }
 
@@ -119,17 +132,9 @@ impl BenchArgs {
 fn thread_count(text: &str) -> std::result::Result<usize, String> {
     /// More than any processor has, and less than a system refuses.
     const MOST: usize = 1024;
-    match at_least_one(text)? {
+    match at_least::<1>(text)? {
         n if n > MOST => Err(format!("must be at most {MOST}")),
         n => Ok(n),
-    }
-}
-
-fn at_least_one(text: &str) -> std::result::Result<usize, String> {
-    match text.parse() {
-        Ok(0) => Err("must be at least 1".into()),
-        Ok(n) => Ok(n),
-        Err(error) => Err(format!("{error}")),
     }
 }
 

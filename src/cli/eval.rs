@@ -24,50 +24,103 @@ use crate::{Error, Result, Stop};
 #[derive(Debug, Args)]
 #[allow(clippy::struct_excessive_bools)]
 pub(super) struct EvalArgs {
-    /// Captions of the procedural grammar, whose truth can be measured: background, colour, shape, motion.
+    /// Captions of the procedural grammar.
+    ///
+    /// Their truth can be measured: background, colour, shape, motion.
     #[arg(long, required_unless_present = "prompt_file", help_heading = "Prompts")]
     procedural: bool,
-    /// Prompts from a text file, one a line, each as it is.
+    /// Prompts from a text file, one a line.
+    ///
+    /// Each is taken as it is.
     #[arg(long, value_name = "FILE", conflicts_with = "procedural", help_heading = "Prompts")]
     prompt_file: Option<PathBuf>,
-    /// Number of prompts [default: 64, or all of a file].
+    /// Number of prompts [default: 64, or the file's].
     #[arg(long, value_name = "N", help_heading = "Prompts")]
     prompts: Option<usize>,
     /// Clips for each prompt, with consecutive seeds.
-    #[arg(long, value_name = "N", default_value_t = 1, help_heading = "Prompts")]
+    #[arg(
+        long,
+        value_name = "N",
+        default_value_t = 1,
+        help_heading = "Prompts",
+        hide_short_help = true
+    )]
     clips_per_prompt: usize,
 
     /// Measure clips that the grammar's own renderer makes instead of a model's: the most that can be reached.
-    #[arg(long, conflicts_with = "prompt_file", help_heading = "Measuring")]
+    #[arg(
+        long,
+        conflicts_with = "prompt_file",
+        help_heading = "Measuring",
+        hide_short_help = true
+    )]
     ground_truth: bool,
     /// CLIP score: 100 times the cosine of frame and prompt, averaged over frames and clips.
-    #[arg(long, requires = "clip_model", help_heading = "Measuring")]
+    #[arg(long, requires = "clip_model", help_heading = "Measuring", hide_short_help = true)]
     clip_score: bool,
     /// A folder of transformers' CLIPModel for --clip-score, such as a download of
     /// laion/CLIP-ViT-H-14-laion2B-s32B-b79K.
-    #[arg(long = "clip", value_name = "DIR", requires = "clip_score", help_heading = "Measuring")]
+    #[arg(
+        long = "clip",
+        value_name = "DIR",
+        requires = "clip_score",
+        help_heading = "Measuring",
+        hide_short_help = true
+    )]
     clip_model: Option<PathBuf>,
     /// Fréchet video distance (FVD) to the real clips of a folder: videos, animations, folders of images, at any depth.
-    #[arg(long, value_name = "DIR", requires = "i3d", help_heading = "Measuring")]
+    #[arg(
+        long,
+        value_name = "DIR",
+        requires = "i3d",
+        help_heading = "Measuring",
+        hide_short_help = true
+    )]
     fvd: Option<PathBuf>,
     /// The I3D for --fvd, trained on Kinetics-400: a state dict of pytorch-i3d (i3d_pretrained_400.pt) or the same as
     /// safetensors.
-    #[arg(long, value_name = "FILE", requires = "fvd", help_heading = "Measuring")]
+    #[arg(
+        long,
+        value_name = "FILE",
+        requires = "fvd",
+        help_heading = "Measuring",
+        hide_short_help = true
+    )]
     i3d: Option<PathBuf>,
     /// Clips of each side that FVD compares, drawn by the seed [default: all].
-    #[arg(long, value_name = "N", requires = "fvd", help_heading = "Measuring")]
+    #[arg(
+        long,
+        value_name = "N",
+        requires = "fvd",
+        help_heading = "Measuring",
+        hide_short_help = true
+    )]
     fvd_clips: Option<usize>,
     /// Take each N-th frame of a real clip, from its beginning.
-    #[arg(long, value_name = "N", default_value_t = 1, help_heading = "Measuring")]
+    #[arg(
+        long,
+        value_name = "N",
+        default_value_t = 1,
+        help_heading = "Measuring",
+        hide_short_help = true
+    )]
     real_every: usize,
     /// How real frames of another shape than the model's become such: crop or stretch.
-    #[arg(long, value_name = "FIT", default_value = "crop", help_heading = "Measuring")]
+    #[arg(
+        long,
+        value_name = "FIT",
+        default_value = "crop",
+        help_heading = "Measuring",
+        hide_short_help = true
+    )]
     real_fit: Fit,
-    /// A PNG with some frames of the first clips, one clip a row, below its caption and what is wrong.
+    /// PNG with frames of the first clips.
+    ///
+    /// One clip a row, below its caption and what is wrong.
     #[arg(long, value_name = "FILE", help_heading = "Measuring")]
     sheet: Option<PathBuf>,
     /// Overwrite that PNG if it is there.
-    #[arg(short = 'y', long, help_heading = "Measuring")]
+    #[arg(short = 'y', long, help_heading = "Measuring", hide_short_help = true)]
     overwrite: bool,
 
     #[command(flatten)]
@@ -80,8 +133,8 @@ pub(super) struct EvalArgs {
     /// Print JSON instead of a table.
     #[arg(long, help_heading = "Reporting")]
     json: bool,
-    /// Say nothing on the way.
-    #[arg(short, long, help_heading = "Reporting")]
+    /// Hide progress.
+    #[arg(short, long, help_heading = "Reporting", hide_short_help = true)]
     quiet: bool,
 }
 

@@ -32,39 +32,40 @@ pub(super) enum ProgressMode {
 #[command(next_help_heading = "Reporting")]
 pub(super) struct Reporting {
     /// Display of progress on stderr.
-    #[arg(long, value_enum, ignore_case = true, default_value = "auto")]
+    #[arg(long, value_enum, ignore_case = true, default_value = "auto", hide_short_help = true)]
     pub(super) progress: ProgressMode,
     /// Print the result as JSON instead of the path.
-    #[arg(long)]
+    #[arg(long, hide_short_help = true)]
     pub(super) json: bool,
-    /// Say nothing but errors.
-    #[arg(short, long)]
+    /// Hide everything but errors.
+    #[arg(short, long, hide_short_help = true)]
     pub(super) quiet: bool,
-    /// Say which weights were used and which were not.
-    #[arg(short, long)]
+    /// List the weights that were used and those that were not.
+    #[arg(short, long, hide_short_help = true)]
     pub(super) verbose: bool,
 }
 
 #[derive(Debug, Args)]
 pub(super) struct GenerateArgs {
-    /// The prompt.
+    /// The prompt; - reads it from standard input.
     #[arg(value_name = "PROMPT")]
     pub(super) prompt: Option<String>,
     /// The prompt, the same as PROMPT.
     #[arg(short = 'p', long = "prompt", value_name = "TEXT", conflicts_with = "prompt")]
+    #[arg(hide_short_help = true)]
     pub(super) prompt_flag: Option<String>,
-    /// The negative prompt; has an effect only with --cfg-scale above 1.
-    #[arg(short, long, value_name = "TEXT")]
+    /// What to avoid; needs --cfg-scale above 1.
+    #[arg(short, long, value_name = "TEXT", alias = "negative")]
     pub(super) negative_prompt: Option<String>,
     /// Syntax of prompts: a1111 knows `(word:1.2)`, `[word]`, `BREAK` and prompts of any length, plain takes every
     /// character as it is and truncates what is too long [default: a1111].
-    #[arg(long, value_name = "a1111|plain")]
+    #[arg(long, value_name = "a1111|plain", hide_short_help = true)]
     pub(super) prompt_mode: Option<PromptMode>,
-    /// Folder of the LoRAs that a prompt names, as in `<lora:name:0.8>`.
-    #[arg(long, value_name = "DIR")]
+    /// Folder searched for `<lora:name:0.8>` in prompts.
+    #[arg(long, value_name = "DIR", alias = "lora-model-dir", hide_short_help = true)]
     pub(super) lora_dir: Option<PathBuf>,
-    /// Folder of the textual inversions that a prompt or negative prompt names by their files' names.
-    #[arg(long, value_name = "DIR")]
+    /// Folder searched for the textual inversions that a prompt or negative prompt names by their files' names.
+    #[arg(long, value_name = "DIR", aliases = ["embd-dir", "embeddings-dir"], hide_short_help = true)]
     pub(super) embedding_dir: Option<PathBuf>,
 
     #[command(flatten)]
@@ -81,69 +82,78 @@ pub(super) struct GenerateArgs {
     pub(super) reporting: Reporting,
 
     /// Take everything from a JSON file (see --dump-request), from a clip of this program, or from an image or text of
-    /// A1111 or ComfyUI; flags go over it.
-    #[arg(long, value_name = "FILE", help_heading = "Request files")]
+    /// A1111 or ComfyUI; flags override it.
+    ///
+    /// - reads standard input. JSON lines are requests of their own, made one after the other with the weights kept
+    /// loaded; each is answered by a line of JSON.
+    #[arg(long, value_name = "FILE", help_heading = "Request files", hide_short_help = true)]
     pub(super) request: Option<PathBuf>,
     /// Open files that a clip given as --request names even where it has no SHA-256 of them.
-    #[arg(long, help_heading = "Request files")]
+    #[arg(long, help_heading = "Request files", hide_short_help = true)]
     pub(super) trust_paths: bool,
     /// Print the request as JSON and stop.
-    #[arg(long, help_heading = "Request files")]
+    #[arg(long, help_heading = "Request files", hide_short_help = true)]
     pub(super) dump_request: bool,
 }
 
 #[derive(Debug, Args)]
 #[command(next_help_heading = "Models")]
 pub(super) struct ModelFlags {
-    /// A name from `models list`, a diffusers folder or a single-file checkpoint [default: the small model
-    /// inside the program].
+    /// Base model [default: the small one inside].
+    ///
+    /// A name from `models list`, a diffusers folder or a single-file checkpoint.
     #[arg(short, long, value_name = "NAME|DIR|FILE")]
+    #[arg(aliases = ["ckpt", "ckpt-name", "pretrained-model-name-or-path"])]
     pub(super) model: Option<String>,
     /// A folder with `unet/config.json` and so on, for a single file of unusual sizes.
-    #[arg(long, value_name = "DIR")]
+    #[arg(long, value_name = "DIR", hide_short_help = true)]
     pub(super) model_config: Option<String>,
     /// Personalised single-file weights laid over --model.
-    #[arg(long, value_name = "FILE")]
+    #[arg(long, value_name = "FILE", hide_short_help = true)]
     pub(super) checkpoint: Option<String>,
     /// Another autoencoder.
-    #[arg(long, value_name = "NAME|DIR|FILE")]
+    #[arg(long, value_name = "NAME|DIR|FILE", aliases = ["vae-path", "vae-name", "taesd"])]
+    #[arg(hide_short_help = true)]
     pub(super) vae: Option<String>,
-    /// The motion modules; `none` for images without motion [default: the model's own, else animatelcm-t2v].
-    #[arg(long, value_name = "NAME|DIR|FILE")]
+    /// Motion modules.
+    ///
+    /// `none` for images without motion [default: the model's own, else animatelcm-t2v].
+    #[arg(long, value_name = "NAME|DIR|FILE", aliases = ["motion-module", "motion-adapter"])]
     pub(super) motion: Option<String>,
     /// The consistency LoRA; `none` for none [default: the one made for the motion modules].
-    #[arg(long, value_name = "NAME|FILE[:SCALE]", value_parser = weighted_file)]
+    #[arg(long, value_name = "NAME|FILE[:SCALE]", value_parser = weighted_file, hide_short_help = true)]
     pub(super) lcm_lora: Option<WeightedFile>,
-    /// A LoRA or a relative (a file, or PEFT's folder) and its strength, also `FILE:unet=SCALE,text=SCALE`;
-    /// repeatable. `FILE:0.8,lbw=MIDD` has factors for blocks: 17 or 26 numbers, or a preset of LoRA Block Weight. A
+    /// LoRA and its strength; repeatable.
+    ///
+    /// A file, or PEFT's folder; also `FILE:unet=SCALE,text=SCALE`. `FILE:0.8,lbw=MIDD` has factors for blocks: 17 or 26 numbers, or a preset of LoRA Block Weight. A
     /// path with colons goes into double quotes: `"a:b.safetensors":0.8`.
     #[arg(long, value_name = "FILE[:SCALE]", value_parser = weighted_file)]
     pub(super) lora: Vec<WeightedFile>,
     /// A textual inversion and the word for it in prompts; repeatable [default: the word that the file names].
-    #[arg(long, value_name = "FILE[:WORD]", value_parser = embedding)]
+    #[arg(long, value_name = "FILE[:WORD]", value_parser = embedding, hide_short_help = true)]
     pub(super) embedding: Vec<Embedding>,
     /// Ignore the alpha of LoRAs, as AnimateLCM's own code does.
-    #[arg(long)]
+    #[arg(long, hide_short_help = true)]
     pub(super) lora_legacy_scale: bool,
     /// Accept LoRAs that fit only in part.
-    #[arg(long)]
+    #[arg(long, hide_short_help = true)]
     pub(super) allow_partial: bool,
     /// Device: auto, cpu, cuda, cuda:N or metal [default: auto].
-    #[arg(long, value_name = "DEVICE")]
+    #[arg(long, value_name = "DEVICE", hide_short_help = true)]
     pub(super) device: Option<DeviceChoice>,
     /// dtype of the UNet: auto, f32, f16 or bf16 [default: auto].
-    #[arg(long, value_name = "DTYPE")]
+    #[arg(long, value_name = "DTYPE", aliases = ["torch-dtype", "type"], hide_short_help = true)]
     pub(super) dtype: Option<DtypeChoice>,
     /// Round the UNet and the networks beside it, on the CPU: none, int8 (weights, a quarter of f32's memory) or w8a8
     /// (what linear layers are given, too, which is faster and a little less exact) [default: none].
-    #[arg(long, value_name = "BITS")]
+    #[arg(long, value_name = "BITS", hide_short_help = true)]
     pub(super) quantize: Option<Quantize>,
     /// Kernels on a GPU: default, or experimental, which no GPU has tested yet (own ones for NVIDIA, Metal's attention)
     /// [default: default].
-    #[arg(long, value_name = "SET")]
+    #[arg(long, value_name = "SET", hide_short_help = true)]
     pub(super) kernels: Option<KernelChoice>,
     /// Never use the network.
-    #[arg(long)]
+    #[arg(long, hide_short_help = true)]
     pub(super) offline: bool,
 }
 
@@ -151,17 +161,31 @@ pub(super) struct ModelFlags {
 #[command(next_help_heading = "Clip")]
 pub(super) struct ClipFlags {
     /// Width in pixels [default: the model's own].
-    #[arg(short = 'W', long, value_name = "PIXELS")]
+    #[arg(short = 'W', long, value_name = "PIXELS", value_parser = at_least::<LEAST_PIXELS>)]
     pub(super) width: Option<usize>,
     /// Height in pixels [default: the model's own].
-    #[arg(short = 'H', long, value_name = "PIXELS")]
+    #[arg(short = 'H', long, value_name = "PIXELS", value_parser = at_least::<LEAST_PIXELS>)]
     pub(super) height: Option<usize>,
     /// Number of frames [default: 16].
-    #[arg(short, long, value_name = "N", visible_alias = "video-frames")]
+    #[arg(short, long, value_name = "N", value_parser = at_least::<1>)]
+    #[arg(aliases = ["num-frames", "video-frames", "video-length"])]
     pub(super) frames: Option<usize>,
     /// Frames a second of the file, also as a fraction such as 30000/1001 [default: 8].
-    #[arg(long, value_name = "FPS", value_parser = rate)]
+    #[arg(long, value_name = "FPS", value_parser = rate, alias = "frame-rate", hide_short_help = true)]
     pub(super) fps: Option<f64>,
+}
+
+/// The shortest side of a frame that a request may have.
+const LEAST_PIXELS: usize = crate::request::LEAST_PIXELS;
+
+/// A whole number from `LEAST` on; a negative one is no mistyped flag.
+pub(super) fn at_least<const LEAST: usize>(text: &str) -> Result<usize, String> {
+    let too_small = || Err(format!("must be at least {LEAST}"));
+    match text.trim().parse::<i128>() {
+        Ok(number) if number < LEAST as i128 => too_small(),
+        Ok(number) => usize::try_from(number).map_err(|_| "too large a number".to_owned()),
+        Err(_) => Err("not a whole number".to_owned()),
+    }
 }
 
 /// Returns whether something is at a path.
@@ -206,17 +230,17 @@ pub(super) struct ControlFlags {
     /// frames=0,8,15 (SparseCtrl: which frames the images are for; one image is for frame 0), from=0 and every=2
     /// (which frames of a video are taken, as many as the clip has) and guess (guess mode). A path with commas goes
     /// into double quotes, a double quote inside is written twice: 'canny="a, b.png",model=FILE'.
-    #[arg(long, value_name = "NAME=HINT,model=FILE,...", value_parser = control)]
+    #[arg(long, value_name = "NAME=HINT,model=FILE,...", value_parser = control, hide_short_help = true)]
     pub(super) control: Vec<Control>,
     /// An IP-Adapter and the image that the frames are to resemble; repeatable. After IMAGE,model=FILE may follow
     /// scale=0.6 or a curve over the frames (scale=0:1.0,8:0.2), start=0 and end=1 (parts of the run), image=MORE
     /// (another image, a folder or an animation), mask=IMAGE (white where an image counts, one for each), per-frame
     /// (each image is for a frame) and name=NAME. Paths with commas go into double quotes, as in --control.
-    #[arg(long, value_name = "IMAGE,model=FILE,...", value_parser = ip_adapter)]
+    #[arg(long, value_name = "IMAGE,model=FILE,...", value_parser = ip_adapter, hide_short_help = true)]
     pub(super) ip_adapter: Vec<IpAdapter>,
     /// The image encoder of the IP-Adapters [default: the folder `image_encoder` beside or above the adapter, or in
     /// the model].
-    #[arg(long, value_name = "NAME|DIR|FILE")]
+    #[arg(long, value_name = "NAME|DIR|FILE", hide_short_help = true)]
     pub(super) image_encoder: Option<String>,
 }
 
@@ -224,72 +248,85 @@ pub(super) struct ControlFlags {
 #[command(next_help_heading = "Sampling")]
 pub(super) struct SamplingFlags {
     /// Denoising steps [default: 4].
-    #[arg(long, value_name = "N")]
+    #[arg(long, value_name = "N", value_parser = at_least::<1>)]
+    #[arg(aliases = ["num-inference-steps", "sampling-steps"])]
     pub(super) steps: Option<usize>,
-    /// Classifier-free guidance; none at 1 or below [default: 1].
-    #[arg(long, value_name = "SCALE", visible_alias = "guidance-scale")]
+    /// Guidance; none at 1 or below [default: 1].
+    #[arg(long, value_name = "SCALE", aliases = ["guidance-scale", "cfg"])]
     pub(super) cfg_scale: Option<f64>,
+    /// lcm, euler-a, dpmpp-2m ... [default: lcm].
+    ///
     /// lcm, ddim, euler, euler-a, heun, dpmpp-2m or dpmpp-2m-karras; also by the names of A1111, ComfyUI,
-    /// stable-diffusion.cpp and diffusers [default: lcm].
-    #[arg(long, value_name = "NAME", visible_alias = "sampling-method")]
+    /// stable-diffusion.cpp and diffusers.
+    #[arg(long, value_name = "NAME", aliases = ["sampling-method", "sampler-name"])]
     pub(super) sampler: Option<String>,
     /// Spacing of the timesteps: leading, trailing, linspace or karras [default: leading].
-    #[arg(long, value_name = "NAME")]
+    #[arg(long, value_name = "NAME", aliases = ["scheduler", "schedule", "schedule-type"])]
+    #[arg(alias = "timestep-spacing", hide_short_help = true)]
     pub(super) spacing: Option<Spacing>,
     /// Steps of the teacher whose timesteps LCM uses: 100 for AnimateLCM, 50 in diffusers [default: what the model
     /// says, else 100].
-    #[arg(long, value_name = "K")]
+    #[arg(long, value_name = "K", hide_short_help = true)]
     pub(super) original_inference_steps: Option<usize>,
     /// linear or scaled-linear [default: what the model says; linear with motion modules of another].
-    #[arg(long, value_name = "NAME")]
+    #[arg(long, value_name = "NAME", hide_short_help = true)]
     pub(super) beta_schedule: Option<BetaSchedule>,
     /// The first beta [default: what the model says, else 0.00085].
-    #[arg(long, value_name = "BETA")]
+    #[arg(long, value_name = "BETA", hide_short_help = true)]
     pub(super) beta_start: Option<f64>,
     /// The last beta [default: what the model says, else 0.012].
-    #[arg(long, value_name = "BETA")]
+    #[arg(long, value_name = "BETA", hide_short_help = true)]
     pub(super) beta_end: Option<f64>,
     /// Meaning of the network's output: epsilon (the noise), v or sample [default: what the model says].
-    #[arg(long, value_name = "epsilon|v|sample")]
+    #[arg(
+        long,
+        value_name = "epsilon|v|sample",
+        alias = "prediction-type",
+        hide_short_help = true
+    )]
     pub(super) prediction: Option<Prediction>,
     /// Whether the noise schedule is rescaled to end in pure noise [default: what the model says].
-    #[arg(long, value_name = "true|false")]
+    #[arg(long, value_name = "true|false", hide_short_help = true)]
     pub(super) zero_snr: Option<bool>,
     /// Whether DDIM's last step ends without noise [default: what the model says].
-    #[arg(long, value_name = "true|false")]
+    #[arg(long, value_name = "true|false", hide_short_help = true)]
     pub(super) set_alpha_to_one: Option<bool>,
     /// Offset that leading spacing adds to each timestep [default: what the model says].
-    #[arg(long, value_name = "N")]
+    #[arg(long, value_name = "N", hide_short_help = true)]
     pub(super) steps_offset: Option<usize>,
-    /// Over what motion modules normalize: per-frame as trained, pooled as in diffusers [default: per-frame].
-    #[arg(long, value_name = "per-frame|pooled")]
+    /// Group-norm statistics in motion modules: per-frame as trained, pooled as in diffusers [default: per-frame].
+    #[arg(long, value_name = "per-frame|pooled", hide_short_help = true)]
     pub(super) motion_norm: Option<MotionNorm>,
-    /// Layers to leave out at the text encoder's end [default: 0].
-    #[arg(long, value_name = "N")]
+    /// Layers to leave out at the text encoder's end; A1111's, ComfyUI's and stable-diffusion.cpp's 2 is 1 here, as in
+    /// diffusers [default: 0].
+    #[arg(long, value_name = "N", hide_short_help = true)]
     pub(super) clip_skip: Option<usize>,
-    /// The seed; -1 for a random one [default: random, and printed].
-    #[arg(short, long, value_name = "N")]
+    /// Seed; -1 for a random one [default].
+    #[arg(short, long, value_name = "N", alias = "noise-seed")]
     pub(super) seed: Option<Seed>,
-    /// Whose generator the seed belongs to: torch's cpu or cuda [default: cpu].
-    #[arg(long, value_name = "cpu|cuda")]
+    /// Which torch generator the seed reproduces: cpu or cuda [default: cpu].
+    #[arg(long, value_name = "cpu|cuda", hide_short_help = true)]
     pub(super) rng: Option<RngKind>,
 }
 
 #[derive(Debug, Args)]
 #[command(next_help_heading = "Output")]
 pub(super) struct OutputFlags {
+    /// clip.gif, .webp, .png, .mp4 ...
+    ///
     /// .gif, .webp, .png or .apng (animated), .mp4, .y4m, name_%03d.png, or - for Y4M on stdout [default: a GIF named
     /// after prompt and seed].
-    #[arg(short, long, value_name = "PATH")]
+    #[arg(short, long, value_name = "PATH", alias = "output-path")]
     pub(super) output: Option<PathBuf>,
     /// Enlarge the frames so many times, each pixel to a square [default: 1].
-    #[arg(long, value_name = "N")]
+    #[arg(long, value_name = "N", hide_short_help = true)]
     pub(super) zoom: Option<usize>,
     /// Number of clips, with consecutive seeds and numbers in their names; --json prints a line for each [default: 1].
-    #[arg(long, value_name = "N")]
+    #[arg(long, short_alias = 'b', value_name = "N", hide_short_help = true)]
+    #[arg(aliases = ["batch-count", "batch-size", "batch", "n-iter", "num-videos-per-prompt"])]
     pub(super) count: Option<u64>,
     /// Overwrite an existing file.
-    #[arg(short = 'y', long)]
+    #[arg(short = 'y', long, alias = "force", hide_short_help = true)]
     pub(super) overwrite: bool,
     /// Show the finished clip in the terminal; without a value as well as the terminal can.
     #[arg(
@@ -299,21 +336,22 @@ pub(super) struct OutputFlags {
         value_name = "HOW",
         num_args = 0..=1,
         require_equals = true,
-        default_missing_value = "auto"
+        default_missing_value = "auto",
+        hide_short_help = true
     )]
     pub(super) preview: Option<Protocol>,
     /// Open the finished clip in the system's viewer.
-    #[arg(long)]
+    #[arg(long, hide_short_help = true)]
     pub(super) open: bool,
     /// Leave request and weights' hashes out of the file.
-    #[arg(long)]
+    #[arg(long, alias = "disable-image-metadata", hide_short_help = true)]
     pub(super) no_metadata: bool,
     /// Take `latents` and `noise.0`, `noise.1`, … (1,4,F,h,w) from a safetensors file; and for the control NAME that
     /// follows latents `noise.control.NAME` (hints,4,h,w).
-    #[arg(long, value_name = "FILE")]
+    #[arg(long, value_name = "FILE", hide_short_help = true)]
     pub(super) tensors_in: Option<PathBuf>,
     /// Write `context`, `latents.0` …, `latents` and `frames` to a safetensors file.
-    #[arg(long, value_name = "FILE")]
+    #[arg(long, value_name = "FILE", hide_short_help = true)]
     pub(super) tensors_out: Option<PathBuf>,
 }
 
@@ -379,6 +417,15 @@ impl FromStr for Seed {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn whole_numbers_have_a_least_value() {
+        assert_eq!(at_least::<8>("8"), Ok(8));
+        for (wrong, reason) in [("-64", "at least 8"), ("7", "at least 8"), ("x", "whole number")] {
+            assert!(at_least::<8>(wrong).unwrap_err().contains(reason), "{wrong}");
+        }
+        assert!(at_least::<1>("170141183460469231731687303715884105727").is_err());
+    }
 
     #[test]
     fn rates_are_numbers_or_fractions() {

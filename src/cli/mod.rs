@@ -4,9 +4,12 @@
 
 mod args;
 mod bench;
+mod completions;
 mod eval;
+mod examples;
 mod flags;
 mod generate;
+mod hints;
 mod inline;
 mod inspect;
 #[cfg(feature = "hub")]
@@ -23,9 +26,11 @@ mod train;
 mod tune;
 mod typed;
 
+use std::borrow::Cow;
+use std::ffi::OsString;
 use std::process::ExitCode;
 
-use clap::error::ErrorKind;
+use clap::error::{ContextKind, ContextValue, ErrorKind};
 
 use crate::pipeline::Event;
 use crate::{Error, Result, Stop};
@@ -73,13 +78,13 @@ fn not_run(error: &clap::Error) -> ExitCode {
         return ExitCode::from(error.exit_code() as u8);
     }
     let words: Vec<_> = std::env::args_os().collect();
-    let error = mistyped(error);
+    let error = mistyped(error, &words);
     report(&error, typed::wants_json(&words));
     ExitCode::from(error.kind().exit_code())
 }
 
 /// The paragraphs of clap as one line and a hint, like every other error.
-fn mistyped(error: &clap::Error) -> Error {
+fn mistyped(error: &clap::Error, words: &[OsString]) -> Error {
     let text = error.to_string();
     let text = text.strip_prefix("error: ").unwrap_or(&text);
     let reason: Vec<&str> =
@@ -89,18 +94,42 @@ fn mistyped(error: &clap::Error) -> Error {
         .replace("invalid digit found in string", "not a whole number from 0 on")
         .replace("number too large to fit in target type", "too large a number")
         .replace("invalid float literal", "not a number");
-    // The tip to put `--` in front has the first letter of the word only, where that is a text.
-    let tip = match text.lines().find_map(|line| line.trim().strip_prefix("tip: ")) {
-        Some(tip) if tip.starts_with("to pass") => {
-            "--help shows what is known; a prompt that begins with a dash is given with -p, a file as ./-name"
-        }
-        Some(tip) => tip,
-        None => "--help shows what is known",
+    let command = typed::command_of(words);
+    let help = match command.as_str() {
+        "" => "see `animatelcm --help`".to_owned(),
+        command => format!("see `animatelcm {command} --help`"),
     };
     // A value's own error may have advice, which clap does not print.
     let cause = std::error::Error::source(error).and_then(|e| e.downcast_ref::<Error>());
-    let own = cause.and_then(Error::hint).map(std::borrow::Cow::into_owned);
-    Error::request("command line", reason).with_hint(own.unwrap_or_else(|| tip.to_owned()))
+    let own = cause.and_then(Error::hint).map(Cow::into_owned);
+    let tip = match (error.kind(), error.get(ContextKind::InvalidArg)) {
+        (ErrorKind::UnknownArgument, Some(ContextValue::String(word))) => {
+            hints::unknown(&typed::long_flags(&command), word)
+        }
+        (ErrorKind::ValueValidation | ErrorKind::InvalidValue, _) if is_group(error, words) => {
+            Some(hints::DASHES.to_owned())
+        }
+        _ => {
+            let mut tips = text.lines().filter_map(|line| line.trim().strip_prefix("tip: "));
+            tips.next().map(str::to_owned)
+        }
+    };
+    Error::request("command line", reason).with_hint(own.or(tip).unwrap_or(help))
+}
+
+/// Returns whether the wrong value was typed in one word with a short flag, as in `-blurry`.
+fn is_group(error: &clap::Error, words: &[OsString]) -> bool {
+    let Some(ContextValue::String(value)) = error.get(ContextKind::InvalidValue) else {
+        return false;
+    };
+    let begins = |word: &str| {
+        let letters = word.strip_prefix('-').filter(|rest| !rest.starts_with('-'));
+        letters
+            .and_then(|rest| rest.strip_suffix(value.as_str()))
+            .is_some_and(|flag| flag.chars().count() == 1)
+    };
+    value.starts_with(char::is_alphabetic)
+        && words.iter().filter_map(|word| word.to_str()).any(begins)
 }
 
 fn run(cli: Cli, stop: &Stop) -> Result<()> {
@@ -112,6 +141,8 @@ fn run(cli: Cli, stop: &Stop) -> Result<()> {
         #[cfg(feature = "train")]
         Command::Train(args) => train::run(&args, stop),
         Command::Bench(args) => bench::run(&args, stop),
+        Command::Completions(args) => completions::run(&args),
+        Command::Man(args) => completions::man(&args),
         #[cfg(feature = "hub")]
         Command::Models(args) => {
             let context = models::Context { offline: false, quiet: false, stop };
@@ -157,7 +188,8 @@ mod tests {
     fn what_was_mistyped_fits_on_a_line() {
         let parse = |words: &[&str]| {
             let words = ["animatelcm", "generate"].iter().chain(words);
-            mistyped(&typed::parse(words.copied()).unwrap_err())
+            let words: Vec<OsString> = words.map(Into::into).collect();
+            mistyped(&typed::parse(words.clone()).unwrap_err(), &words)
         };
         let error = parse(&["x", "--fram", "4"]);
         assert_eq!(error.to_string(), "command line: unexpected argument '--fram' found");
@@ -165,16 +197,26 @@ mod tests {
         let error = parse(&["x", "--progress", "loud"]);
         assert!(error.to_string().contains("[possible values: auto, bar, json, none]"), "{error}");
         let error = parse(&["x", "--frames", "many"]);
-        assert!(
-            error.to_string().ends_with("'--frames <N>': not a whole number from 0 on"),
-            "{error}"
-        );
-        assert!(error.hint().is_some());
+        assert!(error.to_string().ends_with("'--frames <N>': not a whole number"), "{error}");
+        assert_eq!(error.hint().as_deref(), Some("see `animatelcm generate --help`"));
         let error = parse(&["x", "-W", "-64"]);
         assert!(error.to_string().contains("'-64'"), "{error}");
+        assert!(error.to_string().ends_with("must be at least 8"), "{error}");
         assert!(parse(&["-blurry"]).hint().unwrap().contains("-p"));
         let error = parse(&["x", "-n", "--seed", "1"]);
         assert!(error.to_string().contains("`--seed` is another flag"), "{error}");
         assert_eq!(error.hint().as_deref(), Some("-n=--seed takes it as the value"));
+        for (word, advice) in [
+            ("--format", "clip.mp4"),
+            ("--threads", "RAYON_NUM_THREADS"),
+            ("-t", "RAYON_NUM_THREADS"),
+            ("--init-img", "text to video"),
+            ("--control-net", "--control NAME="),
+            ("--samplr", "`--sampler`"),
+            ("--colour", "see `animatelcm generate --help`"),
+        ] {
+            let error = parse(&["x", word, "4"]);
+            assert!(error.hint().unwrap().contains(advice), "{word}: {error:?}");
+        }
     }
 }

@@ -21,7 +21,7 @@ pub(super) struct ModelsArgs {
     /// Do not use the network; also `HF_HUB_OFFLINE=1`.
     #[arg(long, global = true)]
     offline: bool,
-    /// Keep progress back.
+    /// Hide progress.
     #[arg(short, long, global = true)]
     quiet: bool,
 }

@@ -21,48 +21,57 @@ use crate::{Error, Result, Stop};
 /// The arguments of `animatelcm train`.
 #[derive(Debug, Args)]
 pub(super) struct TrainArgs {
-    /// A plan that comes with the program: pocket, the small model inside it.
+    /// Plan that comes with the program: pocket.
+    ///
+    /// It makes the small model inside the program.
     #[arg(long, value_name = "NAME", conflicts_with = "config", help_heading = "Plan")]
     preset: Option<String>,
-    /// A plan of your own, TOML; --preset pocket --print-config shows one.
+    /// Plan of your own, TOML.
+    ///
+    /// --preset pocket --print-config shows one.
     #[arg(long, value_name = "FILE", help_heading = "Plan")]
     config: Option<PathBuf>,
-    /// Print the plan with everything that it leaves out, and stop.
+    /// Print the whole plan and stop.
+    ///
+    /// With everything that the file leaves out.
     #[arg(long, help_heading = "Plan")]
     print_config: bool,
     /// Multiplies the steps of all stages.
-    #[arg(long, value_name = "FACTOR", default_value_t = 1.0, help_heading = "Plan")]
+    #[arg(long, value_name = "FACTOR", default_value_t = 1.0)]
+    #[arg(help_heading = "Plan", hide_short_help = true)]
     scale: f64,
-    /// The stages to run, in this order: vae, base, lora, motion, lcm; repeatable [default: all].
+    /// Stage to run; repeatable [default: all].
+    ///
+    /// vae, base, lora, motion, lcm: they run in this order.
     #[arg(long, value_name = "NAME", help_heading = "Plan")]
     stage: Vec<Stage>,
     /// A diffusers folder to begin from, for stages after `base` [default: the one that `base` wrote].
-    #[arg(long, value_name = "DIR", help_heading = "Plan")]
+    #[arg(long, value_name = "DIR", help_heading = "Plan", hide_short_help = true)]
     base: Option<PathBuf>,
 
     /// Folder for all results; a training in it is continued.
     #[arg(short, long, value_name = "DIR", required_unless_present = "print_config")]
     out: Option<PathBuf>,
     /// Steps between two checkpoints.
-    #[arg(long, value_name = "N", default_value_t = 200)]
+    #[arg(long, value_name = "N", default_value_t = 200, hide_short_help = true)]
     checkpoint_every: usize,
     /// Clips that are made and measured after each stage, and on the way; 0 for none.
-    #[arg(long, value_name = "N", default_value_t = 32)]
+    #[arg(long, value_name = "N", default_value_t = 32, hide_short_help = true)]
     samples: usize,
     /// Steps after which that happens; 0 for the end of each stage only.
-    #[arg(long, value_name = "N", default_value_t = 1000)]
+    #[arg(long, value_name = "N", default_value_t = 1000, hide_short_help = true)]
     sample_every: usize,
     /// Throw away what the named stages, and those after them, have learned.
-    #[arg(long)]
+    #[arg(long, hide_short_help = true)]
     restart: bool,
-    /// Device: auto, cpu, cuda, cuda:N or metal.
+    /// auto, cpu, cuda, cuda:N or metal.
     #[arg(long, value_name = "DEVICE", default_value = "auto")]
     device: DeviceChoice,
     /// dtype of the networks, f32 or bf16; weights that learn are f32 always.
-    #[arg(long, value_name = "DTYPE", default_value = "f32")]
+    #[arg(long, value_name = "DTYPE", default_value = "f32", hide_short_help = true)]
     dtype: Format,
-    /// Say nothing on the way.
-    #[arg(short, long)]
+    /// Hide progress.
+    #[arg(short, long, hide_short_help = true)]
     quiet: bool,
 }
 

@@ -1,6 +1,7 @@
 //! The words of the command line, read.
 //!
 //! What follows a flag that takes a value is its value, also where it begins with a dash: `-n "-blurry"`, `--seed -1`.
+//! Long flags may be written as in Python, `--num_inference_steps`, and in capitals.
 
 use std::collections::HashMap;
 use std::ffi::{OsStr, OsString};
@@ -16,10 +17,13 @@ where
     I: IntoIterator,
     I::Item: Into<OsString>,
 {
-    let words: Vec<OsString> = words.into_iter().map(Into::into).collect();
+    let mut words: Vec<OsString> = words.into_iter().map(Into::into).collect();
     let mut command = with_dashes(Cli::command());
+    if wants_short_help(&words) {
+        command = command.mut_subcommands(in_one_section);
+    }
     command.build();
-    if let Some((flag, next)) = without_value(&command, &words) {
+    if let Some((flag, next)) = spell(&command, &mut words) {
         let message = format!(
             "`{flag}` has no value: `{next}` is another flag\n\n  tip: {flag}={next} takes it as the value"
         );
@@ -42,28 +46,69 @@ fn with_dashes(command: Command) -> Command {
         .mut_subcommands(with_dashes)
 }
 
-/// The first flag that another flag stands behind where its value should be.
-fn without_value<'a>(mut command: &Command, words: &'a [OsString]) -> Option<(&'a str, &'a str)> {
+/// Puts all flags under one heading, so that the short help fits a screen.
+fn in_one_section(command: Command) -> Command {
+    command.mut_args(|arg| arg.help_heading(None)).mut_subcommands(in_one_section)
+}
+
+/// Returns whether `-h` was typed.
+fn wants_short_help(words: &[OsString]) -> bool {
+    words.iter().take_while(|word| *word != "--").any(|word| word == "-h")
+}
+
+/// Writes long flags as they are defined. The first flag that another flag stands behind where its value should be, and
+/// that other flag.
+fn spell(mut command: &Command, words: &mut [OsString]) -> Option<(String, String)> {
     let mut flags = Flags::of(command);
-    // A word that is not UTF-8, such as a path in bytes, is not a flag.
-    let mut words = words.iter().skip(1).map(|word| word.to_str().unwrap_or_default());
-    while let Some(word) = words.next() {
-        if word == "--" {
+    let mut owner: Option<String> = None;
+    for word in words.iter_mut().skip(1) {
+        // A word that is not UTF-8, such as a path in bytes, is not a flag.
+        let text = word.to_str().unwrap_or_default().to_owned();
+        if let Some(owner) = owner.take() {
+            if flags.is_flag(&text) {
+                return Some((owner, text));
+            }
+            continue;
+        }
+        if text == "--" {
             break;
         }
-        if !word.starts_with('-') {
-            if let Some(found) = command.find_subcommand(word) {
-                command = found;
-                flags = Flags::of(command);
-            }
-        } else if flags.wants_next(word) {
-            let next = words.next()?;
-            if flags.is_flag(next) {
-                return Some((word, next));
-            }
+        if let Some(spelled) = flags.spelled(&text) {
+            owner = flags.wants_next(&spelled).then(|| spelled.clone());
+            *word = spelled.into();
+        } else if text.starts_with('-') {
+            owner = flags.wants_next(&text).then_some(text);
+        } else if let Some(found) = command.find_subcommand(&text) {
+            command = found;
+            flags = Flags::of(command);
         }
     }
     None
+}
+
+/// The path of the command that was typed: `generate`, `models pull`.
+pub(super) fn command_of(words: &[OsString]) -> String {
+    let mut command = Cli::command();
+    command.build();
+    let (mut command, mut path) = (&command, Vec::new());
+    for word in words.iter().skip(1).map(|word| word.to_str().unwrap_or_default()) {
+        let Some(found) = command.find_subcommand(word) else { break };
+        path.push(found.get_name().to_owned());
+        command = found;
+    }
+    path.join(" ")
+}
+
+/// The long flags of a command, without the names of other programs.
+pub(super) fn long_flags(path: &str) -> Vec<String> {
+    let mut command = Cli::command();
+    command.build();
+    let mut command = &command;
+    for name in path.split_whitespace() {
+        let Some(found) = command.find_subcommand(name) else { break };
+        command = found;
+    }
+    command.get_arguments().filter_map(|arg| arg.get_long().map(str::to_owned)).collect()
 }
 
 /// The flags of a command, and whether each takes a value.
@@ -77,12 +122,25 @@ impl Flags {
         let (mut long, mut short) = (HashMap::new(), HashMap::new());
         for arg in command.get_arguments() {
             let takes_value = arg.get_action().takes_values() && !arg.is_require_equals_set();
-            let longs = arg.get_long_and_visible_aliases().unwrap_or_default();
-            long.extend(longs.into_iter().map(|name| (name.to_owned(), takes_value)));
-            let shorts = arg.get_short_and_visible_aliases().unwrap_or_default();
-            short.extend(shorts.into_iter().map(|name| (name, takes_value)));
+            let longs = arg.get_long().into_iter().chain(arg.get_all_aliases().unwrap_or_default());
+            long.extend(longs.map(|name| (name.to_owned(), takes_value)));
+            let aliases = arg.get_all_short_aliases().unwrap_or_default();
+            let shorts = arg.get_short().into_iter().chain(aliases);
+            short.extend(shorts.map(|name| (name, takes_value)));
         }
         Self { long, short }
+    }
+
+    /// A long flag as it is defined, if the word is one in capitals or with underscores.
+    fn spelled(&self, word: &str) -> Option<String> {
+        let word = word.strip_prefix("--")?;
+        let (name, value) = match word.split_once('=') {
+            Some((name, value)) => (name, format!("={value}")),
+            None => (word, String::new()),
+        };
+        let spelled = spelled(name);
+        let is_other = spelled != name && !self.long.contains_key(name);
+        (is_other && self.long.contains_key(&spelled)).then(|| format!("--{spelled}{value}"))
     }
 
     /// Returns whether the value of a word that begins with a dash is the next word.
@@ -102,11 +160,16 @@ impl Flags {
     fn is_flag(&self, word: &str) -> bool {
         if let Some(name) = word.strip_prefix("--") {
             let name = name.split_once('=').map_or(name, |(name, _)| name);
-            return self.long.contains_key(name);
+            return self.long.contains_key(name) || self.spelled(word).is_some();
         }
         let mut letters = word.strip_prefix('-').unwrap_or_default().chars();
         matches!((letters.next(), letters.next()), (Some(c), None) if self.short.contains_key(&c))
     }
+}
+
+/// The name of a flag in lower case and with dashes.
+pub(super) fn spelled(name: &str) -> String {
+    name.to_lowercase().replace('_', "-")
 }
 
 /// Returns whether JSON events were requested on a command line that could not be parsed.
@@ -183,6 +246,89 @@ mod tests {
         }
         assert!(generate(&["--", "-n", "--seed"]).is_err(), "two prompts");
         assert_eq!(generate(&["--", "--seed"]).unwrap().prompt.as_deref(), Some("--seed"));
+    }
+
+    #[test]
+    fn flags_have_the_names_of_other_programs_in_any_case() {
+        let args = generate(&[
+            "x",
+            "--num_inference_steps=6",
+            "--Guidance_Scale",
+            "2.5",
+            "--sampling-method",
+            "euler_a",
+            "--video-frames",
+            "8",
+            "--scheduler=sgm_uniform",
+            "--NEGATIVE_PROMPT",
+            "--mine",
+            "-b",
+            "3",
+            "--lora-model-dir=d",
+        ])
+        .unwrap();
+        assert_eq!(args.sampling.steps, Some(6));
+        assert_eq!(args.sampling.cfg_scale, Some(2.5));
+        assert_eq!(args.sampling.sampler.as_deref(), Some("euler_a"));
+        assert_eq!(args.sampling.spacing, Some(crate::schedule::Spacing::Trailing));
+        assert_eq!(args.clip.frames, Some(8));
+        assert_eq!(args.negative_prompt.as_deref(), Some("--mine"));
+        assert_eq!(args.output.count, Some(3));
+        assert_eq!(args.lora_dir.as_deref(), Some(std::path::Path::new("d")));
+        // What is a value stays as it is.
+        let args = generate(&["x", "-n", "--No_Hats", "--", "--SEED"]);
+        assert!(args.is_err(), "two prompts");
+        let args = generate(&["-n", "--No_Hats", "--", "--SEED"]).unwrap();
+        assert_eq!(args.negative_prompt.as_deref(), Some("--No_Hats"));
+        assert_eq!(args.prompt.as_deref(), Some("--SEED"));
+    }
+
+    #[test]
+    fn names_of_other_programs_are_documented() {
+        let docs = include_str!("../../docs/programs.md");
+        let command = Cli::command();
+        let generate = command.find_subcommand("generate").unwrap();
+        for alias in generate.get_arguments().filter_map(clap::Arg::get_all_aliases).flatten() {
+            assert!(docs.contains(&format!("`--{alias}`")), "{alias}");
+        }
+    }
+
+    #[test]
+    fn the_command_is_what_was_typed_first() {
+        let of = |words: &[&str]| {
+            let words: Vec<OsString> = words.iter().map(Into::into).collect();
+            command_of(&words)
+        };
+        assert_eq!(of(&["animatelcm", "generate", "x", "--frame", "replay"]), "generate");
+        assert_eq!(of(&["animatelcm", "--no"]), "");
+        #[cfg(feature = "hub")]
+        assert_eq!(of(&["animatelcm", "models", "pull", "--no"]), "models pull");
+    }
+
+    /// The lines of a command's short help on 80 columns.
+    fn short_help(command: &str) -> Vec<String> {
+        let mut whole = with_dashes(Cli::command()).mut_subcommands(in_one_section).term_width(80);
+        whole.build();
+        let found = whole.find_subcommand_mut(command).unwrap();
+        found.clone().term_width(80).render_help().to_string().lines().map(str::to_owned).collect()
+    }
+
+    #[test]
+    fn the_short_help_of_every_command_fits_a_screen() {
+        let names: Vec<String> =
+            Cli::command().get_subcommands().map(|command| command.get_name().to_owned()).collect();
+        for name in names {
+            let lines = short_help(&name);
+            let text = lines.join("\n");
+            assert!(lines.len() < 24, "{name} has {} lines:\n{text}", lines.len());
+            assert!(lines.iter().all(|line| line.chars().count() <= 80), "{text}");
+        }
+        let text = Cli::command().term_width(80).render_help().to_string();
+        assert!(text.lines().count() < 24, "{text}");
+        let text = short_help("generate").join("\n");
+        for flag in ["--model", "--lora", "--steps", "--seed", "--output"] {
+            assert!(text.contains(flag), "{text}");
+        }
     }
 
     #[test]

@@ -49,7 +49,7 @@ impl fmt::Display for Spacing {
 impl FromStr for Spacing {
     type Err = Error;
 
-    /// Parses a spacing, also by its name as ComfyUI scheduler or A1111 schedule type; `leading` has offset 1,
+    /// Parses a spacing, also by its name as ComfyUI or stable-diffusion.cpp scheduler or A1111 schedule type; `leading` has offset 1,
     /// `leading:0` sets another.
     fn from_str(name: &str) -> Result<Self> {
         let known = [
@@ -61,6 +61,7 @@ impl FromStr for Spacing {
             ("linspace", Self::Linspace),
             ("normal", Self::Linspace),
             ("uniform", Self::Linspace),
+            ("discrete", Self::Linspace),
             ("karras", Self::Karras),
         ];
         if let Some(spacing) = find(name, &known) {

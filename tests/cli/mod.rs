@@ -6,6 +6,8 @@ mod bench;
 mod eval;
 /// Clips, events, exit codes.
 mod generate;
+/// Help, completions, manual pages.
+mod help;
 /// What `inspect` says of weights.
 mod inspect;
 /// Signals and limits of the system.

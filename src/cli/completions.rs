@@ -1,0 +1,74 @@
+//! `animatelcm completions` and `animatelcm man`: what shells and manuals know of the command line.
+
+use clap::{Args, CommandFactory};
+use clap_complete::Shell;
+use clap_mangen::Man;
+
+use super::args::Cli;
+use super::print;
+use crate::{Error, Result};
+
+/// The arguments of `animatelcm completions`.
+#[derive(Debug, Args)]
+pub(super) struct CompletionsArgs {
+    /// The shell.
+    #[arg(value_enum, ignore_case = true)]
+    shell: Shell,
+}
+
+/// The arguments of `animatelcm man`.
+#[derive(Debug, Args)]
+pub(super) struct ManArgs {
+    /// The command [default: the program].
+    command: Option<String>,
+}
+
+pub(super) fn run(args: &CompletionsArgs) -> Result<()> {
+    let mut bytes = Vec::new();
+    clap_complete::generate(args.shell, &mut Cli::command(), "animatelcm", &mut bytes);
+    print(&String::from_utf8_lossy(&bytes))
+}
+
+pub(super) fn man(args: &ManArgs) -> Result<()> {
+    print(&page(args.command.as_deref())?)
+}
+
+/// The manual page of the program or of a command.
+fn page(name: Option<&str>) -> Result<String> {
+    let mut program = Cli::command();
+    program.build();
+    let command = match name {
+        None => program,
+        Some(name) => {
+            let Some(found) = program.find_subcommand(name) else {
+                let names: Vec<&str> =
+                    program.get_subcommands().map(clap::Command::get_name).collect();
+                return Err(Error::request("man", format!("`{name}` is not a command"))
+                    .with_hint(format!("there are {}", names.join(", "))));
+            };
+            // After `build` it is called `animatelcm-generate`, as `man` looks for it.
+            found.clone()
+        }
+    };
+    let mut bytes = Vec::new();
+    Man::new(command).render(&mut bytes).map_err(Error::file("stdout"))?;
+    Ok(String::from_utf8_lossy(&bytes).into_owned())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_command_has_a_page() {
+        for command in Cli::command().get_subcommands() {
+            let name = command.get_name();
+            let text = page(Some(name)).unwrap();
+            assert!(text.contains(&format!(".TH animatelcm-{name}")), "{text}");
+        }
+        assert!(page(None).unwrap().contains(".TH animatelcm"));
+        let error = page(Some("generat")).unwrap_err();
+        assert_eq!(error.kind().exit_code(), 2);
+        assert!(error.hint().unwrap().contains("generate"), "{error:?}");
+    }
+}

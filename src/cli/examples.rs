@@ -1,0 +1,137 @@
+//! Examples at the end of each command's help.
+
+/// The last line of a short help.
+pub(super) const MORE: &str = "--help lists every flag and shows examples.";
+
+pub(super) const PROGRAM: &str = "\
+Examples:
+  animatelcm generate \"a yellow star moving up on a navy background\"
+  animatelcm models pull animatelcm
+  animatelcm generate -m animatelcm \"a corgi running on a beach\" -o corgi.mp4
+  animatelcm inspect corgi.mp4
+  animatelcm help generate
+
+Exit codes: 0 ok, 1 internal or I/O error, 2 usage or request, 3 weights missing or incompatible,
+4 memory or device, 5 hash or licence refused, 6 part of a batch failed, 130 interrupted.";
+
+pub(super) const GENERATE: &str = "\
+Examples:
+  animatelcm generate \"a yellow star moving up on a navy background\" -o star.gif
+  animatelcm generate -m animatelcm \"a corgi on a beach\" --seed 7 -o corgi.mp4
+  animatelcm generate -m real.safetensors --lora hat.safetensors:0.8 \"a corgi\"
+  echo \"a red ring growing on a white background\" | animatelcm generate - --count 4
+  animatelcm generate --request jobs.jsonl -o clip.gif";
+
+pub(super) const INSPECT: &str = "\
+Examples:
+  animatelcm inspect clip.gif
+  animatelcm inspect --json clip.gif
+  animatelcm inspect style.safetensors
+  animatelcm inspect stable-diffusion-v1-5
+  animatelcm inspect ComfyUI_00001_.png";
+
+pub(super) const REPLAY: &str = "\
+Examples:
+  animatelcm replay clip.gif
+  animatelcm replay clip.gif -o again.gif
+  animatelcm replay clip.gif -y --json
+  animatelcm replay --progress none clip.mp4
+  animatelcm replay frame_000.png -o frames_%03d.png";
+
+pub(super) const EVAL: &str = "\
+Examples:
+  animatelcm eval --procedural
+  animatelcm eval --procedural --prompts 256 --json
+  animatelcm eval --procedural --steps 8 --sheet sheet.png
+  animatelcm eval --procedural --ground-truth
+  animatelcm eval --procedural -m out/model --seed 1";
+
+#[cfg(feature = "train")]
+pub(super) const TRAIN: &str = "\
+Examples:
+  animatelcm train --preset pocket --print-config
+  animatelcm train --preset pocket --out run
+  animatelcm train --preset pocket --scale 0.01 --out trial
+  animatelcm train --config plan.toml --out run --device cuda --dtype bf16
+  animatelcm train --config plan.toml --out run --stage lcm --restart";
+
+pub(super) const BENCH: &str = "\
+Examples:
+  animatelcm bench
+  animatelcm bench --json --repeats 10
+  animatelcm bench -m animatelcm -W 512 -H 512
+  animatelcm bench --random-weights sd15 -W 256 -H 256
+  animatelcm bench --random-weights sd15 --dtype bf16 --quantize int8";
+
+#[cfg(feature = "hub")]
+pub(super) const MODELS: &str = "\
+Examples:
+  animatelcm models list
+  animatelcm models pull animatelcm
+  animatelcm models path sd15
+  animatelcm models verify sd15
+  animatelcm models rm taesd";
+
+pub(super) const COMPLETIONS: &str = "\
+Examples:
+  animatelcm completions bash > ~/.local/share/bash-completion/completions/animatelcm
+  animatelcm completions zsh > ~/.zfunc/_animatelcm
+  animatelcm completions fish > ~/.config/fish/completions/animatelcm.fish
+  animatelcm completions powershell >> $PROFILE
+  animatelcm completions elvish >> ~/.config/elvish/rc.elv";
+
+pub(super) const MAN: &str = "\
+Examples:
+  animatelcm man > ~/.local/share/man/man1/animatelcm.1
+  animatelcm man generate > ~/.local/share/man/man1/animatelcm-generate.1
+  animatelcm man generate | man -l -
+  animatelcm man replay | man -l -
+  animatelcm man inspect > animatelcm-inspect.1";
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::cli::typed;
+    use clap::error::ErrorKind;
+
+    /// The words of a line of a shell that quotes with `"` only, up to a redirection or pipe.
+    fn words(line: &str) -> Vec<String> {
+        let (mut words, mut is_quoted, mut word) = (Vec::new(), false, None::<String>);
+        for c in line.chars() {
+            match c {
+                '"' => {
+                    is_quoted = !is_quoted;
+                    word.get_or_insert_default();
+                }
+                ' ' if !is_quoted => words.extend(word.take()),
+                c => word.get_or_insert_default().push(c),
+            }
+        }
+        words.extend(word);
+        words.into_iter().take_while(|word| !word.starts_with(['>', '|'])).collect()
+    }
+
+    #[test]
+    fn every_command_has_five_examples_that_can_be_typed() {
+        let all = [PROGRAM, GENERATE, INSPECT, REPLAY, EVAL, BENCH, COMPLETIONS, MAN];
+        let all = all.into_iter().chain([
+            #[cfg(feature = "train")]
+            TRAIN,
+            #[cfg(feature = "hub")]
+            MODELS,
+        ]);
+        for text in all {
+            let lines: Vec<&str> = text.lines().filter(|line| line.starts_with("  ")).collect();
+            assert_eq!(lines.len(), 5, "{text}");
+            for line in lines {
+                let from = line.find("animatelcm ").unwrap();
+                match typed::parse(words(&line[from..])) {
+                    Ok(_) => {}
+                    Err(error) => {
+                        assert_eq!(error.kind(), ErrorKind::DisplayHelp, "{line}: {error}")
+                    }
+                }
+            }
+        }
+    }
+}

@@ -66,6 +66,14 @@ pub enum Error {
         /// The hash or licence in question.
         reason: String,
     },
+    /// Requests of a batch that failed; each one's error was reported before.
+    #[error("{failed} of {total} clips failed")]
+    Batch {
+        /// Number of requests that failed.
+        failed: usize,
+        /// Number of all requests.
+        total: usize,
+    },
     /// Feature that the build lacks.
     #[error("this build has no `{feature}` support")]
     Feature {
@@ -131,6 +139,8 @@ pub enum ErrorKind {
     Environment,
     /// A rejected hash or licence: exit code 5.
     Refused,
+    /// Failure of a part of a batch: exit code 6.
+    Batch,
     /// Interruption: exit code 130.
     Cancelled,
 }
@@ -144,6 +154,7 @@ impl ErrorKind {
             Self::Weights => 3,
             Self::Environment => 4,
             Self::Refused => 5,
+            Self::Batch => 6,
             Self::Cancelled => 130,
         }
     }
@@ -193,6 +204,7 @@ impl Error {
                 ErrorKind::Environment
             }
             Self::Refused { .. } => ErrorKind::Refused,
+            Self::Batch { .. } => ErrorKind::Batch,
             Self::Cancelled => ErrorKind::Cancelled,
             Self::File { .. } | Self::Encode { .. } | Self::Tensor(_) => ErrorKind::Internal,
             Self::Hinted { error, .. } => error.kind(),

@@ -1,65 +1,70 @@
 //! `animatelcm generate`: what was typed becomes a job, the job a file.
 
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::{SystemTime, UNIX_EPOCH};
 
-use super::flags::{ClipFlags, GenerateArgs, ModelFlags, OutputFlags, Reporting, SamplingFlags};
+use super::flags::{ClipFlags, GenerateArgs, ModelFlags, ProgressMode, Reporting, SamplingFlags};
 use super::preview::{self, Preview};
 use super::progress::Progress;
-use super::{print, to_json};
-use crate::job::{self, Known, Names, Target};
+use super::{print, report, to_json};
+use crate::job::{self, Imported, Known, Names, Requests, Target};
+use crate::library::Library;
 use crate::output::{self, Existing};
 use crate::pipeline::{Done, Event, Observer};
 use crate::request::{FileRecord, Job, Request, Spec};
 use crate::sampler::SamplerKind;
-use crate::{Error, Result, Stop};
+use crate::{Error, ErrorKind, Result, Stop};
 
-pub(super) fn run(args: &GenerateArgs, stop: &Stop) -> Result<()> {
+pub(super) fn run(mut args: GenerateArgs, stop: &Stop) -> Result<()> {
+    take_stdin(&mut args, stop)?;
     let names = Names::new(args.models.offline)?;
-    let Requested { mut job, notes, known } = requested(args, &names, stop)?;
+    let read = match &args.request {
+        None => None,
+        Some(path) => match job::requests(path, args.sampling.sampler.is_some(), stop)? {
+            Requests::One(read) => Some(*read),
+            Requests::Many(batch) => return all(&args, &names, batch, stop),
+        },
+    };
+    let mut asked = requested(&args, &names, read, stop)?;
     if args.dump_request {
-        return print(&to_json(&job)?);
+        return print(&to_json(&asked.job)?);
     }
-    let mut progress = Progress::new(&args.reporting, stop);
-    for message in &notes {
-        progress.event(Event::Warning { message: message.clone() })?;
-    }
-    let seed = job.request.sampling.seed.unwrap_or_else(random_seed);
-    job.request.sampling.seed = Some(seed);
-    let OutputFlags { overwrite, no_metadata, tensors_out, .. } = &args.output;
-    let existing = if *overwrite { Existing::Replace } else { Existing::Refuse };
-    let clips = clips(args, &job.request, seed)?;
-    let preview = looks(args, clips.len())?;
-    if clips.len() > 1 {
+    asked.tell(&args, stop)?;
+    let seed = seeded(&mut asked.job.request);
+    let clips = clips(&args, &asked.job.request, seed)?;
+    let (existing, is_many) = (existing(&args), clips.len() > 1);
+    let preview = looks(&args, is_many)?;
+    if is_many {
         // A name that is taken is found before the first clip is made.
-        job.request.validate()?;
+        asked.job.request.validate()?;
         for (_, path) in &clips {
             output::check(path, existing)?;
         }
     }
+    let library = is_many.then(|| Arc::new(Library::new(u64::MAX)));
     for (seed, path) in &clips {
-        let mut job = job.clone();
-        job.request.sampling.seed = Some(*seed);
-        let target =
-            Target { path, existing, has_metadata: !no_metadata, tensors: tensors_out.as_deref() };
-        let reporting = (&args.reporting, clips.len() > 1);
-        let done = make(job, &names, (known.clone(), &notes), &target, reporting, stop)?;
+        let mut asked = asked.clone();
+        asked.job.request.sampling.seed = Some(*seed);
+        let target = target(&args, path);
+        let reporting = (&args.reporting, Answer::of(&args.reporting, is_many));
+        let done = make(asked, &names, library.as_ref(), &target, reporting, stop)?;
         if let Some(preview) = &preview {
             preview.show(path, &done, stop)?;
         }
         if args.output.open
             && let Some(message) = preview::open(path)
         {
-            progress.event(Event::Warning { message })?;
+            warn(&args, message, stop)?;
         }
     }
     Ok(())
 }
 
 /// The terminal that the clips are shown in, if they are; checked before any work.
-fn looks(args: &GenerateArgs, clips: usize) -> Result<Option<Preview>> {
+fn looks(args: &GenerateArgs, is_many: bool) -> Result<Option<Preview>> {
     let is_stdout = args.output.output.as_deref().is_some_and(|path| path.as_os_str() == "-");
-    if args.output.open && (is_stdout || clips > 1) {
+    if args.output.open && (is_stdout || is_many) {
         let reason = if is_stdout { "standard output is no file" } else { "is for one clip" };
         return Err(Error::request("open", reason));
     }
@@ -68,6 +73,106 @@ fn looks(args: &GenerateArgs, clips: usize) -> Result<Option<Preview>> {
         return Err(Error::request("preview", "standard output is no file"));
     }
     Preview::new(protocol).map(Some)
+}
+
+/// Says what is probably not as it was meant.
+fn warn(args: &GenerateArgs, message: String, stop: &Stop) -> Result<()> {
+    Progress::new(&args.reporting, stop).event(Event::Warning { message })
+}
+
+/// Reads the prompt from standard input where it is `-`.
+fn take_stdin(args: &mut GenerateArgs, stop: &Stop) -> Result<()> {
+    let prompts = [&mut args.prompt, &mut args.prompt_flag].into_iter().flatten();
+    for prompt in prompts.filter(|prompt| *prompt == "-") {
+        if args.request.as_ref().is_some_and(|path| path.as_os_str() == "-") {
+            let reason = "standard input is taken by the request";
+            return Err(Error::request("prompt", reason));
+        }
+        *prompt = job::prompt(stop)?;
+    }
+    Ok(())
+}
+
+/// Makes the clips of many requests, networks kept loaded, and answers each with a line of JSON.
+///
+/// What is wrong with one request does not end the others.
+fn all(args: &GenerateArgs, names: &Names, mut batch: job::Batch, stop: &Stop) -> Result<()> {
+    let wrong = |field: &'static str, reason: &str| Err(Error::request(field, reason));
+    if args.output.count.is_some() {
+        return wrong("count", "a list of requests makes one clip of each");
+    }
+    if args.output.tensors_out.is_some() {
+        return wrong("tensors-out", "is for one clip");
+    }
+    if args.output.output.as_ref().is_some_and(|path| path.as_os_str() == "-") {
+        return wrong("output", "standard output is taken by the answers");
+    }
+    let preview = if args.dump_request { None } else { looks(args, true)? };
+    let library = Arc::new(Library::new(u64::MAX));
+    let (mut failed, mut total) = (0, 0);
+    while let Some(read) = batch.next_request(stop)? {
+        total += 1;
+        let made = read.and_then(|read| {
+            let mut asked = requested(args, names, Some(read), stop)?;
+            if args.dump_request {
+                print(&format!("{}\n", line(&asked.job)?))?;
+                return Ok(None);
+            }
+            asked.tell(args, stop)?;
+            let seed = seeded(&mut asked.job.request);
+            let path = match &args.output.output {
+                Some(path) => numbered(path, total, 1),
+                None => default_name(&asked.job.request.prompt.text, seed),
+            };
+            let (target, reporting) = (target(args, &path), (&args.reporting, Answer::Line));
+            let done = make(asked, names, Some(&library), &target, reporting, stop)?;
+            Ok(Some((path, done)))
+        });
+        match (made, &preview) {
+            (Ok(Some((path, done))), Some(preview)) => match preview.show(&path, &done, stop) {
+                // The request is answered: that its clip cannot be shown is no second answer.
+                Err(error) if error.kind() != ErrorKind::Cancelled => {
+                    warn(args, error.to_string(), stop)?;
+                }
+                shown => shown?,
+            },
+            (Ok(_), _) => {}
+            (Err(error), _) if error.kind() == ErrorKind::Cancelled => return Err(error),
+            (Err(error), _) => {
+                failed += 1;
+                report(&error, args.reporting.progress == ProgressMode::Json);
+                print(&format!("{}\n", Event::from(&error).to_json()))?;
+            }
+        }
+    }
+    match failed {
+        0 => Ok(()),
+        failed => Err(Error::Batch { failed, total: total as usize }),
+    }
+}
+
+fn existing(args: &GenerateArgs) -> Existing {
+    if args.output.overwrite { Existing::Replace } else { Existing::Refuse }
+}
+
+fn target<'a>(args: &'a GenerateArgs, path: &'a Path) -> Target<'a> {
+    Target {
+        path,
+        existing: existing(args),
+        has_metadata: !args.output.no_metadata,
+        tensors: args.output.tensors_out.as_deref(),
+    }
+}
+
+/// The seed of a request, which gets one if it has none.
+fn seeded(request: &mut Request) -> u64 {
+    *request.sampling.seed.get_or_insert_with(random_seed)
+}
+
+/// JSON on one line.
+fn line(value: &impl serde::Serialize) -> Result<String> {
+    serde_json::to_string(value)
+        .map_err(|e| Error::Encode { format: "json", reason: e.to_string() })
 }
 
 /// The seed and the file of every clip.
@@ -116,51 +221,86 @@ fn numbered(path: &Path, number: u64, count: u64) -> PathBuf {
     path.with_file_name(format!("{before}{number}{after}"))
 }
 
-/// Makes the clip of a complete job and says where it is. With `is_one_of_many` its JSON is one line among others.
-/// `notes` were said before and belong to its JSON.
+/// How a finished clip is told on stdout.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Answer {
+    /// Its path.
+    Path,
+    /// A JSON object.
+    Json,
+    /// A JSON object on one line, among others.
+    Line,
+}
+
+impl Answer {
+    /// As the flags say, for a clip that is perhaps one of many.
+    pub(super) fn of(reporting: &Reporting, is_many: bool) -> Self {
+        match (reporting.json, is_many) {
+            (false, _) => Self::Path,
+            (true, false) => Self::Json,
+            (true, true) => Self::Line,
+        }
+    }
+}
+
+/// Makes the clip of a complete job and says where it is. Its notes were said before and belong to its JSON.
 pub(super) fn make(
-    job: Job,
+    asked: Requested,
     names: &Names,
-    (known, notes): (Known, &[String]),
+    library: Option<&Arc<Library>>,
     target: &Target<'_>,
-    (reporting, is_one_of_many): (&Reporting, bool),
+    (reporting, answer): (&Reporting, Answer),
     stop: &Stop,
 ) -> Result<Done> {
     let is_stdout = target.path.as_os_str() == "-";
-    if reporting.json && is_stdout {
+    if answer != Answer::Path && is_stdout {
         let reason = "standard output is taken by the video";
         return Err(Error::request("json", reason).with_hint("--progress json tells all on stderr"));
     }
     let mut progress = Progress::new(reporting, stop);
     progress.start();
-    let made = job::run(job, names, known, target, &mut progress, stop);
+    let made = job::run(asked.job, names, asked.known, library, target, &mut progress, stop);
     progress.finish();
     let mut done = made?;
-    done.warnings.splice(..0, notes.iter().cloned());
-    if reporting.json {
-        let event = Event::Done(done.clone());
-        print(&if is_one_of_many { event.to_json() + "\n" } else { to_json(&event)? })?;
-    } else if !is_stdout {
-        print(&format!("{}\n", target.path.display()))?;
+    done.warnings.splice(..0, asked.notes);
+    let event = Event::Done(done.clone());
+    match answer {
+        Answer::Line => print(&format!("{}\n", event.to_json()))?,
+        Answer::Json => print(&to_json(&event)?)?,
+        Answer::Path if is_stdout => {}
+        Answer::Path => print(&format!("{}\n", target.path.display()))?,
     }
     Ok(done)
 }
 
 /// The job, and notes on what could not be imported.
-struct Requested {
-    job: Job,
+#[derive(Clone, Debug)]
+pub(super) struct Requested {
+    pub(super) job: Job,
     /// Parts of a request file that could not be imported, a line each.
-    notes: Vec<String>,
-    known: Known,
+    pub(super) notes: Vec<String>,
+    pub(super) known: Known,
+}
+
+impl Requested {
+    /// Tells the notes.
+    fn tell(&self, args: &GenerateArgs, stop: &Stop) -> Result<()> {
+        self.notes.iter().try_for_each(|note| warn(args, note.clone(), stop))
+    }
 }
 
 /// The job that the flags mean, over a request file if there is one, over a preset's defaults if not.
-fn requested(args: &GenerateArgs, names: &Names, stop: &Stop) -> Result<Requested> {
+fn requested(
+    args: &GenerateArgs,
+    names: &Names,
+    read: Option<Imported>,
+    stop: &Stop,
+) -> Result<Requested> {
     let (mut notes, mut known) = (Vec::new(), Known::default());
-    let mut job = match &args.request {
-        Some(path) => {
-            let read = job::import(path, args.sampling.sampler.is_some(), stop)?;
-            let named = |note: String| format!("{}: {note}", path.display());
+    let mut job = match read {
+        Some(read) => {
+            let file = args.request.as_deref().unwrap_or(Path::new("-"));
+            let named = |note: String| format!("{}: {note}", file.display());
             notes = read.notes.into_iter().map(named).collect();
             let mut job = read.job;
             if read.is_of_clip && !args.trust_paths && !args.dump_request {

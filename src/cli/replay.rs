@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 
 use super::flags::ReplayArgs;
-use super::generate::make;
+use super::generate::{Answer, Requested, make};
 use crate::job::{self, Known, Names, Target};
 use crate::output::{Existing, metadata};
 use crate::request::Job;
@@ -22,7 +22,9 @@ pub(super) fn run(args: &ReplayArgs, stop: &Stop) -> Result<()> {
         has_metadata: true,
         tensors: None,
     };
-    make(job, &Names::new(true)?, (known, &[]), &target, (&args.reporting, false), stop)?;
+    let answer = Answer::of(&args.reporting, false);
+    let asked = Requested { job, notes: vec![], known };
+    make(asked, &Names::new(true)?, None, &target, (&args.reporting, answer), stop)?;
     Ok(())
 }
 

@@ -1,24 +1,21 @@
 //! Requests from elsewhere: this program's clips, images and texts of AUTOMATIC1111's web UI, images and graphs of
-//! ComfyUI.
+//! ComfyUI; and lists of requests, as JSON lines.
 
 mod a1111;
 mod comfy;
+mod lines;
 
 use std::fs::File;
 use std::io::Read;
 use std::path::Path;
-use std::sync::mpsc::{RecvTimeoutError, channel};
-use std::time::Duration;
 
 use serde_json::Value;
 
+use self::lines::Lines;
 use crate::files;
 use crate::output::metadata;
 use crate::request::{Job, Request, Spec};
 use crate::{Error, Result, Stop};
-
-/// The longest text of a request: bytes.
-const LONGEST: u64 = 16 << 20;
 
 /// The largest image whose texts are read: bytes.
 const LARGEST: u64 = 256 << 20;
@@ -46,19 +43,143 @@ impl Imported {
     }
 }
 
-/// Reads a request file. `has_sampler` says that the one in it does not matter.
-pub fn read(path: &Path, has_sampler: bool, stop: &Stop) -> Result<Imported> {
-    if is_media(path)? {
-        return of_media(path, has_sampler);
+/// The requests of a file.
+#[derive(Debug)]
+pub enum Requests {
+    /// One.
+    One(Box<Imported>),
+    /// Several: JSON lines or a JSON array.
+    Many(Batch),
+}
+
+/// Requests that are read one after the other, perhaps from a pipe that is still written to.
+#[derive(Debug)]
+pub struct Batch {
+    lines: Lines,
+    has_sampler: bool,
+    /// Lines that were read.
+    count: usize,
+    /// What is counted.
+    unit: &'static str,
+}
+
+impl Batch {
+    /// The next request; none at the end. The inner error is that of one request, after which others may follow.
+    ///
+    /// # Errors
+    ///
+    /// When the file cannot be read, or `stop` is requested.
+    pub fn next_request(&mut self, stop: &Stop) -> Result<Option<Result<Imported>>> {
+        while let Some(line) = self.lines.next_line(stop)? {
+            self.count += 1;
+            if line.trim().is_empty() {
+                continue;
+            }
+            let read = of_text(&line, self.has_sampler).map_err(|error| {
+                self.lines.wrong(&format!("{} {}: {}", self.unit, self.count, reason(&error)))
+            });
+            return Ok(Some(read));
+        }
+        Ok(None)
     }
-    let text = read_text(path, stop)?;
-    let wrong = |reason: String| wrong(path, &reason);
-    match serde_json::from_str::<Value>(&text) {
-        Ok(json) if is_job(&json) => Imported::own(&text, false),
+}
+
+/// Opens a request file, or standard input as `-`. `has_sampler` says that the one in it does not matter.
+///
+/// On standard input and in files that end in `.jsonl` or `.ndjson` a request on one line is the first of JSON lines;
+/// elsewhere another one has to follow.
+///
+/// # Errors
+///
+/// When the file cannot be read, or is the only request and wrong.
+pub fn open(path: &Path, has_sampler: bool, stop: &Stop) -> Result<Requests> {
+    let is_stdin = path.as_os_str() == "-";
+    if !is_stdin && is_media(path)? {
+        return of_media(path, has_sampler).map(Box::new).map(Requests::One);
+    }
+    let mut lines = Lines::open(path)?;
+    let mut read: Vec<String> = Vec::new();
+    let mut is_batch = is_stdin || has_ending(path, &["jsonl", "ndjson"]);
+    // The first line that is not empty, and whether a second one is needed and there.
+    while let Some(line) = lines.next_line(stop)? {
+        let is_empty = line.trim().is_empty();
+        let begins = read.iter().any(|line| !line.trim().is_empty());
+        let is_request = !is_empty && !begins && is_whole_request(&line);
+        read.push(line);
+        if is_empty || (is_request && !is_batch) {
+            continue;
+        }
+        is_batch = begins || is_request;
+        if is_batch {
+            lines.put_back(read);
+            return Ok(Requests::Many(Batch { lines, has_sampler, count: 0, unit: "line" }));
+        }
+        break;
+    }
+    lines.put_back(read);
+    let text = lines.rest(stop)?;
+    if let Ok(Value::Array(all)) = serde_json::from_str(&text)
+        && all.iter().any(Value::is_object)
+    {
+        lines.put_back(all.iter().map(Value::to_string).collect());
+        return Ok(Requests::Many(Batch { lines, has_sampler, count: 0, unit: "request" }));
+    }
+    let imported = of_text(&text, has_sampler).map_err(|error| lines.wrong(&reason(&error)))?;
+    Ok(Requests::One(Box::new(imported)))
+}
+
+/// What is wrong with a request, without the field's name.
+fn reason(error: &Error) -> String {
+    let text = error.to_string();
+    text.strip_prefix("request: ").unwrap_or(&text).to_owned()
+}
+
+/// Reads a file with one request.
+///
+/// # Errors
+///
+/// Those of [`open`], and when the file has several.
+pub fn read(path: &Path, has_sampler: bool, stop: &Stop) -> Result<Imported> {
+    match open(path, has_sampler, stop)? {
+        Requests::One(imported) => Ok(*imported),
+        Requests::Many(_) => Err(wrong(path, "has several requests")),
+    }
+}
+
+/// A prompt from standard input.
+///
+/// # Errors
+///
+/// When there is none, or it is longer than any request.
+pub fn prompt(stop: &Stop) -> Result<String> {
+    let text = Lines::open(Path::new("-"))?.rest(stop)?;
+    let text = text.trim();
+    if text.is_empty() {
+        return Err(Error::request("prompt", "standard input is empty"));
+    }
+    Ok(text.to_owned())
+}
+
+fn has_ending(path: &Path, endings: &[&str]) -> bool {
+    let ending = path.extension().and_then(|ending| ending.to_str()).unwrap_or_default();
+    endings.iter().any(|known| known.eq_ignore_ascii_case(ending))
+}
+
+/// Whether a line is a JSON object by itself.
+fn is_whole_request(line: &str) -> bool {
+    line.trim_start().starts_with('{')
+        && serde_json::from_str::<Value>(line).is_ok_and(|json| json.is_object())
+}
+
+/// A request as text; errors do not name the file.
+fn of_text(text: &str, has_sampler: bool) -> Result<Imported> {
+    let wrong = |reason: String| Error::request("request", reason);
+    match serde_json::from_str::<Value>(text) {
+        Ok(json) if is_job(&json) => Imported::own(text, false),
         Ok(json) => comfy::request(&json, has_sampler).map_err(wrong),
-        Err(_) if a1111::is_parameters(&text) => a1111::request(&text, has_sampler).map_err(wrong),
+        Err(_) if a1111::is_parameters(text) => a1111::request(text, has_sampler).map_err(wrong),
         // The error says where the JSON is wrong.
-        Err(_) => Imported::own(&text, false),
+        Err(_) => Imported::own(text, false),
     }
 }
 
@@ -105,34 +226,6 @@ fn of_media(path: &Path, has_sampler: bool) -> Result<Imported> {
     let graph = serde_json::from_str(&prompt)
         .map_err(|error| wrong(path, &format!("its graph is not JSON: {error}")))?;
     comfy::request(&graph, has_sampler).map_err(|error| wrong(path, &error))
-}
-
-/// The text of a request file, which may be a pipe but not without end.
-fn read_text(path: &Path, stop: &Stop) -> Result<String> {
-    const TICK: Duration = Duration::from_millis(50);
-    let (send, receive) = channel();
-    let file = path.to_path_buf();
-    // A pipe is waited for in a thread, because neither opening nor reading it can be ended.
-    let read = move || {
-        let mut text = String::new();
-        let read =
-            File::open(file).and_then(|file| file.take(LONGEST + 1).read_to_string(&mut text));
-        let _ = send.send(read.map(|_| text));
-    };
-    let thread = std::thread::Builder::new().name("request".into()).spawn(read);
-    thread.map_err(|error| Error::no_thread(&error))?;
-    let text = loop {
-        stop.check()?;
-        match receive.recv_timeout(TICK) {
-            Ok(text) => break text.map_err(|error| Error::unreadable("request", path, &error))?,
-            Err(RecvTimeoutError::Timeout) => {}
-            Err(RecvTimeoutError::Disconnected) => return Err(wrong(path, "cannot be read")),
-        }
-    };
-    if text.len() as u64 > LONGEST {
-        return Err(wrong(path, &format!("has more than {LONGEST} bytes")));
-    }
-    Ok(text)
 }
 
 /// An uncompressed text of a PNG, as ComfyUI writes them.

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::path::Path;
+use std::sync::Arc;
 use std::time::Instant;
 
 use candle_core::Tensor;
@@ -12,6 +13,7 @@ use super::record::{Hashes, check_weights, device_name, metadata, program};
 use super::resolve::Names;
 use super::tensors;
 use super::trust::Known;
+use crate::library::Library;
 use crate::media::resize::enlarge;
 use crate::media::{FrameSink, RgbImage};
 use crate::output::{self, ClipInfo, Existing, Metadata};
@@ -33,7 +35,8 @@ pub struct Target<'a> {
     pub tensors: Option<&'a Path>,
 }
 
-/// Makes the clip of a complete job. `known` are hashes of weight files that were computed before.
+/// Makes the clip of a complete job. `known` are hashes of weight files that were computed before; networks are those of
+/// `library` if there is one, so that several jobs load them once.
 ///
 /// # Errors
 ///
@@ -43,6 +46,7 @@ pub fn run(
     mut job: Job,
     names: &Names,
     known: Known,
+    library: Option<&Arc<Library>>,
     target: &Target<'_>,
     observer: &mut dyn Observer,
     stop: &Stop,
@@ -60,6 +64,9 @@ pub fn run(
     inputs.identify(&mut job.request)?;
     tensors::read(&mut job, &mut inputs, stop)?;
     let (mut pipeline, files) = open(&job, names, Residency::Sequential, stop)?;
+    if let Some(library) = library {
+        pipeline = pipeline.with_library(library);
+    }
     for report in pipeline.models().adapters() {
         log.event(Event::Adapter { report: report.clone() })?;
     }

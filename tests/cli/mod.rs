@@ -1,5 +1,7 @@
 //! The real program, as people and scripts run it.
 
+/// Standard input, many clips of one run.
+mod batch;
 /// What `bench` prints.
 mod bench;
 /// How often clips show what their prompts say.

@@ -152,7 +152,7 @@ pub(super) fn run(args: &BenchArgs, stop: &Stop) -> Result<()> {
 
 /// Measures every number of steps with the same networks in memory.
 fn measure(args: &BenchArgs, stop: &Stop) -> Result<Vec<Report>> {
-    let names = Names::new(args.models.offline)?;
+    let names = Names::new(args.models.offline)?.with_folders(&args.models.models_dir)?;
     let job = job(args, &names)?;
     let jobs: Vec<Job> = if args.steps.is_empty() {
         vec![job]

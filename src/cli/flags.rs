@@ -152,6 +152,10 @@ pub(super) struct ModelFlags {
     /// [default: default].
     #[arg(long, value_name = "SET", hide_short_help = true)]
     pub(super) kernels: Option<KernelChoice>,
+    /// Folder of models that are found by name, arranged as in ComfyUI or A1111; repeatable. Also
+    /// `ANIMATELCM_MODELS`.
+    #[arg(long, value_name = "DIR", aliases = ["ckpt-dir", "models-path"], hide_short_help = true)]
+    pub(super) models_dir: Vec<PathBuf>,
     /// Never use the network.
     #[arg(long, hide_short_help = true)]
     pub(super) offline: bool,
@@ -377,6 +381,9 @@ pub(super) struct ReplayArgs {
     /// Open files that the clip names even where it has no SHA-256 of them.
     #[arg(long)]
     pub(super) trust_paths: bool,
+    /// Folder of models that are found by name, as in `generate`; repeatable.
+    #[arg(long, value_name = "DIR")]
+    pub(super) models_dir: Vec<PathBuf>,
     #[command(flatten)]
     pub(super) reporting: Reporting,
 }

@@ -18,7 +18,7 @@ use crate::{Error, ErrorKind, Result, Stop};
 
 pub(super) fn run(mut args: GenerateArgs, stop: &Stop) -> Result<()> {
     take_stdin(&mut args, stop)?;
-    let names = Names::new(args.models.offline)?;
+    let names = Names::new(args.models.offline)?.with_folders(&args.models.models_dir)?;
     let read = match &args.request {
         None => None,
         Some(path) => match job::requests(path, args.sampling.sampler.is_some(), stop)? {
@@ -297,6 +297,7 @@ fn requested(
     stop: &Stop,
 ) -> Result<Requested> {
     let (mut notes, mut known) = (Vec::new(), Known::default());
+    let is_of_clip = read.as_ref().is_some_and(|read| read.is_of_clip);
     let mut job = match read {
         Some(read) => {
             let file = args.request.as_deref().unwrap_or(Path::new("-"));
@@ -304,7 +305,7 @@ fn requested(
             notes = read.notes.into_iter().map(named).collect();
             let mut job = read.job;
             if read.is_of_clip && !args.trust_paths && !args.dump_request {
-                known = job::check_trust(&without_given(args, &job), stop)?;
+                known = job::check_trust(&without_given(args, &job), names, stop)?;
             }
             // Hashes are a demand of clips, which a stranger may have made, on the hints and images that they name.
             job.weights.clear();
@@ -321,11 +322,18 @@ fn requested(
         job::apply_defaults(names, &job.models, &mut job.request)?;
     }
     request(args, &mut job.request)?;
-    if let Some(folder) = &args.lora_dir {
-        job::resolve_lora_tags(&mut job, folder)?;
+    let mut folders: Vec<PathBuf> = args.lora_dir.iter().cloned().collect();
+    folders.extend(names.lora_folders()?);
+    if !folders.is_empty() {
+        job::resolve_lora_tags(&mut job, &folders)?;
     }
-    if let Some(folder) = &args.embedding_dir {
-        job::resolve_embeddings(&mut job, folder)?;
+    let mut folders: Vec<PathBuf> = args.embedding_dir.iter().cloned().collect();
+    // A clip names the embeddings that it was made with, and is made again without others.
+    if !is_of_clip {
+        folders.extend(names.embedding_folders()?);
+    }
+    if !folders.is_empty() {
+        job::resolve_embeddings(&mut job, &folders)?;
     }
     if let Some(path) = &args.output.tensors_in {
         let Some(file) = path.to_str().map(str::to_owned) else {

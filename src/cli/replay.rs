@@ -11,7 +11,9 @@ use crate::{Error, Result, Stop};
 
 pub(super) fn run(args: &ReplayArgs, stop: &Stop) -> Result<()> {
     let job = job(&args.clip)?;
-    let known = if args.trust_paths { Known::default() } else { job::check_trust(&job, stop)? };
+    let names = Names::new(true)?.with_folders(&args.models_dir)?;
+    let known =
+        if args.trust_paths { Known::default() } else { job::check_trust(&job, &names, stop)? };
     let output = match &args.output {
         Some(path) => path.clone(),
         None => beside(&args.clip),
@@ -24,7 +26,7 @@ pub(super) fn run(args: &ReplayArgs, stop: &Stop) -> Result<()> {
     };
     let answer = Answer::of(&args.reporting, false);
     let asked = Requested { job, notes: vec![], known };
-    make(asked, &Names::new(true)?, None, &target, (&args.reporting, answer), stop)?;
+    make(asked, &names, None, &target, (&args.reporting, answer), stop)?;
     Ok(())
 }
 

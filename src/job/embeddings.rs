@@ -1,14 +1,18 @@
 //! Names of textual inversions in a prompt: the file of that name joins the embeddings.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
-use super::lora_tags::weight_files;
+use super::folders::weight_files;
 use crate::request::{Embedding, Job};
 use crate::{Error, Result};
 
-/// Adds the textual inversions in `folder` and its folders that a job's prompts name.
-pub fn resolve(job: &mut Job, folder: &Path) -> Result<()> {
-    if !folder.is_dir() {
+/// Adds the textual inversions in `folders` and their folders that a job's prompts name.
+///
+/// # Errors
+///
+/// When several files have a name that a prompt has.
+pub fn resolve(job: &mut Job, folders: &[PathBuf]) -> Result<()> {
+    if let Some(folder) = folders.iter().find(|folder| !folder.is_dir()) {
         let reason = format!("{} is not a folder", folder.display());
         return Err(Error::request("embedding-dir", reason));
     }
@@ -21,7 +25,11 @@ pub fn resolve(job: &mut Job, folder: &Path) -> Result<()> {
         .filter_map(|e| Path::new(&e.file).canonicalize().ok())
         .collect();
     let mut found: Vec<(String, String)> = Vec::new();
-    for path in weight_files(folder)? {
+    let mut files = Vec::new();
+    for folder in folders {
+        files.extend(weight_files(folder)?);
+    }
+    for path in files {
         let Some(name) = path.file_stem().map(|stem| stem.to_string_lossy().to_lowercase()) else {
             continue;
         };
@@ -69,7 +77,7 @@ mod tests {
         }
         let mut job = Job::new(Spec::default(), Request::new(prompt));
         job.request.prompt.negative = negative.into();
-        resolve(&mut job, folder.path())?;
+        resolve(&mut job, &[folder.path().to_path_buf()])?;
         let inside = |embedding: &Embedding| {
             let path = Path::new(&embedding.file).strip_prefix(folder.path()).unwrap();
             path.to_string_lossy().replace('\\', "/")

@@ -1,18 +1,19 @@
 //! `<lora:name:0.8>` in a prompt: the tag goes, the file that it names joins the LoRAs.
 
-use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 
+use super::folders::{find, weight_files};
 use crate::request::{Job, WeightedFile};
 use crate::text::prompt::{LoraTag, PromptMode, take_loras};
 use crate::{Error, Result};
 
-/// What weight files are called.
-const EXTENSIONS: [&str; 4] = ["safetensors", "pt", "ckpt", "bin"];
-
-/// Turns the tags of a job's prompt into LoRAs of the job, found in `folder` and its folders.
-pub fn resolve(job: &mut Job, folder: &Path) -> Result<()> {
-    if !folder.is_dir() {
+/// Turns the tags of a job's prompt into LoRAs of the job, found in the first of `folders` that has one of the name.
+///
+/// # Errors
+///
+/// When there is no such file, or there are several.
+pub fn resolve(job: &mut Job, folders: &[PathBuf]) -> Result<()> {
+    if let Some(folder) = folders.iter().find(|folder| !folder.is_dir()) {
         let reason = format!("{} is not a folder", folder.display());
         return Err(Error::request("lora-dir", reason));
     }
@@ -24,10 +25,9 @@ pub fn resolve(job: &mut Job, folder: &Path) -> Result<()> {
     if tags.is_empty() {
         return Ok(());
     }
-    let files = weight_files(folder)?;
     for tag in tags {
-        let path = find(&tag.name, &files, folder)?;
-        job.models.loras.push(weighted(&tag, path)?);
+        let path = lora(&tag.name, folders)?;
+        job.models.loras.push(weighted(&tag, &path)?);
     }
     job.request.prompt.text = prompt;
     Ok(())
@@ -42,56 +42,27 @@ fn weighted(tag: &LoraTag, path: &Path) -> Result<WeightedFile> {
     })
 }
 
-/// The one file of that name; a name may begin with its folders.
-fn find<'a>(name: &str, files: &'a [PathBuf], folder: &Path) -> Result<&'a Path> {
-    let is_named = |path: &&PathBuf| {
-        let inside = path.strip_prefix(folder).unwrap_or(path).with_extension("");
-        path.file_stem().is_some_and(|stem| stem == name) || inside == Path::new(name)
-    };
-    let mut found = files.iter().filter(is_named);
-    match (found.next(), found.next()) {
-        (Some(only), None) => Ok(only),
-        (Some(one), Some(other)) => {
-            let (one, other) = (one.display(), other.display());
-            let reason = format!("`<lora:{name}>` may be {one} or {other}");
-            Err(Error::request("prompt", reason)
-                .with_hint("write the folder too, or name the file with --lora"))
-        }
-        (None, _) => {
-            let reason = format!("{} has no LoRA of that name", folder.display());
-            let error = Error::Missing { name: format!("<lora:{name}>"), reason };
-            let known: Vec<_> = files.iter().filter_map(|path| path.file_stem()).take(5).collect();
-            if known.is_empty() {
-                return Err(error.with_hint("no weight file is there at all"));
-            }
-            let known: Vec<_> = known.iter().map(|stem| stem.to_string_lossy()).collect();
-            let more = if files.len() > known.len() { ", ..." } else { "" };
-            Err(error.with_hint(format!("there are {}{more}", known.join(", "))))
+/// The file of that name in the first folder that has one.
+fn lora(name: &str, folders: &[PathBuf]) -> Result<PathBuf> {
+    for folder in folders {
+        if let Some(path) = find("prompt", name, folder)? {
+            return Ok(path);
         }
     }
-}
-
-/// All weight files in a folder and its folders, sorted.
-pub(super) fn weight_files(folder: &Path) -> Result<Vec<PathBuf>> {
-    let (mut files, mut seen) = (Vec::new(), BTreeSet::new());
-    let mut folders = vec![folder.to_path_buf()];
-    while let Some(folder) = folders.pop() {
-        // Links may lead back.
-        if !seen.insert(folder.canonicalize().map_err(Error::file(&folder))?) {
-            continue;
-        }
-        for entry in std::fs::read_dir(&folder).map_err(Error::file(&folder))? {
-            let path = entry.map_err(Error::file(&folder))?.path();
-            let extension = path.extension().map(|e| e.to_string_lossy().to_lowercase());
-            if path.is_dir() {
-                folders.push(path);
-            } else if extension.is_some_and(|e| EXTENSIONS.contains(&e.as_str())) {
-                files.push(path);
-            }
-        }
+    let all: Vec<String> = folders.iter().map(|folder| folder.display().to_string()).collect();
+    let reason = format!("{} has no LoRA of that name", all.join(", "));
+    let error = Error::Missing { name: format!("<lora:{name}>"), reason };
+    let mut files = Vec::new();
+    for folder in folders {
+        files.extend(weight_files(folder)?);
     }
-    files.sort();
-    Ok(files)
+    let known: Vec<_> = files.iter().filter_map(|path| path.file_stem()).take(5).collect();
+    if known.is_empty() {
+        return Err(error.with_hint("no weight file is there at all"));
+    }
+    let known: Vec<_> = known.iter().map(|stem| stem.to_string_lossy()).collect();
+    let more = if files.len() > known.len() { ", ..." } else { "" };
+    Err(error.with_hint(format!("there are {}{more}", known.join(", "))))
 }
 
 #[cfg(test)]
@@ -107,7 +78,7 @@ mod tests {
             std::fs::write(path, "").unwrap();
         }
         let mut job = Job::new(Spec::default(), Request::new(prompt));
-        resolve(&mut job, folder.path())?;
+        resolve(&mut job, &[folder.path().to_path_buf()])?;
         let inside = |file: &str| {
             let path = Path::new(file).strip_prefix(folder.path()).unwrap();
             path.to_string_lossy().replace('\\', "/")

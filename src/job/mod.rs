@@ -4,6 +4,7 @@
 //! written into it ([`run`]).
 
 mod embeddings;
+mod folders;
 mod import;
 mod lora_tags;
 mod open;

@@ -3,8 +3,10 @@
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 
+use super::folders::Folders;
 use crate::library::{Base, ControlFile, EmbeddingFile, Files, IpAdapterFile, LoraFile, Motion};
 use crate::request::{Embedding, Request, Spec, WeightedFile};
+use crate::spelling;
 use crate::weights::{Checkpoint, Component, Source, find_text};
 use crate::{Error, Result};
 
@@ -15,31 +17,107 @@ const DEFAULT_LORA: &str = "animatelcm-t2v-lora";
 /// The word that switches a default off.
 const NONE: &str = "none";
 
-/// Finds published models; without the feature `hub` there are none.
+/// The variable with folders of one's own models.
+const FOLDERS: &str = "ANIMATELCM_MODELS";
+
+/// Finds published models, without the feature `hub` none, and those in folders of one's own.
 #[derive(Debug)]
 pub struct Names {
+    folders: Folders,
     #[cfg(feature = "hub")]
     hub: crate::hub::Hub,
 }
 
 impl Names {
-    /// Finds models where the environment says; without the network if `offline`.
+    /// Finds models where the environment says: published ones in the hub's cache, one's own in the folders of
+    /// `ANIMATELCM_MODELS`. Without the network if `offline`.
     ///
     /// # Errors
     ///
     /// When the environment makes no sense, or the manifest of one's own is wrong.
     pub fn new(offline: bool) -> Result<Self> {
+        let folders = std::env::var_os(FOLDERS).unwrap_or_default();
+        let folders = std::env::split_paths(&folders).filter(|path| !path.as_os_str().is_empty());
+        let folders = Folders::new(FOLDERS, folders.collect())?;
         #[cfg(feature = "hub")]
         {
             let mut settings = crate::hub::Settings::from_environment()?;
             settings.offline |= offline;
-            Ok(Self { hub: crate::hub::Hub::new(settings)? })
+            Ok(Self { folders, hub: crate::hub::Hub::new(settings)? })
         }
         #[cfg(not(feature = "hub"))]
         {
             let _ = offline;
-            Ok(Self {})
+            Ok(Self { folders })
         }
+    }
+
+    /// Searches these folders before those of the environment.
+    ///
+    /// # Errors
+    ///
+    /// When one is no folder.
+    pub fn with_folders(mut self, folders: &[PathBuf]) -> Result<Self> {
+        self.folders = Folders::new("models-dir", folders.to_vec())?.then(self.folders);
+        Ok(self)
+    }
+
+    /// The folders in which the LoRAs of prompts are.
+    ///
+    /// # Errors
+    ///
+    /// When a folder cannot be listed.
+    pub fn lora_folders(&self) -> Result<Vec<PathBuf>> {
+        self.folders.of("lora")
+    }
+
+    /// The folders made for textual inversions.
+    ///
+    /// # Errors
+    ///
+    /// When a folder cannot be listed.
+    pub fn embedding_folders(&self) -> Result<Vec<PathBuf>> {
+        self.folders.arranged("embedding")
+    }
+
+    /// Whether a published model has this name.
+    fn is_published(&self, word: &str) -> bool {
+        #[cfg(feature = "hub")]
+        return self.hub.catalog().find(word).is_ok();
+        #[cfg(not(feature = "hub"))]
+        {
+            let _ = word;
+            false
+        }
+    }
+
+    /// The file or folder of a name in folders of one's own; published models come first.
+    pub(super) fn own(&self, field: &'static str, word: &str) -> Result<Option<PathBuf>> {
+        if self.folders.is_empty() || self.is_published(word) {
+            return Ok(None);
+        }
+        self.folders.find(field, word)
+    }
+
+    /// What is said of a word that leads nowhere.
+    fn unknown(&self, field: &'static str, word: &str) -> Error {
+        let is_path = word.contains(['/', '\\']) || Path::new(word).extension().is_some();
+        let reason = if is_path {
+            "no such file or folder"
+        } else {
+            "no file, folder or model of that name"
+        };
+        let error = Error::Missing { name: format!("--{field} {word}"), reason: reason.into() };
+        let names = self.folders.names(field).unwrap_or_default();
+        if let Some(near) = spelling::nearest(word, names.iter().map(String::as_str)) {
+            return error.with_hint(format!("did you mean `{near}`?"));
+        }
+        if is_path {
+            return error;
+        }
+        error.with_hint(
+            "`animatelcm models list` shows the known names; --models-dir finds files of your own",
+        )
     }
 
     #[cfg(feature = "hub")]
@@ -61,16 +139,11 @@ impl Names {
                 _ => Err(Error::request(field, format!("`{word}` is several models at once"))),
             };
         }
-        Err(unknown(field, word))
+        match self.own(field, word)? {
+            Some(path) => Ok(path),
+            None => Err(self.unknown(field, word)),
+        }
     }
-}
-
-fn unknown(field: &'static str, word: &str) -> Error {
-    let is_path = word.contains(['/', '\\']) || Path::new(word).extension().is_some();
-    let reason =
-        if is_path { "no such file or folder" } else { "no file, folder or model of that name" };
-    let error = Error::Missing { name: format!("--{field} {word}"), reason: reason.into() };
-    if is_path { error } else { error.with_hint("`animatelcm models list` shows the known names") }
 }
 
 /// The files of a spec.
@@ -85,7 +158,7 @@ pub fn files(spec: &Spec, names: &Names) -> Result<Files> {
         Some(word) => base(word, names, &mut lcm_lora)?,
     };
     if let Some(config) = &spec.model_config {
-        files.config = Some(folder("model-config", config)?);
+        files.config = Some(folder("model-config", config, names)?);
     }
     if let Some(word) = &spec.checkpoint {
         files.checkpoint = Some(names.path("checkpoint", word)?);
@@ -190,12 +263,13 @@ fn default_lora() -> WeightedFile {
 }
 
 fn base(word: &str, names: &Names, lcm_lora: &mut Option<WeightedFile>) -> Result<Files> {
+    let of = |path: &Path| {
+        let path = path.to_path_buf();
+        Files::new(if path.is_dir() { Base::Folder(path) } else { Base::File(path) })
+    };
     let path = Path::new(word);
-    if path.is_dir() {
-        return Ok(Files::new(Base::Folder(path.to_path_buf())));
-    }
     if path.exists() {
-        return Ok(Files::new(Base::File(path.to_path_buf())));
+        return Ok(of(path));
     }
     #[cfg(feature = "hub")]
     if names.hub.catalog().find(word).is_ok() {
@@ -214,8 +288,11 @@ fn base(word: &str, names: &Names, lcm_lora: &mut Option<WeightedFile>) -> Resul
         }
         return Ok(Files { motion, vae: part(Kind::Vae), ..Files::new(base) });
     }
-    let _ = (names, lcm_lora);
-    Err(unknown("model", word))
+    let _ = lcm_lora;
+    match names.own("model", word)? {
+        Some(path) => Ok(of(&path)),
+        None => Err(names.unknown("model", word)),
+    }
 }
 
 /// Fills in what a preset was made for, where the model is one.
@@ -264,9 +341,9 @@ pub fn apply_defaults(_: &Names, _: &Spec, _: &mut Request) -> Result<()> {
     Ok(())
 }
 
-fn folder(field: &'static str, word: &str) -> Result<PathBuf> {
+fn folder(field: &'static str, word: &str, names: &Names) -> Result<PathBuf> {
     let path = PathBuf::from(word);
-    if path.is_dir() { Ok(path) } else { Err(unknown(field, word)) }
+    if path.is_dir() { Ok(path) } else { Err(names.unknown(field, word)) }
 }
 
 /// Whether a base model brings motion modules along.

@@ -4,6 +4,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 
+use super::resolve::Names;
 use crate::request::{Job, Spec};
 use crate::weights::{Source, sha256};
 use crate::{Error, Result, Stop};
@@ -13,13 +14,13 @@ const WEIGHTS: [&str; 6] = ["safetensors", "ckpt", "bin", "pt", "pth", "th"];
 
 /// Fails unless everything on this machine that a clip's job names is what the clip was made with.
 ///
-/// Names of published models are no paths and pass. Hints and images have their hashes beside their names, and are
+/// Names of published models are no paths and pass; those that lead into folders of one's own do not. Hints and images have their hashes beside their names, and are
 /// compared where they are read; here they only must have one.
 ///
 /// # Errors
 ///
 /// [`Error::Refused`] for the first path that cannot be trusted, which was then at most hashed.
-pub fn check(job: &Job, stop: &Stop) -> Result<Known> {
+pub fn check(job: &Job, names: &Names, stop: &Stop) -> Result<Known> {
     let mut hashes = Known::default();
     let known: BTreeSet<String> = job
         .weights
@@ -30,11 +31,14 @@ pub fn check(job: &Job, stop: &Stop) -> Result<Known> {
     if let Some(folder) = job.models.model_config.as_ref().filter(|word| Path::new(word).exists()) {
         return Err(refused(folder, "configurations have no SHA-256 in a clip"));
     }
-    for word in weights(job) {
+    for (field, word) in weights(job) {
         let path = Path::new(word);
+        let path = if path.exists() { Some(path.to_path_buf()) } else { names.own(field, word)? };
         // What is not there is a published model's name, or missing.
-        if path.exists() && !is_known(path, &known, &mut hashes, stop)? {
-            return Err(refused(word, &why(job, path, &mut hashes, stop)?));
+        if let Some(path) = path
+            && !is_known(&path, &known, &mut hashes, stop)?
+        {
+            return Err(refused(word, &why(job, &path, &mut hashes, stop)?));
         }
     }
     for (file, hash) in files(job) {
@@ -87,16 +91,25 @@ fn why(job: &Job, path: &Path, hashes: &mut Known, stop: &Stop) -> Result<String
     })
 }
 
-/// Everything that weights are read from.
-fn weights(job: &Job) -> impl Iterator<Item = &str> {
+/// Everything that weights are read from, and the field that names it.
+fn weights(job: &Job) -> impl Iterator<Item = (&'static str, &str)> {
     let Spec { model, checkpoint, vae, motion, lcm_lora, loras, embeddings, image_encoder, .. } =
         &job.models;
-    let parts = [model, checkpoint, vae, motion, image_encoder].into_iter().flatten();
-    let loras = lcm_lora.iter().chain(loras).map(|lora| &lora.file);
-    let embeddings = embeddings.iter().map(|embedding| &embedding.file);
-    let controls = job.request.controls.iter().map(|control| &control.model);
-    let adapters = job.request.ip_adapters.iter().map(|adapter| &adapter.model);
-    parts.chain(loras).chain(embeddings).chain(controls).chain(adapters).map(String::as_str)
+    let parts = [
+        ("model", model),
+        ("checkpoint", checkpoint),
+        ("vae", vae),
+        ("motion", motion),
+        ("image-encoder", image_encoder),
+    ];
+    let parts = parts.into_iter().filter_map(|(field, word)| Some((field, word.as_ref()?)));
+    let lcm_lora = lcm_lora.iter().map(|lora| ("lcm-lora", &lora.file));
+    let loras = loras.iter().map(|lora| ("lora", &lora.file));
+    let embeddings = embeddings.iter().map(|embedding| ("embedding", &embedding.file));
+    let controls = job.request.controls.iter().map(|control| ("control", &control.model));
+    let adapters = job.request.ip_adapters.iter().map(|adapter| ("ip-adapter", &adapter.model));
+    let all = parts.chain(lcm_lora).chain(loras).chain(embeddings).chain(controls).chain(adapters);
+    all.map(|(field, word)| (field, word.as_str()))
 }
 
 /// Every other file, and its SHA-256 if the clip has it.

@@ -12,6 +12,8 @@ mod generate;
 mod help;
 /// What `inspect` says of weights.
 mod inspect;
+/// Models by name in folders of one's own.
+mod models_dir;
 /// Signals and limits of the system.
 mod signals;
 /// What people see on a terminal.

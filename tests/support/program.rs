@@ -50,6 +50,7 @@ impl Folder {
             .env("HF_HOME", self.path("no-models"))
             .env("HF_HUB_OFFLINE", "1")
             .env_remove("HF_TOKEN")
+            .env_remove("ANIMATELCM_MODELS")
             .stdin(Stdio::null());
         command
     }

@@ -120,7 +120,7 @@ impl Clips {
             let device = args.models.device.unwrap_or_default();
             return Ok(Self::Rendered { side, frames, device });
         }
-        let names = Names::new(args.models.offline)?;
+        let names = Names::new(args.models.offline)?.with_folders(&args.models.models_dir)?;
         let mut job = Job::default();
         generate::spec(&args.models, &mut job.models);
         job::apply_defaults(&names, &job.models, &mut job.request)?;

@@ -3,7 +3,9 @@
 use clap::{Parser, Subcommand};
 
 use super::examples;
-use super::flags::{GenerateArgs, InspectArgs, ProgressMode, ReplayArgs};
+use super::flags::{
+    CompletionsArgs, ConfigArgs, GenerateArgs, InspectArgs, ManArgs, ProgressMode, ReplayArgs,
+};
 
 /// Few-step video diffusion: a prompt becomes a short clip in about four denoising steps.
 #[derive(Debug, Parser)]
@@ -38,12 +40,15 @@ pub(super) enum Command {
     #[cfg(feature = "hub")]
     #[command(after_help = examples::MORE, after_long_help = examples::MODELS)]
     Models(super::models::ModelsArgs),
+    /// Show the configuration file.
+    #[command(after_long_help = examples::CONFIG)]
+    Config(ConfigArgs),
     /// Print completions for a shell.
     #[command(after_long_help = examples::COMPLETIONS)]
-    Completions(super::completions::CompletionsArgs),
+    Completions(CompletionsArgs),
     /// Print the manual page of the program or of a command.
     #[command(after_long_help = examples::MAN)]
-    Man(super::completions::ManArgs),
+    Man(ManArgs),
 }
 
 impl Cli {

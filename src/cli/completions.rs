@@ -1,27 +1,12 @@
 //! `animatelcm completions` and `animatelcm man`: what shells and manuals know of the command line.
 
-use clap::{Args, CommandFactory};
-use clap_complete::Shell;
+use clap::CommandFactory;
 use clap_mangen::Man;
 
 use super::args::Cli;
+use super::flags::{CompletionsArgs, ManArgs};
 use super::print;
 use crate::{Error, Result};
-
-/// The arguments of `animatelcm completions`.
-#[derive(Debug, Args)]
-pub(super) struct CompletionsArgs {
-    /// The shell.
-    #[arg(value_enum, ignore_case = true)]
-    shell: Shell,
-}
-
-/// The arguments of `animatelcm man`.
-#[derive(Debug, Args)]
-pub(super) struct ManArgs {
-    /// The command [default: the program].
-    command: Option<String>,
-}
 
 pub(super) fn run(args: &CompletionsArgs) -> Result<()> {
     let mut bytes = Vec::new();

@@ -72,6 +72,16 @@ Examples:
   animatelcm models verify sd15
   animatelcm models rm taesd";
 
+pub(super) const CONFIG: &str = "\
+Examples:
+  animatelcm config path
+  animatelcm config show
+  $EDITOR \"$(animatelcm config path)\"
+  ANIMATELCM_CONFIG=draft.toml animatelcm generate \"a red star\"
+  ANIMATELCM_CONFIG= animatelcm generate \"a red star\"
+
+The file is TOML with flags of generate as keys: steps = 6, lora = [\"a.safetensors:0.8\"].";
+
 pub(super) const COMPLETIONS: &str = "\
 Examples:
   animatelcm completions bash > ~/.local/share/bash-completion/completions/animatelcm
@@ -113,7 +123,7 @@ mod tests {
 
     #[test]
     fn every_command_has_five_examples_that_can_be_typed() {
-        let all = [PROGRAM, GENERATE, INSPECT, REPLAY, EVAL, BENCH, COMPLETIONS, MAN];
+        let all = [PROGRAM, GENERATE, INSPECT, REPLAY, EVAL, BENCH, CONFIG, COMPLETIONS, MAN];
         let all = all.into_iter().chain([
             #[cfg(feature = "train")]
             TRAIN,
@@ -125,7 +135,8 @@ mod tests {
             assert_eq!(lines.len(), 5, "{text}");
             for line in lines {
                 let from = line.find("animatelcm ").unwrap();
-                match typed::parse(words(&line[from..])) {
+                let line = line[from..].split(')').next().unwrap();
+                match typed::parse(words(line)) {
                     Ok(_) => {}
                     Err(error) => {
                         assert_eq!(error.kind(), ErrorKind::DisplayHelp, "{line}: {error}")

@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
 
-use clap::{Args, ValueEnum};
+use clap::{Args, Subcommand, ValueEnum};
 
 use super::preview::Protocol;
 use crate::device::{DeviceChoice, DtypeChoice, KernelChoice, Quantize};
@@ -386,6 +386,36 @@ pub(super) struct ReplayArgs {
     pub(super) models_dir: Vec<PathBuf>,
     #[command(flatten)]
     pub(super) reporting: Reporting,
+}
+
+/// The arguments of `animatelcm config`.
+#[derive(Debug, Args)]
+pub(super) struct ConfigArgs {
+    #[command(subcommand)]
+    pub(super) command: ConfigCommand,
+}
+
+#[derive(Clone, Copy, Debug, Subcommand)]
+pub(super) enum ConfigCommand {
+    /// Print the defaults in the configuration file.
+    Show,
+    /// Print where the configuration file is, or would be.
+    Path,
+}
+
+/// The arguments of `animatelcm completions`.
+#[derive(Debug, Args)]
+pub(super) struct CompletionsArgs {
+    /// The shell.
+    #[arg(value_enum, ignore_case = true)]
+    pub(super) shell: clap_complete::Shell,
+}
+
+/// The arguments of `animatelcm man`.
+#[derive(Debug, Args)]
+pub(super) struct ManArgs {
+    /// The command [default: the program].
+    pub(super) command: Option<String>,
 }
 
 /// The value of `--seed`.

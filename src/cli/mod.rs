@@ -5,6 +5,7 @@
 mod args;
 mod bench;
 mod completions;
+mod config;
 mod eval;
 mod examples;
 mod flags;
@@ -53,9 +54,17 @@ pub fn read_request(path: &std::path::Path) -> Result<crate::request::Job> {
 pub fn main() -> ExitCode {
     tune::at_start();
     panics::hide();
-    let cli = match typed::parse(std::env::args_os()) {
+    let words: Vec<OsString> = std::env::args_os().collect();
+    let cli = match typed::parse(&words) {
         Ok(cli) => cli,
-        Err(error) => return not_run(&error),
+        Err(error) => return not_run(&error, &words),
+    };
+    let cli = match config::over(cli, &words) {
+        Ok(cli) => cli,
+        Err(error) => {
+            report(&error, typed::wants_json(&words));
+            return ExitCode::from(error.kind().exit_code());
+        }
     };
     if let Some(count) = cli.threads() {
         tune::use_threads(count);
@@ -72,28 +81,20 @@ pub fn main() -> ExitCode {
 }
 
 /// Shows help and versions, and says what was mistyped.
-fn not_run(error: &clap::Error) -> ExitCode {
+fn not_run(error: &clap::Error, words: &[OsString]) -> ExitCode {
     if !error.use_stderr() || error.kind() == ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand {
         let _ = error.print();
         return ExitCode::from(error.exit_code() as u8);
     }
-    let words: Vec<_> = std::env::args_os().collect();
-    let error = mistyped(error, &words);
-    report(&error, typed::wants_json(&words));
+    let error = mistyped(error, words);
+    report(&error, typed::wants_json(words));
     ExitCode::from(error.kind().exit_code())
 }
 
 /// The paragraphs of clap as one line and a hint, like every other error.
 fn mistyped(error: &clap::Error, words: &[OsString]) -> Error {
     let text = error.to_string();
-    let text = text.strip_prefix("error: ").unwrap_or(&text);
-    let reason: Vec<&str> =
-        text.lines().map(str::trim).take_while(|line| !line.is_empty()).collect();
-    let reason = reason
-        .join(" ")
-        .replace("invalid digit found in string", "not a whole number from 0 on")
-        .replace("number too large to fit in target type", "too large a number")
-        .replace("invalid float literal", "not a number");
+    let reason = typed::reason(error);
     let command = typed::command_of(words);
     let help = match command.as_str() {
         "" => "see `animatelcm --help`".to_owned(),
@@ -143,6 +144,7 @@ fn run(cli: Cli, stop: &Stop) -> Result<()> {
         Command::Bench(args) => bench::run(&args, stop),
         Command::Completions(args) => completions::run(&args),
         Command::Man(args) => completions::man(&args),
+        Command::Config(args) => config::run(&args),
         #[cfg(feature = "hub")]
         Command::Models(args) => {
             let context = models::Context { offline: false, quiet: false, stop };

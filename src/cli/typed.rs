@@ -7,12 +7,21 @@ use std::collections::HashMap;
 use std::ffi::{OsStr, OsString};
 
 use clap::error::ErrorKind;
-use clap::{Command, CommandFactory, FromArgMatches};
+use clap::{ArgMatches, Command, CommandFactory, FromArgMatches};
 
 use super::args::Cli;
 
 /// Reads the words of a command line, the program's name included.
 pub(super) fn parse<I>(words: I) -> Result<Cli, clap::Error>
+where
+    I: IntoIterator,
+    I::Item: Into<OsString>,
+{
+    Cli::from_arg_matches(&matches(words)?)
+}
+
+/// The words of a command line by flag.
+pub(super) fn matches<I>(words: I) -> Result<ArgMatches, clap::Error>
 where
     I: IntoIterator,
     I::Item: Into<OsString>,
@@ -29,7 +38,27 @@ where
         );
         return Err(command.error(ErrorKind::InvalidValue, message));
     }
-    Cli::from_arg_matches(&command.try_get_matches_from_mut(words)?)
+    command.try_get_matches_from_mut(words)
+}
+
+/// All commands and their flags.
+pub(super) fn definition() -> Command {
+    let mut command = Cli::command();
+    command.build();
+    command
+}
+
+/// What clap says of a command line, on one line.
+pub(super) fn reason(error: &clap::Error) -> String {
+    let text = error.to_string();
+    let text = text.strip_prefix("error: ").unwrap_or(&text);
+    let lines: Vec<&str> =
+        text.lines().map(str::trim).take_while(|line| !line.is_empty()).collect();
+    lines
+        .join(" ")
+        .replace("invalid digit found in string", "not a whole number from 0 on")
+        .replace("number too large to fit in target type", "too large a number")
+        .replace("invalid float literal", "not a number")
 }
 
 /// Lets the values of all flags begin with a dash.
@@ -88,9 +117,8 @@ fn spell(mut command: &Command, words: &mut [OsString]) -> Option<(String, Strin
 
 /// The path of the command that was typed: `generate`, `models pull`.
 pub(super) fn command_of(words: &[OsString]) -> String {
-    let mut command = Cli::command();
-    command.build();
-    let (mut command, mut path) = (&command, Vec::new());
+    let definition = definition();
+    let (mut command, mut path) = (&definition, Vec::new());
     for word in words.iter().skip(1).map(|word| word.to_str().unwrap_or_default()) {
         let Some(found) = command.find_subcommand(word) else { break };
         path.push(found.get_name().to_owned());
@@ -101,9 +129,8 @@ pub(super) fn command_of(words: &[OsString]) -> String {
 
 /// The long flags of a command, without the names of other programs.
 pub(super) fn long_flags(path: &str) -> Vec<String> {
-    let mut command = Cli::command();
-    command.build();
-    let mut command = &command;
+    let definition = definition();
+    let mut command = &definition;
     for name in path.split_whitespace() {
         let Some(found) = command.find_subcommand(name) else { break };
         command = found;

@@ -4,6 +4,8 @@
 mod batch;
 /// What `bench` prints.
 mod bench;
+/// `config.toml`.
+mod config;
 /// How often clips show what their prompts say.
 mod eval;
 /// Clips, events, exit codes.

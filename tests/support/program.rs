@@ -51,6 +51,7 @@ impl Folder {
             .env("HF_HUB_OFFLINE", "1")
             .env_remove("HF_TOKEN")
             .env_remove("ANIMATELCM_MODELS")
+            .env("ANIMATELCM_CONFIG", "")
             .stdin(Stdio::null());
         command
     }

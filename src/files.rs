@@ -52,6 +52,23 @@ pub(crate) fn read(path: &Path, limit: u64) -> io::Result<Vec<u8>> {
     if bytes.len() as u64 > limit { Err(too_large()) } else { Ok(bytes) }
 }
 
+/// Bytes left for this user on the disk of a path that need not exist yet; `None` where that is unknown.
+pub(crate) fn free_space(path: &Path) -> Option<u64> {
+    let path = path.ancestors().find(|path| path.exists())?;
+    free_space_at(path)
+}
+
+#[cfg(unix)]
+fn free_space_at(path: &Path) -> Option<u64> {
+    let disk = rustix::fs::statvfs(path).ok()?;
+    Some(disk.f_bavail.saturating_mul(disk.f_frsize))
+}
+
+#[cfg(not(unix))]
+fn free_space_at(_: &Path) -> Option<u64> {
+    None
+}
+
 /// Reads a regular UTF-8 file of at most [`MOST_TEXT`] bytes, as [`read`] does.
 pub(crate) fn read_text(path: &Path) -> io::Result<String> {
     String::from_utf8(read(path, MOST_TEXT)?)

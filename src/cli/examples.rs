@@ -72,6 +72,51 @@ Examples:
   animatelcm models verify sd15
   animatelcm models rm taesd";
 
+#[cfg(feature = "hub")]
+pub(super) const LIST: &str = "\
+Examples:
+  animatelcm models list
+  animatelcm models list --json
+  animatelcm models list | grep ^animatelcm
+  animatelcm models list --json | jq -r .[].name
+  HF_HOME=/data/hf animatelcm models list";
+
+#[cfg(feature = "hub")]
+pub(super) const PULL: &str = "\
+Examples:
+  animatelcm models pull animatelcm
+  animatelcm models pull animatelcm --dry-run
+  animatelcm models pull sd15 --variant fp32
+  animatelcm models pull taesd sd-vae-ft-mse -q
+  animatelcm models pull mine.toml --json";
+
+#[cfg(feature = "hub")]
+pub(super) const VERIFY: &str = "\
+Examples:
+  animatelcm models verify sd15
+  animatelcm models verify animatelcm
+  animatelcm models verify sd15 --variant fp32
+  animatelcm models verify taesd --json
+  animatelcm models verify taesd sd15 -q";
+
+#[cfg(feature = "hub")]
+pub(super) const PATH: &str = "\
+Examples:
+  animatelcm models path sd15
+  animatelcm models path animatelcm
+  animatelcm models path taesd --json
+  animatelcm models path sd15 --variant fp32
+  animatelcm inspect \"$(animatelcm models path taesd)\"";
+
+#[cfg(feature = "hub")]
+pub(super) const RM: &str = "\
+Examples:
+  animatelcm models rm taesd
+  animatelcm models rm taesd -y
+  animatelcm models rm sd15 animatelcm-t2v
+  animatelcm models rm taesd -y --json
+  animatelcm models rm taesd -y -q";
+
 pub(super) const CONFIG: &str = "\
 Examples:
   animatelcm config path
@@ -129,6 +174,16 @@ mod tests {
             TRAIN,
             #[cfg(feature = "hub")]
             MODELS,
+            #[cfg(feature = "hub")]
+            LIST,
+            #[cfg(feature = "hub")]
+            PULL,
+            #[cfg(feature = "hub")]
+            VERIFY,
+            #[cfg(feature = "hub")]
+            PATH,
+            #[cfg(feature = "hub")]
+            RM,
         ]);
         for text in all {
             let lines: Vec<&str> = text.lines().filter(|line| line.starts_with("  ")).collect();

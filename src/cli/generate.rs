@@ -7,6 +7,8 @@ use std::time::{SystemTime, UNIX_EPOCH};
 use super::flags::{ClipFlags, GenerateArgs, ModelFlags, ProgressMode, Reporting, SamplingFlags};
 use super::preview::{self, Preview};
 use super::progress::Progress;
+#[cfg(feature = "hub")]
+use super::{models, terminal};
 use super::{print, report, to_json};
 use crate::job::{self, Imported, Known, Names, Requests, Target};
 use crate::library::Library;
@@ -35,6 +37,8 @@ pub(super) fn run(mut args: GenerateArgs, stop: &Stop) -> Result<()> {
     let clips = clips(&args, &asked.job.request, seed)?;
     let (existing, is_many) = (existing(&args), clips.len() > 1);
     let preview = looks(&args, is_many)?;
+    #[cfg(feature = "hub")]
+    offer_pull(&args, &names, &asked.job, stop)?;
     if is_many {
         // A name that is taken is found before the first clip is made.
         asked.job.request.validate()?;
@@ -78,6 +82,31 @@ fn looks(args: &GenerateArgs, is_many: bool) -> Result<Option<Preview>> {
 /// Says what is probably not as it was meant.
 fn warn(args: &GenerateArgs, message: String, stop: &Stop) -> Result<()> {
     Progress::new(&args.reporting, stop).event(Event::Warning { message })
+}
+
+/// Asks on a terminal whether published models that are not here shall be downloaded now. Elsewhere the run fails and
+/// names the command that does.
+#[cfg(feature = "hub")]
+fn offer_pull(args: &GenerateArgs, names: &Names, job: &Job, stop: &Stop) -> Result<()> {
+    let reporting = &args.reporting;
+    let is_silent = reporting.quiet || reporting.progress == ProgressMode::Json;
+    if is_silent || !names.is_online() || !terminal::is_interactive() {
+        return Ok(());
+    }
+    let absent = names.absent(&job.models);
+    if absent.is_empty() {
+        return Ok(());
+    }
+    terminal::line(&format!(
+        "not downloaded: {}; {}",
+        absent.join(", "),
+        models::announced(&absent)?
+    ));
+    if terminal::confirms("Download now?", true)? {
+        let context = models::Context { offline: false, quiet: false, stop };
+        models::pull_by_name(&absent, context)?;
+    }
+    Ok(())
 }
 
 /// Reads the prompt from standard input where it is `-`.

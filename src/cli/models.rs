@@ -1,5 +1,6 @@
 //! `animatelcm models`: what is published, what is here, and moving files between the two.
 
+use std::collections::BTreeSet;
 use std::io::{IsTerminal, Write};
 use std::ops::ControlFlow;
 use std::path::Path;
@@ -7,10 +8,15 @@ use std::path::Path;
 use clap::{Args, Subcommand};
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 
-use super::terminal::{escaped, line as say, print_to as print};
+use serde_json::json;
+
+use super::terminal::{confirms, escaped, is_interactive, line as say, print_to as print};
+use super::{examples, to_json};
 use crate::error::Bytes;
 use crate::hub::manifest::Entry;
-use crate::hub::{Event, Hub, Listing, Settings, State};
+use crate::hub::{
+    Bundle, Event, Hub, Installed, Listing, Plan, PlannedModel, Removal, Settings, State,
+};
 use crate::{Error, Result, Stop};
 
 /// The arguments of `animatelcm models`.
@@ -24,27 +30,40 @@ pub(super) struct ModelsArgs {
     /// Hide progress.
     #[arg(short, long, global = true)]
     quiet: bool,
+    /// Print the result as JSON.
+    #[arg(long, global = true)]
+    json: bool,
 }
 
 #[derive(Clone, Debug, Subcommand)]
 enum Command {
     /// Show every model that has a name, and how much of it is on this machine.
-    List {
-        /// Print JSON instead of a table.
-        #[arg(long)]
-        json: bool,
-    },
+    #[command(after_long_help = examples::LIST)]
+    List,
     /// Download models and check their hashes; what is there already is only checked.
-    Pull(Names),
+    #[command(after_long_help = examples::PULL)]
+    Pull {
+        #[command(flatten)]
+        names: Names,
+        /// Show what would be downloaded, and stop.
+        #[arg(long)]
+        dry_run: bool,
+    },
     /// Compute the hashes of downloaded models and compare them with the published ones.
+    #[command(after_long_help = examples::VERIFY)]
     Verify(Names),
     /// Print where a model's files are: a file, or the folder of a model of several files.
+    #[command(after_long_help = examples::PATH)]
     Path(Names),
-    /// Remove models from the hub cache.
+    /// Remove models from the hub cache, which other programs share.
+    #[command(after_long_help = examples::RM)]
     Rm {
         /// Names from `models list`.
         #[arg(required = true, value_name = "NAME")]
         names: Vec<String>,
+        /// Do not ask.
+        #[arg(short, long)]
+        yes: bool,
     },
 }
 
@@ -87,23 +106,28 @@ fn run_with(
 ) -> Result<()> {
     let mut hub = Hub::new(settings)?;
     match &args.command {
-        Command::List { json: true } => {
-            let mut text =
-                serde_json::to_string_pretty(&hub.list()?).map_err(|e| print_error(e.into()))?;
-            text.push('\n');
-            print(out, &text)
-        }
-        Command::List { json: false } => print(out, &table(&hub.list()?)),
-        Command::Pull(names) => {
-            let mut progress = Progress::new(context);
-            for name in names.known_to(&mut hub)? {
-                hub.pull(&name, names.variant.as_deref(), &mut |event| progress.watch(event))?;
+        Command::List if args.json => print_json(out, &hub.list()?),
+        Command::List => print(out, &table(&hub.list()?)),
+        Command::Pull { names, dry_run } => {
+            let known = names.known_to(&mut hub)?;
+            let plans = known.iter().map(|name| hub.plan(name, names.variant.as_deref()));
+            let plans: Vec<Plan> = plans.collect::<Result<_>>()?;
+            if *dry_run && args.json {
+                return print_json(out, &plans);
             }
-            Ok(())
+            if *dry_run {
+                return print(out, &plans.iter().map(planned).collect::<String>());
+            }
+            let bundles = pull(&hub, &plans, names.variant.as_deref(), context)?;
+            if !args.json {
+                return Ok(());
+            }
+            let json = |bundle: &Bundle| json!({"name": bundle.name, "parts": bundle.parts});
+            print_json(out, &bundles.iter().map(json).collect::<Vec<_>>())
         }
         Command::Verify(names) => {
             let mut progress = Progress::new(context);
-            let mut first_wrong = None;
+            let mut all = Vec::new();
             for name in names.known_to(&mut hub)? {
                 let watch = &mut |event: &Event<'_>| progress.watch(event);
                 for file in hub.verify(&name, names.variant.as_deref(), watch)? {
@@ -113,13 +137,16 @@ fn run_with(
                         (true, Some(_)) => "ok",
                         (true, None) => "unknown",
                     };
-                    print(out, &format!("{word:<8} {}  {}\n", file.sha256, file.file))?;
-                    if !file.is_sound() {
-                        first_wrong.get_or_insert(file);
+                    if !args.json {
+                        print(out, &format!("{word:<8} {}  {}\n", file.sha256, file.file))?;
                     }
+                    all.push(file);
                 }
             }
-            let Some(wrong) = first_wrong else { return Ok(()) };
+            if args.json {
+                print_json(out, &all)?;
+            }
+            let Some(wrong) = all.into_iter().find(|file| !file.is_sound()) else { return Ok(()) };
             let expected = wrong.expected.unwrap_or_default();
             let hint = format!("animatelcm models pull {} replaces it", wrong.model);
             let reason = format!("sha256 is {}, but should be {expected}", wrong.sha256);
@@ -127,25 +154,135 @@ fn run_with(
             Err(Error::Refused { name, reason }.with_hint(hint))
         }
         Command::Path(names) => {
+            let mut parts = Vec::new();
             for name in names.known_to(&mut hub)? {
-                let bundle = hub.resolve(&name, names.variant.as_deref())?;
-                for part in &bundle.parts {
-                    print(out, &format!("{}\n", part.path().display()))?;
-                }
+                parts.extend(hub.resolve(&name, names.variant.as_deref())?.parts);
             }
-            Ok(())
+            if args.json {
+                return print_json(out, &parts);
+            }
+            let line = |part: &Installed| format!("{}\n", part.path().display());
+            print(out, &parts.iter().map(line).collect::<String>())
         }
-        Command::Rm { names } => {
-            for name in names {
-                let name = known(name, &mut hub)?;
-                let (files, bytes) = hub.remove(&name)?;
+        Command::Rm { names, yes } => {
+            let names: Vec<String> =
+                names.iter().map(|name| known(name, &mut hub)).collect::<Result<_>>()?;
+            let removals: Vec<Removal> =
+                names.iter().map(|name| hub.removal(name)).collect::<Result<_>>()?;
+            if !yes && !is_agreed(&removals)? {
+                say("nothing was removed");
+                return Ok(());
+            }
+            for Removal { name, .. } in &removals {
+                let (files, bytes) = hub.remove(name)?;
                 if !context.quiet {
                     say(&format!("{name}: removed {files} files, {}", Bytes(bytes)));
                 }
             }
-            Ok(())
+            if args.json { print_json(out, &removals) } else { Ok(()) }
         }
     }
+}
+
+/// Downloads what is missing of models that have names.
+pub(super) fn pull_by_name(names: &[String], context: Context<'_>) -> Result<()> {
+    let hub = Hub::new(Settings::from_environment()?)?;
+    let plans: Vec<Plan> = names.iter().map(|name| hub.plan(name, None)).collect::<Result<_>>()?;
+    pull(&hub, &plans, None, context).map(drop)
+}
+
+/// Says what models with these names would take, in a line.
+pub(super) fn announced(names: &[String]) -> Result<String> {
+    let hub = Hub::new(Settings::from_environment()?)?;
+    let plans: Vec<Plan> = names.iter().map(|name| hub.plan(name, None)).collect::<Result<_>>()?;
+    Ok(summary(&plans))
+}
+
+fn pull(
+    hub: &Hub,
+    plans: &[Plan],
+    variant: Option<&str>,
+    context: Context<'_>,
+) -> Result<Vec<Bundle>> {
+    if !hub.settings().offline && plans.iter().any(|plan| !plan.is_done()) {
+        fits(plans)?;
+        if !context.quiet {
+            say(&summary(plans));
+        }
+    }
+    let mut progress = Progress::new(context);
+    let each = plans.iter();
+    each.map(|plan| hub.pull(&plan.name, variant, &mut |event| progress.watch(event))).collect()
+}
+
+/// The models that are not all here, each once.
+fn missing(plans: &[Plan]) -> Vec<&PlannedModel> {
+    let mut seen = BTreeSet::new();
+    let models = plans.iter().flat_map(|plan| &plan.models);
+    models.filter(|model| !model.missing.is_empty() && seen.insert(&model.name)).collect()
+}
+
+/// `3.8 GiB in 3 models to /home/me/.cache/huggingface/hub, 210.0 GiB free`.
+fn summary(plans: &[Plan]) -> String {
+    let models = missing(plans);
+    let bytes = models.iter().map(|model| model.bytes).fold(0, u64::saturating_add);
+    let size = if bytes == 0 { "an unknown size".to_owned() } else { Bytes(bytes).to_string() };
+    let count = match models.len() {
+        1 => "1 model".to_owned(),
+        count => format!("{count} models"),
+    };
+    let folder = plans.first().map(|plan| plan.folder.display().to_string()).unwrap_or_default();
+    let free = plans.first().and_then(|plan| plan.free);
+    let free = free.map(|free| format!(", {} free", Bytes(free))).unwrap_or_default();
+    format!("{size} in {count} to {folder}{free}")
+}
+
+/// Fails when the disk has too little space.
+fn fits(plans: &[Plan]) -> Result<()> {
+    let needed = missing(plans).iter().map(|m| m.bytes).fold(0, u64::saturating_add);
+    match plans.first() {
+        Some(Plan { folder, free: Some(free), .. }) if needed > *free => {
+            let reason = format!("{} needed, {} free", Bytes(needed), Bytes(*free));
+            Err(Error::file(folder)(std::io::Error::new(std::io::ErrorKind::StorageFull, reason)))
+        }
+        _ => Ok(()),
+    }
+}
+
+/// A plan for people: its first line, and a line for each model.
+fn planned(plan: &Plan) -> String {
+    let mut text = if plan.is_done() {
+        format!("{}: everything is here\n", plan.name)
+    } else {
+        format!("{}: {}\n", plan.name, summary(std::slice::from_ref(plan)))
+    };
+    for model in &plan.models {
+        let PlannedModel { name, repo, variant, licence, files, missing, bytes, .. } = model;
+        let variant = variant.as_ref().map(|v| format!(" {v}")).unwrap_or_default();
+        let state = match missing.len() {
+            0 => format!("{files} files, all here"),
+            count => format!("{count} of {files} files to download, {}", Bytes(*bytes)),
+        };
+        text.push_str(&format!("  {name}{variant}: {state}; {repo}; {licence}\n"));
+    }
+    text
+}
+
+/// Returns whether the user agrees that these files are removed.
+fn is_agreed(removals: &[Removal]) -> Result<bool> {
+    if !is_interactive() {
+        let reason = "files that other programs may share are removed only after a question";
+        return Err(Error::request("rm", reason).with_hint("-y removes them without one"));
+    }
+    for Removal { name, folders, files, bytes, .. } in removals {
+        let folders: Vec<_> = folders.iter().map(|folder| folder.display().to_string()).collect();
+        say(&format!("{name}: {files} files, {} in {}", Bytes(*bytes), folders.join(", ")));
+    }
+    confirms("Remove them? Other programs may use them.", false)
+}
+
+fn print_json(out: &mut dyn Write, value: &impl serde::Serialize) -> Result<()> {
+    print(out, &to_json(value)?)
 }
 
 impl Names {
@@ -168,46 +305,58 @@ fn known(name: &str, hub: &mut Hub) -> Result<String> {
     Ok(name)
 }
 
-/// The list for people: a line a model, presets first as in the manifest.
+/// The width that the list keeps to.
+const WIDTH: usize = 80;
+
+/// The list for people: a line for each model, presets first as in the manifest, and what else there is to say below it.
 fn table(listings: &[Listing]) -> String {
-    let rows = listings.iter().map(|listing| {
-        let state = match listing.state {
+    let name = listings.iter().map(|listing| listing.name.len()).max().unwrap_or_default();
+    let row = |cells: [&str; 4]| {
+        let [title, kind, size, here] = cells;
+        format!("{title:<name$}  {kind:<8}  {size:>9}  {here}").trim_end().to_owned() + "\n"
+    };
+    let mut text = row(["NAME", "KIND", "SIZE", "HERE"]);
+    for listing in listings {
+        let here = match listing.state {
             State::Installed if listing.variants.is_empty() => "yes".to_owned(),
             State::Installed => listing.variants.join("+"),
             State::Partial => "partly".to_owned(),
             State::Absent => "-".to_owned(),
         };
         let bytes = match listing.state {
-            State::Installed => listing.bytes,
+            State::Installed => Some(listing.bytes),
             State::Partial | State::Absent => listing.download,
         };
-        let size = if bytes == 0 { "?".to_owned() } else { Bytes(bytes).to_string() };
-        let licence = if listing.parts.is_empty() {
-            listing.licences.first().map_or(String::new(), |licence| licence.name.clone())
+        let size = bytes.map_or_else(|| "?".to_owned(), |bytes| Bytes(bytes).to_string());
+        text.push_str(&row([&listing.name, &listing.kind, &size, &here]));
+        let mut facts = vec![listing.title.clone()];
+        if listing.parts.is_empty() {
+            facts.extend(listing.licences.first().map(|licence| licence.name.clone()));
         } else {
-            listing.parts.join(" + ")
-        };
-        [listing.name.clone(), listing.kind.clone(), state, size, licence, listing.title.clone()]
-    });
-    let head = ["NAME", "KIND", "HERE", "SIZE", "LICENCE OR PARTS", "TITLE"].map(str::to_owned);
-    let rows: Vec<[String; 6]> = std::iter::once(head).chain(rows).collect();
-    let mut widths = [0; 6];
-    for row in &rows {
-        for (width, cell) in widths.iter_mut().zip(row) {
-            *width = cell.chars().count().max(*width);
+            facts.push(format!("= {}", listing.parts.join(" + ")));
         }
-    }
-    let mut text = String::new();
-    for row in &rows {
-        let cells = row.iter().zip(widths).map(|(cell, width)| format!("{cell:<width$}"));
-        text.push_str(cells.collect::<Vec<_>>().join("  ").trim_end());
-        text.push('\n');
+        if !listing.offered.is_empty() {
+            facts.push(format!("variants {}", listing.offered.join(", ")));
+        }
+        text.push_str(&wrapped(&facts.join("; ")));
     }
     text
 }
 
-fn print_error(error: std::io::Error) -> Error {
-    Error::file("stdout")(error)
+/// Words in indented lines.
+fn wrapped(words: &str) -> String {
+    let mut lines = vec![String::from("   ")];
+    for word in words.split(' ') {
+        let is_full = |line: &String| line.chars().count() + 1 + word.chars().count() > WIDTH;
+        if lines.last().is_none_or(is_full) {
+            lines.push(String::from("   "));
+        }
+        if let Some(line) = lines.last_mut() {
+            line.push(' ');
+            line.push_str(word);
+        }
+    }
+    lines.join("\n") + "\n"
 }
 
 /// Shows a pull or a check: a bar on a terminal, a line now and then elsewhere.
@@ -299,14 +448,37 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_table_has_a_line_for_every_entry() {
+    fn the_table_fits_80_columns_and_has_every_entry() {
         let cache = tempfile::tempdir().unwrap();
         let hub = Hub::new(Settings::new(cache.path())).unwrap();
         let listings = hub.list().unwrap();
         let text = table(&listings);
-        assert_eq!(text.lines().count(), listings.len() + 1);
+        let named = text.lines().skip(1).filter(|line| !line.starts_with(' ')).count();
+        assert_eq!(named, listings.len(), "{text}");
+        assert!(text.lines().all(|line| line.chars().count() <= WIDTH), "{text}");
         let line = text.lines().find(|line| line.starts_with("animatelcm ")).unwrap();
-        assert!(line.contains("sd15 + animatelcm-t2v + animatelcm-t2v-lora"), "{line}");
         assert!(line.contains("3.8 GiB"), "{line}");
+        for part in ["sd15 + animatelcm-t2v +", "variants fp16, fp32", "Apache-2.0"] {
+            assert!(text.contains(part), "{part}: {text}");
+        }
+    }
+
+    #[test]
+    fn a_plan_says_what_how_much_and_where() {
+        let cache = tempfile::tempdir().unwrap();
+        let hub = Hub::new(Settings::new(cache.path())).unwrap();
+        let plans = [hub.plan("animatelcm", None).unwrap(), hub.plan("sd15", None).unwrap()];
+        let text = summary(&plans);
+        let folder = cache.path().display().to_string();
+        assert!(text.starts_with("3.8 GiB in 3 models to ") && text.contains(&folder), "{text}");
+        let text = planned(&plans[0]);
+        assert!(text.contains("sd15 fp16: ") && text.contains("CreativeML"), "{text}");
+        #[cfg(unix)]
+        assert!(plans[0].free.is_some());
+        let mut full = plans;
+        full[0].free = Some(1 << 20);
+        let error = fits(&full).unwrap_err();
+        assert!(error.to_string().contains("3.8 GiB needed, 1.0 MiB free"), "{error}");
+        assert!(error.hint().unwrap().contains("space"), "{error:?}");
     }
 }

@@ -2,7 +2,7 @@
 //! argument reaches a terminal. Only images that are drawn by this program have any.
 
 use std::borrow::Cow;
-use std::io::{ErrorKind, Write};
+use std::io::{ErrorKind, IsTerminal, Write};
 
 use crate::{Error, Result};
 
@@ -59,9 +59,39 @@ pub(super) fn draw(image: &str) {
     let _ = stderr.write_all(image.as_bytes()).and_then(|()| stderr.flush());
 }
 
+/// Returns whether somebody can be asked: both standard input and stderr are a terminal.
+pub(super) fn is_interactive() -> bool {
+    std::io::stdin().is_terminal() && std::io::stderr().is_terminal()
+}
+
+/// Asks a question on stderr; an empty answer is `default`, and so is the end of standard input.
+pub(super) fn confirms(question: &str, default: bool) -> Result<bool> {
+    let choices = if default { "[Y/n]" } else { "[y/N]" };
+    let _ = std::io::stderr().write_all(format!("{} {choices} ", escaped(question)).as_bytes());
+    let mut answer = String::new();
+    std::io::stdin().read_line(&mut answer).map_err(Error::file("stdin"))?;
+    Ok(is_yes(&answer, default))
+}
+
+fn is_yes(answer: &str, default: bool) -> bool {
+    match answer.trim().to_lowercase().as_str() {
+        "" => default,
+        answer => matches!(answer, "y" | "yes"),
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn only_yes_is_yes() {
+        for (answer, default, is) in
+            [("\n", true, true), ("", false, false), ("Y\n", false, true), ("x", true, false)]
+        {
+            assert_eq!(is_yes(answer, default), is, "{answer:?}");
+        }
+    }
 
     #[test]
     fn control_characters_become_their_numbers() {

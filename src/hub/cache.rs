@@ -251,6 +251,27 @@ impl Folder {
         Ok(bytes)
     }
 
+    /// The folder.
+    pub(super) fn root(&self) -> &Path {
+        &self.root
+    }
+
+    /// A model's files in all snapshots, and their partial downloads.
+    pub(super) fn files_of(&self, model: &Model) -> Vec<PathBuf> {
+        let mut found = Vec::new();
+        for commit in self.all_commits() {
+            let pointers = model.files.iter().map(|file| self.pointer(&commit, &file.path));
+            found.extend(pointers.filter(|pointer| fs::symlink_metadata(pointer).is_ok()));
+        }
+        for file in &model.files {
+            if let Digest::Known(hash) = &file.sha256 {
+                let partial = self.blob(hash).with_extension("part");
+                found.extend(Some(partial).filter(|partial| partial.exists()));
+            }
+        }
+        found
+    }
+
     /// Removes a model's files from all snapshots, and the whole folder if nothing is left in it. Returns the number
     /// of files and bytes removed.
     pub(super) fn remove(&self, model: &Model) -> Result<(usize, u64)> {

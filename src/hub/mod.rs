@@ -190,14 +190,76 @@ pub struct Listing {
     pub state: State,
     /// Variants that are complete in the cache.
     pub variants: Vec<String>,
+    /// Variants that can be downloaded; the first is the default.
+    pub offered: Vec<String>,
     /// Bytes in the cache.
     pub bytes: u64,
-    /// Download size in bytes of the first variant, as far as known.
-    pub download: u64,
+    /// Download size in bytes of the first variant, as far as known; `None` if nothing of it is.
+    pub download: Option<u64>,
     /// Names of a preset's models.
     pub parts: Vec<String>,
     /// Licences, one per model.
     pub licences: Vec<Licence>,
+}
+
+/// What a pull of a name would download.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[non_exhaustive]
+pub struct Plan {
+    /// Name in the manifest.
+    pub name: String,
+    /// The cache.
+    pub folder: PathBuf,
+    /// Bytes that the cache's disk has left, if known.
+    pub free: Option<u64>,
+    /// The models.
+    pub models: Vec<PlannedModel>,
+}
+
+/// A model in a [`Plan`].
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[non_exhaustive]
+pub struct PlannedModel {
+    /// Name in the manifest.
+    pub name: String,
+    /// Repository of the files.
+    pub repo: String,
+    /// Variant, for a model that has variants.
+    pub variant: Option<String>,
+    /// Name of the licence.
+    pub licence: String,
+    /// Number of all its files.
+    pub files: usize,
+    /// Files that are not in the cache.
+    pub missing: Vec<String>,
+    /// Bytes of the missing files whose size is known.
+    pub bytes: u64,
+}
+
+impl Plan {
+    /// Bytes to download, as far as known.
+    pub fn bytes(&self) -> u64 {
+        self.models.iter().map(|model| model.bytes).fold(0, u64::saturating_add)
+    }
+
+    /// Returns whether every file is in the cache.
+    pub fn is_done(&self) -> bool {
+        self.models.iter().all(|model| model.missing.is_empty())
+    }
+}
+
+/// What a removal of a model would delete.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[non_exhaustive]
+pub struct Removal {
+    /// Name of the model.
+    pub name: String,
+    /// Folders of its repositories in the cache.
+    pub folders: Vec<PathBuf>,
+    /// Its files.
+    pub files: usize,
+    /// Bytes of them.
+    pub bytes: u64,
 }
 
 /// Origin of a file's expected hash.
@@ -282,6 +344,42 @@ impl Hub {
         })
     }
 
+    /// What a pull of a name would download, without network access.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Request`] if there is no such name or variant.
+    pub fn plan(&self, name: &str, variant: Option<&str>) -> Result<Plan> {
+        let all = self.catalog.parts(name)?;
+        let nobody_has_it = all.iter().all(|model| model.variants.is_empty());
+        let mut models = Vec::with_capacity(all.len());
+        for model in all {
+            let asked = variant.filter(|_| nobody_has_it || !model.variants.is_empty());
+            let variant = model.variants_or(asked)?.first().copied().flatten();
+            let is_here = |file: &File| {
+                model.sources().any(|source| {
+                    let folder = self.folder(source.repo);
+                    let mut commits = folder.commits(source).into_iter();
+                    commits.any(|commit| folder.find(&commit, file).is_some())
+                })
+            };
+            let missing: Vec<&File> =
+                model.files_of(variant).filter(|file| !is_here(file)).collect();
+            models.push(PlannedModel {
+                name: model.name.clone(),
+                repo: model.repo.clone(),
+                variant: variant.map(str::to_owned),
+                licence: model.licence.name.clone(),
+                files: model.files_of(variant).count(),
+                bytes: missing.iter().filter_map(|file| file.size).fold(0, u64::saturating_add),
+                missing: missing.into_iter().map(|file| file.path.clone()).collect(),
+            });
+        }
+        let folder = self.settings.cache.clone();
+        let free = files::free_space(&folder);
+        Ok(Plan { name: name.to_owned(), folder, free, models })
+    }
+
     /// Downloads the missing files of a name and checks the hashes of all its files. Without a `variant`, the model's
     /// first.
     ///
@@ -294,8 +392,11 @@ impl Hub {
             let variant = model.variants_or(variant)?.first().copied().flatten();
             if self.settings.offline {
                 // Offline, only the cached files can be checked.
-                let installed =
-                    self.locate(model, variant).ok_or_else(|| self.not_here(name, model))?;
+                let installed = self.locate(model, variant).ok_or_else(|| {
+                    self.absent(model).with_hint(
+                        "without --offline, and with HF_HUB_OFFLINE unset, it is downloaded",
+                    )
+                })?;
                 for file in model.files_of(variant) {
                     check(&self.folder(&installed.repo), &installed.commit, file, watch)?
                         .refuse_if_wrong(&installed)?;
@@ -326,24 +427,53 @@ impl Hub {
         Ok(all)
     }
 
+    /// What [`remove`](Self::remove) would delete.
+    ///
+    /// # Errors
+    ///
+    /// Those of `remove`.
+    pub fn removal(&self, name: &str) -> Result<Removal> {
+        let model = self.removable(name)?;
+        let (mut folders, mut files, mut bytes) = (Vec::new(), 0, 0);
+        for source in model.sources() {
+            let folder = self.folder(source.repo);
+            let found = folder.files_of(model);
+            if !found.is_empty() {
+                folders.push(folder.root().to_path_buf());
+            }
+            files += found.len();
+            bytes += found.iter().filter_map(|f| f.metadata().ok()).map(|m| m.len()).sum::<u64>();
+        }
+        if files == 0 {
+            return Err(self.nothing_to_remove(model));
+        }
+        Ok(Removal { name: name.to_owned(), folders, files, bytes })
+    }
+
+    fn removable(&self, name: &str) -> Result<&Model> {
+        match self.catalog.find(name)? {
+            Entry::Model(model) => Ok(model),
+            Entry::Preset(preset) => Err(Error::request("model", format!("`{name}` is a preset"))
+                .with_hint(format!("name its parts: {}", preset.parts.join(" ")))),
+        }
+    }
+
+    fn nothing_to_remove(&self, model: &Model) -> Error {
+        self.absent(model).with_hint("`animatelcm models list` shows what is here")
+    }
+
     /// Removes all variants of a model from the cache. Returns the number of files and bytes removed.
     ///
     /// Presets cannot be removed: their models may belong to other presets too.
     pub fn remove(&self, name: &str) -> Result<(usize, u64)> {
-        let model = match self.catalog.find(name)? {
-            Entry::Model(model) => model,
-            Entry::Preset(preset) => {
-                return Err(Error::request("model", format!("`{name}` is a preset"))
-                    .with_hint(format!("name its parts: {}", preset.parts.join(" "))));
-            }
-        };
+        let model = self.removable(name)?;
         let (mut count, mut bytes) = (0, 0);
         for source in model.sources() {
             let gone = self.folder(source.repo).remove(model)?;
             (count, bytes) = (count + gone.0, bytes + gone.1);
         }
         if count == 0 {
-            return Err(self.not_here(name, model));
+            return Err(self.nothing_to_remove(model));
         }
         Ok((count, bytes))
     }
@@ -363,6 +493,10 @@ impl Hub {
         } else {
             State::Partial
         };
+        let download = models
+            .iter()
+            .map(|m| m.size_of(m.variants.first().map(|v| &**v)))
+            .fold(0, u64::saturating_add);
         let (kind, title, parts, variants) = match entry {
             Entry::Model(model) => {
                 let complete = |v: &&String| self.locate(model, Some(v.as_str())).is_some();
@@ -380,10 +514,11 @@ impl Hub {
             state,
             variants,
             bytes: models.iter().map(|model| self.bytes(model)).fold(0, u64::saturating_add),
-            download: models
-                .iter()
-                .map(|m| m.size_of(m.variants.first().map(|v| &**v)))
-                .fold(0, u64::saturating_add),
+            offered: match entry {
+                Entry::Model(model) => model.variants.clone(),
+                Entry::Preset(_) => vec![],
+            },
+            download: Some(download).filter(|bytes| *bytes > 0),
             parts,
             licences: models.iter().map(|model| model.licence.clone()).collect(),
         })
@@ -464,6 +599,10 @@ impl Hub {
     }
 
     fn not_here(&self, asked: &str, model: &Model) -> Error {
+        self.absent(model).with_hint(format!("animatelcm models pull {asked}"))
+    }
+
+    fn absent(&self, model: &Model) -> Error {
         let reason = match (self.state(model), self.settings.offline) {
             (State::Partial, false) => "not all of its files are downloaded",
             (State::Partial, true) => "not all of its files are downloaded, and this is offline",
@@ -471,7 +610,6 @@ impl Hub {
             (_, true) => "not downloaded, and this is offline",
         };
         Error::Missing { name: model.name.clone(), reason: reason.to_owned() }
-            .with_hint(format!("animatelcm models pull {asked}"))
     }
 }
 

@@ -80,6 +80,42 @@ impl Names {
         self.folders.arranged("embedding")
     }
 
+    /// The published models that a spec names and that have to be downloaded first.
+    #[cfg(feature = "hub")]
+    pub fn absent(&self, spec: &Spec) -> Vec<String> {
+        use crate::hub::manifest::{Entry, Kind};
+        let mut words: Vec<&str> = [&spec.model, &spec.checkpoint, &spec.vae, &spec.motion]
+            .into_iter()
+            .flatten()
+            .map(String::as_str)
+            .collect();
+        words.extend(spec.lcm_lora.iter().chain(&spec.loras).map(|lora| lora.file.as_str()));
+        let model = spec.model.as_deref().and_then(|word| self.hub.catalog().find(word).ok());
+        let is_bare = matches!(model, Some(Entry::Model(model)) if model.kind == Kind::Base);
+        let takes_default = match spec.motion.as_deref() {
+            None => is_bare,
+            Some(word) => word == DEFAULT_MOTION,
+        };
+        if takes_default {
+            words.push(DEFAULT_MOTION);
+            words.extend(spec.lcm_lora.is_none().then_some(DEFAULT_LORA));
+        }
+        let mut absent = Vec::new();
+        for word in words.into_iter().filter(|word| !Path::new(word).exists()) {
+            let is_new = !absent.iter().any(|known| known == word);
+            if is_new && self.is_published(word) && self.hub.resolve(word, None).is_err() {
+                absent.push(word.to_owned());
+            }
+        }
+        absent
+    }
+
+    /// Whether the network may be used.
+    #[cfg(feature = "hub")]
+    pub fn is_online(&self) -> bool {
+        !self.hub.settings().offline
+    }
+
     /// Whether a published model has this name.
     fn is_published(&self, word: &str) -> bool {
         #[cfg(feature = "hub")]

@@ -21,6 +21,7 @@ fn program(bench: &Bench, typed: &[&str]) -> Command {
         .arg("models")
         .args(typed)
         .env_remove("HUGGING_FACE_HUB_TOKEN")
+        .env("ANIMATELCM_CONFIG", "")
         .env("HF_HOME", bench.cache.path().join("home"))
         .env("HF_HUB_CACHE", bench.cache.path())
         .env("HF_ENDPOINT", bench.server.endpoint())
@@ -38,6 +39,10 @@ fn stdout(output: &Output) -> &str {
 
 fn stderr(output: &Output) -> &str {
     std::str::from_utf8(&output.stderr).unwrap()
+}
+
+fn json(output: &Output) -> serde_json::Value {
+    serde_json::from_slice(&output.stdout).unwrap_or_else(|e| panic!("{e}: {}", stderr(output)))
 }
 
 fn code(output: &Output) -> i32 {
@@ -75,7 +80,16 @@ fn a_model_of_ones_own_manifest_is_pulled_shown_checked_and_removed() {
     assert_eq!(code(&wrong), 5);
     assert!(stdout(&wrong).starts_with("WRONG "), "{}", stdout(&wrong));
     assert!(stderr(&wrong).contains("error: tiny: vae/config.json: sha256 is "));
-    assert_eq!(code(&run(&bench, &["rm", file])), 0);
+    // Nobody can be asked here.
+    let unasked = run(&bench, &["rm", file]);
+    assert_eq!(code(&unasked), 2);
+    assert!(stderr(&unasked).contains("hint: -y removes"), "{}", stderr(&unasked));
+    let removed = run(&bench, &["rm", "-y", file, "--json", "-q"]);
+    assert_eq!(code(&removed), 0, "{}", stderr(&removed));
+    assert_eq!(json(&removed)[0]["files"], 2);
+    let again = run(&bench, &["rm", "-y", file]);
+    assert_eq!(code(&again), 3);
+    assert!(stderr(&again).contains("hint: `animatelcm models list`"), "{}", stderr(&again));
     assert_eq!(code(&run(&bench, &["path", file])), 3);
 }
 
@@ -84,12 +98,42 @@ fn the_list_is_a_table_or_json() {
     let bench = Bench::new();
     let table = run(&bench, &["list"]);
     assert!(stdout(&table).starts_with("NAME"), "{}", stdout(&table));
-    let json: serde_json::Value =
-        serde_json::from_slice(&run(&bench, &["list", "--json"]).stdout).unwrap();
-    let entries = json.as_array().unwrap();
-    assert_eq!(entries.len(), stdout(&table).lines().count() - 1);
+    assert!(stdout(&table).lines().all(|line| line.chars().count() <= 80), "{}", stdout(&table));
+    let list = json(&run(&bench, &["list", "--json"]));
+    let entries = list.as_array().unwrap();
+    let named = stdout(&table).lines().filter(|line| !line.starts_with(' ')).count();
+    assert_eq!(entries.len(), named - 1);
+    let sd15 = entries.iter().find(|entry| entry["name"] == "sd15").unwrap();
+    assert_eq!(sd15["offered"], serde_json::json!(["fp16", "fp32"]));
+    assert!(entries.iter().all(|entry| entry["download"] != 0), "unknown sizes are null");
     assert_eq!(entries[0]["name"], "animatelcm");
     assert_eq!(entries[0]["state"], "absent");
+}
+
+#[test]
+fn a_dry_run_says_what_a_pull_would_take() {
+    let bench = Bench::published();
+    let file = &own_manifest(&bench);
+    let dry = run(&bench, &["pull", file, "--dry-run"]);
+    assert_eq!(code(&dry), 0, "{}", stderr(&dry));
+    assert!(stdout(&dry).contains("2 of 2 files to download"), "{}", stdout(&dry));
+    assert!(stdout(&dry).contains(" in 1 model to "), "{}", stdout(&dry));
+    assert!(bench.server.asked().is_empty(), "nothing is asked of the network");
+    let plan = json(&run(&bench, &["pull", file, "--dry-run", "--json"]));
+    assert_eq!(plan[0]["models"][0]["missing"].as_array().unwrap().len(), 2);
+
+    let pulled = run(&bench, &["pull", file, "--json"]);
+    assert!(stderr(&pulled).contains(" in 1 model to "), "{}", stderr(&pulled));
+    let parts = json(&pulled);
+    assert_eq!(
+        (&parts[0]["name"], &parts[0]["parts"][0]["name"]),
+        (&"tiny".into(), &"tiny".into())
+    );
+    assert!(stdout(&run(&bench, &["pull", file, "--dry-run"])).contains("everything is here"));
+    let checked = json(&run(&bench, &["verify", file, "--json"]));
+    assert_eq!(checked.as_array().unwrap().len(), 2);
+    let path = json(&run(&bench, &["path", file, "--json"]));
+    assert_eq!(path[0]["files"].as_array().unwrap().len(), 2);
 }
 
 #[test]
@@ -102,10 +146,8 @@ fn each_failure_has_its_exit_code_one_line_and_a_hint() {
 
     let absent = run(&bench, &["pull", "animatelcm-t2v"]);
     assert_eq!(code(&absent), 3, "{}", stderr(&absent));
-    assert_eq!(
-        stderr(&absent),
-        "error: animatelcm-t2v: `wangfuyun/AnimateLCM` has no `AnimateLCM_sd15_t2v.ckpt`\n"
-    );
+    let error = "error: animatelcm-t2v: `wangfuyun/AnimateLCM` has no `AnimateLCM_sd15_t2v.ckpt`\n";
+    assert!(stderr(&absent).ends_with(error), "{}", stderr(&absent));
 
     bench.server.answer("wangfuyun/AnimateLCM", 401);
     let closed = run(&bench, &["pull", "animatelcm-t2v"]);
@@ -121,7 +163,7 @@ fn each_failure_has_its_exit_code_one_line_and_a_hint() {
         assert_eq!(
             stderr(&offline),
             "error: taesd: not downloaded, and this is offline\n\
-             hint: animatelcm models pull taesd\n"
+             hint: without --offline, and with HF_HUB_OFFLINE unset, it is downloaded\n"
         );
     }
     assert_eq!(bench.server.asked().len(), asked);
@@ -150,7 +192,7 @@ fn a_manifest_that_never_ends_is_not_read() {
 fn a_strange_redirect_is_one_line() {
     let bench = Bench::new();
     bench.server.redirect(None);
-    let pulled = run(&bench, &["pull", "taesd"]);
+    let pulled = run(&bench, &["pull", "taesd", "-q"]);
     assert_eq!(code(&pulled), 3);
     assert_eq!(stderr(&pulled).lines().count(), 1, "{}", stderr(&pulled));
     assert!(stderr(&pulled).starts_with("error: taesd: "), "{}", stderr(&pulled));
@@ -164,7 +206,7 @@ fn the_token_of_the_environment_is_sent() {
     fs::write(bench.cache.path().join("home/token"), "hf_from_file\n").unwrap();
     program(&bench, &["pull", file]).env("HF_TOKEN", "hf_from_variable").output().unwrap();
     assert_eq!(bench.server.asked()[0].token.as_deref(), Some("Bearer hf_from_variable"));
-    run(&bench, &["rm", file]);
+    run(&bench, &["rm", "-y", file]);
     let asked = bench.server.asked().len();
     run(&bench, &["pull", file]);
     assert_eq!(bench.server.asked()[asked].token.as_deref(), Some("Bearer hf_from_file"));

@@ -20,7 +20,7 @@ pub(super) enum Command {
     /// Make a clip from a prompt.
     #[command(after_help = examples::MORE, after_long_help = examples::GENERATE)]
     Generate(Box<GenerateArgs>),
-    /// Show what a checkpoint, an adapter or a clip is.
+    /// Show what a file or folder is.
     #[command(after_help = examples::MORE, after_long_help = examples::INSPECT)]
     Inspect(InspectArgs),
     /// Make a clip again from its own metadata.

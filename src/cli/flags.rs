@@ -361,7 +361,7 @@ pub(super) struct OutputFlags {
 
 #[derive(Debug, Args)]
 pub(super) struct InspectArgs {
-    /// A checkpoint, an adapter or a clip.
+    /// A checkpoint, adapter, clip, image, request or folder.
     pub(super) file: PathBuf,
     /// Print JSON.
     #[arg(long)]

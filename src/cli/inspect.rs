@@ -5,15 +5,18 @@
 
 mod clip;
 mod header;
+mod media;
 mod weights;
 
 use std::path::Path;
 
+use self::media::Seen;
 use super::flags::InspectArgs;
-use super::print;
+use super::{print, to_json};
+use crate::job::{self, Requests};
 use crate::output::{Format, metadata};
 use crate::weights::{Archive, Source};
-use crate::{Result, Stop};
+use crate::{Error, Result, Stop, files};
 
 pub(super) fn run(args: &InspectArgs, stop: &Stop) -> Result<()> {
     let path = args.file.as_path();
@@ -21,19 +24,68 @@ pub(super) fn run(args: &InspectArgs, stop: &Stop) -> Result<()> {
         return print(&weights::folder(path, args.json, stop)?);
     }
     let source = Source::from(path.to_path_buf());
-    let archive = match Archive::open(&source) {
-        Ok(archive) => archive,
-        Err(no_weights) if path.is_file() => match metadata::read(path) {
-            Ok(found) => return print(&clip::show(path, found.unwrap_or_default(), args.json)?),
-            Err(no_clip) if claims_to_be_a_clip(path) => return Err(no_clip),
-            Err(_) if no_weights.hint().is_some() => return Err(no_weights),
-            Err(_) => {
-                return Err(no_weights.with_hint("a clip is a gif, webp, png, mp4 or y4m file"));
-            }
-        },
-        Err(error) => return Err(error),
-    };
-    print(&weights::file(&archive, args.json, stop)?)
+    match Archive::open(&source) {
+        Ok(archive) => print(&weights::file(&archive, args.json, stop)?),
+        Err(no_weights) if path.is_file() => print(&other(path, no_weights, args.json, stop)?),
+        Err(error) => Err(error),
+    }
+}
+
+/// Describes a file without weights: a clip, an image, a request, a plan; `no_weights` says why it has none.
+fn other(path: &Path, no_weights: Error, as_json: bool, stop: &Stop) -> Result<String> {
+    match metadata::read(path) {
+        Ok(Some(found)) if !found.request_json.is_empty() => {
+            return clip::show(path, &found, None, None, as_json);
+        }
+        Ok(found) => {
+            let seen = Seen::of(path, stop).ok();
+            stop.check()?;
+            let foreign = job::import(path, false, stop);
+            let found = found.unwrap_or_default();
+            return clip::show(path, &found, seen.as_ref(), Some(foreign), as_json);
+        }
+        Err(no_clip) if claims_to_be_a_clip(path) => return Err(no_clip),
+        Err(_) => {}
+    }
+    if let Ok(seen) = Seen::of(path, stop) {
+        return if as_json { to_json(&seen) } else { Ok(format!("{}: {seen}\n", path.display())) };
+    }
+    if let Some(kind) = plan(path) {
+        return about(path, &kind, as_json);
+    }
+    match job::requests(path, true, stop) {
+        Ok(Requests::One(read)) => clip::request(path, &read.job, as_json),
+        Ok(Requests::Many(_)) => about(path, "requests, made one after the other", as_json),
+        Err(_) if no_weights.hint().is_some() => Err(no_weights),
+        Err(_) => Err(no_weights
+            .with_hint("it is no weights, image, video or request that this program reads")),
+    }
+}
+
+/// A description in words alone.
+fn about(path: &Path, kind: &str, as_json: bool) -> Result<String> {
+    if as_json {
+        return to_json(&serde_json::json!({ "kind": kind }));
+    }
+    Ok(format!("{}: {kind}\n", path.display()))
+}
+
+/// What a TOML file is for.
+fn plan(path: &Path) -> Option<String> {
+    if path.extension().is_none_or(|ending| !ending.eq_ignore_ascii_case("toml")) {
+        return None;
+    }
+    let text = files::read_text(path).ok()?;
+    #[cfg(feature = "hub")]
+    if let Ok(entry) = crate::hub::manifest::Entry::parse(&text, path) {
+        return Some(format!("a manifest of the model `{}`, for `models pull`", entry.name()));
+    }
+    #[cfg(feature = "train")]
+    if crate::train::Plan::from_toml(&path.display().to_string(), &text).is_ok() {
+        return Some("a plan for `train --config`".to_owned());
+    }
+    let _ = text;
+    None
 }
 
 /// Returns whether a file's name is that of an output of this program.

@@ -29,17 +29,45 @@ pub struct Imported {
     pub is_of_clip: bool,
     /// What could not be taken over, a line each.
     pub notes: Vec<String>,
+    /// The program whose form it has.
+    pub origin: Origin,
 }
+
+/// A program that writes requests.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Origin {
+    /// This one.
+    Own,
+    /// AUTOMATIC1111's web UI, or one that writes its parameters.
+    A1111,
+    /// ComfyUI.
+    ComfyUi,
+}
+
+impl Origin {
+    /// The program's name.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Own => "animatelcm",
+            Self::A1111 => "A1111",
+            Self::ComfyUi => "ComfyUI",
+        }
+    }
+}
+
+/// What is said of an image without any request.
+pub const NO_REQUEST: &str =
+    "has no request in it, neither this program's nor A1111's nor ComfyUI's";
 
 impl Imported {
     /// This program's request.
     fn own(json: &str, is_of_clip: bool) -> Result<Self> {
-        Ok(Self { job: Job::from_json(json)?, is_of_clip, notes: vec![] })
+        Ok(Self { job: Job::from_json(json)?, is_of_clip, notes: vec![], origin: Origin::Own })
     }
 
     /// Another program's request, which names no files.
-    fn foreign(request: Request, notes: Vec<String>) -> Self {
-        Self { job: Job::new(Spec::default(), request), is_of_clip: false, notes }
+    fn foreign(request: Request, notes: Vec<String>, origin: Origin) -> Self {
+        Self { job: Job::new(Spec::default(), request), is_of_clip: false, notes, origin }
     }
 }
 
@@ -220,8 +248,7 @@ fn of_media(path: &Path, has_sampler: bool) -> Result<Imported> {
     let bytes =
         files::read(path, LARGEST).map_err(|error| Error::unreadable("request", path, &error))?;
     let Some(prompt) = png_text(&bytes, "prompt") else {
-        let reason = "has no request in it, neither this program's nor A1111's nor ComfyUI's";
-        return Err(wrong(path, reason));
+        return Err(wrong(path, NO_REQUEST));
     };
     let graph = serde_json::from_str(&prompt)
         .map_err(|error| wrong(path, &format!("its graph is not JSON: {error}")))?;

@@ -16,7 +16,9 @@ mod tensors;
 mod trust;
 
 pub use embeddings::resolve as resolve_embeddings;
-pub use import::{Batch, Imported, Requests, open as requests, prompt, read as import};
+pub use import::{
+    Batch, Imported, NO_REQUEST, Origin, Requests, open as requests, prompt, read as import,
+};
 pub use lora_tags::resolve as resolve_lora_tags;
 pub use open::{open, open_files};
 pub use resolve::{Names, apply_defaults, controls, files, networks};

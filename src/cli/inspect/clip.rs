@@ -6,33 +6,65 @@ use serde_json::{Value, json};
 
 use super::super::to_json;
 use super::Table;
+use super::media::Seen;
+use crate::job::{self, Imported};
 use crate::output::Metadata;
 use crate::request::{Job, Request, Spec};
 use crate::text::prompt::PromptMode;
 use crate::{Error, Result};
 
-/// The metadata of a clip, as a table or as JSON: the job if there is one, else an object with `parameters`.
-pub(super) fn show(path: &Path, metadata: Metadata, as_json: bool) -> Result<String> {
+/// The metadata of a clip, as a table or as JSON: the job if there is one, else an object with `parameters` and what can
+/// be seen. `foreign` is the request of another program, if there is no own one.
+pub(super) fn show(
+    path: &Path,
+    metadata: &Metadata,
+    seen: Option<&Seen>,
+    foreign: Option<Result<Imported>>,
+    as_json: bool,
+) -> Result<String> {
     let Metadata { request_json, parameters } = metadata;
+    // A file without any request has an error that says no more than that.
+    let foreign = foreign.filter(|read| !matches!(read, Err(error) if is_none(error)));
     if as_json {
-        let value: Value = match request_json.as_str() {
-            "" if parameters.is_empty() => json!({ "parameters": null }),
-            "" => json!({ "parameters": parameters }),
-            text => serde_json::from_str(text)
+        let value: Value = match (request_json.as_str(), &foreign) {
+            ("", foreign) => {
+                let parameters = Some(parameters).filter(|text| !text.is_empty());
+                let mut value = json!({ "parameters": parameters, "seen": seen });
+                if let Some(Ok(read)) = foreign {
+                    value["made_by"] = json!(read.origin.name());
+                    value["request"] = json!(read.job);
+                    value["notes"] = json!(read.notes);
+                }
+                value
+            }
+            (text, _) => serde_json::from_str(text)
                 .map_err(|e| Error::format(path, format!("its request is not JSON: {e}")))?,
         };
         return to_json(&value);
     }
-    let mut text = format!("{}: a clip", path.display());
-    if request_json.is_empty() && parameters.is_empty() {
-        return Ok(text + " without a request in it\n");
-    }
-    text.push('\n');
-    match Job::from_json(&request_json) {
-        Ok(job) => text.push_str(&rows(&job)),
-        Err(_) if request_json.is_empty() => text.push_str("  no request in it\n"),
-        // Another program's, or of a later version: shown, not understood.
-        Err(error) => text.push_str(&format!("  {error}\n  {request_json}\n")),
+    let kind = match seen {
+        Some(seen) if request_json.is_empty() => seen.to_string(),
+        _ => "a clip".to_owned(),
+    };
+    let mut text = format!("{}: {kind}", path.display());
+    match (request_json.as_str(), foreign) {
+        ("", None) if parameters.is_empty() => return Ok(text + ", without a request in it\n"),
+        ("", None) => text.push_str("\n  no request in it\n"),
+        ("", Some(Ok(read))) => {
+            text.push_str(&format!(", with the request of {}\n", read.origin.name()));
+            let mut table = Table::default();
+            request_rows(&read.job.request, &mut table);
+            read.notes.iter().for_each(|note| table.row("note", note));
+            text.push_str(&table.0);
+        }
+        ("", Some(Err(error))) => {
+            text.push_str(&format!(", whose request cannot be taken\n  {error}\n"))
+        }
+        (json, _) => match Job::from_json(json) {
+            Ok(job) => text.push_str(&format!("\n{}", rows(&job))),
+            // Another program's, or of a later version: shown, not understood.
+            Err(error) => text.push_str(&format!("\n  {error}\n  {request_json}\n")),
+        },
     }
     if !parameters.is_empty() {
         text.push_str(&format!("\nparameters\n{parameters}\n"));
@@ -40,9 +72,40 @@ pub(super) fn show(path: &Path, metadata: Metadata, as_json: bool) -> Result<Str
     Ok(text)
 }
 
+/// Whether an import failed because there is nothing to import.
+fn is_none(error: &Error) -> bool {
+    error.to_string().ends_with(job::NO_REQUEST)
+}
+
+/// A request file.
+pub(super) fn request(path: &Path, job: &Job, as_json: bool) -> Result<String> {
+    if as_json {
+        return to_json(job);
+    }
+    Ok(format!("{}: a request\n{}", path.display(), rows(job)))
+}
+
 fn rows(job: &Job) -> String {
     let Job { models, request, .. } = job;
     let mut table = Table::default();
+    request_rows(request, &mut table);
+    for (label, value) in parts(models) {
+        table.row(label, value);
+    }
+    if let Some(record) = &job.tensors_in {
+        table.row("tensors in", &record.file);
+    }
+    for record in &job.weights {
+        let sha256 = record.sha256.as_deref().unwrap_or("unknown");
+        table.row("weights", format!("{sha256}  {}", record.file));
+    }
+    if let Some(program) = &job.program {
+        table.row("made by", format!("{} {} on {}", program.name, program.version, program.device));
+    }
+    table.0
+}
+
+fn request_rows(request: &Request, table: &mut Table) {
     table.row("prompt", &request.prompt.text);
     table.row_if("negative", &request.prompt.negative);
     table.row(
@@ -59,20 +122,6 @@ fn rows(job: &Job) -> String {
         let (images, model, scale) = (images.join(", "), &adapter.model, &adapter.scale);
         table.row("ip-adapter", format!("{images} by {model} at {scale}"));
     }
-    for (label, value) in parts(models) {
-        table.row(label, value);
-    }
-    if let Some(record) = &job.tensors_in {
-        table.row("tensors in", &record.file);
-    }
-    for record in &job.weights {
-        let sha256 = record.sha256.as_deref().unwrap_or("unknown");
-        table.row("weights", format!("{sha256}  {}", record.file));
-    }
-    if let Some(program) = &job.program {
-        table.row("made by", format!("{} {} on {}", program.name, program.version, program.device));
-    }
-    table.0
 }
 
 fn size(request: &Request) -> String {
@@ -151,7 +200,7 @@ mod tests {
     }
 
     fn shown(request_json: &str, parameters: &str) -> String {
-        show(Path::new("a.gif"), metadata(request_json, parameters), false).unwrap()
+        show(Path::new("a.gif"), &metadata(request_json, parameters), None, None, false).unwrap()
     }
 
     #[test]
@@ -164,8 +213,9 @@ mod tests {
     fn clips_of_other_programs_show_their_parameters() {
         let text = shown("", "a cat\nSteps: 4");
         assert!(text.contains("no request") && text.contains("a cat\nSteps: 4"), "{text}");
-        let json = show(Path::new("a.gif"), metadata("", "a cat"), true).unwrap();
-        assert_eq!(serde_json::from_str::<Value>(&json).unwrap(), json!({"parameters": "a cat"}));
+        let json = show(Path::new("a.gif"), &metadata("", "a cat"), None, None, true).unwrap();
+        let json: Value = serde_json::from_str(&json).unwrap();
+        assert_eq!(json, json!({"parameters": "a cat", "seen": null}));
     }
 
     #[test]

@@ -6,6 +6,7 @@ use std::path::Path;
 use serde::Serialize;
 
 use super::super::to_json;
+use super::media::Seen;
 use super::{Table, header};
 use crate::adapters::lora::Lora;
 use crate::error::Bytes;
@@ -81,7 +82,10 @@ pub(super) fn file(archive: &Archive, as_json: bool, stop: &Stop) -> Result<Stri
     let mut checkpoint = Checkpoint::new();
     let about = match checkpoint.add_single_file(&source) {
         Ok(()) => About::of(&checkpoint, stop)?,
-        Err(error) => About::of_refused(&source, archive, &error, stop)?,
+        Err(error) => {
+            let facts = vec![FileFacts::of(archive, stop)?];
+            About::of_refused(&source, archive, &error, facts, stop)?
+        }
     };
     if as_json { to_json(&about) } else { Ok(about.to_text(&source.path().display().to_string())) }
 }
@@ -115,15 +119,23 @@ pub(super) fn folder(path: &Path, as_json: bool, stop: &Stop) -> Result<String> 
         }
     }
     stop.check()?;
+    let mut contents = None;
     if let (true, Some(error)) = (parts.is_empty(), failure) {
-        return Err(error);
+        parts = inside(path, stop)?;
+        if parts.is_empty() {
+            return Err(error);
+        }
+        let is_training = path.join("metrics.jsonl").is_file() || path.join("state").is_dir();
+        contents = Some(if is_training { "a training run" } else { "a folder" });
     }
     let class = match class(&path.join("model_index.json"))? {
         Some(class) => Some(class),
         None => class(&path.join("config.json"))?,
     };
-    let kind =
-        class.map_or_else(|| "a folder".into(), |class| format!("a folder of diffusers, {class}"));
+    let kind = class.map_or_else(
+        || contents.unwrap_or("a folder").into(),
+        |class| format!("a folder of diffusers, {class}"),
+    );
     let folder = Folder { path: path.display().to_string(), kind, parts };
     if as_json {
         return to_json(&folder);
@@ -135,6 +147,50 @@ pub(super) fn folder(path: &Path, as_json: bool, stop: &Stop) -> Result<String> 
     }
     Ok(text)
 }
+
+/// What lies in a folder that is no model itself: models, adapters and images. Nothing is hashed.
+fn inside(path: &Path, stop: &Stop) -> Result<Vec<About>> {
+    let entries = std::fs::read_dir(path).map_err(Error::file(path))?;
+    let mut entries = entries
+        .map(|entry| entry.map(|entry| entry.path()))
+        .collect::<std::io::Result<Vec<_>>>()
+        .map_err(Error::file(path))?;
+    entries.sort();
+    let mut found = Vec::new();
+    for inner in entries {
+        stop.check()?;
+        let Some(name) = inner.file_name().map(|name| name.to_string_lossy().into_owned()) else {
+            continue;
+        };
+        let is_model = |name: &str| inner.join(name).is_file();
+        if inner.is_dir() {
+            if is_model("model_index.json") || is_model("config.json") {
+                let class = match class(&inner.join("model_index.json"))? {
+                    Some(class) => Some(class),
+                    None => class(&inner.join("config.json"))?,
+                };
+                let class = class.map(|class| format!(", {class}")).unwrap_or_default();
+                let kind = format!("a folder of diffusers{class}");
+                found.push(About { name: Some(name), kind, supported: true, ..About::unknown() });
+            }
+            continue;
+        }
+        if let Ok(archive) = Archive::open(&Source::from(inner.clone())) {
+            let about = About::briefly(&archive, stop)?;
+            found.push(About { name: Some(name), ..about });
+        } else if let Ok(seen) = Seen::of(&inner, stop) {
+            let kind = seen.to_string();
+            found.push(About { name: Some(name), kind, supported: true, ..About::unknown() });
+        }
+        if found.len() >= MOST_ENTRIES {
+            break;
+        }
+    }
+    Ok(found)
+}
+
+/// The most entries of a folder that are described.
+const MOST_ENTRIES: usize = 100;
 
 /// A part of a diffusers pipeline.
 struct Part {
@@ -208,16 +264,33 @@ impl About {
         })
     }
 
+    /// Describes a file by its names and shapes alone.
+    fn briefly(archive: &Archive, stop: &Stop) -> Result<Self> {
+        let mut checkpoint = Checkpoint::new();
+        let source = archive.source();
+        let about = match checkpoint.add_single_file(source) {
+            Ok(()) => Self { kind: kind(&checkpoint), supported: true, ..Self::unknown() },
+            Err(error) => Self::of_refused(source, archive, &error, vec![], stop)?,
+        };
+        Ok(Self { files: vec![], lora: None, ..about })
+    }
+
     /// A file that the checkpoint loader refuses: a LoRA, or a model of another family.
-    fn of_refused(source: &Source, archive: &Archive, error: &Error, stop: &Stop) -> Result<Self> {
-        let mut about = Self { files: vec![FileFacts::of(archive, stop)?], ..Self::unknown() };
+    fn of_refused(
+        source: &Source,
+        archive: &Archive,
+        error: &Error,
+        files: Vec<FileFacts>,
+        stop: &Stop,
+    ) -> Result<Self> {
+        let mut about = Self { files, ..Self::unknown() };
         if let Ok(lora) = Lora::open(source, source.path().display().to_string()) {
             about.kind = LoraFacts::kind(&lora);
             about.lora = Some(LoraFacts::of(&lora));
             about.supported = lora.made_for().is_none();
             return Ok(about);
         }
-        if let Some(kind) = inversion_kind(source) {
+        if let Some(kind) = inversion_kind(source, archive) {
             (about.kind, about.supported) = kind;
             return Ok(about);
         }
@@ -226,7 +299,14 @@ impl About {
         if beside.add_control(source).is_ok()
             || parts.into_iter().any(|part| beside.add_component(part, source).is_ok())
         {
+            if about.files.is_empty() {
+                return Ok(Self { kind: kind(&beside), supported: true, ..about });
+            }
             return Self::of(&beside, stop);
+        }
+        if let Some(kind) = latents_kind(archive) {
+            (about.kind, about.supported) = (kind, true);
+            return Ok(about);
         }
         let reason = reason(error);
         let advice = error.hint().map(std::borrow::Cow::into_owned);
@@ -268,7 +348,7 @@ impl About {
 
 /// Description of a textual inversion, and whether it can be used. Only its width distinguishes it from other small
 /// files.
-fn inversion_kind(source: &Source) -> Option<(String, bool)> {
+fn inversion_kind(source: &Source, archive: &Archive) -> Option<(String, bool)> {
     let inversion = match Inversion::open(source, None) {
         Ok(inversion) => inversion,
         Err(error) => {
@@ -277,7 +357,16 @@ fn inversion_kind(source: &Source) -> Option<(String, bool)> {
             return kind.map(|kind| (kind.to_owned(), false));
         }
     };
-    let family = inversion.family()?;
+    let width = inversion.words().first()?.vectors.dims()[1];
+    let is_named = |name: &str| {
+        matches!(name, "*" | "emb_params") || (name.starts_with('<') && name.ends_with('>'))
+    };
+    let family = match inversion.family() {
+        Some(family) => family.to_owned(),
+        // Of another width, but with names that nothing else has.
+        None if archive.names().all(is_named) => format!("a text encoder of {width} channels"),
+        None => return None,
+    };
     let words: Vec<String> = inversion
         .words()
         .iter()
@@ -285,7 +374,21 @@ fn inversion_kind(source: &Source) -> Option<(String, bool)> {
         .collect();
     let words = words.join(", ");
     let kind = format!("a textual inversion for {family}; words and vectors: {words}");
-    Some((kind, inversion.check_width(768).is_ok()))
+    let is_known = inversion.family().is_none() || inversion.check_width(768).is_ok();
+    Some((kind, is_known))
+}
+
+/// Description of tensors as `generate --tensors-out` writes and `--tensors-in` takes them.
+fn latents_kind(archive: &Archive) -> Option<String> {
+    let (_, info) = archive.tensors().find(|(name, _)| *name == "latents")?;
+    match info.shape.as_slice() {
+        [1, 4, frames, height, width] => Some(format!(
+            "latents of a clip for --tensors-in: {frames} frames of {}x{}",
+            width * 8,
+            height * 8
+        )),
+        _ => None,
+    }
 }
 
 /// An error's text without the path that it begins with.

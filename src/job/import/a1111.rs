@@ -1,6 +1,6 @@
 //! AUTOMATIC1111's parameters: prompt, negative prompt, and a line of fields.
 
-use super::Imported;
+use super::{Imported, Origin};
 use crate::request::Request;
 use crate::rng::RngKind;
 use crate::sampler::SamplerKind;
@@ -88,7 +88,7 @@ pub(super) fn request(text: &str, has_sampler: bool) -> Result<Imported, String>
             notes.push(format!("`{key}: {value}` is not taken over"));
         }
     }
-    Ok(Imported::foreign(request, notes))
+    Ok(Imported::foreign(request, notes, Origin::A1111))
 }
 
 fn number<T: std::str::FromStr>(value: Option<&str>, key: &str) -> Result<Option<T>, String> {

@@ -2,7 +2,7 @@
 
 use serde_json::Value;
 
-use super::Imported;
+use super::{Imported, Origin};
 use crate::request::Request;
 use crate::sampler::SamplerKind;
 use crate::schedule::Spacing;
@@ -161,7 +161,7 @@ pub(super) fn request(graph: &Value, has_sampler: bool) -> Result<Imported, Stri
         }
     }
     request.prompt.text.push_str(&tags);
-    Ok(Imported::foreign(request, notes))
+    Ok(Imported::foreign(request, notes, Origin::ComfyUi))
 }
 
 /// Sampler and scheduler.

@@ -34,7 +34,7 @@ pub(super) const REPLAY: &str = "\
 Examples:
   animatelcm replay clip.gif
   animatelcm replay clip.gif -o again.gif
-  animatelcm replay clip.gif -y --json
+  animatelcm replay clip.gif --check
   animatelcm replay --progress none clip.mp4
   animatelcm replay frame_000.png -o frames_%03d.png";
 

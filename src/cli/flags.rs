@@ -372,17 +372,22 @@ pub(super) struct InspectArgs {
 pub(super) struct ReplayArgs {
     /// A clip that this program made.
     pub(super) clip: PathBuf,
-    /// Output file [default: beside the clip, with `-replay` in its name].
+    /// Output file [default: beside the clip].
+    ///
+    /// Without it `-replay` is added to the clip's name.
     #[arg(short, long, value_name = "PATH")]
     pub(super) output: Option<PathBuf>,
     /// Overwrite an existing file.
     #[arg(short = 'y', long)]
     pub(super) overwrite: bool,
+    /// Compare and keep nothing; exit code 5 if it differs.
+    #[arg(long, conflicts_with_all = ["output", "overwrite"])]
+    pub(super) check: bool,
     /// Open files that the clip names even where it has no SHA-256 of them.
-    #[arg(long)]
+    #[arg(long, hide_short_help = true)]
     pub(super) trust_paths: bool,
     /// Folder of models that are found by name, as in `generate`; repeatable.
-    #[arg(long, value_name = "DIR")]
+    #[arg(long, value_name = "DIR", hide_short_help = true)]
     pub(super) models_dir: Vec<PathBuf>,
     #[command(flatten)]
     pub(super) reporting: Reporting,

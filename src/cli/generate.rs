@@ -252,7 +252,7 @@ fn numbered(path: &Path, number: u64, count: u64) -> PathBuf {
 
 /// How a finished clip is told on stdout.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Answer {
+enum Answer {
     /// Its path.
     Path,
     /// A JSON object.
@@ -263,7 +263,7 @@ pub(super) enum Answer {
 
 impl Answer {
     /// As the flags say, for a clip that is perhaps one of many.
-    pub(super) fn of(reporting: &Reporting, is_many: bool) -> Self {
+    fn of(reporting: &Reporting, is_many: bool) -> Self {
         match (reporting.json, is_many) {
             (false, _) => Self::Path,
             (true, false) => Self::Json,
@@ -273,7 +273,7 @@ impl Answer {
 }
 
 /// Makes the clip of a complete job and says where it is. Its notes were said before and belong to its JSON.
-pub(super) fn make(
+fn make(
     asked: Requested,
     names: &Names,
     library: Option<&Arc<Library>>,
@@ -286,11 +286,8 @@ pub(super) fn make(
         let reason = "standard output is taken by the video";
         return Err(Error::request("json", reason).with_hint("--progress json tells all on stderr"));
     }
-    let mut progress = Progress::new(reporting, stop);
-    progress.start();
-    let made = job::run(asked.job, names, asked.known, library, target, &mut progress, stop);
-    progress.finish();
-    let mut done = made?;
+    let job = (asked.job, asked.known);
+    let mut done = watched(job, names, library, target, reporting, stop)?;
     done.warnings.splice(..0, asked.notes);
     let event = Event::Done(done.clone());
     match answer {
@@ -302,13 +299,29 @@ pub(super) fn make(
     Ok(done)
 }
 
+/// Makes the clip of a complete job and shows how far it is.
+pub(super) fn watched(
+    (job, known): (Job, Known),
+    names: &Names,
+    library: Option<&Arc<Library>>,
+    target: &Target<'_>,
+    reporting: &Reporting,
+    stop: &Stop,
+) -> Result<Done> {
+    let mut progress = Progress::new(reporting, stop);
+    progress.start();
+    let made = job::run(job, names, known, library, target, &mut progress, stop);
+    progress.finish();
+    made
+}
+
 /// The job, and notes on what could not be imported.
 #[derive(Clone, Debug)]
-pub(super) struct Requested {
-    pub(super) job: Job,
+struct Requested {
+    job: Job,
     /// Parts of a request file that could not be imported, a line each.
-    pub(super) notes: Vec<String>,
-    pub(super) known: Known,
+    notes: Vec<String>,
+    known: Known,
 }
 
 impl Requested {

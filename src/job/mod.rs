@@ -3,6 +3,7 @@
 //! Names become files ([`Names`]), inputs are read once, networks opened ([`open`]), the clip made, and what was used is
 //! written into it ([`run`]).
 
+mod compare;
 mod embeddings;
 mod folders;
 mod import;
@@ -15,6 +16,7 @@ mod run;
 mod tensors;
 mod trust;
 
+pub use compare::{Likeness, compare};
 pub use embeddings::resolve as resolve_embeddings;
 pub use import::{
     Batch, Imported, NO_REQUEST, Origin, Requests, open as requests, prompt, read as import,

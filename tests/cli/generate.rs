@@ -511,6 +511,54 @@ fn replay_makes_the_same_bytes_from_every_container() {
 }
 
 #[test]
+fn a_replay_says_whether_it_is_identical() {
+    let folder = Folder::new();
+    folder.run(&quick(&["-o", "a.png"])).ok();
+    folder.run(&quick(&["-o", "f_%03d.png"])).ok();
+    let names = folder.names();
+    for clip in ["a.png", "f_001.png"] {
+        let checked = folder.run(&["replay", clip, "--check", "-q"]).ok();
+        assert_eq!(checked.stdout(), format!("{clip}: identical\n"));
+        let json = folder.run(&["replay", clip, "--check", "--json"]).ok().json();
+        assert_eq!(json["likeness"], json!({"kind": "identical"}));
+    }
+    assert_eq!(folder.names(), names, "a check keeps nothing");
+    let again = folder.run(&["replay", "a.png"]).ok();
+    assert!(again.stderr.contains("a.png: identical"), "{}", again.stderr);
+    let json = folder.run(&["replay", "f_001.png", "-o", "g_%03d.png", "--json"]).ok().json();
+    assert_eq!(json["likeness"]["kind"], "identical");
+
+    // Another clip's frames under this one's request.
+    folder
+        .run(
+            &quick(&["-o", "b.gif", "--seed", "6", "--no-metadata"])
+                .into_iter()
+                .filter(|w| *w != "--seed=5")
+                .collect::<Vec<_>>(),
+        )
+        .ok();
+    let bytes = folder.read("b.gif");
+    folder.run(&quick(&["-o", "c.gif"])).ok();
+    let marked = folder.read("c.gif");
+    // Blocks of metadata stand before the first image in both.
+    let from = marked.windows(11).position(|w| w == b"ANIMATELCM1").unwrap() - 3;
+    let end = bytes.len() - 1;
+    let mut mixed = bytes[..end].to_vec();
+    let texts = {
+        let mut at = from + 14;
+        while marked[at] != 0 {
+            at += usize::from(marked[at]) + 1;
+        }
+        &marked[from..=at]
+    };
+    mixed.extend(texts);
+    mixed.push(0x3b);
+    folder.write("d.gif", mixed);
+    let differs = folder.run(&["replay", "d.gif", "--check"]);
+    assert!(differs.fails(5).contains("of the pixels, by at most"), "{}", differs.stderr);
+}
+
+#[test]
 fn a_clip_says_that_its_weights_were_rounded_and_replays() {
     let folder = Folder::new();
     folder.run(&quick(&["-o", "plain.gif"])).ok();

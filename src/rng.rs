@@ -47,8 +47,9 @@ impl FromStr for RngKind {
         // A1111 calls the CUDA generator GPU or, computed on the CPU, NV.
         let known =
             [("cpu", Self::Cpu), ("cuda", Self::Cuda), ("gpu", Self::Cuda), ("nv", Self::Cuda)];
-        crate::spelling::find(name, &known)
-            .ok_or_else(|| Error::request("rng", format!("`{name}` is none of `cpu`, `cuda`")))
+        crate::spelling::find(name, &known).ok_or_else(|| {
+            Error::request("rng", format!("unknown name `{name}`; expected one of `cpu`, `cuda`"))
+        })
     }
 }
 

@@ -212,6 +212,13 @@ pub fn files(spec: &Spec, names: &Names) -> Result<Files> {
             files.motion = Motion::File(names.path("motion", word)?);
         }
         None if files.motion == Motion::Base && !has_motion(&files.base)? => {
+            if let Base::Folder(folder) = &files.base
+                && !folder.join("unet").is_dir()
+            {
+                let reason = "is no diffusers folder: there is no `unet` in it".to_owned();
+                return Err(Error::Missing { name: folder.display().to_string(), reason }
+                    .with_hint("`animatelcm inspect` with the folder says what lies there"));
+            }
             let path = names.path("motion", DEFAULT_MOTION).map_err(|error| {
                 let base = &files.base;
                 let reason = format!("has no motion modules, and {error}");

@@ -278,7 +278,7 @@ mod tests {
         // A request has a field for the spacing.
         let error = sampler("dpmpp-2m-karras").unwrap_err().to_string();
         assert!(error.contains("`dpmpp-2m` with the spacing `karras`"), "{error}");
-        assert!(sampler("unipc").unwrap_err().to_string().contains("is none of `lcm`"));
+        assert!(sampler("unipc").unwrap_err().to_string().contains("expected one of `lcm`"));
     }
 
     #[test]

@@ -46,7 +46,7 @@ pub use self::lcm::Lcm;
 pub use self::plan::{Plan, PlanSettings, Step};
 pub use self::run::{Observer, Progress, Run};
 use crate::schedule::{NoiseLevel, Spacing};
-use crate::spelling::bare;
+use crate::spelling::{bare, nearest};
 use crate::{Error, Result};
 
 /// A model that predicts clean latents from noisy ones.
@@ -148,8 +148,14 @@ impl SamplerKind {
             .or_else(|| spaced("trailing", Spacing::Trailing))
             .ok_or_else(|| {
                 let known = Self::ALL.map(|kind| format!("`{kind}`")).join(", ");
-                let reason = format!("`{name}` is none of {known}, `dpmpp-2m-karras`");
-                Error::request("sampler", reason)
+                let reason =
+                    format!("unknown name `{name}`; expected one of {known}, `dpmpp-2m-karras`");
+                let error = Error::request("sampler", reason);
+                let names = Self::ALL.map(Self::name);
+                match nearest(&name.to_lowercase().replace(['_', ' '], "-"), names) {
+                    Some(near) => error.with_hint(format!("did you mean `{near}`?")),
+                    None => error,
+                }
             })
     }
 

@@ -44,7 +44,7 @@ impl FromStr for BetaSchedule {
         ];
         crate::spelling::find(name, &known).ok_or_else(|| {
             let reason =
-                format!("`{name}` is none of `linear`, `scaled-linear`, `squaredcos-cap-v2`");
+                format!("unknown name `{name}`; expected one of `linear`, `scaled-linear`, `squaredcos-cap-v2`");
             Error::request("beta-schedule", reason)
         })
     }

@@ -73,7 +73,7 @@ impl FromStr for Prediction {
             ("sample", Self::Sample),
         ];
         crate::spelling::find(name, &known).ok_or_else(|| {
-            let reason = format!("`{name}` is none of `epsilon`, `v`, `sample`");
+            let reason = format!("unknown name `{name}`; expected one of `epsilon`, `v`, `sample`");
             Error::request("prediction", reason)
         })
     }

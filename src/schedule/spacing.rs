@@ -73,7 +73,9 @@ impl FromStr for Spacing {
         {
             return Ok(Self::Leading { offset });
         }
-        let reason = format!("`{name}` is none of `leading`, `trailing`, `linspace`, `karras`");
+        let reason = format!(
+            "unknown name `{name}`; expected one of `leading`, `trailing`, `linspace`, `karras`"
+        );
         Err(Error::request("spacing", reason))
     }
 }

@@ -487,7 +487,7 @@ fn names_are_read_and_written_alike() {
     );
     assert_eq!(
         "unipc".parse::<SamplerKind>().unwrap_err().to_string(),
-        "sampler: `unipc` is none of `lcm`, `ddim`, `euler`, `euler-a`, `heun`, `dpmpp-2m`, `dpmpp-2m-karras`"
+        "sampler: unknown name `unipc`; expected one of `lcm`, `ddim`, `euler`, `euler-a`, `heun`, `dpmpp-2m`, `dpmpp-2m-karras`"
     );
 }
 

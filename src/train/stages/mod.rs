@@ -85,7 +85,7 @@ impl std::str::FromStr for Stage {
         let bare = crate::spelling::bare(name);
         Self::ALL.into_iter().find(|stage| stage.name() == bare).ok_or_else(|| {
             let known = Self::ALL.map(|stage| format!("`{}`", stage.name())).join(", ");
-            Error::request("stage", format!("`{name}` is none of {known}"))
+            Error::request("stage", format!("unknown name `{name}`; expected one of {known}"))
         })
     }
 }

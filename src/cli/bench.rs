@@ -180,7 +180,8 @@ fn measure(args: &BenchArgs, stop: &Stop) -> Result<Vec<Report>> {
     if args.random_weights.is_none() && !args.no_cold_start {
         for (job, seconds) in jobs.iter().zip(&mut cold_starts) {
             notes.say(&format!("cold start{}", of_sweep(&jobs, job)));
-            let command = Command { job, offline: args.models.offline, stop };
+            let (offline, models_dir) = (args.models.offline, &args.models.models_dir);
+            let command = Command { job, offline, models_dir, stop };
             *seconds = Some(command.seconds_to_first_clip()?);
         }
     }

@@ -36,7 +36,8 @@ fn page(name: Option<&str>) -> Result<String> {
         }
     };
     let mut bytes = Vec::new();
-    Man::new(command).render(&mut bytes).map_err(Error::file("stdout"))?;
+    let source = concat!("animatelcm ", env!("CARGO_PKG_VERSION"));
+    Man::new(command).source(source).render(&mut bytes).map_err(Error::file("stdout"))?;
     Ok(String::from_utf8_lossy(&bytes).into_owned())
 }
 

@@ -8,6 +8,7 @@ mod header;
 mod media;
 mod weights;
 
+use std::io::Read;
 use std::path::Path;
 
 use self::media::Seen;
@@ -40,9 +41,11 @@ fn other(path: &Path, no_weights: Error, as_json: bool, stop: &Stop) -> Result<S
         Ok(found) => {
             let seen = Seen::of(path, stop).ok();
             stop.check()?;
-            let foreign = job::import(path, false, stop);
             let found = found.unwrap_or_default();
-            return clip::show(path, &found, seen.as_ref(), Some(foreign), as_json);
+            // Only PNGs carry graphs of ComfyUI.
+            let may_have = !found.parameters.is_empty() || begins_as_png(path);
+            let foreign = may_have.then(|| job::import(path, false, stop));
+            return clip::show(path, &found, seen.as_ref(), foreign, as_json);
         }
         Err(no_clip) if claims_to_be_a_clip(path) => return Err(no_clip),
         Err(_) => {}
@@ -60,6 +63,12 @@ fn other(path: &Path, no_weights: Error, as_json: bool, stop: &Stop) -> Result<S
         Err(_) => Err(no_weights
             .with_hint("it is no weights, image, video or request that this program reads")),
     }
+}
+
+fn begins_as_png(path: &Path) -> bool {
+    let mut head = [0; 8];
+    let read = std::fs::File::open(path).and_then(|mut file| file.read_exact(&mut head));
+    read.is_ok() && head == *b"\x89PNG\r\n\x1a\n"
 }
 
 /// A description in words alone.

@@ -1,7 +1,7 @@
 //! Measurements by the operating system: peak memory, and the time of a fresh process.
 
 use std::ffi::OsString;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::Stdio;
 use std::time::{Duration, Instant};
 
@@ -29,6 +29,8 @@ fn high_water(status: &str) -> Option<u64> {
 pub(super) struct Command<'a> {
     pub(super) job: &'a Job,
     pub(super) offline: bool,
+    /// Folders of models that are found by name.
+    pub(super) models_dir: &'a [PathBuf],
     pub(super) stop: &'a Stop,
 }
 
@@ -51,9 +53,14 @@ impl Command<'_> {
         if self.offline {
             arguments.push("--offline".into());
         }
+        for folder in self.models_dir {
+            arguments.extend(["--models-dir".into(), folder.into()]);
+        }
         let started = Instant::now();
+        // The request is complete: defaults of the user's have no say.
         let mut process = std::process::Command::new(&program)
             .args(arguments)
+            .env("ANIMATELCM_CONFIG", "")
             .stdin(Stdio::null())
             .stdout(Stdio::piped())
             .stderr(Stdio::piped())

@@ -40,7 +40,7 @@ const BESIDE_REQUESTS: [&str; 12] = [
 const EVERYWHERE: [&str; 2] = ["models-dir", "offline"];
 
 pub(super) fn run(args: &ConfigArgs) -> Result<()> {
-    let path = place(&|name| std::env::var_os(name), std::env::home_dir().as_deref())?;
+    let path = place(&|name| std::env::var_os(name), std::env::home_dir().as_deref());
     let Some(path) = path else {
         return Err(Error::request("config", format!("{VARIABLE} is empty: there is no file")));
     };
@@ -62,7 +62,7 @@ pub(super) fn over(cli: Cli, words: &[OsString]) -> Result<Cli> {
     if matches!(cli.command, Command::Config(_) | Command::Completions(_) | Command::Man(_)) {
         return Ok(cli);
     }
-    let path = place(&|name| std::env::var_os(name), std::env::home_dir().as_deref())?;
+    let path = place(&|name| std::env::var_os(name), std::env::home_dir().as_deref());
     match path.map(|path| Config::at(&path)).transpose()?.flatten() {
         Some(config) => config.under(words),
         None => Ok(cli),
@@ -70,17 +70,14 @@ pub(super) fn over(cli: Cli, words: &[OsString]) -> Result<Cli> {
 }
 
 /// Where the file is; none where the variable is empty.
-fn place(
-    variable: &dyn Fn(&str) -> Option<OsString>,
-    home: Option<&Path>,
-) -> Result<Option<PathBuf>> {
+fn place(variable: &dyn Fn(&str) -> Option<OsString>, home: Option<&Path>) -> Option<PathBuf> {
     if let Some(path) = variable(VARIABLE) {
-        return Ok(Some(PathBuf::from(path)).filter(|path| !path.as_os_str().is_empty()));
+        return Some(PathBuf::from(path)).filter(|path| !path.as_os_str().is_empty());
     }
     let folder = |name: &str| variable(name).map(PathBuf::from).filter(|path| path.is_absolute());
     let roaming = if cfg!(windows) { folder("APPDATA") } else { None };
-    let folder = folder("XDG_CONFIG_HOME").or(roaming).or_else(|| Some(home?.join(".config")));
-    Ok(folder.map(|folder| folder.join("animatelcm").join("config.toml")))
+    let folder = folder("XDG_CONFIG_HOME").or(roaming).or_else(|| Some(home?.join(".config")))?;
+    Some(folder.join("animatelcm").join("config.toml"))
 }
 
 /// The contents of a configuration file.
@@ -326,7 +323,7 @@ mod tests {
             let lookup = |name: &str| {
                 variables.iter().find(|(known, _)| *known == name).map(|(_, value)| value.into())
             };
-            place(&lookup, Some(Path::new("/nobody"))).unwrap()
+            place(&lookup, Some(Path::new("/nobody")))
         };
         assert_eq!(at(&[("ANIMATELCM_CONFIG", "x.toml")]), Some("x.toml".into()));
         assert_eq!(at(&[("ANIMATELCM_CONFIG", "")]), None);

@@ -2,7 +2,9 @@
 //! argument reaches a terminal. Only images that are drawn by this program have any.
 
 use std::borrow::Cow;
-use std::io::{ErrorKind, IsTerminal, Write};
+#[cfg(feature = "hub")]
+use std::io::IsTerminal;
+use std::io::{ErrorKind, Write};
 
 use crate::{Error, Result};
 
@@ -60,11 +62,13 @@ pub(super) fn draw(image: &str) {
 }
 
 /// Returns whether somebody can be asked: both standard input and stderr are a terminal.
+#[cfg(feature = "hub")]
 pub(super) fn is_interactive() -> bool {
     std::io::stdin().is_terminal() && std::io::stderr().is_terminal()
 }
 
 /// Asks a question on stderr; an empty answer is `default`, and so is the end of standard input.
+#[cfg(feature = "hub")]
 pub(super) fn confirms(question: &str, default: bool) -> Result<bool> {
     let choices = if default { "[Y/n]" } else { "[y/N]" };
     let _ = std::io::stderr().write_all(format!("{} {choices} ", escaped(question)).as_bytes());
@@ -73,6 +77,7 @@ pub(super) fn confirms(question: &str, default: bool) -> Result<bool> {
     Ok(is_yes(&answer, default))
 }
 
+#[cfg(feature = "hub")]
 fn is_yes(answer: &str, default: bool) -> bool {
     match answer.trim().to_lowercase().as_str() {
         "" => default,
@@ -84,6 +89,7 @@ fn is_yes(answer: &str, default: bool) -> bool {
 mod tests {
     use super::*;
 
+    #[cfg(feature = "hub")]
     #[test]
     fn only_yes_is_yes() {
         for (answer, default, is) in

@@ -33,6 +33,8 @@ const ARRANGED: [(&[&str], &[&str]); 8] = [
 pub(super) struct Folders(Vec<PathBuf>);
 
 impl Folders {
+    /// Folders that are all there.
+    ///
     /// # Errors
     ///
     /// When one is no folder; `field` says who named them.
@@ -131,19 +133,15 @@ pub(super) fn find(field: &'static str, name: &str, folder: &Path) -> Result<Opt
         let rank = |path: &Path| EXTENSIONS.iter().position(|known| is_of(path, known));
         return Ok(found.into_iter().min_by_key(|path| rank(path)).cloned());
     }
-    match found.as_slice() {
-        [] => {
-            // A diffusers pipeline, or an adapter of PEFT.
-            let inner = folder.join(wanted);
-            Ok(inner.is_dir().then_some(inner))
-        }
-        [one, other, ..] => {
-            let (one, other) = (one.display(), other.display());
-            let reason = format!("`{name}` may be {one} or {other}");
-            Err(Error::request(field, reason).with_hint("write its folder too, or name the file"))
-        }
-        [only] => Ok(Some((*only).clone())),
+    if let [one, other, ..] = found.as_slice() {
+        let reason = format!("`{name}` may be {} or {}", one.display(), other.display());
+        return Err(
+            Error::request(field, reason).with_hint("write its folder too, or name the file")
+        );
     }
+    // A diffusers pipeline, or an adapter of PEFT.
+    let inner = folder.join(wanted);
+    Ok(inner.is_dir().then_some(inner))
 }
 
 /// All weight files in a folder and its folders, sorted.

@@ -405,3 +405,46 @@ fn has_motion(base: &Base) -> Result<bool> {
         }
     })
 }
+
+#[cfg(all(test, feature = "hub"))]
+mod tests {
+    use super::*;
+    use crate::hub::{Hub, Settings};
+
+    #[test]
+    fn absent_models_are_those_that_a_run_would_miss() {
+        let cache = tempfile::tempdir().unwrap();
+        let hub = Hub::new(Settings::new(cache.path())).unwrap();
+        let names = Names { folders: Folders::default(), hub };
+        let absent = |change: fn(&mut Spec)| {
+            let mut spec = Spec::default();
+            change(&mut spec);
+            names.absent(&spec)
+        };
+        assert_eq!(absent(|_| ()), [""; 0]);
+        let sd15 = ["sd15", "animatelcm-t2v", "animatelcm-t2v-lora"];
+        assert_eq!(absent(|spec| spec.model = Some("sd15".into())), sd15);
+        assert_eq!(absent(|spec| spec.model = Some("animatelcm".into())), ["animatelcm"]);
+        assert_eq!(absent(|spec| spec.model = Some("mine.safetensors".into())), [""; 0]);
+        let with_vae = absent(|spec| {
+            spec.vae = Some("taesd".into());
+            spec.motion = Some("none".into());
+        });
+        assert_eq!(with_vae, ["taesd"]);
+    }
+
+    #[test]
+    fn published_names_come_before_files_of_the_same_name() {
+        let cache = tempfile::tempdir().unwrap();
+        let folder = tempfile::tempdir().unwrap();
+        for name in ["taesd", "mine"] {
+            std::fs::write(folder.path().join(format!("{name}.safetensors")), "").unwrap();
+        }
+        let hub = Hub::new(Settings::new(cache.path())).unwrap();
+        let names = Names { folders: Folders::default(), hub };
+        let names = names.with_folders(&[folder.path().to_path_buf()]).unwrap();
+        assert!(names.path("vae", "mine").unwrap().ends_with("mine.safetensors"));
+        let error = names.path("vae", "taesd").unwrap_err();
+        assert_eq!(error.to_string(), "taesd: not downloaded");
+    }
+}

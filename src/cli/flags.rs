@@ -84,7 +84,7 @@ pub(super) struct GenerateArgs {
     /// Take everything from a JSON file (see --dump-request), from a clip of this program, or from an image or text of
     /// A1111 or ComfyUI; flags override it.
     ///
-    /// - reads standard input. JSON lines are requests of their own, made one after the other with the weights kept
+    /// With `-` it is read from standard input. JSON lines are requests of their own, made one after the other with the weights kept
     /// loaded; each is answered by a line of JSON.
     #[arg(long, value_name = "FILE", help_heading = "Request files", hide_short_help = true)]
     pub(super) request: Option<PathBuf>,

@@ -310,7 +310,7 @@ pub(super) fn watched(
 ) -> Result<Done> {
     let mut progress = Progress::new(reporting, stop);
     progress.start();
-    let made = job::run(job, names, known, library, target, &mut progress, stop);
+    let made = job::run(job, known, (names, library), target, &mut progress, stop);
     progress.finish();
     made
 }

@@ -43,10 +43,9 @@ pub(super) const DASHES: &str = "a prompt that begins with a dash is given with 
 pub(super) fn unknown(known: &[String], word: &str) -> Option<String> {
     let word = word.split_once('=').map_or(word, |(word, _)| word);
     // A prompt such as `-blurry` is taken for a group of short flags, of which the first letter is named.
-    let word = if word.starts_with("--") {
-        format!("--{}", super::typed::spelled(&word[2..]))
-    } else {
-        word.to_owned()
+    let word = match word.strip_prefix("--") {
+        Some(name) => format!("--{}", super::typed::spelled(name)),
+        None => word.to_owned(),
     };
     // A flag that the command has itself is no other program's.
     let is_own = |flag: &&str| known.iter().any(|own| flag.strip_prefix("--") == Some(own));

@@ -175,10 +175,10 @@ impl Progress {
                     "step {step}/{steps}, {seconds:.2} s, {eta_seconds:.1} s to go"
                 ));
             }
-            Event::Decode { frame, frames } if matches!(self.view, View::Lines) => {
-                if frame == frames {
-                    self.note(&format!("decoded {frames} frames"));
-                }
+            Event::Decode { frame, frames }
+                if frame == frames && matches!(self.view, View::Lines) =>
+            {
+                self.note(&format!("decoded {frames} frames"));
             }
             Event::Done(done) => {
                 let sampling: f64 = done.step_seconds.iter().sum();

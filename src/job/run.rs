@@ -44,9 +44,8 @@ pub struct Target<'a> {
 /// No file is left then.
 pub fn run(
     mut job: Job,
-    names: &Names,
     known: Known,
-    library: Option<&Arc<Library>>,
+    (names, library): (&Names, Option<&Arc<Library>>),
     target: &Target<'_>,
     observer: &mut dyn Observer,
     stop: &Stop,

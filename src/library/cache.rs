@@ -176,7 +176,10 @@ impl Library {
 impl fmt::Debug for Library {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let (limit, bytes) = (self.limit, self.bytes());
-        f.debug_struct("Library").field("limit", &limit).field("bytes", &bytes).finish()
+        f.debug_struct("Library")
+            .field("limit", &limit)
+            .field("bytes", &bytes)
+            .finish_non_exhaustive()
     }
 }
 

@@ -133,7 +133,9 @@ impl Square {
         let mut scaled = vectors.clone();
         for (row, value) in scaled.rows_mut().zip(values) {
             let root = value.max(0.0).sqrt();
-            row.iter_mut().for_each(|x| *x *= root);
+            for x in row.iter_mut() {
+                *x *= root;
+            }
         }
         vectors.transposed().times(&scaled)
     }

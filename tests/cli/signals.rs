@@ -126,7 +126,7 @@ mod processes {
         let stat = std::fs::read_to_string(format!("/proc/{}/stat", process.id())).ok()?;
         // User and system time are the 14th and 15th field; the second one, a name in parentheses, may hold spaces.
         let (_, fields) = stat.rsplit_once(')')?;
-        let ticks = fields.split_whitespace().skip(11).take(2).map(|ticks| ticks.parse::<f64>());
+        let ticks = fields.split_whitespace().skip(11).take(2).map(str::parse::<f64>);
         let ticks: f64 = ticks.sum::<Result<f64, _>>().ok()?;
         let cores = std::thread::available_parallelism().map_or(1, usize::from);
         Some(Duration::from_secs_f64(ticks / TICKS_PER_SECOND / cores as f64))

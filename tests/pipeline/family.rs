@@ -3,7 +3,7 @@
 use animatelcm::Result;
 use animatelcm::models::Predict;
 use animatelcm::models::motion::MotionNorm;
-use animatelcm::models::unet::{UNetConfig, UNetInput};
+use animatelcm::models::unet::{StageConfig, UNetConfig, UNetInput};
 use animatelcm::pipeline::denoiser::{Guidance, Guided, Settings};
 use animatelcm::sampler::Denoiser;
 use animatelcm::schedule::{NoiseLevel, Prediction};
@@ -55,7 +55,7 @@ fn the_shape_of_a_unet_is_one_list() {
     assert_eq!(inputs(1), [2560, 2560, 1920]);
     assert_eq!(inputs(2), [1920, 1280, 960]);
     assert_eq!(inputs(3), [960, 640, 640]);
-    let names: Vec<_> = stages.down.iter().chain([&stages.mid]).map(|s| s.name()).collect();
+    let names: Vec<_> = stages.down.iter().chain([&stages.mid]).map(StageConfig::name).collect();
     assert_eq!(names.last().unwrap(), "mid_block");
     assert_eq!(names[3], "down_blocks.3");
     // 6 on the way down, 9 on the way up, 1 in the middle, each counted once.

@@ -282,7 +282,7 @@ fn a_stop_after_the_clip_is_complete_comes_too_late() {
     };
     let job = Job { request, ..Job::default() };
     let names = Names::new(true).unwrap();
-    job::run(job, &names, Known::default(), None, &target, &mut late, &Stop::default()).unwrap();
+    job::run(job, Known::default(), (&names, None), &target, &mut late, &Stop::default()).unwrap();
     assert_eq!(folder.names(), ["a.gif"]);
 }
 

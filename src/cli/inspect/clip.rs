@@ -58,7 +58,7 @@ pub(super) fn show(
             text.push_str(&table.0);
         }
         ("", Some(Err(error))) => {
-            text.push_str(&format!(", whose request cannot be taken\n  {error}\n"))
+            text.push_str(&format!(", whose request cannot be taken\n  {error}\n"));
         }
         (json, _) => match Job::from_json(json) {
             Ok(job) => text.push_str(&format!("\n{}", rows(&job))),

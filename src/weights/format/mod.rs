@@ -446,7 +446,7 @@ fn map(path: &Path) -> Result<(Bytes, String)> {
     let metadata = file.metadata().map_err(refused)?;
     let changed = metadata.modified().map_err(refused)?;
     let path = path.canonicalize().unwrap_or_else(|_| path.to_path_buf());
-    let identity = format!("{path:?} {} {changed:?}", metadata.len());
+    let identity = format!("{} {} {changed:?}", path.display(), metadata.len());
     let map = map_file(&file).map_err(refused)?;
     Ok((Bytes(Arc::new(Held::Mapped(map))), identity))
 }

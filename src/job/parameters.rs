@@ -213,6 +213,7 @@ fn control(control: &Control) -> String {
     let fit = match control.fit {
         Fit::Stretch => "Just Resize",
         Fit::Crop => "Crop and Resize",
+        Fit::Pad => "Resize and Fill",
     };
     let mode = if control.guess { "ControlNet is more important" } else { "Balanced" };
     format!(

@@ -31,18 +31,29 @@ pub(super) fn gif(bytes: &[u8], take: &mut Take<'_>) -> Result<(), Fault> {
 
 /// Returns whether a PNG is an animation.
 pub(super) fn is_apng(bytes: &[u8]) -> bool {
-    const SIGNATURE: usize = 8;
-    let mut rest = bytes.get(SIGNATURE..).unwrap_or_default();
-    while let Some((&[a, b, c, d, ref kind @ ..], after)) = rest.split_first_chunk::<8>() {
+    for (kind, _) in png_chunks(bytes) {
         match kind {
             b"acTL" => return true,
             b"IDAT" | b"IEND" => return false,
             _ => {}
         }
-        let length = u32::from_be_bytes([a, b, c, d]) as usize;
-        rest = length.checked_add(4).and_then(|skip| after.get(skip..)).unwrap_or_default();
     }
     false
+}
+
+/// The chunks of a PNG by kind and contents; the last may be truncated.
+pub(super) fn png_chunks(bytes: &[u8]) -> impl Iterator<Item = (&[u8; 4], &[u8])> {
+    const SIGNATURE: usize = 8;
+    let mut rest = bytes.get(SIGNATURE..).unwrap_or_default();
+    std::iter::from_fn(move || {
+        let (length, after) = rest.split_first_chunk::<4>()?;
+        let (kind, after) = after.split_first_chunk::<4>()?;
+        let length = u32::from_be_bytes(*length) as usize;
+        let body = after.get(..length).unwrap_or(after);
+        // A checksum follows.
+        rest = length.checked_add(4).and_then(|skip| after.get(skip..)).unwrap_or_default();
+        Some((kind, body))
+    })
 }
 
 /// Reads the frames of an APNG.

@@ -81,6 +81,9 @@ impl Fault {
             Self::TooLong(reason) if field == "control" => {
                 named(&reason).with_hint("take some of the frames: from=0,every=8")
             }
+            Self::TooLong(reason) if field == "video" => {
+                named(&reason).with_hint("take some of the frames: --video-every 8")
+            }
             Self::TooLong(reason) => {
                 named(&reason).with_hint(format!("take some of the frames: {}", first_frames(path)))
             }

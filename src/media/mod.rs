@@ -11,6 +11,7 @@ pub mod resize;
 mod still;
 mod take;
 pub mod tensor;
+mod timing;
 mod video;
 mod webp;
 

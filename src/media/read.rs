@@ -9,8 +9,8 @@ use sha2::{Digest, Sha256};
 use super::fault::Fault;
 use super::guard::guarded;
 pub use super::take::Selection;
-use super::take::{Budget, MOST_FRAMES, Take, Taken};
-use super::{RgbImage, animation, foreign, still, video, webp};
+use super::take::{Budget, Chosen, MOST_FRAMES, Take, Taken};
+use super::{RgbImage, animation, foreign, still, timing, video, webp};
 use crate::{Result, Stop, files};
 
 /// Maximum size of a file: 1 GiB.
@@ -162,11 +162,41 @@ impl Media {
     /// An unsupported format, damaged data, or more pixels than the limit; [`crate::Error::Cancelled`] once `stop` is
     /// requested. `field` is the user's name of the option.
     pub fn frames(&self, field: &'static str, selection: Selection, stop: &Stop) -> Result<Frames> {
+        self.chosen(field, selection.into(), stop)
+    }
+
+    /// The frames of these numbers, which are in ascending order without repetition. Those that are not there are
+    /// left out.
+    ///
+    /// # Errors
+    ///
+    /// Those of [`frames`](Self::frames).
+    pub fn frames_at(&self, field: &'static str, numbers: &[usize], stop: &Stop) -> Result<Frames> {
+        self.chosen(field, Chosen::Numbers(numbers), stop)
+    }
+
+    /// Seconds for which each frame of an animation or video is shown, in order; `None` for images and folders. Nothing
+    /// is decoded.
+    ///
+    /// # Errors
+    ///
+    /// A video whose tables are damaged or say no frame rate. `field` is the user's name of the option.
+    pub fn durations(&self, field: &'static str) -> Result<Option<Vec<f64>>> {
+        match self.files.as_slice() {
+            [only] if !self.is_folder => {
+                let bytes = only.bytes.as_deref().unwrap_or_default();
+                timing::durations(bytes).map_err(|fault| fault.error(field, &self.name))
+            }
+            _ => Ok(None),
+        }
+    }
+
+    fn chosen(&self, field: &'static str, chosen: Chosen<'_>, stop: &Stop) -> Result<Frames> {
         if let [only] = self.files.as_slice()
             && !self.is_folder
         {
             let bytes = only.bytes.as_deref().unwrap_or_default();
-            let take = Take::new(selection, Budget::new(bytes.len() as u64), stop);
+            let take = Take::new(chosen, Budget::new(bytes.len() as u64), stop);
             let taken = file(bytes, take).and_then(|taken| match taken.seen {
                 0 => Err("has no frames".into()),
                 _ => Ok(taken),
@@ -174,9 +204,8 @@ impl Media {
             let taken = taken.map_err(|fault| fault.error(field, &self.name))?;
             return Ok(Frames { images: taken.frames, seen: taken.seen });
         }
-        let chosen = self.files.iter().enumerate().filter(|(number, _)| selection.has(*number));
-        let chosen: Vec<_> =
-            chosen.map(|(_, file)| file).take(selection.count.unwrap_or(usize::MAX)).collect();
+        let places = chosen.places(self.files.len());
+        let chosen: Vec<_> = places.iter().filter_map(|at| self.files.get(*at)).collect();
         if chosen.len() > MOST_FRAMES {
             let reason = format!("{} images, at most {MOST_FRAMES} are read", chosen.len());
             return Err(Fault::TooLong(reason).error(field, &self.name));

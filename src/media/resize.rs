@@ -18,6 +18,8 @@ pub enum Fit {
     Stretch,
     /// Crops the centre to the target's aspect ratio.
     Crop,
+    /// Fits the whole image into the target and fills the rest with black.
+    Pad,
 }
 
 impl std::str::FromStr for Fit {
@@ -30,9 +32,11 @@ impl std::str::FromStr for Fit {
             ("justresize", Self::Stretch),
             ("crop", Self::Crop),
             ("cropandresize", Self::Crop),
+            ("pad", Self::Pad),
+            ("letterbox", Self::Pad),
         ];
         crate::spelling::find(name, &known).ok_or_else(|| {
-            Error::request("fit", format!("`{name}` is neither `stretch` nor `crop`"))
+            Error::request("fit", format!("`{name}` is none of `stretch`, `crop`, `pad`"))
         })
     }
 }
@@ -53,9 +57,12 @@ pub fn resize(
     if from == (width, height) || [from.0, from.1, width, height].contains(&0) {
         return Ok(image.clone());
     }
+    if fit == Fit::Pad {
+        return pad(image, width, height, stop);
+    }
     let (width, height) = (Axis::whole(width), Axis::whole(height));
     let image = match fit {
-        Fit::Stretch => Cow::Borrowed(image),
+        Fit::Pad | Fit::Stretch => Cow::Borrowed(image),
         Fit::Crop => {
             // The largest centred part with the target's aspect ratio.
             let scale = (f64::from(from.0) / f64::from(width.length))
@@ -70,6 +77,19 @@ pub fn resize(
     let resized = resample(&image, &width, &height, Filter::Lanczos, stop);
     stop.check()?;
     Ok(resized)
+}
+
+/// The whole image in the middle of a black one of the target's size.
+fn pad(image: &RgbImage, width: u32, height: u32, stop: &Stop) -> Result<RgbImage> {
+    let from = image.dimensions();
+    let scale = (f64::from(width) / f64::from(from.0)).min(f64::from(height) / f64::from(from.1));
+    let side = |side: u32, most: u32| ((f64::from(side) * scale).round() as u32).clamp(1, most);
+    let inner = (side(from.0, width), side(from.1, height));
+    let resized = resize(image, inner.0, inner.1, Fit::Stretch, stop)?;
+    let mut padded = RgbImage::new(width, height);
+    let (x, y) = ((width - inner.0) / 2, (height - inner.1) / 2);
+    image::imageops::replace(&mut padded, &resized, i64::from(x), i64::from(y));
+    Ok(padded)
 }
 
 /// An image whose pixels are squares of `factor` by `factor` equal ones.
@@ -289,6 +309,20 @@ mod tests {
         assert!(stretched.get_pixel(0, 4)[0] < 5 && stretched.get_pixel(4, 4)[0] > 250);
         assert_eq!(resize(32, 16, Fit::Crop), image);
         assert_eq!(resize(1, 1, Fit::Crop).dimensions(), (1, 1));
+    }
+
+    #[test]
+    fn padding_keeps_all_of_the_image_and_adds_black() {
+        let image = RgbImage::from_pixel(32, 16, Rgb([200; 3]));
+        let padded = resize(&image, 16, 16, Fit::Pad, &Stop::default()).unwrap();
+        for (x, y, pixel) in padded.enumerate_pixels() {
+            let want = if (4..12).contains(&y) { 200 } else { 0 };
+            assert_eq!(pixel[0], want, "{x},{y}");
+        }
+        // A side never vanishes.
+        let line = RgbImage::from_pixel(1000, 1, Rgb([9; 3]));
+        let padded = resize(&line, 8, 8, Fit::Pad, &Stop::default()).unwrap();
+        assert_eq!(padded.pixels().filter(|pixel| pixel[0] == 9).count(), 8);
     }
 
     #[test]

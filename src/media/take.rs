@@ -50,6 +50,44 @@ impl Selection {
     }
 }
 
+/// Frames to collect from one input.
+#[derive(Clone, Copy, Debug)]
+pub(super) enum Chosen<'a> {
+    /// At even intervals.
+    Selection(Selection),
+    /// These, in ascending order without repetition.
+    Numbers(&'a [usize]),
+}
+
+impl Chosen<'_> {
+    /// Returns whether frame `number` is chosen, ignoring [`count`](Self::count).
+    fn has(&self, number: usize) -> bool {
+        match self {
+            Self::Selection(selection) => selection.has(number),
+            Self::Numbers(numbers) => numbers.binary_search(&number).is_ok(),
+        }
+    }
+
+    /// Maximum number of frames.
+    pub(super) fn count(&self) -> usize {
+        match self {
+            Self::Selection(selection) => selection.count.unwrap_or(usize::MAX),
+            Self::Numbers(numbers) => numbers.len(),
+        }
+    }
+
+    /// The places in a list of so many frames that are chosen.
+    pub(super) fn places(&self, all: usize) -> Vec<usize> {
+        (0..all).filter(|at| self.has(*at)).take(self.count()).collect()
+    }
+}
+
+impl From<Selection> for Chosen<'_> {
+    fn from(selection: Selection) -> Self {
+        Self::Selection(selection)
+    }
+}
+
 /// Memory budget for reading one input.
 #[derive(Debug)]
 pub(super) struct Budget {
@@ -110,15 +148,15 @@ pub(super) fn pixels((width, height): (u32, u32)) -> u64 {
 #[derive(Debug)]
 pub(super) struct Take<'a> {
     pub(super) budget: Budget,
-    selection: Selection,
+    chosen: Chosen<'a>,
     stop: &'a Stop,
     seen: usize,
     frames: Vec<RgbImage>,
 }
 
 impl<'a> Take<'a> {
-    pub(super) fn new(selection: Selection, budget: Budget, stop: &'a Stop) -> Self {
-        Self { budget, selection, stop, seen: 0, frames: vec![] }
+    pub(super) fn new(chosen: impl Into<Chosen<'a>>, budget: Budget, stop: &'a Stop) -> Self {
+        Self { budget, chosen: chosen.into(), stop, seen: 0, frames: vec![] }
     }
 
     /// Returns [`Fault::Stopped`] once a stop was requested.
@@ -128,13 +166,13 @@ impl<'a> Take<'a> {
 
     /// Returns whether all selected frames have been collected.
     pub(super) fn is_full(&self) -> bool {
-        self.selection.count.is_some_and(|count| self.frames.len() >= count)
+        self.frames.len() >= self.chosen.count()
     }
 
     /// Reserves memory for the next frame before it is decoded; returns whether the frame is selected.
     pub(super) fn wants(&mut self, size: (u32, u32)) -> Result<bool, Fault> {
         self.check()?;
-        let is_wanted = self.selection.has(self.seen) && !self.is_full();
+        let is_wanted = self.chosen.has(self.seen) && !self.is_full();
         self.seen += 1;
         if is_wanted {
             if self.frames.len() == MOST_FRAMES {
@@ -161,8 +199,7 @@ impl<'a> Take<'a> {
             &mut dyn FnMut(usize, Decoded<'_>) -> Result<bool, Fault>,
         ) -> Result<(), Fault>,
     ) -> Result<(), Fault> {
-        let chosen = (0..numbers.len()).filter(|at| self.selection.has(*at));
-        let chosen: Vec<usize> = chosen.take(self.selection.count.unwrap_or(usize::MAX)).collect();
+        let chosen = self.chosen.places(numbers.len());
         self.seen += numbers.len();
         if chosen.len() > MOST_FRAMES {
             return Err(Fault::TooLong(format!(

@@ -65,6 +65,15 @@ pub(super) fn is_animated(bytes: &[u8]) -> bool {
     })
 }
 
+/// Seconds for which each frame of an animation is shown.
+pub(super) fn durations(bytes: &[u8]) -> Vec<f64> {
+    let frames = chunks(bytes.get(HEADER..).unwrap_or_default());
+    let frames = frames.filter(|(name, _)| *name == b"ANMF");
+    // Milliseconds stand behind place and size.
+    let duration = |body: &[u8]| Some(f64::from(three(body.get(12..)?)?) / 1000.0);
+    frames.map_while(|(_, body)| duration(body)).collect()
+}
+
 /// Reads the frames of an animation.
 pub(super) fn read(bytes: &[u8], take: &mut Take<'_>) -> Result<(), Fault> {
     let body = bytes.get(HEADER..).unwrap_or_default();

@@ -63,6 +63,17 @@ pub(super) fn read(kind: Kind, bytes: &[u8], take: &mut Take<'_>) -> Result<(), 
     }
 }
 
+/// Seconds for which each frame of a video is shown, in order.
+pub(super) fn durations(kind: Kind, bytes: &[u8]) -> Result<Vec<f64>, Fault> {
+    match kind {
+        Kind::Y4m => y4m::durations(bytes),
+        #[cfg(feature = "mp4")]
+        Kind::Mp4 => mp4::durations(bytes),
+        #[cfg(not(feature = "mp4"))]
+        Kind::Mp4 => Err("is an MP4, and this build has no `mp4` support".into()),
+    }
+}
+
 /// YCbCr matrix: the luma weights of red and blue.
 #[derive(Clone, Copy, Debug, PartialEq)]
 struct Matrix {

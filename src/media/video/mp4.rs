@@ -14,9 +14,12 @@ use crate::media::take::{Decoded, Take};
 /// Bytes of a sample entry before its boxes.
 const ENTRY: usize = 78;
 
+/// The fault of a file that was cut off before its index, or while it was recorded.
+const NO_INDEX: &str = "is not a whole MP4: its index (`moov`) is missing";
+
 /// Reads the frames of the first decodable video track, in presentation order.
 pub(super) fn read(bytes: &[u8], take: &mut Take<'_>) -> Result<(), Fault> {
-    let moov = child(bytes, b"moov").ok_or("is not a whole MP4: its index (`moov`) is missing")?;
+    let moov = child(bytes, b"moov").ok_or(NO_INDEX)?;
     if child(moov, b"cmov").is_some() {
         let reason = "is a QuickTime file whose index is compressed".into();
         return Err(Fault::Foreign(reason, Convert::Video));
@@ -70,6 +73,13 @@ pub(super) fn read(bytes: &[u8], take: &mut Take<'_>) -> Result<(), Fault> {
         }
         Ok(())
     })
+}
+
+/// Seconds for which each frame of that track is shown, in presentation order.
+pub(super) fn durations(bytes: &[u8]) -> Result<Vec<f64>, Fault> {
+    let moov = child(bytes, b"moov").ok_or(NO_INDEX)?;
+    let (trak, _) = track(moov)?;
+    Ok(Samples::read(bytes, moov, trak)?.durations().ok_or("says no frame rate")?)
 }
 
 /// The first H.264 video track, or else the first video track, with its first sample entry.

@@ -19,6 +19,10 @@ pub(super) struct Sample {
 pub(super) struct Samples {
     pub(super) all: Vec<Sample>,
     pub(super) shown: Vec<usize>,
+    /// Presentation times, sorted, in the track's time units.
+    times: Vec<i64>,
+    /// The track's time units per second, if it says so.
+    scale: Option<u32>,
 }
 
 impl Samples {
@@ -36,7 +40,18 @@ impl Samples {
         times.sort_unstable();
         // As in FFmpeg, the edit list of a fragmented file is ignored.
         let edits = if is_fragmented { None } else { shown(&times, moov, trak)? };
-        Ok(Self { shown: edits.unwrap_or_else(|| (0..all.len()).collect()), all })
+        let scale = descendant(trak, &[b"mdia", b"mdhd"]).and_then(timescale);
+        Ok(Self { shown: edits.unwrap_or_else(|| (0..all.len()).collect()), all, times, scale })
+    }
+
+    /// Seconds for which each of [`shown`](Self::shown) is shown: until the frame after it, and the last as long as the
+    /// one before it. `None` if there are no units of time, or a single frame.
+    pub(super) fn durations(&self) -> Option<Vec<f64>> {
+        let scale = f64::from(self.scale?);
+        let gaps = self.times.windows(2).map(|pair| pair[1].saturating_sub(pair[0]) as f64 / scale);
+        let mut gaps: Vec<f64> = gaps.collect();
+        gaps.push(*gaps.last()?);
+        self.shown.iter().map(|rank| gaps.get(*rank).copied()).collect()
     }
 }
 

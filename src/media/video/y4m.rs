@@ -31,12 +31,23 @@ impl Chroma {
     }
 }
 
-/// Reads the frames. Colours default to BT.601 in limited range, as is customary.
-pub(super) fn read(bytes: &[u8], take: &mut Take<'_>) -> Result<(), Fault> {
-    let (header, mut rest) = line(bytes)?;
+/// The first line of a file.
+struct Header {
+    size: (usize, usize),
+    chroma: Chroma,
+    /// Whether values have full range.
+    is_full: bool,
+    /// Frames a second, if it says so.
+    fps: Option<f64>,
+}
+
+/// Reads the first line; returns it with the remaining bytes.
+fn header(bytes: &[u8]) -> Result<(Header, &[u8]), Fault> {
+    let (header, rest) = line(bytes)?;
     let mut size: (usize, usize) = (0, 0);
     let mut chroma = Chroma { shared: Some((2, 2)), is_centred: true };
     let mut is_full = false;
+    let mut fps = None;
     for word in header.split(' ').skip(1).filter(|word| !word.is_empty()) {
         let (key, value) = word.split_at(word.chars().next().map_or(0, char::len_utf8));
         let number = || value.parse::<u16>().map_err(|_| format!("`{word}` is not a size"));
@@ -53,20 +64,62 @@ pub(super) fn read(bytes: &[u8], take: &mut Take<'_>) -> Result<(), Fault> {
                 })?;
             }
             "X" => is_full |= value == "COLORRANGE=FULL",
+            "F" => fps = rate(value),
             _ => {}
         }
     }
-    let luma_bytes = size.0 * size.1;
-    if luma_bytes == 0 {
+    if size.0 * size.1 == 0 {
         return Err("has no width or height".into());
     }
+    Ok((Header { size, chroma, is_full, fps }, rest))
+}
+
+/// Frames a second, written as `30000:1001`.
+fn rate(text: &str) -> Option<f64> {
+    let (over, under) = text.split_once(':')?;
+    let rate = f64::from(over.parse::<u32>().ok()?) / f64::from(under.parse::<u32>().ok()?);
+    (rate.is_finite() && rate > 0.0).then_some(rate)
+}
+
+impl Header {
+    /// Width and height of the chroma planes.
+    fn chroma_size(&self) -> Option<(usize, usize)> {
+        let (x, y) = self.chroma.shared?;
+        Some((self.size.0.div_ceil(x), self.size.1.div_ceil(y)))
+    }
+
+    /// Bytes of a luma plane, and of each chroma plane.
+    fn bytes(&self) -> (usize, usize) {
+        (self.size.0 * self.size.1, self.chroma_size().map_or(0, |(width, height)| width * height))
+    }
+}
+
+/// Seconds for which each frame is shown: all equal.
+pub(super) fn durations(bytes: &[u8]) -> Result<Vec<f64>, Fault> {
+    let (header, mut rest) = header(bytes)?;
+    let fps = header.fps.ok_or("says no frame rate")?;
+    let (luma, chroma) = header.bytes();
+    let mut found = Vec::new();
+    while let Ok((_, planes)) = line(rest)
+        && let Some(after) = planes.get(luma + 2 * chroma..)
+    {
+        found.push(1.0 / fps);
+        rest = after;
+    }
+    Ok(found)
+}
+
+/// Reads the frames. Colours default to BT.601 in limited range, as is customary.
+pub(super) fn read(bytes: &[u8], take: &mut Take<'_>) -> Result<(), Fault> {
+    let (header, mut rest) = header(bytes)?;
+    let (luma_bytes, chroma_bytes) = header.bytes();
+    let small = header.chroma_size();
+    let Header { size, chroma, is_full, .. } = header;
     while !rest.is_empty() && !take.is_full() {
         let (frame, planes) = line(rest)?;
         if frame != "FRAME" && !frame.starts_with("FRAME ") {
             return Err("a frame does not begin with FRAME".into());
         }
-        let small = chroma.shared.map(|(x, y)| (size.0.div_ceil(x), size.1.div_ceil(y)));
-        let chroma_bytes = small.map_or(0, |(width, height)| width * height);
         let part = |from: usize, len: usize| planes.get(from..from + len);
         let image = || {
             Some(YcbcrImage {

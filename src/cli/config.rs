@@ -36,6 +36,9 @@ const BESIDE_REQUESTS: [&str; 12] = [
     "no-metadata",
 ];
 
+/// Flags that choose among the frames of a video to start from.
+const OF_VIDEOS: [&str; 3] = ["video-fps", "video-from", "video-every"];
+
 /// Flags that count for every command that has them.
 const EVERYWHERE: [&str; 2] = ["models-dir", "offline"];
 
@@ -179,8 +182,21 @@ impl Config {
                 && typed.value_source(id) == Some(ValueSource::CommandLine)
         };
         let has_request = is_generate && is_typed("request");
+        // An image or video that is typed replaces one of the file, whichever it is.
+        let is_source_typed = is_typed("image") || is_typed("video");
+        let has =
+            |name: &str| is_typed(name) || (!is_source_typed && self.values.contains_key(name));
+        let (has_image, has_video) = (has("image"), has("video"));
         let mut words = Vec::new();
         for (name, value) in &self.values {
+            let is_for_nothing = match name.as_str() {
+                "image" | "video" => is_source_typed,
+                "strength" | "fit" => !has_image && !has_video,
+                name => OF_VIDEOS.contains(&name) && !has_video,
+            };
+            if is_for_nothing {
+                continue;
+            }
             let counts = EVERYWHERE.contains(&name.as_str())
                 || (is_generate && (!has_request || BESIDE_REQUESTS.contains(&name.as_str())));
             let arg = command.get_arguments().find(|arg| arg.get_long() == Some(name));
@@ -278,6 +294,26 @@ mod tests {
         assert_eq!((args.sampling.steps, args.reporting.quiet), (None, true));
         assert_eq!((args.output.zoom, args.output.open), (None, true));
         assert_eq!(args.output.preview, Some(Protocol::Sixel));
+    }
+
+    #[test]
+    fn what_is_of_a_source_counts_where_there_is_one() {
+        let text = "strength = 0.6\nfit = \"crop\"\nvideo-fps = 8\n";
+        let source = |text: &str, words: &[&str]| generate(text, words).unwrap().source;
+        let none = source(text, &["x"]);
+        assert!(none.strength.is_none() && none.fit.is_none() && none.video_fps.is_none());
+        let video = source(text, &["x", "--video", "a.gif", "--fit", "pad"]);
+        assert_eq!((video.strength, video.video_fps), (Some(0.6), Some(8.0)));
+        assert_eq!(video.fit, Some(crate::media::resize::Fit::Pad));
+        let image = source(text, &["x", "--init-img", "a.png"]);
+        assert_eq!((image.strength, image.video_fps), (Some(0.6), None));
+        let text = format!("{text}video = \"v.mp4\"\n");
+        let image = source(&text, &["x", "--image", "a.png"]);
+        assert_eq!((image.video, image.video_fps, image.strength), (None, None, Some(0.6)));
+        let video = source(&text, &["x"]);
+        assert_eq!((video.video.as_deref(), video.video_fps), (Some("v.mp4"), Some(8.0)));
+        let other = source(&text, &["--request", "r.json"]);
+        assert!(other.video.is_none() && other.strength.is_none());
     }
 
     #[test]

@@ -19,7 +19,7 @@ Examples:
   animatelcm generate \"a yellow star moving up on a navy background\" -o star.gif
   animatelcm generate -m animatelcm \"a corgi on a beach\" --seed 7 -o corgi.mp4
   animatelcm generate -m real.safetensors --lora hat.safetensors:0.8 \"a corgi\"
-  echo \"a red ring growing on a white background\" | animatelcm generate - --count 4
+  animatelcm generate -m animatelcm --video dog.mp4 --strength 0.6 \"an oil painting\"
   animatelcm generate --request jobs.jsonl -o clip.gif";
 
 pub(super) const INSPECT: &str = "\

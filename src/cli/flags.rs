@@ -7,6 +7,7 @@ use clap::{Args, Subcommand, ValueEnum};
 
 use super::preview::Protocol;
 use crate::device::{DeviceChoice, DtypeChoice, KernelChoice, Quantize};
+use crate::media::resize::Fit;
 use crate::models::motion::MotionNorm;
 use crate::request::{Control, Embedding, IpAdapter, WeightedFile};
 use crate::rng::RngKind;
@@ -72,6 +73,8 @@ pub(super) struct GenerateArgs {
     pub(super) models: ModelFlags,
     #[command(flatten)]
     pub(super) clip: ClipFlags,
+    #[command(flatten)]
+    pub(super) source: SourceFlags,
     #[command(flatten)]
     pub(super) control: ControlFlags,
     #[command(flatten)]
@@ -171,10 +174,12 @@ pub(super) struct ClipFlags {
     #[arg(short = 'H', long, value_name = "PIXELS", value_parser = at_least::<LEAST_PIXELS>)]
     pub(super) height: Option<usize>,
     /// Number of frames [default: 16].
+    ///
+    /// With --video by default those of the video, at most as many as the model knows.
     #[arg(short, long, value_name = "N", value_parser = at_least::<1>)]
     #[arg(aliases = ["num-frames", "video-frames", "video-length"])]
     pub(super) frames: Option<usize>,
-    /// Frames a second of the file, also as a fraction such as 30000/1001 [default: 8].
+    /// Frames a second of the file, also as a fraction such as 30000/1001 [default: 8; with --video-fps that].
     #[arg(long, value_name = "FPS", value_parser = rate, alias = "frame-rate", hide_short_help = true)]
     pub(super) fps: Option<f64>,
 }
@@ -190,6 +195,35 @@ pub(super) fn at_least<const LEAST: usize>(text: &str) -> Result<usize, String> 
         Ok(number) => usize::try_from(number).map_err(|_| "too large a number".to_owned()),
         Err(_) => Err("not a whole number".to_owned()),
     }
+}
+
+#[derive(Debug, Args)]
+#[command(next_help_heading = "Source")]
+pub(super) struct SourceFlags {
+    /// An image that every frame starts from, noised to --strength.
+    #[arg(long, value_name = "FILE", alias = "init-img", conflicts_with = "video")]
+    #[arg(hide_short_help = true)]
+    pub(super) image: Option<String>,
+    /// A video whose frames the clip's start from: GIF, WebP, APNG, MP4 (H.264), Y4M or a folder of images. A --control
+    /// takes the same frames as its hint by the word video: canny=video,model=FILE.
+    #[arg(long, value_name = "FILE|DIR", hide_short_help = true)]
+    pub(super) video: Option<String>,
+    /// Share of the steps that are made, above 0 and at most 1: with less the frames stay closer to the image or video.
+    /// At least one step must be left [default: 0.8].
+    #[arg(long, value_name = "SHARE", hide_short_help = true)]
+    pub(super) strength: Option<f64>,
+    /// Sample the video at so many frames a second, taking the nearest frame [default: every frame once].
+    #[arg(long, value_name = "FPS", value_parser = rate, hide_short_help = true)]
+    pub(super) video_fps: Option<f64>,
+    /// First frame of the video that is taken, from 0 [default: 0].
+    #[arg(long, value_name = "N", value_parser = at_least::<0>, hide_short_help = true)]
+    pub(super) video_from: Option<usize>,
+    /// Take one of so many frames, after --video-fps [default: 1].
+    #[arg(long, value_name = "N", value_parser = at_least::<1>, hide_short_help = true)]
+    pub(super) video_every: Option<usize>,
+    /// Resizing of frames of another size: stretch, crop (the centre) or pad (with black) [default: stretch].
+    #[arg(long, value_name = "stretch|crop|pad", hide_short_help = true)]
+    pub(super) fit: Option<Fit>,
 }
 
 /// Returns whether something is at a path.
@@ -230,7 +264,7 @@ fn rate(text: &str) -> Result<f64, String> {
 pub(super) struct ControlFlags {
     /// A ControlNet, SparseCtrl network or T2I-Adapter and the image, animation, video or folder of images that
     /// the frames follow; repeatable. After NAME=HINT,model=FILE may follow scale=0.8 or a curve over the frames
-    /// (scale=0:1.0,8:0.2), start=0 and end=0.6 (parts of the run), fit=stretch|crop (hints of another size),
+    /// (scale=0:1.0,8:0.2), start=0 and end=0.6 (parts of the run), fit=stretch|crop|pad (hints of another size),
     /// frames=0,8,15 (SparseCtrl: which frames the images are for; one image is for frame 0), from=0 and every=2
     /// (which frames of a video are taken, as many as the clip has) and guess (guess mode). A path with commas goes
     /// into double quotes, a double quote inside is written twice: 'canny="a, b.png",model=FILE'.
@@ -351,7 +385,7 @@ pub(super) struct OutputFlags {
     #[arg(long, alias = "disable-image-metadata", hide_short_help = true)]
     pub(super) no_metadata: bool,
     /// Take `latents` and `noise.0`, `noise.1`, … (1,4,F,h,w) from a safetensors file; and for the control NAME that
-    /// follows latents `noise.control.NAME` (hints,4,h,w).
+    /// follows latents `noise.control.NAME` (hints,4,h,w), for --image and --video `noise.source` (F,4,h,w).
     #[arg(long, value_name = "FILE", hide_short_help = true)]
     pub(super) tensors_in: Option<PathBuf>,
     /// Write `context`, `latents.0` …, `latents` and `frames` to a safetensors file.

@@ -4,7 +4,9 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{SystemTime, UNIX_EPOCH};
 
-use super::flags::{ClipFlags, GenerateArgs, ModelFlags, ProgressMode, Reporting, SamplingFlags};
+use super::flags::{
+    ClipFlags, GenerateArgs, ModelFlags, ProgressMode, Reporting, SamplingFlags, SourceFlags,
+};
 use super::preview::{self, Preview};
 use super::progress::Progress;
 #[cfg(feature = "hub")]
@@ -14,7 +16,7 @@ use crate::job::{self, Imported, Known, Names, Requests, Target};
 use crate::library::Library;
 use crate::output::{self, Existing};
 use crate::pipeline::{Done, Event, Observer};
-use crate::request::{FileRecord, Job, Request, Spec};
+use crate::request::{FileRecord, Job, Request, Size, Source, Spec};
 use crate::sampler::SamplerKind;
 use crate::{Error, ErrorKind, Result, Stop};
 
@@ -393,8 +395,11 @@ fn requested(
     Ok(Requested { job, notes, known })
 }
 
-/// Takes hints and images as they are now.
+/// Takes sources, hints and images as they are now.
 fn forget_hashes(request: &mut Request) {
+    if let Some(source) = &mut request.source {
+        source.sha256 = None;
+    }
     for control in &mut request.controls {
         control.sha256 = None;
     }
@@ -425,6 +430,9 @@ fn without_given(args: &GenerateArgs, job: &Job) -> Job {
     }
     if !flags.embedding.is_empty() {
         models.embeddings.clear();
+    }
+    if args.source.image.is_some() || args.source.video.is_some() {
+        job.request.source = None;
     }
     if !args.control.control.is_empty() {
         job.request.controls.clear();
@@ -480,7 +488,48 @@ fn request(args: &GenerateArgs, request: &mut Request) -> Result<()> {
         request.ip_adapters.clone_from(&args.control.ip_adapter);
     }
     set(&mut request.output.zoom, args.output.zoom.as_ref());
+    source(&args.source, request)?;
     how(&args.clip, &args.sampling, request)
+}
+
+/// What the clip starts from, and what follows for its length and rate unless other flags say those.
+fn source(flags: &SourceFlags, request: &mut Request) -> Result<()> {
+    let SourceFlags { image, video, strength, video_fps, video_from, video_every, fit } = flags;
+    if image.is_some() || video.is_some() {
+        // Of another source's only what fits both.
+        let Source { strength, fit, .. } = request.source.take().unwrap_or_default();
+        let (image, video) = (image.clone(), video.clone());
+        request.size.frames = match (&video, request.size.frames) {
+            (Some(_), _) => 0,
+            (None, 0) => Size::default().frames,
+            (None, frames) => frames,
+        };
+        request.source = Some(Source { image, video, strength, fit, ..Source::default() });
+    }
+    let Some(source) = &mut request.source else {
+        for (flag, is_given) in [
+            ("strength", strength.is_some()),
+            ("video-fps", video_fps.is_some()),
+            ("video-from", video_from.is_some()),
+            ("video-every", video_every.is_some()),
+            ("fit", fit.is_some()),
+        ] {
+            if is_given {
+                let reason = "there is no image or video to start from";
+                return Err(Error::request(flag, reason).with_hint("--image FILE or --video FILE"));
+            }
+        }
+        return Ok(());
+    };
+    set(&mut source.strength, strength.as_ref());
+    set_some(&mut source.fps, video_fps.as_ref());
+    set(&mut source.from, video_from.as_ref());
+    set(&mut source.every, video_every.as_ref());
+    set(&mut source.fit, fit.as_ref());
+    if let Some(fps) = video_fps {
+        request.output.fps = fps / source.every.max(1) as f64;
+    }
+    Ok(())
 }
 
 /// Size, length and sampling.

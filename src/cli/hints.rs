@@ -13,8 +13,8 @@ const ELSEWHERE: [(&[&str], &str); 9] = [
         "the environment sets the number of threads: RAYON_NUM_THREADS=4",
     ),
     (
-        &["--init-img", "--init-image", "--init-video", "--image", "--strength", "--denoise", "-i"],
-        "this is text to video only; a SparseCtrl network can follow an image: --control NAME=IMAGE,model=FILE,frames=0",
+        &["--init-image", "--init-video", "--denoise", "--denoising-strength", "-i"],
+        "--image FILE or --video FILE, and --strength 0.6 says how much of the run is made from there",
     ),
     (
         &["--control-net", "--controlnet", "--control-image", "--control-strength", "--canny"],

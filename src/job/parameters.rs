@@ -90,6 +90,9 @@ fn fields(job: &Job, made: &Made<'_>) -> Vec<(String, String)> {
         // A1111 counts from the last layer, which is 1.
         field("Clip skip", (request.prompt.clip_skip + 1).to_string());
     }
+    if let Some(source) = &request.source {
+        field("Denoising strength", source.strength.to_string());
+    }
     let hashes = |named: Vec<(String, Option<String>)>| {
         let named: Vec<String> = named
             .into_iter()

@@ -170,7 +170,7 @@ fn start(job: &Job, prepared: &Prepared, pipeline: &Pipeline) -> Event {
         width: prepared.width,
         height: prepared.height,
         frames: prepared.request.size.frames,
-        steps: sampling.steps,
+        steps: prepared.plan.steps.len(),
         sampler: sampling.sampler.name(),
         seed: sampling.seed.unwrap_or_default(),
         device: device_name(device),

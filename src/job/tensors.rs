@@ -32,6 +32,9 @@ pub(super) fn read(job: &mut Job, inputs: &mut Inputs, stop: &Stop) -> Result<()
         .map_err(|e| Error::request(field, format!("{}: {e}", path.display())))?;
     inputs.latents = all.remove("latents");
     inputs.noise = (0..).map_while(|i| all.remove(&format!("noise.{i}"))).collect();
+    if job.request.source.is_some() {
+        inputs.source_noise = all.remove("noise.source");
+    }
     for control in &job.request.controls {
         if let Some(noise) = all.remove(&format!("noise.control.{}", control.name)) {
             inputs.hint_noise.insert(control.name.clone(), noise);
@@ -42,11 +45,14 @@ pub(super) fn read(job: &mut Job, inputs: &mut Inputs, stop: &Stop) -> Result<()
         let error = Error::request(field, reason);
         return Err(if name.starts_with("noise.control.") {
             error.with_hint("noise.control.NAME is for the control NAME")
+        } else if name == "noise.source" {
+            error.with_hint("noise.source is for --image and --video")
         } else {
             error
         });
     }
-    if inputs.latents.is_none() && inputs.noise.is_empty() && inputs.hint_noise.is_empty() {
+    let has_latents = inputs.latents.is_some() || inputs.source_noise.is_some();
+    if !has_latents && inputs.noise.is_empty() && inputs.hint_noise.is_empty() {
         return Err(Error::request(field, format!("{} holds no tensors", path.display())));
     }
     Ok(())

@@ -118,7 +118,10 @@ fn files(job: &Job) -> impl Iterator<Item = (&str, Option<&str>)> {
     let adapters = job.request.ip_adapters.iter();
     let images = adapters.flat_map(|adapter| adapter.images.iter().chain(&adapter.masks));
     let records = images.chain(&job.tensors_in).map(|record| (&record.file, &record.sha256));
-    hints.chain(records).map(|(file, hash)| (file.as_str(), hash.as_deref()))
+    let source = job.request.source.iter().map(|source| (source.file(), source.sha256.as_deref()));
+    let hints = hints.map(|(file, hash)| (file.as_str(), hash.as_deref()));
+    let records = records.map(|(file, hash)| (file.as_str(), hash.as_deref()));
+    source.chain(hints).chain(records)
 }
 
 /// Whether a file is one that the clip was made with, or a folder has one.

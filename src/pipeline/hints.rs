@@ -6,6 +6,7 @@ use std::sync::Arc;
 use candle_core::{DType, Device, Tensor};
 
 use super::inputs::{Inputs, selection};
+use super::source::SourceFrames;
 use crate::adapters::control_net::Control as ControlNetControl;
 use crate::adapters::sparse_ctrl::{SparseControl, SparseHint};
 use crate::adapters::t2i_adapter::T2iControl;
@@ -21,17 +22,16 @@ use crate::{Error, Result, Stop};
 /// The name of the option, for errors.
 const FIELD: &str = "control";
 
-/// The images of a hint in the clip's size, and the frames that they are for if its network wants to know.
+/// The `images` of a hint in the clip's size, and the frames that they are for if its network wants to know.
 fn hint(
     control: &Control,
-    media: &Media,
+    images: &[RgbImage],
     config: &SideConfig,
     (clip, longest): (usize, Option<usize>),
     (width, height): (usize, usize),
     stop: &Stop,
 ) -> Result<Hint> {
     let wrong = |reason: String| Error::request(FIELD, format!("`{}`: {reason}", control.name));
-    let images = taken(control, media, clip, stop)?;
     let found = images.len();
     let fit = |image| resize(image, width as u32, height as u32, control.fit, stop);
     let all = longest.unwrap_or(usize::MAX);
@@ -135,7 +135,7 @@ pub struct Hint {
 /// The hint of every control of a request, for a clip of that size (width, height).
 pub(super) fn hints(
     request: &Request,
-    inputs: &Inputs,
+    (inputs, source): (&Inputs, Option<&SourceFrames>),
     models: &Models,
     size: (usize, usize),
     stop: &Stop,
@@ -147,9 +147,15 @@ pub(super) fn hints(
         if config.sees_latents() {
             models.check_encoder()?;
         }
-        let media = inputs.get(FIELD, &control.hint)?;
         let frames = (request.size.frames, models.longest_clip());
-        hint(control, media, config, frames, size, stop)
+        let images = match source.filter(|_| request.shared_video(control).is_some()) {
+            Some(source) if control.frames.is_empty() => source.images.clone(),
+            Some(source) => {
+                control.frames.iter().filter_map(|at| source.images.get(*at).cloned()).collect()
+            }
+            None => taken(control, inputs.get(FIELD, &control.hint)?, request.size.frames, stop)?,
+        };
+        hint(control, &images, config, frames, size, stop)
     };
     request.controls.iter().map(read).collect()
 }

@@ -16,12 +16,14 @@ use crate::{Error, Result, Stop};
 #[derive(Clone, Debug, Default)]
 pub struct Inputs {
     media: BTreeMap<String, Media>,
-    /// First latents in place of drawn ones, as unit noise.
+    /// First latents in place of drawn ones, as unit noise; with a source the noise that is added to it.
     pub latents: Option<Tensor>,
     /// Noise of the steps, taken in place of the generator's while it lasts.
     pub noise: Vec<Tensor>,
     /// Noise of hints that become latents, by the control's name: `(hints, channels, height, width)`.
     pub hint_noise: BTreeMap<String, Tensor>,
+    /// Noise with which the source's latents are sampled: `(frames, channels, height, width)`.
+    pub source_noise: Option<Tensor>,
 }
 
 impl Inputs {
@@ -32,15 +34,22 @@ impl Inputs {
     /// Those of [`Media::read`].
     pub fn read(request: &Request, stop: &Stop) -> Result<Self> {
         let mut inputs = Self::default();
-        for control in &request.controls {
-            let selections: Vec<Selection> = request
-                .controls
-                .iter()
-                .filter(|other| other.hint == control.hint)
-                .map(|other| selection(other, request.size.frames))
-                .collect();
-            let wanted = |number| selections.iter().any(|selection| selection.takes(number));
-            inputs.read_one("control", &control.hint, wanted, stop)?;
+        let source = request.source.iter().map(|source| {
+            let count = Some(request.size.frames).filter(|frames| *frames > 0);
+            // A second frame tells a video from an image.
+            let count = count.map(|count| count.max(2));
+            let selection = Selection { from: source.from, every: source.every, count };
+            (source.field(), source.file(), selection)
+        });
+        let own = |control: &&Control| request.shared_video(control).is_none();
+        let hints = request.controls.iter().filter(own).map(|control| {
+            ("control", control.hint.as_str(), selection(control, request.size.frames))
+        });
+        let all: Vec<_> = source.chain(hints).collect();
+        for (field, name, _) in &all {
+            let same = || all.iter().filter(|(_, other, _)| other == name);
+            let wanted = |number| same().any(|(_, _, selection)| selection.takes(number));
+            inputs.read_one(field, name, wanted, stop)?;
         }
         for adapter in &request.ip_adapters {
             for image in adapter.images.iter().chain(&adapter.masks) {
@@ -76,8 +85,16 @@ impl Inputs {
     /// [`Error::Request`] when one was not given, [`Error::Refused`] when it is not the one that the request has the
     /// hash of.
     pub fn identify(&self, request: &mut Request) -> Result<()> {
-        for control in &mut request.controls {
-            self.identify_one("control", &control.hint, &mut control.sha256)?;
+        let video = request.source_video().map(str::to_owned);
+        let shared: Vec<bool> =
+            request.controls.iter().map(|c| request.shared_video(c).is_some()).collect();
+        if let Some(source) = &mut request.source {
+            let (field, file) = (source.field(), source.file().to_owned());
+            self.identify_one(field, &file, &mut source.sha256)?;
+        }
+        for (control, is_shared) in request.controls.iter_mut().zip(shared) {
+            let file = video.as_ref().filter(|_| is_shared).unwrap_or(&control.hint);
+            self.identify_one("control", file, &mut control.sha256)?;
         }
         for adapter in &mut request.ip_adapters {
             for image in adapter.images.iter_mut().chain(&mut adapter.masks) {
@@ -126,6 +143,17 @@ impl Inputs {
             }
             if let Some(value) = not_finite(tensor)? {
                 return wrong(&name, format!("holds the value {value}"));
+            }
+        }
+        if let Some(tensor) = &self.source_noise {
+            let [_, channels, frames, height, width] = wanted;
+            let wanted = [frames, channels, height, width];
+            if tensor.dims() != wanted {
+                let reason = format!("is {:?}, the run needs {wanted:?}", tensor.dims());
+                return wrong("noise.source", reason);
+            }
+            if let Some(value) = not_finite(tensor)? {
+                return wrong("noise.source", format!("holds the value {value}"));
             }
         }
         // How many hints there are is known where they are encoded.

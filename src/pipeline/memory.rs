@@ -22,8 +22,8 @@ pub struct Plan {
     pub clips: u64,
     /// Intermediate results of decoding.
     pub decode: u64,
-    /// The autoencoder's encoder and its intermediate results, which are gone before the rest is loaded; 0 where no
-    /// hint is encoded.
+    /// The autoencoder's encoder and its intermediate results, which are gone before the rest is loaded; 0 where
+    /// neither a source nor a hint is encoded.
     pub encode: u64,
     /// What is needed whatever the size of the clip: the program itself, the largest kernel while it is packed, and
     /// what convolutions transform of their input.
@@ -94,7 +94,9 @@ impl Plan {
             * latents
             * first as f64
             * (UNET_VALUES + residuals + features);
-        let encode = if others.iter().any(|config| config.sees_latents()) {
+        let is_encoded =
+            request.source.is_some() || others.iter().any(|config| config.sees_latents());
+        let encode = if is_encoded {
             let encoded = area(size) * models.encoder_width() as f64 * ENCODER_VALUES;
             let values = (encoded * bytes(precision.vae)) as u64;
             models.bytes(&Part::VaeEncoder, precision).saturating_add(values)

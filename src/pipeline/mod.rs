@@ -12,6 +12,7 @@ mod images;
 mod inputs;
 pub mod memory;
 mod parts;
+mod source;
 mod warnings;
 
 use std::collections::BTreeMap;
@@ -21,6 +22,7 @@ use candle_core::{DType, Device, Tensor};
 
 pub use event::{Done, Event, Observer, Recorder};
 pub use inputs::Inputs;
+pub use source::SourceFrames;
 
 use crate::adapters::Conditioner;
 use crate::device::{self, DeviceChoice, DtypeChoice, Precision};
@@ -183,11 +185,11 @@ impl Pipeline {
         let mut request = request.clone();
         self.models.complete(&mut request)?;
         let (width, height) = self.size(&request)?;
-        let frames = request.size.frames;
         if let Some(longest) = self.models.longest_clip()
-            && frames > longest
+            && request.size.frames > longest
         {
-            let reason = format!("{frames} asked for, the motion modules know {longest}");
+            let reason =
+                format!("{} asked for, the motion modules know {longest}", request.size.frames);
             return Err(
                 Error::request("frames", reason).with_hint(format!("use at most {longest}"))
             );
@@ -199,12 +201,17 @@ impl Pipeline {
         }
         inputs.identify(&mut request)?;
         let longest = self.models.longest_clip();
-        let hints = hints::hints(&request, inputs, &self.models, (width, height), &self.stop)?;
+        let source = source::read(&mut request, inputs, &self.models, (width, height), &self.stop)?;
+        // With the number of frames of a video.
+        request.validate()?;
+        let frames = request.size.frames;
+        let given = (inputs, source.as_ref());
+        let hints = hints::hints(&request, given, &self.models, (width, height), &self.stop)?;
         let adapter_images =
             images::adapter_images(&request, inputs, longest, (width, height), &self.stop)?;
         let config = self.models.scheduler(&request);
         let schedule = config.schedule()?;
-        let plan = request.sampling.sampler.plan(
+        let mut plan = request.sampling.sampler.plan(
             &schedule,
             &PlanSettings {
                 steps: request.sampling.steps,
@@ -214,6 +221,9 @@ impl Pipeline {
                 ..PlanSettings::default()
             },
         )?;
+        if let Some(source) = &request.source {
+            plan = plan.last_part(source.strength)?;
+        }
         if config.prediction_type == Prediction::Epsilon
             && plan.steps.iter().any(|step| step.at.alpha == 0.0)
         {
@@ -243,12 +253,14 @@ impl Pipeline {
             .map(|bytes| bytes.saturating_add(self.library.bytes()));
         let guidance = memory.choose(available)?;
         let running = (self.precision, &self.device);
-        let warnings = warnings::warnings(&request, &self.models, running, &hints);
+        let mut warnings = warnings::warnings(&request, &self.models, running, &hints);
+        warnings.extend(source::stretched(&request, source.as_ref()));
         Ok(Prepared {
             request,
             warnings,
             width,
             height,
+            source,
             hints,
             adapter_images,
             schedule,
@@ -258,6 +270,7 @@ impl Pipeline {
             latents: inputs.latents.clone(),
             noise: inputs.noise.clone(),
             hint_noise: inputs.hint_noise.clone(),
+            source_noise: inputs.source_noise.clone(),
         })
     }
 
@@ -308,6 +321,12 @@ impl Pipeline {
         }
         self.make_room(prepared)?;
         let states = self.encode(request, observer)?;
+        let replay = frames_first(&prepared.noise)?;
+        let mut noise = Noise::new(request.sampling.rng, seed).with_replay(replay);
+        let source = prepared.source.as_ref();
+        let source = source
+            .map(|source| self.noised_source(prepared, source, &mut noise, observer))
+            .transpose()?;
         let hints = self.encode_hints(prepared, observer)?;
         let image_prompts = self.image_prompts(prepared, observer)?;
         // The autoencoder is small: if something is wrong with it, that shows before the long part.
@@ -319,9 +338,10 @@ impl Pipeline {
         }
         let unet = self.unet(observer)?;
 
-        let replay = frames_first(&prepared.noise)?;
-        let mut noise = Noise::new(request.sampling.rng, seed).with_replay(replay);
-        let x = first_latents(prepared, &mut noise, &self.models, &self.device)?;
+        let x = match source {
+            Some(latents) => latents,
+            None => first_latents(prepared, &mut noise, &self.models, &self.device)?,
+        };
         let latents = {
             let guided = self.guided(&*unet, prepared, &states)?;
             let conditioners =
@@ -387,6 +407,8 @@ pub struct Prepared {
     pub width: usize,
     /// Height of the frames in pixels.
     pub height: usize,
+    /// The frames that the clip starts from, in its size; noise if `None`.
+    pub source: Option<SourceFrames>,
     /// The images of every control, in the clip's size.
     pub hints: Vec<Hint>,
     /// The images of every IP-Adapter, and how they are used.
@@ -404,6 +426,7 @@ pub struct Prepared {
     latents: Option<Tensor>,
     noise: Vec<Tensor>,
     hint_noise: BTreeMap<String, Tensor>,
+    source_noise: Option<Tensor>,
 }
 
 /// `(1, frames, channels, height, width)` at the plan's first noise level, in f32.

@@ -2,7 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::{Control, IpAdapter, Output, Prompt, Request, Sampling, Schedule, Size, Spec};
+use super::{Control, IpAdapter, Output, Prompt, Request, Sampling, Schedule, Size, Source, Spec};
 use crate::{Error, Result};
 
 /// The name of this version's vocabulary.
@@ -73,8 +73,10 @@ struct Document {
     models: Spec,
     #[serde(default)]
     prompt: Prompt,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    source: Option<Source>,
     #[serde(default)]
-    size: Size,
+    size: GivenSize,
     #[serde(default)]
     sampling: Sampling,
     #[serde(default)]
@@ -93,16 +95,31 @@ struct Document {
     program: Option<Program>,
 }
 
+/// A [`Size`] that may leave the number of frames open.
+#[derive(Default, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+struct GivenSize {
+    width: Option<usize>,
+    height: Option<usize>,
+    frames: Option<usize>,
+}
+
 impl TryFrom<Document> for Job {
     type Error = String;
 
     fn try_from(document: Document) -> Result<Self, String> {
-        let Document { schema, models, prompt, size, sampling, schedule, .. } = document;
+        let Document { schema, models, prompt, source, size, sampling, schedule, .. } = document;
         if schema != SCHEMA {
             return Err(format!("schema `{schema}` is not `{SCHEMA}`"));
         }
         let Document { controls, ip_adapters, output, tensors_in, weights, program, .. } = document;
-        let request = Request { prompt, size, sampling, schedule, controls, ip_adapters, output };
+        let is_video = source.as_ref().is_some_and(|source| source.video.is_some());
+        // A video has a number of frames of its own.
+        let usual = if is_video { 0 } else { Size::default().frames };
+        let GivenSize { width, height, frames } = size;
+        let size = Size { width, height, frames: frames.unwrap_or(usual) };
+        let request =
+            Request { prompt, source, size, sampling, schedule, controls, ip_adapters, output };
         Ok(Self { models, request, tensors_in, weights, program })
     }
 }
@@ -110,11 +127,15 @@ impl TryFrom<Document> for Job {
 impl From<Job> for Document {
     fn from(job: Job) -> Self {
         let Job { models, request, tensors_in, weights, program } = job;
-        let Request { prompt, size, sampling, schedule, controls, ip_adapters, output } = request;
+        let Request { prompt, source, size, sampling, schedule, controls, ip_adapters, output } =
+            request;
+        let Size { width, height, frames } = size;
+        let size = GivenSize { width, height, frames: Some(frames) };
         Self {
             schema: SCHEMA.to_owned(),
             models,
             prompt,
+            source,
             size,
             sampling,
             schedule,

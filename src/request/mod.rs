@@ -1,8 +1,8 @@
 //! Requests: the vocabulary of the command line, of request files and of the metadata in clips.
 //!
 //! Text only: nothing here opens a file, reads weights or knows a device. A [`Job`] is a whole document; its JSON has
-//! the sections `models` ([`Spec`]), `prompt`, `size`, `sampling`, `schedule`, `controls`, `ip_adapters` and `output`
-//! (those of [`Request`]). Every section and every field may be left out; what is `None` the model decides.
+//! the sections `models` ([`Spec`]), `prompt`, `source`, `size`, `sampling`, `schedule`, `controls`, `ip_adapters` and
+//! `output` (those of [`Request`]). Every section and every field may be left out; what is `None` the model decides.
 //!
 //! ```
 //! use animatelcm::request::Job;
@@ -17,6 +17,7 @@ mod grammar;
 mod ip_adapter;
 mod job;
 mod prompt;
+mod source;
 mod spec;
 
 use serde::{Deserialize, Serialize};
@@ -25,6 +26,7 @@ pub use control::Control;
 pub use ip_adapter::IpAdapter;
 pub use job::{FileRecord, Job, Program, SCHEMA};
 pub use prompt::Prompt;
+pub use source::Source;
 pub use spec::{Embedding, Spec, WeightedFile};
 
 use crate::models::motion::MotionNorm;
@@ -49,6 +51,8 @@ const MOST_FRAMES: usize = 1 << 24;
 pub struct Request {
     /// The prompts.
     pub prompt: Prompt,
+    /// The image or video that the clip starts from; noise if `None`.
+    pub source: Option<Source>,
     /// Width, height and length of the clip.
     pub size: Size,
     /// The sampler and its settings.
@@ -71,7 +75,7 @@ pub struct Size {
     pub width: Option<usize>,
     /// Height in pixels.
     pub height: Option<usize>,
-    /// Number of frames.
+    /// Number of frames. 0 stands for all of the source's video, as far as the model knows so many.
     pub frames: usize,
 }
 
@@ -188,7 +192,11 @@ impl Request {
     ///
     /// [`Error::Request`] with the field that is wrong.
     pub fn validate(&self) -> Result<()> {
-        at_least("frames", self.size.frames, 1)?;
+        // A video has a number of frames of its own.
+        let is_open = self.size.frames == 0 && self.source_video().is_some();
+        if !is_open {
+            at_least("frames", self.size.frames, 1)?;
+        }
         if self.size.frames > MOST_FRAMES {
             let reason = format!("must be at most {MOST_FRAMES}, got {}", self.size.frames);
             return Err(Error::request("frames", reason));
@@ -205,7 +213,19 @@ impl Request {
         between("beta-start", beta_start, 1e-9, 0.999)?;
         between("beta-end", beta_end, beta_start.unwrap_or(1e-9), 0.999)?;
         self.prompt.validate()?;
-        control::validate(&self.controls, self.size.frames)?;
+        if let Some(source) = &self.source {
+            source.validate(self.sampling.steps)?;
+        }
+        for control in &self.controls {
+            let chooses = control.from.is_some() || control.every.is_some();
+            if chooses && self.shared_video(control).is_some() {
+                let reason =
+                    format!("`{}`: `from` and `every` are those of the video", control.name);
+                return Err(Error::request("control", reason)
+                    .with_hint("--video-from and --video-every choose for both"));
+            }
+        }
+        control::validate(&self.controls, if is_open { usize::MAX } else { self.size.frames })?;
         ip_adapter::validate(&self.ip_adapters)?;
         for (field, value) in [("width", self.size.width), ("height", self.size.height)] {
             let Some(value) = value else { continue };
@@ -216,6 +236,16 @@ impl Request {
             }
         }
         Ok(())
+    }
+
+    /// The video that the clip starts from.
+    pub fn source_video(&self) -> Option<&str> {
+        self.source.as_ref()?.video.as_deref()
+    }
+
+    /// The source's video, where it is the hint of a control.
+    pub(crate) fn shared_video(&self, control: &Control) -> Option<&str> {
+        source::shared(self.source.as_ref(), control)
     }
 
     /// Returns whether guidance is on, and the negative prompt has an effect.

@@ -43,7 +43,7 @@ pub use self::euler::Euler;
 pub use self::euler_ancestral::EulerAncestral;
 pub use self::heun::Heun;
 pub use self::lcm::Lcm;
-pub use self::plan::{Plan, PlanSettings, Step};
+pub use self::plan::{Plan, PlanSettings, Step, kept_steps};
 pub use self::run::{Observer, Progress, Run};
 use crate::schedule::{NoiseLevel, Spacing};
 use crate::spelling::{bare, nearest};

@@ -69,17 +69,29 @@ impl Plan {
     ///
     /// When no step is left.
     pub fn last_part(mut self, strength: f64) -> Result<Self> {
-        check_strength(strength)?;
         let all = self.steps.len();
-        let kept = ((all as f64 * strength) as usize).min(all);
-        if kept == 0 {
-            let reason = format!("{strength} of {all} steps is less than one step");
-            return Err(Error::request("strength", reason)
-                .with_hint(format!("use at least {:.2}, or more steps", 1.0 / all as f64 + 5e-3)));
-        }
-        self.steps.drain(..all - kept);
+        self.steps.drain(..all - kept_steps(all, strength)?);
         Ok(self)
     }
+}
+
+/// How many of `steps` are made at a `strength`, rounded down: `get_timesteps` of diffusers' pipelines that start from
+/// an image or a video.
+///
+/// # Errors
+///
+/// A strength outside `(0, 1]`, or one that leaves no step.
+pub fn kept_steps(steps: usize, strength: f64) -> Result<usize> {
+    check_strength(strength)?;
+    let kept = ((steps as f64 * strength) as usize).min(steps);
+    if kept == 0 {
+        let reason = format!("{strength} of {steps} steps is less than one step");
+        // Rounded up, so that what it says is enough.
+        let least = (100.0 / steps.max(1) as f64).ceil() / 100.0;
+        return Err(Error::request("strength", reason)
+            .with_hint(format!("use at least {least}, or more steps")));
+    }
+    Ok(kept)
 }
 
 impl SamplerKind {
@@ -267,5 +279,5 @@ fn check_strength(strength: f64) -> Result<()> {
     if strength > 0.0 && strength <= 1.0 {
         return Ok(());
     }
-    Err(Error::request("strength", format!("must lie between 0 and 1, got {strength}")))
+    Err(Error::request("strength", format!("must be above 0 and at most 1, got {strength}")))
 }

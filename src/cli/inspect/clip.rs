@@ -9,7 +9,7 @@ use super::Table;
 use super::media::Seen;
 use crate::job::{self, Imported};
 use crate::output::Metadata;
-use crate::request::{Job, Request, Spec};
+use crate::request::{Job, Request, Source, Spec};
 use crate::text::prompt::PromptMode;
 use crate::{Error, Result};
 
@@ -116,6 +116,9 @@ fn request_rows(request: &Request, table: &mut Table) {
         ),
     );
     table.row("clip", size(request));
+    if let Some(source) = &request.source {
+        table.row("source", self::source(source));
+    }
     table.row("sampling", sampling(request));
     for adapter in &request.ip_adapters {
         let images: Vec<&str> = adapter.images.iter().map(|image| image.file.as_str()).collect();
@@ -137,6 +140,20 @@ fn size(request: &Request) -> String {
         side(request.size.height),
         request.output.fps
     )
+}
+
+/// What the clip starts from.
+fn source(source: &Source) -> String {
+    let mut words = vec![format!("{} at strength {}", source.file(), source.strength)];
+    words.extend(source.fps.map(|fps| format!("{fps} frames a second")));
+    if source.from > 0 {
+        words.push(format!("from frame {}", source.from));
+    }
+    if source.every > 1 {
+        words.push(format!("one frame of {}", source.every));
+    }
+    words.push(format!("fit {}", word(&source.fit)));
+    words.join(", ")
 }
 
 /// Everything that changes the frames beside prompt, seed and size.
@@ -228,12 +245,14 @@ mod tests {
         let mut request = Request::new("a cat");
         request.sampling.seed = Some(7);
         request.output.zoom = 4;
+        request.source = Some(Source { fps: Some(6.0), every: 2, ..Source::video("v.mp4") });
         let text = rows(&Job::new(spec, request));
         for part in [
             "a cat",
             "7, cpu",
             "16 frames of ?x?, 8 a second, enlarged 4 times",
             "mm.ckpt",
+            "v.mp4 at strength 0.8, 6 frames a second, one frame of 2, fit stretch",
             "style.safetensors at 0.5",
             "4 steps of lcm",
         ] {

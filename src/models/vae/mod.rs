@@ -61,15 +61,22 @@ pub enum VaeEncoder {
 
 impl VaeEncoder {
     /// Encodes images `(batch, 3, height, width)` in `[-1, 1]` to scaled latents, `(batch, 4, height', width')`,
-    /// sampled from their distribution with standard normal `noise` of the latents' shape. TAESD is deterministic and
-    /// ignores `noise`.
+    /// sampled from their distribution with standard normal `noise` of the latents' shape; a single image as often as
+    /// there is noise. TAESD is deterministic and ignores the values of `noise`.
     pub fn sample(&self, images: &Tensor, noise: &Tensor, stop: &Stop) -> Result<Tensor> {
         Ok(match self {
             Self::Kl(vae) => {
                 (vae.encode(images, stop)?.sample(noise)? * vae.config.scaling_factor)?
             }
-            Self::Tiny(vae) => (vae.encode(images, stop)? * vae.config().scaling_factor)?,
+            Self::Tiny(vae) => (vae.encode(images, stop)? * vae.config().scaling_factor)?
+                .broadcast_as(noise.shape())?
+                .contiguous()?,
         })
+    }
+
+    /// Returns whether the values of the noise matter.
+    pub fn is_random(&self) -> bool {
+        matches!(self, Self::Kl(_))
     }
 }
 
@@ -100,10 +107,11 @@ pub struct Posterior {
 }
 
 impl Posterior {
-    /// Samples latents with standard normal `noise` of the same shape.
+    /// Samples latents with standard normal `noise` of the same shape; those of a single image as often as there is
+    /// noise.
     pub fn sample(&self, noise: &Tensor) -> Result<Tensor> {
         let deviation = (&self.log_variance * 0.5)?.exp()?;
-        Ok((&self.mean + (deviation * noise)?)?)
+        Ok(self.mean.broadcast_add(&deviation.broadcast_mul(noise)?)?)
     }
 }
 

@@ -1,0 +1,285 @@
+//! The image or video that a clip starts from: its frames, and their noised latents.
+//!
+//! The way of diffusers' `AnimateDiffVideoToVideoPipeline` (0.42.1): latents are drawn from the encoder's posterior, noise of
+//! the first step that is left is added to them, and the generator is used in that order.
+
+use candle_core::{DType, Device, Tensor};
+
+use super::event::record;
+use super::inputs::Inputs;
+use super::{Observer, Pipeline, Prepared, channels_first};
+use crate::library::Models;
+use crate::media::RgbImage;
+use crate::media::read::{Media, Selection};
+use crate::media::resize::{Fit, resize};
+use crate::media::tensor::from_rgb;
+use crate::request::{Request, Source};
+use crate::rng::Noise;
+use crate::{Error, Result, Stop};
+
+/// The name of the option, for errors about videos.
+const VIDEO: &str = "video";
+
+/// Frames that diffusers encodes, and draws noise for, at once.
+const CHUNK: usize = 16;
+
+/// How much longer a side may become than the other before it is told.
+const UNNOTICED: f64 = 1.05;
+
+/// Frames that a clip starts from.
+#[derive(Clone, Debug)]
+pub struct SourceFrames {
+    /// In the clip's size: one for all frames, or one for each.
+    pub images: Vec<RgbImage>,
+    /// Width and height before they were resized.
+    pub size: (u32, u32),
+}
+
+/// Reads the frames of a request's source, for a clip of that size (width, height); a request that leaves the number
+/// of frames to a video then has one.
+pub(super) fn read(
+    request: &mut Request,
+    inputs: &Inputs,
+    models: &Models,
+    (width, height): (usize, usize),
+    stop: &Stop,
+) -> Result<Option<SourceFrames>> {
+    let Some(source) = &request.source else { return Ok(None) };
+    models.check_encoder()?;
+    let (field, file) = (source.field(), source.file());
+    let media = inputs.get(field, file)?;
+    let images = if source.video.is_some() {
+        let wanted = Some(request.size.frames).filter(|frames| *frames > 0);
+        let images = video(source, media, wanted, models.longest_clip(), stop)?;
+        request.size.frames = images.len();
+        images
+    } else {
+        image(file, media, stop)?
+    };
+    let size = one_size(source, &images)?;
+    let fit = |image| resize(image, width as u32, height as u32, source.fit, stop);
+    Ok(Some(SourceFrames { images: images.iter().map(fit).collect::<Result<_>>()?, size }))
+}
+
+/// The only frame of an image.
+fn image(file: &str, media: &Media, stop: &Stop) -> Result<Vec<RgbImage>> {
+    let two = Selection { count: Some(2), ..Selection::default() };
+    let found = media.frames("image", two, stop)?;
+    if found.images.len() > 1 {
+        let error = Error::request("image", format!("{file} has more than one frame"));
+        return Err(error.with_hint("--video starts from all of them"));
+    }
+    Ok(found.images)
+}
+
+/// The frames of a video that are taken: as many as are `wanted`, or all, at most the `longest` clip's.
+fn video(
+    source: &Source,
+    media: &Media,
+    wanted: Option<usize>,
+    longest: Option<usize>,
+    stop: &Stop,
+) -> Result<Vec<RgbImage>> {
+    let &Source { from, every, .. } = source;
+    let file = source.file();
+    let most = wanted.or(longest);
+    // A second frame tells a video from an image.
+    let selection = Selection { from, every, count: most.map(|most| most.max(2)) };
+    let timed = source.fps.map(|fps| Ok::<_, Error>((fps, media.durations(VIDEO)?))).transpose()?;
+    let (mut images, seen) = match timed {
+        Some((fps, Some(durations))) if durations.len() > 1 => {
+            let rate = fps / every as f64;
+            let numbers = nearest(&durations, from, rate, most.unwrap_or(usize::MAX));
+            let mut once = numbers.clone();
+            once.dedup();
+            let found = media.frames_at(VIDEO, &once, stop)?;
+            let frame = |number| found.images.get(once.binary_search(number).ok()?).cloned();
+            (numbers.iter().filter_map(frame).collect(), found.seen.max(durations.len()))
+        }
+        timed => {
+            let found = media.frames(VIDEO, selection, stop)?;
+            if timed.is_some() && found.seen > 1 {
+                let reason = format!("a folder has no frame rate: {file}");
+                return Err(Error::request("video-fps", reason)
+                    .with_hint("--video-every takes every so many frames"));
+            }
+            (found.images, found.seen)
+        }
+    };
+    if seen < 2 {
+        let error = Error::request(VIDEO, format!("{file} has {seen} frame"));
+        return Err(error.with_hint("--image starts from one image"));
+    }
+    images.truncate(most.unwrap_or(usize::MAX));
+    let taken = images.len();
+    if taken == 0 {
+        let reason = format!("{from} asked for, {file} has the frames 0 to {}", seen - 1);
+        return Err(Error::request("video-from", reason));
+    }
+    match wanted {
+        Some(wanted) if taken < wanted => {
+            let reason = format!("{wanted} asked for, {file} gives {taken} of its {seen}");
+            Err(Error::request("frames", reason).with_hint(format!("--frames {taken}")))
+        }
+        _ => Ok(images),
+    }
+}
+
+/// The frames nearest to times at even distances, from the start of frame `from` to the end of the video: at most
+/// `most`, in order, perhaps some of them several times.
+fn nearest(durations: &[f64], from: usize, fps: f64, most: usize) -> Vec<usize> {
+    let mut starts = Vec::with_capacity(durations.len());
+    let mut end = 0.0;
+    for seconds in durations {
+        starts.push(end);
+        end += seconds;
+    }
+    let Some(&first) = starts.get(from) else { return vec![] };
+    // Sums of rounded numbers: a frame that would begin at the very end is none.
+    let end = end - 1e-6;
+    let mut found = Vec::new();
+    let mut at = from;
+    // No input has more frames than this, and no clip.
+    while found.len() < most.min(1 << 16) {
+        let time = first + found.len() as f64 / fps;
+        if time >= end {
+            break;
+        }
+        // The later of two that are equally near only if it is nearer.
+        while let Some(next) = starts.get(at + 1)
+            && (next - time).abs() + 1e-9 < (time - starts[at]).abs()
+        {
+            at += 1;
+        }
+        found.push(at);
+    }
+    found
+}
+
+/// The common width and height of frames.
+fn one_size(source: &Source, images: &[RgbImage]) -> Result<(u32, u32)> {
+    let size = images.first().map(RgbImage::dimensions).unwrap_or_default();
+    let (width, height) = size;
+    let wrong = |reason: String| Error::request(source.field(), reason);
+    if width == 0 || height == 0 {
+        return Err(wrong(format!("{} is {width}x{height} pixels", source.file())));
+    }
+    if let Some(at) = images.iter().position(|image| image.dimensions() != size) {
+        let (other_width, other_height) =
+            images.get(at).map(RgbImage::dimensions).unwrap_or_default();
+        let (first, number) = (source.from, source.from + at * source.every);
+        return Err(wrong(format!(
+            "{}: frame {number} is {other_width}x{other_height}, frame {first} {width}x{height}",
+            source.file()
+        ))
+        .with_hint("all frames need one size"));
+    }
+    Ok(size)
+}
+
+/// A message about frames whose proportions change.
+pub(super) fn stretched(request: &Request, frames: Option<&SourceFrames>) -> Option<String> {
+    let (source, frames) = (request.source.as_ref()?, frames?);
+    let (from, image) = (frames.size, frames.images.first()?);
+    let proportions = |(width, height): (u32, u32)| f64::from(width) / f64::from(height.max(1));
+    let change = proportions(image.dimensions()) / proportions(from);
+    let is_told = source.fit == Fit::Stretch && change.max(1.0 / change) > UNNOTICED;
+    is_told.then(|| {
+        let (width, height) = image.dimensions();
+        format!(
+            "fit: {} is stretched from {}x{} to {width}x{height}; --fit crop or pad keeps its \
+             proportions",
+            source.file(),
+            from.0,
+            from.1
+        )
+    })
+}
+
+impl Pipeline {
+    /// The latents of the source at the plan's first noise level, `(1, frames, channels, height, width)` in f32.
+    pub(super) fn noised_source(
+        &self,
+        prepared: &Prepared,
+        frames: &SourceFrames,
+        noise: &mut Noise,
+        observer: &mut dyn Observer,
+    ) -> Result<Tensor> {
+        let clean = self.encode_source(prepared, frames, noise, observer)?;
+        record(observer, "source", || channels_first(&clean))?;
+        let unit = match &prepared.latents {
+            Some(latents) => latents.to_dtype(DType::F32)?.transpose(1, 2)?.contiguous()?,
+            // Frames come before channels here, and in no other noise.
+            None => {
+                Tensor::from_vec(noise.normal(clean.elem_count()), clean.shape(), &Device::Cpu)?
+            }
+        };
+        prepared.plan.start().add_noise(&clean, &unit.to_device(&self.device)?)
+    }
+
+    /// The latents of the source, sampled from the encoder's posterior.
+    fn encode_source(
+        &self,
+        prepared: &Prepared,
+        frames: &SourceFrames,
+        noise: &mut Noise,
+        observer: &mut dyn Observer,
+    ) -> Result<Tensor> {
+        let encoder = self.vae_encoder(observer)?;
+        let factor = self.models.factor();
+        let (height, width) = (prepared.height / factor, prepared.width / factor);
+        let (count, channels) = (prepared.request.size.frames, self.models.latent_channels());
+        let drawn = match &prepared.source_noise {
+            Some(given) => given.to_dtype(DType::F32)?,
+            None => {
+                let mut values = Vec::new();
+                // TAESD draws none.
+                let chunks = if encoder.is_random() { count.div_ceil(CHUNK) } else { 0 };
+                for chunk in 0..chunks {
+                    let frames = CHUNK.min(count - chunk * CHUNK);
+                    values.extend(noise.normal(frames * channels * height * width));
+                }
+                values.resize(count * channels * height * width, 0.0);
+                Tensor::from_vec(values, (count, channels, height, width), &Device::Cpu)?
+            }
+        };
+        let drawn = drawn.to_dtype(self.precision.vae)?.to_device(&self.device)?;
+        let encode = |image: &RgbImage, drawn: &Tensor| {
+            let image = from_rgb(std::slice::from_ref(image), &self.device)?.affine(2.0, -1.0)?;
+            encoder.sample(&image.to_dtype(self.precision.vae)?, drawn, &self.stop)
+        };
+        let latents = match frames.images.as_slice() {
+            // Encoded once, sampled for every frame.
+            [only] => encode(only, &drawn)?,
+            images => {
+                // One at a time: the encoder works at full size.
+                let each = images.iter().enumerate();
+                let each = each.map(|(i, image)| encode(image, &drawn.narrow(0, i, 1)?));
+                Tensor::cat(&each.collect::<Result<Vec<_>>>()?, 0)?
+            }
+        };
+        Ok(latents.to_dtype(DType::F32)?.unsqueeze(0)?)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_nearest_frame_is_taken_at_every_time() {
+        let steady = [0.125; 8];
+        assert_eq!(nearest(&steady, 0, 8.0, 99), [0, 1, 2, 3, 4, 5, 6, 7]);
+        assert_eq!(nearest(&steady, 0, 4.0, 99), [0, 2, 4, 6]);
+        assert_eq!(nearest(&steady, 3, 4.0, 99), [3, 5, 7]);
+        assert_eq!(nearest(&steady, 0, 4.0, 2), [0, 2]);
+        assert_eq!(nearest(&steady, 0, 6.0, 99), [0, 1, 3, 4, 5, 7]);
+        assert_eq!(nearest(&steady, 6, 24.0, 99), [6, 6, 7, 7, 7, 7]);
+        assert_eq!(nearest(&steady, 8, 8.0, 99), [0; 0]);
+        assert_eq!(nearest(&[], 0, 8.0, 99), [0; 0]);
+        // 29.97 frames a second, and one that stays long.
+        let ntsc = [1001.0 / 30000.0; 30];
+        assert_eq!(nearest(&ntsc, 0, 30000.0 / 1001.0, 99).len(), 30);
+        assert_eq!(nearest(&[0.1, 1.0, 0.1], 0, 5.0, 99), [0, 1, 1, 1, 2, 2]);
+    }
+}

@@ -1,0 +1,195 @@
+//! What a clip starts from instead of noise: an image or a video.
+
+use serde::{Deserialize, Serialize};
+
+use super::{Control, at_least, between, is_default};
+use crate::media::resize::Fit;
+use crate::sampler::kept_steps;
+use crate::{Error, Result};
+
+/// The word with which a control takes the frames of the source's video as its hint.
+const VIDEO: &str = "video";
+
+/// The image or video that a clip starts from, and how far it may go from there.
+///
+/// One of `image` and `video` is there.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Source {
+    /// An image that every frame starts from.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub image: Option<String>,
+    /// An animation, a video or a folder of images whose frames the clip's start from.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub video: Option<String>,
+    /// The SHA-256 of the image or video; in a clip always there.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub sha256: Option<String>,
+    /// Share of the steps that are made, from the clean end: near 0 the frames stay as they are, at 1 little is left of
+    /// them.
+    pub strength: f64,
+    /// Frames a second at which the video is sampled; every frame is taken once if `None`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub fps: Option<f64>,
+    /// The video's first frame that is taken, from 0.
+    #[serde(skip_serializing_if = "is_default")]
+    pub from: usize,
+    /// Every so many frames one is taken.
+    #[serde(skip_serializing_if = "is_one")]
+    pub every: usize,
+    /// Resizing of frames of another size than the clip's.
+    pub fit: Fit,
+}
+
+impl Default for Source {
+    fn default() -> Self {
+        Self {
+            image: None,
+            video: None,
+            sha256: None,
+            // As in diffusers' AnimateDiffVideoToVideoPipeline.
+            strength: 0.8,
+            fps: None,
+            from: 0,
+            every: 1,
+            fit: Fit::default(),
+        }
+    }
+}
+
+/// Sources of which every frame is taken do not mention it.
+#[allow(clippy::trivially_copy_pass_by_ref, reason = "serde passes references")]
+fn is_one(every: &usize) -> bool {
+    *every == 1
+}
+
+impl Source {
+    /// A source whose frames all start from this image.
+    pub fn image(file: impl Into<String>) -> Self {
+        Self { image: Some(file.into()), ..Self::default() }
+    }
+
+    /// A source whose frames start from those of this video.
+    pub fn video(file: impl Into<String>) -> Self {
+        Self { video: Some(file.into()), ..Self::default() }
+    }
+
+    /// The name of the option that the file was given by.
+    pub fn field(&self) -> &'static str {
+        if self.video.is_some() { "video" } else { "image" }
+    }
+
+    /// The file or folder.
+    pub fn file(&self) -> &str {
+        self.video.as_deref().or(self.image.as_deref()).unwrap_or_default()
+    }
+
+    /// Checks what can be checked without a model, for a run of so many steps.
+    pub(super) fn validate(&self, steps: usize) -> Result<()> {
+        let wrong = |field: &'static str, reason: &str| Err(Error::request(field, reason));
+        match (&self.image, &self.video) {
+            (Some(_), Some(_)) => return wrong("source", "an image or a video, not both"),
+            (None, None) => return wrong("source", "is neither an image nor a video"),
+            _ if self.file().is_empty() => return wrong(self.field(), "is empty"),
+            _ => {}
+        }
+        kept_steps(steps, self.strength)?;
+        between("video-fps", self.fps, 0.01, 1000.0)?;
+        at_least("video-every", self.every, 1)?;
+        if self.image.is_some() {
+            for (field, is_given) in [
+                ("video-fps", self.fps.is_some()),
+                ("video-from", self.from > 0),
+                ("video-every", self.every > 1),
+            ] {
+                if is_given {
+                    return wrong(field, "an image has no frames to choose from");
+                }
+            }
+        }
+        Ok(())
+    }
+}
+
+/// The video that a control's hint stands for, if it is that of the source.
+pub(super) fn shared<'a>(source: Option<&'a Source>, control: &Control) -> Option<&'a str> {
+    let video = source?.video.as_deref()?;
+    (control.hint == VIDEO).then_some(video)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::request::{Job, Request, Spec};
+
+    #[test]
+    fn a_source_is_read_back_as_written() {
+        let source = Source {
+            strength: 0.35,
+            fps: Some(12.5),
+            from: 3,
+            every: 2,
+            fit: Fit::Pad,
+            ..Source::video("a.mp4")
+        };
+        for source in [source, Source::image("a b.png")] {
+            let request = Request { source: Some(source), ..Request::default() };
+            let job = Job::new(Spec::default(), request);
+            let json = serde_json::to_string(&job).unwrap();
+            assert_eq!(Job::from_json(&json).unwrap(), job, "{json}");
+        }
+        let short = r#"{"schema":"animatelcm/v1","source":{"image":"a.png"}}"#;
+        let request = Job::from_json(short).unwrap().request;
+        assert_eq!(request.source, Some(Source::image("a.png")));
+        assert_eq!((request.source.unwrap().strength, request.size.frames), (0.8, 16));
+        // A video has as many frames as it has, unless the request says how many.
+        let frames = |size: &str| {
+            let json = r#"{"schema":"animatelcm/v1","source":{"video":"a.mp4"}"#;
+            Job::from_json(&format!("{json}{size}}}")).unwrap().request.size.frames
+        };
+        assert_eq!((frames(""), frames(r#","size":{}"#)), (0, 0));
+        assert_eq!(frames(r#","size":{"frames":7}"#), 7);
+    }
+
+    #[test]
+    fn impossible_sources_name_their_field() {
+        let request = |source| Request { source: Some(source), ..Request::default() };
+        let wrong = |source, start: &str| {
+            let error = request(source).validate().unwrap_err();
+            assert_eq!(error.kind().exit_code(), 2);
+            assert!(error.to_string().starts_with(start), "{start}: {error}");
+        };
+        let (image, video) = (Source::image("a.png"), Source::video("a.gif"));
+        let both = Source { image: Some("a".into()), ..video.clone() };
+        wrong(both, "source: an image or a video, not both");
+        wrong(Source::default(), "source: is neither");
+        wrong(Source::image(""), "image: is empty");
+        for strength in [0.0, -0.1, 1.01, f64::NAN, f64::INFINITY] {
+            wrong(Source { strength, ..image.clone() }, "strength: must be above 0 and at most 1");
+        }
+        // Four steps by default.
+        wrong(Source { strength: 0.24, ..image.clone() }, "strength: 0.24 of 4 steps is less than");
+        assert!(request(Source { strength: 0.25, ..image.clone() }).validate().is_ok());
+        wrong(Source { fps: Some(0.0), ..video.clone() }, "video-fps: must be between");
+        wrong(Source { every: 0, ..video.clone() }, "video-every: must be at least 1");
+        wrong(Source { fps: Some(8.0), ..image.clone() }, "video-fps: an image has no frames");
+        wrong(Source { from: 1, ..image.clone() }, "video-from");
+        wrong(Source { every: 2, ..image.clone() }, "video-every");
+        let open = |source| {
+            let mut request = request(source);
+            request.size.frames = 0;
+            request.validate().is_ok()
+        };
+        assert!(open(video) && !open(image));
+    }
+
+    #[test]
+    fn a_control_shares_the_video_of_the_source_alone() {
+        let control = |hint: &str| format!("c={hint},model=m").parse::<Control>().unwrap();
+        let video = Source::video("a.gif");
+        assert_eq!(shared(Some(&video), &control("video")), Some("a.gif"));
+        assert_eq!(shared(Some(&video), &control("./video")), None);
+        assert_eq!(shared(Some(&Source::image("a.png")), &control("video")), None);
+        assert_eq!(shared(None, &control("video")), None);
+    }
+}

@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 
 use animatelcm::Stop;
-use animatelcm::media::read::{Selection, frames};
+use animatelcm::media::read::{Media, Selection};
 use tempfile::TempDir;
 
 thread_local! {
@@ -92,11 +92,20 @@ pub(crate) fn crc32(bytes: &[u8]) -> u32 {
     })
 }
 
-/// Gives an input to what reads hints and other images, as a file of that name: all frames, or a few of them.
+/// Gives an input to what reads sources, hints and other images, as a file of that name: times, and all frames or a few
+/// of them.
 pub(crate) fn read_image(name: &str, data: &[u8]) {
     let few = Selection { from: 1, every: 2, count: Some(2) };
     let selection = if data.len() % 4 == 3 { few } else { Selection::default() };
-    let _ = frames("control", &file(name, data), selection, &Stop::default());
+    let stop = Stop::default();
+    let Ok(media) = Media::read("control", &file(name, data), |_| true, &stop) else { return };
+    if let Ok(Some(times)) = media.durations("control") {
+        assert!(times.iter().all(|seconds| seconds.is_finite() && *seconds >= 0.0));
+    }
+    let _ = match data.len() % 8 {
+        7 => media.frames_at("control", &[1, 2, 5], &stop),
+        _ => media.frames("control", selection, &stop),
+    };
 }
 
 /// The pixels of the canvas that an image's header declares, where it is easily found.

@@ -11,6 +11,9 @@ use crate::error::Bytes;
 /// Maximum number of frames kept of one input; clips are always shorter.
 pub(super) const MOST_FRAMES: usize = 4096;
 
+/// Maximum number of frames whose times are read: nine hours.
+pub(super) const MOST_TIMES: usize = 1 << 20;
+
 /// Maximum decoded size of one input in bytes: 1 GiB.
 const MOST_DECODED: u64 = 1 << 30;
 

@@ -3,6 +3,7 @@
 use image::ImageFormat;
 
 use super::fault::Fault;
+use super::take::MOST_TIMES;
 use super::{animation, video, webp};
 
 /// Delays up to this are shown for [`USUAL`] seconds instead, as in browsers.
@@ -43,7 +44,7 @@ fn gif(bytes: &[u8]) -> Vec<f64> {
         let mut at = HEADER + table(*bytes.get(10)?);
         // Hundredths of a second.
         let mut delay = 0u16;
-        loop {
+        while found.len() < MOST_TIMES {
             match (*bytes.get(at)?, *bytes.get(at + 1)?) {
                 (0x21, label) => {
                     if let (0xf9, Some(&[_, _, low, high])) =
@@ -60,11 +61,13 @@ fn gif(bytes: &[u8]) -> Vec<f64> {
                     at += 1 + DESCRIPTOR + table(*bytes.get(at + DESCRIPTOR)?);
                     at = after_blocks(bytes, at + 1)?;
                 }
-                _ => return None::<()>,
+                _ => break,
             }
         }
+        Some(())
     };
-    walk();
+    // The end of the bytes ends the list as well.
+    let _ = walk();
     found
 }
 
@@ -91,7 +94,7 @@ fn apng(bytes: &[u8]) -> Vec<f64> {
         Some(over / if under == 0.0 { 100.0 } else { under })
     };
     let controls = animation::png_chunks(bytes).filter(|(kind, _)| *kind == b"fcTL");
-    controls.map_while(|(_, body)| delay(body)).collect()
+    controls.map_while(|(_, body)| delay(body)).take(MOST_TIMES).collect()
 }
 
 #[cfg(test)]

@@ -9,7 +9,7 @@ use image::{DynamicImage, ImageDecoder, RgbaImage};
 use super::exif;
 use super::fault::Fault;
 use super::still::{flat, limits, turned, upright};
-use super::take::Take;
+use super::take::{MOST_TIMES, Take};
 
 /// Peak memory in bytes per canvas pixel: the canvas, a frame, and its decoder.
 const CANVAS: u64 = 16;
@@ -71,7 +71,7 @@ pub(super) fn durations(bytes: &[u8]) -> Vec<f64> {
     let frames = frames.filter(|(name, _)| *name == b"ANMF");
     // Milliseconds stand behind place and size.
     let duration = |body: &[u8]| Some(f64::from(three(body.get(12..)?)?) / 1000.0);
-    frames.map_while(|(_, body)| duration(body)).collect()
+    frames.map_while(|(_, body)| duration(body)).take(MOST_TIMES).collect()
 }
 
 /// Reads the frames of an animation.

@@ -34,17 +34,19 @@ impl Inputs {
     /// Those of [`Media::read`].
     pub fn read(request: &Request, stop: &Stop) -> Result<Self> {
         let mut inputs = Self::default();
+        // How many frames a video gives is not known yet.
+        let is_open = request.size.frames == 0;
+        let clip = if is_open { usize::MAX } else { request.size.frames };
         let source = request.source.iter().map(|source| {
-            let count = Some(request.size.frames).filter(|frames| *frames > 0);
+            let count = Some(request.size.frames).filter(|_| !is_open);
             // A second frame tells a video from an image.
             let count = count.map(|count| count.max(2));
             let selection = Selection { from: source.from, every: source.every, count };
             (source.field(), source.file(), selection)
         });
         let own = |control: &&Control| request.shared_video(control).is_none();
-        let hints = request.controls.iter().filter(own).map(|control| {
-            ("control", control.hint.as_str(), selection(control, request.size.frames))
-        });
+        let hints = request.controls.iter().filter(own);
+        let hints = hints.map(|c| ("control", c.hint.as_str(), selection(c, clip)));
         let all: Vec<_> = source.chain(hints).collect();
         for (field, name, _) in &all {
             let same = || all.iter().filter(|(_, other, _)| other == name);

@@ -2,7 +2,7 @@
 
 use super::{Matrix, Plane, YcbcrImage};
 use crate::media::fault::{Convert, Fault};
-use crate::media::take::Take;
+use crate::media::take::{MOST_TIMES, Take};
 
 /// Magic bytes at the start of the file.
 pub(super) const MAGIC: &[u8] = b"YUV4MPEG2 ";
@@ -37,8 +37,8 @@ struct Header {
     chroma: Chroma,
     /// Whether values have full range.
     is_full: bool,
-    /// Frames a second, if it says so.
-    fps: Option<f64>,
+    /// Seconds for which a frame is shown, if it says so.
+    duration: Option<f64>,
 }
 
 /// Reads the first line; returns it with the remaining bytes.
@@ -47,7 +47,7 @@ fn header(bytes: &[u8]) -> Result<(Header, &[u8]), Fault> {
     let mut size: (usize, usize) = (0, 0);
     let mut chroma = Chroma { shared: Some((2, 2)), is_centred: true };
     let mut is_full = false;
-    let mut fps = None;
+    let mut duration = None;
     for word in header.split(' ').skip(1).filter(|word| !word.is_empty()) {
         let (key, value) = word.split_at(word.chars().next().map_or(0, char::len_utf8));
         let number = || value.parse::<u16>().map_err(|_| format!("`{word}` is not a size"));
@@ -64,21 +64,21 @@ fn header(bytes: &[u8]) -> Result<(Header, &[u8]), Fault> {
                 })?;
             }
             "X" => is_full |= value == "COLORRANGE=FULL",
-            "F" => fps = rate(value),
+            "F" => duration = frame_duration(value),
             _ => {}
         }
     }
     if size.0 * size.1 == 0 {
         return Err("has no width or height".into());
     }
-    Ok((Header { size, chroma, is_full, fps }, rest))
+    Ok((Header { size, chroma, is_full, duration }, rest))
 }
 
-/// Frames a second, written as `30000:1001`.
-fn rate(text: &str) -> Option<f64> {
+/// Seconds of a frame at a rate that is written as `30000:1001`.
+fn frame_duration(text: &str) -> Option<f64> {
     let (over, under) = text.split_once(':')?;
-    let rate = f64::from(over.parse::<u32>().ok()?) / f64::from(under.parse::<u32>().ok()?);
-    (rate.is_finite() && rate > 0.0).then_some(rate)
+    let seconds = f64::from(under.parse::<u32>().ok()?) / f64::from(over.parse::<u32>().ok()?);
+    (seconds.is_finite() && seconds > 0.0).then_some(seconds)
 }
 
 impl Header {
@@ -97,13 +97,14 @@ impl Header {
 /// Seconds for which each frame is shown: all equal.
 pub(super) fn durations(bytes: &[u8]) -> Result<Vec<f64>, Fault> {
     let (header, mut rest) = header(bytes)?;
-    let fps = header.fps.ok_or("says no frame rate")?;
+    let duration = header.duration.ok_or("says no frame rate")?;
     let (luma, chroma) = header.bytes();
     let mut found = Vec::new();
-    while let Ok((_, planes)) = line(rest)
+    while found.len() < MOST_TIMES
+        && let Ok((_, planes)) = line(rest)
         && let Some(after) = planes.get(luma + 2 * chroma..)
     {
-        found.push(1.0 / fps);
+        found.push(duration);
         rest = after;
     }
     Ok(found)

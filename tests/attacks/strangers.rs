@@ -166,6 +166,8 @@ fn a_clip_has_no_file_opened_that_it_does_not_know() {
         is_refused(&folder, "");
     }
     for request in [
+        json!({"source": {"image": "secret"}}),
+        json!({"source": {"video": "secret"}}),
         json!({"controls": [{"name": "a", "hint": "secret", "model": "nowhere"}]}),
         json!({"controls": [{"name": "a", "hint": "nowhere", "model": "secret"}]}),
         json!({"ip_adapters": [{"images": [{"file": "secret"}], "model": "nowhere"}]}),
@@ -185,7 +187,14 @@ fn a_clip_has_no_file_opened_that_it_does_not_know() {
             },
         );
     }
-    // A hint is compared with its hash before it is read, by both commands.
+    // Sources and hints are compared with their hashes before they are read, by both commands.
+    let source = json!({"image": "secret", "sha256": "0".repeat(64), "strength": 1.0});
+    clip(&folder, "evil.png", &job(&json!({}), &json!({"source": source})));
+    for command in [&["replay", "evil.png"][..], &["generate", "--request=evil.png", "-oa.gif"]] {
+        let outcome = folder.run(command);
+        let line = outcome.fails(5);
+        assert!(line.contains("secret") && line.contains("the clip was made with"), "{line}");
+    }
     let control = golden::path("pocket_adapters/controlnet");
     let weights = control.join("diffusion_pytorch_model.safetensors");
     let known = animatelcm::weights::sha256(&weights.into(), &animatelcm::Stop::default()).unwrap();

@@ -18,6 +18,8 @@ mod inspect;
 mod models_dir;
 /// Signals and limits of the system.
 mod signals;
+/// Clips that start from images and videos.
+mod source;
 /// What people see on a terminal.
 #[cfg(target_os = "linux")]
 mod terminal;

@@ -4,3 +4,5 @@
 mod family;
 /// Whole runs.
 mod runs;
+/// Clips that start from images and videos.
+mod source;

@@ -128,10 +128,10 @@ impl Images {
 pub(crate) fn run(adapters: &[Asked], request: Request) -> Result<BTreeMap<String, Tensor>> {
     let noise = case("noise");
     let mut tensors = Tensors {
-        hint_noise: BTreeMap::new(),
         latents: Some(case("unet")["x"].clone()),
         noise: (0..3).map(|i| noise[&format!("noise.{i}")].clone()).collect(),
         recorded: Some(BTreeMap::new()),
+        ..Tensors::default()
     };
     let request = request.with(|r| {
         r.ip_adapters = adapters.to_vec();

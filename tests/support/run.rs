@@ -24,6 +24,7 @@ pub(crate) struct Tensors {
     pub(crate) latents: Option<Tensor>,
     pub(crate) noise: Vec<Tensor>,
     pub(crate) hint_noise: BTreeMap<String, Tensor>,
+    pub(crate) source_noise: Option<Tensor>,
     /// If present, receives what a [`Recorder`] keeps.
     pub(crate) recorded: Option<BTreeMap<String, Tensor>>,
 }
@@ -57,6 +58,7 @@ impl Runs for Pipeline {
         inputs.latents.clone_from(&tensors.latents);
         inputs.noise.clone_from(&tensors.noise);
         inputs.hint_noise.clone_from(&tensors.hint_noise);
+        inputs.source_noise.clone_from(&tensors.source_noise);
         let prepared = self.prepare(request, &inputs)?;
         let Some(recorded) = &mut tensors.recorded else {
             return self.generate(&prepared, observer, sink);

@@ -1,0 +1,150 @@
+//! `--image` and `--video`: what clips say of their source, replay, and what is refused.
+
+use std::fs;
+
+use crate::support::golden;
+use crate::support::program::Folder;
+
+/// A clip of the small model that is quickly made; its source comes after.
+const QUICK: [&str; 7] = ["generate", "a green ring", "--steps", "2", "--seed=5", "-y", "-q"];
+
+fn run(folder: &Folder, more: &[&str]) -> crate::support::program::Outcome {
+    folder.run(&[&QUICK[..], more].concat())
+}
+
+/// A clip of four frames to start from.
+fn moving(folder: &Folder, name: &str) {
+    run(folder, &["--frames=4", "--no-metadata", "-o", name]).ok();
+}
+
+#[test]
+fn a_clip_that_starts_from_a_video_says_so_and_replays() {
+    let folder = Folder::new();
+    for name in ["v.gif", "v.webp", "v.png", "v.mp4", "v.y4m", "v/%03d.png"] {
+        if name.starts_with("v/") {
+            fs::create_dir(folder.path("v")).unwrap();
+        }
+        moving(&folder, name);
+        let name = name.strip_suffix("/%03d.png").unwrap_or(name);
+        let more = ["--video", name, "--strength=0.5", "--video-from=1", "--fit=crop"];
+        run(&folder, &[&more[..], &["-o", "a.webp"]].concat()).ok();
+        let job = folder.run(&["inspect", "--json", "a.webp"]).ok().json();
+        let source = &job["source"];
+        assert_eq!(source["video"], name);
+        assert_eq!(source["sha256"].as_str().unwrap().len(), 64);
+        assert_eq!((&source["strength"], &source["from"]), (&0.5.into(), &1.into()));
+        assert_eq!((&source["fit"], &job["size"]["frames"]), (&"crop".into(), &3.into()));
+        let shown = folder.run(&["inspect", "a.webp"]).ok();
+        let said = format!("{name} at strength 0.5, from frame 1, fit crop");
+        assert!(shown.stdout().contains(&said), "{}", shown.stdout());
+        assert!(shown.stdout().contains("Denoising strength: 0.5"), "{}", shown.stdout());
+        folder.run(&["replay", "a.webp", "-o", "b.webp", "-y", "-q"]).ok();
+        assert!(folder.read("a.webp") == folder.read("b.webp"), "{name} was not made again");
+    }
+    // Another video by the same name is not taken.
+    let other = ["--frames=4", "--seed=6", "--no-metadata", "-o", "v/%03d.png"];
+    folder.run(&[&["generate", "a red ring", "--steps=1", "-y", "-q"][..], &other].concat()).ok();
+    let again = folder.run(&["replay", "a.webp", "-o", "c.webp", "-q"]);
+    assert!(again.fails(5).contains("sha256 is"), "{}", again.stderr);
+}
+
+#[test]
+fn a_dumped_source_makes_the_same_clip_and_flags_go_over_it() {
+    let folder = Folder::new();
+    moving(&folder, "v.gif");
+    let more = ["--video", "v.gif", "--strength=0.5", "--video-every=2"];
+    let dumped = run(&folder, &[&more[..], &["--dump-request"]].concat()).ok();
+    folder.write("r.json", &dumped.bytes);
+    run(&folder, &[&more[..], &["-o", "a.gif"]].concat()).ok();
+    let read = ["generate", "--request", "r.json", "-y", "-q"];
+    folder.run(&[&read[..], &["-o", "b.gif"]].concat()).ok();
+    assert!(folder.read("a.gif") == folder.read("b.gif"));
+    folder.run(&[&read[..], &["--strength=1", "-o", "c.gif"]].concat()).ok();
+    assert!(folder.read("a.gif") != folder.read("c.gif"));
+    let job = folder.run(&["inspect", "--json", "c.gif"]).ok().json();
+    assert_eq!((&job["source"]["strength"], &job["size"]["frames"]), (&1.0.into(), &2.into()));
+    // An image in its place; the strength stays.
+    run(&folder, &["--frames=1", "--no-metadata", "-o", "i_%03d.png"]).ok();
+    let image = ["--image", "i_000.png", "-o", "d.gif"];
+    folder.run(&[&read[..], &image].concat()).ok();
+    let job = folder.run(&["inspect", "--json", "d.gif"]).ok().json();
+    assert_eq!(
+        (&job["source"]["image"], &job["source"]["strength"]),
+        (&"i_000.png".into(), &0.5.into())
+    );
+    assert_eq!(job["size"]["frames"], 16);
+}
+
+#[test]
+fn the_rate_of_the_video_becomes_that_of_the_clip() {
+    let folder = Folder::new();
+    // Four frames, eight a second.
+    moving(&folder, "v.png");
+    let fps = |more: &[&str]| {
+        let more = [&["--video", "v.png", "--strength=0.5", "-o", "a.gif"][..], more].concat();
+        run(&folder, &more).ok();
+        let job = folder.run(&["inspect", "--json", "a.gif"]).ok().json();
+        (job["size"]["frames"].as_u64().unwrap(), job["output"]["fps"].as_f64().unwrap())
+    };
+    assert_eq!(fps(&[]), (4, 8.0));
+    assert_eq!(fps(&["--video-fps=4"]), (2, 4.0));
+    assert_eq!(fps(&["--video-fps=8", "--video-every=2"]), (2, 4.0));
+    assert_eq!(fps(&["--video-fps=4", "--fps=10"]), (2, 10.0));
+}
+
+#[test]
+fn every_frame_starts_from_an_image() {
+    let folder = Folder::new();
+    run(&folder, &["--frames=1", "--no-metadata", "-o", "i_%03d.png"]).ok();
+    let image = ["--image", "i_000.png", "--frames=3", "-o", "a.gif"];
+    run(&folder, &image).ok();
+    let job = folder.run(&["inspect", "--json", "a.gif"]).ok().json();
+    assert_eq!(
+        (&job["source"]["image"], &job["source"]["strength"]),
+        (&"i_000.png".into(), &0.8.into())
+    );
+    folder.run(&["replay", "a.gif", "-q"]).ok();
+    assert!(folder.read("a.gif") == folder.read("a-replay.gif"));
+}
+
+#[test]
+fn impossible_sources_are_one_line_of_error_and_leave_nothing() {
+    let folder = Folder::new();
+    moving(&folder, "v.gif");
+    let before = folder.names();
+    let refused = |more: &[&str], part: &str, hint: &str| {
+        let outcome = run(&folder, &[more, &["-o", "a.gif"]].concat());
+        assert!(outcome.fails(2).contains(part), "{part}: {}", outcome.stderr);
+        assert!(outcome.hint().contains(hint), "{hint}: {}", outcome.stderr);
+        assert_eq!(folder.names(), before);
+    };
+    for strength in ["0", "-0.1", "1.5", "NaN"] {
+        let strength = format!("--strength={strength}");
+        refused(&["--video=v.gif", &strength], "strength: must be above 0 and at most 1", "");
+    }
+    refused(&["--video=v.gif", "--strength=0.4"], "0.4 of 2 steps is less than one step", "0.5");
+    refused(&["--image=v.gif", "--video=v.gif"], "cannot be used with", "");
+    for flag in
+        ["--strength=0.5", "--video-fps=8", "--video-from=0", "--video-every=1", "--fit=pad"]
+    {
+        let name = flag.trim_start_matches("--").split('=').next().unwrap();
+        refused(&[flag], &format!("{name}: there is no image or video"), "--image FILE");
+    }
+    refused(&["--image=v.gif"], "image: v.gif has more than one frame", "--video");
+    refused(&["--video=v.gif", "--frames=9"], "frames: 9 asked for, v.gif gives 4", "--frames 4");
+    refused(&["--video=v.gif", "--video-every=0"], "must be at least 1", "");
+    refused(&["--video=none.mp4"], "video: none.mp4", "");
+    refused(&["--video=v.gif", "--fit=fill"], "none of `stretch`, `crop`, `pad`", "");
+    // What is not read is named, with the line that converts it.
+    for (name, part) in
+        [("hevc.mp4", "holds HEVC"), ("ten_bits.mp4", "10 bits"), ("picture.avif", "is an AVIF")]
+    {
+        let path = golden::path(&format!("media/{name}"));
+        refused(&["--video", path.to_str().unwrap()], part, "ffmpeg -i");
+    }
+    let whole = fs::read(golden::path("video/plain.mp4")).unwrap();
+    folder.write("cut.mp4", &whole[..whole.len() / 2]);
+    let cut = run(&folder, &["--video=cut.mp4", "-o", "a.gif"]);
+    assert!(cut.fails(2).contains("video: cut.mp4: "), "{}", cut.stderr);
+    assert!(!folder.path("a.gif").exists());
+}

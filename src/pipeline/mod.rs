@@ -254,7 +254,7 @@ impl Pipeline {
         let guidance = memory.choose(available)?;
         let running = (self.precision, &self.device);
         let mut warnings = warnings::warnings(&request, &self.models, running, &hints);
-        warnings.extend(source::stretched(&request, source.as_ref()));
+        warnings.extend(source::warnings(&request, source.as_ref()));
         Ok(Prepared {
             request,
             warnings,

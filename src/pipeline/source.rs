@@ -33,6 +33,8 @@ pub struct SourceFrames {
     pub images: Vec<RgbImage>,
     /// Width and height before they were resized.
     pub size: (u32, u32),
+    /// Whether the video goes on after the longest clip.
+    pub is_cut: bool,
 }
 
 /// Reads the frames of a request's source, for a clip of that size (width, height); a request that leaves the number
@@ -48,17 +50,18 @@ pub(super) fn read(
     models.check_encoder()?;
     let (field, file) = (source.field(), source.file());
     let media = inputs.get(field, file)?;
-    let images = if source.video.is_some() {
+    let (images, is_cut) = if source.video.is_some() {
         let wanted = Some(request.size.frames).filter(|frames| *frames > 0);
-        let images = video(source, media, wanted, models.longest_clip(), stop)?;
+        let (images, is_cut) = video(source, media, wanted, models.longest_clip(), stop)?;
         request.size.frames = images.len();
-        images
+        (images, is_cut)
     } else {
-        image(file, media, stop)?
+        (image(file, media, stop)?, false)
     };
     let size = one_size(source, &images)?;
     let fit = |image| resize(image, width as u32, height as u32, source.fit, stop);
-    Ok(Some(SourceFrames { images: images.iter().map(fit).collect::<Result<_>>()?, size }))
+    let images = images.iter().map(fit).collect::<Result<_>>()?;
+    Ok(Some(SourceFrames { images, size, is_cut }))
 }
 
 /// The only frame of an image.
@@ -72,24 +75,26 @@ fn image(file: &str, media: &Media, stop: &Stop) -> Result<Vec<RgbImage>> {
     Ok(found.images)
 }
 
-/// The frames of a video that are taken: as many as are `wanted`, or all, at most the `longest` clip's.
+/// The frames of a video that are taken: as many as are `wanted`, or all, at most the `longest` clip's; and whether
+/// there would be more then.
 fn video(
     source: &Source,
     media: &Media,
     wanted: Option<usize>,
     longest: Option<usize>,
     stop: &Stop,
-) -> Result<Vec<RgbImage>> {
+) -> Result<(Vec<RgbImage>, bool)> {
     let &Source { from, every, .. } = source;
     let file = source.file();
     let most = wanted.or(longest);
-    // A second frame tells a video from an image.
-    let selection = Selection { from, every, count: most.map(|most| most.max(2)) };
+    // One frame more tells whether the video goes on, a second one a video from an image.
+    let read = wanted.or(longest.map(|longest| longest.saturating_add(1)));
+    let selection = Selection { from, every, count: read.map(|read| read.max(2)) };
     let timed = source.fps.map(|fps| Ok::<_, Error>((fps, media.durations(VIDEO)?))).transpose()?;
     let (mut images, seen) = match timed {
         Some((fps, Some(durations))) if durations.len() > 1 => {
             let rate = fps / every as f64;
-            let numbers = nearest(&durations, from, rate, most.unwrap_or(usize::MAX));
+            let numbers = nearest(&durations, from, rate, read.unwrap_or(usize::MAX));
             let mut once = numbers.clone();
             once.dedup();
             let found = media.frames_at(VIDEO, &once, stop)?;
@@ -99,7 +104,7 @@ fn video(
         timed => {
             let found = media.frames(VIDEO, selection, stop)?;
             if timed.is_some() && found.seen > 1 {
-                let reason = format!("a folder has no frame rate: {file}");
+                let reason = format!("{file} has no frame rate");
                 return Err(Error::request("video-fps", reason)
                     .with_hint("--video-every takes every so many frames"));
             }
@@ -110,6 +115,7 @@ fn video(
         let error = Error::request(VIDEO, format!("{file} has {seen} frame"));
         return Err(error.with_hint("--image starts from one image"));
     }
+    let is_cut = wanted.is_none() && longest.is_some_and(|longest| images.len() > longest);
     images.truncate(most.unwrap_or(usize::MAX));
     let taken = images.len();
     if taken == 0 {
@@ -121,7 +127,7 @@ fn video(
             let reason = format!("{wanted} asked for, {file} gives {taken} of its {seen}");
             Err(Error::request("frames", reason).with_hint(format!("--frames {taken}")))
         }
-        _ => Ok(images),
+        _ => Ok((images, is_cut)),
     }
 }
 
@@ -177,9 +183,21 @@ fn one_size(source: &Source, images: &[RgbImage]) -> Result<(u32, u32)> {
     Ok(size)
 }
 
+/// Messages about a source of which something is lost, one line each.
+pub(super) fn warnings(request: &Request, frames: Option<&SourceFrames>) -> Vec<String> {
+    let Some((source, frames)) = request.source.as_ref().zip(frames) else { return vec![] };
+    let cut = frames.is_cut.then(|| {
+        let (file, count) = (source.file(), frames.images.len());
+        format!(
+            "video: {file} goes on after the {count} frames that the model knows; --video-every \
+             or --video-fps takes them further apart"
+        )
+    });
+    cut.into_iter().chain(stretched(source, frames)).collect()
+}
+
 /// A message about frames whose proportions change.
-pub(super) fn stretched(request: &Request, frames: Option<&SourceFrames>) -> Option<String> {
-    let (source, frames) = (request.source.as_ref()?, frames?);
+fn stretched(source: &Source, frames: &SourceFrames) -> Option<String> {
     let (from, image) = (frames.size, frames.images.first()?);
     let proportions = |(width, height): (u32, u32)| f64::from(width) / f64::from(height.max(1));
     let change = proportions(image.dimensions()) / proportions(from);

@@ -9,7 +9,7 @@ use animatelcm::media::RgbImage;
 use animatelcm::media::read::{self, Selection};
 use animatelcm::media::resize::{Fit, resize};
 use animatelcm::models::motion::MotionNorm;
-use animatelcm::pipeline::{Pipeline, Residency};
+use animatelcm::pipeline::{Pipeline, Residency, SourceFrames};
 use animatelcm::request::{Request, Source};
 use animatelcm::sampler::SamplerKind;
 use animatelcm::{Error, Result, Stop};
@@ -187,6 +187,14 @@ fn a_video_gives_its_frames_as_far_as_the_model_knows_so_many() {
     assert_eq!(taken(&all, &some(10, 1)), [10, 11]);
     assert_eq!(taken(&all, &some(11, 1)), [11]);
     assert_eq!(taken(&all, &some(1, 2).with(|r| r.size.frames = 3)), [1, 3, 5]);
+    // Whoever said no number is told that there would be more.
+    let told = |request: &Request| {
+        let warnings = pipeline(&tiny_files()).prepared(request).unwrap().warnings;
+        warnings.iter().filter(|text| text.starts_with("video: ")).count()
+    };
+    assert_eq!(told(&request(source.clone())), 1);
+    assert_eq!(told(&request(source.clone()).with(|r| r.size.frames = 8)), 0);
+    assert_eq!((told(&some(4, 1)), told(&some(3, 1))), (0, 1));
     // Without motion modules the video alone decides.
     let still = pipeline(&Files { motion: Motion::None, ..tiny_files() });
     assert_eq!(still.prepared(&request(source)).unwrap().request.size.frames, 12);
@@ -277,7 +285,7 @@ fn photos_stand_upright_and_every_depth_is_read() {
     let source = |path: &Path| {
         let request = request(Source::image(path.to_str().unwrap())).with(|r| r.size.frames = 2);
         let prepared = pipeline(&tiny_files()).prepared(&request).unwrap();
-        let SourceImage { images, size } = prepared.source.map(SourceImage::from).unwrap();
+        let SourceFrames { images, size, .. } = prepared.source.unwrap();
         assert_eq!((images.len(), images[0].dimensions()), (1, (64, 32)));
         (images[0].clone(), size)
     };
@@ -307,17 +315,6 @@ fn photos_stand_upright_and_every_depth_is_read() {
     assert!(save("rgba.png", DynamicImage::ImageRgba8(rgba)) == grey);
     let la = ImageBuffer::from_fn(64, 32, |x, y| LumaA([value(x, y), 7]));
     assert!(save("la.png", DynamicImage::ImageLumaA8(la)) == grey);
-}
-
-struct SourceImage {
-    images: Vec<RgbImage>,
-    size: (u32, u32),
-}
-
-impl From<animatelcm::pipeline::SourceFrames> for SourceImage {
-    fn from(frames: animatelcm::pipeline::SourceFrames) -> Self {
-        Self { images: frames.images, size: frames.size }
-    }
 }
 
 #[test]
@@ -391,7 +388,7 @@ fn a_source_that_cannot_be_met_is_refused_by_name() {
     );
     refused(
         &request(Source { fps: Some(8.0), ..video(&many) }),
-        "video-fps: a folder has no frame rate",
+        &format!("video-fps: {many} has no frame rate"),
         "--video-every",
     );
     let moving = moving.to_str().unwrap();

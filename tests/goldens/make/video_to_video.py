@@ -16,7 +16,7 @@ Pinned: torch 2.15.0, diffusers 0.42.1, transformers 5.23.0, numpy 2.4.6, pillow
 
 TAESD draws nothing, so that its run's generator begins with the noise of the start.
 
-All runs have AnimateDiffVideoToVideoPipeline's way: the scheduler makes all steps, and the first of them are left out.
+All runs go the way of AnimateDiffVideoToVideoPipeline: the scheduler plans all steps, and the first of them are left out.
 """
 import json
 import os
@@ -82,7 +82,7 @@ def run(videos, about):
     add_noise = pipe.scheduler.add_noise
 
     def adding(clean, noise, timestep):
-        out["encoded"] = clean
+        out["encoded"], out["noise"] = clean, noise
         return add_noise(clean, noise, timestep)
 
     pipe.scheduler.add_noise = adding
@@ -117,7 +117,10 @@ def main():
     about = {}
     for name, settings in RUNS.items():
         out = run(videos, settings)
-        encoded = out.pop("encoded")
+        encoded, noise = out.pop("encoded"), out.pop("noise")
+        # draws are recorded in the order in which the pipeline makes them
+        first = torch.randn(all_["noise.start"].shape, generator=torch.Generator().manual_seed(SEED))
+        assert torch.equal(noise, first if "vae" in settings else all_["noise.start"]), name
         if "video" not in settings and "vae" not in settings:
             torch.testing.assert_close(all_.setdefault("encoded", encoded), encoded, rtol=0, atol=0)
         assert all(torch.isfinite(v).all() for v in out.values()), name

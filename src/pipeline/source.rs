@@ -1,7 +1,7 @@
 //! The image or video that a clip starts from: its frames, and their noised latents.
 //!
-//! The way of diffusers' `AnimateDiffVideoToVideoPipeline` (0.42.1): latents are drawn from the encoder's posterior, noise of
-//! the first step that is left is added to them, and the generator is used in that order.
+//! The way of diffusers' `AnimateDiffVideoToVideoPipeline` (0.42.1): latents are drawn from the encoder's posterior,
+//! noise of the first step that is left is added to them, and the generator is used in that order.
 
 use candle_core::{DType, Device, Tensor};
 
@@ -95,11 +95,7 @@ fn video(
         Some((fps, Some(durations))) if durations.len() > 1 => {
             let rate = fps / every as f64;
             let numbers = nearest(&durations, from, rate, read.unwrap_or(usize::MAX));
-            let mut once = numbers.clone();
-            once.dedup();
-            let found = media.frames_at(VIDEO, &once, stop)?;
-            let frame = |number| found.images.get(once.binary_search(number).ok()?).cloned();
-            (numbers.iter().filter_map(frame).collect(), found.seen.max(durations.len()))
+            (frames_at(media, &numbers, stop)?, durations.len())
         }
         timed => {
             let found = media.frames(VIDEO, selection, stop)?;
@@ -129,6 +125,18 @@ fn video(
         }
         _ => Ok((images, is_cut)),
     }
+}
+
+/// The frames of these numbers, which are in order; one may be wanted several times.
+fn frames_at(media: &Media, numbers: &[usize], stop: &Stop) -> Result<Vec<RgbImage>> {
+    let mut once = numbers.to_vec();
+    once.dedup();
+    if once.is_empty() {
+        return Ok(vec![]);
+    }
+    let found = media.frames_at(VIDEO, &once, stop)?.images;
+    let frame = |number| found.get(once.binary_search(number).ok()?).cloned();
+    Ok(numbers.iter().filter_map(frame).collect())
 }
 
 /// The frames nearest to times at even distances, from the start of frame `from` to the end of the video: at most

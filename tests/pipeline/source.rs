@@ -392,6 +392,13 @@ fn a_source_that_cannot_be_met_is_refused_by_name() {
         "--video-every",
     );
     let moving = moving.to_str().unwrap();
+    for fps in [None, Some(8.0)] {
+        refused(
+            &request(Source { fps, from: 6, ..video(moving) }),
+            &format!("video-from: 6 asked for, {moving} has the frames 0 to 5"),
+            "",
+        );
+    }
     refused(
         &request(Source::image(moving)).with(|r| r.size.frames = 2),
         &format!("image: {moving} has more than one frame"),

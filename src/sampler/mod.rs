@@ -30,6 +30,7 @@ mod heun;
 mod lcm;
 mod plan;
 mod run;
+mod windows;
 
 use std::fmt;
 use std::str::FromStr;
@@ -45,6 +46,7 @@ pub use self::heun::Heun;
 pub use self::lcm::Lcm;
 pub use self::plan::{Plan, PlanSettings, Step, kept_steps};
 pub use self::run::{Observer, Progress, Run};
+pub use self::windows::{Fuse, Window, WindowPlan, WindowSchedule, WindowSettings};
 use crate::schedule::{NoiseLevel, Spacing};
 use crate::spelling::{bare, nearest};
 use crate::{Error, Result};

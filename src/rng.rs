@@ -53,6 +53,51 @@ impl FromStr for RngKind {
     }
 }
 
+/// How the first noise of a clip that is longer than a context window is made.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum NoiseKind {
+    /// Every frame has its own.
+    #[default]
+    Independent,
+    /// That of the first window, its frames shuffled for each later one: Qiu et al. (2023), "FreeNoise", as
+    /// `shuffle_context` in diffusers.
+    FreeNoise,
+    /// That of the first window, again and again.
+    Repeat,
+}
+
+impl fmt::Display for NoiseKind {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Independent => "independent",
+            Self::FreeNoise => "free-noise",
+            Self::Repeat => "repeat",
+        })
+    }
+}
+
+impl FromStr for NoiseKind {
+    type Err = Error;
+
+    fn from_str(name: &str) -> Result<Self> {
+        // ComfyUI-AnimateDiff-Evolved and diffusers have names of their own.
+        let known = [
+            ("independent", Self::Independent),
+            ("random", Self::Independent),
+            ("freenoise", Self::FreeNoise),
+            ("shufflecontext", Self::FreeNoise),
+            ("repeat", Self::Repeat),
+            ("repeatedcontext", Self::Repeat),
+            ("repeatcontext", Self::Repeat),
+        ];
+        crate::spelling::find(name, &known).ok_or_else(|| {
+            let reason = format!("`{name}` is none of `independent`, `free-noise`, `repeat`");
+            Error::request("noise", reason)
+        })
+    }
+}
+
 /// Generator of standard normal noise.
 #[derive(Clone, Debug)]
 pub struct Noise {
@@ -136,6 +181,64 @@ impl Noise {
         let drawn =
             Tensor::from_vec(drawn, (batch, channels, frames, height, width), &Device::Cpu)?;
         Ok(drawn.transpose(1, 2)?.contiguous()?.to_device(device)?) // (batch, frames, channels, height, width)
+    }
+
+    /// Draws the first latents of a clip, of `shape` as in [`latents`](Self::latents), for context windows of `length`
+    /// frames of which one begins every `hop` frames. Clips up to that length have independent noise.
+    ///
+    /// # Errors
+    ///
+    /// As [`latents`](Self::latents).
+    pub fn clip(
+        &mut self,
+        kind: NoiseKind,
+        shape: (usize, usize, usize, usize, usize),
+        (length, hop): (usize, usize),
+        device: &Device,
+    ) -> Result<Tensor> {
+        let (batch, frames, channels, height, width) = shape;
+        let length = length.clamp(1, frames.max(1));
+        let (drawn, sources) = match kind {
+            NoiseKind::Independent => return self.latents(shape, device),
+            // All are drawn, so that the first window is that of independent noise, and seeds are those of diffusers.
+            NoiseKind::FreeNoise => {
+                (self.latents(shape, device)?, self.shuffled(frames, length, hop.clamp(1, length)))
+            }
+            NoiseKind::Repeat => {
+                let first = self.latents((batch, length, channels, height, width), device)?;
+                (first, (0..frames).map(|frame| frame % length).collect())
+            }
+        };
+        let sources: Vec<u32> = sources.into_iter().map(|frame| frame as u32).collect();
+        Ok(drawn.index_select(&Tensor::new(sources, device)?, 1)?)
+    }
+
+    /// The frame whose noise each of `frames` has: from `length` on, every `hop` frames have that of as many frames
+    /// `length` before, in random order. So have all windows the same noise.
+    fn shuffled(&mut self, frames: usize, length: usize, hop: usize) -> Vec<usize> {
+        let mut sources: Vec<usize> = (0..frames).collect();
+        for start in (length..frames).step_by(hop) {
+            for (i, place) in self.permutation(hop).into_iter().enumerate() {
+                if start + i < frames {
+                    sources[start + i] = sources[start - length + place];
+                }
+            }
+        }
+        sources
+    }
+
+    /// A random order of `0..n`: `torch.randperm(n)` of the CPU generator. On CUDA torch's depends on how it sorts; this
+    /// is the order of `n` normal values.
+    pub fn permutation(&mut self, n: usize) -> Vec<usize> {
+        match &mut self.generator {
+            Generator::Cpu(mersenne) => mersenne.permutation(n),
+            Generator::Cuda(philox) => {
+                let keys = philox.normal(n);
+                let mut order: Vec<usize> = (0..n).collect();
+                order.sort_by(|a, b| keys[*a].total_cmp(&keys[*b]));
+                order
+            }
+        }
     }
 
     /// Draws latents with the shape and device of `x`, in f32.

@@ -50,6 +50,15 @@ impl Mersenne {
         values
     }
 
+    /// `torch.randperm(n)`, for `n` below 2^32.
+    pub(super) fn permutation(&mut self, n: usize) -> Vec<usize> {
+        let mut order: Vec<usize> = (0..n).collect();
+        for i in 0..n.saturating_sub(1) {
+            order.swap(i, i + self.word() as usize % (n - i));
+        }
+        order
+    }
+
     /// The next value by Box-Muller in double precision; every second one is the stored sine.
     fn double(&mut self) -> f64 {
         if let Some(spare) = self.spare.take() {

@@ -9,8 +9,9 @@ use super::preview::Protocol;
 use crate::device::{DeviceChoice, DtypeChoice, KernelChoice, Quantize};
 use crate::media::resize::Fit;
 use crate::models::motion::MotionNorm;
-use crate::request::{Control, Embedding, IpAdapter, WeightedFile};
-use crate::rng::RngKind;
+use crate::request::{Control, Embedding, IpAdapter, Loop, WeightedFile};
+use crate::rng::{NoiseKind, RngKind};
+use crate::sampler::{Fuse, WindowSchedule};
 use crate::schedule::{BetaSchedule, Prediction, Spacing};
 use crate::text::prompt::PromptMode;
 
@@ -75,6 +76,8 @@ pub(super) struct GenerateArgs {
     pub(super) clip: ClipFlags,
     #[command(flatten)]
     pub(super) source: SourceFlags,
+    #[command(flatten)]
+    pub(super) long: LongFlags,
     #[command(flatten)]
     pub(super) control: ControlFlags,
     #[command(flatten)]
@@ -224,6 +227,36 @@ pub(super) struct SourceFlags {
     /// Resizing of frames of another size: stretch, crop (the centre) or pad (with black) [default: stretch].
     #[arg(long, value_name = "stretch|crop|pad", hide_short_help = true)]
     pub(super) fit: Option<Fit>,
+}
+
+#[derive(Debug, Args)]
+#[command(next_help_heading = "Long clips and loops")]
+pub(super) struct LongFlags {
+    /// none, closed (the first frame follows the last) or pingpong (the file goes back again) [default: none].
+    #[arg(long = "loop", value_name = "HOW", hide_short_help = true)]
+    pub(super) looping: Option<Loop>,
+    /// Frames of a context window. Clips that are longer than the motion modules know are denoised in such windows,
+    /// shorter ones if any of these flags is given [default: 16].
+    #[arg(long, value_name = "N", hide_short_help = true)]
+    pub(super) context_length: Option<usize>,
+    /// Frames that a window shares with the next [default: 4, at most half of the length].
+    #[arg(long, value_name = "N", hide_short_help = true)]
+    pub(super) context_overlap: Option<usize>,
+    /// Number of distances between the frames of a window, 1, 2, 4 and so on, as far as the clip is long enough
+    /// [default: 1].
+    #[arg(long, value_name = "N", hide_short_help = true)]
+    pub(super) context_stride: Option<usize>,
+    /// uniform (windows move from step to step), uniform-looped (also over the end) or static [default: uniform; with
+    /// --loop closed uniform-looped].
+    #[arg(long, value_name = "NAME", hide_short_help = true)]
+    pub(super) context_schedule: Option<WindowSchedule>,
+    /// How windows are blended: flat, pyramid, overlap-linear or relative [default: pyramid].
+    #[arg(long, value_name = "NAME", hide_short_help = true)]
+    pub(super) context_fuse: Option<Fuse>,
+    /// First noise of a clip in windows: independent, free-noise (the first window's, shuffled) or repeat (the first
+    /// window's again and again) [default: independent].
+    #[arg(long, value_name = "KIND", hide_short_help = true)]
+    pub(super) noise: Option<NoiseKind>,
 }
 
 /// Returns whether something is at a path.

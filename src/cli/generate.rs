@@ -5,7 +5,8 @@ use std::sync::Arc;
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use super::flags::{
-    ClipFlags, GenerateArgs, ModelFlags, ProgressMode, Reporting, SamplingFlags, SourceFlags,
+    ClipFlags, GenerateArgs, LongFlags, ModelFlags, ProgressMode, Reporting, SamplingFlags,
+    SourceFlags,
 };
 use super::preview::{self, Preview};
 use super::progress::Progress;
@@ -489,6 +490,7 @@ fn request(args: &GenerateArgs, request: &mut Request) -> Result<()> {
     }
     set(&mut request.output.zoom, args.output.zoom.as_ref());
     source(&args.source, request)?;
+    long(&args.long, request);
     how(&args.clip, &args.sampling, request)
 }
 
@@ -530,6 +532,18 @@ fn source(flags: &SourceFlags, request: &mut Request) -> Result<()> {
         request.output.fps = fps / source.every.max(1) as f64;
     }
     Ok(())
+}
+
+/// Context windows, their noise, and loops.
+fn long(flags: &LongFlags, request: &mut Request) {
+    let windows = &mut request.windows;
+    set_some(&mut windows.length, flags.context_length.as_ref());
+    set_some(&mut windows.overlap, flags.context_overlap.as_ref());
+    set_some(&mut windows.stride, flags.context_stride.as_ref());
+    set_some(&mut windows.schedule, flags.context_schedule.as_ref());
+    set_some(&mut windows.fuse, flags.context_fuse.as_ref());
+    set(&mut request.sampling.noise, flags.noise.as_ref());
+    set(&mut request.output.looping, flags.looping.as_ref());
 }
 
 /// Size, length and sampling.

@@ -22,26 +22,26 @@ use crate::{Error, Result, Stop};
 /// The name of the option, for errors.
 const FIELD: &str = "control";
 
-/// The `images` of a hint in the clip's size, and the frames that they are for if its network wants to know.
+/// The `images` of a hint in the clip's size, and the frames that they are for if its network wants to know; `at_once` is
+/// the number of frames that the networks are given at a time.
 fn hint(
     control: &Control,
     images: &[RgbImage],
     config: &SideConfig,
-    (clip, longest): (usize, Option<usize>),
+    (clip, at_once): (usize, usize),
     (width, height): (usize, usize),
     stop: &Stop,
 ) -> Result<Hint> {
     let wrong = |reason: String| Error::request(FIELD, format!("`{}`: {reason}", control.name));
     let found = images.len();
     let fit = |image| resize(image, width as u32, height as u32, control.fit, stop);
-    let all = longest.unwrap_or(usize::MAX);
     let frames = match config {
         SideConfig::SparseCtrl(config) => {
             let longest = config.motion_max_seq_length;
-            if clip > longest {
-                let reason = format!("{clip} frames asked for, the network knows {longest}");
-                let known = longest.min(all);
-                return Err(wrong(reason).with_hint(format!("--frames {known} or fewer")));
+            if at_once > longest {
+                let reason = format!("{at_once} frames at once, the network knows {longest}");
+                let hint = format!("--context-length {longest}, or --frames {longest} or fewer");
+                return Err(wrong(reason).with_hint(hint));
             }
             sparse_frames(control, found, clip)?
         }
@@ -54,11 +54,10 @@ fn hint(
         _ => {
             let reason = format!("{} has {found} frames, the clip {clip}", control.hint);
             let some = "one image for all frames";
-            // Never a number that the motion modules refuse.
-            let hint = match (found > clip, found <= all) {
-                (true, true) => format!("{}, or --frames {found}", some_of(found, clip)),
-                (true, false) => some_of(found, clip),
-                (false, _) => format!("--frames {found}, or {some}"),
+            let hint = if found > clip {
+                format!("{}, or --frames {found}", some_of(found, clip))
+            } else {
+                format!("--frames {found}, or {some}")
             };
             return Err(wrong(reason).with_hint(hint));
         }
@@ -132,12 +131,13 @@ pub struct Hint {
     pub frames: Vec<usize>,
 }
 
-/// The hint of every control of a request, for a clip of that size (width, height).
+/// The hint of every control of a request, for a clip of that size (width, height), so many frames of which are
+/// denoised at once.
 pub(super) fn hints(
     request: &Request,
     (inputs, source): (&Inputs, Option<&SourceFrames>),
     models: &Models,
-    size: (usize, usize),
+    (size, at_once): ((usize, usize), usize),
     stop: &Stop,
 ) -> Result<Vec<Hint>> {
     let read = |control: &Control| {
@@ -147,7 +147,7 @@ pub(super) fn hints(
         if config.sees_latents() {
             models.check_encoder()?;
         }
-        let frames = (request.size.frames, models.longest_clip());
+        let frames = (request.size.frames, at_once);
         let images = match source.filter(|_| request.shared_video(control).is_some()) {
             Some(source) if control.frames.is_empty() => source.images.clone(),
             Some(source) => {

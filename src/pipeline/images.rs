@@ -26,7 +26,6 @@ fn read(
     adapter: &IpAdapter,
     inputs: &Inputs,
     frames: usize,
-    longest: Option<usize>,
     (width, height): (usize, usize),
     stop: &Stop,
 ) -> Result<AdapterImages> {
@@ -44,12 +43,7 @@ fn read(
     }
     if adapter.per_frame && found != frames {
         let reason = format!("{found} images for {frames} frames");
-        // Never a number that the motion modules refuse.
-        let hint = if longest.is_some_and(|longest| found > longest) {
-            format!("give {frames}, or no `per-frame`")
-        } else {
-            format!("--frames {found}, or no `per-frame`")
-        };
+        let hint = format!("--frames {found}, or no `per-frame`");
         return Err(adapter.wrong(reason).with_hint(hint));
     }
     let mut masks = Vec::new();
@@ -84,12 +78,11 @@ fn read(
 pub(super) fn adapter_images(
     request: &Request,
     inputs: &Inputs,
-    longest: Option<usize>,
     size: (usize, usize),
     stop: &Stop,
 ) -> Result<Vec<AdapterImages>> {
     let frames = request.size.frames;
-    let read = |adapter: &IpAdapter| read(adapter, inputs, frames, longest, size, stop);
+    let read = |adapter: &IpAdapter| read(adapter, inputs, frames, size, stop);
     request.ip_adapters.iter().map(read).collect()
 }
 

@@ -8,7 +8,7 @@ use super::denoiser::Guidance;
 use super::images::AdapterImages;
 use crate::device::Precision;
 use crate::library::{Models, Part, SideConfig};
-use crate::request::Request;
+use crate::request::{Loop, Request};
 use crate::{Error, Result};
 
 /// Bytes that a run will need at its worst moments.
@@ -20,6 +20,9 @@ pub struct Plan {
     pub pass: u64,
     /// Clips in a batched pass: 2 with guidance.
     pub clips: u64,
+    /// What is kept of all frames of a clip in context windows: latents, their sums, embedded hints; and of a clip that
+    /// goes back again the decoded frames.
+    pub clip: u64,
     /// Intermediate results of decoding.
     pub decode: u64,
     /// The autoencoder's encoder and its intermediate results, which are gone before the rest is loaded; 0 where
@@ -42,6 +45,9 @@ const RESIDUAL_VALUES: f64 = 5.5;
 
 /// The same for the features of a T2I-Adapter. They are kept for the whole run, and scaled once more for a pass.
 const FEATURE_VALUES: f64 = 1.9;
+
+/// Copies of all latents in f32 that samplers and blending hold at once, an upper bound.
+const LATENT_COPIES: f64 = 8.0;
 
 /// The same for the encoder, for every value of its first stage's output.
 const ENCODER_VALUES: f64 = 5.0;
@@ -90,10 +96,23 @@ impl Plan {
             count => (count + count.min(2)) as f64 * FEATURE_VALUES,
         };
         let residuals = others.len().min(2) as f64 * RESIDUAL_VALUES;
-        let values = request.size.frames as f64
+        let frames = request.size.frames as f64;
+        // A completed request with context windows says how long they are.
+        let at_once = request.windows.length.map_or(frames, |length| frames.min(length as f64));
+        let values = at_once * latents * first as f64 * (UNET_VALUES + residuals + features);
+        // As if each frame had a hint of its own.
+        let kept = frames
             * latents
             * first as f64
-            * (UNET_VALUES + residuals + features);
+            * (others.len() as f64 + adapters.len() as f64 * FEATURE_VALUES);
+        let mut clip = 0.0;
+        if request.windows.length.is_some() {
+            let copies = frames * latents * models.latent_channels() as f64 * LATENT_COPIES;
+            clip += copies * DType::F32.size_in_bytes() as f64 + kept * bytes(precision.unet);
+        }
+        if request.output.looping == Loop::PingPong {
+            clip += frames * area(size) * 3.0;
+        }
         let is_encoded =
             request.source.is_some() || others.iter().any(|config| config.sees_latents());
         let encode = if is_encoded {
@@ -104,8 +123,7 @@ impl Plan {
             0
         };
         // A decoder's last stages work at full size, the one before the last in twice the channels.
-        let at_once =
-            (64.0 * 64.0 / latents.max(1.0)).floor().clamp(1.0, request.size.frames.max(1) as f64);
+        let at_once = (64.0 * 64.0 / latents.max(1.0)).floor().clamp(1.0, frames.max(1.0));
         let decoded = area(size) * at_once * models.decoder_width() as f64 * DECODER_VALUES;
         // The way up begins with a convolution of twice the channels that it makes, which is packed from a copy.
         let deepest = models.unet_config().block_out_channels.iter().max().copied().unwrap_or(0);
@@ -128,6 +146,7 @@ impl Plan {
                 .fold(0, u64::saturating_add),
             pass: (values * bytes(precision.unet)) as u64,
             clips: if request.is_guided() { 2 } else { 1 },
+            clip: clip as u64,
             decode: (decoded * bytes(precision.vae)) as u64,
             encode,
             fixed: copies.saturating_add(PROGRAM as u64),
@@ -168,7 +187,7 @@ impl Plan {
             Guidance::TwoPasses => 1,
         };
         let values = self.pass.saturating_mul(clips).max(self.decode);
-        let steps = self.weights.saturating_add(values);
+        let steps = self.weights.saturating_add(values).saturating_add(self.clip);
         steps.max(self.encode).max(self.image_encoder).saturating_add(self.fixed)
     }
 
@@ -209,6 +228,7 @@ mod tests {
             weights: most,
             pass: most,
             clips: 2,
+            clip: most,
             decode: 1,
             encode: 0,
             image_encoder: 0,
@@ -224,6 +244,7 @@ mod tests {
             weights: 90,
             pass: 50,
             clips: 2,
+            clip: 0,
             decode: 60,
             encode: 0,
             image_encoder: 0,
@@ -238,6 +259,7 @@ mod tests {
         assert!(error.to_string().contains("160 bytes") && error.to_string().contains("159"));
         assert!(error.hint().unwrap().contains("--frames"));
         assert!(plan.choose(Some(89)).unwrap_err().hint().unwrap().contains("--dtype"));
+        assert_eq!(Plan { clip: 7, ..plan }.total(Guidance::TwoPasses), 167);
         // What comes before denoising counts only where it needs more.
         assert_eq!(Plan { image_encoder: 150, ..plan }.total(Guidance::TwoPasses), 160);
         let large = Plan { image_encoder: 300, ..plan };

@@ -14,6 +14,7 @@ pub mod memory;
 mod parts;
 mod source;
 mod warnings;
+pub mod windows;
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -33,7 +34,7 @@ use crate::models::Decode;
 use crate::models::vae::Vae;
 use crate::request::{Request, Schedule};
 use crate::rng::Noise;
-use crate::sampler::{Plan, PlanSettings, Progress, Run, Sampler};
+use crate::sampler::{Plan, PlanSettings, Progress, Run, Sampler, WindowPlan};
 use crate::schedule::{NoiseSchedule, Prediction};
 use crate::weights::{Component, Resident};
 use crate::{Error, Result, Stop};
@@ -42,6 +43,7 @@ use event::{Pace, record};
 use hints::Hint;
 use images::AdapterImages;
 use memory::Plan as MemoryPlan;
+use windows::Windowed;
 
 /// Models, a device, and what is loaded of them.
 #[derive(Debug)]
@@ -185,30 +187,22 @@ impl Pipeline {
         let mut request = request.clone();
         self.models.complete(&mut request)?;
         let (width, height) = self.size(&request)?;
-        if let Some(longest) = self.models.longest_clip()
-            && request.size.frames > longest
-        {
-            let reason =
-                format!("{} asked for, the motion modules know {longest}", request.size.frames);
-            return Err(
-                Error::request("frames", reason).with_hint(format!("use at most {longest}"))
-            );
-        }
         for adapter in &request.ip_adapters {
             if !self.models.ip_adapters().any(|name| name == adapter.model) {
                 return Err(images::unopened(adapter));
             }
         }
         inputs.identify(&mut request)?;
-        let longest = self.models.longest_clip();
-        let source = source::read(&mut request, inputs, &self.models, (width, height), &self.stop)?;
+        let size = (width, height);
+        let source = source::read(&mut request, inputs, &self.models, size, &self.stop)?;
         // With the number of frames of a video.
         request.validate()?;
         let frames = request.size.frames;
+        let windows = windows::plan(&mut request, self.models.longest_clip())?;
+        let at_once = windows.map_or(frames, |windows| windows.length());
         let given = (inputs, source.as_ref());
-        let hints = hints::hints(&request, given, &self.models, (width, height), &self.stop)?;
-        let adapter_images =
-            images::adapter_images(&request, inputs, longest, (width, height), &self.stop)?;
+        let hints = hints::hints(&request, given, &self.models, (size, at_once), &self.stop)?;
+        let adapter_images = images::adapter_images(&request, inputs, size, &self.stop)?;
         let config = self.models.scheduler(&request);
         let schedule = config.schedule()?;
         let mut plan = request.sampling.sampler.plan(
@@ -245,7 +239,6 @@ impl Pipeline {
             height / factor,
             width / factor,
         ])?;
-        let size = (width, height);
         let memory = MemoryPlan::new(&self.models, self.precision, &self.device, &request, size)
             .with_adapter_images(&self.models, self.precision, &request, &adapter_images)?;
         // What the library keeps can make room.
@@ -265,6 +258,7 @@ impl Pipeline {
             adapter_images,
             schedule,
             plan,
+            windows,
             guidance,
             memory,
             latents: inputs.latents.clone(),
@@ -346,7 +340,7 @@ impl Pipeline {
             let guided = self.guided(&*unet, prepared, &states)?;
             let conditioners =
                 self.conditioners(prepared, &side_networks, &hints, image_prompts)?;
-            let mut guided = guided.condition(conditioners);
+            let mut denoiser = Windowed::new(guided.condition(conditioners), prepared.windows);
             observer.event(Event::Ready)?;
             let mut pace = Pace::start();
             let mut watch = |progress: Progress<'_>| {
@@ -367,7 +361,7 @@ impl Pipeline {
                 })
             };
             let mut run =
-                Run::new(&mut guided, &prepared.plan.steps, &mut noise).with_observer(&mut watch);
+                Run::new(&mut denoiser, &prepared.plan.steps, &mut noise).with_observer(&mut watch);
             match &self.own_sampler {
                 Some(sampler) => sampler.sample(&mut run, x)?,
                 None => request.sampling.sampler.build().sample(&mut run, x)?,
@@ -417,6 +411,8 @@ pub struct Prepared {
     pub schedule: NoiseSchedule,
     /// Timesteps and noise levels that the sampler visits.
     pub plan: Plan,
+    /// The context windows, should there be any.
+    pub windows: Option<WindowPlan>,
     /// How guidance is computed, should there be any.
     pub guidance: Guidance,
     /// Memory that the run needs.
@@ -445,7 +441,9 @@ fn first_latents(
         }
         None => {
             let (frames, channels) = (prepared.request.size.frames, models.latent_channels());
-            noise.latents((1, frames, channels, height, width), device)?
+            let kind = prepared.request.sampling.noise;
+            let windows = prepared.windows.map_or((frames, frames), |w| (w.length(), w.hop()));
+            noise.clip(kind, (1, frames, channels, height, width), windows, device)?
         }
     };
     Ok((unit * prepared.plan.initial_scale)?)

@@ -14,7 +14,7 @@ use crate::media::read::{Media, Selection};
 use crate::media::resize::{Fit, resize};
 use crate::media::tensor::from_rgb;
 use crate::request::{Request, Source};
-use crate::rng::Noise;
+use crate::rng::{Noise, NoiseKind};
 use crate::{Error, Result, Stop};
 
 /// The name of the option, for errors about videos.
@@ -197,8 +197,8 @@ pub(super) fn warnings(request: &Request, frames: Option<&SourceFrames>) -> Vec<
     let cut = frames.is_cut.then(|| {
         let (file, count) = (source.file(), frames.images.len());
         format!(
-            "video: {file} goes on after the {count} frames that the model knows; --video-every \
-             or --video-fps takes them further apart"
+            "video: {file} goes on after the {count} frames that the model knows; --frames takes \
+             more, --video-every or --video-fps further apart"
         )
     });
     cut.into_iter().chain(stretched(source, frames)).collect()
@@ -233,8 +233,14 @@ impl Pipeline {
     ) -> Result<Tensor> {
         let clean = self.encode_source(prepared, frames, noise, observer)?;
         record(observer, "source", || channels_first(&clean))?;
+        let request = &prepared.request;
+        let (kind, frames) = (request.sampling.noise, request.size.frames);
         let unit = match &prepared.latents {
             Some(latents) => latents.to_dtype(DType::F32)?.transpose(1, 2)?.contiguous()?,
+            None if kind != NoiseKind::Independent => {
+                let windows = prepared.windows.map_or((frames, frames), |w| (w.length(), w.hop()));
+                noise.clip(kind, clean.dims5()?, windows, &Device::Cpu)?
+            }
             // Frames come before channels here, and in no other noise.
             None => {
                 Tensor::from_vec(noise.normal(clean.elem_count()), clean.shape(), &Device::Cpu)?

@@ -6,7 +6,7 @@ use super::hints::Hint;
 use crate::device::Precision;
 use crate::library::Models;
 use crate::media::RgbImage;
-use crate::request::{Control, Request};
+use crate::request::{Control, Loop, Request};
 use crate::sampler::SamplerKind;
 
 /// The largest guidance with which LCM's colours stay natural.
@@ -45,6 +45,7 @@ pub(super) fn warnings(
     }
     found.extend(size(request, models.native_size()));
     found.extend(unused(request, models));
+    found.extend(whole(request));
     if precision.unet == DType::F16 && device.is_cpu() {
         found.push("dtype: f16 is slower than f32 on a CPU".to_owned());
     }
@@ -63,6 +64,13 @@ fn size(request: &Request, native: (usize, usize)) -> Option<String> {
     is_far.then(|| {
         format!("size: {width}x{height} is far from the {}x{} of the model", native.0, native.1)
     })
+}
+
+/// A message about context windows of which one holds the whole clip.
+fn whole(request: &Request) -> Option<String> {
+    let (frames, length) = (request.size.frames, request.windows.length?);
+    (frames <= length && request.output.looping != Loop::Closed)
+        .then(|| format!("context-length: all {frames} frames are in one window of {length}"))
 }
 
 /// Messages about textual inversions that neither prompt names.

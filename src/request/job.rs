@@ -2,7 +2,10 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::{Control, IpAdapter, Output, Prompt, Request, Sampling, Schedule, Size, Source, Spec};
+use super::{
+    Control, IpAdapter, Output, Prompt, Request, Sampling, Schedule, Size, Source, Spec, Windows,
+    is_default,
+};
 use crate::{Error, Result};
 
 /// The name of this version's vocabulary.
@@ -85,6 +88,8 @@ struct Document {
     controls: Vec<Control>,
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     ip_adapters: Vec<IpAdapter>,
+    #[serde(default, skip_serializing_if = "is_default")]
+    windows: Windows,
     #[serde(default)]
     output: Output,
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -112,14 +117,24 @@ impl TryFrom<Document> for Job {
         if schema != SCHEMA {
             return Err(format!("schema `{schema}` is not `{SCHEMA}`"));
         }
-        let Document { controls, ip_adapters, output, tensors_in, weights, program, .. } = document;
+        let Document { controls, ip_adapters, windows, output, .. } = document;
+        let Document { tensors_in, weights, program, .. } = document;
         let is_video = source.as_ref().is_some_and(|source| source.video.is_some());
         // A video has a number of frames of its own.
         let usual = if is_video { 0 } else { Size::default().frames };
         let GivenSize { width, height, frames } = size;
         let size = Size { width, height, frames: frames.unwrap_or(usual) };
-        let request =
-            Request { prompt, source, size, sampling, schedule, controls, ip_adapters, output };
+        let request = Request {
+            prompt,
+            source,
+            size,
+            sampling,
+            schedule,
+            controls,
+            ip_adapters,
+            windows,
+            output,
+        };
         Ok(Self { models, request, tensors_in, weights, program })
     }
 }
@@ -127,8 +142,8 @@ impl TryFrom<Document> for Job {
 impl From<Job> for Document {
     fn from(job: Job) -> Self {
         let Job { models, request, tensors_in, weights, program } = job;
-        let Request { prompt, source, size, sampling, schedule, controls, ip_adapters, output } =
-            request;
+        let Request { prompt, source, size, sampling, schedule, .. } = request;
+        let Request { controls, ip_adapters, windows, output, .. } = request;
         let Size { width, height, frames } = size;
         let size = GivenSize { width, height, frames: Some(frames) };
         Self {
@@ -141,6 +156,7 @@ impl From<Job> for Document {
             schedule,
             controls,
             ip_adapters,
+            windows,
             output,
             tensors_in,
             weights,

@@ -1,8 +1,9 @@
 //! Requests: the vocabulary of the command line, of request files and of the metadata in clips.
 //!
 //! Text only: nothing here opens a file, reads weights or knows a device. A [`Job`] is a whole document; its JSON has
-//! the sections `models` ([`Spec`]), `prompt`, `source`, `size`, `sampling`, `schedule`, `controls`, `ip_adapters` and
-//! `output` (those of [`Request`]). Every section and every field may be left out; what is `None` the model decides.
+//! the sections `models` ([`Spec`]), `prompt`, `source`, `size`, `sampling`, `schedule`, `controls`, `ip_adapters`,
+//! `windows` and `output` (those of [`Request`]). Every section and every field may be left out; what is `None` the
+//! model decides.
 //!
 //! ```
 //! use animatelcm::request::Job;
@@ -19,6 +20,7 @@ mod job;
 mod prompt;
 mod source;
 mod spec;
+mod windows;
 
 use serde::{Deserialize, Serialize};
 
@@ -28,9 +30,10 @@ pub use job::{FileRecord, Job, Program, SCHEMA};
 pub use prompt::Prompt;
 pub use source::Source;
 pub use spec::{Embedding, Spec, WeightedFile};
+pub use windows::{Loop, Windows};
 
 use crate::models::motion::MotionNorm;
-use crate::rng::RngKind;
+use crate::rng::{NoiseKind, RngKind};
 use crate::sampler::SamplerKind;
 use crate::schedule::{BetaSchedule, Prediction, Spacing};
 use crate::{Error, Result};
@@ -63,6 +66,8 @@ pub struct Request {
     pub controls: Vec<Control>,
     /// IP-Adapters with their images.
     pub ip_adapters: Vec<IpAdapter>,
+    /// Context windows of a long clip.
+    pub windows: Windows,
     /// Settings of the output.
     pub output: Output,
 }
@@ -106,6 +111,9 @@ pub struct Sampling {
     pub seed: Option<u64>,
     /// The generator that the seed is for: torch's on the CPU or on CUDA.
     pub rng: RngKind,
+    /// How the first noise of a long clip is made.
+    #[serde(skip_serializing_if = "is_default")]
+    pub noise: NoiseKind,
 }
 
 impl Default for Sampling {
@@ -119,6 +127,7 @@ impl Default for Sampling {
             motion_norm: MotionNorm::PerFrame,
             seed: None,
             rng: RngKind::Cpu,
+            noise: NoiseKind::Independent,
         }
     }
 }
@@ -152,11 +161,14 @@ pub struct Output {
     /// How many pixels of the file a pixel of the clip is wide and high.
     #[serde(skip_serializing_if = "is_one")]
     pub zoom: usize,
+    /// How the clip begins again.
+    #[serde(rename = "loop", skip_serializing_if = "is_default")]
+    pub looping: Loop,
 }
 
 impl Default for Output {
     fn default() -> Self {
-        Self { fps: 8.0, zoom: 1 }
+        Self { fps: 8.0, zoom: 1, looping: Loop::None }
     }
 }
 
@@ -201,6 +213,13 @@ impl Request {
             let reason = format!("must be at most {MOST_FRAMES}, got {}", self.size.frames);
             return Err(Error::request("frames", reason));
         }
+        let looping = self.output.looping;
+        if looping.frames(self.size.frames) > MOST_FRAMES {
+            let (count, frames) = (looping.frames(self.size.frames), self.size.frames);
+            let reason = format!("{frames} make {count} there and back, at most {MOST_FRAMES}");
+            return Err(Error::request("frames", reason));
+        }
+        self.windows.settings(None, looping).check()?;
         at_least("steps", self.sampling.steps, 1)?;
         between("fps", Some(self.output.fps), 0.1, 240.0)?;
         at_least("zoom", self.output.zoom, 1)?;
@@ -282,6 +301,7 @@ fn one() -> f64 {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::sampler::WindowSchedule;
 
     #[test]
     fn a_seed_of_minus_one_is_random() {
@@ -327,6 +347,18 @@ mod tests {
         bad(|r| r.output.fps = 0.0, "fps");
         bad(|r| r.output.zoom = 0, "zoom");
         bad(|r| r.output.zoom = 65, "zoom");
+        bad(|r| r.windows.length = Some(0), "context-length");
+        bad(|r| r.windows.length = Some(1), "context-length");
+        bad(|r| r.windows.overlap = Some(16), "context-overlap");
+        bad(|r| r.windows.stride = Some(0), "context-stride");
+        let is_static = Some(WindowSchedule::Static);
+        let mut request = Request::default();
+        request.windows = Windows { schedule: is_static, stride: Some(2), ..Windows::default() };
+        assert!(request.validate().unwrap_err().to_string().starts_with("context-stride"));
+        request.windows.stride = None;
+        assert!(request.validate().is_ok());
+        request.output.looping = Loop::Closed;
+        assert!(request.validate().unwrap_err().to_string().starts_with("loop"));
         bad(|r| r.sampling.cfg_scale = -1.0, "cfg-scale");
         bad(|r| r.schedule.beta_end = Some(0.0), "beta-end");
         bad(|r| r.schedule.beta_start = Some(1.0), "beta-start");

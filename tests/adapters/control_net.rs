@@ -15,9 +15,10 @@ use animatelcm::models::control_net::{ControlNet, ControlNetConfig};
 use animatelcm::models::motion::MotionNorm;
 use animatelcm::models::unet::{Injection, Residuals, UNet, UNetInput};
 use animatelcm::pipeline::denoiser::{Guidance, Guided, Settings};
+use animatelcm::pipeline::windows::Windowed;
 use animatelcm::pipeline::{Event, Pipeline, Residency};
 use animatelcm::request::{Control, Request};
-use animatelcm::sampler::Denoiser;
+use animatelcm::sampler::{Denoiser, Fuse, WindowPlan, WindowSchedule, WindowSettings};
 use animatelcm::schedule::{NoiseLevel, Prediction};
 use animatelcm::weights::{Component, Source, random};
 use animatelcm::{Error, Result, Stop};
@@ -446,6 +447,48 @@ fn some_frames_of_a_clip_are_denoised_with_their_own_hints_and_strengths() {
     let others = of_clip.denoise_frames(&window, at, &[0, 1, 2]).unwrap();
     assert!(relative_l2(&others, &alone) > 1e-3);
     assert!(of_clip.denoise_frames(&window, at, &[2, 3]).is_err());
+}
+
+#[test]
+fn in_context_windows_frames_keep_their_hints_and_strengths() {
+    let (net, unet) = (net(), tiny::unet(DType::F32));
+    let (x, at) = noisy();
+    let guided = |hint: &Tensor, strength: &str| {
+        let settings =
+            ControlSettings { strength: strength.parse().unwrap(), ..Default::default() };
+        guided((&net, &unet), hint, settings, Guidance::Batched)
+    };
+    let hint = first_hint();
+    let settings = WindowSettings {
+        length: 4,
+        overlap: 2,
+        stride: 1,
+        schedule: WindowSchedule::Static,
+        fuse: Fuse::Pyramid,
+        is_closed: false,
+    };
+    let plan = WindowPlan::new(6, settings).unwrap();
+    let got = Windowed::new(guided(&hint, "0:0.5,2:1,4:0.25"), Some(plan)).denoise(&x, at).unwrap();
+    // The same by hand, of two clips of four frames each.
+    let part = |x: &Tensor, first| x.narrow(1, first, 4).unwrap().contiguous().unwrap();
+    let alone = |first, strength: &str| {
+        let hint = hint.narrow(0, first, 4).unwrap();
+        guided(&hint, strength).denoise(&part(&x, first), at).unwrap()
+    };
+    let (a, b) = (alone(0, "0:0.5,2:1,4:0.25"), alone(2, "0:1,2:0.25"));
+    // Frames 2 and 3 are third and fourth of the first, first and second of the second: 2 and 1 of 3, 1 and 2 of 3.
+    let frame = |x: &Tensor, i| x.narrow(1, i, 1).unwrap();
+    let mixed = |i, share: f64| {
+        let (a, b) = (frame(&a, i) * share, frame(&b, i - 2) * (1.0 - share));
+        (a.unwrap() + b.unwrap()).unwrap()
+    };
+    let want = [
+        a.narrow(1, 0, 2).unwrap(),
+        mixed(2, 2.0 / 3.0),
+        mixed(3, 1.0 / 3.0),
+        b.narrow(1, 2, 2).unwrap(),
+    ];
+    assert_relative(&got, &Tensor::cat(&want, 1).unwrap(), F32);
 }
 
 // Hints.

@@ -13,7 +13,16 @@ fn impossible_numbers_are_refused_by_name() {
     let folder = Folder::new();
     for (args, parts) in [
         (&["--frames", "0"][..], &["frames", "got 0"][..]),
-        (&["--frames", "65"], &["frames", "65", "64"]),
+        (&["--context-length", "65"], &["context-length", "65", "64"]),
+        (&["--context-length", "0"], &["context-length", "got 0"]),
+        (&["--context-length", "1"], &["context-length", "got 1"]),
+        (&["--context-overlap", "16"], &["context-overlap", "length 16", "got 16"]),
+        (&["--context-stride", "0"], &["context-stride", "got 0"]),
+        (&["--context-stride", "-1"], &["-1"]),
+        (&["--context-schedule", "batched"], &["batched"]),
+        (&["--context-fuse", "gauss"], &["gauss"]),
+        (&["--noise", "pink"], &["pink"]),
+        (&["--loop", "twice"], &["twice"]),
         (&["--frames", "-1"], &["-1"]),
         (&["--frames", "99999999999999999999"], &["99999999999999999999"]),
         (&["--steps", "0"], &["steps", "got 0"]),

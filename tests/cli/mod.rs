@@ -14,6 +14,8 @@ mod generate;
 mod help;
 /// What `inspect` says of weights.
 mod inspect;
+/// Long clips and loops.
+mod long;
 /// Models by name in folders of one's own.
 mod models_dir;
 /// Signals and limits of the system.

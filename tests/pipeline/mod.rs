@@ -6,3 +6,5 @@ mod family;
 mod runs;
 /// Clips that start from images and videos.
 mod source;
+/// Long clips and loops.
+mod windows;

@@ -516,7 +516,7 @@ fn requests_that_the_model_cannot_meet_are_refused_before_anything_is_loaded() {
     };
     refused(
         tiny_request().with(|r| {
-            r.size.frames = 9;
+            r.windows.length = Some(9);
         }),
         2,
         "at most 8",

@@ -404,7 +404,8 @@ fn a_source_that_cannot_be_met_is_refused_by_name() {
         &format!("image: {moving} has more than one frame"),
         "--video",
     );
-    refused(&request(video(&many)).with(|r| r.size.frames = 9), "frames: 9 asked for", "at most 8");
+    let windows = request(video(&many)).with(|r| r.windows.length = Some(9));
+    refused(&windows, "context-length: 9 asked for", "at most 8");
     refused(&request(Source { strength: 0.2, ..video(&many) }), "strength: 0.2 of 4", "0.25");
 }
 

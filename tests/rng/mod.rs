@@ -1,4 +1,6 @@
 //! Random numbers.
 
+/// Noise of long clips.
+mod long;
 /// torch's generators.
 mod torch;

@@ -4,3 +4,5 @@
 mod schedule;
 /// Samplers over formulas.
 mod solvers;
+/// Context windows.
+mod windows;

@@ -9,7 +9,8 @@ use super::Table;
 use super::media::Seen;
 use crate::job::{self, Imported};
 use crate::output::Metadata;
-use crate::request::{Job, Request, Source, Spec};
+use crate::request::{Job, Loop, Request, Source, Spec, Windows};
+use crate::rng::NoiseKind;
 use crate::text::prompt::PromptMode;
 use crate::{Error, Result};
 
@@ -120,6 +121,7 @@ fn request_rows(request: &Request, table: &mut Table) {
         table.row("source", self::source(source));
     }
     table.row("sampling", sampling(request));
+    table.row_if("windows", &windows(request));
     for adapter in &request.ip_adapters {
         let images: Vec<&str> = adapter.images.iter().map(|image| image.file.as_str()).collect();
         let (images, model, scale) = (images.join(", "), &adapter.model, &adapter.scale);
@@ -133,8 +135,12 @@ fn size(request: &Request) -> String {
         1 => String::new(),
         zoom => format!(", enlarged {zoom} times"),
     };
+    let looping = match request.output.looping {
+        Loop::None => String::new(),
+        looping => format!(", loop {looping}"),
+    };
     format!(
-        "{} frames of {}x{}, {} a second{zoom}",
+        "{} frames of {}x{}, {} a second{zoom}{looping}",
         request.size.frames,
         side(request.size.width),
         side(request.size.height),
@@ -179,6 +185,21 @@ fn sampling(request: &Request) -> String {
     }
     if request.prompt.clip_skip > 0 {
         words.push(format!("clip skip {}", request.prompt.clip_skip));
+    }
+    words.join(", ")
+}
+
+/// The context windows in words, if there are any.
+fn windows(request: &Request) -> String {
+    let Windows { length, overlap, stride, schedule, fuse } = &request.windows;
+    let mut words = Vec::new();
+    words.extend(length.map(|length| format!("{length} frames")));
+    words.extend(overlap.map(|overlap| format!("overlap {overlap}")));
+    words.extend(stride.map(|stride| format!("stride {stride}")));
+    words.extend(schedule.map(|schedule| schedule.to_string()));
+    words.extend(fuse.map(|fuse| fuse.to_string()));
+    if request.sampling.noise != NoiseKind::Independent {
+        words.push(format!("{} noise", request.sampling.noise));
     }
     words.join(", ")
 }

@@ -18,7 +18,7 @@ use crate::media::resize::enlarge;
 use crate::media::{FrameSink, RgbImage};
 use crate::output::{self, ClipInfo, Existing, Metadata};
 use crate::pipeline::{Done, Event, Inputs, Observer, Pipeline, Prepared, Recorder, Residency};
-use crate::request::{Job, MOST_PIXELS};
+use crate::request::{Job, Loop, MOST_PIXELS};
 use crate::sampler::Progress;
 use crate::{Error, Result, Stop};
 
@@ -94,6 +94,7 @@ pub fn run(
     let mut sink = Lazy {
         opened: None,
         zoom,
+        kept: (job.request.output.looping == Loop::PingPong).then(Vec::new),
         open: || {
             let (weights, lora_hashes) = hashes.join()?;
             check_weights(&job.weights, &weights)?;
@@ -157,7 +158,7 @@ fn clip_info(prepared: &Prepared) -> ClipInfo {
     ClipInfo {
         width: (prepared.width * zoom) as u32,
         height: (prepared.height * zoom) as u32,
-        frames: prepared.request.size.frames,
+        frames: prepared.request.output.looping.frames(prepared.request.size.frames),
         fps: prepared.request.output.fps,
     }
 }
@@ -212,7 +213,14 @@ impl Observer for Log<'_> {
 struct Lazy<F> {
     open: F,
     zoom: u32,
+    /// The frames so far, if they come once more in reverse.
+    kept: Option<Vec<RgbImage>>,
     opened: Option<Box<dyn FrameSink + Send>>,
+}
+
+/// Writes a frame, enlarged.
+fn write(sink: &mut dyn FrameSink, frame: &RgbImage, zoom: u32) -> Result<()> {
+    if zoom > 1 { sink.frame(&enlarge(frame, zoom)) } else { sink.frame(frame) }
 }
 
 impl<F: FnMut() -> Result<Box<dyn FrameSink + Send>>> FrameSink for Lazy<F> {
@@ -220,17 +228,22 @@ impl<F: FnMut() -> Result<Box<dyn FrameSink + Send>>> FrameSink for Lazy<F> {
         if self.opened.is_none() {
             self.opened = Some((self.open)()?);
         }
+        if let Some(kept) = &mut self.kept {
+            kept.push(frame.clone());
+        }
         match &mut self.opened {
-            Some(sink) if self.zoom > 1 => sink.frame(&enlarge(frame, self.zoom)),
-            Some(sink) => sink.frame(frame),
+            Some(sink) => write(&mut **sink, frame, self.zoom),
             None => Ok(()),
         }
     }
 
     fn finish(self: Box<Self>) -> Result<()> {
-        match self.opened {
-            Some(sink) => sink.finish(),
-            None => Ok(()),
+        let Some(mut sink) = self.opened else { return Ok(()) };
+        // Between the last and the first, which stand at the ends already.
+        let kept = self.kept.unwrap_or_default();
+        for frame in kept.iter().skip(1).rev().skip(1) {
+            write(&mut *sink, frame, self.zoom)?;
         }
+        sink.finish()
     }
 }

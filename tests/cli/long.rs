@@ -101,3 +101,26 @@ fn a_closed_loop_replays_and_a_schedule_that_cannot_close_is_refused() {
     let refused = folder.run(&args);
     assert!(refused.fails(2).contains("loop: `closed` takes the schedule `uniform-looped`"));
 }
+
+#[test]
+fn a_pingpong_goes_back_without_doubled_ends() {
+    let folder = Folder::new();
+    make(&folder, &["--frames=5", "-o", "once.png"]);
+    make(&folder, &["--frames=5", "--loop=pingpong", "-o", "both.png"]);
+    let (once, both) = (frames(&folder, "once.png"), frames(&folder, "both.png"));
+    assert_eq!(both[..5], once);
+    assert_eq!(both[5..], [once[3].clone(), once[2].clone(), once[1].clone()]);
+    let request = inside(&folder, "both.png");
+    assert_eq!(request["size"]["frames"], json!(5));
+    assert_eq!(request["output"]["loop"], json!("pingpong"));
+    assert_eq!(request["windows"], Value::Null);
+    folder.run(&["replay", "both.png"]).ok();
+    assert!(folder.read("both.png") == folder.read("both-replay.png"), "it was not made again");
+    // Enlarged too, in every format; the result counts the frames of the file.
+    let args = ["generate", "a ring", "--frames=3", "--steps=1", "--loop=pingpong", "--zoom=2"];
+    let done = folder.run(&[&args[..], &["-o", "a.gif", "--json"]].concat()).ok().json();
+    assert_eq!((&done["frames"], &done["width"]), (&json!(4), &json!(128)));
+    // There is nothing between two frames.
+    make(&folder, &["--frames=2", "--loop=pingpong", "-o", "two.png"]);
+    assert_eq!(frames(&folder, "two.png").len(), 2);
+}

@@ -5,9 +5,9 @@ use animatelcm::device::{DeviceChoice, DtypeChoice, KernelChoice, Quantize};
 use animatelcm::library::Preset;
 use animatelcm::media::resize::Fit;
 use animatelcm::models::motion::MotionNorm;
-use animatelcm::request::{Control, Embedding, IpAdapter, Job, Request, Spec, WeightedFile};
-use animatelcm::rng::RngKind;
-use animatelcm::sampler::SamplerKind;
+use animatelcm::request::{Control, Embedding, IpAdapter, Job, Loop, Request, Spec, WeightedFile};
+use animatelcm::rng::{NoiseKind, RngKind};
+use animatelcm::sampler::{Fuse, SamplerKind, WindowSchedule};
 use animatelcm::schedule::{BetaSchedule, Prediction, Spacing};
 use animatelcm::text::prompt::PromptMode;
 
@@ -37,8 +37,11 @@ pub fn run(data: &[u8]) {
     let _ = text.parse::<DeviceChoice>();
     let _ = text.parse::<DtypeChoice>();
     let _ = text.parse::<Fit>();
+    let _ = text.parse::<Fuse>();
     let _ = text.parse::<KernelChoice>();
+    let _ = text.parse::<Loop>();
     let _ = text.parse::<MotionNorm>();
+    let _ = text.parse::<NoiseKind>();
     let _ = text.parse::<Prediction>();
     let _ = text.parse::<Preset>();
     let _ = text.parse::<PromptMode>();
@@ -46,6 +49,7 @@ pub fn run(data: &[u8]) {
     let _ = text.parse::<RngKind>();
     let _ = text.parse::<SamplerKind>();
     let _ = text.parse::<Spacing>();
+    let _ = text.parse::<WindowSchedule>();
 }
 
 /// Writes a request that is valid, and reads it again.

@@ -150,7 +150,8 @@ impl WindowSettings {
         }
         if self.is_closed && schedule != WindowSchedule::UniformLooped {
             let reason = format!("`closed` takes the schedule `uniform-looped`, not `{schedule}`");
-            return Err(Error::request("loop", reason));
+            let hint = "leave out the schedule, or --loop none";
+            return Err(Error::request("loop", reason).with_hint(hint));
         }
         Ok(())
     }

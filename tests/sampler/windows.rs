@@ -59,7 +59,7 @@ proptest! {
             prop_assert_eq!(places.len(), settings.length.min(frames));
             prop_assert_eq!(places.iter().collect::<BTreeSet<_>>().len(), places.len());
             for (frame, weight) in places.into_iter().zip(weights) {
-                prop_assert!(weight >= 0.0 && weight <= 1.0);
+                prop_assert!((0.0..=1.0).contains(&weight));
                 sums[frame] += weight;
             }
         }

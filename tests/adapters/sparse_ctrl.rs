@@ -8,6 +8,7 @@ use animatelcm::adapters::sparse_ctrl::{SparseControl, SparseHint};
 use animatelcm::adapters::{Conditioner, ControlSettings, Pass, Progress, Strength};
 use animatelcm::device::{DtypeChoice, Precision};
 use animatelcm::library::{Base, ControlFile, Files, Models, Part};
+use animatelcm::media::RgbImage;
 use animatelcm::media::tensor::from_rgb;
 use animatelcm::models::motion::MotionNorm;
 use animatelcm::models::sparse_ctrl::{SparseCtrl, SparseCtrlConfig};
@@ -15,6 +16,8 @@ use animatelcm::models::unet::{Injection, Residuals, UNetInput};
 use animatelcm::pipeline::{Event, Pipeline, Residency, memory};
 use animatelcm::request::Control;
 use animatelcm::request::Request;
+use animatelcm::rng::{Noise, RngKind};
+use animatelcm::sampler::WindowSchedule;
 use animatelcm::weights::VarBuilder;
 use animatelcm::weights::{Component, Source, random};
 use animatelcm::{Error, Result};
@@ -560,6 +563,60 @@ fn impossible_configurations_are_refused() {
     ] {
         let error = open(field, value);
         assert!(error.contains(part), "{field}: {error}");
+    }
+}
+
+#[test]
+fn networks_in_windows_see_what_they_see_in_clips_of_those_frames() {
+    let folder = tempfile::tempdir().unwrap();
+    let files = files(folder.path());
+    let image =
+        |i: u32| RgbImage::from_fn(64, 32, |x, y| image::Rgb([x, y, 25 * i].map(|v| v as u8)));
+    let drawn: Vec<RgbImage> = (0..10).map(image).collect();
+    let hint = |name: &str, images: &[RgbImage]| hint_folder(folder.path(), name, images);
+    let (all, sparse) = (hint("all", &drawn), hint("sparse", &drawn[3..5]));
+    let noise = Noise::new(RngKind::Cpu, 4).latents((1, 10, 4, 8, 16), &Device::Cpu).unwrap();
+    let noise = noise.transpose(1, 2).unwrap().contiguous().unwrap();
+    let latents = |controls: Vec<Control>, first: usize, count: usize| {
+        let request = request().with(|r| {
+            r.sampling.steps = 1;
+            r.size.frames = count;
+            r.controls = controls;
+            if count == 10 {
+                r.windows.length = Some(5);
+                r.windows.overlap = Some(0);
+                r.windows.schedule = Some(WindowSchedule::Static);
+            }
+        });
+        let part = noise.narrow(2, first, count).unwrap().contiguous().unwrap();
+        let tensors = Tensors { latents: Some(part), ..Tensors::default() };
+        run_from(&files, &request, tensors).unwrap()["latents"].clone()
+    };
+    let got = latents(
+        vec![
+            control("n", &all, "net", ",scale=0:1,4:0.2,9:0.7"),
+            control("t", &all, "adapter", ",scale=0.8"),
+            control("s", &sparse, "scribble", ",frames=1,7"),
+        ],
+        0,
+        10,
+    );
+    for (i, curve, frame) in [(0, "0:1,4:0.2", 1), (1, "0:0.3,4:0.7", 2)] {
+        let first = 5 * i;
+        let all = hint(&format!("all{i}"), &drawn[first..first + 5]);
+        let sparse = hint(&format!("sparse{i}"), &drawn[3 + i..4 + i]);
+        let alone = latents(
+            vec![
+                control("n", &all, "net", &format!(",scale={curve}")),
+                control("t", &all, "adapter", ",scale=0.8"),
+                control("s", &sparse, "scribble", &format!(",frames={frame}")),
+            ],
+            first,
+            5,
+        );
+        assert_relative(&got.narrow(2, first, 5).unwrap(), &alone, F32);
+        let plain = latents(vec![], first, 5);
+        assert!(relative_l2(&alone, &plain) > 1e-3, "the hints change nothing");
     }
 }
 

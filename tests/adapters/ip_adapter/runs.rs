@@ -5,7 +5,9 @@ use std::collections::BTreeMap;
 use animatelcm::media::RgbImage;
 use animatelcm::pipeline::{Event, Pipeline, Residency};
 use animatelcm::request::IpAdapter as Asked;
-use candle_core::Tensor;
+use animatelcm::rng::{Noise, RngKind};
+use animatelcm::sampler::WindowSchedule;
+use candle_core::{Device, Tensor};
 
 use crate::support::close::{assert_close, assert_relative, relative_l2};
 use crate::support::golden;
@@ -185,4 +187,52 @@ fn what_images_need_is_part_of_the_plan() {
     // Keys and values of 2 x 17 tokens and, with guidance, of no image, for 16 attentions of 8 and 16 channels.
     assert_eq!(with.fixed - without.fixed, 2 * 2 * 34 * (5 * 8 + 11 * 16) * 4);
     assert_eq!((with.weights, without.image_encoder), (without.weights, 0));
+}
+
+#[test]
+fn images_in_windows_are_those_of_clips_of_those_frames() {
+    let images = Images::new();
+    let noise = Noise::new(RngKind::Cpu, 4).latents((1, 6, 4, 8, 16), &Device::Cpu).unwrap();
+    let noise = noise.transpose(1, 2).unwrap().contiguous().unwrap();
+    let latents = |adapters: [&str; 2], first: usize, count: usize| {
+        let request = request().with(|r| {
+            r.sampling.steps = 1;
+            r.size.frames = count;
+            r.ip_adapters =
+                vec![images.adapter("plus", adapters[0]), images.adapter("base", adapters[1])];
+            if count == 6 {
+                r.windows.length = Some(3);
+                r.windows.overlap = Some(0);
+                r.windows.schedule = Some(WindowSchedule::Static);
+            }
+        });
+        let mut tensors = Tensors {
+            latents: Some(noise.narrow(2, first, count).unwrap().contiguous().unwrap()),
+            recorded: Some(BTreeMap::new()),
+            ..Tensors::default()
+        };
+        let (mut frames, mut silent) = (Vec::new(), |_: Event| Ok(()));
+        pipeline(Residency::Sequential)
+            .run(&request, &mut tensors, &mut silent, &mut &mut frames)
+            .unwrap();
+        tensors.recorded.unwrap()["latents"].clone()
+    };
+    let got = latents(
+        [
+            "a.png,image=b.png,image=b.png,image=b.png,image=a.png,image=a.png,per-frame",
+            "a.png,mask=mask0.png,scale=0:1,2:0.6,5:0.3",
+        ],
+        0,
+        6,
+    );
+    let parts = [
+        ["a.png,image=b.png,image=b.png,per-frame", "a.png,mask=mask0.png,scale=0:1,2:0.6"],
+        ["b.png,image=a.png,image=a.png,per-frame", "a.png,mask=mask0.png,scale=0:0.5,2:0.3"],
+    ];
+    for (i, part) in parts.into_iter().enumerate() {
+        let alone = latents(part, 3 * i, 3);
+        assert_relative(&got.narrow(2, 3 * i, 3).unwrap(), &alone, F32);
+    }
+    let turned = latents(parts[1], 0, 3);
+    assert!(relative_l2(&turned, &got.narrow(2, 0, 3).unwrap()) > 1e-3);
 }

@@ -194,7 +194,7 @@ mod tests {
                 match typed::parse(words(line)) {
                     Ok(_) => {}
                     Err(error) => {
-                        assert_eq!(error.kind(), ErrorKind::DisplayHelp, "{line}: {error}")
+                        assert_eq!(error.kind(), ErrorKind::DisplayHelp, "{line}: {error}");
                     }
                 }
             }

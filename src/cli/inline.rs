@@ -253,10 +253,8 @@ mod tests {
                         _ => (1, rest.clone()),
                     };
                     let bits = after.as_bytes()[0] - b'?';
-                    for column in x..x + count {
-                        for bit in (0..6).filter(|bit| bits >> bit & 1 == 1) {
-                            pixels[top + bit][column] = colors.get(&color).copied();
-                        }
+                    for bit in (0..6).filter(|bit| bits >> bit & 1 == 1) {
+                        pixels[top + bit][x..x + count].fill(colors.get(&color).copied());
                     }
                     (x + count, top, after[1..].to_owned())
                 }

@@ -211,7 +211,9 @@ mod tests {
         let (mut values, vectors) = a.eigen();
         let mut scaled = vectors.clone();
         for (row, value) in scaled.rows_mut().zip(&values) {
-            row.iter_mut().for_each(|x| *x *= value);
+            for x in row.iter_mut() {
+                *x *= value;
+            }
         }
         assert_near(&vectors.transposed().times(&scaled), &a);
         assert_near(&vectors.times(&vectors.transposed()), &Square::identity(3));

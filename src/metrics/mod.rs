@@ -43,7 +43,9 @@ mod tests {
         // Every number is drawn now and then.
         let mut times = [0; 10];
         for seed in 0..300 {
-            sample(10, 3, seed).into_iter().for_each(|number| times[number] += 1);
+            for number in sample(10, 3, seed) {
+                times[number] += 1;
+            }
         }
         assert!(times.iter().all(|n| (55..=125).contains(n)), "{times:?}");
     }

@@ -315,7 +315,7 @@ impl WindowPlan {
                     frames.get(1).map_or(1, |next| (next + self.frames - first) % self.frames);
                 let whole = ((count - 1) * apart) as f64;
                 let from_middle = ((i * apart) as f64 - whole / 2.0).abs();
-                (1.0 - from_middle / ((whole + 1e-2) / 2.0)).max(1e-2)
+                (1.0 - from_middle / f64::midpoint(whole, 1e-2)).max(1e-2)
             }
         };
         (0..count).map(weight).collect()

@@ -12,7 +12,7 @@ use crate::support::program::Folder;
 fn impossible_numbers_are_refused_by_name() {
     let folder = Folder::new();
     for (args, parts) in [
-        (&["--frames", "0"][..], &["frames", "got 0"][..]),
+        (&["--frames", "0"][..], &["--frames", "'0'", "at least 1"][..]),
         (&["--context-length", "65"], &["context-length", "65", "64"]),
         (&["--context-length", "0"], &["context-length", "got 0"]),
         (&["--context-length", "1"], &["context-length", "got 1"]),
@@ -25,14 +25,14 @@ fn impossible_numbers_are_refused_by_name() {
         (&["--loop", "twice"], &["twice"]),
         (&["--frames", "-1"], &["-1"]),
         (&["--frames", "99999999999999999999"], &["99999999999999999999"]),
-        (&["--steps", "0"], &["steps", "got 0"]),
+        (&["--steps", "0"], &["--steps", "'0'", "at least 1"]),
         (&["--steps", "101"], &["101"]),
         (&["--steps", "4000000000"], &["4000000000"]),
         (&["--original-inference-steps", "0"], &["0"]),
         (&["--original-inference-steps", "1001"], &["1001"]),
         (&["--width", "9"], &["width", "multiple of 4", "got 9"]),
-        (&["--width", "0"], &["width", "got 0"]),
-        (&["--height", "7"], &["height", "got 7"]),
+        (&["--width", "0"], &["--width", "'0'", "at least 8"]),
+        (&["--height", "7"], &["--height", "'7'", "at least 8"]),
         (&["--height", "102"], &["height", "multiple of 4", "got 102"]),
         (&["--width", "8200"], &["width", "8192", "8200"]),
         (&["--width", "18446744073709551615"], &["width", "18446744073709551615"]),

@@ -20,8 +20,9 @@ const PAUSE: Duration = Duration::from_millis(5);
 ///
 /// ```
 /// use std::sync::Arc;
-/// use animatelcm::library::Library;
-/// use animatelcm::{DeviceChoice, DtypeChoice, Files, Models, Pipeline, Precision, Residency};
+/// use animatelcm::{
+///     DeviceChoice, DtypeChoice, Files, Library, Models, Pipeline, Precision, Residency,
+/// };
 ///
 /// let library = Arc::new(Library::new(8 << 30));
 /// let device = DeviceChoice::Cpu.open()?;
@@ -32,7 +33,7 @@ const PAUSE: Duration = Duration::from_millis(5);
 ///     Ok(pipeline.with_library(&library))
 /// };
 /// let (first, second) = (open()?, open()?); // Whichever needs a network first loads it for both.
-/// # animatelcm::Result::Ok(())
+/// # Ok::<(), animatelcm::Error>(())
 /// ```
 pub struct Library {
     limit: u64,

@@ -12,7 +12,7 @@ use crate::{Result, Stop};
 /// Pause between two attempts to take a network that another thread loads.
 const PAUSE: Duration = Duration::from_millis(5);
 
-/// A cache of loaded networks by [`Key`], the least recently used dropped first.
+/// A cache of loaded networks that drops the least recently used first.
 ///
 /// Pipelines that share a library share every network with the same weights, device and dtypes, whatever else their
 /// requests differ in: two prompts with different LoRAs share text encoder and VAE, two ControlNets one UNet. A network

@@ -167,7 +167,11 @@ pub fn linear_until(
     }
     if track || !weights.is_packed() {
         let (weight, bias) = (weights.plain()?, weights.bias());
-        let y = reference::linear(x, &weight, bias)?;
+        let y = if track {
+            autograd::linear(x, &weight, bias)?
+        } else {
+            reference::linear(x, &weight, bias)?
+        };
         let y = if sizes.columns == Columns::Gated { super::geglu(&y)? } else { y };
         return match residual {
             Some(residual) => y + residual,

@@ -17,13 +17,16 @@ pub fn geglu(x: &Tensor) -> Result<Tensor> {
     if x.dim(D::Minus1)? % 2 != 0 {
         candle_core::bail!("gated gelu wants an even width, got {}", x.dim(D::Minus1)?);
     }
+    if autograd::is_tracked(&[x]) {
+        return autograd::geglu(x);
+    }
     #[cfg(feature = "cuda")]
     if super::has_own(x.device())
         && let Some(y) = super::cuda::geglu(x, None)?
     {
         return Ok(y);
     }
-    if !x.device().is_cpu() || autograd::is_tracked(&[x]) {
+    if !x.device().is_cpu() {
         return reference::geglu(x);
     }
     in_f32(x, |x| x.contiguous()?.apply_op1_no_bwd(&Fused))

@@ -31,6 +31,8 @@ mod geglu;
 pub mod layout;
 mod norm;
 pub mod reference;
+mod resize;
+mod shift;
 mod weights;
 
 pub use attention::{attention, attention_until, temporal_attention};
@@ -38,7 +40,8 @@ pub use conv::{ConvArgs, conv2d, linear, linear_until};
 pub use cpu::gemm::Activation;
 pub use geglu::geglu;
 pub use norm::{GroupNormOptions, Positions, group_norm, layer_norm};
-pub use reference::add_per_channel;
+pub use resize::upsample_nearest;
+pub use shift::add_per_channel;
 pub use weights::Weights;
 
 use std::sync::{PoisonError, RwLock};

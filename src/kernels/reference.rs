@@ -100,7 +100,7 @@ pub fn conv2d(
     let (dtype, weight) = (x.dtype(), &weight.to_dtype(wide)?);
     let x = x.to_dtype(wide)?.contiguous()?;
     let x = match args.stretch {
-        Some(size) => upsample_nearest(&x, size)?,
+        Some((height, width)) => x.upsample_nearest2d(height, width)?,
         None => x,
     };
     let (before, after) = args.padding;
@@ -130,36 +130,11 @@ pub fn linear(x: &Tensor, weight: &Tensor, bias: Option<&Tensor>) -> Result<Tens
     candle_nn::Linear::new(weight.clone(), bias.cloned()).forward(x)
 }
 
-/// Adds `shift` `(shifts, channels)` to all pixels of `(images, channels, height, width)`.
-///
-/// Each row of `shift` serves as many consecutive images as there are for it.
-///
-/// # Errors
-///
-/// When the images do not divide over the shifts, or the channels differ.
+/// Adds a value to each channel; see [`super::add_per_channel`].
 pub fn add_per_channel(x: &Tensor, shift: &Tensor) -> Result<Tensor> {
     let (images, channels, height, width) = x.dims4()?;
-    let (shifts, columns) = shift.dims2()?;
-    if shifts == 0 || images % shifts != 0 || columns != channels {
-        candle_core::bail!("shifts {:?} for images {:?}", shift.dims(), x.dims());
-    }
-    x.reshape((shifts, images / shifts, channels, height * width))?
+    let shifts = shift.dim(0)?;
+    x.reshape((shifts, images / shifts.max(1), channels, height * width))?
         .broadcast_add(&shift.reshape((shifts, 1, channels, 1))?)?
         .reshape((images, channels, height, width))
-}
-
-/// `(batch, channels, height, width)` enlarged to `(height, width)` `size`, each pixel taking the nearest one's value.
-///
-/// candle's own op, but for a gradient: that knows whole factors only.
-pub fn upsample_nearest(x: &Tensor, (height, width): (usize, usize)) -> Result<Tensor> {
-    if !x.track_op() {
-        return x.upsample_nearest2d(height, width);
-    }
-    let (_, _, from_height, from_width) = x.dims4()?;
-    let nearest = |from: usize, to: usize| {
-        let indices = (0..to).map(|i| (i * from / to) as u32).collect();
-        Tensor::from_vec(indices, to, x.device())
-    };
-    let x = x.contiguous()?;
-    x.index_select(&nearest(from_height, height)?, 2)?.index_select(&nearest(from_width, width)?, 3)
 }

@@ -113,8 +113,8 @@ fn layers_have_the_gradients_of_torch() {
         });
     }
     layer(&golden, "geglu", &["x"], |t| kernels::geglu(&t[0]));
-    layer(&golden, "upsample", &["x"], |t| kernels::reference::upsample_nearest(&t[0], (6, 8)));
-    layer(&golden, "upsample_odd", &["x"], |t| kernels::reference::upsample_nearest(&t[0], (5, 7)));
+    layer(&golden, "upsample", &["x"], |t| kernels::upsample_nearest(&t[0], (6, 8)));
+    layer(&golden, "upsample_odd", &["x"], |t| kernels::upsample_nearest(&t[0], (5, 7)));
     layer(&golden, "shift", &["x", "shift"], |t| kernels::add_per_channel(&t[0], &t[1]));
 }
 

@@ -29,7 +29,7 @@ pub(in crate::kernels) fn conv2d_with(
     let stretched;
     let x = match args.stretch {
         Some(size) => {
-            stretched = reference::upsample_nearest(x, size)?;
+            stretched = kernels::upsample_nearest(x, size)?;
             &stretched
         }
         None => x,

@@ -3,8 +3,8 @@
 //! **The rule.** An op of [`super`] asks [`is_tracked`] about all its tensors. If none takes part in a gradient, the
 //! fastest kernel runs and leaves no trace. If one does, the op of the same name here runs: it computes its value by
 //! itself, whatever the kernels do, and enters the graph as one node whose gradients are computed here. Tensors that
-//! need no gradient cost none: a frozen weight's is never computed. For ops without a gradient here, on devices other
-//! than the CPU, and in half precision, the plain version in [`super::reference`] runs, which candle differentiates.
+//! need no gradient cost none: a frozen weight's is never computed. On devices other than the CPU, and in half
+//! precision, the plain version in [`super::reference`] runs, all of whose parts candle can differentiate.
 //!
 //! Every sum runs over parts whose number does not depend on the machine, and the parts are added in order: the
 //! gradients of a run are the same, bit for bit, whenever it is repeated.
@@ -13,8 +13,12 @@
 
 mod attention;
 mod conv;
+mod geglu;
+mod linear;
 mod matrix;
 mod norm;
+mod shift;
+mod upsample;
 
 use std::sync::{Mutex, PoisonError};
 
@@ -24,7 +28,11 @@ use candle_core::{
 
 pub(super) use self::attention::attention;
 pub(super) use self::conv::conv2d_with;
+pub(super) use self::geglu::geglu;
+pub(super) use self::linear::linear;
 pub(super) use self::norm::{group_norm, layer_norm};
+pub(super) use self::shift::add_per_channel;
+pub(super) use self::upsample::upsample_nearest;
 
 /// Returns whether any of these tensors takes part in a gradient.
 pub(super) fn is_tracked(tensors: &[&Tensor]) -> bool {

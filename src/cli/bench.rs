@@ -88,7 +88,7 @@ pub(super) struct BenchArgs {
     #[arg(long, value_name = "N", value_parser = thread_count)]
     #[arg(help_heading = "Measuring", hide_short_help = true)]
     threads: Option<usize>,
-    /// What is printed.
+    /// Format of the report.
     #[arg(
         long,
         value_enum,
@@ -105,7 +105,7 @@ pub(super) struct BenchArgs {
     quiet: bool,
 }
 
-/// How the measurements are printed.
+/// Formats of a report.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 enum Format {
     /// A table for the terminal.
@@ -213,7 +213,7 @@ fn measure(args: &BenchArgs, stop: &Stop) -> Result<Vec<Report>> {
     Ok(reports)
 }
 
-/// Which number of steps a line is about, where there are several.
+/// Label of a run in a sweep, with its number of steps; empty for a single run.
 fn of_sweep(jobs: &[Job], job: &Job) -> String {
     match (jobs.len(), job.request.sampling.steps) {
         (1, _) => String::new(),
@@ -222,7 +222,7 @@ fn of_sweep(jobs: &[Job], job: &Job) -> String {
     }
 }
 
-/// One number of steps, and what is known before its clips are timed.
+/// One run of a sweep: its job, with what is known before its clips are timed.
 struct Setting<'a> {
     args: &'a BenchArgs,
     job: &'a Job,

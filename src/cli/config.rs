@@ -1,6 +1,6 @@
 //! `config.toml`: defaults for the flags of `generate`, by the flags' names.
 //!
-//! What is typed goes before it; with `--request`, so does the request.
+//! Flags that are typed override it; with `--request`, so does the request.
 
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};
@@ -72,7 +72,7 @@ pub(super) fn over(cli: Cli, words: &[OsString]) -> Result<Cli> {
     }
 }
 
-/// Where the file is; none where the variable is empty.
+/// Path of the configuration file; `None` if the variable is empty.
 fn place(variable: &dyn Fn(&str) -> Option<OsString>, home: Option<&Path>) -> Option<PathBuf> {
     if let Some(path) = variable(VARIABLE) {
         return Some(PathBuf::from(path)).filter(|path| !path.as_os_str().is_empty());

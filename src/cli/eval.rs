@@ -105,7 +105,7 @@ pub(super) struct EvalArgs {
         hide_short_help = true
     )]
     real_every: usize,
-    /// How real frames of another shape than the model's become such: crop or stretch.
+    /// Crop or stretch real frames to the shape of the model's.
     #[arg(
         long,
         value_name = "FIT",

@@ -152,10 +152,10 @@ impl Pipeline {
     ///
     /// When there is no such LoRA, or a strength is not a number.
     pub fn set_lora_strength(&mut self, lora: usize, unet: f64, text: f64) -> Result<()> {
-        let parts = [(Component::UNet, Part::UNet), (Component::Text, Part::Text)];
-        let keys = [self.key(&Part::UNet)?, self.key(&Part::Text)?];
+        let keys =
+            [(Component::UNet, self.key(&Part::UNet)?), (Component::Text, self.key(&Part::Text)?)];
         let changed = self.models.set_lora_strength(lora, unet, text)?;
-        for ((component, _), key) in parts.iter().zip(&keys) {
+        for (component, key) in &keys {
             let Some(names) = changed.get(component) else { continue };
             self.library.forget(key);
             if let Some(resident) = lock(&self.resident).get_mut(component) {

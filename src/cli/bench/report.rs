@@ -167,7 +167,7 @@ fn vector_units() -> &'static str {
     }
 }
 
-/// What all runs of a sweep share, and the number of steps where there is but one.
+/// Lines that describe what all runs of a sweep share, with the number of steps of a single run.
 fn heading(reports: &[Report]) -> Vec<String> {
     let Some(Report { settings, versions, device, .. }) = reports.first() else { return vec![] };
     let Settings { model, width, height, frames, cfg_scale, sampler, seed, .. } = settings;

@@ -33,7 +33,7 @@ impl WeightPatch for MotionGain {
 fn main() -> Result<()> {
     let mut request = Request::new("a yellow star moving up on a navy background");
     request.sampling.seed = Some(1);
-    request.size.frames = 8;
+    request.size.frames = Some(8);
     for strength in [-1.0, 0.0, 0.5] {
         let mut models = Models::open(&Files::embedded())?;
         let names = models.checkpoint().names(Component::UNet);

@@ -42,7 +42,7 @@ fn main() -> Result<()> {
     let mut pipeline = Pipeline::new(models, Device::Cpu, precision, Residency::KeepAll);
     let mut request = Request::new("a white circle on a black background");
     request.sampling.seed = Some(7);
-    request.size.frames = 4;
+    request.size.frames = Some(4);
     let mut sink = Box::new(Terminal::default());
     let mut silent = |_: Event| Ok(());
     let prepared = pipeline.prepare(&request, &Inputs::default())?;

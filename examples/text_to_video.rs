@@ -26,7 +26,7 @@ fn main() -> animatelcm::Result<()> {
     let clip = ClipInfo {
         width: prepared.width as u32,
         height: prepared.height as u32,
-        frames: request.size.frames,
+        frames: prepared.frames,
         fps: request.output.fps,
     };
     let mut sink = output::open(

@@ -257,7 +257,7 @@ impl Setting<'_> {
                 },
                 width: prepared.width,
                 height: prepared.height,
-                frames: request.size.frames,
+                frames: request.frames(),
                 steps: request.sampling.steps,
                 cfg_scale: request.sampling.cfg_scale,
                 sampler: request.sampling.sampler.to_string(),
@@ -329,7 +329,7 @@ fn job(args: &BenchArgs, names: &Names) -> Result<Job> {
     request.sampling.seed = Some(seed);
     request.size.width = args.width.or(request.size.width);
     request.size.height = args.height.or(request.size.height);
-    request.size.frames = args.frames.unwrap_or(request.size.frames);
+    request.size.frames = args.frames.or(request.size.frames);
     if let Some(name) = &args.sampler {
         generate::sampler(name, request)?;
     }

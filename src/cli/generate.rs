@@ -17,7 +17,7 @@ use crate::job::{self, Imported, Known, Names, Requests, Target};
 use crate::library::Library;
 use crate::output::{self, Existing};
 use crate::pipeline::{Done, Event, Observer};
-use crate::request::{FileRecord, Job, Request, Size, Source, Spec};
+use crate::request::{FileRecord, Job, Request, Source, Spec};
 use crate::sampler::SamplerKind;
 use crate::{Error, ErrorKind, Result, Stop};
 
@@ -501,11 +501,9 @@ fn source(flags: &SourceFlags, request: &mut Request) -> Result<()> {
         // Of another source's only what fits both.
         let Source { strength, fit, .. } = request.source.take().unwrap_or_default();
         let (image, video) = (image.clone(), video.clone());
-        request.size.frames = match (&video, request.size.frames) {
-            (Some(_), _) => 0,
-            (None, 0) => Size::default().frames,
-            (None, frames) => frames,
-        };
+        if video.is_some() {
+            request.size.frames = None;
+        }
         request.source = Some(Source { image, video, strength, fit, ..Source::default() });
     }
     let Some(source) = &mut request.source else {
@@ -550,7 +548,7 @@ fn long(flags: &LongFlags, request: &mut Request) {
 pub(super) fn how(clip: &ClipFlags, flags: &SamplingFlags, request: &mut Request) -> Result<()> {
     set_some(&mut request.size.width, clip.width.as_ref());
     set_some(&mut request.size.height, clip.height.as_ref());
-    set(&mut request.size.frames, clip.frames.as_ref());
+    set_some(&mut request.size.frames, clip.frames.as_ref());
     set(&mut request.output.fps, clip.fps.as_ref());
     set(&mut request.sampling.steps, flags.steps.as_ref());
     set(&mut request.sampling.cfg_scale, flags.cfg_scale.as_ref());

@@ -133,7 +133,7 @@ fn frame(clip: &Path, job: &Job, stop: &Stop) -> Option<usize> {
     let name = clip.file_name()?.to_string_lossy();
     let (at, digits) = number_in(&name)?;
     let is_png = clip.extension().is_some_and(|ending| ending.eq_ignore_ascii_case("png"));
-    if !is_png || job.request.size.frames < 2 {
+    if !is_png || job.request.frames() < 2 {
         return None;
     }
     let two = Selection { count: Some(2), ..Selection::default() };

@@ -121,7 +121,7 @@ fn fields(job: &Job, made: &Made<'_>) -> Vec<(String, String)> {
     if made.has_motion {
         field("AnimateDiff", animate_diff(job, made, &model));
     }
-    field("Frames", request.size.frames.to_string());
+    field("Frames", request.frames().to_string());
     field("FPS", request.output.fps.to_string());
     field("RNG", if request.sampling.rng == RngKind::Cpu { "CPU" } else { "NV" }.to_owned());
     field("Version", format!("animatelcm {}", env!("CARGO_PKG_VERSION")));
@@ -247,7 +247,7 @@ fn unit_model(model: &str) -> String {
 
 /// The fields of A1111's extension for AnimateDiff, as far as there are such things here.
 fn animate_diff(job: &Job, made: &Made<'_>, model: &str) -> String {
-    let (frames, fps) = (job.request.size.frames, job.request.output.fps);
+    let (frames, fps) = (job.request.frames(), job.request.output.fps);
     let (name, hash) = match &made.files.motion {
         Motion::File(path) => {
             let named = job.models.motion.as_deref().filter(|name| !Path::new(name).exists());

@@ -363,7 +363,7 @@ pub fn apply_defaults(names: &Names, spec: &Spec, request: &mut Request) -> Resu
     let count = |value: Option<u32>| value.map(|value| value as usize);
     size.width = count(defaults.width).or(size.width);
     size.height = count(defaults.height).or(size.height);
-    size.frames = count(defaults.frames).unwrap_or(size.frames);
+    size.frames = count(defaults.frames).or(size.frames);
     sampling.steps = count(defaults.steps).unwrap_or(sampling.steps);
     sampling.original_inference_steps =
         count(defaults.original_inference_steps).or(sampling.original_inference_steps);

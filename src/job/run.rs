@@ -158,7 +158,7 @@ fn clip_info(prepared: &Prepared) -> ClipInfo {
     ClipInfo {
         width: (prepared.width * zoom) as u32,
         height: (prepared.height * zoom) as u32,
-        frames: prepared.request.output.looping.frames(prepared.request.size.frames),
+        frames: prepared.request.output.looping.frames(prepared.frames),
         fps: prepared.request.output.fps,
     }
 }
@@ -170,7 +170,7 @@ fn start(job: &Job, prepared: &Prepared, pipeline: &Pipeline) -> Event {
         model: job.models.model.clone(),
         width: prepared.width,
         height: prepared.height,
-        frames: prepared.request.size.frames,
+        frames: prepared.frames,
         steps: prepared.plan.steps.len(),
         sampler: sampling.sampler.name(),
         seed: sampling.seed.unwrap_or_default(),

@@ -147,13 +147,13 @@ pub(super) fn hints(
         if config.sees_latents() {
             models.check_encoder()?;
         }
-        let frames = (request.size.frames, at_once);
+        let frames = (request.frames(), at_once);
         let images = match source.filter(|_| request.shared_video(control).is_some()) {
             Some(source) if control.frames.is_empty() => source.images.clone(),
             Some(source) => {
                 control.frames.iter().filter_map(|at| source.images.get(*at).cloned()).collect()
             }
-            None => taken(control, inputs.get(FIELD, &control.hint)?, request.size.frames, stop)?,
+            None => taken(control, inputs.get(FIELD, &control.hint)?, request.frames(), stop)?,
         };
         hint(control, &images, config, frames, size, stop)
     };
@@ -163,7 +163,7 @@ pub(super) fn hints(
 /// The controls whose hints are latents, with their places in the request. What never counts needs none.
 pub(super) fn of_latents<'a>(request: &'a Request, models: &Models) -> Vec<(usize, &'a Control)> {
     let sees_latents = |control: &Control| {
-        !is_idle(control, request.size.frames)
+        !is_idle(control, request.frames())
             && models.side_config(&control.model).is_some_and(SideConfig::sees_latents)
     };
     request.controls.iter().enumerate().filter(|(_, control)| sees_latents(control)).collect()
@@ -187,7 +187,7 @@ pub(super) fn conditioners<'a>(
 ) -> Result<Vec<Box<dyn Conditioner + 'a>>> {
     let controls = request.controls.iter().zip(parts.hints).enumerate();
     // What never counts is not even computed.
-    let working = controls.filter(|(_, (control, _))| !is_idle(control, request.size.frames));
+    let working = controls.filter(|(_, (control, _))| !is_idle(control, request.frames()));
     working
         .map(|(i, (control, hint))| {
             let Some(network) = parts.networks.get(&control.model) else {
@@ -212,7 +212,7 @@ pub(super) fn conditioners<'a>(
                         Some(latents) => latents.to_dtype(parts.dtype)?,
                         None => pixels()?,
                     };
-                    let (frames, clip) = (&hint.frames, request.size.frames);
+                    let (frames, clip) = (&hint.frames, request.frames());
                     let hint = SparseHint { hints: &hints, frames, clip };
                     Box::new(SparseControl::new(net, hint, settings, parts.stop)?)
                 }

@@ -81,7 +81,7 @@ pub(super) fn adapter_images(
     size: (usize, usize),
     stop: &Stop,
 ) -> Result<Vec<AdapterImages>> {
-    let frames = request.size.frames;
+    let frames = request.frames();
     let read = |adapter: &IpAdapter| read(adapter, inputs, frames, size, stop);
     request.ip_adapters.iter().map(read).collect()
 }

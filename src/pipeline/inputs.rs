@@ -35,10 +35,10 @@ impl Inputs {
     pub fn read(request: &Request, stop: &Stop) -> Result<Self> {
         let mut inputs = Self::default();
         // How many frames a video gives is not known yet.
-        let is_open = request.size.frames == 0;
-        let clip = if is_open { usize::MAX } else { request.size.frames };
+        let is_open = request.is_open();
+        let clip = if is_open { usize::MAX } else { request.frames() };
         let source = request.source.iter().map(|source| {
-            let count = Some(request.size.frames).filter(|_| !is_open);
+            let count = Some(request.frames()).filter(|_| !is_open);
             // A second frame tells a video from an image.
             let count = count.map(|count| count.max(2));
             let selection = Selection { from: source.from, every: source.every, count };

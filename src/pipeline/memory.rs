@@ -96,7 +96,7 @@ impl Plan {
             count => (count + count.min(2)) as f64 * FEATURE_VALUES,
         };
         let residuals = others.len().min(2) as f64 * RESIDUAL_VALUES;
-        let frames = request.size.frames as f64;
+        let frames = request.frames() as f64;
         // A completed request with context windows says how long they are.
         let at_once = request.windows.length.map_or(frames, |length| frames.min(length as f64));
         let values = at_once * latents * first as f64 * (UNET_VALUES + residuals + features);

@@ -183,6 +183,7 @@ impl Pipeline {
     /// has the hash of, [`Error::Memory`] when the run does not fit.
     pub fn prepare(&self, request: &Request, inputs: &Inputs) -> Result<Prepared> {
         request.validate()?;
+        let is_open = request.is_open();
         let is_schedule_asked = request.schedule != Schedule::default();
         let mut request = request.clone();
         self.models.complete(&mut request)?;
@@ -195,9 +196,12 @@ impl Pipeline {
         inputs.identify(&mut request)?;
         let size = (width, height);
         let source = source::read(&mut request, inputs, &self.models, size, &self.stop)?;
-        // With the number of frames of a video.
-        request.validate()?;
-        let frames = request.size.frames;
+        if is_open {
+            // With the number of frames of a video.
+            request.validate()?;
+        }
+        let frames = request.frames();
+        request.size.frames = Some(frames);
         let windows = windows::plan(&mut request, self.models.longest_clip())?;
         let at_once = windows.map_or(frames, |windows| windows.length());
         let given = (inputs, source.as_ref());
@@ -253,6 +257,7 @@ impl Pipeline {
             warnings,
             width,
             height,
+            frames,
             source,
             hints,
             adapter_images,
@@ -401,6 +406,8 @@ pub struct Prepared {
     pub width: usize,
     /// Height of the frames in pixels.
     pub height: usize,
+    /// Number of frames.
+    pub frames: usize,
     /// The frames that the clip starts from, in its size; noise if `None`.
     pub source: Option<SourceFrames>,
     /// The images of every control, in the clip's size.
@@ -440,7 +447,7 @@ fn first_latents(
             latents.transpose(1, 2)?.contiguous()?
         }
         None => {
-            let (frames, channels) = (prepared.request.size.frames, models.latent_channels());
+            let (frames, channels) = (prepared.frames, models.latent_channels());
             let kind = prepared.request.sampling.noise;
             let windows = prepared.windows.map_or((frames, frames), |w| (w.length(), w.hop()));
             noise.clip(kind, (1, frames, channels, height, width), windows, device)?

@@ -51,9 +51,9 @@ pub(super) fn read(
     let (field, file) = (source.field(), source.file());
     let media = inputs.get(field, file)?;
     let (images, is_cut) = if source.video.is_some() {
-        let wanted = Some(request.size.frames).filter(|frames| *frames > 0);
-        let (images, is_cut) = video(source, media, wanted, models.longest_clip(), stop)?;
-        request.size.frames = images.len();
+        let (images, is_cut) =
+            video(source, media, request.size.frames, models.longest_clip(), stop)?;
+        request.size.frames = Some(images.len());
         (images, is_cut)
     } else {
         (image(file, media, stop)?, false)
@@ -234,7 +234,7 @@ impl Pipeline {
         let clean = self.encode_source(prepared, frames, noise, observer)?;
         record(observer, "source", || channels_first(&clean))?;
         let request = &prepared.request;
-        let (kind, frames) = (request.sampling.noise, request.size.frames);
+        let (kind, frames) = (request.sampling.noise, prepared.frames);
         let unit = match &prepared.latents {
             Some(latents) => latents.to_dtype(DType::F32)?.transpose(1, 2)?.contiguous()?,
             None if kind != NoiseKind::Independent => {
@@ -260,7 +260,7 @@ impl Pipeline {
         let encoder = self.vae_encoder(observer)?;
         let factor = self.models.factor();
         let (height, width) = (prepared.height / factor, prepared.width / factor);
-        let (count, channels) = (prepared.request.size.frames, self.models.latent_channels());
+        let (count, channels) = (prepared.frames, self.models.latent_channels());
         let drawn = match &prepared.source_noise {
             Some(given) => given.to_dtype(DType::F32)?,
             None => {

@@ -68,7 +68,7 @@ fn size(request: &Request, native: (usize, usize)) -> Option<String> {
 
 /// A message about context windows of which one holds the whole clip.
 fn whole(request: &Request) -> Option<String> {
-    let (frames, length) = (request.size.frames, request.windows.length?);
+    let (frames, length) = (request.frames(), request.windows.length?);
     (frames <= length && request.output.looping != Loop::Closed)
         .then(|| format!("context-length: all {frames} frames are in one window of {length}"))
 }

@@ -59,7 +59,7 @@ impl Denoiser for Windowed<'_> {
 /// The windows of a request for motion modules that know so many frames. If there are any, the request then says all
 /// of them.
 pub(super) fn plan(request: &mut Request, longest: Option<usize>) -> Result<Option<WindowPlan>> {
-    let frames = request.size.frames;
+    let frames = request.frames();
     let looping = request.output.looping;
     let is_needed = longest.is_some_and(|longest| frames > longest);
     let is_asked = request.windows != Windows::default()

@@ -79,7 +79,7 @@ struct Document {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     source: Option<Source>,
     #[serde(default)]
-    size: GivenSize,
+    size: Size,
     #[serde(default)]
     sampling: Sampling,
     #[serde(default)]
@@ -100,15 +100,6 @@ struct Document {
     program: Option<Program>,
 }
 
-/// A [`Size`] that may leave the number of frames open.
-#[derive(Default, Serialize, Deserialize)]
-#[serde(deny_unknown_fields, default)]
-struct GivenSize {
-    width: Option<usize>,
-    height: Option<usize>,
-    frames: Option<usize>,
-}
-
 impl TryFrom<Document> for Job {
     type Error = String;
 
@@ -119,11 +110,6 @@ impl TryFrom<Document> for Job {
         }
         let Document { controls, ip_adapters, windows, output, .. } = document;
         let Document { tensors_in, weights, program, .. } = document;
-        let is_video = source.as_ref().is_some_and(|source| source.video.is_some());
-        // A video has a number of frames of its own.
-        let usual = if is_video { 0 } else { Size::default().frames };
-        let GivenSize { width, height, frames } = size;
-        let size = Size { width, height, frames: frames.unwrap_or(usual) };
         let request = Request {
             prompt,
             source,
@@ -144,8 +130,6 @@ impl From<Job> for Document {
         let Job { models, request, tensors_in, weights, program } = job;
         let Request { prompt, source, size, sampling, schedule, .. } = request;
         let Request { controls, ip_adapters, windows, output, .. } = request;
-        let Size { width, height, frames } = size;
-        let size = GivenSize { width, height, frames: Some(frames) };
         Self {
             schema: SCHEMA.to_owned(),
             models,

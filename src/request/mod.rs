@@ -9,7 +9,7 @@
 //! use animatelcm::request::Job;
 //!
 //! let job = Job::from_json(r#"{"schema": "animatelcm/v1", "prompt": "a red circle", "size": {"frames": 8}}"#)?;
-//! assert_eq!((job.request.prompt.text.as_str(), job.request.size.frames), ("a red circle", 8));
+//! assert_eq!((job.request.prompt.text.as_str(), job.request.size.frames), ("a red circle", Some(8)));
 //! # Ok::<(), animatelcm::Error>(())
 //! ```
 
@@ -46,6 +46,9 @@ pub(crate) const MOST_PIXELS: usize = 8192;
 /// The most that an output is enlarged.
 const MOST_ZOOM: usize = 64;
 
+/// The usual length of a clip, in frames.
+const FRAMES: usize = 16;
+
 /// The longest clip that any output holds, in frames.
 const MOST_FRAMES: usize = 1 << 24;
 
@@ -73,21 +76,16 @@ pub struct Request {
 }
 
 /// Width, height and length of a clip.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Size {
     /// Width in pixels.
     pub width: Option<usize>,
     /// Height in pixels.
     pub height: Option<usize>,
-    /// Number of frames. 0 stands for all of the source's video, as far as the model knows so many.
-    pub frames: usize,
-}
-
-impl Default for Size {
-    fn default() -> Self {
-        Self { width: None, height: None, frames: 16 }
-    }
+    /// Number of frames. `None` stands for 16 or, with a video as the source, all of its frames that the model knows
+    /// positions for.
+    pub frames: Option<usize>,
 }
 
 /// The sampler and its settings.
@@ -204,18 +202,14 @@ impl Request {
     ///
     /// [`Error::Request`] with the field that is wrong.
     pub fn validate(&self) -> Result<()> {
-        // A video has a number of frames of its own.
-        let is_open = self.size.frames == 0 && self.source_video().is_some();
-        if !is_open {
-            at_least("frames", self.size.frames, 1)?;
-        }
-        if self.size.frames > MOST_FRAMES {
-            let reason = format!("must be at most {MOST_FRAMES}, got {}", self.size.frames);
+        let (frames, looping) = (self.frames(), self.output.looping);
+        at_least("frames", frames, 1)?;
+        if frames > MOST_FRAMES {
+            let reason = format!("must be at most {MOST_FRAMES}, got {frames}");
             return Err(Error::request("frames", reason));
         }
-        let looping = self.output.looping;
-        if looping.frames(self.size.frames) > MOST_FRAMES {
-            let (count, frames) = (looping.frames(self.size.frames), self.size.frames);
+        let count = looping.frames(frames);
+        if count > MOST_FRAMES {
             let reason = format!("{frames} make {count} there and back, at most {MOST_FRAMES}");
             return Err(Error::request("frames", reason));
         }
@@ -244,7 +238,7 @@ impl Request {
                     .with_hint("--video-from and --video-every choose for both"));
             }
         }
-        control::validate(&self.controls, if is_open { usize::MAX } else { self.size.frames })?;
+        control::validate(&self.controls, if self.is_open() { usize::MAX } else { frames })?;
         ip_adapter::validate(&self.ip_adapters)?;
         for (field, value) in [("width", self.size.width), ("height", self.size.height)] {
             let Some(value) = value else { continue };
@@ -255,6 +249,16 @@ impl Request {
             }
         }
         Ok(())
+    }
+
+    /// Number of frames; 16 where neither the request nor, yet, its video says.
+    pub fn frames(&self) -> usize {
+        self.size.frames.unwrap_or(FRAMES)
+    }
+
+    /// Returns whether the source's video decides the number of frames.
+    pub fn is_open(&self) -> bool {
+        self.size.frames.is_none() && self.source_video().is_some()
     }
 
     /// The video that the clip starts from.
@@ -342,7 +346,7 @@ mod tests {
             assert!(error.to_string().starts_with(field), "{error}");
         };
         assert!(Request::default().validate().is_ok());
-        bad(|r| r.size.frames = 0, "frames");
+        bad(|r| r.size.frames = Some(0), "frames");
         bad(|r| r.sampling.steps = 0, "steps");
         bad(|r| r.output.fps = f64::NAN, "fps");
         bad(|r| r.output.fps = 0.0, "fps");
@@ -354,7 +358,7 @@ mod tests {
         bad(|r| r.windows.stride = Some(0), "context-stride");
         bad(|r| (r.windows.schedule, r.windows.stride) = (STATIC, Some(2)), "context-stride");
         bad(|r| (r.windows.schedule, r.output.looping) = (STATIC, Loop::Closed), "loop");
-        bad(|r| (r.size.frames, r.output.looping) = (MOST_FRAMES, Loop::PingPong), "frames");
+        bad(|r| (r.size.frames, r.output.looping) = (Some(MOST_FRAMES), Loop::PingPong), "frames");
         bad(|r| r.sampling.cfg_scale = -1.0, "cfg-scale");
         bad(|r| r.schedule.beta_end = Some(0.0), "beta-end");
         bad(|r| r.schedule.beta_start = Some(1.0), "beta-start");

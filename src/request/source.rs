@@ -141,14 +141,14 @@ mod tests {
         let short = r#"{"schema":"animatelcm/v1","source":{"image":"a.png"}}"#;
         let request = Job::from_json(short).unwrap().request;
         assert_eq!(request.source, Some(Source::image("a.png")));
-        assert_eq!((request.source.unwrap().strength, request.size.frames), (0.8, 16));
-        // A video has as many frames as it has, unless the request says how many.
-        let frames = |size: &str| {
+        assert_eq!((request.source.unwrap().strength, request.size.frames), (0.8, None));
+        // A video decides the number of frames, unless the request says how many.
+        let is_open = |size: &str| {
             let json = r#"{"schema":"animatelcm/v1","source":{"video":"a.mp4"}"#;
-            Job::from_json(&format!("{json}{size}}}")).unwrap().request.size.frames
+            Job::from_json(&format!("{json}{size}}}")).unwrap().request.is_open()
         };
-        assert_eq!((frames(""), frames(r#","size":{}"#)), (0, 0));
-        assert_eq!(frames(r#","size":{"frames":7}"#), 7);
+        assert!(is_open("") && is_open(r#","size":{}"#));
+        assert!(!is_open(r#","size":{"frames":7}"#));
     }
 
     #[test]
@@ -175,12 +175,7 @@ mod tests {
         wrong(Source { fps: Some(8.0), ..image.clone() }, "video-fps: an image has no frames");
         wrong(Source { from: 1, ..image.clone() }, "video-from");
         wrong(Source { every: 2, ..image.clone() }, "video-every");
-        let open = |source| {
-            let mut request = request(source);
-            request.size.frames = 0;
-            request.validate().is_ok()
-        };
-        assert!(open(video) && !open(image));
+        assert!(request(video).is_open() && !request(image).is_open());
     }
 
     #[test]

@@ -96,7 +96,10 @@ impl Maker {
             size: Size {
                 width: Some(plan.side),
                 height: Some(plan.side),
-                frames: if matches!(stage, Stage::Motion | Stage::Lcm) { plan.frames } else { 1 },
+                frames: Some(match stage {
+                    Stage::Motion | Stage::Lcm => plan.frames,
+                    _ => 1,
+                }),
             },
             ..Request::default()
         };

@@ -47,7 +47,7 @@ fn run(pipeline: &mut Pipeline) -> Result<(Recorded, Vec<LoadReport>)> {
         r.prompt.text = "a corgi".into();
         r.size.width = Some(32);
         r.size.height = Some(32);
-        r.size.frames = 2;
+        r.size.frames = Some(2);
         r.sampling.steps = 2;
         r.sampling.seed = Some(3);
     });

@@ -580,7 +580,7 @@ fn networks_in_windows_see_what_they_see_in_clips_of_those_frames() {
     let latents = |controls: Vec<Control>, first: usize, count: usize| {
         let request = request().with(|r| {
             r.sampling.steps = 1;
-            r.size.frames = count;
+            r.size.frames = Some(count);
             r.controls = controls;
             if count == 10 {
                 r.windows.length = Some(5);
@@ -628,7 +628,7 @@ fn hints_that_do_not_fit_are_refused() {
     let fails = |control: Control, frames: usize| -> Error {
         let request = request().with(|r| {
             r.controls = vec![control];
-            r.size.frames = frames;
+            r.size.frames = Some(frames);
         });
         let error = run_from(&files, &request, Tensors::default()).unwrap_err();
         assert_eq!(error.kind().exit_code(), 2, "{error}");

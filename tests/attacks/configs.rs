@@ -113,7 +113,7 @@ fn scan(config: &Path, files: &Files, request: Option<&Request>) {
 fn request() -> Request {
     Request::default().with(|r| {
         r.prompt.text = "a".into();
-        r.size.frames = 1;
+        r.size.frames = Some(1);
         r.sampling.steps = 1;
         r.sampling.seed = Some(1);
     })

@@ -276,7 +276,7 @@ fn a_whole_run_on_a_gpu_equals_the_reference() {
         r.sampling.cfg_scale = 1.5;
         r.size.width = Some(64);
         r.size.height = Some(32);
-        r.size.frames = 6;
+        r.size.frames = Some(6);
         r.sampling.seed = Some(0);
     });
     let files = Files::new(Base::Folder(tiny::path("tiny/model")));
@@ -309,7 +309,7 @@ fn a_seed_is_the_same_clip_on_a_gpu() {
         request = request.with(|r| {
             r.size.width = Some(32);
             r.size.height = Some(32);
-            r.size.frames = 4;
+            r.size.frames = Some(4);
             r.sampling.steps = 2;
         });
     }

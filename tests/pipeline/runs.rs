@@ -39,7 +39,7 @@ fn tiny_request() -> Request {
         r.prompt.negative = NEGATIVE.into();
         r.size.width = Some(64);
         r.size.height = Some(32);
-        r.size.frames = 6;
+        r.size.frames = Some(6);
         r.sampling.seed = Some(0);
         // AnimateLCM's; the model's own file says 50.
         r.sampling.original_inference_steps = Some(100);
@@ -380,7 +380,7 @@ fn every_layout_of_the_same_model_gives_bit_identical_frames() {
             .unwrap();
     let request = tiny_request().with(|r| {
         r.sampling.steps = 1;
-        r.size.frames = 2;
+        r.size.frames = Some(2);
     });
     let frames = |files: &Files| run(files, &request, Tensors::default()).unwrap().1;
     let want = frames(&tiny_files());
@@ -449,7 +449,7 @@ fn one_seed_is_one_clip_and_another_seed_another() {
             r.sampling.seed = Some(seed);
             r.sampling.rng = rng;
             r.sampling.steps = 1;
-            r.size.frames = 2;
+            r.size.frames = Some(2);
         });
         run(&tiny_files(), &request, Tensors::default()).unwrap().1
     };
@@ -462,7 +462,7 @@ fn one_seed_is_one_clip_and_another_seed_another() {
 fn switching_motion_off_and_the_norm_over_change_the_clip() {
     let request = tiny_request().with(|r| {
         r.sampling.steps = 1;
-        r.size.frames = 3;
+        r.size.frames = Some(3);
     });
     let frames =
         |files: &Files, request: &Request| run(files, request, Tensors::default()).unwrap().1;
@@ -544,7 +544,7 @@ fn requests_that_the_model_cannot_meet_are_refused_before_anything_is_loaded() {
 #[test]
 fn pipelines_of_different_precision_do_not_meet() {
     let request = Request::new("a red circle moving right").with(|r| {
-        r.size.frames = 2;
+        r.size.frames = Some(2);
         r.sampling.steps = 2;
         r.sampling.seed = Some(4);
     });
@@ -580,7 +580,7 @@ fn pipelines_of_different_precision_do_not_meet() {
 #[test]
 fn pipelines_that_share_a_library_share_networks_and_give_the_bytes_of_each_alone() {
     let request = Request::new("a red circle moving right").with(|r| {
-        r.size.frames = 2;
+        r.size.frames = Some(2);
         r.sampling.steps = 2;
         r.sampling.seed = Some(4);
     });

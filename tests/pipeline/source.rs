@@ -44,7 +44,6 @@ fn request(source: Source) -> Request {
     Request::default().with(|r| {
         r.size.width = Some(64);
         r.size.height = Some(32);
-        r.size.frames = 0;
         r.sampling.seed = Some(33);
         r.sampling.original_inference_steps = Some(50);
         r.sampling.motion_norm = MotionNorm::Pooled;
@@ -75,7 +74,7 @@ fn golden_request(about: &Value, run: &Value, folder: &Path) -> Request {
         r.sampling.steps = run["steps"].as_u64().unwrap() as usize;
         r.sampling.cfg_scale = number("guidance");
         if r.source_video().is_none() {
-            r.size.frames = 6;
+            r.size.frames = Some(6);
         }
         if run.get("scale").is_some() {
             let hint = hint_folder(folder, "hint", &pictures("hint_u8"));
@@ -157,7 +156,7 @@ fn video(count: u32, (width, height): (u32, u32)) -> Vec<RgbImage> {
 fn taken(all: &[RgbImage], request: &Request) -> Vec<usize> {
     let prepared = pipeline(&tiny_files()).prepared(request).unwrap();
     let images = prepared.source.unwrap().images;
-    assert_eq!(prepared.request.size.frames, images.len());
+    assert_eq!(prepared.frames, images.len());
     images.iter().map(|image| all.iter().position(|frame| frame == image).unwrap()).collect()
 }
 
@@ -186,18 +185,18 @@ fn a_video_gives_its_frames_as_far_as_the_model_knows_so_many() {
     assert_eq!(taken(&all, &some(2, 3)), [2, 5, 8, 11]);
     assert_eq!(taken(&all, &some(10, 1)), [10, 11]);
     assert_eq!(taken(&all, &some(11, 1)), [11]);
-    assert_eq!(taken(&all, &some(1, 2).with(|r| r.size.frames = 3)), [1, 3, 5]);
+    assert_eq!(taken(&all, &some(1, 2).with(|r| r.size.frames = Some(3))), [1, 3, 5]);
     // Whoever said no number is told that there would be more.
     let told = |request: &Request| {
         let warnings = pipeline(&tiny_files()).prepared(request).unwrap().warnings;
         warnings.iter().filter(|text| text.starts_with("video: ")).count()
     };
     assert_eq!(told(&request(source.clone())), 1);
-    assert_eq!(told(&request(source.clone()).with(|r| r.size.frames = 8)), 0);
+    assert_eq!(told(&request(source.clone()).with(|r| r.size.frames = Some(8))), 0);
     assert_eq!((told(&some(4, 1)), told(&some(3, 1))), (0, 1));
     // Without motion modules the video alone decides.
     let still = pipeline(&Files { motion: Motion::None, ..tiny_files() });
-    assert_eq!(still.prepared(&request(source)).unwrap().request.size.frames, 12);
+    assert_eq!(still.prepared(&request(source)).unwrap().frames, 12);
 }
 
 #[test]
@@ -219,7 +218,7 @@ fn a_video_is_sampled_in_time_by_the_nearest_frame() {
     assert_eq!(numbers(&at(5.0, 0, 1)), [0, 2, 4, 6]);
     assert_eq!(numbers(&at(5.0, 1, 2)), [1, 5]);
     assert_eq!(numbers(&at(20.0, 6, 1)), [6, 6, 7, 7]);
-    assert_eq!(numbers(&at(20.0, 0, 1).with(|r| r.size.frames = 3)), [0, 0, 1]);
+    assert_eq!(numbers(&at(20.0, 0, 1).with(|r| r.size.frames = Some(3))), [0, 0, 1]);
     // Frames are shown for 100 and 300 ms in turn.
     gif(&path, &all, &[10, 30]);
     assert_eq!(numbers(&at(5.0, 0, 1)), [0, 1, 2, 3, 4, 5, 6, 7]);
@@ -283,7 +282,8 @@ fn controls_share_the_frames_of_the_source() {
 fn photos_stand_upright_and_every_depth_is_read() {
     let folder = tempfile::tempdir().unwrap();
     let source = |path: &Path| {
-        let request = request(Source::image(path.to_str().unwrap())).with(|r| r.size.frames = 2);
+        let request =
+            request(Source::image(path.to_str().unwrap())).with(|r| r.size.frames = Some(2));
         let prepared = pipeline(&tiny_files()).prepared(&request).unwrap();
         let SourceFrames { images, size, .. } = prepared.source.unwrap();
         assert_eq!((images.len(), images[0].dimensions()), (1, (64, 32)));
@@ -340,7 +340,8 @@ fn the_encoder_is_counted_as_memory() {
     let path = hint_folder(folder.path(), "video", &video(2, (64, 32)));
     let pipeline = pipeline(&tiny_files());
     let with = pipeline.prepared(&request(Source::video(path))).unwrap().memory;
-    let plain = Request { source: None, ..request(Source::default()).with(|r| r.size.frames = 2) };
+    let plain =
+        Request { source: None, ..request(Source::default()).with(|r| r.size.frames = Some(2)) };
     let without = pipeline.prepared(&plain).unwrap().memory;
     assert_eq!(without.encode, 0);
     assert!(with.encode > 4 * 64 * 32);
@@ -382,7 +383,7 @@ fn a_source_that_cannot_be_met_is_refused_by_name() {
         "",
     );
     refused(
-        &request(Source { every: 2, ..video(&many) }).with(|r| r.size.frames = 4),
+        &request(Source { every: 2, ..video(&many) }).with(|r| r.size.frames = Some(4)),
         &format!("frames: 4 asked for, {many} gives 3 of its 6"),
         "--frames 3",
     );
@@ -400,7 +401,7 @@ fn a_source_that_cannot_be_met_is_refused_by_name() {
         );
     }
     refused(
-        &request(Source::image(moving)).with(|r| r.size.frames = 2),
+        &request(Source::image(moving)).with(|r| r.size.frames = Some(2)),
         &format!("image: {moving} has more than one frame"),
         "--video",
     );

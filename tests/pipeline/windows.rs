@@ -26,7 +26,7 @@ use crate::support::tiny::{self, case};
 /// The motion modules of the tiny model know 8 frames.
 fn request(frames: usize) -> Request {
     Request::new("a corgi").with(|r| {
-        (r.size.width, r.size.height, r.size.frames) = (Some(32), Some(32), frames);
+        (r.size.width, r.size.height, r.size.frames) = (Some(32), Some(32), Some(frames));
         r.sampling.steps = 2;
         r.sampling.seed = Some(3);
     })

@@ -273,7 +273,7 @@ fn a_stop_after_the_clip_is_complete_comes_too_late() {
     let folder = Folder::new();
     let path = folder.path("a.gif");
     let mut request = Request::new("a red circle");
-    (request.size.frames, request.sampling.steps, request.sampling.seed) = (1, 1, Some(1));
+    (request.size.frames, request.sampling.steps, request.sampling.seed) = (Some(1), 1, Some(1));
     let target =
         Target { path: &path, existing: Existing::Refuse, has_metadata: true, tensors: None };
     let mut late = |event: Event| match event {

@@ -68,7 +68,7 @@ pub(crate) fn request() -> Request {
         r.prompt.negative = "bad quality".into();
         r.size.width = Some(64);
         r.size.height = Some(32);
-        r.size.frames = 6;
+        r.size.frames = Some(6);
         r.sampling.steps = 2;
         r.sampling.seed = Some(0);
         r.sampling.original_inference_steps = Some(50);

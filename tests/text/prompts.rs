@@ -231,7 +231,7 @@ fn prompt_and_negative_prompt_have_equally_many_chunks_whichever_is_longer() {
     let short = Request::default().with(|r| {
         r.prompt.text = "a corgi".into();
         r.prompt.negative = "bad quality".into();
-        r.size.frames = 2;
+        r.size.frames = Some(2);
         r.sampling.steps = 1;
         r.sampling.cfg_scale = 2.0;
         r.sampling.seed = Some(3);

@@ -174,7 +174,7 @@ impl Clips {
     pub(super) fn frames(&self) -> usize {
         match self {
             Self::Rendered { frames, .. } => *frames,
-            Self::Generated { request, .. } => request.size.frames,
+            Self::Generated { request, .. } => request.frames(),
         }
     }
 

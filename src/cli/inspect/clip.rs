@@ -141,7 +141,7 @@ fn size(request: &Request) -> String {
     };
     format!(
         "{} frames of {}x{}, {} a second{zoom}{looping}",
-        request.size.frames,
+        request.frames(),
         side(request.size.width),
         side(request.size.height),
         request.output.fps

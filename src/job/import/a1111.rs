@@ -70,7 +70,7 @@ pub(super) fn request(text: &str, has_sampler: bool) -> Result<Imported, String>
         field("AnimateDiff")?.split(", ").find_map(|part| part.strip_prefix(prefix.as_str()))
     };
     if let Some(frames) = number(inner("video_length"), "video_length")?.filter(|n| *n > 0) {
-        request.size.frames = frames;
+        request.size.frames = Some(frames);
     }
     if let Some(fps) = number(inner("fps"), "fps")? {
         request.output.fps = fps;
@@ -176,7 +176,7 @@ mod tests {
                     AnimateDiff: \"enable: True, model: mm.ckpt, video_length: 24, fps: 12, stride: 1\"";
         let request = request(text, false).unwrap().job.request;
         assert_eq!(
-            (request.size.frames, request.output.fps, request.sampling.rng),
+            (request.frames(), request.output.fps, request.sampling.rng),
             (24, 12.0, RngKind::Cpu)
         );
         assert_eq!(request.sampling.spacing, Some(Spacing::Trailing));

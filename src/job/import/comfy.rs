@@ -129,7 +129,7 @@ pub(super) fn request(graph: &Value, has_sampler: bool) -> Result<Imported, Stri
                 (latents.count("width"), latents.count("height"));
             // A batch of one is an image; a clip has the usual number of frames then.
             if let Some(frames) = latents.count("batch_size").filter(|frames| *frames > 1) {
-                request.size.frames = frames;
+                request.size.frames = Some(frames);
             }
         }
         None => {
@@ -218,7 +218,7 @@ mod tests {
             (6, 2.5, Some(u64::MAX))
         );
         assert_eq!(
-            (request.size.width, request.size.height, request.size.frames),
+            (request.size.width, request.size.height, request.frames()),
             (Some(64), Some(48), 8)
         );
         assert_eq!(

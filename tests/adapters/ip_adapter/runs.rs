@@ -197,7 +197,7 @@ fn images_in_windows_are_those_of_clips_of_those_frames() {
     let latents = |adapters: [&str; 2], first: usize, count: usize| {
         let request = request().with(|r| {
             r.sampling.steps = 1;
-            r.size.frames = count;
+            r.size.frames = Some(count);
             r.ip_adapters =
                 vec![images.adapter("plus", adapters[0]), images.adapter("base", adapters[1])];
             if count == 6 {

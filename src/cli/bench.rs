@@ -7,6 +7,7 @@ mod process;
 mod report;
 mod summary;
 
+use std::collections::BTreeSet;
 use std::time::{Duration, Instant};
 
 use candle_core::{Device, Tensor};
@@ -174,6 +175,8 @@ fn measure(args: &BenchArgs, stop: &Stop) -> Result<Vec<Report>> {
     // What cannot be made is found before anything is measured.
     let prepared: Vec<Prepared> =
         jobs.iter().map(|job| pipeline.prepare(&job.request, &inputs)).collect::<Result<_>>()?;
+    let warnings: BTreeSet<&String> = prepared.iter().flat_map(|p| &p.warnings).collect();
+    warnings.iter().for_each(|warning| notes.say(&format!("warning: {warning}")));
 
     // First, while this process has nothing in memory yet.
     let mut cold_starts = vec![None; jobs.len()];

@@ -50,12 +50,13 @@ pub(super) fn run(mut args: GenerateArgs, stop: &Stop) -> Result<()> {
         }
     }
     let library = is_many.then(|| Arc::new(Library::new(u64::MAX)));
+    let mut progress = Progress::new(&args.reporting, stop);
     for (seed, path) in &clips {
         let mut asked = asked.clone();
         asked.job.request.sampling.seed = Some(*seed);
         let target = target(&args, path);
-        let reporting = (&args.reporting, Answer::of(&args.reporting, is_many));
-        let done = make(asked, &names, library.as_ref(), &target, reporting, stop)?;
+        let told = (&mut progress, Answer::of(&args.reporting, is_many));
+        let done = make(asked, &names, library.as_ref(), &target, told)?;
         if let Some(preview) = &preview {
             preview.show(path, &done, stop)?;
         }
@@ -106,7 +107,7 @@ fn offer_pull(args: &GenerateArgs, names: &Names, job: &Job, stop: &Stop) -> Res
         models::announced(&absent)?
     ));
     if terminal::confirms("Download now?", true)? {
-        let context = models::Context { offline: false, quiet: false, stop };
+        let context = models::Context { offline: false, progress: ProgressMode::Auto, stop };
         models::pull_by_name(&absent, context)?;
     }
     Ok(())
@@ -141,6 +142,7 @@ fn all(args: &GenerateArgs, names: &Names, mut batch: job::Batch, stop: &Stop) -
     }
     let preview = if args.dump_request { None } else { looks(args, true)? };
     let library = Arc::new(Library::new(u64::MAX));
+    let mut progress = Progress::new(&args.reporting, stop);
     let (mut failed, mut total) = (0, 0);
     while let Some(read) = batch.next_request(stop)? {
         total += 1;
@@ -156,8 +158,8 @@ fn all(args: &GenerateArgs, names: &Names, mut batch: job::Batch, stop: &Stop) -
                 Some(path) => numbered(path, total, 1),
                 None => default_name(&asked.job.request.prompt.text, seed),
             };
-            let (target, reporting) = (target(args, &path), (&args.reporting, Answer::Line));
-            let done = make(asked, names, Some(&library), &target, reporting, stop)?;
+            let (target, told) = (target(args, &path), (&mut progress, Answer::Line));
+            let done = make(asked, names, Some(&library), &target, told)?;
             Ok(Some((path, done)))
         });
         match (made, &preview) {
@@ -281,8 +283,7 @@ fn make(
     names: &Names,
     library: Option<&Arc<Library>>,
     target: &Target<'_>,
-    (reporting, answer): (&Reporting, Answer),
-    stop: &Stop,
+    (progress, answer): (&mut Progress, Answer),
 ) -> Result<Done> {
     let is_stdout = target.path.as_os_str() == "-";
     if answer != Answer::Path && is_stdout {
@@ -290,7 +291,7 @@ fn make(
         return Err(Error::request("json", reason).with_hint("--progress json tells all on stderr"));
     }
     let job = (asked.job, asked.known);
-    let mut done = watched(job, names, library, target, reporting, stop)?;
+    let mut done = watched(job, names, library, target, progress)?;
     done.warnings.splice(..0, asked.notes);
     let event = Event::Done(done.clone());
     match answer {
@@ -308,12 +309,11 @@ pub(super) fn watched(
     names: &Names,
     library: Option<&Arc<Library>>,
     target: &Target<'_>,
-    reporting: &Reporting,
-    stop: &Stop,
+    progress: &mut Progress,
 ) -> Result<Done> {
-    let mut progress = Progress::new(reporting, stop);
     progress.start();
-    let made = job::run(job, known, (names, library), target, &mut progress, stop);
+    let stop = progress.stop().clone();
+    let made = job::run(job, known, (names, library), target, progress, &stop);
     progress.finish();
     made
 }

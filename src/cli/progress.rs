@@ -1,5 +1,6 @@
 //! Shows how far a run is: a bar, lines, or JSON events.
 
+use std::collections::BTreeSet;
 use std::io::IsTerminal;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
@@ -114,6 +115,8 @@ pub(super) struct Progress {
     counts: (usize, usize),
     /// The part that was loaded last.
     part: &'static str,
+    /// Warnings that were shown: those of one clip are often those of the next.
+    warned: BTreeSet<String>,
 }
 
 impl Progress {
@@ -128,12 +131,18 @@ impl Progress {
             ProgressMode::Auto => View::Lines,
         };
         let (verbose, stop) = (reporting.verbose, stop.clone());
-        Self { view, verbose, stop, counts: (0, 0), part: "" }
+        Self { view, verbose, stop, counts: (0, 0), part: "", warned: BTreeSet::new() }
+    }
+
+    /// What stops the runs that are shown.
+    pub(super) fn stop(&self) -> &Stop {
+        &self.stop
     }
 
     /// A job begins; its first event comes when its files are open.
     pub(super) fn start(&self) {
         if let View::Bar(bar) = &self.view {
+            bar.bar.reset();
             bar.begin("opening files".into(), None);
             bar.bar.enable_steady_tick(Bar::TICK);
         }
@@ -167,7 +176,9 @@ impl Progress {
             }
             Event::Load { part, .. } => self.part = part,
             Event::Report { report } if self.verbose => self.note(&report.to_string()),
-            Event::Warning { message } => self.note(&format!("warning: {message}")),
+            Event::Warning { message } if self.warned.insert(message.clone()) => {
+                self.note(&format!("warning: {message}"));
+            }
             Event::Step { step, steps, seconds, eta_seconds, .. }
                 if matches!(self.view, View::Lines) =>
             {
@@ -277,6 +288,7 @@ mod tests {
             stop: Stop::default(),
             counts: (4, 2),
             part: "",
+            warned: BTreeSet::new(),
         };
         let mut after = |event: Option<Event>| {
             match event {

@@ -6,6 +6,7 @@ use serde_json::json;
 
 use super::flags::ReplayArgs;
 use super::generate::watched;
+use super::progress::Progress;
 use super::terminal::line;
 use super::{print, to_json};
 use crate::job::{self, Known, Likeness, Names, Target};
@@ -82,7 +83,7 @@ impl Made {
             has_metadata: true,
             tensors: None,
         };
-        watched(job, names, None, &target, &args.reporting, stop)
+        watched(job, names, None, &target, &mut Progress::new(&args.reporting, stop))
     }
 
     fn compare(&self, clip: &Path, frame: Option<usize>, stop: &Stop) -> Result<Likeness> {

@@ -6,7 +6,7 @@ use image::RgbImage;
 
 use super::EvalArgs;
 use super::report::Settings;
-use crate::cli::{generate, tune};
+use crate::cli::{generate, terminal, tune};
 use crate::device::DeviceChoice;
 use crate::job::{self, Names};
 use crate::pipeline::{Event, Inputs, Pipeline, Residency};
@@ -132,6 +132,9 @@ impl Clips {
         job.request.validate()?;
         let (pipeline, _) = job::open(&job, &names, Residency::KeepAll, stop)?;
         let prepared = pipeline.prepare(&job.request, &Inputs::default())?;
+        for warning in prepared.warnings.iter().filter(|_| !args.quiet) {
+            terminal::line(&format!("warning: {warning}"));
+        }
         Ok(Self::Generated {
             size: (prepared.width, prepared.height),
             model: job.models.model.unwrap_or_else(|| "embedded".into()),

@@ -234,6 +234,7 @@ fn is_media(path: &Path) -> Result<bool> {
     Ok(head.starts_with(b"\x89PNG")
         || head.starts_with(b"GIF8")
         || head.starts_with(b"RIFF")
+        || head.starts_with(b"\xff\xd8\xff")
         || head.get(4..8) == Some(b"ftyp"))
 }
 

@@ -9,6 +9,7 @@ use std::path::Path;
 
 use serde::de::IgnoredAny;
 
+use super::exif;
 use crate::{Error, Result};
 
 /// GIF application extension: eight bytes of name, three of authentication code.
@@ -60,9 +61,10 @@ impl Metadata {
     }
 }
 
-/// Reads the texts of a GIF, PNG, WebP or MP4; `None` when it holds none, as Y4M never does.
+/// Reads the texts of a GIF, PNG, WebP, JPEG or MP4; `None` when it holds none, as Y4M never does.
 ///
-/// Files of other programs are read as well: A1111's `parameters` in a PNG, a comment in a GIF or MP4.
+/// Files of other programs are read as well: A1111's `parameters` in a PNG or in the EXIF comment of a JPEG or WebP, a
+/// comment in a GIF or MP4.
 pub fn read(path: &Path) -> Result<Option<Metadata>> {
     let file = File::open(path).map_err(Error::file(path))?;
     let length = file.metadata().map_err(Error::file(path))?.len();
@@ -150,10 +152,11 @@ fn scan<R: Read + Seek>(walk: &mut Walk<R>) -> io::Result<Metadata> {
         [b'G', b'I', b'F', b'8', b'7' | b'9', b'a', ..] => gif(walk),
         [0x89, b'P', b'N', b'G', b'\r', b'\n', 0x1a, b'\n', ..] => png(walk),
         [b'R', b'I', b'F', b'F', _, _, _, _, b'W', b'E', b'B', b'P'] => webp(walk),
+        [0xff, 0xd8, 0xff, ..] => jpeg(walk),
         // QuickTime's files need not begin with their type.
         [_, _, _, _, name @ .., _, _, _, _] if MP4_FIRST.contains(name) => mp4(walk),
         [b'Y', b'U', b'V', b'4', b'M', b'P', b'E', b'G', b'2', ..] => Ok(Metadata::default()),
-        _ => Err(bad("it is neither gif, png, webp, mp4 nor y4m")),
+        _ => Err(bad("it is neither gif, png, webp, jpeg, mp4 nor y4m")),
     }
 }
 
@@ -270,14 +273,44 @@ fn webp<R: Read + Seek>(walk: &mut Walk<R>) -> io::Result<Metadata> {
     }
     walk.end = 8 + size;
     walk.skip(4)?;
+    let mut found = Metadata::default();
     while walk.left() >= 8 {
         let name: [u8; 4] = walk.array()?;
         let length = u64::from(u32::from_le_bytes(walk.array()?));
-        if name == *b"XMP " {
-            return from_xmp(&text(walk.bytes(length)?)?);
+        match &name {
+            b"XMP " => {
+                let own = from_xmp(&text(walk.bytes(length)?)?)?;
+                return Ok(if own.is_empty() { found } else { own });
+            }
+            b"EXIF" if length <= LONGEST => {
+                found.parameters = exif::comment(&walk.bytes(length)?).unwrap_or_default();
+                walk.skip((length % 2).min(walk.left()))?;
+                continue;
+            }
+            _ => {}
         }
         // The last chunk may lack its padding.
         walk.skip(length.next_multiple_of(2).min(walk.left().max(length)))?;
+    }
+    Ok(found)
+}
+
+/// The comment of an image by another program.
+fn jpeg<R: Read + Seek>(walk: &mut Walk<R>) -> io::Result<Metadata> {
+    const EXIF: u8 = 0xe1;
+    const SCAN: u8 = 0xda;
+    walk.skip(2)?;
+    while walk.left() >= 4 {
+        let [0xff, name] = walk.array()? else { break };
+        let length = u64::from(u16::from_be_bytes(walk.array()?)).saturating_sub(2);
+        if name == SCAN {
+            break;
+        }
+        if name != EXIF {
+            walk.skip(length)?;
+        } else if let Some(parameters) = exif::comment(&walk.bytes(length)?) {
+            return Ok(Metadata { parameters, ..Metadata::default() });
+        }
     }
     Ok(Metadata::default())
 }

@@ -46,6 +46,7 @@
 )]
 
 mod clip;
+mod exif;
 pub mod metadata;
 mod target;
 mod y4m;

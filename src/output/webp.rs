@@ -9,7 +9,7 @@ use std::io::{Seek, SeekFrom, Write};
 use image_webp::{ColorType, EncodingError, WebPEncoder};
 
 use super::metadata::{self, Metadata};
-use super::{ClipInfo, Encode, Fault};
+use super::{ClipInfo, Encode, Fault, exif};
 use crate::Stop;
 use crate::media::RgbImage;
 
@@ -36,7 +36,7 @@ impl<W: Write> Webp<W> {
     /// Writes the header; the size of the whole is filled in at the end.
     pub(super) fn new(mut out: W, clip: &ClipInfo, metadata: &Metadata) -> Result<Self, Fault> {
         let xmp = if metadata.is_empty() { Vec::new() } else { metadata::to_xmp(metadata) };
-        let exif = user_comment(&metadata.parameters);
+        let exif = exif::of_comment(&metadata.parameters);
         let mut flags = HAS_ANIMATION;
         if !xmp.is_empty() {
             flags |= HAS_XMP;
@@ -74,29 +74,6 @@ fn too_large() -> Fault {
 fn u24(value: u32) -> [u8; 3] {
     let [a, b, c, _] = value.to_le_bytes();
     [a, b, c]
-}
-
-/// The smallest EXIF that holds a comment, big-endian so that its UTF-16 is too.
-///
-/// This is where A1111 and the sites that follow it look in a WebP.
-fn user_comment(text: &str) -> Vec<u8> {
-    const UNDEFINED: u16 = 7;
-    const LONG: u16 = 4;
-    if text.is_empty() {
-        return Vec::new();
-    }
-    let mut comment = b"UNICODE\0".to_vec();
-    comment.extend(text.encode_utf16().flat_map(u16::to_be_bytes));
-    let entry = |tag: u16, kind: u16, count: u32, value: u32| {
-        [&tag.to_be_bytes()[..], &kind.to_be_bytes(), &count.to_be_bytes(), &value.to_be_bytes()]
-            .concat()
-    };
-    let directory = |entry: Vec<u8>| [&[0, 1], &entry[..], &[0; 4]].concat(); // one entry, none after
-    let header = b"MM\0*\0\0\0\x08";
-    let inner_at = header.len() as u32 + 18;
-    let exif = directory(entry(0x8769, LONG, 1, inner_at));
-    let inner = directory(entry(0x9286, UNDEFINED, comment.len() as u32, inner_at + 18));
-    [&header[..], &exif, &inner, &comment].concat()
 }
 
 impl<W> fmt::Debug for Webp<W> {

@@ -3,7 +3,7 @@
 use serde_json::{Value, json};
 
 use crate::support::program::Folder;
-use crate::support::requests::{dumped, path, png, tiny};
+use crate::support::requests::{dumped, jpeg, path, png, tiny, webp};
 
 #[test]
 fn names_of_other_programs_are_understood() {
@@ -45,6 +45,9 @@ fn prompts_for_other_programs_are_warned_about() {
     }
     let lines = tiny(&folder, &["[a:b:0.5]", "--seed=1"]).ok().stderr;
     assert!(lines.contains("warning: prompt: `[a:b:0.5]` would change"), "{lines}");
+    // Once for all clips.
+    let two = tiny(&folder, &["a <hypernet:x:1>", "--seed=1", "--count=2", "-o", "t.gif"]).ok();
+    assert_eq!(two.stderr.matches("warning: ").count(), 1, "{}", two.stderr);
     let plain = tiny(&folder, &[prompt, "--seed=1", "--prompt-mode=plain"]).ok().stderr;
     assert!(!plain.contains("warning"), "{plain}");
     let tag = tiny(&folder, &["a <LORA:x:1>", "--seed=1"]);
@@ -58,7 +61,9 @@ fn images_of_other_programs_are_requests() {
                 Seed: 9, Size: 64x48, Model hash: 0123456789, Model: real, Clip skip: 2, Version: v1.10.1";
     folder.write("a1111.png", png("parameters", text));
     folder.write("a1111.txt", text);
-    for file in ["a1111.png", "a1111.txt"] {
+    folder.write("a1111.jpg", jpeg(text));
+    folder.write("a1111.webp", webp(text));
+    for file in ["a1111.png", "a1111.txt", "a1111.jpg", "a1111.webp"] {
         let request = dumped(&folder, &["--request", file]);
         for (field, value) in [
             ("prompt/text", json!("a cat,\nbig")),

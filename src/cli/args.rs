@@ -2,14 +2,15 @@
 
 use clap::{Parser, Subcommand};
 
-use super::examples;
 use super::flags::{
     CompletionsArgs, ConfigArgs, GenerateArgs, InspectArgs, ManArgs, ProgressMode, ReplayArgs,
 };
+use super::{about, examples};
 
 /// Few-step video diffusion: a prompt becomes a short clip in about four denoising steps.
 #[derive(Debug, Parser)]
-#[command(name = "animatelcm", version, max_term_width = 100, after_long_help = examples::PROGRAM)]
+#[command(name = "animatelcm", version, long_version = about::VERSION.as_str())]
+#[command(max_term_width = 100, after_long_help = examples::PROGRAM)]
 pub(super) struct Cli {
     #[command(subcommand)]
     pub(super) command: Command,
@@ -49,6 +50,8 @@ pub(super) enum Command {
     /// Print the manual page of the program or of a command.
     #[command(after_long_help = examples::MAN)]
     Man(ManArgs),
+    /// Print the licences of the program and of all that it contains.
+    Licenses,
 }
 
 impl Cli {
@@ -65,6 +68,8 @@ impl Cli {
         match &self.command {
             Command::Generate(args) => args.reporting.progress == ProgressMode::Json,
             Command::Replay(args) => args.reporting.progress == ProgressMode::Json,
+            #[cfg(feature = "hub")]
+            Command::Models(args) => args.progress == ProgressMode::Json,
             _ => false,
         }
     }

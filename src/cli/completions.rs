@@ -1,6 +1,6 @@
 //! `animatelcm completions` and `animatelcm man`: what shells and manuals know of the command line.
 
-use clap::CommandFactory;
+use clap::{Command, CommandFactory};
 use clap_mangen::Man;
 
 use super::args::Cli;
@@ -10,8 +10,25 @@ use crate::{Error, Result};
 
 pub(super) fn run(args: &CompletionsArgs) -> Result<()> {
     let mut bytes = Vec::new();
-    clap_complete::generate(args.shell, &mut Cli::command(), "animatelcm", &mut bytes);
+    clap_complete::generate(args.shell, &mut with_models(), "animatelcm", &mut bytes);
     print(&String::from_utf8_lossy(&bytes))
+}
+
+/// All commands, with the names that `models` takes.
+fn with_models() -> Command {
+    let command = Cli::command();
+    #[cfg(feature = "hub")]
+    let command = {
+        let names =
+            clap::builder::PossibleValuesParser::new(crate::hub::manifest::embedded_names());
+        let take = |command: Command| {
+            command.mut_args(|arg| {
+                if arg.is_positional() { arg.value_parser(names.clone()) } else { arg }
+            })
+        };
+        command.mut_subcommand("models", |models| models.mut_subcommands(take))
+    };
+    command
 }
 
 pub(super) fn man(args: &ManArgs) -> Result<()> {

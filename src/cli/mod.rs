@@ -2,6 +2,7 @@
 //!
 //! Results go to stdout, everything else to stderr.
 
+mod about;
 mod args;
 mod bench;
 mod completions;
@@ -36,6 +37,8 @@ use clap::error::{ContextKind, ContextValue, ErrorKind};
 use crate::pipeline::Event;
 use crate::{Error, Result, Stop};
 use args::{Cli, Command};
+#[cfg(feature = "hub")]
+use flags::ProgressMode;
 use signals::Answer;
 use terminal::print;
 pub use tune::Allocator;
@@ -144,10 +147,11 @@ fn run(cli: Cli, stop: &Stop) -> Result<()> {
         Command::Bench(args) => bench::run(&args, stop),
         Command::Completions(args) => completions::run(&args),
         Command::Man(args) => completions::man(&args),
+        Command::Licenses => about::licenses(),
         Command::Config(args) => config::run(&args),
         #[cfg(feature = "hub")]
         Command::Models(args) => {
-            let context = models::Context { offline: false, quiet: false, stop };
+            let context = models::Context { offline: false, progress: ProgressMode::Auto, stop };
             models::run(&args, context)
         }
     }

@@ -10,6 +10,7 @@ use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 
 use serde_json::json;
 
+use super::flags::ProgressMode;
 use super::terminal::{confirms, escaped, is_interactive, line as say, print_to as print};
 use super::{examples, to_json};
 use crate::error::Bytes;
@@ -27,6 +28,16 @@ pub(super) struct ModelsArgs {
     /// Do not use the network; also `HF_HUB_OFFLINE=1`.
     #[arg(long, global = true)]
     offline: bool,
+    /// Display of progress, on stderr.
+    #[arg(
+        long,
+        global = true,
+        value_enum,
+        value_name = "HOW",
+        default_value_t,
+        ignore_case = true
+    )]
+    pub(super) progress: ProgressMode,
     /// Hide progress.
     #[arg(short, long, global = true)]
     quiet: bool,
@@ -82,16 +93,26 @@ struct Names {
 pub(super) struct Context<'a> {
     /// Whether the network is off limits.
     pub(super) offline: bool,
-    /// Whether progress is kept back.
-    pub(super) quiet: bool,
+    /// Display of progress; nothing, and no word about what was done, with `None`.
+    pub(super) progress: ProgressMode,
     /// Set when the user wants the program to stop.
     pub(super) stop: &'a Stop,
+}
+
+impl Context<'_> {
+    /// Returns whether stderr takes sentences.
+    fn is_for_people(&self) -> bool {
+        !matches!(self.progress, ProgressMode::Json | ProgressMode::None)
+    }
 }
 
 /// Runs `animatelcm models` with the settings of the environment; results go to stdout.
 pub(super) fn run(args: &ModelsArgs, context: Context<'_>) -> Result<()> {
     let offline = context.offline || args.offline;
-    let context = Context { offline, quiet: context.quiet || args.quiet, ..context };
+    // JSON is for a program, which is not helped by its absence.
+    let is_quiet = args.quiet && args.progress != ProgressMode::Json;
+    let progress = if is_quiet { ProgressMode::None } else { args.progress };
+    let context = Context { offline, progress, ..context };
     let mut settings = Settings::from_environment()?;
     settings.offline |= offline;
     run_with(args, settings, context, &mut std::io::stdout().lock())
@@ -175,7 +196,7 @@ fn run_with(
             }
             for Removal { name, .. } in &removals {
                 let (files, bytes) = hub.remove(name)?;
-                if !context.quiet {
+                if context.is_for_people() {
                     say(&format!("{name}: removed {files} files, {}", Bytes(bytes)));
                 }
             }
@@ -206,7 +227,7 @@ fn pull(
 ) -> Result<Vec<Bundle>> {
     if !hub.settings().offline && plans.iter().any(|plan| !plan.is_done()) {
         fits(plans)?;
-        if !context.quiet {
+        if context.is_for_people() {
             say(&summary(plans));
         }
     }
@@ -359,7 +380,7 @@ fn wrapped(words: &str) -> String {
     lines.join("\n") + "\n"
 }
 
-/// Shows a pull or a check: a bar on a terminal, a line now and then elsewhere.
+/// Shows a pull or a check: a bar on a terminal, a line now and then elsewhere, or JSON.
 struct Progress<'a> {
     context: Context<'a>,
     bar: Option<ProgressBar>,
@@ -370,8 +391,12 @@ struct Progress<'a> {
 
 impl<'a> Progress<'a> {
     fn new(context: Context<'a>) -> Self {
-        let terminal = std::io::stderr().is_terminal() && !context.quiet;
-        let bar = terminal.then(|| {
+        let has_bar = match context.progress {
+            ProgressMode::Auto => std::io::stderr().is_terminal(),
+            ProgressMode::Bar => true,
+            ProgressMode::Json | ProgressMode::None => false,
+        };
+        let bar = has_bar.then(|| {
             let bar = ProgressBar::with_draw_target(None, ProgressDrawTarget::stderr());
             let template =
                 "{prefix:>8} {wide_msg} {bytes:>10}/{total_bytes:<10} {bytes_per_sec:>12} {eta:>4}";
@@ -385,6 +410,10 @@ impl<'a> Progress<'a> {
 
     fn watch(&mut self, event: &Event<'_>) -> ControlFlow<()> {
         match *event {
+            event if self.context.progress == ProgressMode::Json => {
+                // Texts and numbers: nothing that JSON lacks.
+                say(&serde_json::to_string(&event).unwrap_or_default());
+            }
             Event::Download { file, done, total } => self.advance("download", file, done, total),
             Event::Check { file, done, total } => self.advance("check", file, done, total),
             Event::Done { file } => {
@@ -418,14 +447,15 @@ impl<'a> Progress<'a> {
             self.tenths = u64::MAX;
         }
         // Hashing is quick enough to be silent.
-        if verb == "download" && total > 0 && tenths != self.tenths && !self.context.quiet {
+        if verb == "download" && total > 0 && tenths != self.tenths && self.context.is_for_people()
+        {
             self.tenths = tenths;
             say(&format!("{file}: {} of {}", Bytes(done), Bytes(total)));
         }
     }
 
     fn words(&mut self, text: String) {
-        if self.context.quiet || text == self.last_words {
+        if !self.context.is_for_people() || text == self.last_words {
             return;
         }
         match &self.bar {

@@ -387,6 +387,11 @@ pub struct Catalog {
     entries: Vec<Entry>,
 }
 
+/// Names of the built-in entries.
+pub(crate) fn embedded_names() -> impl Iterator<Item = &'static str> {
+    EMBEDDED.iter().map(|(name, _)| *name)
+}
+
 impl Catalog {
     /// The built-in entries.
     pub fn embedded() -> Result<Self> {

@@ -69,7 +69,10 @@ impl fmt::Debug for Settings {
 }
 
 /// Progress event of a download or a check.
-#[derive(Clone, Copy, Debug, PartialEq)]
+///
+/// Its JSON is an object whose field `event` names the variant in snake case.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize)]
+#[serde(tag = "event", rename_all = "snake_case")]
 #[non_exhaustive]
 pub enum Event<'a> {
     /// A file is being downloaded. Repeated at intervals, also without progress.

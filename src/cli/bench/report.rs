@@ -7,12 +7,12 @@ use std::time::Duration;
 use candle_core::Device;
 use serde::Serialize;
 
+use super::super::about::vector_units;
 use super::Kinds;
 use super::summary::Summary;
 use crate::device::{KernelChoice, Quantize};
 use crate::error::Bytes;
 use crate::kernels::clock::Kind;
-use crate::kernels::cpu::isa::Isa;
 
 /// Everything that was measured, and under which circumstances.
 #[derive(Debug, Serialize)]
@@ -153,18 +153,6 @@ fn processor(info: &str) -> Option<&str> {
     let line = info.lines().find_map(|line| line.strip_prefix("model name"))?;
     let name = line.trim_start().strip_prefix(':')?.trim();
     (!name.is_empty()).then_some(name)
-}
-
-fn vector_units() -> &'static str {
-    match Isa::current() {
-        Isa::Portable => "",
-        Isa::Neon => ", NEON",
-        Isa::Avx2 => ", AVX2",
-        Isa::Avx512 => ", AVX-512",
-        Isa::Avx512Vnni => ", AVX-512 VNNI",
-        Isa::Avx512Bf16 => ", AVX-512 BF16",
-        Isa::Amx => ", AMX",
-    }
 }
 
 /// Lines that describe what all runs of a sweep share, with the number of steps of a single run.

@@ -24,7 +24,7 @@ use crate::{Error, Result, Stop};
 #[derive(Debug, Args)]
 #[allow(clippy::struct_excessive_bools)]
 pub(super) struct EvalArgs {
-    /// Captions of the procedural grammar.
+    /// Captions of the procedural grammar: drawn by the seed, or those of --prompt-file.
     ///
     /// Their truth can be measured: background, colour, shape, motion.
     #[arg(long, required_unless_present = "prompt_file", help_heading = "Prompts")]
@@ -32,7 +32,7 @@ pub(super) struct EvalArgs {
     /// Prompts from a text file, one a line.
     ///
     /// Each is taken as it is.
-    #[arg(long, value_name = "FILE", conflicts_with = "procedural", help_heading = "Prompts")]
+    #[arg(long, value_name = "FILE", help_heading = "Prompts")]
     prompt_file: Option<PathBuf>,
     /// Number of prompts [default: 64, or the file's].
     #[arg(long, value_name = "N", help_heading = "Prompts")]
@@ -152,7 +152,7 @@ pub(super) fn run(args: &EvalArgs, stop: &Stop) -> Result<()> {
     let sheet = sheet(args)?;
     let seed =
         args.sampling.seed.map_or(0, |seed| seed.number().unwrap_or_else(generate::random_seed));
-    let prompts = Prompts::open(args.prompt_file.as_deref(), args.prompts, seed)?;
+    let prompts = Prompts::open(args, seed)?;
     let count = prompts
         .len()
         .checked_mul(args.clips_per_prompt)

@@ -93,7 +93,6 @@ fn what_cannot_be_measured_is_refused() {
         assert!(run.fails(2).contains(words), "{args:?}: {}", run.stderr);
     };
     fails(&[], "--procedural");
-    fails(&["--procedural", "--prompt-file", "x.txt"], "cannot be used with");
     fails(&["--prompt-file", "x.txt"], "x.txt");
     fails(&["--procedural", "--clip-score"], "--clip");
     fails(&["--procedural", "--fvd", "real"], "--i3d");
@@ -217,6 +216,13 @@ fn prompts_come_from_a_file_as_they_are() {
     let sheet = image::load_from_memory(&folder.read("sheet.png")).unwrap();
     assert_eq!(sheet.width(), 2 * 64);
     assert!(folder.run(&[&args[..], &["--prompts", "3"]].concat()).fails(2).contains("has 2"));
+    // Captions of the grammar are measured, and nothing else is one.
+    let measured = [&args[..], &["--procedural", "-q"]].concat();
+    assert!(folder.run(&measured).fails(2).contains("`a red circle (moving) right` is unknown"));
+    folder.write("prompts.txt", "A red circle moving right on a black background\n");
+    let report = folder.run(&measured).ok().json();
+    assert_eq!(report["score"]["all"]["trials"], 1);
+    assert!(report["rows"][0]["background"].is_boolean(), "{report}");
     folder.write("prompts.txt", "\n \n");
     assert!(folder.run(&args).fails(2).contains("has no prompts"));
 }

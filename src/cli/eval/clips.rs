@@ -1,7 +1,5 @@
 //! Prompts, and the clips that are made for them.
 
-use std::path::Path;
-
 use image::RgbImage;
 
 use super::EvalArgs;
@@ -23,8 +21,8 @@ const SIDE: usize = 64;
 pub(super) enum Prompts {
     /// Captions of the grammar, drawn by a seed.
     Drawn { count: usize, seed: u64 },
-    /// Lines of a file.
-    Listed(Vec<String>),
+    /// Lines of a file, and what they mean if they are captions of the grammar.
+    Listed(Vec<(String, Option<Caption>)>),
 }
 
 /// What one clip is made for.
@@ -37,18 +35,23 @@ pub(super) struct Prompt {
 }
 
 impl Prompts {
-    pub(super) fn open(file: Option<&Path>, count: Option<usize>, seed: u64) -> Result<Self> {
+    pub(super) fn open(args: &EvalArgs, seed: u64) -> Result<Self> {
         const FIELD: &str = "prompt-file";
+        let count = args.prompts;
         if count == Some(0) {
             return Err(Error::request("prompts", "must be at least 1, got 0"));
         }
-        let Some(path) = file else {
+        let Some(path) = &args.prompt_file else {
             return Ok(Self::Drawn { count: count.unwrap_or(64), seed });
         };
         let text = files::read_text(path).map_err(|e| Error::unreadable(FIELD, path, &e))?;
         let lines = text.trim_start_matches('\u{feff}').lines().map(str::trim);
-        let mut prompts: Vec<String> =
-            lines.filter(|line| !line.is_empty()).map(str::to_owned).collect();
+        let caption = |line: &str| -> Result<Option<Caption>> {
+            args.procedural.then(|| line.parse()).transpose()
+        };
+        let read = |line: &str| Ok((line.to_owned(), caption(line)?));
+        let mut prompts: Vec<_> =
+            lines.filter(|line| !line.is_empty()).map(read).collect::<Result<_>>()?;
         let known = prompts.len();
         if known == 0 {
             return Err(Error::request(FIELD, format!("{}: has no prompts", path.display())));
@@ -83,8 +86,8 @@ impl Prompts {
                 Prompt { text: caption.to_string(), caption: Some(caption), scene }
             }
             Self::Listed(prompts) => {
-                let text = prompts.get(number).cloned().unwrap_or_default();
-                Prompt { text, caption: None, scene: 0 }
+                let (text, caption) = prompts.get(number).cloned().unwrap_or_default();
+                Prompt { text, caption, scene: 0 }
             }
         }
     }
@@ -125,7 +128,7 @@ impl Clips {
         generate::spec(&args.models, &mut job.models);
         job::apply_defaults(&names, &job.models, &mut job.request)?;
         generate::how(&args.clip, &args.sampling, &mut job.request)?;
-        if args.prompt_file.is_some() {
+        if !args.procedural {
             // As in the programs of the tables: no weights, no chunks.
             job.request.prompt.mode = PromptMode::Plain;
         }

@@ -8,6 +8,7 @@ use std::str::FromStr;
 use candle_core::{DType, Device};
 use serde::{Deserialize, Serialize};
 
+use crate::spelling::named;
 use crate::spelling::{bare, find};
 use crate::{Error, Result};
 
@@ -148,29 +149,12 @@ pub enum DtypeChoice {
     Bf16,
 }
 
-impl FromStr for DtypeChoice {
-    type Err = Error;
-
-    fn from_str(s: &str) -> Result<Self> {
-        let known = [
-            ("auto", Self::Auto),
-            ("f32", Self::F32),
-            ("fp32", Self::F32),
-            ("float32", Self::F32),
-            ("float", Self::F32),
-            ("f16", Self::F16),
-            ("fp16", Self::F16),
-            ("float16", Self::F16),
-            ("half", Self::F16),
-            ("bf16", Self::Bf16),
-            ("bfloat16", Self::Bf16),
-        ];
-        find(s.strip_prefix("torch.").unwrap_or(s), &known).ok_or_else(|| {
-            let reason = format!("`{s}` is not `auto`, `f32`, `f16` or `bf16`");
-            Error::request("dtype", reason)
-        })
-    }
-}
+named!(DtypeChoice, "dtype", {
+    Auto = "auto",
+    F32 = "f32" | "fp32" | "float32" | "float" | "torch.float32",
+    F16 = "f16" | "fp16" | "float16" | "half" | "torch.float16",
+    Bf16 = "bf16" | "bfloat16" | "torch.bfloat16",
+});
 
 /// Quantization of large layers.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -186,15 +170,11 @@ pub enum Quantize {
     W8A8,
 }
 
-impl FromStr for Quantize {
-    type Err = Error;
-
-    fn from_str(s: &str) -> Result<Self> {
-        find(s, &[("none", Self::None), ("int8", Self::Int8), ("w8a8", Self::W8A8)]).ok_or_else(
-            || Error::request("quantize", format!("`{s}` is not `none`, `int8` or `w8a8`")),
-        )
-    }
-}
+named!(Quantize, "quantize", {
+    None = "none",
+    Int8 = "int8",
+    W8A8 = "w8a8",
+});
 
 impl Quantize {
     /// Suffix of the dtype in descriptions; empty without quantization.
@@ -219,15 +199,10 @@ pub enum KernelChoice {
     Experimental,
 }
 
-impl FromStr for KernelChoice {
-    type Err = Error;
-
-    fn from_str(s: &str) -> Result<Self> {
-        find(s, &[("default", Self::Default), ("experimental", Self::Experimental)]).ok_or_else(
-            || Error::request("kernels", format!("`{s}` is not `default` or `experimental`")),
-        )
-    }
-}
+named!(KernelChoice, "kernels", {
+    Default = "default",
+    Experimental = "experimental",
+});
 
 impl KernelChoice {
     /// Suffix of the dtype in descriptions; empty for the default kernels.

@@ -9,8 +9,6 @@ mod philox;
 mod uniform;
 
 use std::collections::VecDeque;
-use std::fmt;
-use std::str::FromStr;
 
 use candle_core::{DType, Device, Tensor};
 use serde::{Deserialize, Serialize};
@@ -18,6 +16,7 @@ use serde::{Deserialize, Serialize};
 use self::mersenne::Mersenne;
 use self::philox::Philox;
 pub use self::uniform::Uniform;
+use crate::spelling::named;
 use crate::{Error, Result};
 
 /// Choice of torch generator.
@@ -31,27 +30,10 @@ pub enum RngKind {
     Cuda,
 }
 
-impl fmt::Display for RngKind {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            Self::Cpu => "cpu",
-            Self::Cuda => "cuda",
-        })
-    }
-}
-
-impl FromStr for RngKind {
-    type Err = Error;
-
-    fn from_str(name: &str) -> Result<Self> {
-        // A1111 calls the CUDA generator GPU or, computed on the CPU, NV.
-        let known =
-            [("cpu", Self::Cpu), ("cuda", Self::Cuda), ("gpu", Self::Cuda), ("nv", Self::Cuda)];
-        crate::spelling::find(name, &known).ok_or_else(|| {
-            Error::request("rng", format!("unknown name `{name}`; expected one of `cpu`, `cuda`"))
-        })
-    }
-}
+named!(RngKind, "rng", {
+    Cpu = "cpu",
+    Cuda = "cuda" | "gpu" | "nv",
+});
 
 /// How the first noise of a clip that is longer than a context window is made.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
@@ -67,36 +49,11 @@ pub enum NoiseKind {
     Repeat,
 }
 
-impl fmt::Display for NoiseKind {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            Self::Independent => "independent",
-            Self::FreeNoise => "free-noise",
-            Self::Repeat => "repeat",
-        })
-    }
-}
-
-impl FromStr for NoiseKind {
-    type Err = Error;
-
-    fn from_str(name: &str) -> Result<Self> {
-        // ComfyUI-AnimateDiff-Evolved and diffusers have names of their own.
-        let known = [
-            ("independent", Self::Independent),
-            ("random", Self::Independent),
-            ("freenoise", Self::FreeNoise),
-            ("shufflecontext", Self::FreeNoise),
-            ("repeat", Self::Repeat),
-            ("repeatedcontext", Self::Repeat),
-            ("repeatcontext", Self::Repeat),
-        ];
-        crate::spelling::find(name, &known).ok_or_else(|| {
-            let reason = format!("`{name}` is none of `independent`, `free-noise`, `repeat`");
-            Error::request("noise", reason)
-        })
-    }
-}
+named!(NoiseKind, "noise", {
+    Independent = "independent" | "random",
+    FreeNoise = "free-noise" | "shuffle-context",
+    Repeat = "repeat" | "repeated-context" | "repeat-context",
+});
 
 /// Generator of standard normal noise.
 #[derive(Clone, Debug)]

@@ -7,11 +7,48 @@ pub(crate) fn bare(name: &str) -> String {
     name.chars().filter(counts).flat_map(char::to_lowercase).collect()
 }
 
-/// The value named `name`, in any spelling; `table` contains bare names.
+/// The value named `name`, in any spelling.
 pub(crate) fn find<T: Copy>(name: &str, table: &[(&str, T)]) -> Option<T> {
     let name = bare(name);
-    table.iter().find(|(known, _)| *known == name).map(|(_, value)| *value)
+    table.iter().find(|(known, _)| bare(known) == name).map(|(_, value)| *value)
 }
+
+/// Gives an enum that is the value of a flag or field `ALL`, `name`, `Display` and `FromStr`. Each variant has a name
+/// and, behind bars, those that other programs have for it; all are read in any spelling.
+macro_rules! named {
+    ($kind:ty, $field:literal, { $($variant:ident = $name:literal $(| $other:literal)*,)+ }) => {
+        impl $kind {
+            /// All values.
+            pub const ALL: [Self; [$($name),+].len()] = [$(Self::$variant),+];
+
+            /// The name in flags and requests.
+            pub fn name(self) -> &'static str {
+                match self {
+                    $(Self::$variant => $name,)+
+                }
+            }
+        }
+
+        impl std::fmt::Display for $kind {
+            fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+                f.write_str(self.name())
+            }
+        }
+
+        impl std::str::FromStr for $kind {
+            type Err = $crate::Error;
+
+            fn from_str(name: &str) -> $crate::Result<Self> {
+                let known = [$(($name, Self::$variant), $(($other, Self::$variant),)*)+];
+                $crate::spelling::find(name, &known).ok_or_else(|| {
+                    let names = [$(concat!("`", $name, "`")),+].join(", ");
+                    $crate::Error::request($field, format!("`{name}` is none of {names}"))
+                })
+            }
+        }
+    };
+}
+pub(crate) use named;
 
 /// The name among `known` that was probably meant: one that begins with `name`, or the one that the fewest letters
 /// differ from, up to a third of them.

@@ -1,13 +1,12 @@
 //! What is to be loaded, as files.
 
 use std::path::PathBuf;
-use std::str::FromStr;
 
 use super::embedded::Embedded;
 use super::{ControlFile, IpAdapterFile};
 use crate::adapters::lora::BlockFactors;
+use crate::spelling::named;
 use crate::weights::Source;
-use crate::{Error, Result};
 
 /// The base model.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -39,24 +38,9 @@ pub enum Preset {
     Sd15,
 }
 
-impl FromStr for Preset {
-    type Err = Error;
-
-    fn from_str(name: &str) -> Result<Self> {
-        match name {
-            "sd15" => Ok(Self::Sd15),
-            _ => Err(Error::request("random-weights", format!("`{name}` is not `sd15`"))),
-        }
-    }
-}
-
-impl std::fmt::Display for Preset {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str(match self {
-            Self::Sd15 => "sd15",
-        })
-    }
-}
+named!(Preset, "random-weights", {
+    Sd15 = "sd15",
+});
 
 /// Where everything is: names already turned into local files.
 #[derive(Clone, Debug)]

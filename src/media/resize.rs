@@ -7,7 +7,8 @@ use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
 
 use super::RgbImage;
-use crate::{Error, Result, Stop};
+use crate::spelling::named;
+use crate::{Result, Stop};
 
 /// Resize mode. Images are resampled with a three-lobed Lanczos filter.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -22,24 +23,11 @@ pub enum Fit {
     Pad,
 }
 
-impl std::str::FromStr for Fit {
-    type Err = Error;
-
-    fn from_str(name: &str) -> Result<Self> {
-        // The longer names are A1111's.
-        let known = [
-            ("stretch", Self::Stretch),
-            ("justresize", Self::Stretch),
-            ("crop", Self::Crop),
-            ("cropandresize", Self::Crop),
-            ("pad", Self::Pad),
-            ("letterbox", Self::Pad),
-        ];
-        crate::spelling::find(name, &known).ok_or_else(|| {
-            Error::request("fit", format!("`{name}` is none of `stretch`, `crop`, `pad`"))
-        })
-    }
-}
+named!(Fit, "fit", {
+    Stretch = "stretch" | "just-resize",
+    Crop = "crop" | "crop-and-resize",
+    Pad = "pad" | "letterbox",
+});
 
 /// Resizes an image.
 ///

@@ -13,6 +13,7 @@ use crate::kernels::layout::{feature_map, tokens};
 use crate::kernels::{self, Positions};
 use crate::models::{MOST_HEADS, within};
 use crate::nn::{Attention, FeedForward, GroupNorm, LayerNorm, Linear, sinusoidal_positions};
+use crate::spelling::named;
 
 /// The axes over which the group norm of a motion module normalizes.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -26,17 +27,10 @@ pub enum MotionNorm {
     Pooled,
 }
 
-impl std::str::FromStr for MotionNorm {
-    type Err = crate::Error;
-
-    fn from_str(s: &str) -> crate::Result<Self> {
-        let known = [("perframe", Self::PerFrame), ("pooled", Self::Pooled)];
-        crate::spelling::find(s, &known).ok_or_else(|| {
-            let reason = format!("`{s}` is neither `per-frame` nor `pooled`");
-            crate::Error::request("motion-norm", reason)
-        })
-    }
-}
+named!(MotionNorm, "motion-norm", {
+    PerFrame = "per-frame",
+    Pooled = "pooled",
+});
 
 /// Configuration of a UNet's motion modules, as in the `config.json` of a diffusers `MotionAdapter`.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]

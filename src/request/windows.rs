@@ -1,12 +1,9 @@
 //! Context windows and loops.
 
-use std::fmt;
-use std::str::FromStr;
-
 use serde::{Deserialize, Serialize};
 
 use crate::sampler::{Fuse, WindowSchedule, WindowSettings};
-use crate::{Error, Result};
+use crate::spelling::named;
 
 /// Frames that motion modules were trained on, AnimateLCM's as AnimateDiff's.
 const LENGTH: usize = 16;
@@ -92,27 +89,11 @@ impl Loop {
     }
 }
 
-impl fmt::Display for Loop {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            Self::None => "none",
-            Self::Closed => "closed",
-            Self::PingPong => "pingpong",
-        })
-    }
-}
-
-impl FromStr for Loop {
-    type Err = Error;
-
-    fn from_str(name: &str) -> Result<Self> {
-        let known = [("none", Self::None), ("closed", Self::Closed), ("pingpong", Self::PingPong)];
-        crate::spelling::find(name, &known).ok_or_else(|| {
-            let reason = format!("`{name}` is none of `none`, `closed`, `pingpong`");
-            Error::request("loop", reason)
-        })
-    }
-}
+named!(Loop, "loop", {
+    None = "none",
+    Closed = "closed",
+    PingPong = "pingpong",
+});
 
 #[cfg(test)]
 mod tests {

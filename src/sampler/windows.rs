@@ -5,11 +5,10 @@
 //! to a window's length have several windows in a closed loop, so that their ends meet.
 
 use std::collections::BTreeSet;
-use std::fmt;
-use std::str::FromStr;
 
 use serde::{Deserialize, Serialize};
 
+use crate::spelling::named;
 use crate::{Error, Result};
 
 /// Which windows a step has.
@@ -25,39 +24,11 @@ pub enum WindowSchedule {
     Static,
 }
 
-impl WindowSchedule {
-    /// All schedules.
-    pub const ALL: [Self; 3] = [Self::Uniform, Self::UniformLooped, Self::Static];
-}
-
-impl fmt::Display for WindowSchedule {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            Self::Uniform => "uniform",
-            Self::UniformLooped => "uniform-looped",
-            Self::Static => "static",
-        })
-    }
-}
-
-impl FromStr for WindowSchedule {
-    type Err = Error;
-
-    fn from_str(name: &str) -> Result<Self> {
-        let known = [
-            ("uniform", Self::Uniform),
-            ("standarduniform", Self::Uniform),
-            ("uniformlooped", Self::UniformLooped),
-            ("loopeduniform", Self::UniformLooped),
-            ("static", Self::Static),
-            ("standardstatic", Self::Static),
-        ];
-        crate::spelling::find(name, &known).ok_or_else(|| {
-            let reason = format!("`{name}` is none of `uniform`, `uniform-looped`, `static`");
-            Error::request("context-schedule", reason)
-        })
-    }
-}
+named!(WindowSchedule, "context-schedule", {
+    Uniform = "uniform" | "standard-uniform",
+    UniformLooped = "uniform-looped" | "looped-uniform",
+    Static = "static" | "standard-static",
+});
 
 /// How much each frame of a window counts where windows overlap.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
@@ -74,38 +45,12 @@ pub enum Fuse {
     Relative,
 }
 
-impl Fuse {
-    /// All ways.
-    pub const ALL: [Self; 4] = [Self::Flat, Self::Pyramid, Self::OverlapLinear, Self::Relative];
-}
-
-impl fmt::Display for Fuse {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            Self::Flat => "flat",
-            Self::Pyramid => "pyramid",
-            Self::OverlapLinear => "overlap-linear",
-            Self::Relative => "relative",
-        })
-    }
-}
-
-impl FromStr for Fuse {
-    type Err = Error;
-
-    fn from_str(name: &str) -> Result<Self> {
-        let known = [
-            ("flat", Self::Flat),
-            ("pyramid", Self::Pyramid),
-            ("overlaplinear", Self::OverlapLinear),
-            ("relative", Self::Relative),
-        ];
-        crate::spelling::find(name, &known).ok_or_else(|| {
-            let known = "`flat`, `pyramid`, `overlap-linear`, `relative`";
-            Error::request("context-fuse", format!("`{name}` is none of {known}"))
-        })
-    }
-}
+named!(Fuse, "context-fuse", {
+    Flat = "flat",
+    Pyramid = "pyramid",
+    OverlapLinear = "overlap-linear",
+    Relative = "relative",
+});
 
 /// Settings of a [`WindowPlan`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -1,12 +1,10 @@
 //! Beta schedules in f32 and in torch's order of operations.
 
 use std::f64::consts::FRAC_PI_2;
-use std::fmt;
-use std::str::FromStr;
 
 use serde::{Deserialize, Serialize};
 
-use crate::{Error, Result};
+use crate::spelling::named;
 
 /// Shape of the beta schedule over the training timesteps.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
@@ -22,33 +20,11 @@ pub enum BetaSchedule {
     SquaredCos,
 }
 
-impl fmt::Display for BetaSchedule {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            Self::Linear => "linear",
-            Self::ScaledLinear => "scaled-linear",
-            Self::SquaredCos => "squaredcos-cap-v2",
-        })
-    }
-}
-
-impl FromStr for BetaSchedule {
-    type Err = Error;
-
-    /// Accepts the spelling of the command line and that of a `scheduler_config.json`.
-    fn from_str(name: &str) -> Result<Self> {
-        let known = [
-            ("linear", Self::Linear),
-            ("scaledlinear", Self::ScaledLinear),
-            ("squaredcoscapv2", Self::SquaredCos),
-        ];
-        crate::spelling::find(name, &known).ok_or_else(|| {
-            let reason =
-                format!("unknown name `{name}`; expected one of `linear`, `scaled-linear`, `squaredcos-cap-v2`");
-            Error::request("beta-schedule", reason)
-        })
-    }
-}
+named!(BetaSchedule, "beta-schedule", {
+    Linear = "linear",
+    ScaledLinear = "scaled-linear",
+    SquaredCos = "squaredcos-cap-v2",
+});
 
 /// The betas of `steps` training steps.
 pub(super) fn betas(kind: BetaSchedule, start: f64, end: f64, steps: usize) -> Vec<f32> {

@@ -1,13 +1,11 @@
 //! Prediction types of a network, for sampling and training.
 
-use std::fmt;
-use std::str::FromStr;
-
 use candle_core::Tensor;
 use serde::{Deserialize, Serialize};
 
 use super::NoiseLevel;
-use crate::{Error, Result};
+use crate::Result;
+use crate::spelling::named;
 
 /// Prediction type: the target that a network was trained to output.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
@@ -50,31 +48,8 @@ impl Prediction {
     }
 }
 
-impl fmt::Display for Prediction {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            Self::Epsilon => "epsilon",
-            Self::V => "v-prediction",
-            Self::Sample => "sample",
-        })
-    }
-}
-
-impl FromStr for Prediction {
-    type Err = Error;
-
-    /// Accepts the spelling of the command line and that of a `scheduler_config.json`.
-    fn from_str(name: &str) -> Result<Self> {
-        let known = [
-            ("epsilon", Self::Epsilon),
-            ("eps", Self::Epsilon),
-            ("vprediction", Self::V),
-            ("v", Self::V),
-            ("sample", Self::Sample),
-        ];
-        crate::spelling::find(name, &known).ok_or_else(|| {
-            let reason = format!("unknown name `{name}`; expected one of `epsilon`, `v`, `sample`");
-            Error::request("prediction", reason)
-        })
-    }
-}
+named!(Prediction, "prediction", {
+    Epsilon = "epsilon" | "eps",
+    V = "v-prediction" | "v",
+    Sample = "sample",
+});

@@ -20,12 +20,11 @@
 //! them.
 
 use std::borrow::Cow;
-use std::fmt;
-use std::str::FromStr;
 
 use serde::{Deserialize, Serialize};
 
-use crate::{Error, Result};
+use crate::Result;
+use crate::spelling::named;
 
 /// Prompt syntax.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -38,26 +37,10 @@ pub enum PromptMode {
     Plain,
 }
 
-impl fmt::Display for PromptMode {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            Self::A1111 => "a1111",
-            Self::Plain => "plain",
-        })
-    }
-}
-
-impl FromStr for PromptMode {
-    type Err = Error;
-
-    fn from_str(name: &str) -> Result<Self> {
-        let known = [("a1111", Self::A1111), ("plain", Self::Plain)];
-        crate::spelling::find(name, &known).ok_or_else(|| {
-            let reason = format!("`{name}` is neither `a1111` nor `plain`");
-            Error::request("prompt-mode", reason)
-        })
-    }
-}
+named!(PromptMode, "prompt-mode", {
+    A1111 = "a1111",
+    Plain = "plain",
+});
 
 /// Part of a parsed prompt.
 #[derive(Clone, Debug, PartialEq)]

@@ -576,7 +576,7 @@ fn a_clip_says_that_its_weights_were_rounded_and_replays() {
     folder.run(&["replay", "b.gif"]).ok();
     assert!(folder.read("b.gif") == folder.read("b-replay.gif"));
     let error = folder.run(&quick(&["--quantize=int4", "-o", "c.gif"]));
-    assert!(error.fails(2).contains("`int4` is not `none`, `int8` or `w8a8`"));
+    assert!(error.fails(2).contains("`int4` is none of `none`, `int8`, `w8a8`"));
 }
 
 #[test]
@@ -585,7 +585,7 @@ fn kernels_that_no_gpu_has_run_are_not_for_the_cpu() {
     let error = folder.run(&quick(&["--device=cpu", "--kernels=experimental", "-o", "a.gif"]));
     assert!(error.fails(2).contains("for GPUs"));
     let error = folder.run(&quick(&["--kernels=fast", "-o", "a.gif"]));
-    assert!(error.fails(2).contains("`fast` is not `default` or `experimental`"));
+    assert!(error.fails(2).contains("`fast` is none of `default`, `experimental`"));
     folder.run(&quick(&["--device=cpu", "--kernels=default", "-o", "a.gif"])).ok();
 }
 

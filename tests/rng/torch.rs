@@ -196,5 +196,5 @@ fn kinds_are_read_and_written_alike() {
         assert_eq!(serde_json::to_value(kind).unwrap(), name);
     }
     let error = "mps".parse::<RngKind>().unwrap_err();
-    assert_eq!(error.to_string(), "rng: unknown name `mps`; expected one of `cpu`, `cuda`");
+    assert_eq!(error.to_string(), "rng: `mps` is none of `cpu`, `cuda`");
 }

@@ -126,7 +126,7 @@ fn an_unknown_beta_schedule_fails() {
     let error = "sigmoid".parse::<BetaSchedule>().unwrap_err();
     assert_eq!(
         error.to_string(),
-        "beta-schedule: unknown name `sigmoid`; expected one of `linear`, `scaled-linear`, `squaredcos-cap-v2`"
+        "beta-schedule: `sigmoid` is none of `linear`, `scaled-linear`, `squaredcos-cap-v2`"
     );
 }
 

@@ -32,7 +32,7 @@ pub(crate) fn png(key: &str, text: &str) -> Vec<u8> {
 }
 
 /// A JPEG whose EXIF has a text as its comment, as A1111 writes it.
-pub fn jpeg(text: &str) -> Vec<u8> {
+pub(crate) fn jpeg(text: &str) -> Vec<u8> {
     let exif = [&b"Exif\0\0"[..], &exif(text)].concat();
     let image = encoded(image::ImageFormat::Jpeg);
     let length = (exif.len() as u16 + 2).to_be_bytes();
@@ -40,7 +40,7 @@ pub fn jpeg(text: &str) -> Vec<u8> {
 }
 
 /// A WebP whose EXIF has a text as its comment, as A1111 writes it.
-pub fn webp(text: &str) -> Vec<u8> {
+pub(crate) fn webp(text: &str) -> Vec<u8> {
     let image = encoded(image::ImageFormat::WebP);
     let mut exif = exif(text);
     exif.resize(exif.len().next_multiple_of(2), 0);

@@ -19,11 +19,12 @@ use super::latents::Latents;
 use super::places::Places;
 use super::plan::Plan;
 use super::{Compute, PerImage, Vars, Weights, animatediff_name};
+use crate::Result;
 use crate::models::motion::MotionConfig;
 use crate::models::unet::UNetConfig;
 use crate::rng::{Noise, RngKind, Uniform};
 use crate::schedule::{BetaSchedule, NoiseSchedule};
-use crate::{Error, Result};
+use crate::spelling::named;
 
 /// A training stage.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -40,21 +41,16 @@ pub enum Stage {
     Lcm,
 }
 
+// In their order.
+named!(Stage, "stage", {
+    Vae = "vae",
+    Base = "base",
+    Lora = "lora",
+    Motion = "motion",
+    Lcm = "lcm",
+});
+
 impl Stage {
-    /// All stages, in order.
-    pub const ALL: [Self; 5] = [Self::Vae, Self::Base, Self::Lora, Self::Motion, Self::Lcm];
-
-    /// Name of the stage on the command line and in files.
-    pub fn name(self) -> &'static str {
-        match self {
-            Self::Vae => "vae",
-            Self::Base => "base",
-            Self::Lora => "lora",
-            Self::Motion => "motion",
-            Self::Lcm => "lcm",
-        }
-    }
-
     /// Output files of the stage that later stages require.
     pub(super) fn results(self, plan: &Plan, places: &Places) -> Vec<PathBuf> {
         let base = |names: &[&str]| names.iter().map(|name| places.base.join(name)).collect();
@@ -75,18 +71,6 @@ impl Stage {
             Self::Lcm if plan.lcm.joint => vec![places.lcm(), places.joint_lora()],
             Self::Lcm => vec![places.lcm()],
         }
-    }
-}
-
-impl std::str::FromStr for Stage {
-    type Err = Error;
-
-    fn from_str(name: &str) -> Result<Self> {
-        let bare = crate::spelling::bare(name);
-        Self::ALL.into_iter().find(|stage| stage.name() == bare).ok_or_else(|| {
-            let known = Self::ALL.map(|stage| format!("`{}`", stage.name())).join(", ");
-            Error::request("stage", format!("unknown name `{name}`; expected one of {known}"))
-        })
     }
 }
 

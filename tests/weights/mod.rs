@@ -12,3 +12,5 @@ mod patches;
 mod published;
 /// Weights that do not fit, and files that are something else.
 mod refusals;
+/// Weights in 8 bits with scales.
+mod scaled;

@@ -63,10 +63,6 @@ const SIGNS: &[Sign] = &[
         ),
     ),
     (|n| n.has("lora_controlnet"), foreign("a Control-LoRA", CONTROL_NET_SD15)),
-    (
-        |n| n.has("scaled_fp8") || n.any_contains(".scale_weight"),
-        foreign("stored in fp8 with scales beside it", "use the version in plain fp8 or fp16"),
-    ),
     // Precedes the base models of the LoRAs, whose names they contain.
     (is_lora, LORA),
     (
@@ -306,11 +302,9 @@ mod tests {
             ("noise_refiner.0.attention.qkv.weight", "Z-Image"),
             ("transformer_blocks.0.attn.add_k_proj.weight", "Diffusion 3"),
             ("encoder.block.0.layer.0.SelfAttention.k.weight", "T5"),
-            ("model.diffusion_model.out.0.scale_weight", "fp8"),
             ("diffusion_model.double_blocks.0.img_attn_qkv.lora_A.weight", "LoRA"),
             ("lora_unet_double_blocks_0_img_attn_qkv.lora_down.weight", "LoRA"),
             ("unet:0:up", "LoRA"),
-            ("lora_unet_conv_in.lora_down.scale_weight", "fp8"),
         ] {
             let found = recognise(&names(&[name]), &[]).map(|foreign| foreign.what);
             assert!(found.is_some_and(|found| found.contains(what)), "{name}: {found:?}");

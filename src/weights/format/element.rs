@@ -105,6 +105,36 @@ pub(super) fn tensor(
     made.map_err(Refusal::Tensor)
 }
 
+/// The same for elements that have a factor, one for all of them or one for every row.
+pub(super) fn scaled(
+    element: ElementType,
+    bytes: &[u8],
+    shape: &[usize],
+    scales: &[f32],
+    (dtype, device): (DType, &Device),
+) -> Result<Tensor, Refusal> {
+    let mut values = values(element, bytes)?;
+    let row = (values.len() / scales.len().max(1)).max(1);
+    for (row, scale) in values.chunks_mut(row).zip(scales) {
+        row.iter_mut().for_each(|value| *value *= scale);
+    }
+    if !matches!(dtype, DType::F32 | DType::F16 | DType::BF16) {
+        return Err(Refusal::Target(dtype));
+    }
+    match misfit(&values, dtype) {
+        Some(value) if value.is_finite() => return Err(Refusal::TooLarge(value)),
+        Some(value) => return Err(Refusal::NotFinite(value)),
+        None => {}
+    }
+    let made = Tensor::from_vec(values, shape, &Device::Cpu);
+    made.and_then(|tensor| tensor.to_dtype(dtype)?.to_device(device)).map_err(Refusal::Tensor)
+}
+
+/// The elements in f32.
+pub(super) fn values(element: ElementType, bytes: &[u8]) -> Result<Vec<f32>, Refusal> {
+    convert(element, bytes)
+}
+
 /// A value that is not finite as `dtype`, if there is any.
 pub(in crate::weights) fn misfit(values: &[f32], dtype: DType) -> Option<f32> {
     let largest = match dtype {

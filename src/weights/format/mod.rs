@@ -6,6 +6,7 @@
 mod element;
 mod pickle;
 mod safetensors;
+mod scaled;
 mod torch;
 
 use std::borrow::Cow;
@@ -131,8 +132,17 @@ impl Archive {
             });
         };
         let Parsed { entries, metadata } = parsed;
-        let entries = without_common_prefix(entries, "module.");
-        Ok(Self { source: source.clone(), identity, layout, bytes, zip, entries, metadata })
+        let mut entries = without_common_prefix(entries, "module.");
+        let source = source.clone();
+        let mut archive =
+            Self { source, identity, layout, bytes, zip, entries: BTreeMap::new(), metadata };
+        let read = |entry: &Entry| archive.elements(entry).map(Cow::into_owned);
+        scaled::pair(&mut entries, &archive.metadata, read).map_err(|reason| {
+            let hint = "use the version in f16, or in fp8 as ComfyUI reads it";
+            Error::format(archive.path(), reason).with_hint(hint)
+        })?;
+        archive.entries = entries;
+        Ok(archive)
     }
 
     /// The location the archive was opened from.
@@ -189,25 +199,37 @@ impl Archive {
         let bytes = self
             .elements(entry)
             .map_err(|reason| wrong(format!("tensor {}: {reason}", quoted(name))))?;
-        element::tensor(entry.info.element, &bytes, &entry.info.shape, dtype, device).map_err(
-            |refusal| match refusal {
-                Refusal::NotFinite(value) => {
-                    wrong(format!("tensor {} holds the value {value}", quoted(name)))
-                        .with_hint("the file is damaged; get it again from where it was published")
-                }
-                Refusal::TooLarge(value) => wrong(format!(
-                    "tensor {} holds the value {value}, too large for {}",
-                    quoted(name),
-                    dtype.as_str()
-                ))
-                .with_hint("compute in a wider type: f32 or bf16"),
-                Refusal::Target(dtype) => Error::request(
-                    "dtype",
-                    format!("weights cannot be `{}`, only f32, f16 and bf16", dtype.as_str()),
-                ),
-                Refusal::Tensor(error) => Error::Tensor(error),
-            },
-        )
+        let scales = entry.scale.as_deref().map(|scale| self.scales(scale)).transpose();
+        let scales =
+            scales.map_err(|reason| wrong(format!("the scale of {}: {reason}", quoted(name))))?;
+        let TensorInfo { element, shape } = &entry.info;
+        let made = match scales {
+            Some(scales) => element::scaled(*element, &bytes, shape, &scales, (dtype, device)),
+            None => element::tensor(*element, &bytes, shape, dtype, device),
+        };
+        made.map_err(|refusal| match refusal {
+            Refusal::NotFinite(value) => {
+                wrong(format!("tensor {} holds the value {value}", quoted(name)))
+                    .with_hint("the file is damaged; get it again from where it was published")
+            }
+            Refusal::TooLarge(value) => wrong(format!(
+                "tensor {} holds the value {value}, too large for {}",
+                quoted(name),
+                dtype.as_str()
+            ))
+            .with_hint("compute in a wider type: f32 or bf16"),
+            Refusal::Target(dtype) => Error::request(
+                "dtype",
+                format!("weights cannot be `{}`, only f32, f16 and bf16", dtype.as_str()),
+            ),
+            Refusal::Tensor(error) => Error::Tensor(error),
+        })
+    }
+
+    /// The factors of a weight in 8 bits.
+    fn scales(&self, scale: &Entry) -> Result<Vec<f32>, String> {
+        let bytes = self.elements(scale)?;
+        element::values(scale.info.element, &bytes).map_err(|_| "is not finite".to_owned())
     }
 
     /// The values of a small tensor, in `f32`.
@@ -268,11 +290,13 @@ struct Entry {
     place: Place,
     /// The elements of the storage that belong to the tensor; `None` means all of them, in order.
     view: Option<View>,
+    /// Factors of a weight in 8 bits: one, or one for every row.
+    scale: Option<Box<Entry>>,
 }
 
 impl Entry {
     fn contiguous(element: ElementType, shape: Vec<usize>, place: Place) -> Self {
-        Self { info: TensorInfo { element, shape }, place, view: None }
+        Self { info: TensorInfo { element, shape }, place, view: None, scale: None }
     }
 
     /// The byte range within the storage from the tensor's first to its last element.

@@ -296,5 +296,5 @@ fn entry(
         .check(&tensor.shape, place.len() / size)
         .map_err(|reason| format!("tensor {} {reason}", quoted(name)))?;
     let info = TensorInfo { element: tensor.element, shape: tensor.shape.clone() };
-    Ok(Entry { info, place, view: Some(tensor.view.clone()) })
+    Ok(Entry { info, place, view: Some(tensor.view.clone()), scale: None })
 }

@@ -119,7 +119,7 @@ fn files_with_the_names_of_a_lora_that_are_none_are_named() {
     let (down, up) = (format!("{Q}.lora_down.weight"), format!("{Q}.lora_up.weight"));
     let lora = [(down.as_str(), matrix(2, 16, 0.1)), (up.as_str(), matrix(16, 2, 0.1))];
     for (name, what) in [
-        (format!("{Q}.lora_down.scale_weight"), "is stored in fp8 with scales beside it"),
+        (format!("{Q}.lora_down.scale_weight"), "belongs to no weight in 8 bits"),
         ("image_proj.perceiver_resampler.proj_in.weight".into(), "is an IP-Adapter FaceID"),
     ] {
         let mut tensors = lora.to_vec();

@@ -44,9 +44,21 @@ RUNS = [
 torch.set_grad_enabled(False)
 
 
+def widened(path):
+    """The weights of a file in f32; those in 8 bits are multiplied by the scales of their rows."""
+    weights = load_file(path)
+    scales = {k: weights.pop(k) for k in list(weights) if k.endswith(".weight_scale")}
+    weights = {k: v.float() for k, v in weights.items()}
+    for name, scale in scales.items():
+        weight = weights[name.removesuffix("_scale")]
+        weight *= scale.reshape(-1, *[1] * (weight.dim() - 1))
+    return weights
+
+
 def load(folder=POCKET):
     """UNet with motion, VAE, text encoder and tokenizer of a set like assets/pocket."""
-    spatial = UNet2DConditionModel.from_pretrained(f"{folder}/base/unet", torch_dtype=torch.float32)
+    spatial = UNet2DConditionModel.from_config(UNet2DConditionModel.load_config(f"{folder}/base/unet"))
+    spatial.load_state_dict(widened(f"{folder}/base/unet/diffusion_pytorch_model.safetensors"))
     lora = load_file(f"{folder}/animatelcm_lora.safetensors")
     merged = 0
     for name, module in spatial.named_modules():
@@ -60,7 +72,7 @@ def load(folder=POCKET):
     assert merged * 3 == len(lora)
     sizes = dict(motion_layers_per_block=1, motion_norm_num_groups=spatial.config.norm_num_groups, motion_max_seq_length=64)
     motion = MotionAdapter(block_out_channels=spatial.config.block_out_channels, **sizes)
-    state = convert_animatediff_checkpoint_to_diffusers({k: v.float() for k, v in load_file(f"{folder}/motion_lcm.safetensors").items()})
+    state = convert_animatediff_checkpoint_to_diffusers(widened(f"{folder}/motion_lcm.safetensors"))
     missing, unexpected = motion.load_state_dict(state, strict=False)
     assert not unexpected and all(k.endswith("pos_embed.pe") for k in missing)
     unet = per_frame_norms(UNetMotionModel.from_unet2d(spatial, motion).eval())

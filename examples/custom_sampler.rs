@@ -18,7 +18,7 @@ struct Partial {
 
 impl Sampler for Partial {
     fn sample(&self, run: &mut Run<'_>, mut x: Tensor) -> Result<Tensor> {
-        for (i, &Step { at, next }) in run.steps().iter().enumerate() {
+        for (i, &Step { at, next, .. }) in run.steps().iter().enumerate() {
             let denoised = run.denoise(i, &x)?;
             let predicted = ((x - (&denoised * at.alpha)?)? / at.sigma)?;
             let kept = (predicted * (1.0 - self.gamma.powi(2)).sqrt())?;

@@ -327,18 +327,23 @@ pub(super) struct SamplingFlags {
     pub(super) cfg_scale: Option<f64>,
     /// lcm, euler-a, dpmpp-2m ... [default: lcm].
     ///
-    /// lcm, ddim, euler, euler-a, heun, dpmpp-2m or dpmpp-2m-karras; also by the names of A1111, ComfyUI,
+    /// lcm, tcd, ddim, ddpm, euler, euler-a, heun, lms, pndm, deis, unipc, dpmpp-2m, dpmpp-2m-sde, dpmpp-3m-sde or
+    /// dpmpp-sde, perhaps with a spacing as in dpmpp-2m-karras; also by the names of A1111, ComfyUI,
     /// stable-diffusion.cpp and diffusers.
     #[arg(long, value_name = "NAME", aliases = ["sampling-method", "sampler-name"])]
     pub(super) sampler: Option<String>,
-    /// Spacing of the timesteps: leading, trailing, linspace or karras [default: leading].
+    /// Spacing of the timesteps: leading, trailing, linspace, karras, exponential, sgm-uniform or ays; lcm and tcd take
+    /// the teacher's timesteps and none of these, ddim and ddpm the first three, pndm the first [default: leading].
     #[arg(long, value_name = "NAME", aliases = ["scheduler", "schedule", "schedule-type"])]
     #[arg(alias = "timestep-spacing", hide_short_help = true)]
     pub(super) spacing: Option<Spacing>,
-    /// Steps of the teacher whose timesteps LCM uses: 100 for AnimateLCM, 50 in diffusers [default: what the model
-    /// says, else 100].
+    /// Steps of the teacher whose timesteps LCM and TCD use: 100 for AnimateLCM, 50 in diffusers [default: what the
+    /// model says, else 100].
     #[arg(long, value_name = "K", hide_short_help = true)]
     pub(super) original_inference_steps: Option<usize>,
+    /// TCD's gamma: how random the steps are, from 0 (not) to 1 (as LCM's) [default: 0.3].
+    #[arg(long, value_name = "G", hide_short_help = true)]
+    pub(super) tcd_gamma: Option<f64>,
     /// linear or scaled-linear [default: what the model says; linear with motion modules of another].
     #[arg(long, value_name = "NAME", hide_short_help = true)]
     pub(super) beta_schedule: Option<BetaSchedule>,

@@ -560,6 +560,7 @@ pub(super) fn how(clip: &ClipFlags, flags: &SamplingFlags, request: &mut Request
         &mut request.sampling.original_inference_steps,
         flags.original_inference_steps.as_ref(),
     );
+    set_some(&mut request.sampling.tcd_gamma, flags.tcd_gamma.as_ref());
     set_some(&mut request.schedule.beta_schedule, flags.beta_schedule.as_ref());
     set_some(&mut request.schedule.beta_start, flags.beta_start.as_ref());
     set_some(&mut request.schedule.beta_end, flags.beta_end.as_ref());
@@ -576,11 +577,12 @@ pub(super) fn how(clip: &ClipFlags, flags: &SamplingFlags, request: &mut Request
     Ok(())
 }
 
-/// Sets the sampler of a name, and the spacing that the name may end in.
+/// Sets the sampler of a name, and the spacing that the name may end in; what another sampler had is left behind.
 pub(super) fn sampler(name: &str, request: &mut Request) -> Result<()> {
     let (sampler, spacing) = SamplerKind::with_spacing(name)?;
     request.sampling.sampler = sampler;
     request.sampling.spacing = spacing;
+    request.sampling.tcd_gamma.take_if(|_| sampler != SamplerKind::Tcd);
     Ok(())
 }
 

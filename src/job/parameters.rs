@@ -190,24 +190,37 @@ fn loras(job: &Job, made: &Made<'_>) -> Vec<(String, (String, Option<String>))> 
 fn sampler(kind: SamplerKind) -> &'static str {
     match kind {
         SamplerKind::Lcm => "LCM",
+        SamplerKind::Tcd => "TCD",
         SamplerKind::Ddim => "DDIM",
+        SamplerKind::Ddpm => "DDPM",
         SamplerKind::Euler => "Euler",
         SamplerKind::EulerAncestral => "Euler a",
         SamplerKind::Heun => "Heun",
+        SamplerKind::Lms => "LMS",
+        SamplerKind::Pndm => "PLMS",
+        SamplerKind::Deis => "DEIS",
+        SamplerKind::UniPc => "UniPC",
         SamplerKind::Dpmpp2m => "DPM++ 2M",
+        SamplerKind::Dpmpp2mSde => "DPM++ 2M SDE",
+        SamplerKind::Dpmpp3mSde => "DPM++ 3M SDE",
+        SamplerKind::DpmppSde => "DPM++ SDE",
     }
 }
 
 /// A1111's name of the way in which timesteps are spread.
 fn schedule_type(request: &Request) -> &'static str {
     match (request.sampling.spacing, request.sampling.sampler) {
-        (None, SamplerKind::Lcm) | (None | Some(Spacing::Leading { .. }), SamplerKind::Ddim) => {
+        (None, SamplerKind::Lcm | SamplerKind::Tcd)
+        | (None | Some(Spacing::Leading { .. }), SamplerKind::Ddim | SamplerKind::Pndm) => {
             "Automatic"
         }
         (Some(Spacing::Leading { .. }) | None, _) => "DDIM",
-        (Some(Spacing::Trailing), _) => "SGM Uniform",
+        (Some(Spacing::Trailing), _) => "Simple",
         (Some(Spacing::Linspace), _) => "Uniform",
         (Some(Spacing::Karras), _) => "Karras",
+        (Some(Spacing::Exponential), _) => "Exponential",
+        (Some(Spacing::SgmUniform), _) => "SGM Uniform",
+        (Some(Spacing::Ays), _) => "Align Your Steps",
     }
 }
 

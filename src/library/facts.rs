@@ -8,7 +8,7 @@ use crate::models::clip::VisionConfig;
 use crate::models::image_projection::IpAdapterConfig;
 use crate::models::unet::UNetConfig;
 use crate::request::Request;
-use crate::sampler::SamplerKind;
+use crate::sampler::{SamplerKind, Tcd};
 use crate::schedule::{self, Spacing};
 use crate::text::inversion::Inversion;
 use crate::weights::{Checkpoint, Source};
@@ -148,9 +148,12 @@ impl Models {
             return Err(Error::request("beta-end", reason));
         }
         request.sampling.spacing = self.spacing(request, &config)?;
-        if request.sampling.sampler == SamplerKind::Lcm {
+        if request.sampling.sampler.has_teacher() {
             let steps = self.original_inference_steps(request);
             request.sampling.original_inference_steps = Some(steps);
+        }
+        if request.sampling.sampler == SamplerKind::Tcd {
+            request.sampling.tcd_gamma.get_or_insert(Tcd::GAMMA);
         }
         let asked = &mut request.schedule;
         // Betas that are listed one by one are the model's alone.
@@ -167,12 +170,12 @@ impl Models {
     }
 
     /// How timesteps are spread: as Stable Diffusion 1.5 was published, and for a schedule that ends in pure noise as
-    /// the model says, because it has to be started from there. LCM takes no spacing.
+    /// the model says, because it has to be started from there. LCM and TCD take no spacing.
     fn spacing(&self, request: &Request, config: &schedule::Config) -> Result<Option<Spacing>> {
         let leading = Spacing::Leading { offset: config.steps_offset };
         let is_own = self.scheduler.rescale_betas_zero_snr;
         match (request.sampling.spacing, request.sampling.sampler) {
-            (None, SamplerKind::Lcm) => Ok(None),
+            (None, sampler) if sampler.has_teacher() => Ok(None),
             (Some(Spacing::Leading { .. }), _) if request.schedule.steps_offset.is_some() => {
                 Ok(Some(leading))
             }

@@ -47,7 +47,7 @@ const RESIDUAL_VALUES: f64 = 5.5;
 const FEATURE_VALUES: f64 = 1.9;
 
 /// Copies of all latents in f32 that samplers and blending hold at once, an upper bound.
-const LATENT_COPIES: f64 = 8.0;
+const LATENT_COPIES: f64 = 12.0;
 
 /// The same for the encoder, for every value of its first stage's output.
 const ENCODER_VALUES: f64 = 5.0;

@@ -34,7 +34,7 @@ use crate::models::Decode;
 use crate::models::vae::Vae;
 use crate::request::{Request, Schedule};
 use crate::rng::Noise;
-use crate::sampler::{Plan, PlanSettings, Progress, Run, Sampler, WindowPlan};
+use crate::sampler::{Plan, PlanSettings, Progress, Run, Sampler, Tcd, WindowPlan};
 use crate::schedule::{NoiseSchedule, Prediction};
 use crate::weights::{Component, Resident};
 use crate::{Error, Result, Stop};
@@ -215,6 +215,7 @@ impl Pipeline {
                 steps: request.sampling.steps,
                 spacing: request.sampling.spacing,
                 original_inference_steps: self.models.original_inference_steps(&request),
+                gamma: request.sampling.tcd_gamma.unwrap_or(Tcd::GAMMA),
                 set_alpha_to_one: config.set_alpha_to_one,
                 ..PlanSettings::default()
             },

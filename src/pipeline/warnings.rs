@@ -6,7 +6,7 @@ use super::hints::Hint;
 use crate::device::Precision;
 use crate::library::Models;
 use crate::media::RgbImage;
-use crate::request::{Control, Loop, Request};
+use crate::request::{Control, Loop, Request, Sampling};
 use crate::sampler::SamplerKind;
 
 /// The largest guidance with which LCM's colours stay natural.
@@ -37,6 +37,10 @@ pub(super) fn warnings(
         found.push(format!(
             "cfg-scale: {scale} with the sampler lcm burns colours; 1 to {MOST_GUIDANCE} is usual"
         ));
+    }
+    let Sampling { sampler, tcd_gamma, .. } = &request.sampling;
+    if tcd_gamma.is_some() && *sampler != SamplerKind::Tcd {
+        found.push(format!("tcd-gamma: has no effect with the sampler {sampler}"));
     }
     if !request.prompt.negative.trim().is_empty() && !request.is_guided() {
         found.push(format!(

@@ -98,10 +98,13 @@ pub struct Sampling {
     pub steps: usize,
     /// Scale of classifier-free guidance; none at 1 or below.
     pub cfg_scale: f64,
-    /// Spacing of the timesteps; LCM takes none.
+    /// Spacing of the timesteps; LCM and TCD take none.
     pub spacing: Option<Spacing>,
-    /// Steps of the teacher whose timesteps LCM takes.
+    /// Steps of the teacher whose timesteps LCM and TCD take.
     pub original_inference_steps: Option<usize>,
+    /// TCD's gamma: 0 adds no noise between the steps, 1 is as random as LCM.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub tcd_gamma: Option<f64>,
     /// Axes over which the motion modules' group norm normalizes.
     pub motion_norm: MotionNorm,
     /// The seed; random if `None` or, in JSON, -1.
@@ -122,6 +125,7 @@ impl Default for Sampling {
             cfg_scale: 1.0,
             spacing: None,
             original_inference_steps: None,
+            tcd_gamma: None,
             motion_norm: MotionNorm::PerFrame,
             seed: None,
             rng: RngKind::Cpu,
@@ -222,6 +226,7 @@ impl Request {
             return Err(Error::request("zoom", reason));
         }
         between("cfg-scale", Some(self.sampling.cfg_scale), 0.0, 1000.0)?;
+        between("tcd-gamma", self.sampling.tcd_gamma, 0.0, 1.0)?;
         let Schedule { beta_start, beta_end, .. } = self.schedule;
         between("beta-start", beta_start, 1e-9, 0.999)?;
         between("beta-end", beta_end, beta_start.unwrap_or(1e-9), 0.999)?;
@@ -332,7 +337,7 @@ mod tests {
         // A request has a field for the spacing.
         let error = sampler("dpmpp-2m-karras").unwrap_err().to_string();
         assert!(error.contains("`dpmpp-2m` with the spacing `karras`"), "{error}");
-        assert!(sampler("unipc").unwrap_err().to_string().contains("expected one of `lcm`"));
+        assert!(sampler("dpm2").unwrap_err().to_string().contains("expected one of `lcm`"));
     }
 
     #[test]

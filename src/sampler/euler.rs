@@ -13,7 +13,7 @@ pub struct Euler;
 
 impl Sampler for Euler {
     fn sample(&self, run: &mut Run<'_>, mut x: Tensor) -> Result<Tensor> {
-        for (i, &Step { at, next }) in run.steps().iter().enumerate() {
+        for (i, &Step { at, next, .. }) in run.steps().iter().enumerate() {
             let denoised = run.denoise(i, &x)?;
             let scaled = (x / at.alpha)?;
             let slope = ((&scaled - denoised)? / at.ratio())?;

@@ -14,7 +14,7 @@ pub struct Heun;
 
 impl Sampler for Heun {
     fn sample(&self, run: &mut Run<'_>, mut x: Tensor) -> Result<Tensor> {
-        for (i, &Step { at, next }) in run.steps().iter().enumerate() {
+        for (i, &Step { at, next, .. }) in run.steps().iter().enumerate() {
             let denoised = run.denoise(i, &x)?;
             let scaled = (x / at.alpha)?;
             let mut slope = ((&scaled - denoised)? / at.ratio())?;

@@ -33,7 +33,7 @@ impl Lcm {
 
 impl Sampler for Lcm {
     fn sample(&self, run: &mut Run<'_>, mut x: Tensor) -> Result<Tensor> {
-        for (i, &Step { at, next }) in run.steps().iter().enumerate() {
+        for (i, &Step { at, next, .. }) in run.steps().iter().enumerate() {
             let predicted = run.denoise(i, &x)?;
             let (c_skip, c_out) = self.boundary(at.timestep);
             let denoised = ((predicted * c_out)? + (&x * c_skip)?)?;

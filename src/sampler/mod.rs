@@ -23,33 +23,50 @@
 //! ```
 
 mod ddim;
+mod deis;
 mod dpmpp_2m;
+mod dpmpp_2m_sde;
+mod dpmpp_3m_sde;
+mod dpmpp_sde;
 mod euler;
 mod euler_ancestral;
 mod heun;
 mod lcm;
+mod levels;
+mod lms;
+mod multistep;
+mod names;
 mod plan;
+mod pndm;
 mod run;
+mod tcd;
+mod unipc;
 mod windows;
 
 use std::fmt;
-use std::str::FromStr;
 
 use candle_core::Tensor;
 use serde::{Deserialize, Serialize};
 
 pub use self::ddim::Ddim;
+pub use self::deis::Deis;
 pub use self::dpmpp_2m::Dpmpp2m;
+pub use self::dpmpp_2m_sde::Dpmpp2mSde;
+pub use self::dpmpp_3m_sde::Dpmpp3mSde;
+pub use self::dpmpp_sde::DpmppSde;
 pub use self::euler::Euler;
 pub use self::euler_ancestral::EulerAncestral;
 pub use self::heun::Heun;
 pub use self::lcm::Lcm;
+pub use self::lms::Lms;
 pub use self::plan::{Plan, PlanSettings, Step, kept_steps};
+pub use self::pndm::Pndm;
 pub use self::run::{Observer, Progress, Run};
+pub use self::tcd::Tcd;
+pub use self::unipc::UniPc;
 pub use self::windows::{Fuse, Window, WindowPlan, WindowSchedule, WindowSettings};
-use crate::schedule::{NoiseLevel, Spacing};
-use crate::spelling::{bare, nearest};
-use crate::{Error, Result};
+use crate::Result;
+use crate::schedule::NoiseLevel;
 
 /// A model that predicts clean latents from noisy ones.
 pub trait Denoiser {
@@ -90,9 +107,15 @@ pub enum SamplerKind {
     #[default]
     #[serde(rename = "lcm")]
     Lcm,
+    /// [`Tcd`].
+    #[serde(rename = "tcd")]
+    Tcd,
     /// [`Ddim`] with `eta` 0.
     #[serde(rename = "ddim")]
     Ddim,
+    /// DDPM: [`Ddim`] with `eta` 1, from each timestep to the following one.
+    #[serde(rename = "ddpm")]
+    Ddpm,
     /// [`Euler`].
     #[serde(rename = "euler")]
     Euler,
@@ -102,112 +125,75 @@ pub enum SamplerKind {
     /// [`Heun`].
     #[serde(rename = "heun")]
     Heun,
+    /// [`Lms`].
+    #[serde(rename = "lms")]
+    Lms,
+    /// [`Pndm`].
+    #[serde(rename = "pndm")]
+    Pndm,
+    /// [`Deis`].
+    #[serde(rename = "deis")]
+    Deis,
+    /// [`UniPc`].
+    #[serde(rename = "unipc")]
+    UniPc,
     /// [`Dpmpp2m`].
     #[serde(rename = "dpmpp-2m")]
     Dpmpp2m,
+    /// [`Dpmpp2mSde`].
+    #[serde(rename = "dpmpp-2m-sde")]
+    Dpmpp2mSde,
+    /// [`Dpmpp3mSde`].
+    #[serde(rename = "dpmpp-3m-sde")]
+    Dpmpp3mSde,
+    /// [`DpmppSde`].
+    #[serde(rename = "dpmpp-sde")]
+    DpmppSde,
 }
 
 impl SamplerKind {
     /// All samplers.
-    pub const ALL: [Self; 6] =
-        [Self::Lcm, Self::Ddim, Self::Euler, Self::EulerAncestral, Self::Heun, Self::Dpmpp2m];
-
-    /// Name of the sampler on the command line.
-    pub fn name(self) -> &'static str {
-        match self {
-            Self::Lcm => "lcm",
-            Self::Ddim => "ddim",
-            Self::Euler => "euler",
-            Self::EulerAncestral => "euler-a",
-            Self::Heun => "heun",
-            Self::Dpmpp2m => "dpmpp-2m",
-        }
-    }
+    pub const ALL: [Self; 15] = [
+        Self::Lcm,
+        Self::Tcd,
+        Self::Ddim,
+        Self::Ddpm,
+        Self::Euler,
+        Self::EulerAncestral,
+        Self::Heun,
+        Self::Lms,
+        Self::Pndm,
+        Self::Deis,
+        Self::UniPc,
+        Self::Dpmpp2m,
+        Self::Dpmpp2mSde,
+        Self::Dpmpp3mSde,
+        Self::DpmppSde,
+    ];
 
     /// The sampler with its default settings.
     pub fn build(self) -> Box<dyn Sampler> {
         match self {
             Self::Lcm => Box::new(Lcm::default()),
+            Self::Tcd => Box::new(Tcd),
             Self::Ddim => Box::new(Ddim::default()),
+            Self::Ddpm => Box::new(Ddim { eta: 1.0 }),
             Self::Euler => Box::new(Euler),
             Self::EulerAncestral => Box::new(EulerAncestral),
             Self::Heun => Box::new(Heun),
+            Self::Lms => Box::new(Lms),
+            Self::Pndm => Box::new(Pndm),
+            Self::Deis => Box::new(Deis),
+            Self::UniPc => Box::new(UniPc),
             Self::Dpmpp2m => Box::new(Dpmpp2m),
+            Self::Dpmpp2mSde => Box::new(Dpmpp2mSde),
+            Self::Dpmpp3mSde => Box::new(Dpmpp3mSde),
+            Self::DpmppSde => Box::new(DpmppSde),
         }
     }
 
-    /// Parses a sampler name with an optional spacing suffix, as in `dpmpp-2m-karras` or `DPM++ 2M Karras`.
-    ///
-    /// Accepts the names of A1111, ComfyUI, stable-diffusion.cpp and diffusers; case, spaces, hyphens and underscores
-    /// are ignored.
-    pub fn with_spacing(name: &str) -> Result<(Self, Option<Spacing>)> {
-        let bare = bare(name);
-        let spaced =
-            |suffix: &str, spacing| Some((Self::named(bare.strip_suffix(suffix)?)?, Some(spacing)));
-        Self::named(&bare)
-            .map(|kind| (kind, None))
-            .or_else(|| spaced("karras", Spacing::Karras))
-            .or_else(|| spaced("trailing", Spacing::Trailing))
-            .ok_or_else(|| {
-                let known = Self::ALL.map(|kind| format!("`{kind}`")).join(", ");
-                let reason =
-                    format!("unknown name `{name}`; expected one of {known}, `dpmpp-2m-karras`");
-                let error = Error::request("sampler", reason);
-                let names = Self::ALL.map(Self::name);
-                match nearest(&name.to_lowercase().replace(['_', ' '], "-"), names) {
-                    Some(near) => error.with_hint(format!("did you mean `{near}`?")),
-                    None => error,
-                }
-            })
-    }
-
-    /// Looks up a sampler by a name reduced to letters, digits and plus signs.
-    fn named(bare: &str) -> Option<Self> {
-        let bare = bare.strip_prefix("sample").unwrap_or(bare);
-        Some(match bare.strip_prefix('k').unwrap_or(bare) {
-            "lcm" | "lcmscheduler" => Self::Lcm,
-            "ddim" | "ddimscheduler" => Self::Ddim,
-            "euler" | "eulerdiscrete" | "eulerdiscretescheduler" => Self::Euler,
-            "eulera"
-            | "eulerancestral"
-            | "eulerancestraldiscrete"
-            | "eulerancestraldiscretescheduler" => Self::EulerAncestral,
-            "heun" | "heundiscrete" | "heundiscretescheduler" => Self::Heun,
-            "dpmpp2m"
-            | "dpm++2m"
-            | "dpmsolver++2m"
-            | "dpmsolvermultistep"
-            | "dpmsolvermultistepscheduler" => Self::Dpmpp2m,
-            _ => return None,
-        })
-    }
-}
-
-impl fmt::Display for SamplerKind {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(self.name())
-    }
-}
-
-impl TryFrom<String> for SamplerKind {
-    type Error = Error;
-
-    fn try_from(name: String) -> Result<Self> {
-        name.parse()
-    }
-}
-
-impl FromStr for SamplerKind {
-    type Err = Error;
-
-    /// Parses a name as [`with_spacing`](Self::with_spacing) does, but rejects a spacing suffix.
-    fn from_str(name: &str) -> Result<Self> {
-        match Self::with_spacing(name)? {
-            (kind, None) => Ok(kind),
-            (kind, Some(spacing)) => {
-                let reason = format!("`{name}` is `{kind}` with the spacing `{spacing}`");
-                Err(Error::request("sampler", reason).with_hint("name the spacing by itself"))
-            }
-        }
+    /// Returns whether the sampler is for consistency models, and takes its timesteps from those of their teacher.
+    pub fn has_teacher(self) -> bool {
+        matches!(self, Self::Lcm | Self::Tcd)
     }
 }

@@ -3,8 +3,8 @@
 //! Every plan is that of the scheduler of the same name in diffusers 0.42.1; LCM's is also that of the official
 //! AnimateLCM code.
 
-use super::SamplerKind;
-use crate::schedule::{NoiseLevel, NoiseSchedule, Spacing, spacing};
+use super::{SamplerKind, Tcd, levels};
+use crate::schedule::{NoiseLevel, NoiseSchedule, Spacing};
 use crate::{Error, Result};
 
 /// A step of a sampler.
@@ -14,8 +14,23 @@ use crate::{Error, Result};
 pub struct Step {
     /// Noise level at which the model is evaluated.
     pub at: NoiseLevel,
+    /// Noise level that [`Tcd`](super::Tcd), [`DpmppSde`](super::DpmppSde) and [`Pndm`](super::Pndm) pass through, or
+    /// `at` if the latter and [`Deis`](super::Deis) are to make a step of first order; for the other samplers `next`.
+    pub via: NoiseLevel,
     /// Noise level of the latents after the step.
     pub next: NoiseLevel,
+}
+
+impl Step {
+    /// A step straight from one level to another.
+    pub fn new(at: NoiseLevel, next: NoiseLevel) -> Self {
+        Self { at, via: next, next }
+    }
+
+    /// The length of the step in [`NoiseLevel::lambda`]; infinite if it ends without noise.
+    pub fn h(self) -> f64 {
+        self.next.lambda() - self.at.lambda()
+    }
 }
 
 /// The steps of a run.
@@ -35,13 +50,15 @@ pub struct Plan {
 pub struct PlanSettings {
     /// Number of steps from pure noise to clean latents.
     pub steps: usize,
-    /// Timestep spacing; `None` is that of Stable Diffusion 1.5. LCM has its own and accepts no other.
+    /// Timestep spacing; `None` is that of Stable Diffusion 1.5. LCM and TCD have their own and accept no other.
     pub spacing: Option<Spacing>,
-    /// Number of teacher steps that LCM's timesteps are taken from.
+    /// Number of teacher steps that LCM's and TCD's timesteps are taken from.
     pub original_inference_steps: usize,
+    /// TCD's gamma, from 0 to 1: share of each next timestep that is passed over and noised again; 0 adds no noise.
+    pub gamma: f64,
     /// Share of the steps to run: 1 starts from pure noise, less starts from a noised video.
     pub strength: f64,
-    /// Whether DDIM's last step ends at zero noise instead of at the first training timestep.
+    /// Whether the last step of DDIM and PNDM ends at zero noise instead of at the first training timestep.
     pub set_alpha_to_one: bool,
 }
 
@@ -51,6 +68,7 @@ impl Default for PlanSettings {
             steps: 4,
             spacing: None,
             original_inference_steps: 100,
+            gamma: Tcd::GAMMA,
             strength: 1.0,
             set_alpha_to_one: false,
         }
@@ -101,177 +119,132 @@ impl SamplerKind {
     ///
     /// When the schedule lacks the timesteps or the sampler does not support the spacing.
     pub fn plan(self, schedule: &NoiseSchedule, settings: &PlanSettings) -> Result<Plan> {
-        let &PlanSettings { steps, original_inference_steps, strength, .. } = settings;
+        let &PlanSettings { steps, strength, .. } = settings;
+        let train_steps = schedule.train_steps();
         if steps == 0 {
             return Err(Error::request("steps", "must be at least 1, got 0"));
         }
-        if steps > schedule.train_steps() {
-            return Err(Error::request(
-                "steps",
-                format!("the model was trained with {}, got {steps}", schedule.train_steps()),
-            ));
+        if steps > train_steps {
+            let reason = format!("the model was trained with {train_steps}, got {steps}");
+            return Err(Error::request("steps", reason));
         }
         check_strength(strength)?;
         let spacing = settings.spacing.unwrap_or(Spacing::SD15);
-        match self {
+        let whole = || levels::whole(self, train_steps, spacing, steps);
+        // For samplers that divide by alpha.
+        let above_zero = schedule.above_zero_snr();
+        let plan = match self {
+            // The teacher's timesteps have `strength` in them.
             Self::Lcm => {
-                if let Some(spacing) = settings.spacing {
-                    return Err(Error::request(
-                        "spacing",
-                        format!("lcm has no `{spacing}` spacing"),
-                    )
-                    .with_hint(
-                        "leave it out; lcm takes its timesteps from --original-inference-steps",
-                    ));
-                }
-                let timesteps = lcm_timesteps(
-                    schedule.train_steps(),
-                    original_inference_steps,
-                    steps,
-                    strength,
-                )?;
-                Ok(Plan::through(&levels(schedule, &timesteps)?, 1.0))
+                let timesteps = levels::of_teacher(self, train_steps, settings)?;
+                return Ok(Plan::through(&levels::at(schedule, &timesteps)?));
             }
-            Self::Ddim => ddim(schedule, spacing, settings)?.last_part(strength),
-            Self::Euler | Self::EulerAncestral | Self::Heun => {
-                euler(&schedule.above_zero_snr(), spacing, steps)?.last_part(strength)
+            Self::Tcd => {
+                let timesteps = levels::of_teacher(self, train_steps, settings)?;
+                return tcd(schedule, &timesteps, settings.gamma);
             }
-            Self::Dpmpp2m => {
-                let levels = dpmpp_2m(&schedule.above_zero_snr(), spacing, steps)?;
-                Plan::through(&levels, 1.0).last_part(strength)
+            Self::Ddim => strided(schedule, &whole()?, settings)?,
+            Self::Pndm => pndm(strided(schedule, &whole()?, settings)?),
+            Self::Ddpm => Plan::through(&levels::at(schedule, &whole()?)?),
+            Self::Euler | Self::EulerAncestral | Self::Heun | Self::Lms => {
+                scaled(levels::fractional(&above_zero, spacing, steps)?, spacing)
             }
-        }
+            Self::DpmppSde => {
+                let levels = levels::fractional(&above_zero, spacing, steps)?;
+                halved(scaled(levels, spacing), &above_zero)
+            }
+            Self::Dpmpp2m | Self::Dpmpp2mSde | Self::Dpmpp3mSde | Self::UniPc => {
+                Plan::through(&levels::with_end(&above_zero, spacing, steps)?)
+            }
+            Self::Deis => {
+                let levels = levels::with_end(&above_zero, spacing, steps)?;
+                deis(Plan::through(&levels), above_zero.level(0)?, spacing)
+            }
+        };
+        plan.last_part(strength)
     }
 }
 
 impl Plan {
     /// A plan from each level to the following one, and from the last to clean latents.
-    fn through(levels: &[NoiseLevel], initial_scale: f64) -> Self {
+    fn through(levels: &[NoiseLevel]) -> Self {
         let following = levels.iter().skip(1).copied().chain([NoiseLevel::CLEAN]);
-        let steps = levels.iter().zip(following).map(|(&at, next)| Step { at, next }).collect();
-        Self { steps, initial_scale }
+        let steps = levels.iter().zip(following).map(|(&at, next)| Step::new(at, next)).collect();
+        Self { steps, initial_scale: 1.0 }
     }
 }
 
-/// Timesteps of a latent consistency model.
-///
-/// The teacher has `original_steps` timesteps; `strength` removes the noisiest of them, and `steps` of the rest are
-/// taken at even intervals.
-fn lcm_timesteps(
-    train_steps: usize,
-    original_steps: usize,
-    steps: usize,
-    strength: f64,
-) -> Result<Vec<usize>> {
-    let field = "original-inference-steps";
-    if original_steps == 0 || original_steps > train_steps {
-        let reason = format!("must lie between 1 and {train_steps}, got {original_steps}");
-        return Err(Error::request(field, reason));
+/// TCD plan: each step passes through a timestep that is a share `gamma` below the following one; the last one ends at
+/// the first training timestep.
+fn tcd(schedule: &NoiseSchedule, timesteps: &[usize], gamma: f64) -> Result<Plan> {
+    if !(0.0..=1.0).contains(&gamma) {
+        return Err(Error::request("tcd-gamma", format!("must be between 0 and 1, got {gamma}")));
     }
-    let kept = (original_steps as f64 * strength) as usize;
-    if steps > kept {
-        let reason = if kept == original_steps {
-            format!("lcm can take at most {original_steps} here, got {steps}")
-        } else {
-            format!(
-                "lcm can take at most {kept} here ({strength} of {original_steps}), got {steps}"
-            )
-        };
-        return Err(
-            Error::request("steps", reason).with_hint(format!("more need a higher --{field}"))
-        );
-    }
-    let stride = train_steps / original_steps;
-    let gap = kept as f64 / steps as f64;
-    // The i-th from the noisy end; the teacher's timesteps are stride - 1, 2 stride - 1, ...
-    Ok((0..steps).map(|i| stride * (kept - (i as f64 * gap) as usize) - 1).collect())
-}
-
-/// DDIM plan: each step goes down by a fixed number of timesteps, regardless of where the following step starts.
-fn ddim(schedule: &NoiseSchedule, spacing: Spacing, settings: &PlanSettings) -> Result<Plan> {
-    let (train_steps, steps) = (schedule.train_steps(), settings.steps);
-    let timesteps = match spacing {
-        Spacing::Leading { offset } => spacing::leading(train_steps, steps, steps, offset),
-        Spacing::Trailing => spacing::trailing(train_steps, steps),
-        Spacing::Linspace => rounded(&spacing::linspace(train_steps, steps)),
-        Spacing::Karras => {
-            return Err(Error::request("spacing", "ddim has no `karras` spacing")
-                .with_hint("euler, euler-a, heun and dpmpp-2m have it"));
-        }
-    };
-    let end = if settings.set_alpha_to_one { NoiseLevel::CLEAN } else { schedule.level(0)? };
-    let stride = train_steps / steps;
-    let steps = levels(schedule, &timesteps)?
-        .into_iter()
-        .zip(timesteps)
-        .map(|(at, timestep)| {
-            let next = timestep.checked_sub(stride).map_or(Ok(end), |t| schedule.level(t))?;
-            Ok(Step { at, next })
+    let following = timesteps.iter().skip(1).copied().chain([0]);
+    let steps = timesteps
+        .iter()
+        .zip(following)
+        .map(|(&at, next)| {
+            // In f32, as the reference does.
+            let via = ((1.0 - gamma) as f32 * next as f32).floor() as usize;
+            let [at, via, next] = [at, via, next].map(|timestep| schedule.level(timestep));
+            Ok(Step { at: at?, via: via?, next: next? })
         })
         .collect::<Result<_>>()?;
     Ok(Plan { steps, initial_scale: 1.0 })
 }
 
-/// Euler plan: timesteps may be fractional; unless the spacing is leading, the initial latents are `sigma` times
-/// noise.
-fn euler(schedule: &NoiseSchedule, spacing: Spacing, steps: usize) -> Result<Plan> {
-    let train_steps = schedule.train_steps();
-    let levels = match spacing {
-        Spacing::Leading { offset } => {
-            levels(schedule, &spacing::leading(train_steps, steps, steps, offset))?
-        }
-        Spacing::Trailing => levels(schedule, &spacing::trailing(train_steps, steps))?,
-        Spacing::Linspace => spacing::linspace(train_steps, steps)
-            .into_iter()
-            // The reference keeps timesteps in f32.
-            .map(|timestep| schedule.level_at(f64::from(timestep as f32)))
-            .collect(),
-        Spacing::Karras => spacing::karras(schedule, steps),
-    };
+/// DDIM plan: each step goes down by a fixed number of timesteps, regardless of where the following step starts.
+fn strided(schedule: &NoiseSchedule, timesteps: &[usize], settings: &PlanSettings) -> Result<Plan> {
+    let end = if settings.set_alpha_to_one { NoiseLevel::CLEAN } else { schedule.level(0)? };
+    let stride = schedule.train_steps() / settings.steps;
+    let steps = levels::at(schedule, timesteps)?
+        .into_iter()
+        .zip(timesteps)
+        .map(|(at, timestep)| {
+            let next = timestep.checked_sub(stride).map_or(Ok(end), |t| schedule.level(t))?;
+            Ok(Step::new(at, next))
+        })
+        .collect::<Result<_>>()?;
+    Ok(Plan { steps, initial_scale: 1.0 })
+}
+
+/// PNDM plan: no step begins where the last one ends, so a second evaluation is not made there.
+fn pndm(mut plan: Plan) -> Plan {
+    if let Some(last) = plan.steps.last_mut() {
+        last.via = last.at;
+    }
+    plan
+}
+
+/// Euler plan: unless the spacing is leading, the initial latents are `sigma` times noise.
+fn scaled(levels: Vec<NoiseLevel>, spacing: Spacing) -> Plan {
     let initial_scale = match (spacing, levels.first()) {
         (Spacing::Leading { .. }, _) | (_, None) => 1.0,
         (_, Some(first)) => first.sigma,
     };
-    Ok(Plan::through(&levels, initial_scale))
+    Plan { initial_scale, ..Plan::through(&levels) }
 }
 
-/// DPM++ 2M levels: the clean end counts as a point of the spacing, and timesteps are rounded.
-fn dpmpp_2m(schedule: &NoiseSchedule, spacing: Spacing, steps: usize) -> Result<Vec<NoiseLevel>> {
-    let train_steps = schedule.train_steps();
-    let timesteps = match spacing {
-        Spacing::Leading { offset } => spacing::leading(train_steps, steps + 1, steps, offset),
-        Spacing::Trailing => spacing::trailing(train_steps, steps),
-        Spacing::Linspace => {
-            let mut all = rounded(&spacing::linspace(train_steps, steps + 1));
-            all.pop();
-            all
-        }
-        Spacing::Karras => {
-            let mut levels = spacing::karras(schedule, steps);
-            for level in &mut levels {
-                level.timestep = level.timestep.round_ties_even();
-            }
-            return Ok(levels);
-        }
-    };
-    levels(schedule, &timesteps)
-}
-
-/// The noise levels of training timesteps.
-fn levels(schedule: &NoiseSchedule, timesteps: &[usize]) -> Result<Vec<NoiseLevel>> {
-    let last = schedule.train_steps() - 1;
-    if let Some(beyond) = timesteps.iter().max().filter(|timestep| **timestep > last) {
-        let steps = timesteps.len();
-        let reason =
-            format!("{steps} of them would start at timestep {beyond}, the last one is {last}");
-        return Err(Error::request("steps", reason));
+/// DPM++ SDE plan: steps are halved in log noise.
+fn halved(mut plan: Plan, schedule: &NoiseSchedule) -> Plan {
+    for step in plan.steps.iter_mut().filter(|step| !step.next.is_clean()) {
+        step.via = schedule.level_of((step.at.ratio() * step.next.ratio()).sqrt());
     }
-    timesteps.iter().map(|&timestep| schedule.level(timestep)).collect()
+    plan
 }
 
-/// Timesteps rounded to whole numbers, halves to even.
-fn rounded(timesteps: &[f64]) -> Vec<usize> {
-    timesteps.iter().map(|timestep| timestep.round_ties_even() as usize).collect()
+/// DEIS plan: ends at the noise of the first training timestep, which some spacings reach one step before; short runs
+/// with a step of first order.
+fn deis(mut plan: Plan, first: NoiseLevel, spacing: Spacing) -> Plan {
+    const FEW_STEPS: usize = 15;
+    let is_short = plan.steps.len() < FEW_STEPS;
+    if let Some(last) = plan.steps.last_mut() {
+        let is_there = matches!(spacing, Spacing::Karras | Spacing::Exponential);
+        last.next = if is_there { last.at } else { first };
+        last.via = if is_short { last.at } else { last.next };
+    }
+    plan
 }
 
 /// Rejects strengths outside `(0, 1]`.

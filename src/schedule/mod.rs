@@ -43,6 +43,11 @@ impl NoiseLevel {
         self.sigma / self.alpha
     }
 
+    /// Half the log signal-to-noise ratio, `ln(alpha / sigma)`: lambda of Lu et al. (2022). Infinite without noise.
+    pub fn lambda(self) -> f64 {
+        self.alpha.ln() - self.sigma.ln()
+    }
+
     /// Returns whether the noise is zero.
     pub fn is_clean(self) -> bool {
         self.sigma == 0.0
@@ -51,6 +56,11 @@ impl NoiseLevel {
     /// Noises `clean` latents to this level with `noise` of the same shape.
     pub fn add_noise(self, clean: &Tensor, noise: &Tensor) -> Result<Tensor> {
         Ok(((clean * self.alpha)? + (noise * self.sigma)?)?)
+    }
+
+    /// The unit noise in latents `x` of this level, which must have some, whose clean part is `clean`.
+    pub fn noise_in(self, x: &Tensor, clean: &Tensor) -> Result<Tensor> {
+        Ok(((x - (clean * self.alpha)?)? / self.sigma)?)
     }
 }
 
@@ -172,6 +182,21 @@ impl NoiseSchedule {
         let weight = place - low as f64;
         let ratio = self.ratio(low) * (1.0 - weight) + self.ratio(high) * weight;
         NoiseLevel::from_ratio(timestep, ratio)
+    }
+
+    /// The level at a fractional timestep up to the last one: the log of `sigma / alpha` is interpolated linearly, as
+    /// in k-diffusion's `t_to_sigma`.
+    fn level_at_log(&self, timestep: f64) -> NoiseLevel {
+        let low = timestep as usize;
+        let weight = timestep - low as f64;
+        let (from, to) = (self.ratio(low), self.ratio((low + 1).min(self.train_steps() - 1)));
+        let ratio = (from.ln() * (1.0 - weight) + to.ln() * weight).exp();
+        NoiseLevel::from_ratio(timestep, ratio)
+    }
+
+    /// The level of a `sigma / alpha`: its timestep is interpolated in log space.
+    pub(crate) fn level_of(&self, ratio: f64) -> NoiseLevel {
+        NoiseLevel::from_ratio(self.timestep_of(ratio), ratio)
     }
 
     /// The fractional timestep at which `sigma / alpha` is `ratio`, interpolated in log space.

@@ -1,7 +1,7 @@
 //! Timestep spacings: the choice of training timesteps for a run of few steps.
 //!
-//! The first three are those of Lin et al. (2024), table 2, with numpy's rounding; the last is equation 5 of Karras
-//! et al. (2022).
+//! The first three are those of Lin et al. (2024), table 2, with numpy's rounding. The others are lists of noise
+//! levels: equation 5 of Karras et al. (2022), those of k-diffusion, and Align Your Steps of Sabour et al. (2024).
 
 use std::fmt;
 use std::str::FromStr;
@@ -27,11 +27,34 @@ pub enum Spacing {
     Linspace,
     /// Even in the seventh root of the noise level, both ends included.
     Karras,
+    /// Even in the log of the noise level, both ends included.
+    Exponential,
+    /// Even from the noisy end, where the clean end counts as one timestep more: Stability AI's generative models.
+    SgmUniform,
+    /// Align Your Steps: optimized for Stable Diffusion 1.5 and 10 steps, interpolated for other numbers of steps.
+    Ays,
 }
 
 impl Spacing {
     /// The spacing of Stable Diffusion 1.5.
     pub const SD15: Self = Self::Leading { offset: 1 };
+
+    /// The names of all spacings, of other programs too, without capitals, spaces, hyphens and underscores.
+    const NAMES: [(&'static str, Self); 13] = [
+        ("leading", Self::SD15),
+        ("trailing", Self::Trailing),
+        ("linspace", Self::Linspace),
+        ("karras", Self::Karras),
+        ("exponential", Self::Exponential),
+        ("sgmuniform", Self::SgmUniform),
+        ("ays", Self::Ays),
+        ("alignyoursteps", Self::Ays),
+        ("ddimuniform", Self::SD15),
+        ("simple", Self::Trailing),
+        ("normal", Self::Linspace),
+        ("uniform", Self::Linspace),
+        ("discrete", Self::Linspace),
+    ];
 }
 
 impl fmt::Display for Spacing {
@@ -42,6 +65,9 @@ impl fmt::Display for Spacing {
             Self::Trailing => f.write_str("trailing"),
             Self::Linspace => f.write_str("linspace"),
             Self::Karras => f.write_str("karras"),
+            Self::Exponential => f.write_str("exponential"),
+            Self::SgmUniform => f.write_str("sgm-uniform"),
+            Self::Ays => f.write_str("ays"),
         }
     }
 }
@@ -52,19 +78,7 @@ impl FromStr for Spacing {
     /// Parses a spacing, also by its name as ComfyUI or stable-diffusion.cpp scheduler or A1111 schedule type; `leading` has offset 1,
     /// `leading:0` sets another.
     fn from_str(name: &str) -> Result<Self> {
-        let known = [
-            ("leading", Self::SD15),
-            ("ddimuniform", Self::SD15),
-            ("trailing", Self::Trailing),
-            ("sgmuniform", Self::Trailing),
-            ("simple", Self::Trailing),
-            ("linspace", Self::Linspace),
-            ("normal", Self::Linspace),
-            ("uniform", Self::Linspace),
-            ("discrete", Self::Linspace),
-            ("karras", Self::Karras),
-        ];
-        if let Some(spacing) = find(name, &known) {
+        if let Some(spacing) = find(name, &Self::NAMES) {
             return Ok(spacing);
         }
         if let Some((word, offset)) = name.split_once(':')
@@ -74,7 +88,8 @@ impl FromStr for Spacing {
             return Ok(Self::Leading { offset });
         }
         let reason = format!(
-            "unknown name `{name}`; expected one of `leading`, `trailing`, `linspace`, `karras`"
+            "unknown name `{name}`; expected one of `leading`, `trailing`, `linspace`, `karras`, `exponential`, \
+             `sgm-uniform`, `ays`"
         );
         Err(Error::request("spacing", reason))
     }
@@ -127,18 +142,63 @@ pub(crate) fn linspace(train_steps: usize, points: usize) -> Vec<f64> {
         .collect()
 }
 
-/// `karras`: `steps` levels between the noisiest and the cleanest timestep, noisiest first.
+/// Timesteps of the levels that Align Your Steps gives to 10 steps of Stable Diffusion 1.5:
+/// `AysSchedules["StableDiffusionTimesteps"]` of diffusers 0.42.1.
+const AYS: [usize; 10] = [999, 850, 736, 645, 545, 455, 343, 233, 124, 24];
+
+/// The `steps` levels of a spacing that is a list of noise levels, noisiest first; none of the others.
 ///
 /// Timesteps are fractional.
-pub(crate) fn karras(schedule: &NoiseSchedule, steps: usize) -> Vec<NoiseLevel> {
-    const RHO: f64 = 7.0;
-    let root = |timestep: usize| schedule.ratio(timestep).powf(1.0 / RHO);
-    let (noisiest, cleanest) = (root(schedule.train_steps() - 1), root(0));
-    (0..steps)
-        .map(|i| {
+///
+/// # Errors
+///
+/// With [`Spacing::Ays`], when the schedule has not the number of timesteps that it was made for.
+pub(crate) fn noise_levels(
+    spacing: Spacing,
+    schedule: &NoiseSchedule,
+    steps: usize,
+) -> Result<Option<Vec<NoiseLevel>>> {
+    let last = schedule.train_steps() - 1;
+    let ends = (schedule.ratio(last), schedule.ratio(0));
+    // Levels that are even in a function of the noise, given the function and its inverse.
+    let even = |forth: fn(f64) -> f64, back: fn(f64) -> f64| {
+        let (noisiest, cleanest) = (forth(ends.0), forth(ends.1));
+        let level = |i: usize| {
             let ramp = if steps > 1 { i as f64 / (steps - 1) as f64 } else { 0.0 };
-            let ratio = (noisiest + ramp * (cleanest - noisiest)).powf(RHO);
-            NoiseLevel::from_ratio(schedule.timestep_of(ratio), ratio)
-        })
-        .collect()
+            schedule.level_of(back(noisiest + ramp * (cleanest - noisiest)))
+        };
+        (0..steps).map(level).collect()
+    };
+    Ok(Some(match spacing {
+        Spacing::Leading { .. } | Spacing::Trailing | Spacing::Linspace => return Ok(None),
+        Spacing::Karras => even(|ratio| ratio.powf(1.0 / 7.0), |root| root.powf(7.0)),
+        Spacing::Exponential => even(f64::ln, f64::exp),
+        Spacing::SgmUniform => {
+            let timesteps = linspace(last + 1, steps + 1).into_iter().take(steps);
+            timesteps.map(|timestep| schedule.level_at_log(timestep)).collect()
+        }
+        Spacing::Ays => ays(schedule, steps)?,
+    }))
+}
+
+/// Align Your Steps: the log noise between the levels of the table and the cleanest timestep is interpolated linearly.
+fn ays(schedule: &NoiseSchedule, steps: usize) -> Result<Vec<NoiseLevel>> {
+    const TRAIN_STEPS: usize = 1000;
+    if schedule.train_steps() != TRAIN_STEPS {
+        let count = schedule.train_steps();
+        let reason = format!("ays is for models of {TRAIN_STEPS} timesteps, this one has {count}");
+        return Err(Error::request("spacing", reason));
+    }
+    let level = |i: usize| {
+        let place = (i * AYS.len()) as f64 / steps as f64;
+        let low = place as usize;
+        let (from, to) = (AYS[low], AYS.get(low + 1).copied().unwrap_or(0));
+        let weight = place - low as f64;
+        if weight == 0.0 {
+            return schedule.level(from);
+        }
+        let (from, to) = (schedule.ratio(from).ln(), schedule.ratio(to).ln());
+        Ok(schedule.level_of((from * (1.0 - weight) + to * weight).exp()))
+    };
+    (0..steps).map(level).collect()
 }

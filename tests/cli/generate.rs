@@ -175,6 +175,7 @@ fn settings_that_ruin_a_clip_or_do_nothing_are_warned_of_once_each() {
     for (more, part) in [
         (&["--cfg-scale=7.5"][..], "cfg-scale: 7.5 with the sampler lcm burns colours"),
         (&["-n", "bad"], "negative-prompt: has no effect with --cfg-scale 1"),
+        (&["--tcd-gamma=0.5"], "tcd-gamma: has no effect with the sampler lcm"),
         (&["-W=128", "-H=128"], "size: 128x128 is far from the 32x32 of the model"),
         (&["--embedding", word], "embedding: "),
         (&["--dtype=f16"], "dtype: f16 is slower than f32 on a CPU"),
@@ -489,6 +490,29 @@ fn a_dumped_request_makes_the_same_clip_and_flags_go_over_it() {
 }
 
 #[test]
+fn gamma_is_in_clips_by_tcd_alone() {
+    let folder = Folder::new();
+    let make = |flags: &[&str], name: &str| {
+        let args = ["generate", "a green ring", "--frames=2", "--steps=3", "--seed=5", "-o", name];
+        folder.run(&[&args[..], flags].concat()).ok();
+        let job = folder.run(&["inspect", "--json", name]).ok().json();
+        (folder.read(name), job["sampling"]["tcd_gamma"].clone())
+    };
+    let (_, none) = make(&[], "lcm.gif");
+    assert!(none.is_null());
+    let (usual, gamma) = make(&["--sampler=tcd"], "tcd.gif");
+    assert_eq!(gamma, 0.3);
+    let (smooth, gamma) = make(&["--sampler=tcd", "--tcd-gamma=0"], "smooth.gif");
+    assert_eq!(gamma, 0.0);
+    assert!(usual != smooth);
+    folder.run(&["replay", "smooth.gif", "-o", "again.gif"]).ok();
+    assert!(smooth == folder.read("again.gif"));
+    // Another sampler over the request leaves it behind.
+    let other = ["generate", "--request", "smooth.gif", "--sampler=euler", "-o", "euler.gif"];
+    assert!(!folder.run(&other).ok().stderr.contains("warning"));
+}
+
+#[test]
 fn replay_makes_the_same_bytes_from_every_container() {
     let folder = Folder::new();
     for name in ["a.gif", "a.webp", "a.png", "a.mp4"] {
@@ -741,6 +765,8 @@ fn exit_codes_tell_what_went_wrong() {
     for (code, args) in [
         (2, &["--frames", "0"][..]),
         (2, &["--sampler", "magic"]),
+        (2, &["--sampler", "tcd", "--tcd-gamma", "1.5"]),
+        (2, &["--sampler", "pndm-karras"]),
         (2, &["--no-such-flag"]),
         (3, &["--model", "no-such-model"]),
         (3, &["--model", "./nowhere.safetensors"]),

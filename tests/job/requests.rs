@@ -12,7 +12,10 @@ fn names_of_other_programs_are_understood() {
         (["--sampler", "DPM++ 2M Karras"], "sampling/sampler", "dpmpp-2m"),
         (["--sampler", "DPM++ 2M Karras"], "sampling/spacing", "karras"),
         (["--sampler", "euler_a"], "sampling/sampler", "euler-a"),
-        (["--spacing", "sgm_uniform"], "sampling/spacing", "trailing"),
+        (["--sampler", "dpmpp_2m_sde_gpu"], "sampling/sampler", "dpmpp-2m-sde"),
+        (["--sampler", "UniPC"], "sampling/sampler", "unipc"),
+        (["--spacing", "sgm_uniform"], "sampling/spacing", "sgm-uniform"),
+        (["--spacing", "Align Your Steps"], "sampling/spacing", "ays"),
         (["--beta-schedule", "Scaled_Linear"], "schedule/beta_schedule", "scaled-linear"),
         (["--motion-norm", "per_frame"], "sampling/motion_norm", "per-frame"),
         (["--rng", "CUDA"], "sampling/rng", "cuda"),
@@ -24,7 +27,7 @@ fn names_of_other_programs_are_understood() {
     let models = dumped(&folder, &["x", "--dtype", "torch.float16", "--device", "CPU"]);
     assert_eq!(models["models"]["dtype"], "f16");
     assert_eq!(models["models"]["device"], "cpu");
-    let wrong = folder.run(&["generate", "x", "--sampler", "dpmpp_2m_sde"]);
+    let wrong = folder.run(&["generate", "x", "--sampler", "dpmpp_2s_ancestral"]);
     assert!(wrong.fails(2).contains("`dpmpp-2m-karras`"), "{}", wrong.stderr);
 }
 

@@ -201,6 +201,9 @@ fn names_are_read_and_written_alike() {
         Spacing::Trailing,
         Spacing::Linspace,
         Spacing::Karras,
+        Spacing::Exponential,
+        Spacing::SgmUniform,
+        Spacing::Ays,
     ];
     for spacing in spacings {
         assert_eq!(spacing.to_string().parse::<Spacing>().unwrap(), spacing);
@@ -208,5 +211,19 @@ fn names_are_read_and_written_alike() {
         assert_eq!(json, spacing.to_string());
         assert_eq!(serde_json::from_value::<Spacing>(json).unwrap(), spacing);
     }
-    assert!("leading:x".parse::<Spacing>().is_err());
+    for (name, spacing) in [
+        ("sgm_uniform", Spacing::SgmUniform),
+        ("SGM Uniform", Spacing::SgmUniform),
+        ("Align Your Steps", Spacing::Ays),
+        ("Exponential", Spacing::Exponential),
+        ("simple", Spacing::Trailing),
+        ("normal", Spacing::Linspace),
+        ("ddim_uniform", Spacing::SD15),
+    ] {
+        assert_eq!(name.parse::<Spacing>().unwrap(), spacing, "{name}");
+    }
+    for name in ["leading:x", "beta", "kl_optimal"] {
+        let error = name.parse::<Spacing>().unwrap_err().to_string();
+        assert!(error.contains("`sgm-uniform`, `ays`"), "{error}");
+    }
 }

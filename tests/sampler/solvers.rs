@@ -2,8 +2,8 @@
 
 use animatelcm::rng::{Noise, RngKind};
 use animatelcm::sampler::{
-    Ddim, Denoiser, Dpmpp2m, Euler, EulerAncestral, Heun, Lcm, Plan, PlanSettings, Progress, Run,
-    Sampler, SamplerKind, Step,
+    Ddim, Deis, Denoiser, Dpmpp2m, Dpmpp2mSde, Dpmpp3mSde, DpmppSde, Euler, EulerAncestral, Heun,
+    Lcm, Lms, Plan, PlanSettings, Pndm, Progress, Run, Sampler, SamplerKind, Step, Tcd, UniPc,
 };
 use animatelcm::schedule::{BetaSchedule, Config, NoiseLevel, NoiseSchedule, Prediction, Spacing};
 use animatelcm::{Error, Result};
@@ -233,7 +233,11 @@ fn samplers_return_the_only_clean_point_there_is() {
                 .build()
                 .sample(&mut Run::new(&mut network, &plan.steps, &mut noise), x)
                 .unwrap();
-            assert_close(&clean, &point, 1e-5);
+            // TCD and DEIS end at the noise of the first timestep.
+            let rest = plan.steps.last().unwrap().next;
+            let ends_clean = !matches!(kind, SamplerKind::Tcd | SamplerKind::Deis);
+            assert_eq!(rest.is_clean(), ends_clean, "{kind}");
+            assert_close(&clean, &point, if ends_clean { 1e-5 } else { 6.0 * rest.sigma });
         }
     }
 }
@@ -254,7 +258,7 @@ fn flow_error(sampler: &dyn Sampler, count: usize) -> f64 {
         let exponent = 1.0 - 2.0 * i as f64 / count as f64;
         NoiseLevel::from_ratio(0.0, 10.0_f64.powf(exponent))
     };
-    let steps: Vec<_> = (0..count).map(|i| Step { at: level(i), next: level(i + 1) }).collect();
+    let steps: Vec<_> = (0..count).map(|i| Step::new(level(i), level(i + 1))).collect();
     let spread = |at: NoiseLevel| (at.alpha * SPREAD).hypot(at.sigma);
     let exact = spread(level(count)) / spread(level(0));
     let x = Tensor::ones((1, 1, 1, 1, 1), DType::F64, &Device::Cpu).unwrap();
@@ -265,11 +269,16 @@ fn flow_error(sampler: &dyn Sampler, count: usize) -> f64 {
 
 #[test]
 fn halving_the_step_shows_the_order_of_each_solver() {
-    let solvers: [(&str, &dyn Sampler, f64); 4] = [
+    // PNDM's second step is of second order, which decides in the end.
+    let solvers: [(&str, &dyn Sampler, f64); 8] = [
         ("ddim", &Ddim::default(), 1.0),
+        ("tcd without noise", &Tcd, 1.0),
         ("euler", &Euler, 1.0),
         ("heun", &Heun, 2.0),
         ("dpmpp-2m", &Dpmpp2m, 2.0),
+        ("deis", &Deis, 2.0),
+        ("pndm", &Pndm, 2.0),
+        ("unipc", &UniPc, 3.0),
     ];
     for (name, solver, order) in solvers {
         let errors = [64, 128, 256, 512].map(|count| flow_error(solver, count));
@@ -281,14 +290,39 @@ fn halving_the_step_shows_the_order_of_each_solver() {
 }
 
 #[test]
+fn lms_integrates_cubic_slopes_exactly_once_it_has_four_of_them() {
+    let ratios = [10.0_f64, 7.0, 6.0, 4.0, 2.5, 1.0, 0.3];
+    let levels = ratios.map(|ratio| NoiseLevel::from_ratio(0.0, ratio));
+    let steps: Vec<_> = levels.windows(2).map(|pair| Step::new(pair[0], pair[1])).collect();
+    let mut seen = Vec::new();
+    let mut network = |x: &Tensor, at: NoiseLevel| {
+        seen.push((x / at.alpha)?.flatten_all()?.to_vec1::<f64>()?[0]);
+        Ok(((x - at.sigma * at.ratio().powi(3))? / at.alpha)?)
+    };
+    let x = Tensor::ones((1, 1, 1, 1, 1), DType::F64, &Device::Cpu).unwrap();
+    let mut noise = Noise::new(RngKind::Cpu, 0);
+    let end = Lms.sample(&mut Run::new(&mut network, &steps, &mut noise), x).unwrap();
+    let end = end.flatten_all().unwrap().to_vec1::<f64>().unwrap()[0];
+    seen.push(end / levels[6].alpha);
+    for i in 0..ratios.len() - 1 {
+        let integral = (ratios[i + 1].powi(4) - ratios[i].powi(4)) / 4.0;
+        let error = (seen[i + 1] - seen[i] - integral).abs();
+        assert_eq!(error < 1e-9, i >= 3, "step {i} is off by {error}");
+    }
+}
+
+#[test]
 fn stochastic_samplers_end_with_the_spread_of_the_data() {
     let shape = (1, 2, 4, 32, 32);
     let settings =
         PlanSettings { steps: 800, spacing: Some(Spacing::Trailing), ..PlanSettings::default() };
     // Steps that meet, which DDIM's own do not.
-    let plan = SamplerKind::EulerAncestral.plan(&linear(), &settings).unwrap();
-    let samplers: [(&str, &dyn Sampler); 3] = [
+    let plan = SamplerKind::DpmppSde.plan(&linear(), &settings).unwrap();
+    let samplers: [(&str, &dyn Sampler); 6] = [
         ("euler-a", &EulerAncestral),
+        ("dpmpp-sde", &DpmppSde),
+        ("dpmpp-2m-sde", &Dpmpp2mSde),
+        ("dpmpp-3m-sde", &Dpmpp3mSde),
         ("ddim with all noise", &Ddim { eta: 1.0 }),
         ("ddim with half the noise", &Ddim { eta: 0.5 }),
     ];
@@ -370,9 +404,9 @@ fn models_are_told_the_step_that_each_evaluation_belongs_to() {
 }
 
 #[test]
-fn sd15_settings_are_the_default_of_samplers_other_than_lcm() {
+fn sd15_settings_are_the_default_of_samplers_without_a_teacher() {
     let schedule = NoiseSchedule::new(BetaSchedule::ScaledLinear, 0.00085, 0.012, 1000).unwrap();
-    for kind in SamplerKind::ALL.into_iter().skip(1) {
+    for kind in SamplerKind::ALL.into_iter().filter(|kind| !kind.has_teacher()) {
         let plain = PlanSettings { steps: 7, ..PlanSettings::default() };
         let leading =
             PlanSettings { spacing: Some(Spacing::Leading { offset: 1 }), ..plain.clone() };
@@ -449,8 +483,16 @@ fn impossible_plans_say_why() {
         "spacing: lcm has no `trailing` spacing"
     );
     assert_eq!(
+        refused(SamplerKind::Tcd, spaced(4, Spacing::Karras)),
+        "spacing: tcd has no `karras` spacing"
+    );
+    assert_eq!(
         refused(SamplerKind::Ddim, spaced(4, Spacing::Karras)),
         "spacing: ddim has no `karras` spacing"
+    );
+    assert_eq!(
+        refused(SamplerKind::Pndm, spaced(4, Spacing::Trailing)),
+        "spacing: pndm has no `trailing` spacing"
     );
     assert_eq!(
         refused(SamplerKind::Ddim, spaced(1000, Spacing::SD15)),
@@ -461,8 +503,8 @@ fn impossible_plans_say_why() {
 #[test]
 fn every_sampler_can_take_every_number_of_steps() {
     for kind in SamplerKind::ALL {
-        // DPM++ 2M counts the end as one more, and 1 is added to each timestep.
-        let most = if kind == SamplerKind::Lcm { 100 } else { 998 };
+        // The DPM-Solver family counts the end as one more, and 1 is added to each timestep.
+        let most = if kind.has_teacher() { 100 } else { 998 };
         for steps in 1..=most {
             let plan = kind
                 .plan(&linear(), &PlanSettings { steps, ..PlanSettings::default() })
@@ -486,14 +528,18 @@ fn names_are_read_and_written_alike() {
         (SamplerKind::Dpmpp2m, Some(Spacing::Karras))
     );
     assert_eq!(
-        "unipc".parse::<SamplerKind>().unwrap_err().to_string(),
-        "sampler: unknown name `unipc`; expected one of `lcm`, `ddim`, `euler`, `euler-a`, `heun`, `dpmpp-2m`, `dpmpp-2m-karras`"
+        "dpm-2".parse::<SamplerKind>().unwrap_err().to_string(),
+        "sampler: unknown name `dpm-2`; expected one of `lcm`, `tcd`, `ddim`, `ddpm`, `euler`, `euler-a`, `heun`, \
+         `lms`, `pndm`, `deis`, `unipc`, `dpmpp-2m`, `dpmpp-2m-sde`, `dpmpp-3m-sde`, `dpmpp-sde`, `dpmpp-2m-karras`"
     );
 }
 
 #[test]
 fn names_of_other_programs_are_understood() {
-    use SamplerKind::{Ddim, Dpmpp2m, Euler, EulerAncestral, Heun, Lcm};
+    use SamplerKind::{
+        Ddim, Ddpm, Deis, Dpmpp2m, Dpmpp2mSde, Dpmpp3mSde, DpmppSde, Euler, EulerAncestral, Heun,
+        Lcm, Lms, Pndm, Tcd, UniPc,
+    };
     for (name, kind, spacing) in [
         // A1111.
         ("Euler a", EulerAncestral, None),
@@ -506,7 +552,25 @@ fn names_of_other_programs_are_understood() {
         ("DPM++ 2M Karras", Dpmpp2m, Some(Spacing::Karras)),
         ("k_dpmpp_2m", Dpmpp2m, None),
         ("k_euler_a", EulerAncestral, None),
+        ("DPM++ SDE", DpmppSde, None),
+        ("DPM++ SDE Karras", DpmppSde, Some(Spacing::Karras)),
+        ("DPM++ 2M SDE", Dpmpp2mSde, None),
+        ("DPM++ 2M SDE Exponential", Dpmpp2mSde, Some(Spacing::Exponential)),
+        ("DPM++ 3M SDE Karras", Dpmpp3mSde, Some(Spacing::Karras)),
+        ("LMS Karras", Lms, Some(Spacing::Karras)),
+        ("k_lms", Lms, None),
+        ("PLMS", Pndm, None),
+        ("UniPC", UniPc, None),
         // ComfyUI.
+        ("dpmpp_sde_gpu", DpmppSde, None),
+        ("dpmpp_2m_sde", Dpmpp2mSde, None),
+        ("dpmpp_2m_sde_gpu", Dpmpp2mSde, None),
+        ("dpmpp_3m_sde_gpu", Dpmpp3mSde, None),
+        ("uni_pc", UniPc, None),
+        ("uni_pc_bh2", UniPc, None),
+        ("deis", Deis, None),
+        ("ddpm", Ddpm, None),
+        ("lms", Lms, None),
         ("euler_ancestral", EulerAncestral, None),
         ("dpmpp_2m", Dpmpp2m, None),
         ("sample_lcm", Lcm, None),
@@ -514,6 +578,10 @@ fn names_of_other_programs_are_understood() {
         ("euler_a", EulerAncestral, None),
         ("dpm++2m", Dpmpp2m, None),
         ("ddim_trailing", Ddim, Some(Spacing::Trailing)),
+        ("tcd", Tcd, None),
+        // With spacings of other programs.
+        ("euler_sgm_uniform", Euler, Some(Spacing::SgmUniform)),
+        ("Euler Align Your Steps", Euler, Some(Spacing::Ays)),
         // diffusers.
         ("LCMScheduler", Lcm, None),
         ("DDIMScheduler", Ddim, None),
@@ -521,13 +589,21 @@ fn names_of_other_programs_are_understood() {
         ("EulerAncestralDiscreteScheduler", EulerAncestral, None),
         ("HeunDiscreteScheduler", Heun, None),
         ("DPMSolverMultistepScheduler", Dpmpp2m, None),
+        ("DPMSolverSDEScheduler", DpmppSde, None),
+        ("UniPCMultistepScheduler", UniPc, None),
+        ("DEISMultistepScheduler", Deis, None),
+        ("PNDMScheduler", Pndm, None),
+        ("LMSDiscreteScheduler", Lms, None),
+        ("DDPMScheduler", Ddpm, None),
+        ("TCDScheduler", Tcd, None),
     ] {
         assert_eq!(SamplerKind::with_spacing(name).unwrap(), (kind, spacing), "{name}");
         // What has a spacing in its name is no sampler alone.
         assert_eq!(name.parse::<SamplerKind>().ok(), Some(kind).filter(|_| spacing.is_none()));
     }
     // Other algorithms, of which some have similar names.
-    for name in ["dpm++2mv2", "DPM++ 2M SDE", "dpmpp_2s_a", "heunpp2", "uni_pc", "karras", "k", ""]
+    for name in
+        ["dpm++2mv2", "DPM++ 2M SDE Heun", "dpmpp_2s_a", "heunpp2", "ipndm", "karras", "k", ""]
     {
         let error = SamplerKind::with_spacing(name).unwrap_err().to_string();
         assert!(error.contains("`dpmpp-2m-karras`"), "{name}: {error}");

@@ -174,6 +174,7 @@ fn sampling(request: &Request) -> String {
     if let Some(steps) = request.sampling.original_inference_steps {
         words.push(format!("{steps} original steps"));
     }
+    words.extend(request.sampling.tcd_gamma.map(|gamma| format!("gamma {gamma}")));
     let schedule = &request.schedule;
     if let (Some(first), Some(last)) = (schedule.beta_start, schedule.beta_end) {
         let name = schedule.beta_schedule.map(|betas| format!("{betas} ")).unwrap_or_default();

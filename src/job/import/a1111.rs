@@ -4,6 +4,7 @@ use super::{Imported, Origin};
 use crate::request::Request;
 use crate::rng::RngKind;
 use crate::sampler::SamplerKind;
+use crate::schedule::Spacing;
 use crate::spelling::bare;
 
 /// Fewer fields do not make a line of fields.
@@ -56,10 +57,8 @@ pub(super) fn request(text: &str, has_sampler: bool) -> Result<Imported, String>
         (request.sampling.sampler, request.sampling.spacing) = (sampler, spacing);
         if let Some(kind) = field("Schedule type") {
             request.sampling.spacing = match bare(kind).as_str() {
-                "automatic" if sampler == SamplerKind::Dpmpp2m => {
-                    Some(crate::schedule::Spacing::Karras)
-                }
-                "automatic" | "ddim" => spacing,
+                "automatic" => automatic(sampler).or(spacing),
+                "ddim" => spacing,
                 _ => Some(kind.parse().map_err(|error| format!("Schedule type: {error}"))?),
             };
         }
@@ -137,10 +136,18 @@ fn closing(text: &str) -> Option<usize> {
     })
 }
 
+/// What A1111 1.10 means by the schedule type `Automatic`, where it is not the sampler's own here.
+fn automatic(sampler: SamplerKind) -> Option<Spacing> {
+    match sampler {
+        SamplerKind::Dpmpp2m | SamplerKind::DpmppSde => Some(Spacing::Karras),
+        SamplerKind::Dpmpp2mSde | SamplerKind::Dpmpp3mSde => Some(Spacing::Exponential),
+        _ => None,
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::schedule::Spacing;
 
     const TEXT: &str = "a cat, (big:1.2) <lora:x:0.8>,\nmore: words\nNegative prompt: blurry,\nbad\nSteps: 20, Sampler: \
                         DPM++ 2M Karras, CFG scale: 7.5, Seed: 1234567890, Size: 512x768, Model hash: 0123456789, \
@@ -179,15 +186,37 @@ mod tests {
             (request.frames(), request.output.fps, request.sampling.rng),
             (24, 12.0, RngKind::Cpu)
         );
-        assert_eq!(request.sampling.spacing, Some(Spacing::Trailing));
+        assert_eq!(request.sampling.spacing, Some(Spacing::SgmUniform));
         assert_eq!((request.prompt.clip_skip, request.prompt.negative.as_str()), (0, ""));
     }
 
     #[test]
+    fn every_sampler_and_schedule_type_has_its_meaning() {
+        use SamplerKind::{Dpmpp2m, Dpmpp2mSde, Dpmpp3mSde, DpmppSde, Euler, Lms, Pndm, UniPc};
+        for (name, kind, sampler, spacing) in [
+            ("DPM++ 2M", "Automatic", Dpmpp2m, Some(Spacing::Karras)),
+            ("DPM++ SDE", "Automatic", DpmppSde, Some(Spacing::Karras)),
+            ("DPM++ 2M SDE", "Automatic", Dpmpp2mSde, Some(Spacing::Exponential)),
+            ("DPM++ 3M SDE", "Automatic", Dpmpp3mSde, Some(Spacing::Exponential)),
+            ("DPM++ 3M SDE", "Karras", Dpmpp3mSde, Some(Spacing::Karras)),
+            ("Euler", "Automatic", Euler, None),
+            ("LMS", "Exponential", Lms, Some(Spacing::Exponential)),
+            ("PLMS", "Automatic", Pndm, None),
+            ("UniPC", "SGM Uniform", UniPc, Some(Spacing::SgmUniform)),
+            ("Euler", "Align Your Steps", Euler, Some(Spacing::Ays)),
+            ("Euler", "Simple", Euler, Some(Spacing::Trailing)),
+        ] {
+            let text = format!("x\nSteps: 4, Sampler: {name}, Schedule type: {kind}, CFG scale: 1");
+            let sampling = request(&text, false).unwrap().job.request.sampling;
+            assert_eq!((sampling.sampler, sampling.spacing), (sampler, spacing), "{name}, {kind}");
+        }
+    }
+
+    #[test]
     fn what_cannot_be_done_is_named() {
-        let text = "x\nSteps: 4, Sampler: UniPC, CFG scale: 1";
+        let text = "x\nSteps: 4, Sampler: DPM2, CFG scale: 1";
         let error = |text: &str| request(text, false).err().unwrap();
-        assert!(error(text).contains("`UniPC`"));
+        assert!(error(text).contains("`DPM2`"));
         assert!(request(text, true).is_ok(), "another sampler was chosen");
         assert!(error("x\nSteps: many, Sampler: LCM, CFG scale: 1").contains("Steps: many"));
         assert!(error("x\nSteps: 4, Sampler: LCM, Size: big").contains("Size: big"));

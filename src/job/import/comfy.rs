@@ -171,8 +171,8 @@ fn how(sampler: Node<'_>, request: &mut Request) -> Result<(), String> {
     let (kind, spacing) = SamplerKind::with_spacing(name).map_err(choose)?;
     request.sampling.sampler = kind;
     request.sampling.spacing = match sampler.text("scheduler") {
-        // LCM takes its timesteps from the teacher's.
-        _ if kind == SamplerKind::Lcm => None,
+        // Their timesteps are the teacher's.
+        _ if kind.has_teacher() => None,
         Some(scheduler) => Some(scheduler.parse::<Spacing>().map_err(choose)?),
         None => spacing,
     };
@@ -223,7 +223,7 @@ mod tests {
         );
         assert_eq!(
             (request.sampling.sampler, request.sampling.spacing),
-            (SamplerKind::EulerAncestral, Some(Spacing::Trailing))
+            (SamplerKind::EulerAncestral, Some(Spacing::SgmUniform))
         );
         assert_eq!(request.prompt.clip_skip, 1);
         assert!(notes.iter().any(|note| note.contains("`real.safetensors`")), "{notes:?}");
@@ -249,7 +249,7 @@ mod tests {
         assert!(error(|g| *g = json!({"nodes": []})).contains("Export (API)"));
         assert!(error(|g| *g = json!([])).contains("no KSampler"));
         assert!(error(|g| g["8"]["inputs"]["steps"] = json!(["8", 0])).contains("steps"));
-        assert!(error(|g| g["8"]["inputs"]["sampler_name"] = json!("uni_pc")).contains("`uni_pc`"));
+        assert!(error(|g| g["8"]["inputs"]["sampler_name"] = json!("dpm_2")).contains("`dpm_2`"));
         assert!(error(|g| g["8"]["inputs"]["scheduler"] = json!("beta")).contains("`beta`"));
         assert!(
             error(|g| g["8"]["inputs"]["positive"] = json!(["8", 0])).contains("CLIPTextEncode")

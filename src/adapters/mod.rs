@@ -1,6 +1,7 @@
 //! Adapters: LoRAs, which change a model's weights, and conditioners, which run next to the UNet.
 
 pub mod control_net;
+pub mod i2v;
 pub mod ip_adapter;
 pub mod lora;
 mod mask;

@@ -39,6 +39,9 @@ const BESIDE_REQUESTS: [&str; 12] = [
 /// Flags that choose among the frames of a video to start from.
 const OF_VIDEOS: [&str; 3] = ["video-fps", "video-from", "video-every"];
 
+/// Flags for clips that start from an image.
+const OF_IMAGES: [&str; 3] = ["motion-scale", "insertion-weights", "color-match"];
+
 /// Flags that count for every command that has them.
 const EVERYWHERE: [&str; 2] = ["models-dir", "offline"];
 
@@ -192,6 +195,7 @@ impl Config {
             let is_for_nothing = match name.as_str() {
                 "image" | "video" => is_source_typed,
                 "strength" | "fit" => !has_image && !has_video,
+                name if OF_IMAGES.contains(&name) => !has_image,
                 name => OF_VIDEOS.contains(&name) && !has_video,
             };
             if is_for_nothing {
@@ -307,6 +311,12 @@ mod tests {
         assert_eq!(video.fit, Some(crate::media::resize::Fit::Pad));
         let image = source(text, &["x", "--init-img", "a.png"]);
         assert_eq!((image.strength, image.video_fps), (Some(0.6), None));
+        let i2v = "motion-scale = 0.5\ninsertion-weights = [1, -0.5]\ncolor-match = false\n";
+        let image = source(i2v, &["x", "--image", "a.png"]);
+        assert_eq!((image.motion_scale, image.color_match), (Some(0.5), Some(false)));
+        assert_eq!(image.insertion_weights, [1.0, -0.5]);
+        let other = source(i2v, &["x", "--video", "a.gif"]);
+        assert!(other.motion_scale.is_none() && other.insertion_weights.is_empty());
         let text = format!("{text}video = \"v.mp4\"\n");
         let image = source(&text, &["x", "--image", "a.png"]);
         assert_eq!((image.video, image.video_fps, image.strength), (None, None, Some(0.6)));

@@ -200,6 +200,11 @@ pub(super) fn at_least<const LEAST: usize>(text: &str) -> Result<usize, String> 
     }
 }
 
+fn on_or_off(text: &str) -> Result<bool, String> {
+    let known = [("on", true), ("true", true), ("off", false), ("false", false)];
+    crate::spelling::find(text, &known).ok_or_else(|| "neither `on` nor `off`".to_owned())
+}
+
 #[derive(Debug, Args)]
 #[command(next_help_heading = "Source")]
 pub(super) struct SourceFlags {
@@ -212,7 +217,7 @@ pub(super) struct SourceFlags {
     #[arg(long, value_name = "FILE|DIR", hide_short_help = true)]
     pub(super) video: Option<String>,
     /// Share of the steps that are made, above 0 and at most 1: with less the frames stay closer to the image or video.
-    /// At least one step must be left [default: 0.8].
+    /// At least one step must be left [default: 0.8; with AnimateLCM-I2V noise alone].
     #[arg(long, value_name = "SHARE", hide_short_help = true)]
     pub(super) strength: Option<f64>,
     /// Sample the video at so many frames a second, taking the nearest frame [default: every frame once].
@@ -224,9 +229,23 @@ pub(super) struct SourceFlags {
     /// Take one of so many frames, after --video-fps [default: 1].
     #[arg(long, value_name = "N", value_parser = at_least::<1>, hide_short_help = true)]
     pub(super) video_every: Option<usize>,
-    /// Resizing of frames of another size: stretch, crop (the centre) or pad (with black) [default: stretch].
-    #[arg(long, value_name = "stretch|crop|pad", hide_short_help = true)]
+    /// Resizing of frames of another size: stretch, crop (the centre), cover (the centre, cropped after resizing) or
+    /// pad (with black) [default: stretch; with AnimateLCM-I2V cover].
+    #[arg(long, value_name = "stretch|crop|cover|pad", hide_short_help = true)]
     pub(super) fit: Option<Fit>,
+    /// How much the frames of AnimateLCM-I2V may differ from the image: a factor of their positions in its encoder.
+    /// With 0 it tells all frames the same [default: 0.8].
+    #[arg(long, value_name = "X", alias = "ref-drift", hide_short_help = true)]
+    pub(super) motion_scale: Option<f64>,
+    /// Factors of what AnimateLCM-I2V's encoder adds to each down block of the UNet, from full resolution
+    /// [default: 1,1,1,1].
+    #[arg(long, value_name = "X,X,X,X", value_delimiter = ',', hide_short_help = true)]
+    #[arg(allow_hyphen_values = true)]
+    pub(super) insertion_weights: Vec<f64>,
+    /// Whether the colours of every frame are moved to the image's mean hue, saturation and value [default: on with
+    /// AnimateLCM-I2V, else off].
+    #[arg(long, value_name = "on|off", value_parser = on_or_off, hide_short_help = true)]
+    pub(super) color_match: Option<bool>,
 }
 
 #[derive(Debug, Args)]
@@ -423,7 +442,8 @@ pub(super) struct OutputFlags {
     #[arg(long, alias = "disable-image-metadata", hide_short_help = true)]
     pub(super) no_metadata: bool,
     /// Take `latents` and `noise.0`, `noise.1`, … (1,4,F,h,w) from a safetensors file; and for the control NAME that
-    /// follows latents `noise.control.NAME` (hints,4,h,w), for --image and --video `noise.source` (F,4,h,w).
+    /// follows latents `noise.control.NAME` (hints,4,h,w), for --image and --video `noise.source` (F,4,h,w; with
+    /// AnimateLCM-I2V 1,4,h,w).
     #[arg(long, value_name = "FILE", hide_short_help = true)]
     pub(super) tensors_in: Option<PathBuf>,
     /// Write `context`, `latents.0` …, `latents` and `frames` to a safetensors file.

@@ -496,7 +496,9 @@ fn request(args: &GenerateArgs, request: &mut Request) -> Result<()> {
 
 /// What the clip starts from, and what follows for its length and rate unless other flags say those.
 fn source(flags: &SourceFlags, request: &mut Request) -> Result<()> {
-    let SourceFlags { image, video, strength, video_fps, video_from, video_every, fit } = flags;
+    let SourceFlags { image, video, strength, video_fps, video_from, video_every, fit, .. } = flags;
+    let SourceFlags { motion_scale, insertion_weights, color_match, .. } = flags;
+    let insertion_weights = Some(insertion_weights).filter(|weights| !weights.is_empty());
     if image.is_some() || video.is_some() {
         // Of another source's only what fits both.
         let Source { strength, fit, .. } = request.source.take().unwrap_or_default();
@@ -513,6 +515,9 @@ fn source(flags: &SourceFlags, request: &mut Request) -> Result<()> {
             ("video-from", video_from.is_some()),
             ("video-every", video_every.is_some()),
             ("fit", fit.is_some()),
+            ("motion-scale", motion_scale.is_some()),
+            ("insertion-weights", insertion_weights.is_some()),
+            ("color-match", color_match.is_some()),
         ] {
             if is_given {
                 let reason = "there is no image or video to start from";
@@ -521,11 +526,14 @@ fn source(flags: &SourceFlags, request: &mut Request) -> Result<()> {
         }
         return Ok(());
     };
-    set(&mut source.strength, strength.as_ref());
+    set_some(&mut source.strength, strength.as_ref());
     set_some(&mut source.fps, video_fps.as_ref());
     set(&mut source.from, video_from.as_ref());
     set(&mut source.every, video_every.as_ref());
-    set(&mut source.fit, fit.as_ref());
+    set_some(&mut source.fit, fit.as_ref());
+    set_some(&mut source.motion_scale, motion_scale.as_ref());
+    set_some(&mut source.insertion_weights, insertion_weights);
+    set_some(&mut source.color_match, color_match.as_ref());
     if let Some(fps) = video_fps {
         request.output.fps = fps / source.every.max(1) as f64;
     }

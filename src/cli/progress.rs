@@ -217,7 +217,7 @@ fn draw(bar: &Bar, event: &Event, (steps, frames): (usize, usize), part: &str) {
             let what = match part {
                 "text" => "encoding the prompts",
                 "vae-encoder" => "encoding the hints",
-                "image-encoder" | "ip-adapter" => "encoding the images",
+                "image-encoder" | "ip-adapter" | "i2v-encoder" => "encoding the images",
                 _ => "preparing",
             };
             bar.begin(what.into(), None);

@@ -90,8 +90,8 @@ fn fields(job: &Job, made: &Made<'_>) -> Vec<(String, String)> {
         // A1111 counts from the last layer, which is 1.
         field("Clip skip", (request.prompt.clip_skip + 1).to_string());
     }
-    if let Some(source) = &request.source {
-        field("Denoising strength", source.strength.to_string());
+    if let Some(strength) = request.source.as_ref().and_then(|source| source.strength) {
+        field("Denoising strength", strength.to_string());
     }
     let hashes = |named: Vec<(String, Option<String>)>| {
         let named: Vec<String> = named
@@ -228,7 +228,7 @@ fn schedule_type(request: &Request) -> &'static str {
 fn control(control: &Control) -> String {
     let fit = match control.fit {
         Fit::Stretch => "Just Resize",
-        Fit::Crop => "Crop and Resize",
+        Fit::Crop | Fit::Cover => "Crop and Resize",
         Fit::Pad => "Resize and Fill",
     };
     let mode = if control.guess { "ControlNet is more important" } else { "Balanced" };

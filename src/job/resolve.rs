@@ -14,6 +14,10 @@ use crate::{Error, Result};
 const DEFAULT_MOTION: &str = "animatelcm-t2v";
 const DEFAULT_LORA: &str = "animatelcm-t2v-lora";
 
+/// AnimateLCM-I2V's motion modules, and the LoRA that belongs to them.
+const I2V_MOTION: &str = "animatelcm-i2v-motion";
+const I2V_LORA: &str = "animatelcm-i2v-lora";
+
 /// The word that switches a default off.
 const NONE: &str = "none";
 
@@ -92,14 +96,10 @@ impl Names {
         words.extend(spec.lcm_lora.iter().chain(&spec.loras).map(|lora| lora.file.as_str()));
         let model = spec.model.as_deref().and_then(|word| self.hub.catalog().find(word).ok());
         let is_bare = matches!(model, Some(Entry::Model(model)) if model.kind == Kind::Base);
-        let takes_default = match spec.motion.as_deref() {
-            None => is_bare,
-            Some(word) => word == DEFAULT_MOTION,
-        };
-        if takes_default {
-            words.push(DEFAULT_MOTION);
-            words.extend(spec.lcm_lora.is_none().then_some(DEFAULT_LORA));
-        }
+        let motion = spec.motion.as_deref().or(is_bare.then_some(DEFAULT_MOTION));
+        let lora = motion.and_then(lora_of).filter(|_| spec.lcm_lora.is_none());
+        words.extend(motion);
+        words.extend(lora.as_ref().map(|lora| lora.file.as_str()));
         let mut absent = Vec::new();
         for word in words.into_iter().filter(|word| !Path::new(word).exists()) {
             let is_new = !absent.iter().any(|known| known == word);
@@ -206,9 +206,7 @@ pub fn files(spec: &Spec, names: &Names) -> Result<Files> {
     match spec.motion.as_deref() {
         Some(NONE) => files.motion = Motion::None,
         Some(word) => {
-            if word == DEFAULT_MOTION {
-                lcm_lora = lcm_lora.or_else(|| Some(default_lora()));
-            }
+            lcm_lora = lcm_lora.or_else(|| lora_of(word));
             files.motion = Motion::File(names.path("motion", word)?);
         }
         None if files.motion == Motion::Base && !has_motion(&files.base)? => {
@@ -227,7 +225,7 @@ pub fn files(spec: &Spec, names: &Names) -> Result<Files> {
                 ))
             })?;
             files.motion = Motion::File(path);
-            lcm_lora = lcm_lora.or_else(|| Some(default_lora()));
+            lcm_lora = lcm_lora.or_else(|| lora_of(DEFAULT_MOTION));
         }
         None => {}
     }
@@ -300,9 +298,14 @@ pub(super) fn ip_adapters(request: &Request, names: &Names) -> Result<Vec<IpAdap
     words.into_iter().map(open).collect()
 }
 
-fn default_lora() -> WeightedFile {
-    // The strength of the official batch script and of the preset `animatelcm`.
-    WeightedFile::new(DEFAULT_LORA, 1.0)
+/// The LoRA that belongs to published motion modules, at the strength of their preset.
+fn lora_of(motion: &str) -> Option<WeightedFile> {
+    match motion {
+        // Those of the official batch script and of the official page for images.
+        DEFAULT_MOTION => Some(WeightedFile::new(DEFAULT_LORA, 1.0)),
+        I2V_MOTION => Some(WeightedFile::new(I2V_LORA, 0.8)),
+        _ => None,
+    }
 }
 
 fn base(word: &str, names: &Names, lcm_lora: &mut Option<WeightedFile>) -> Result<Files> {

@@ -8,6 +8,7 @@ use super::embedded::Embedded;
 use super::{Base, Models, OpenImageEncoder, OpenIpAdapter, SideNetwork, VaeSizes};
 use crate::device::{Precision, Quantize};
 use crate::models::clip::{TextEncoder, VisionEncoder};
+use crate::models::i2v_encoder::I2vEncoder;
 use crate::models::image_projection::IpAdapter;
 use crate::models::unet::UNet;
 use crate::models::vae::{AutoencoderKl, AutoencoderTiny, KlEncoder, Vae, VaeEncoder};
@@ -87,6 +88,25 @@ impl Models {
     ) -> Result<(UNet, LoadReport)> {
         let build = |vb: VarBuilder<'static>| UNet::new(&self.unet, &vb.quantized(quantize));
         self.build(Component::UNet, resident, build)
+    }
+
+    /// Builds AnimateLCM-I2V's image encoder.
+    ///
+    /// # Errors
+    ///
+    /// When the files have none, or its weights do not fit.
+    pub fn i2v_encoder(
+        &self,
+        precision: Precision,
+        device: &Device,
+    ) -> Result<(I2vEncoder, LoadReport)> {
+        let Some(config) = &self.i2v else {
+            let name = Component::I2vEncoder.to_string();
+            return Err(Error::Missing { name, reason: "is in none of the files".into() });
+        };
+        let Precision { unet: dtype, quantize, .. } = precision;
+        let build = |vb: VarBuilder<'static>| I2vEncoder::new(config, &vb.quantized(quantize));
+        self.build(Component::I2vEncoder, &mut Resident::empty(dtype, device), build)
     }
 
     /// Builds the autoencoder's encoder.

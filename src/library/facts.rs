@@ -4,15 +4,20 @@ use std::path::Path;
 
 use super::{Base, Models, OpenImageEncoder, OpenIpAdapter, OpenSideNetwork, SideConfig, VaeSizes};
 use crate::adapters::lora::LoraReport;
+use crate::media::resize::Fit;
 use crate::models::clip::VisionConfig;
+use crate::models::i2v_encoder::I2vEncoderConfig;
 use crate::models::image_projection::IpAdapterConfig;
 use crate::models::unet::UNetConfig;
-use crate::request::Request;
+use crate::request::{Request, Source as ClipSource};
 use crate::sampler::{SamplerKind, Tcd};
 use crate::schedule::{self, Spacing};
 use crate::text::inversion::Inversion;
 use crate::weights::{Checkpoint, Source};
 use crate::{Error, Result};
+
+/// Factor of the positions of AnimateLCM-I2V's encoder in training.
+const MOTION_SCALE: f64 = 0.8;
 
 /// Steps of AnimateLCM's teacher.
 const ANIMATE_LCM_STEPS: usize = 100;
@@ -69,6 +74,11 @@ impl Models {
     /// The UNet's sizes.
     pub fn unet_config(&self) -> &UNetConfig {
         &self.unet
+    }
+
+    /// The sizes of AnimateLCM-I2V's image encoder, where the motion modules have one: such a model starts from an image.
+    pub fn i2v_encoder_config(&self) -> Option<&I2vEncoderConfig> {
+        self.i2v.as_ref()
     }
 
     /// Pixels (width, height) of the clips that the model was trained on.
@@ -136,8 +146,9 @@ impl Models {
     ///
     /// # Errors
     ///
-    /// When the model's spacing is not known.
+    /// When the model's spacing is not known, or the model does not start from what the request does.
     pub(crate) fn complete(&self, request: &mut Request) -> Result<()> {
+        self.complete_source(request.source.as_mut())?;
         let (width, height) = self.native_size();
         request.size.width.get_or_insert(width);
         request.size.height.get_or_insert(height);
@@ -166,6 +177,41 @@ impl Models {
         asked.zero_snr = Some(config.rescale_betas_zero_snr);
         asked.set_alpha_to_one = Some(config.set_alpha_to_one);
         asked.steps_offset = Some(config.steps_offset);
+        Ok(())
+    }
+
+    /// AnimateLCM-I2V starts from noise and is told of an image, any other model from a noised image or video.
+    fn complete_source(&self, source: Option<&mut ClipSource>) -> Result<()> {
+        let Some(config) = &self.i2v else {
+            let Some(source) = source else { return Ok(()) };
+            if let Some(field) = source.i2v_only() {
+                let error = Error::request(field, "the motion modules have no image encoder");
+                return Err(error.with_hint("AnimateLCM-I2V's have one: --model animatelcm-i2v"));
+            }
+            source.strength.get_or_insert(ClipSource::STRENGTH);
+            source.fit.get_or_insert_default();
+            return Ok(());
+        };
+        let Some(source) = source else {
+            let reason = "is missing: the motion modules are those of AnimateLCM-I2V";
+            return Err(Error::request("image", reason).with_hint("--image FILE"));
+        };
+        if source.video.is_some() {
+            let reason =
+                "the motion modules are those of AnimateLCM-I2V, which start from an image";
+            return Err(Error::request("video", reason)
+                .with_hint("--image FILE, or --motion animatelcm-t2v for videos"));
+        }
+        if let Some(weights) = &source.insertion_weights
+            && weights.len() != config.channels.len()
+        {
+            let (given, blocks) = (weights.len(), config.channels.len());
+            let reason = format!("{given} given for {blocks} down blocks");
+            return Err(Error::request("insertion-weights", reason));
+        }
+        source.fit.get_or_insert(Fit::Cover);
+        source.motion_scale.get_or_insert(MOTION_SCALE);
+        source.color_match.get_or_insert(true);
         Ok(())
     }
 

@@ -35,6 +35,7 @@ pub use side_networks::{ControlFile, SideConfig, SideNetwork};
 use crate::adapters::lora::{Lora, LoraOptions, LoraReport, LoraScale};
 use crate::device::Quantize;
 use crate::models::clip::{TextConfig, TextEncoder};
+use crate::models::i2v_encoder::{I2vEncoder, I2vEncoderConfig};
 use crate::models::motion::MotionConfig;
 use crate::models::unet::{UNet, UNetConfig};
 use crate::models::vae::{TinyVaeConfig, VaeConfig};
@@ -65,6 +66,8 @@ pub struct Models {
     ip_adapters: BTreeMap<String, OpenIpAdapter>,
     image_encoders: BTreeMap<PathBuf, OpenImageEncoder>,
     unet: UNetConfig,
+    /// AnimateLCM-I2V's image encoder, where the motion modules' file has it.
+    i2v: Option<I2vEncoderConfig>,
     vae: VaeSizes,
     text: TextConfig,
     scheduler: schedule::Config,
@@ -173,6 +176,7 @@ impl Models {
             .then(|| motion_config(&configs, motion_folder.as_deref(), &checkpoint))
             .transpose()?;
         unet.validate()?;
+        let i2v = i2v_encoder(&checkpoint, &unet)?;
         let vae = vae_sizes(&configs, vae_folder, &checkpoint)?;
         vae.validate()?;
         let mut encoder = checkpoint.clone();
@@ -188,11 +192,14 @@ impl Models {
         };
         text.validate()?;
         agree(&unet, &vae, &text)?;
-        let mut scheduler = scheduler(configs.read("scheduler")?, files, &unet);
+        let mut scheduler = scheduler(configs.read("scheduler")?, files, &unet, i2v.is_some());
         stated::apply(files, &checkpoint, &mut scheduler)?;
         checkpoint.check(Component::UNet, |vb| UNet::new(&unet, &vb))?;
         checkpoint.check(Component::Vae, |vb| vae.build(&vb))?;
         checkpoint.check(Component::Text, |vb| TextEncoder::new(&text, &vb))?;
+        if let Some(config) = &i2v {
+            checkpoint.check(Component::I2vEncoder, |vb| I2vEncoder::new(config, &vb))?;
+        }
 
         let (mut loras, mut adapters, mut embeddings) = (Vec::new(), Vec::new(), Vec::new());
         let mut known = BTreeSet::new();
@@ -241,6 +248,7 @@ impl Models {
             ip_adapters: BTreeMap::new(),
             image_encoders: BTreeMap::new(),
             unet,
+            i2v,
             vae,
             text,
             scheduler,
@@ -300,6 +308,7 @@ impl Models {
                 ip_adapters: BTreeMap::new(),
                 image_encoders: BTreeMap::new(),
                 unet: UNetConfig::sd15(),
+                i2v: None,
                 vae: VaeSizes::Kl(VaeConfig::default()),
                 text: TextConfig::default(),
                 scheduler: schedule::Config::default(),
@@ -308,7 +317,7 @@ impl Models {
             },
         };
         models.unet.motion = (files.motion == Motion::Base).then(MotionConfig::default);
-        models.scheduler = scheduler(None, files, &models.unet);
+        models.scheduler = scheduler(None, files, &models.unet, false);
         let shapes = |inventory: BTreeMap<String, Vec<usize>>| inventory.into_values().collect();
         let unet = random::inventory(|vb| UNet::new(&models.unet, &until(vb, stop)))?;
         let vae = random::inventory(|vb| models.vae.build(&until(vb, stop)))?;
@@ -382,16 +391,42 @@ impl Models {
     }
 }
 
+/// The last beta of AnimateLCM-I2V, for more noise at the same timesteps, and the steps of its teacher: those of
+/// `configs/inference-i2v.yaml` in G-U-N/AnimateLCM@f873122358c101cd191533adb9cd517899fbfb01.
+const I2V_SCHEDULE: (f64, usize) = (0.014, 200);
+
 /// What is known of the noise schedule: the model's own word, but AnimateDiff's and AnimateLCM's linear betas where
 /// motion modules come from elsewhere or nothing is said.
-fn scheduler(own: Option<schedule::Config>, files: &Files, unet: &UNetConfig) -> schedule::Config {
+fn scheduler(
+    own: Option<schedule::Config>,
+    files: &Files,
+    unet: &UNetConfig,
+    is_i2v: bool,
+) -> schedule::Config {
     let is_own = own.is_some() && !matches!(files.motion, Motion::File(_));
     let config = own.unwrap_or_default();
     if unet.motion.is_none() || is_own {
         return config;
     }
     let (beta_schedule, trained_betas) = (BetaSchedule::Linear, None);
-    schedule::Config { beta_schedule, trained_betas, original_inference_steps: None, ..config }
+    let config = schedule::Config { beta_schedule, trained_betas, ..config };
+    let (beta_end, original_inference_steps) = match I2V_SCHEDULE {
+        (beta_end, steps) if is_i2v => (beta_end, Some(steps)),
+        _ => (config.beta_end, None),
+    };
+    schedule::Config { beta_end, original_inference_steps, ..config }
+}
+
+/// The sizes of AnimateLCM-I2V's image encoder, where the files have one.
+fn i2v_encoder(checkpoint: &Checkpoint, unet: &UNetConfig) -> Result<Option<I2vEncoderConfig>> {
+    if !checkpoint.has(Component::I2vEncoder) {
+        return Ok(None);
+    }
+    if unet.layers_per_block < 2 {
+        let summary = "acts on the second layer of each down block, the unet has one".to_owned();
+        return Err(Error::Weights { component: Component::I2vEncoder.to_string(), summary });
+    }
+    Ok(Some(I2vEncoderConfig::beside(unet)))
 }
 
 /// Fails unless the networks take what the others make of it.
@@ -441,6 +476,7 @@ fn stored(checkpoint: &Checkpoint, component: Component, dtype: DType, quantize:
 fn add_motion(checkpoint: &mut Checkpoint, files: &Files) -> Result<Option<PathBuf>> {
     let remove = |checkpoint: &mut Checkpoint, why| {
         checkpoint.ignore(Component::UNet, why, |name| name.contains(".motion_modules."));
+        checkpoint.ignore(Component::I2vEncoder, why, |_| true);
     };
     match (&files.motion, &files.base) {
         (Motion::None, _) => {

@@ -21,6 +21,8 @@ pub enum Part {
     Text,
     /// The UNet with its motion modules.
     UNet,
+    /// AnimateLCM-I2V's image encoder.
+    I2vEncoder,
     /// The VAE's decoder; a tiny VAE as a whole.
     Vae,
     /// The VAE's encoder.
@@ -45,6 +47,7 @@ impl Models {
         match part {
             Part::Text => "text",
             Part::UNet => "unet",
+            Part::I2vEncoder => "i2v-encoder",
             Part::Vae => "vae",
             Part::VaeEncoder => "vae-encoder",
             Part::SideNetwork(name) => {
@@ -64,6 +67,7 @@ impl Models {
         match part {
             Part::Text => own(Component::Text, precision.text, Quantize::None),
             Part::UNet => own(Component::UNet, precision.unet, precision.quantize),
+            Part::I2vEncoder => own(Component::I2vEncoder, precision.unet, precision.quantize),
             Part::Vae => own(Component::Vae, precision.vae, Quantize::None),
             Part::VaeEncoder if self.drawn.is_some() => {
                 let shapes = random::inventory(|vb| self.vae.build_encoder(&vb));
@@ -104,6 +108,10 @@ impl Models {
             }
             Part::UNet => {
                 let key = self.key_of(Component::UNet, &self.unet, unet, device);
+                format!("{key} {quantize:?}")
+            }
+            Part::I2vEncoder => {
+                let key = self.key_of(Component::I2vEncoder, &self.i2v, unet, device);
                 format!("{key} {quantize:?}")
             }
             Part::Vae => self.key_of(Component::Vae, &self.vae, vae, device),

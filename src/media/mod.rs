@@ -6,6 +6,7 @@ mod fault;
 mod font;
 mod foreign;
 mod guard;
+pub mod hsv;
 pub mod read;
 pub mod resize;
 mod still;

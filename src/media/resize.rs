@@ -19,6 +19,9 @@ pub enum Fit {
     Stretch,
     /// Crops the centre to the target's aspect ratio.
     Crop,
+    /// Covers the target and crops the centre afterwards, as in AnimateLCM's own code: the same part as of `Crop`, but
+    /// pixels at its edges are also made of those beyond.
+    Cover,
     /// Fits the whole image into the target and fills the rest with black.
     Pad,
 }
@@ -26,6 +29,7 @@ pub enum Fit {
 named!(Fit, "fit", {
     Stretch = "stretch" | "just-resize",
     Crop = "crop" | "crop-and-resize",
+    Cover = "cover",
     Pad = "pad" | "letterbox",
 });
 
@@ -48,9 +52,15 @@ pub fn resize(
     if fit == Fit::Pad {
         return pad(image, width, height, stop);
     }
+    if fit == Fit::Cover {
+        let (width, height) = cover(from, (width, height));
+        let resized = resample(image, &width, &height, Filter::Lanczos, stop);
+        stop.check()?;
+        return Ok(resized);
+    }
     let (width, height) = (Axis::whole(width), Axis::whole(height));
     let image = match fit {
-        Fit::Pad | Fit::Stretch => Cow::Borrowed(image),
+        Fit::Pad | Fit::Stretch | Fit::Cover => Cow::Borrowed(image),
         Fit::Crop => {
             // The largest centred part with the target's aspect ratio.
             let scale = (f64::from(from.0) / f64::from(width.length))
@@ -65,6 +75,25 @@ pub fn resize(
     let resized = resample(&image, &width, &height, Filter::Lanczos, stop);
     stop.check()?;
     Ok(resized)
+}
+
+/// The axes of an image that covers the target and of which the centre is kept, rounded as in `resize_and_crop` of
+/// G-U-N/AnimateLCM@f873122358c101cd191533adb9cd517899fbfb01, `animatelcm/utils/util.py`.
+fn cover(from: (u32, u32), to: (u32, u32)) -> (Axis, Axis) {
+    let (from_width, from_height) = (f64::from(from.0), f64::from(from.1));
+    let (width, height) = (f64::from(to.0), f64::from(to.1));
+    let is_wider = width / height > from_width / from_height;
+    let (across, down) = if is_wider {
+        (width, width / from_width * from_height)
+    } else {
+        (height / from_height * from_width, height)
+    };
+    let axis = |side: f64, wanted: u32| {
+        let length = (side.round_ties_even() as u32).max(wanted);
+        let start = (f64::from(length - wanted) / 2.0).round_ties_even() as usize;
+        Axis { length, part: start..start + wanted as usize }
+    };
+    (axis(across, to.0), axis(down, to.1))
 }
 
 /// The whole image in the middle of a black one of the target's size.
@@ -295,6 +324,9 @@ mod tests {
         assert!(cropped.pixels().all(|pixel| pixel[0] > 250), "{cropped:?}");
         let stretched = resize(8, 8, Fit::Stretch);
         assert!(stretched.get_pixel(0, 4)[0] < 5 && stretched.get_pixel(4, 4)[0] > 250);
+        let covered = resize(8, 8, Fit::Cover);
+        assert!(covered.pixels().all(|pixel| pixel[0] > 200), "{covered:?}");
+        assert_ne!(covered, cropped);
         assert_eq!(resize(32, 16, Fit::Crop), image);
         assert_eq!(resize(1, 1, Fit::Crop).dimensions(), (1, 1));
     }

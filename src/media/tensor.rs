@@ -13,6 +13,19 @@ use crate::{Error, Result};
 ///
 /// A tensor of another shape, or one that contains NaN.
 pub fn to_rgb(frame: &Tensor) -> Result<RgbImage> {
+    to_bytes(frame, f32::round_ties_even)
+}
+
+/// [`to_rgb`] with values cut to whole numbers, as by numpy's `astype(uint8)`.
+///
+/// # Errors
+///
+/// Those of [`to_rgb`].
+pub fn to_rgb_cut(frame: &Tensor) -> Result<RgbImage> {
+    to_bytes(frame, f32::trunc)
+}
+
+fn to_bytes(frame: &Tensor, whole: fn(f32) -> f32) -> Result<RgbImage> {
     let (_, height, width) = frame.dims3()?;
     let planes = frame.to_dtype(DType::F32)?.flatten_all()?.to_vec1::<f32>()?;
     if planes.iter().any(|v| v.is_nan()) {
@@ -23,8 +36,7 @@ pub fn to_rgb(frame: &Tensor) -> Result<RgbImage> {
     let mut pixels = Vec::with_capacity(3 * area);
     for i in 0..area {
         for plane in 0..3 {
-            pixels
-                .push((planes[plane * area + i] * 255.0).clamp(0.0, 255.0).round_ties_even() as u8);
+            pixels.push(whole((planes[plane * area + i] * 255.0).clamp(0.0, 255.0)) as u8);
         }
     }
     RgbImage::from_raw(width as u32, height as u32, pixels)

@@ -104,7 +104,7 @@ struct Stage {
 
 /// Two convolutions with a ReLU between them, and a residual.
 #[derive(Clone, Debug)]
-struct Layer {
+pub(super) struct Layer {
     first: Conv2d,
     second: Conv2d,
 }
@@ -193,8 +193,7 @@ impl Stage {
         }
         for layer in &self.layers {
             stop.check()?;
-            let y = layer.second.forward(&layer.first.forward(&x)?.relu()?)?;
-            x = (y + x)?;
+            x = layer.forward(&x)?;
         }
         match &self.conv_out {
             Some(conv) => conv.forward(&x),
@@ -204,11 +203,16 @@ impl Stage {
 }
 
 impl Layer {
-    fn new(width: usize, second: ConvOptions, vb: &VarBuilder) -> TensorResult<Self> {
+    /// Loads `block1`, 3×3, and `block2`, of the shape `second`.
+    pub(super) fn new(width: usize, second: ConvOptions, vb: &VarBuilder) -> TensorResult<Self> {
         Ok(Self {
             first: Conv2d::new(width, width, ConvOptions::SAME_3X3, &vb.pp("block1"))?,
             second: Conv2d::new(width, width, second, &vb.pp("block2"))?,
         })
+    }
+
+    pub(super) fn forward(&self, x: &Tensor) -> TensorResult<Tensor> {
+        self.second.forward(&self.first.forward(x)?.relu()?)? + x
     }
 }
 
@@ -227,7 +231,7 @@ fn unshuffle(x: &Tensor, factor: usize) -> TensorResult<Tensor> {
 }
 
 /// 2×2 average pooling; odd edges are averaged over the existing pixels.
-fn halve(x: &Tensor) -> TensorResult<Tensor> {
+pub(super) fn halve(x: &Tensor) -> TensorResult<Tensor> {
     let (_, _, height, width) = x.dims4()?;
     x.pad_with_same(2, 0, height % 2)?.pad_with_same(3, 0, width % 2)?.avg_pool2d(2)
 }

@@ -5,7 +5,9 @@ use crate::weights::VarBuilder;
 use candle_core::{Result as TensorResult, Tensor};
 
 use crate::Result;
-use crate::models::unet::{Injection, Residuals, Stage, StageConfig, UNetConfig, UNetInput};
+use crate::models::unet::{
+    Injection, Residuals, Stage, StageConfig, StageFeatures, UNetConfig, UNetInput,
+};
 use crate::nn::{Conv2d, ConvOptions, TimestepEmbedding};
 
 /// The down blocks and mid block of a UNet, with a 1×1 convolution after each output.
@@ -72,7 +74,7 @@ impl UNetEncoder {
         let mut skips = vec![x.clone()];
         let mut x = x;
         for stage in &self.down {
-            x = stage.down(x, &time, &input, None, &mut skips)?;
+            x = stage.down(x, &time, &input, StageFeatures::default(), &mut skips)?;
         }
 
         // Mid block.

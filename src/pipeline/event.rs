@@ -49,8 +49,8 @@ pub enum Event {
     },
     /// A part is about to be loaded.
     Load {
-        /// Which: `text`, `image-encoder`, `ip-adapter`, `unet`, `vae`, `vae-encoder`, `controlnet`, `sparsectrl` or
-        /// `t2i-adapter`.
+        /// Which: `text`, `image-encoder`, `ip-adapter`, `unet`, `vae`, `vae-encoder`, `i2v-encoder`, `controlnet`,
+        /// `sparsectrl` or `t2i-adapter`.
         part: &'static str,
         /// Bytes that it will have in memory.
         bytes: u64,

@@ -22,7 +22,8 @@ pub struct Inputs {
     pub noise: Vec<Tensor>,
     /// Noise of hints that become latents, by the control's name: `(hints, channels, height, width)`.
     pub hint_noise: BTreeMap<String, Tensor>,
-    /// Noise with which the source's latents are sampled: `(frames, channels, height, width)`.
+    /// Noise with which the source's latents are sampled: `(frames, channels, height, width)`, for AnimateLCM-I2V of one
+    /// frame.
     pub source_noise: Option<Tensor>,
 }
 
@@ -132,8 +133,8 @@ impl Inputs {
     }
 
     /// Fails unless the tensors are finite and of the shape of the run's latents,
-    /// `(1, channels, frames, height, width)`.
-    pub(super) fn check(&self, wanted: [usize; 5]) -> Result<()> {
+    /// `(1, channels, frames, height, width)`, of whose frames so many are sampled from a source.
+    pub(super) fn check(&self, wanted: [usize; 5], sampled: usize) -> Result<()> {
         let noise = self.noise.iter().enumerate().map(|(i, noise)| (format!("noise.{i}"), noise));
         let latents = self.latents.iter().map(|latents| ("latents".to_owned(), latents));
         let wrong =
@@ -148,8 +149,8 @@ impl Inputs {
             }
         }
         if let Some(tensor) = &self.source_noise {
-            let [_, channels, frames, height, width] = wanted;
-            let wanted = [frames, channels, height, width];
+            let [_, channels, _, height, width] = wanted;
+            let wanted = [sampled, channels, height, width];
             if tensor.dims() != wanted {
                 let reason = format!("is {:?}, the run needs {wanted:?}", tensor.dims());
                 return wrong("noise.source", reason);

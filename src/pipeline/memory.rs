@@ -46,6 +46,10 @@ const RESIDUAL_VALUES: f64 = 5.5;
 /// The same for the features of a T2I-Adapter. They are kept for the whole run, and scaled once more for a pass.
 const FEATURE_VALUES: f64 = 1.9;
 
+/// The same for what AnimateLCM-I2V's encoder holds at its worst moment, at full size: positions and what comes of them,
+/// the input of a convolution, its output and their sum.
+const I2V_VALUES: f64 = 5.0;
+
 /// Copies of all latents in f32 that samplers and blending hold at once, an upper bound.
 const LATENT_COPIES: f64 = 12.0;
 
@@ -90,7 +94,8 @@ impl Plan {
         let kinds = request.controls.iter().filter_map(|c| models.side_config(&c.model));
         let (adapters, others): (Vec<_>, Vec<_>) =
             kinds.partition(|config| matches!(config, SideConfig::T2iAdapter(_)));
-        let features = match adapters.len() {
+        let is_i2v = models.i2v_encoder_config().is_some();
+        let features = match adapters.len() + usize::from(is_i2v) {
             0 => 0.0,
             // Those of a second one come before they are added up.
             count => (count + count.min(2)) as f64 * FEATURE_VALUES,
@@ -105,6 +110,13 @@ impl Plan {
             * latents
             * first as f64
             * (others.len() as f64 + adapters.len() as f64 * FEATURE_VALUES);
+        // Loaded before denoising; its features are counted with those of the pass.
+        let image_encoder = if is_i2v {
+            let values = at_once * latents * first as f64 * I2V_VALUES * bytes(precision.unet);
+            models.bytes(&Part::I2vEncoder, precision).saturating_add(values as u64)
+        } else {
+            0
+        };
         let mut clip = 0.0;
         if request.windows.length.is_some() {
             let copies = frames * latents * models.latent_channels() as f64 * LATENT_COPIES;
@@ -150,7 +162,7 @@ impl Plan {
             decode: (decoded * bytes(precision.vae)) as u64,
             encode,
             fixed: copies.saturating_add(PROGRAM as u64),
-            image_encoder: 0,
+            image_encoder,
         }
     }
 
@@ -167,7 +179,8 @@ impl Plan {
         let width: usize = attentions.iter().map(|attention| attention.width).sum();
         let names: BTreeSet<&str> = request.ip_adapters.iter().map(|a| a.model.as_str()).collect();
         let bytes = |part| models.bytes(&part, precision);
-        self.image_encoder = names.iter().map(|name| bytes(Part::IpAdapter((*name).into()))).sum();
+        let adapters = names.iter().map(|name| bytes(Part::IpAdapter((*name).into()))).sum();
+        self.image_encoder = self.image_encoder.max(adapters);
         for (adapter, given) in request.ip_adapters.iter().zip(given) {
             let (config, path, encoder) = models.ip_adapter_config(&adapter.model)?;
             self.image_encoder = self.image_encoder.max(bytes(Part::ImageEncoder(path.into())));

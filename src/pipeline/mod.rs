@@ -29,7 +29,8 @@ use crate::adapters::Conditioner;
 use crate::device::{self, DeviceChoice, DtypeChoice, Precision};
 use crate::library::{Files, Library, Models, Part};
 use crate::media::FrameSink;
-use crate::media::tensor::to_rgb;
+use crate::media::hsv::HsvMean;
+use crate::media::tensor::{from_rgb, to_rgb, to_rgb_cut};
 use crate::models::Decode;
 use crate::models::vae::Vae;
 use crate::request::{Request, Schedule};
@@ -55,6 +56,8 @@ pub struct Pipeline {
     library: Arc<Library>,
     /// The decoder from sampling to decoding.
     vae: Option<Arc<Vae>>,
+    /// The mean colour to which decoded frames are moved, from sampling to decoding.
+    colors: Option<HsvMean>,
     /// Tensors of loaded networks, to rebuild those of which few weights change.
     resident: Mutex<BTreeMap<Component, Resident>>,
     own_conditioners: Vec<Mutex<Box<dyn Conditioner>>>,
@@ -92,6 +95,7 @@ impl Pipeline {
             residency,
             library: Arc::new(Library::new(residency.limit())),
             vae: None,
+            colors: None,
             resident: Mutex::default(),
             own_conditioners: vec![],
             own_sampler: None,
@@ -220,8 +224,8 @@ impl Pipeline {
                 ..PlanSettings::default()
             },
         )?;
-        if let Some(source) = &request.source {
-            plan = plan.last_part(source.strength)?;
+        if let Some(strength) = request.source.as_ref().and_then(|source| source.strength) {
+            plan = plan.last_part(strength)?;
         }
         if config.prediction_type == Prediction::Epsilon
             && plan.steps.iter().any(|step| step.at.alpha == 0.0)
@@ -237,13 +241,9 @@ impl Pipeline {
             return Err(error.with_hint("--prediction v, or --zero-snr false"));
         }
         let factor = self.models.factor();
-        inputs.check([
-            1,
-            self.models.latent_channels(),
-            frames,
-            height / factor,
-            width / factor,
-        ])?;
+        let sampled = if self.models.i2v_encoder_config().is_some() { 1 } else { frames };
+        let channels = self.models.latent_channels();
+        inputs.check([1, channels, frames, height / factor, width / factor], sampled)?;
         let memory = MemoryPlan::new(&self.models, self.precision, &self.device, &request, size)
             .with_adapter_images(&self.models, self.precision, &request, &adapter_images)?;
         // What the library keeps can make room.
@@ -260,6 +260,7 @@ impl Pipeline {
             height,
             frames,
             source,
+            sampled,
             hints,
             adapter_images,
             schedule,
@@ -324,9 +325,15 @@ impl Pipeline {
         let replay = frames_first(&prepared.noise)?;
         let mut noise = Noise::new(request.sampling.rng, seed).with_replay(replay);
         let source = prepared.source.as_ref();
-        let source = source
-            .map(|source| self.noised_source(prepared, source, &mut noise, observer))
+        self.colors = source.and_then(|source| source.colors);
+        let clean = source
+            .map(|source| self.encode_source(prepared, source, &mut noise, observer))
             .transpose()?;
+        let is_start = request.source.as_ref().is_some_and(|source| source.strength.is_some());
+        let start = clean.as_ref().filter(|_| is_start);
+        let start =
+            start.map(|clean| self.noised_source(prepared, clean, &mut noise)).transpose()?;
+        let i2v = self.i2v_control(prepared, clean.as_ref(), observer)?;
         let hints = self.encode_hints(prepared, observer)?;
         let image_prompts = self.image_prompts(prepared, observer)?;
         // The autoencoder is small: if something is wrong with it, that shows before the long part.
@@ -338,14 +345,15 @@ impl Pipeline {
         }
         let unet = self.unet(observer)?;
 
-        let x = match source {
+        let x = match start {
             Some(latents) => latents,
             None => first_latents(prepared, &mut noise, &self.models, &self.device)?,
         };
         let latents = {
             let guided = self.guided(&*unet, prepared, &states)?;
-            let conditioners =
+            let mut conditioners =
                 self.conditioners(prepared, &side_networks, &hints, image_prompts)?;
+            conditioners.extend(i2v.map(|control| Box::new(control) as Box<dyn Conditioner>));
             let mut denoiser = Windowed::new(guided.condition(conditioners), prepared.windows);
             observer.event(Event::Ready)?;
             let mut pace = Pace::start();
@@ -394,7 +402,8 @@ impl Pipeline {
             Some(vae) => vae,
             None => self.vae(observer)?,
         };
-        decode((&*vae, &self.stop), latents, self.precision.vae, observer, sink)
+        let with = Decoding { dtype: self.precision.vae, colors: self.colors.take() };
+        decode((&*vae, &self.stop), latents, with, observer, sink)
     }
 }
 
@@ -411,6 +420,8 @@ pub struct Prepared {
     pub frames: usize,
     /// The frames that the clip starts from, in its size; noise if `None`.
     pub source: Option<SourceFrames>,
+    /// How many frames' latents are sampled from the source.
+    sampled: usize,
     /// The images of every control, in the clip's size.
     pub hints: Vec<Hint>,
     /// The images of every IP-Adapter, and how they are used.
@@ -457,11 +468,18 @@ fn first_latents(
     Ok((unit * prepared.plan.initial_scale)?)
 }
 
+/// How latents become frames.
+struct Decoding {
+    dtype: DType,
+    /// The mean colour to which each frame is moved.
+    colors: Option<HsvMean>,
+}
+
 /// Decodes a few frames at a time into the sink.
 fn decode(
     (vae, stop): (&dyn Decode, &Stop),
     latents: &Tensor,
-    dtype: DType,
+    Decoding { dtype, colors }: Decoding,
     observer: &mut dyn Observer,
     sink: &mut dyn FrameSink,
 ) -> Result<()> {
@@ -474,9 +492,19 @@ fn decode(
         let count = step.min(frames - start);
         let z = latents.narrow(1, start, count)?.squeeze(0)?.to_dtype(dtype)?;
         let images = vae.decode(&z, count, stop)?.to_dtype(DType::F32)?.affine(0.5, 0.5)?;
-        let images = images.clamp(0f32, 1f32)?.to_device(&Device::Cpu)?; // (frames, 3, height, width)
-        for i in 0..images.dim(0)? {
-            sink.frame(&to_rgb(&images.get(i)?)?)?;
+        let mut images = images.clamp(0f32, 1f32)?.to_device(&Device::Cpu)?; // (frames, 3, height, width)
+        let to_image = if colors.is_some() { to_rgb_cut } else { to_rgb };
+        let each = (0..images.dim(0)?).map(|i| to_image(&images.get(i)?));
+        let mut frames_of_pass = each.collect::<Result<Vec<_>>>()?;
+        if let Some(mean) = colors {
+            for frame in &mut frames_of_pass {
+                stop.check()?;
+                mean.apply(frame);
+            }
+            images = from_rgb(&frames_of_pass, &Device::Cpu)?;
+        }
+        for (i, frame) in frames_of_pass.iter().enumerate() {
+            sink.frame(frame)?;
             observer.event(Event::Decode { frame: start + i + 1, frames })?;
         }
         if observer.wants_tensors() {

@@ -11,6 +11,7 @@ use crate::Result;
 use crate::device::Precision;
 use crate::library::{Key, Models, Part, SideNetwork};
 use crate::models::clip::VisionEncoder;
+use crate::models::i2v_encoder::I2vEncoder;
 use crate::models::image_projection::IpAdapter;
 use crate::models::unet::UNet;
 use crate::models::vae::{Vae, VaeEncoder};
@@ -25,8 +26,12 @@ impl Pipeline {
     /// When weights do not fit, or the observer says stop.
     pub fn load(&mut self, observer: &mut dyn Observer) -> Result<()> {
         self.text(observer)?;
-        if self.models.side_networks().any(|(_, config)| config.sees_latents()) {
+        let is_i2v = self.models.i2v_encoder_config().is_some();
+        if is_i2v || self.models.side_networks().any(|(_, config)| config.sees_latents()) {
             self.vae_encoder(observer)?;
+        }
+        if is_i2v {
+            self.i2v_encoder(observer)?;
         }
         self.vae(observer)?;
         for (name, _) in self.models.side_networks() {
@@ -81,6 +86,12 @@ impl Pipeline {
     pub(super) fn vae_encoder(&self, observer: &mut dyn Observer) -> Result<Arc<VaeEncoder>> {
         self.get(&Part::VaeEncoder, observer, |models, precision, device| {
             models.vae_encoder(precision.vae, device)
+        })
+    }
+
+    pub(super) fn i2v_encoder(&self, observer: &mut dyn Observer) -> Result<Arc<I2vEncoder>> {
+        self.get(&Part::I2vEncoder, observer, |models, precision, device| {
+            models.i2v_encoder(precision, device)
         })
     }
 

@@ -2,14 +2,19 @@
 //!
 //! The way of diffusers' `AnimateDiffVideoToVideoPipeline` (0.42.1): latents are drawn from the encoder's posterior,
 //! noise of the first step that is left is added to them, and the generator is used in that order.
+//!
+//! AnimateLCM-I2V takes one sample of its image's latents instead and gives it to its encoder; see
+//! [`I2vControl`]. Its clip starts from noise, drawn next.
 
 use candle_core::{DType, Device, Tensor};
 
 use super::event::record;
 use super::inputs::Inputs;
 use super::{Observer, Pipeline, Prepared, channels_first};
+use crate::adapters::i2v::{I2vControl, I2vSettings};
 use crate::library::Models;
 use crate::media::RgbImage;
+use crate::media::hsv::HsvMean;
 use crate::media::read::{Media, Selection};
 use crate::media::resize::{Fit, resize};
 use crate::media::tensor::from_rgb;
@@ -35,6 +40,8 @@ pub struct SourceFrames {
     pub size: (u32, u32),
     /// Whether the video goes on after the longest clip.
     pub is_cut: bool,
+    /// The mean colour to which the clip's frames are moved: that of the image before it was resized.
+    pub colors: Option<HsvMean>,
 }
 
 /// Reads the frames of a request's source, for a clip of that size (width, height); a request that leaves the number
@@ -59,9 +66,12 @@ pub(super) fn read(
         (image(file, media, stop)?, false)
     };
     let size = one_size(source, &images)?;
-    let fit = |image| resize(image, width as u32, height as u32, source.fit, stop);
+    let is_matched = source.color_match == Some(true);
+    let colors = images.first().filter(|_| is_matched).map(HsvMean::of);
+    let how = source.fit.unwrap_or_default();
+    let fit = |image| resize(image, width as u32, height as u32, how, stop);
     let images = images.iter().map(fit).collect::<Result<_>>()?;
-    Ok(Some(SourceFrames { images, size, is_cut }))
+    Ok(Some(SourceFrames { images, size, is_cut, colors }))
 }
 
 /// The only frame of an image.
@@ -209,7 +219,7 @@ fn stretched(source: &Source, frames: &SourceFrames) -> Option<String> {
     let (from, image) = (frames.size, frames.images.first()?);
     let proportions = |(width, height): (u32, u32)| f64::from(width) / f64::from(height.max(1));
     let change = proportions(image.dimensions()) / proportions(from);
-    let is_told = source.fit == Fit::Stretch && change.max(1.0 / change) > UNNOTICED;
+    let is_told = source.fit == Some(Fit::Stretch) && change.max(1.0 / change) > UNNOTICED;
     is_told.then(|| {
         let (width, height) = image.dimensions();
         format!(
@@ -223,18 +233,20 @@ fn stretched(source: &Source, frames: &SourceFrames) -> Option<String> {
 }
 
 impl Pipeline {
-    /// The latents of the source at the plan's first noise level, `(1, frames, channels, height, width)` in f32.
+    /// Clean latents at the plan's first noise level, `(1, frames, channels, height, width)` in f32; those of one frame
+    /// are all frames'.
     pub(super) fn noised_source(
         &self,
         prepared: &Prepared,
-        frames: &SourceFrames,
+        clean: &Tensor,
         noise: &mut Noise,
-        observer: &mut dyn Observer,
     ) -> Result<Tensor> {
-        let clean = self.encode_source(prepared, frames, noise, observer)?;
-        record(observer, "source", || channels_first(&clean))?;
         let request = &prepared.request;
         let (kind, frames) = (request.sampling.noise, prepared.frames);
+        let clean = match clean.dim(1)? {
+            1 => &clean.repeat((1, frames, 1, 1, 1))?,
+            _ => clean,
+        };
         let unit = match &prepared.latents {
             Some(latents) => latents.to_dtype(DType::F32)?.transpose(1, 2)?.contiguous()?,
             None if kind != NoiseKind::Independent => {
@@ -246,11 +258,29 @@ impl Pipeline {
                 Tensor::from_vec(noise.normal(clean.elem_count()), clean.shape(), &Device::Cpu)?
             }
         };
-        prepared.plan.start().add_noise(&clean, &unit.to_device(&self.device)?)
+        prepared.plan.start().add_noise(clean, &unit.to_device(&self.device)?)
     }
 
-    /// The latents of the source, sampled from the encoder's posterior.
-    fn encode_source(
+    /// The features of an image's latents, `(1, 1, channels, height, width)`, where the model is AnimateLCM-I2V.
+    pub(super) fn i2v_control(
+        &self,
+        prepared: &Prepared,
+        latents: Option<&Tensor>,
+        observer: &mut dyn Observer,
+    ) -> Result<Option<I2vControl>> {
+        let Prepared { request, windows, .. } = prepared;
+        let (Some(source), Some(latents)) = (&request.source, latents) else { return Ok(None) };
+        let Some(motion_scale) = source.motion_scale else { return Ok(None) };
+        let net = self.i2v_encoder(observer)?;
+        let frames = windows.map_or(prepared.frames, |windows| windows.length());
+        let insertion_weights = source.insertion_weights.clone().unwrap_or_default();
+        let how = (&I2vSettings { motion_scale, insertion_weights }, self.precision.unet);
+        I2vControl::new(&net, &latents.squeeze(0)?, frames, how, &self.stop).map(Some)
+    }
+
+    /// The latents of the source, sampled from the encoder's posterior, `(1, frames, channels, height, width)` in f32;
+    /// for AnimateLCM-I2V of one frame.
+    pub(super) fn encode_source(
         &self,
         prepared: &Prepared,
         frames: &SourceFrames,
@@ -260,7 +290,7 @@ impl Pipeline {
         let encoder = self.vae_encoder(observer)?;
         let factor = self.models.factor();
         let (height, width) = (prepared.height / factor, prepared.width / factor);
-        let (count, channels) = (prepared.frames, self.models.latent_channels());
+        let (count, channels) = (prepared.sampled, self.models.latent_channels());
         let drawn = match &prepared.source_noise {
             Some(given) => given.to_dtype(DType::F32)?,
             None => {
@@ -290,7 +320,9 @@ impl Pipeline {
                 Tensor::cat(&each.collect::<Result<Vec<_>>>()?, 0)?
             }
         };
-        Ok(latents.to_dtype(DType::F32)?.unsqueeze(0)?)
+        let latents = latents.to_dtype(DType::F32)?.unsqueeze(0)?;
+        record(observer, "source", || channels_first(&latents))?;
+        Ok(latents)
     }
 }
 

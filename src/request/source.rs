@@ -7,6 +7,9 @@ use crate::media::resize::Fit;
 use crate::sampler::kept_steps;
 use crate::{Error, Result};
 
+/// The largest factor in AnimateLCM-I2V.
+const MOST_FACTOR: f64 = 100.0;
+
 /// The word with which a control takes the frames of the source's video as its hint.
 const VIDEO: &str = "video";
 
@@ -26,8 +29,10 @@ pub struct Source {
     #[serde(skip_serializing_if = "Option::is_none")]
     pub sha256: Option<String>,
     /// Share of the steps that are made, from the clean end: near 0 the frames stay as they are, at 1 little is left of
-    /// them.
-    pub strength: f64,
+    /// them. `None` is [`STRENGTH`](Self::STRENGTH); for AnimateLCM-I2V, which is told of the image in another way, it is
+    /// a start from noise alone.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub strength: Option<f64>,
     /// Frames a second at which the video is sampled; every frame is taken once if `None`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub fps: Option<f64>,
@@ -37,8 +42,20 @@ pub struct Source {
     /// Every so many frames one is taken.
     #[serde(skip_serializing_if = "is_one")]
     pub every: usize,
-    /// Resizing of frames of another size than the clip's.
-    pub fit: Fit,
+    /// Resizing of frames of another size than the clip's: `cover` for AnimateLCM-I2V, else `stretch`, if `None`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub fit: Option<Fit>,
+    /// Factor of the frames' positions in AnimateLCM-I2V's image encoder: with 0 all frames are told the same. 0.8 if
+    /// `None`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub motion_scale: Option<f64>,
+    /// Factors of what AnimateLCM-I2V's image encoder adds to each down block; 1 for all if `None`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub insertion_weights: Option<Vec<f64>>,
+    /// Whether the colours of all frames are moved to the mean of the image's. On for AnimateLCM-I2V, else off, if
+    /// `None`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub color_match: Option<bool>,
 }
 
 impl Default for Source {
@@ -47,12 +64,14 @@ impl Default for Source {
             image: None,
             video: None,
             sha256: None,
-            // As in diffusers' AnimateDiffVideoToVideoPipeline.
-            strength: 0.8,
+            strength: None,
             fps: None,
             from: 0,
             every: 1,
-            fit: Fit::default(),
+            fit: None,
+            motion_scale: None,
+            insertion_weights: None,
+            color_match: None,
         }
     }
 }
@@ -64,6 +83,10 @@ fn is_one(every: &usize) -> bool {
 }
 
 impl Source {
+    /// The strength of models that start from a noised image or video, as in diffusers'
+    /// `AnimateDiffVideoToVideoPipeline`.
+    pub const STRENGTH: f64 = 0.8;
+
     /// A source whose frames all start from this image.
     pub fn image(file: impl Into<String>) -> Self {
         Self { image: Some(file.into()), ..Self::default() }
@@ -84,6 +107,12 @@ impl Source {
         self.video.as_deref().or(self.image.as_deref()).unwrap_or_default()
     }
 
+    /// The name of a given option that only AnimateLCM-I2V has.
+    pub(crate) fn i2v_only(&self) -> Option<&'static str> {
+        let scale = self.motion_scale.map(|_| "motion-scale");
+        scale.or(self.insertion_weights.as_ref().map(|_| "insertion-weights"))
+    }
+
     /// Checks what can be checked without a model, for a run of so many steps.
     pub(super) fn validate(&self, steps: usize) -> Result<()> {
         let wrong = |field: &'static str, reason: &str| Err(Error::request(field, reason));
@@ -93,7 +122,24 @@ impl Source {
             _ if self.file().is_empty() => return wrong(self.field(), "is empty"),
             _ => {}
         }
-        kept_steps(steps, self.strength)?;
+        if let Some(strength) = self.strength {
+            kept_steps(steps, strength)?;
+        }
+        between("motion-scale", self.motion_scale, 0.0, MOST_FACTOR)?;
+        for weight in self.insertion_weights.iter().flatten() {
+            between("insertion-weights", Some(*weight), -MOST_FACTOR, MOST_FACTOR)?;
+        }
+        if self.insertion_weights.as_ref().is_some_and(Vec::is_empty) {
+            return wrong("insertion-weights", "is empty");
+        }
+        if self.video.is_some() {
+            if let Some(field) = self.i2v_only() {
+                return wrong(field, "is of images, a video has none");
+            }
+            if self.color_match == Some(true) {
+                return wrong("color-match", "takes the colours of an image, a video has none");
+            }
+        }
         between("video-fps", self.fps, 0.01, 1000.0)?;
         at_least("video-every", self.every, 1)?;
         if self.image.is_some() {
@@ -125,14 +171,21 @@ mod tests {
     #[test]
     fn a_source_is_read_back_as_written() {
         let source = Source {
-            strength: 0.35,
+            strength: Some(0.35),
             fps: Some(12.5),
             from: 3,
             every: 2,
-            fit: Fit::Pad,
+            fit: Some(Fit::Pad),
             ..Source::video("a.mp4")
         };
-        for source in [source, Source::image("a b.png")] {
+        let i2v = Source {
+            motion_scale: Some(0.35),
+            insertion_weights: Some(vec![1.0, 0.5, -0.25]),
+            color_match: Some(false),
+            fit: Some(Fit::Cover),
+            ..Source::image("c.png")
+        };
+        for source in [source, Source::image("a b.png"), i2v] {
             let request = Request { source: Some(source), ..Request::default() };
             let job = Job::new(Spec::default(), request);
             let json = serde_json::to_string(&job).unwrap();
@@ -141,7 +194,7 @@ mod tests {
         let short = r#"{"schema":"animatelcm/v1","source":{"image":"a.png"}}"#;
         let request = Job::from_json(short).unwrap().request;
         assert_eq!(request.source, Some(Source::image("a.png")));
-        assert_eq!((request.source.unwrap().strength, request.size.frames), (0.8, None));
+        assert_eq!((request.source.unwrap().strength, request.size.frames), (None, None));
         // A video decides the number of frames, unless the request says how many.
         let is_open = |size: &str| {
             let json = r#"{"schema":"animatelcm/v1","source":{"video":"a.mp4"}"#;
@@ -165,16 +218,29 @@ mod tests {
         wrong(Source::default(), "source: is neither");
         wrong(Source::image(""), "image: is empty");
         for strength in [0.0, -0.1, 1.01, f64::NAN, f64::INFINITY] {
+            let strength = Some(strength);
             wrong(Source { strength, ..image.clone() }, "strength: must be above 0 and at most 1");
         }
         // Four steps by default.
-        wrong(Source { strength: 0.24, ..image.clone() }, "strength: 0.24 of 4 steps is less than");
-        assert!(request(Source { strength: 0.25, ..image.clone() }).validate().is_ok());
+        let strength = Some(0.24);
+        wrong(Source { strength, ..image.clone() }, "strength: 0.24 of 4 steps is less than");
+        assert!(request(Source { strength: Some(0.25), ..image.clone() }).validate().is_ok());
         wrong(Source { fps: Some(0.0), ..video.clone() }, "video-fps: must be between");
         wrong(Source { every: 0, ..video.clone() }, "video-every: must be at least 1");
         wrong(Source { fps: Some(8.0), ..image.clone() }, "video-fps: an image has no frames");
         wrong(Source { from: 1, ..image.clone() }, "video-from");
         wrong(Source { every: 2, ..image.clone() }, "video-every");
+        let (scale, weights) = (Some(0.5), Some(vec![1.0]));
+        wrong(Source { motion_scale: scale, ..video.clone() }, "motion-scale: is of images");
+        wrong(Source { insertion_weights: weights, ..video.clone() }, "insertion-weights: is of");
+        wrong(Source { color_match: Some(true), ..video.clone() }, "color-match: takes");
+        for scale in [f64::NAN, f64::INFINITY, 101.0, -101.0] {
+            let (one, all) = (Some(scale), Some(vec![1.0, scale]));
+            wrong(Source { motion_scale: one, ..image.clone() }, "motion-scale: must be between");
+            wrong(Source { insertion_weights: all, ..image.clone() }, "insertion-weights: must");
+        }
+        let none = Some(vec![]);
+        wrong(Source { insertion_weights: none, ..image.clone() }, "insertion-weights: is empty");
         assert!(request(video).is_open() && !request(image).is_open());
     }
 

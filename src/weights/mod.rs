@@ -82,6 +82,8 @@ pub enum Component {
     SparseCtrl,
     /// T2I-Adapter: encodes hint images into features once per run.
     T2iAdapter,
+    /// AnimateLCM-I2V's image encoder, which is in the file of its motion modules.
+    I2vEncoder,
     /// The CLIP vision encoder with its projection.
     ImageEncoder,
     /// IP-Adapter: computes keys and values from the image encoder's features.
@@ -107,6 +109,7 @@ impl Component {
             Self::ControlNet => "controlnet",
             Self::SparseCtrl => "sparsectrl",
             Self::T2iAdapter => "t2i-adapter",
+            Self::I2vEncoder => "i2v encoder",
             Self::ImageEncoder => "image encoder",
             Self::IpAdapter => "ip-adapter",
         }
@@ -121,7 +124,7 @@ impl Component {
             Self::ControlNet | Self::SparseCtrl => &["controlnet"],
             Self::T2iAdapter => &["adapter"],
             Self::ImageEncoder => &["image_encoder"],
-            Self::IpAdapter => &[],
+            Self::I2vEncoder | Self::IpAdapter => &[],
         }
     }
 }
@@ -167,7 +170,10 @@ impl Scope {
         match self {
             Self::Component(wanted) => wanted == component,
             Self::Control => Component::CONTROLS.contains(&component),
-            Self::Motion => component == Component::UNet && is_motion(name),
+            Self::Motion => match component {
+                Component::UNet => is_motion(name),
+                other => other == Component::I2vEncoder,
+            },
             Self::Everything => true,
             Self::Except(unwanted) => unwanted != component,
         }
@@ -243,7 +249,8 @@ impl Checkpoint {
         self.add_file(scope, source).map(|_| ())
     }
 
-    /// Adds motion modules from a file in any supported layout or a diffusers motion adapter folder.
+    /// Adds motion modules from a file in any supported layout or a diffusers motion adapter folder, and AnimateLCM-I2V's
+    /// image encoder if the file has it.
     pub fn add_motion(&mut self, source: &Source) -> Result<()> {
         self.add_scope(Scope::Motion, source, Component::UNet.stems(), &["motion_adapter"])
     }

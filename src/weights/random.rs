@@ -127,6 +127,7 @@ fn prefix(component: Component) -> &'static str {
         Component::ControlNet => "controlnet",
         Component::SparseCtrl => "sparsectrl",
         Component::T2iAdapter => "t2i_adapter",
+        Component::I2vEncoder => "i2v_encoder",
         Component::ImageEncoder => "image_encoder",
         Component::IpAdapter => "ip_adapter",
     }

@@ -5,6 +5,8 @@
 mod composition;
 /// ControlNets.
 mod control_net;
+/// AnimateLCM-I2V.
+mod i2v;
 /// IP-Adapters and the image encoder.
 mod ip_adapter;
 /// Every spelling of a LoRA.

@@ -12,6 +12,8 @@ mod eval;
 mod generate;
 /// Help, completions, manual pages.
 mod help;
+/// Clips of AnimateLCM-I2V.
+mod i2v;
 /// What `inspect` says of weights.
 mod inspect;
 /// Long clips and loops.

@@ -124,9 +124,9 @@ fn impossible_sources_are_one_line_of_error_and_leave_nothing() {
     }
     refused(&["--video=v.gif", "--strength=0.4"], "0.4 of 2 steps is less than one step", "0.5");
     refused(&["--image=v.gif", "--video=v.gif"], "cannot be used with", "");
-    for flag in
-        ["--strength=0.5", "--video-fps=8", "--video-from=0", "--video-every=1", "--fit=pad"]
-    {
+    let of_videos = ["--strength=0.5", "--video-fps=8", "--video-from=0", "--video-every=1"];
+    let others = ["--fit=pad", "--motion-scale=1", "--insertion-weights=1,-1", "--color-match=on"];
+    for flag in of_videos.into_iter().chain(others) {
         let name = flag.trim_start_matches("--").split('=').next().unwrap();
         refused(&[flag], &format!("{name}: there is no image or video"), "--image FILE");
     }
@@ -134,7 +134,11 @@ fn impossible_sources_are_one_line_of_error_and_leave_nothing() {
     refused(&["--video=v.gif", "--frames=9"], "frames: 9 asked for, v.gif gives 4", "--frames 4");
     refused(&["--video=v.gif", "--video-every=0"], "must be at least 1", "");
     refused(&["--video=none.mp4"], "video: none.mp4", "");
-    refused(&["--video=v.gif", "--fit=fill"], "none of `stretch`, `crop`, `pad`", "");
+    let scale = ["--video=v.gif", "--motion-scale=0.5"];
+    refused(&scale, "motion-scale: is of images, a video has none", "");
+    refused(&["--video=v.gif", "--color-match=on"], "color-match: takes the colours of", "");
+    refused(&["--video=v.gif", "--color-match=maybe"], "neither `on` nor `off`", "");
+    refused(&["--video=v.gif", "--fit=fill"], "none of `stretch`, `crop`, `cover`, `pad`", "");
     // What is not read is named, with the line that converts it.
     for (name, part) in
         [("hevc.mp4", "holds HEVC"), ("ten_bits.mp4", "10 bits"), ("picture.avif", "is an AVIF")]

@@ -1,5 +1,7 @@
 //! Images and videos that are read.
 
+/// Resizing and colours of AnimateLCM-I2V.
+mod colors;
 /// Every format, and which frames are taken.
 #[cfg(feature = "mp4")]
 mod formats;

@@ -63,7 +63,7 @@ fn golden_request(about: &Value, run: &Value, folder: &Path) -> Request {
         name => Source::video(hint_folder(folder, name, &pictures(name))),
     };
     let number = |name: &str| run[name].as_f64().unwrap();
-    request(Source { strength: number("strength"), ..source }).with(|r| {
+    request(Source { strength: Some(number("strength")), ..source }).with(|r| {
         r.prompt.text = about["prompt"].as_str().unwrap().into();
         r.prompt.negative = about["negative"].as_str().unwrap().into();
         r.sampling.seed = about["seed"].as_u64();
@@ -259,7 +259,7 @@ fn controls_share_the_frames_of_the_source() {
     let folder = tempfile::tempdir().unwrap();
     let all = video(8, (40, 48));
     let path = hint_folder(folder.path(), "video", &all);
-    let source = Source { from: 1, every: 2, fit: Fit::Crop, ..Source::video(&path) };
+    let source = Source { from: 1, every: 2, fit: Some(Fit::Crop), ..Source::video(&path) };
     let with_hint = |hint: &str| {
         request(source.clone()).with(|r| {
             r.sampling.steps = 2;
@@ -322,10 +322,11 @@ fn frames_of_another_shape_are_fitted_and_stretching_is_told() {
     let folder = tempfile::tempdir().unwrap();
     let path = hint_folder(folder.path(), "video", &video(2, (30, 60)));
     let prepare = |fit| {
-        let request = request(Source { fit, ..Source::video(&path) });
+        let request = request(Source { fit: Some(fit), ..Source::video(&path) });
         pipeline(&tiny_files()).prepared(&request).unwrap()
     };
-    for (fit, is_told) in [(Fit::Stretch, true), (Fit::Crop, false), (Fit::Pad, false)] {
+    let quiet = [Fit::Crop, Fit::Cover, Fit::Pad].map(|fit| (fit, false));
+    for (fit, is_told) in [(Fit::Stretch, true)].into_iter().chain(quiet) {
         let prepared = prepare(fit);
         let want = resize(&video(2, (30, 60))[1], 64, 32, fit, &Stop::default()).unwrap();
         assert!(prepared.source.unwrap().images[1] == want, "{fit:?}");
@@ -407,7 +408,8 @@ fn a_source_that_cannot_be_met_is_refused_by_name() {
     );
     let windows = request(video(&many)).with(|r| r.windows.length = Some(9));
     refused(&windows, "context-length: 9 asked for", "at most 8");
-    refused(&request(Source { strength: 0.2, ..video(&many) }), "strength: 0.2 of 4", "0.25");
+    let little = Source { strength: Some(0.2), ..video(&many) };
+    refused(&request(little), "strength: 0.2 of 4", "0.25");
 }
 
 /// A run whose tensors have other shapes than it needs.

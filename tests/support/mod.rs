@@ -11,6 +11,7 @@ pub(crate) mod golden;
 pub(crate) mod hub;
 #[cfg(feature = "hub")]
 pub(crate) mod hub_server;
+pub(crate) mod i2v;
 pub(crate) mod ip_adapter;
 pub(crate) mod isa;
 pub(crate) mod lora;

@@ -1,6 +1,8 @@
 //! Names and shapes of published files map onto the canonical ones.
 
-use animatelcm::weights::{Checkpoint, Component};
+use animatelcm::models::i2v_encoder::{I2vEncoder, I2vEncoderConfig};
+use animatelcm::models::unet::UNetConfig;
+use animatelcm::weights::{Checkpoint, Component, random};
 
 use crate::support::weights::{index, list, published_source};
 
@@ -53,6 +55,20 @@ fn published_motion_modules_map_onto_the_canonical_names_one_to_one() {
         assert_eq!(index(&checkpoint, Component::UNet), wanted, "{stored}");
         assert_eq!(checkpoint.stored_positions(), frames, "{stored}");
     }
+}
+
+#[test]
+fn every_tensor_of_animatelcm_i2v_is_a_weight() {
+    let (_file, source) = published_source(&["motion_animatelcm", "i2v_encoder"]);
+    let mut checkpoint = Checkpoint::new();
+    checkpoint.add_motion(&source).unwrap();
+    assert_eq!(index(&checkpoint, Component::UNet), list("motion"));
+    assert_eq!(index(&checkpoint, Component::I2vEncoder), list("i2v_encoder"));
+    assert_eq!(checkpoint.names(Component::I2vEncoder).count(), 38);
+    assert_eq!(checkpoint.ignored().count(), 0);
+    let config = I2vEncoderConfig::beside(&UNetConfig::sd15());
+    let wanted = random::inventory(|vb| I2vEncoder::new(&config, &vb)).unwrap();
+    assert_eq!(wanted, list("i2v_encoder"));
 }
 
 #[test]

@@ -116,7 +116,7 @@ impl Distance {
         for (i, path) in chosen.iter().filter_map(|number| found.get(*number)).enumerate() {
             let selection = (clips.frames(), args.real_every);
             let mut frames = videos::frames(FIELD, path, selection, stop)?;
-            if args.real_fit == Fit::Crop {
+            if matches!(args.real_fit, Fit::Crop | Fit::Cover) {
                 frames = frames.iter().map(|frame| videos::cropped(frame, clips.size())).collect();
             }
             real.push(network.of(&frames, stop)?);

@@ -150,7 +150,10 @@ fn size(request: &Request) -> String {
 
 /// What the clip starts from.
 fn source(source: &Source) -> String {
-    let mut words = vec![format!("{} at strength {}", source.file(), source.strength)];
+    let mut words = vec![match source.strength {
+        Some(strength) => format!("{} at strength {strength}", source.file()),
+        None => source.file().to_owned(),
+    }];
     words.extend(source.fps.map(|fps| format!("{fps} frames a second")));
     if source.from > 0 {
         words.push(format!("from frame {}", source.from));
@@ -158,7 +161,15 @@ fn source(source: &Source) -> String {
     if source.every > 1 {
         words.push(format!("one frame of {}", source.every));
     }
-    words.push(format!("fit {}", word(&source.fit)));
+    words.extend(source.fit.map(|fit| format!("fit {}", word(&fit))));
+    words.extend(source.motion_scale.map(|scale| format!("motion scale {scale}")));
+    if let Some(weights) = &source.insertion_weights {
+        let weights: Vec<String> = weights.iter().map(ToString::to_string).collect();
+        words.push(format!("insertion weights {}", weights.join(",")));
+    }
+    if source.color_match == Some(true) {
+        words.push("colours matched".to_owned());
+    }
     words.join(", ")
 }
 

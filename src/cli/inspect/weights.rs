@@ -248,7 +248,8 @@ impl About {
     /// Describes the components of a checkpoint.
     fn of(checkpoint: &Checkpoint, stop: &Stop) -> Result<Self> {
         let count = |component| checkpoint.names(component).count();
-        let all = Component::BASE.into_iter().chain(Component::OPTIONAL);
+        let all = Component::BASE.into_iter().chain([Component::I2vEncoder]);
+        let all = all.chain(Component::OPTIONAL);
         let components = all.map(|component| (component.name(), count(component)));
         Ok(Self {
             kind: kind(checkpoint),
@@ -524,6 +525,10 @@ fn is_sd15(checkpoint: &Checkpoint) -> bool {
 /// positions and in the modules of the middle.
 fn motion_kind(checkpoint: &Checkpoint) -> String {
     let stored = checkpoint.archives().iter().flat_map(|archive| archive.names());
+    if checkpoint.has(Component::I2vEncoder) {
+        return "motion modules for image to video, with their image encoder (AnimateLCM-I2V)"
+            .into();
+    }
     if !stored.into_iter().any(|name| name.contains(".temporal_transformer.")) {
         return "motion modules (diffusers' motion adapter)".into();
     }

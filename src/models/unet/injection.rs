@@ -14,8 +14,18 @@ use crate::nn::ImageContext;
 pub struct Injection {
     residuals: Option<Residuals>,
     stage_features: Vec<Tensor>,
+    motion_inputs: Vec<Tensor>,
     /// Image contexts of every cross-attention, attended to in addition to the prompt.
     image_contexts: Vec<Vec<ImageContext>>,
+}
+
+/// Features that are added in one down block.
+#[derive(Clone, Copy, Debug, Default)]
+pub(in crate::models) struct StageFeatures<'a> {
+    /// Added to the input of the second layer's motion module.
+    pub(in crate::models) motion_input: Option<&'a Tensor>,
+    /// Added to the output of the last layer.
+    pub(in crate::models) output: Option<&'a Tensor>,
 }
 
 /// Residuals of a ControlNet or SparseCtrl network.
@@ -49,23 +59,31 @@ impl Injection {
     ///
     /// Previously added features with another number or other shapes.
     pub fn add_stage_features(&mut self, more: Vec<Tensor>) -> Result<()> {
-        if self.stage_features.is_empty() {
-            self.stage_features = more;
-            return Ok(());
-        }
-        same_number("features", more.len(), "stages", self.stage_features.len())?;
-        let sums = self.stage_features.iter().zip(more).map(|(a, b)| a + b);
-        self.stage_features = sums.collect::<Result<_>>()?;
-        Ok(())
+        add_each(&mut self.stage_features, more)
+    }
+
+    /// Adds features in the second layer of each down block, between its spatial attention and its motion module, where
+    /// AnimateLCM-I2V has them: `(batch*frames, c_i, h_i, w_i)`.
+    ///
+    /// # Errors
+    ///
+    /// Previously added features with another number or other shapes.
+    pub fn add_motion_inputs(&mut self, more: Vec<Tensor>) -> Result<()> {
+        add_each(&mut self.motion_inputs, more)
     }
 
     /// The features of each of `stages` down blocks.
-    pub(super) fn for_stages(&self, stages: usize) -> Result<Vec<Option<&Tensor>>> {
-        if self.stage_features.is_empty() {
-            return Ok(vec![None; stages]);
+    pub(super) fn for_stages(&self, stages: usize) -> Result<Vec<StageFeatures<'_>>> {
+        for features in [&self.stage_features, &self.motion_inputs] {
+            if !features.is_empty() {
+                same_number("features", features.len(), "stages", stages)?;
+            }
         }
-        same_number("features", self.stage_features.len(), "stages", stages)?;
-        Ok(self.stage_features.iter().map(Some).collect())
+        let features = |i| StageFeatures {
+            motion_input: self.motion_inputs.get(i),
+            output: self.stage_features.get(i),
+        };
+        Ok((0..stages).map(features).collect())
     }
 
     /// Adds an image context to every cross-attention, in the order of
@@ -135,6 +153,17 @@ impl Residuals {
         let mid = change(skips.len(), &self.mid)?;
         Ok(Self { skips, mid })
     }
+}
+
+/// Adds features to those of the same stages.
+fn add_each(features: &mut Vec<Tensor>, more: Vec<Tensor>) -> Result<()> {
+    if features.is_empty() {
+        *features = more;
+        return Ok(());
+    }
+    same_number("features", more.len(), "stages", features.len())?;
+    *features = features.iter().zip(more).map(|(a, b)| a + b).collect::<Result<_>>()?;
+    Ok(())
 }
 
 /// Checks that lists have the same length, because zipping would silently truncate the longer one.

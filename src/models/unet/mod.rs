@@ -8,6 +8,7 @@ mod injection;
 mod stage;
 
 pub use config::{CrossAttention, LayerConfig, Place, StageConfig, Stages, UNetConfig};
+pub(in crate::models) use injection::StageFeatures;
 pub use injection::{Injection, Residuals};
 pub(super) use stage::Stage;
 
@@ -138,8 +139,8 @@ impl UNet {
         let mut x = self.conv_in.forward(x)?;
         let mut skips = vec![x.clone()];
         let features = input.injection.for_stages(self.down.len())?;
-        for (stage, feature) in self.down.iter().zip(features) {
-            x = stage.down(x, &time, input, feature, &mut skips)?;
+        for (stage, features) in self.down.iter().zip(features) {
+            x = stage.down(x, &time, input, features, &mut skips)?;
         }
         input.injection.onto_skips(&mut skips)?;
 

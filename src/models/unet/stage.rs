@@ -5,7 +5,7 @@ use std::ops::Range;
 use crate::weights::VarBuilder;
 use candle_core::{Result, Tensor};
 
-use super::{LayerConfig, Place, StageConfig, UNetConfig, UNetInput};
+use super::{LayerConfig, Place, StageConfig, StageFeatures, UNetConfig, UNetInput};
 use crate::kernels::layout::{add, cat};
 use crate::models::motion::MotionModule;
 use crate::nn::{
@@ -19,6 +19,9 @@ pub(in crate::models) struct Stage {
     downsample: Option<Downsample>,
     upsample: Option<Upsample>,
 }
+
+/// Index of a down block's layer whose motion module has features added to its input.
+const MOTION_INPUT: usize = 1;
 
 /// A residual block, followed by spatial attention and a motion module.
 #[derive(Clone, Debug)]
@@ -95,19 +98,19 @@ impl Stage {
         })
     }
 
-    /// Runs the layers and the downsampler; every output is also pushed to `skips`. `feature` is added after the last
-    /// layer.
+    /// Runs the layers and the downsampler; every output is also pushed to `skips`.
     pub(in crate::models) fn down(
         &self,
         mut x: Tensor,
         time: &Tensor,
         input: &UNetInput<'_>,
-        feature: Option<&Tensor>,
+        features: StageFeatures<'_>,
         skips: &mut Vec<Tensor>,
     ) -> Result<Tensor> {
         for (i, layer) in self.layers.iter().enumerate() {
-            x = layer.forward(&x, time, input)?;
-            if let Some(feature) = feature.filter(|_| i + 1 == self.layers.len()) {
+            let motion_input = features.motion_input.filter(|_| i == MOTION_INPUT);
+            x = layer.forward(&x, motion_input, time, input)?;
+            if let Some(feature) = features.output.filter(|_| i + 1 == self.layers.len()) {
                 x = add(&x, feature)?;
             }
             skips.push(x.clone());
@@ -126,7 +129,7 @@ impl Stage {
         input: &UNetInput<'_>,
     ) -> Result<Tensor> {
         for layer in &self.layers {
-            x = layer.forward(&x, time, input)?;
+            x = layer.forward(&x, None, time, input)?;
         }
         Ok(x)
     }
@@ -142,7 +145,7 @@ impl Stage {
     ) -> Result<Tensor> {
         for layer in &self.layers {
             let Some(skip) = skips.pop() else { candle_core::bail!("the skips ran out") };
-            x = layer.forward(&cat(&[&x, &skip])?, time, input)?;
+            x = layer.forward(&cat(&[&x, &skip])?, None, time, input)?;
         }
         if let Some(upsample) = &self.upsample {
             let (_, _, height, width) = match skips.last() {
@@ -156,12 +159,22 @@ impl Stage {
 }
 
 impl Layer {
-    fn forward(&self, x: &Tensor, time: &Tensor, input: &UNetInput<'_>) -> Result<Tensor> {
+    /// `motion_input` is added before the motion module.
+    fn forward(
+        &self,
+        x: &Tensor,
+        motion_input: Option<&Tensor>,
+        time: &Tensor,
+        input: &UNetInput<'_>,
+    ) -> Result<Tensor> {
         input.stop.check()?;
         let mut x = self.resnet.forward(x, Some(time), input.stop)?;
         if let Some(attention) = &self.attention {
             let images = input.injection.image_contexts(self.cross_attentions.clone());
             x = attention.forward(&x, input.context, images, input.stop)?;
+        }
+        if let Some(feature) = motion_input {
+            x = add(&x, feature)?;
         }
         if let Some(motion) = &self.motion {
             x = motion.forward(&x, input.frames, input.motion_norm, input.stop)?;

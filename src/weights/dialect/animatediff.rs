@@ -3,7 +3,8 @@
 //! `down_blocks.0.motion_modules.0.temporal_transformer.transformer_blocks.0.attention_blocks.1.to_q` is translated to
 //! diffusers' name by six substitutions. AnimateDiff stores a sinusoidal position table in each attention
 //! (`pos_encoder.pe`), AnimateLCM none; positions are computed here, as in `PositionalEncoding` of
-//! guoyww/AnimateDiff@cf80ddeb47b69cf0b16f225800de081d486d7f21, `animatediff/models/motion_module.py`.
+//! guoyww/AnimateDiff@cf80ddeb47b69cf0b16f225800de081d486d7f21, `animatediff/models/motion_module.py`. The file of
+//! AnimateLCM-I2V also has an image encoder, `img_encoder.*`, which keeps its names.
 
 use super::{Dialect, Mapped, Mapper, Names};
 use crate::weights::Component;
@@ -76,6 +77,7 @@ fn map(name: &str) -> Mapped {
         Some("down_blocks" | "mid_block" | "up_blocks") if name.contains(".motion_modules.") => {
             Mapped::keep(Component::UNet, canonical(name))
         }
+        Some("img_encoder") => Mapped::keep(Component::I2vEncoder, name),
         Some("animatediff_config" | "epoch" | "global_step") => {
             Mapped::Ignored { why: "a note of the trainer" }
         }

@@ -84,6 +84,7 @@ fn unet(name: &str) -> Mapped {
             "conv_in" | "time_embedding" | "down_blocks" | "mid_block" | "up_blocks"
             | "conv_norm_out" | "conv_out",
         ) => Mapped::keep(Component::UNet, name),
+        Some("img_encoder") => Mapped::keep(Component::I2vEncoder, name),
         _ => Mapped::Unknown,
     }
 }

@@ -141,10 +141,10 @@ const SIGNS: &[Sign] = &[
         ),
     ),
     (
-        |n| n.has_prefix("img_encoder."),
+        |n| n.has_prefix("img_encoder.") && !n.any_contains(".motion_modules."),
         foreign(
-            "a motion module for image-to-video (AnimateLCM-I2V)",
-            "for text-to-video use AnimateLCM_sd15_t2v",
+            "the image encoder of AnimateLCM-I2V without its motion modules",
+            "use AnimateLCM_sd15_i2v, which has both",
         ),
     ),
     (
@@ -289,7 +289,7 @@ mod tests {
             ("controlnet_cond_embedding.conv_in.weight", "ControlNet"),
             ("lora_unet_mid_block_attentions_0_proj_in.lora_down.weight", "LoRA"),
             ("unet.conv_in.lora_A.weight", "LoRA"),
-            ("img_encoder.conv_in.weight", "image-to-video"),
+            ("img_encoder.conv_in.weight", "without its motion modules"),
             ("lllite_unet_input_blocks_4_1_attn1_to_q.down.0.weight", "ControlNet-LLLite"),
             ("control_add_embedding.linear_1.weight", "union ControlNet"),
             ("controlnet_mode_embedder.weight", "union ControlNet"),

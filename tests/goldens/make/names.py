@@ -18,6 +18,7 @@ from diffusers import AutoencoderKL, ControlNetModel, MotionAdapter, T2IAdapter,
 from diffusers.loaders.single_file_utils import convert_animatediff_checkpoint_to_diffusers, convert_controlnet_checkpoint
 from diffusers.models import SparseControlNetModel
 from diffusers.models.embeddings import ImageProjection, IPAdapterFullImageProjection, IPAdapterPlusImageProjection
+from i2v import Encoder
 from keys import (full_key, kohya_key, ldm_control_net_key, ldm_unet_key, ldm_vae_key, old_vae_key, original_motion_key, original_position_keys,
                   original_sparse_key, original_t2i_key, plus_key)
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPVisionConfig, CLIPVisionModelWithProjection
@@ -121,6 +122,10 @@ def main():
     write("motion", plain, 546, 453_209_280)
     write("motion_adapter", plain + [(k, s) for k, s in motion if k.endswith("pos_embed.pe")], 567)
     write("motion_animatelcm", [(original_motion_key(k), s) for k, s in plain], 546)
+    # what AnimateLCM-I2V's file has beside them
+    with torch.device("meta"):
+        encoder = shapes(Encoder(4, (320, 640, 1280, 1280)))
+    write("i2v_encoder", [("img_encoder." + k, s) for k, s in encoder], 38, 76_827_840)
     for version, count in (("v1", 520 + 40), ("v2", 546 + 42), ("v3", 520 + 40)):
         all_ = shapes(adapters[version])
         original = [(original_motion_key(k), s) for k, s in all_ if original_motion_key(k)]

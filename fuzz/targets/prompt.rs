@@ -4,6 +4,7 @@ use std::sync::OnceLock;
 
 use animatelcm::request::Request;
 use animatelcm::text::TextModel;
+use animatelcm::text::editing::versions;
 use animatelcm::text::prompt::{Part, PromptMode, first_tag, parse, take_loras};
 use animatelcm::text::tokenizer::Tokenizer;
 
@@ -19,6 +20,13 @@ pub fn run(data: &[u8]) {
         assert!(!parts.is_empty());
         let is_sound = |part: &Part| !matches!(part, Part::Text { weight, .. } if weight.is_nan());
         assert!(parts.iter().all(is_sound));
+    }
+    for steps in [1, 4, 7] {
+        let Ok(versions) = versions(&text, steps) else { continue };
+        assert_eq!(versions.last().map(|version| version.until), Some(steps));
+        assert!(versions.is_sorted_by(|a, b| a.until < b.until));
+        // Every part is that of the prompt, but none is there twice.
+        assert!(versions.iter().all(|version| version.text.len() <= text.len()));
     }
     if let Ok((rest, tags)) = take_loras(&text)
         && !tags.is_empty()

@@ -1,6 +1,7 @@
 //! Detection of prompt syntax of other programs that is not supported here, so that it is reported and not silently
 //! read as words.
 
+use super::editing;
 use super::prompt::{is_lora_tag, tag_name};
 
 /// Maximum length of a quoted piece of a prompt in a message, in characters.
@@ -10,13 +11,18 @@ const SHOWN: usize = 60;
 /// as the names of textual inversions.
 pub(super) fn notes(prompt: &str, is_word: impl Fn(&str) -> bool) -> Vec<String> {
     let mut notes = tags(prompt, is_word);
-    notes.extend(brackets(prompt));
+    if !editing::is_readable(prompt) {
+        notes.extend(brackets(prompt));
+    }
     let is_letter = |c: char| c.is_alphanumeric() || c == '_';
     if prompt.split(|c| !is_letter(c)).any(|word| word == "AND") {
         notes.push("`AND`, which joins prompts in A1111, is a word here".into());
     }
     if is_travel(prompt) {
-        notes.push("`0: ... 8: ...`, prompts for single frames, is read as one prompt".into());
+        notes.push(
+            "`0: ... 8: ...`, prompts for single frames, is read as one prompt; --travel has such"
+                .into(),
+        );
     }
     notes
 }
@@ -69,7 +75,8 @@ struct Open {
     has_bar: bool,
 }
 
-/// Messages about square brackets for prompt editing and alternation: the first of each kind.
+/// Messages about square brackets for prompt editing and alternation in a prompt that the web UI's grammar does not
+/// read: the first of each kind.
 fn brackets(prompt: &str) -> Vec<String> {
     let (mut editing, mut alternating) = (None, None);
     let mut open: Vec<Open> = Vec::new();
@@ -117,7 +124,8 @@ fn brackets(prompt: &str) -> Vec<String> {
         .map(|whole| {
             let shown = shown(whole);
             format!(
-                "`{shown}` would change the prompt between steps; here the bracket only weakens"
+                "`{shown}` only weakens: with a `|` outside of square brackets, or a backslash at the end, no bracket \
+                 changes the prompt between steps"
             )
         })
         .collect()
@@ -165,11 +173,11 @@ mod tests {
             ("<wildcard:x> dog", &["`<wildcard:x>` is not known"]),
             ("a cat AND a dog", &["`AND`"]),
             ("a cat\nAND\na dog :1.2", &["`AND`"]),
-            ("a [cat:dog:0.5]", &["`[cat:dog:0.5]` would change"]),
-            ("[cat::0.5] [dog: 8]", &["`[cat::0.5]` would change"]),
-            ("a [(big:1.2) cat:dog:0.5]", &["`[(big:1.2) cat:dog:0.5]`"]),
-            ("a [cat|dog]", &["`[cat|dog]` would change"]),
-            ("[a|b] [c:0.2] <hypernet:x>", &["<hypernet:x>", "[c:0.2]", "[a|b]"]),
+            ("a|b [cat:dog:0.5]", &["`[cat:dog:0.5]` only weakens"]),
+            ("[cat::0.5] [dog: 8] \\", &["`[cat::0.5]` only weakens"]),
+            ("a [(big:1.2) cat:dog:0.5] (a|b)", &["`[(big:1.2) cat:dog:0.5]`"]),
+            ("a [cat|dog] | cow", &["`[cat|dog]` only weakens"]),
+            ("[a|b] [c:0.2] <hypernet:x> \\", &["<hypernet:x>", "[c:0.2]", "[a|b]"]),
             ("0: a cat 8: a dog", &["prompts for single frames"]),
             ("0: a cat", &["prompts for single frames"]),
             ("\"0\": \"a cat\",\n\"8\": \"a dog\"", &["prompts for single frames"]),
@@ -188,6 +196,8 @@ mod tests {
         for prompt in [
             "",
             "a cat and a dog",
+            "a [cat:dog:0.5] [a|b]",
+            "[cat::0.5] [dog: 8] <hypernets> [(big:1.2) cat:dog:0.5]",
             "ANDROID, BRAND, a_AND_b",
             "(a:1.2) [b] ((c))",
             r"\[a:b:0.5\] \[a|b\]",

@@ -1,6 +1,7 @@
 //! Text encoding: prompts to the text states of the UNet's cross-attention.
 
 mod chunks;
+pub mod editing;
 mod foreign;
 pub mod inversion;
 pub mod prompt;

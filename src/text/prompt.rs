@@ -15,9 +15,8 @@
 //! literal, and a weight after a colon counts only before a closing round bracket. So a prompt with literal round or
 //! square brackets needs backslashes, or [`PromptMode::Plain`].
 //!
-//! Differences: `BREAK` works inside brackets too. Prompt editing (`[from:to:when]`) and alternation (`[a|b]`), which
-//! change the prompt between steps, are not supported; such brackets only lower the weight, and the pipeline warns of
-//! them.
+//! Prompt editing (`[from:to:when]`) and alternation (`[a|b]`), which change the prompt between steps, are taken out
+//! before: see [`editing`](mod@super::editing). One difference: `BREAK` works inside brackets too.
 
 use std::borrow::Cow;
 
@@ -60,7 +59,7 @@ pub enum Part {
 const BRACKET: f64 = 1.1;
 
 /// Maximum number of open brackets, which keeps parsing linear.
-const MOST_OPEN: usize = 64;
+pub(super) const MOST_OPEN: usize = 64;
 
 /// Parses a prompt into at least one part; an empty prompt is one part without text.
 ///
@@ -269,7 +268,7 @@ pub(super) fn tag_name(text: &str) -> Option<&str> {
 }
 
 /// The prompt without hypernetwork tags.
-fn without_hypernets(prompt: &str) -> Cow<'_, str> {
+pub(super) fn without_hypernets(prompt: &str) -> Cow<'_, str> {
     let mut kept = Cow::Borrowed(prompt);
     let (mut from, mut at) = (0, 0);
     while let Some(found) = prompt[at..].find('<') {

@@ -1,0 +1,26 @@
+//! Prompts that change between steps, against AUTOMATIC1111's schedules.
+
+use animatelcm::text::editing::{Version, versions};
+
+use crate::support::golden;
+
+#[test]
+fn every_prompt_has_the_versions_of_the_web_ui() {
+    let cases = golden::json("prompt_editing");
+    let cases: Vec<(String, usize, Vec<(usize, String)>)> =
+        serde_json::from_value(cases["cases"].clone()).unwrap();
+    assert!(cases.len() > 90);
+    for (prompt, steps, want) in cases {
+        let got = versions(&prompt, steps).unwrap().into_iter();
+        let got: Vec<_> = got.map(|Version { until, text }| (until, text)).collect();
+        assert_eq!(got, want, "{prompt} in {steps} steps");
+    }
+}
+
+#[test]
+fn hypernetworks_are_gone_before() {
+    let texts = |prompt: &str| -> Vec<String> {
+        versions(prompt, 4).unwrap().into_iter().map(|version| version.text).collect()
+    };
+    assert_eq!(texts("[a <hypernet:x:0.5>:b:2]"), ["a ", "b"]);
+}

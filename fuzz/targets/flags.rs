@@ -5,7 +5,10 @@ use animatelcm::device::{DeviceChoice, DtypeChoice, KernelChoice, Quantize};
 use animatelcm::library::Preset;
 use animatelcm::media::resize::Fit;
 use animatelcm::models::motion::MotionNorm;
-use animatelcm::request::{Control, Embedding, IpAdapter, Job, Loop, Request, Spec, WeightedFile};
+use animatelcm::request::{
+    Control, Embedding, Interpolation, IpAdapter, Job, Loop, Prompt, Request, Spec, Travel,
+    WeightedFile,
+};
 use animatelcm::rng::{NoiseKind, RngKind};
 use animatelcm::sampler::{Fuse, SamplerKind, WindowSchedule};
 use animatelcm::schedule::{BetaSchedule, Prediction, Spacing};
@@ -21,6 +24,10 @@ pub fn run(data: &[u8]) {
     }
     if let Ok(adapter) = text.parse::<IpAdapter>() {
         survives(Request { ip_adapters: vec![adapter], ..Request::default() });
+    }
+    if let Ok(travel) = text.parse::<Travel>() {
+        let prompt = Prompt { travel, ..Prompt::default() };
+        survives(Request { prompt, ..Request::default() });
     }
     if let Ok(lora) = text.parse::<WeightedFile>() {
         write(&Job::new(Spec { loras: vec![lora], ..Spec::default() }, Request::default()));
@@ -38,6 +45,7 @@ pub fn run(data: &[u8]) {
     let _ = text.parse::<DtypeChoice>();
     let _ = text.parse::<Fit>();
     let _ = text.parse::<Fuse>();
+    let _ = text.parse::<Interpolation>();
     let _ = text.parse::<KernelChoice>();
     let _ = text.parse::<Loop>();
     let _ = text.parse::<MotionNorm>();

@@ -9,7 +9,7 @@ use super::preview::Protocol;
 use crate::device::{DeviceChoice, DtypeChoice, KernelChoice, Quantize};
 use crate::media::resize::Fit;
 use crate::models::motion::MotionNorm;
-use crate::request::{Control, Embedding, IpAdapter, Loop, WeightedFile};
+use crate::request::{Control, Embedding, Interpolation, IpAdapter, Loop, WeightedFile};
 use crate::rng::{NoiseKind, RngKind};
 use crate::sampler::{Fuse, WindowSchedule};
 use crate::schedule::{BetaSchedule, Prediction, Spacing};
@@ -59,10 +59,18 @@ pub(super) struct GenerateArgs {
     /// What to avoid; needs --cfg-scale above 1.
     #[arg(short, long, value_name = "TEXT", alias = "negative")]
     pub(super) negative_prompt: Option<String>,
-    /// Syntax of prompts: a1111 knows `(word:1.2)`, `[word]`, `BREAK` and prompts of any length, plain takes every
-    /// character as it is and truncates what is too long [default: a1111].
+    /// Syntax of prompts: a1111 knows `(word:1.2)`, `[word]`, `[from:to:when]`, `[a|b]`, `BREAK` and prompts of any
+    /// length, plain takes every character as it is and truncates what is too long [default: a1111].
     #[arg(long, value_name = "a1111|plain", hide_short_help = true)]
     pub(super) prompt_mode: Option<PromptMode>,
+    /// Prompts for single frames, between which the clip goes from one to the next: `0: a bud; 16: a blossom`, a JSON
+    /// map `{"0": "a bud", "16": "a blossom"}`, or a file with either. PROMPT is the beginning of all of them.
+    #[arg(long, value_name = "KEYS|FILE", aliases = ["prompt-travel", "prompt-map"])]
+    #[arg(hide_short_help = true)]
+    pub(super) travel: Option<String>,
+    /// How prompts go over into each other: linear or spherical [default: linear].
+    #[arg(long, value_name = "linear|spherical", hide_short_help = true)]
+    pub(super) travel_interpolation: Option<Interpolation>,
     /// Folder searched for `<lora:name:0.8>` in prompts.
     #[arg(long, value_name = "DIR", alias = "lora-model-dir", hide_short_help = true)]
     pub(super) lora_dir: Option<PathBuf>,
@@ -279,7 +287,7 @@ pub(super) struct LongFlags {
 }
 
 /// Returns whether something is at a path.
-fn is_there(path: &str) -> bool {
+pub(super) fn is_there(path: &str) -> bool {
     /// No path is longer: bytes.
     const LONGEST: usize = 4096;
     !path.is_empty() && path.len() <= LONGEST && Path::new(path).exists()

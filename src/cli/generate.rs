@@ -6,7 +6,7 @@ use std::time::{SystemTime, UNIX_EPOCH};
 
 use super::flags::{
     ClipFlags, GenerateArgs, LongFlags, ModelFlags, ProgressMode, Reporting, SamplingFlags,
-    SourceFlags,
+    SourceFlags, is_there,
 };
 use super::preview::{self, Preview};
 use super::progress::Progress;
@@ -17,9 +17,9 @@ use crate::job::{self, Imported, Known, Names, Requests, Target};
 use crate::library::Library;
 use crate::output::{self, Existing};
 use crate::pipeline::{Done, Event, Observer};
-use crate::request::{FileRecord, Job, Request, Source, Spec};
+use crate::request::{FileRecord, Job, Prompt, Request, Source, Spec, Travel};
 use crate::sampler::SamplerKind;
-use crate::{Error, ErrorKind, Result, Stop};
+use crate::{Error, ErrorKind, Result, Stop, files};
 
 pub(super) fn run(mut args: GenerateArgs, stop: &Stop) -> Result<()> {
     take_stdin(&mut args, stop)?;
@@ -156,7 +156,7 @@ fn all(args: &GenerateArgs, names: &Names, mut batch: job::Batch, stop: &Stop) -
             let seed = seeded(&mut asked.job.request);
             let path = match &args.output.output {
                 Some(path) => numbered(path, total, 1),
-                None => default_name(&asked.job.request.prompt.text, seed),
+                None => default_name(&asked.job.request.prompt, seed),
             };
             let (target, told) = (target(args, &path), (&mut progress, Answer::Line));
             let done = make(asked, names, Some(&library), &target, told)?;
@@ -216,7 +216,7 @@ fn clips(args: &GenerateArgs, request: &Request, seed: u64) -> Result<Vec<(u64, 
     if count == 0 || count > MOST_CLIPS {
         return wrong(&format!("must be from 1 to {MOST_CLIPS}, got {count}"));
     }
-    let named = |seed: u64| default_name(&request.prompt.text, seed);
+    let named = |seed: u64| default_name(&request.prompt, seed);
     let output = args.output.output.as_deref();
     if count == 1 {
         return Ok(vec![(seed, output.map_or_else(|| named(seed), Path::to_path_buf))]);
@@ -388,7 +388,8 @@ fn requested(
         };
         job.tensors_in = Some(FileRecord { file, sha256: None });
     }
-    let has_prompt = args.prompt.is_some() || args.prompt_flag.is_some() || args.request.is_some();
+    let has_prompt = args.prompt.is_some() || args.prompt_flag.is_some();
+    let has_prompt = has_prompt || args.travel.is_some() || args.request.is_some();
     if !has_prompt && !args.dump_request {
         return Err(Error::request("prompt", "is missing")
             .with_hint("animatelcm generate \"a yellow star moving up on a navy background\""));
@@ -479,7 +480,15 @@ pub(super) fn spec(flags: &ModelFlags, spec: &mut Spec) {
 }
 
 fn request(args: &GenerateArgs, request: &mut Request) -> Result<()> {
-    set(&mut request.prompt.text, args.prompt.as_ref().or(args.prompt_flag.as_ref()));
+    let prompt = args.prompt.as_ref().or(args.prompt_flag.as_ref());
+    set(&mut request.prompt.text, prompt);
+    match &args.travel {
+        Some(keys) => request.prompt.travel = travel(keys)?,
+        // A prompt that is typed takes the place of all that the request has.
+        None if prompt.is_some() => request.prompt.travel = Travel::default(),
+        None => {}
+    }
+    set(&mut request.prompt.interpolation, args.travel_interpolation.as_ref());
     set(&mut request.prompt.negative, args.negative_prompt.as_ref());
     set(&mut request.prompt.mode, args.prompt_mode.as_ref());
     if !args.control.control.is_empty() {
@@ -492,6 +501,29 @@ fn request(args: &GenerateArgs, request: &mut Request) -> Result<()> {
     source(&args.source, request)?;
     long(&args.long, request);
     how(&args.clip, &args.sampling, request)
+}
+
+/// Keys as they are typed, or those of a file.
+fn travel(keys: &str) -> Result<Travel> {
+    /// The longest file that is read: bytes.
+    const LONGEST: u64 = 4 << 20;
+    if !is_there(keys) {
+        return keys.parse();
+    }
+    let path = Path::new(keys);
+    let unreadable = |error| Error::unreadable("travel", path, &error);
+    let bytes = files::read(path, LONGEST).map_err(unreadable)?;
+    let wrong = |reason: &str| Error::request("travel", format!("{}: {reason}", path.display()));
+    let text = String::from_utf8(bytes).map_err(|_| wrong("is not UTF-8 text"))?;
+    let read: Result<Travel> = match Travel::from_lines(&text) {
+        Ok(Some(travel)) if !text.trim_start().starts_with('{') => Ok(travel),
+        Err(error) if !text.trim_start().starts_with('{') => Err(error),
+        _ => text.parse(),
+    };
+    read.map_err(|error| {
+        let reason = error.to_string();
+        wrong(reason.strip_prefix("travel: ").unwrap_or(&reason))
+    })
 }
 
 /// What the clip starts from, and what follows for its length and rate unless other flags say those.
@@ -603,8 +635,10 @@ pub(super) fn random_seed() -> u64 {
 }
 
 /// `a-red-circle-7.gif`.
-fn default_name(prompt: &str, seed: u64) -> PathBuf {
-    let mut slug: String = prompt
+fn default_name(prompt: &Prompt, seed: u64) -> PathBuf {
+    let first = prompt.travel.keys().first().map_or("", |key| key.text.as_str());
+    let text = if prompt.text.trim().is_empty() { first } else { prompt.text.as_str() };
+    let mut slug: String = text
         .to_lowercase()
         .split(|c: char| !c.is_alphanumeric())
         .filter(|word| !word.is_empty())

@@ -16,8 +16,7 @@ pub fn resolve(job: &mut Job, folders: &[PathBuf]) -> Result<()> {
         let reason = format!("{} is not a folder", folder.display());
         return Err(Error::request("embedding-dir", reason));
     }
-    let prompts =
-        [&job.request.prompt.text, &job.request.prompt.negative].map(|p| p.to_lowercase());
+    let prompts: Vec<String> = job.request.prompt.texts().map(str::to_lowercase).collect();
     let given: Vec<_> = job
         .models
         .embeddings

@@ -7,7 +7,7 @@ use crate::request::{Job, WeightedFile};
 use crate::text::prompt::{LoraTag, PromptMode, take_loras};
 use crate::{Error, Result};
 
-/// Turns the tags of a job's prompt into LoRAs of the job, found in the first of `folders` that has one of the name.
+/// Turns the tags of a job's prompts into LoRAs of the job, found in the first of `folders` that has one of the name.
 ///
 /// # Errors
 ///
@@ -20,17 +20,45 @@ pub fn resolve(job: &mut Job, folders: &[PathBuf]) -> Result<()> {
     if job.request.prompt.mode == PromptMode::Plain {
         return Ok(());
     }
-    let taken = take_loras(&job.request.prompt.text);
-    let (prompt, tags) = taken.map_err(|reason| Error::request("prompt", reason))?;
-    if tags.is_empty() {
-        return Ok(());
+    let mut tags: Vec<LoraTag> = Vec::new();
+    let travels = job.request.prompt.keys()?.len() > 1;
+    for text in job.request.prompt.positive_mut() {
+        let taken = take_loras(text);
+        let (prompt, found) = taken.map_err(|reason| Error::request("prompt", reason))?;
+        if found.is_empty() {
+            continue;
+        }
+        *text = prompt;
+        for tag in found {
+            if !travels || is_new(&tag, &tags)? {
+                tags.push(tag);
+            }
+        }
     }
     for tag in tags {
         let path = lora(&tag.name, folders)?;
         job.models.loras.push(weighted(&tag, &path)?);
     }
-    job.request.prompt.text = prompt;
     Ok(())
+}
+
+/// Returns whether no other prompt of a clip has the tag. Weights are those of the whole clip, so that a tag in every
+/// prompt counts once.
+fn is_new(tag: &LoraTag, tags: &[LoraTag]) -> Result<bool> {
+    match tags.iter().find(|other| other.name == tag.name) {
+        Some(other) if other == tag => Ok(false),
+        Some(other) => {
+            let (name, one, two) = (&tag.name, other.unet_strength, tag.unet_strength);
+            let reason = if one == two {
+                format!("the LoRA `{name}` is set in two ways")
+            } else {
+                format!("the LoRA `{name}` has the strengths {one} and {two}")
+            };
+            Err(Error::request("travel", reason)
+                .with_hint("a LoRA has one strength in all frames of a clip"))
+        }
+        None => Ok(true),
+    }
 }
 
 fn weighted(tag: &LoraTag, path: &Path) -> Result<WeightedFile> {
@@ -93,6 +121,19 @@ mod tests {
         let (prompt, loras) = resolved("x <lora:b.v2:0.5> y<lora:a>", &files).unwrap();
         assert_eq!(prompt, "x  y");
         assert_eq!(loras, [("people/b.v2.pt".into(), 0.5), ("a.safetensors".into(), 1.0)]);
+    }
+
+    #[test]
+    fn a_tag_in_every_prompt_of_a_travel_counts_once_and_has_one_strength() {
+        let files = ["a.pt", "b.pt"];
+        let lines = "<lora:b>x\n0: y <lora:a:0.5>\n8: z <lora:a:0.5>";
+        let (prompt, loras) = resolved(lines, &files).unwrap();
+        assert_eq!(prompt, "x\n0: y \n8: z ");
+        assert_eq!(loras, [("b.pt".into(), 1.0), ("a.pt".into(), 0.5)]);
+        let error = resolved("0: y <lora:a:0.5>\n8: z <lora:a:0.8>", &files).unwrap_err();
+        assert_eq!(error.to_string(), "travel: the LoRA `a` has the strengths 0.5 and 0.8");
+        // Two tags of one prompt are two LoRAs, as ever.
+        assert_eq!(resolved("<lora:a:0.5><lora:a:0.5>", &files).unwrap().1.len(), 2);
     }
 
     #[test]

@@ -33,10 +33,12 @@ const SHORT_NAMED: usize = 12;
 /// The text.
 pub(super) fn text(job: &Job, made: &Made<'_>) -> String {
     let request = &job.request;
-    let mut text = request.prompt.text.trim().to_owned();
-    for (tag, _) in loras(job, made) {
+    let mut text = prompt(request);
+    // Behind lines for frames a line of its own belongs to all of them.
+    let travels = request.prompt.keys().is_ok_and(|keys| keys.len() > 1);
+    for (i, (tag, _)) in loras(job, made).into_iter().enumerate() {
         if !text.is_empty() {
-            text.push(' ');
+            text.push(if travels && i == 0 { '\n' } else { ' ' });
         }
         text.push_str(&tag);
     }
@@ -50,6 +52,21 @@ pub(super) fn text(job: &Job, made: &Made<'_>) -> String {
         .collect();
     text.push('\n');
     text.push_str(&fields.join(", "));
+    text
+}
+
+/// The prompt; if it travels, with a line for each key, as A1111's extension for AnimateDiff reads it.
+fn prompt(request: &Request) -> String {
+    let prompt = &request.prompt;
+    let mut text = prompt.text.trim().to_owned();
+    for key in prompt.travel.keys() {
+        if !text.is_empty() {
+            text.push('\n');
+        }
+        let words: Vec<&str> = key.text.lines().map(str::trim).collect();
+        // Writing to a string cannot fail.
+        let _ = write!(text, "{}: {}", key.frame, words.join(" "));
+    }
     text
 }
 

@@ -1,25 +1,20 @@
-//! What a run is conditioned on: prompts, hints, images, and conditioners of one's own.
+//! What a run is conditioned on beside its prompts: hints, images, and conditioners of one's own.
 
-use std::borrow::Cow;
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex};
 
 use candle_core::{DType, Device, Tensor};
 
 use super::denoiser::{Guided, Settings};
-use super::event::record;
-use super::{Event, Observer, Pipeline, Prepared, hints, lock};
+use super::states::States;
+use super::{Observer, Pipeline, Prepared, hints, lock};
 use crate::adapters::ip_adapter::{ImageFeatures, ImagePrompt, UNetInfo};
 use crate::adapters::{Conditioner, Pass};
 use crate::library::SideNetwork;
 use crate::media::tensor::from_rgb;
 use crate::models::Predict;
 use crate::models::unet::Injection;
-use crate::procedural::reading;
-use crate::request::Request;
 use crate::rng::Noise;
-use crate::text::Chunks;
-use crate::text::inversion::Inversion;
 use crate::{Error, Result};
 
 impl Pipeline {
@@ -28,7 +23,7 @@ impl Pipeline {
         &self,
         unet: &'a dyn Predict,
         prepared: &Prepared,
-        (context, negative): &(Tensor, Option<Tensor>),
+        (context, negative): (States, Option<States>),
     ) -> Result<Guided<'a>> {
         let settings = Settings {
             prediction: self.models.scheduler(&prepared.request).prediction_type,
@@ -42,71 +37,6 @@ impl Pipeline {
             }
             None => Ok(guided),
         }
-    }
-
-    /// The states of the prompt and, with guidance, of the negative prompt.
-    pub(super) fn encode(
-        &self,
-        request: &Request,
-        observer: &mut dyn Observer,
-    ) -> Result<(Tensor, Option<Tensor>)> {
-        let text = self.text(observer)?;
-        let mut read = |name: &str, prompt: &str| {
-            for note in text.notes(prompt, request.prompt.mode) {
-                observer.event(Event::Warning { message: format!("{name}: {note}") })?;
-            }
-            let prompt = self.in_known_words(name, prompt, observer)?;
-            let chunks = text.read(&prompt, request.prompt.mode)?;
-            if let Some(lost) = chunks.truncated() {
-                let lost: String = lost.chars().take(60).collect();
-                let message = format!("the {name} is too long; it ends before `{lost}`");
-                observer.event(Event::Warning { message })?;
-            }
-            Ok::<_, Error>(chunks)
-        };
-        let prompt = read("prompt", &request.prompt.text)?;
-        let negative = request
-            .is_guided()
-            .then(|| read("negative prompt", &request.prompt.negative))
-            .transpose()?;
-        // Both have the same number of tokens, or they could not share a batch.
-        let count = prompt.len().max(negative.as_ref().map_or(1, Chunks::len));
-        let context = text.states(&prompt, count, request.prompt.clip_skip, &self.stop)?;
-        let negative = negative
-            .map(|negative| text.states(&negative, count, request.prompt.clip_skip, &self.stop))
-            .transpose()?;
-        record(observer, "context", || Ok(context.to_dtype(DType::F32)?))?;
-        if let Some(negative) = &negative {
-            record(observer, "negative_context", || Ok(negative.to_dtype(DType::F32)?))?;
-        }
-        Ok((context, negative))
-    }
-
-    /// A prompt for the model inside the program with synonyms replaced by the words that it knows. The request, and so
-    /// the clip, keeps what was asked.
-    fn in_known_words<'p>(
-        &self,
-        name: &str,
-        prompt: &'p str,
-        observer: &mut dyn Observer,
-    ) -> Result<Cow<'p, str>> {
-        if !self.models.is_embedded() {
-            return Ok(Cow::Borrowed(prompt));
-        }
-        let words = self.models.embeddings().iter().flat_map(Inversion::words);
-        let own: Vec<&str> = words.flat_map(|word| &word.names).map(String::as_str).collect();
-        let reading = reading::read(prompt, &own);
-        let mut notes = reading.notes;
-        // Measured: assets/pocket/README.md.
-        let spins = reading.text.split_whitespace().any(|word| word.starts_with("spinning"));
-        if spins && name == "prompt" {
-            notes.push("it hardly ever shows `spinning`".into());
-        }
-        for note in notes {
-            let message = format!("{name}, for the small model inside the program: {note}");
-            observer.event(Event::Warning { message })?;
-        }
-        Ok(Cow::Owned(reading.text))
     }
 
     /// Latents of the hints that have to be latents, `(hints, channels, height, width)` in f32, by the control's place

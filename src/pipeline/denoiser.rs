@@ -2,6 +2,7 @@
 
 use candle_core::{DType, Tensor};
 
+use super::states::States;
 use crate::adapters::{Conditioner, Pass, Progress};
 use crate::models::Predict;
 use crate::models::motion::MotionNorm;
@@ -35,10 +36,9 @@ pub struct Settings {
 pub struct Guided<'a> {
     network: &'a dyn Predict,
     settings: Settings,
-    /// `(batch, tokens, dim)`.
-    context: Tensor,
-    /// The same for the negative prompt, and the scale.
-    negative: Option<(Tensor, f64)>,
+    context: States,
+    /// States of the negative prompt, and the scale.
+    negative: Option<(States, f64)>,
     guidance: Guidance,
     conditioners: Vec<Box<dyn Conditioner + 'a>>,
     progress: Progress,
@@ -46,9 +46,13 @@ pub struct Guided<'a> {
 }
 
 impl<'a> Guided<'a> {
-    /// The network with a prompt's states, `(batch, tokens, dim)`.
-    pub fn new(network: &'a dyn Predict, settings: Settings, context: &Tensor) -> Result<Self> {
-        let context = context.to_dtype(settings.dtype)?;
+    /// The network with a prompt's states, such as a tensor `(batch, tokens, dim)`.
+    pub fn new(
+        network: &'a dyn Predict,
+        settings: Settings,
+        context: impl Into<States>,
+    ) -> Result<Self> {
+        let context = context.into().shared_in(settings.dtype)?;
         Ok(Self {
             network,
             settings,
@@ -68,8 +72,13 @@ impl<'a> Guided<'a> {
     }
 
     /// Guides away from a negative prompt's states, of the shape of the prompt's.
-    pub fn guide(mut self, negative: &Tensor, scale: f64, guidance: Guidance) -> Result<Self> {
-        self.negative = Some((negative.to_dtype(self.settings.dtype)?, scale));
+    pub fn guide(
+        mut self,
+        negative: impl Into<States>,
+        scale: f64,
+        guidance: Guidance,
+    ) -> Result<Self> {
+        self.negative = Some((negative.into().shared_in(self.settings.dtype)?, scale));
         self.guidance = guidance;
         Ok(self)
     }
@@ -104,14 +113,15 @@ impl<'a> Guided<'a> {
 
     /// The guided output of the network, of the shape of `x`.
     fn output(&mut self, x: &Tensor, at: NoiseLevel, frames: &[usize]) -> Result<Tensor> {
-        let context = self.context.clone();
-        let Some((negative, scale)) = self.negative.clone() else {
+        let context = self.states(&self.context, x, frames)?;
+        let Some((negative, scale)) = &self.negative else {
             return self.pass(x, &context, 0, (at, frames));
         };
-        let clips = negative.dim(0)?;
+        let (negative, scale) = (self.states(negative, x, frames)?, *scale);
+        let clips = x.dim(0)?;
         let (uncond, cond) = match self.guidance {
             Guidance::Batched => {
-                let both = Tensor::cat(&[&negative, &context], 0)?;
+                let both = Tensor::cat(&[&repeated(&negative, context.dim(0)?)?, &context], 0)?;
                 let output = self.pass(&Tensor::cat(&[x, x], 0)?, &both, clips, (at, frames))?;
                 let halves = output.chunk(2, 0)?;
                 (halves[0].clone(), halves[1].clone())
@@ -122,6 +132,17 @@ impl<'a> Guided<'a> {
             }
         };
         Ok((&uncond + ((cond - &uncond)? * scale)?)?)
+    }
+
+    /// The states of this step and these frames in the network's dtype: one for each clip in `x`, or one for each of
+    /// its frames.
+    fn states(&self, states: &States, x: &Tensor, frames: &[usize]) -> Result<Tensor> {
+        let at = states.at(self.progress.step, frames)?.to_dtype(self.settings.dtype)?;
+        let clips = x.dim(0)?;
+        if states.travels() && clips > 1 {
+            return Ok(at.repeat((clips, 1, 1))?);
+        }
+        Ok(at)
     }
 
     /// One pass over a batch whose first `negatives` clips have the negative prompt.
@@ -168,6 +189,16 @@ impl<'a> Guided<'a> {
         // Schedules divide by small numbers: that is done in f32.
         Ok(output.to_dtype(DType::F32)?.reshape(x.shape())?)
     }
+}
+
+/// States with each entry as often as it takes to have `count` of them.
+fn repeated(states: &Tensor, count: usize) -> Result<Tensor> {
+    let (clips, tokens, width) = states.dims3()?;
+    if clips == count {
+        return Ok(states.clone());
+    }
+    let each = states.unsqueeze(1)?.repeat((1, count / clips.max(1), 1, 1))?;
+    Ok(each.reshape((count, tokens, width))?)
 }
 
 impl Denoiser for Guided<'_> {

@@ -179,7 +179,8 @@ pub trait Observer {
         false
     }
 
-    /// An intermediate result in the layout of files: `context`, `negative_context`, `latents.0` and so on after each
+    /// An intermediate result in the layout of files: `context`, `negative_context` (those of the first step, one for
+    /// each frame if they differ), `latents.0` and so on after each
     /// step, `latents` at the end, all `(1, channels, frames, height, width)`, and `frames`,
     /// `(frames, 3, height, width)` in `[0, 1]`.
     fn tensor(&mut self, _name: &str, _tensor: Tensor) {}

@@ -68,6 +68,24 @@ const TRANSFORMED: usize = 32 << 20;
 /// Bytes in which a thread holds sums and transformed weights; an upper bound.
 const SUMS: usize = 8 << 20;
 
+/// Values that a prompt of its own takes for each frame of a pass: states, and the keys and values of the widest
+/// cross-attention. 0 where a clip has one prompt, whose states count little.
+fn context_values(models: &Models, request: &Request) -> f64 {
+    /// Tokens of a chunk.
+    const TOKENS: f64 = 77.0;
+    /// Bytes of prompt that a chunk holds at least, as English words are.
+    const BYTES: usize = 75 * 3;
+    let Ok(keys) = request.prompt.keys() else { return 0.0 };
+    if keys.len() < 2 {
+        return 0.0;
+    }
+    let longest = keys.iter().map(|key| key.text.len()).max().unwrap_or(0);
+    let longest = longest.max(request.prompt.negative.len());
+    let unet = models.unet_config();
+    let widest = unet.block_out_channels.iter().max().copied().unwrap_or(0);
+    TOKENS * longest.div_ceil(BYTES).max(1) as f64 * (unet.cross_attention_dim + 2 * widest) as f64
+}
+
 /// A product that stays at the largest number where it would go beyond.
 fn product(factors: &[usize]) -> u64 {
     factors.iter().fold(1, |all, factor| all.saturating_mul(*factor as u64))
@@ -104,7 +122,8 @@ impl Plan {
         let frames = request.frames() as f64;
         // A completed request with context windows says how long they are.
         let at_once = request.windows.length.map_or(frames, |length| frames.min(length as f64));
-        let values = at_once * latents * first as f64 * (UNET_VALUES + residuals + features);
+        let values = at_once * latents * first as f64 * (UNET_VALUES + residuals + features)
+            + at_once * context_values(models, request);
         // As if each frame had a hint of its own.
         let kept = frames
             * latents

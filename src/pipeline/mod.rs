@@ -12,7 +12,9 @@ mod images;
 mod inputs;
 pub mod memory;
 mod parts;
+mod prompts;
 mod source;
+mod states;
 mod warnings;
 pub mod windows;
 
@@ -24,6 +26,7 @@ use candle_core::{DType, Device, Tensor};
 pub use event::{Done, Event, Observer, Recorder};
 pub use inputs::Inputs;
 pub use source::SourceFrames;
+pub use states::{KeyStates, States};
 
 use crate::adapters::Conditioner;
 use crate::device::{self, DeviceChoice, DtypeChoice, Precision};
@@ -321,7 +324,7 @@ impl Pipeline {
             observer.event(Event::Warning { message: message.clone() })?;
         }
         self.make_room(prepared)?;
-        let states = self.encode(request, observer)?;
+        let states = self.encode(prepared, observer)?;
         let replay = frames_first(&prepared.noise)?;
         let mut noise = Noise::new(request.sampling.rng, seed).with_replay(replay);
         let source = prepared.source.as_ref();
@@ -350,7 +353,7 @@ impl Pipeline {
             None => first_latents(prepared, &mut noise, &self.models, &self.device)?,
         };
         let latents = {
-            let guided = self.guided(&*unet, prepared, &states)?;
+            let guided = self.guided(&*unet, prepared, states)?;
             let mut conditioners =
                 self.conditioners(prepared, &side_networks, &hints, image_prompts)?;
             conditioners.extend(i2v.map(|control| Box::new(control) as Box<dyn Conditioner>));

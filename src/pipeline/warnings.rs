@@ -6,8 +6,12 @@ use super::hints::Hint;
 use crate::device::Precision;
 use crate::library::Models;
 use crate::media::RgbImage;
-use crate::request::{Control, Loop, Request, Sampling};
+use crate::request::{Control, Key, Loop, Request, Sampling};
 use crate::sampler::SamplerKind;
+
+/// Fewest frames from one prompt to the next. Motion modules share what neighbouring frames show: in less they follow
+/// only in part, and context windows of 16 frames overlap by as many.
+const FEWEST_BETWEEN: usize = 4;
 
 /// The largest guidance with which LCM's colours stay natural.
 const MOST_GUIDANCE: f64 = 2.0;
@@ -50,6 +54,7 @@ pub(super) fn warnings(
     found.extend(size(request, models.native_size()));
     found.extend(unused(request, models));
     found.extend(whole(request));
+    found.extend(hurried(request));
     if precision.unet == DType::F16 && device.is_cpu() {
         found.push("dtype: f16 is slower than f32 on a CPU".to_owned());
     }
@@ -77,9 +82,33 @@ fn whole(request: &Request) -> Option<String> {
         .then(|| format!("context-length: all {frames} frames are in one window of {length}"))
 }
 
+/// A message about keys that are closer than a clip can follow.
+fn hurried(request: &Request) -> Option<String> {
+    let keys = request.prompt.keys().ok()?;
+    let mut pairs: Vec<(&Key, &Key, usize)> = keys
+        .iter()
+        .zip(keys.iter().skip(1))
+        .map(|(before, after)| (before, after, after.frame - before.frame))
+        .collect();
+    if request.output.looping == Loop::Closed
+        && let (Some(last), Some(first)) = (keys.last(), keys.first())
+    {
+        pairs.push((last, first, (request.frames() + first.frame).saturating_sub(last.frame)));
+    }
+    let pairs = pairs.into_iter().filter(|(before, after, _)| before.text != after.text);
+    let (before, after, frames) = pairs.min_by_key(|(_, _, frames)| *frames)?;
+    (frames < FEWEST_BETWEEN).then(|| {
+        format!(
+            "travel: frames {} and {} are closer than motion modules can follow; at least {FEWEST_BETWEEN} apart is \
+             usual",
+            before.frame, after.frame
+        )
+    })
+}
+
 /// Messages about textual inversions that neither prompt names.
 fn unused(request: &Request, models: &Models) -> Vec<String> {
-    let prompts = [&request.prompt.text, &request.prompt.negative].map(|text| text.to_lowercase());
+    let prompts: Vec<String> = request.prompt.texts().map(str::to_lowercase).collect();
     let is_used = |name: &String| prompts.iter().any(|prompt| holds(prompt, &name.to_lowercase()));
     let mut found = Vec::new();
     for inversion in models.own_embeddings() {
@@ -154,6 +183,22 @@ mod tests {
             assert!(is_far(width, height, 512), "{width}x{height}");
         }
         assert!(is_far(512, 512, 64) && !is_far(64, 64, 64));
+    }
+
+    #[test]
+    fn keys_that_are_too_close_are_named() {
+        let said = |keys: &str, looping: Loop| {
+            let mut request = Request::new("");
+            request.prompt.travel = keys.parse().unwrap();
+            request.output.looping = looping;
+            hurried(&request)
+        };
+        assert_eq!(said("0: a; 4: b; 14: c", Loop::None), None);
+        assert_eq!(said("0: a; 1: a", Loop::None), None);
+        let close = said("0: a; 4: b; 7: c", Loop::None).unwrap();
+        assert!(close.starts_with("travel: frames 4 and 7 are closer"), "{close}");
+        let closed = said("0: a; 14: c", Loop::Closed).unwrap();
+        assert!(closed.starts_with("travel: frames 14 and 0 are closer"), "{closed}");
     }
 
     #[test]

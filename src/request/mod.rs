@@ -20,6 +20,7 @@ mod job;
 mod prompt;
 mod source;
 mod spec;
+mod travel;
 mod windows;
 
 use serde::{Deserialize, Serialize};
@@ -30,6 +31,7 @@ pub use job::{FileRecord, Job, Program, SCHEMA};
 pub use prompt::Prompt;
 pub use source::Source;
 pub use spec::{Embedding, Spec, WeightedFile};
+pub use travel::{Interpolation, Key, Travel};
 pub use windows::{Loop, Windows};
 
 use crate::models::motion::MotionNorm;
@@ -230,7 +232,7 @@ impl Request {
         let Schedule { beta_start, beta_end, .. } = self.schedule;
         between("beta-start", beta_start, 1e-9, 0.999)?;
         between("beta-end", beta_end, beta_start.unwrap_or(1e-9), 0.999)?;
-        self.prompt.validate()?;
+        self.prompt.validate(self.sampling.steps, (!self.is_open()).then_some(frames))?;
         if let Some(source) = &self.source {
             source.validate(self.sampling.steps)?;
         }

@@ -1,20 +1,27 @@
 //! The prompts of a request.
 
+use std::fmt;
+
+use serde::de::value::MapAccessDeserializer;
+use serde::de::{self, Deserializer, MapAccess, Visitor};
 use serde::{Deserialize, Serialize};
 
+use super::is_default;
+use super::travel::{Interpolation, Key, Travel};
+use crate::text::editing;
 use crate::text::prompt::{self, PromptMode};
 use crate::{Error, Result};
 
-/// The longest prompt that is looked at: bytes.
+/// The longest prompt that is looked at, all keys together: bytes.
 const MOST_BYTES: usize = 1 << 20;
 
 /// The prompts of a clip, and how they are read.
 ///
 /// In JSON a string stands for a prompt without anything else.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(from = "Written")]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
 pub struct Prompt {
-    /// The prompt.
+    /// The prompt; with [`travel`](Self::travel) what all of its prompts begin with. It may have the keys itself, as
+    /// lines: see [`Travel::from_lines`].
     pub text: String,
     /// The negative prompt; has an effect only with guidance.
     pub negative: String,
@@ -22,73 +29,128 @@ pub struct Prompt {
     pub mode: PromptMode,
     /// Layers left out at the end of the text encoder.
     pub clip_skip: usize,
-}
-
-impl Default for Prompt {
-    fn default() -> Self {
-        Self { text: String::new(), negative: String::new(), mode: PromptMode::A1111, clip_skip: 0 }
-    }
-}
-
-/// A prompt as JSON has it.
-#[derive(Deserialize)]
-#[serde(
-    untagged,
-    expecting = "expected a text, or an object with `text`, `negative`, `mode`, `clip_skip`"
-)]
-enum Written {
-    Text(String),
-    Fields(Fields),
+    /// Prompts for single frames.
+    #[serde(skip_serializing_if = "is_default")]
+    pub travel: Travel,
+    /// Interpolation between them.
+    #[serde(skip_serializing_if = "is_default")]
+    pub interpolation: Interpolation,
 }
 
 #[derive(Deserialize)]
-#[serde(deny_unknown_fields, default)]
+#[serde(remote = "Prompt", deny_unknown_fields)]
 struct Fields {
+    #[serde(default)]
     text: String,
+    #[serde(default)]
     negative: String,
+    #[serde(default)]
     mode: PromptMode,
+    #[serde(default)]
     clip_skip: usize,
+    #[serde(default)]
+    travel: Travel,
+    #[serde(default)]
+    interpolation: Interpolation,
 }
 
-impl Default for Fields {
-    fn default() -> Self {
-        let Prompt { text, negative, mode, clip_skip } = Prompt::default();
-        Self { text, negative, mode, clip_skip }
-    }
-}
+impl<'de> Deserialize<'de> for Prompt {
+    fn deserialize<D: Deserializer<'de>>(from: D) -> Result<Self, D::Error> {
+        struct Written;
 
-impl From<Written> for Prompt {
-    fn from(written: Written) -> Self {
-        match written {
-            Written::Text(text) => Self { text, ..Self::default() },
-            Written::Fields(Fields { text, negative, mode, clip_skip }) => {
-                Self { text, negative, mode, clip_skip }
+        impl<'de> Visitor<'de> for Written {
+            type Value = Prompt;
+
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("a text, or an object with `text`, `negative`, `mode`, `clip_skip`")
+            }
+
+            fn visit_str<E: de::Error>(self, text: &str) -> Result<Prompt, E> {
+                Ok(Prompt { text: text.to_owned(), ..Prompt::default() })
+            }
+
+            fn visit_map<A: MapAccess<'de>>(self, map: A) -> Result<Prompt, A::Error> {
+                Fields::deserialize(MapAccessDeserializer::new(map))
             }
         }
+
+        from.deserialize_any(Written)
     }
 }
 
 impl Prompt {
-    /// Checks lengths and grammar; LoRA tags must have been taken out.
-    pub(super) fn validate(&self) -> Result<()> {
-        for (field, text) in [("prompt", &self.text), ("negative-prompt", &self.negative)] {
-            if text.len() > MOST_BYTES {
-                let reason = format!("{} bytes, at most {MOST_BYTES} are read", text.len());
+    /// The prompts by frame, in ascending order; a prompt that does not travel is for frame 0.
+    ///
+    /// # Errors
+    ///
+    /// When lines of the text are no keys as they should be, or there are keys beside them.
+    pub fn keys(&self) -> Result<Vec<Key>> {
+        let lines = match self.mode {
+            PromptMode::A1111 => Travel::from_prompt(&self.text)?,
+            PromptMode::Plain => None,
+        };
+        let travel = match (self.travel.is_empty(), lines) {
+            (true, Some(lines)) => lines,
+            (true, None) => return Ok(vec![Key { frame: 0, text: self.text.clone() }]),
+            (false, None) => self.travel.clone().between(&self.text, ""),
+            (false, Some(_)) => {
+                let reason = "the prompt has lines for frames, too";
+                return Err(Error::request("travel", reason));
+            }
+        };
+        Ok(travel.keys().to_vec())
+    }
+
+    /// All texts, as they are written.
+    pub fn texts(&self) -> impl Iterator<Item = &str> {
+        let keys = self.travel.keys().iter().map(|key| key.text.as_str());
+        [self.text.as_str(), self.negative.as_str()].into_iter().chain(keys)
+    }
+
+    /// The texts that make the clip what it is, to be changed: all but the negative prompt.
+    pub(crate) fn positive_mut(&mut self) -> impl Iterator<Item = &mut String> {
+        std::iter::once(&mut self.text).chain(self.travel.texts_mut())
+    }
+
+    /// Checks lengths and grammar for a run of so many steps and a clip of so many frames, if that is known; LoRA tags
+    /// must have been taken out.
+    pub(super) fn validate(&self, steps: usize, frames: Option<usize>) -> Result<()> {
+        let keys: usize = self.travel.keys().iter().map(|key| key.text.len()).sum();
+        let own = self.text.len().saturating_mul(self.travel.keys().len().max(1));
+        for (field, bytes) in
+            [("prompt", own), ("travel", keys), ("negative-prompt", self.negative.len())]
+        {
+            if bytes > MOST_BYTES {
+                let reason = format!("{bytes} bytes, at most {MOST_BYTES} are read");
                 return Err(Error::request(field, reason));
             }
-            if self.mode == PromptMode::A1111 {
-                check_words(field, text)?;
-            }
+        }
+        let keys = self.keys()?;
+        let last = keys.last().map_or(0, |key| key.frame);
+        if let Some(frames) = frames
+            && last >= frames
+        {
+            let reason = format!("frame {last} is beyond the clip of {frames} frames");
+            let error = Error::request("travel", reason);
+            return Err(error.with_hint(format!("the last frame is {}", frames.saturating_sub(1))));
+        }
+        if self.mode == PromptMode::Plain {
+            return Ok(());
+        }
+        let field = if self.travel.is_empty() { "prompt" } else { "travel" };
+        let keys = keys.iter().map(|key| (field, key.text.as_str()));
+        for (field, text) in keys.chain([("negative-prompt", self.negative.as_str())]) {
+            check_words(field, text, steps)?;
         }
         Ok(())
     }
 }
 
-fn check_words(field: &'static str, text: &str) -> Result<()> {
+fn check_words(field: &'static str, text: &str, steps: usize) -> Result<()> {
     const PLAIN: &str = "--prompt-mode plain takes every character as it is";
     if let Some(tag) = prompt::first_tag(text) {
         let tag: String = tag.chars().take(80).collect();
-        return Err(if field == "prompt" {
+        return Err(if field != "negative-prompt" {
             Error::request(field, format!("`{tag}` asks for a LoRA"))
                 .with_hint(format!("--lora-dir DIR says where such LoRAs are; {PLAIN}"))
         } else {
@@ -96,10 +158,14 @@ fn check_words(field: &'static str, text: &str) -> Result<()> {
                 .with_hint(format!("put it into the prompt; {PLAIN}"))
         });
     }
-    prompt::parse(text).map(|_| ()).map_err(|reason| {
+    let wrong = |reason| {
         Error::request(field, reason)
             .with_hint(format!("brackets that are meant are written \\( and \\); {PLAIN}"))
-    })
+    };
+    for version in editing::versions(text, steps).map_err(wrong)? {
+        prompt::parse(&version.text).map_err(wrong)?;
+    }
+    Ok(())
 }
 
 #[cfg(test)]
@@ -120,16 +186,53 @@ mod tests {
     #[test]
     fn prompts_that_break_the_rules_are_told_so_unless_they_are_plain() {
         let prompt = |text: &str| Prompt { text: text.into(), ..Prompt::default() };
-        let error = prompt("a <lora:x:0.5>").validate().unwrap_err();
+        let validate = |prompt: Prompt| prompt.validate(4, Some(16));
+        let error = validate(prompt("a <lora:x:0.5>")).unwrap_err();
         assert!(error.to_string().starts_with("prompt: `<lora:x:0.5>`"), "{error}");
         assert!(error.hint().unwrap().contains("--lora-dir"));
-        let error = prompt("(a:1.2.3)").validate().unwrap_err();
-        assert!(error.hint().unwrap().contains("plain"), "{error}");
+        for wrong in ["(a:1.2.3)", "[(a:1.2.3):b:2]", "(a:[1.2:1.2.3:2])"] {
+            let error = validate(prompt(wrong)).unwrap_err();
+            assert!(error.hint().unwrap().contains("plain"), "{error}");
+        }
         let negative = Prompt { negative: "<lora:x:1>".into(), ..prompt("a") };
-        assert!(negative.validate().unwrap_err().to_string().starts_with("negative-prompt: "));
+        assert!(validate(negative).unwrap_err().to_string().starts_with("negative-prompt: "));
         for text in ["a <lora:x:0.5>", "(a:1.2.3)"] {
             let plain = Prompt { mode: PromptMode::Plain, ..prompt(text) };
-            assert!(plain.validate().is_ok());
+            assert!(validate(plain).is_ok());
         }
+    }
+
+    #[test]
+    fn keys_are_those_of_the_map_or_of_lines_and_lie_in_the_clip() {
+        let travel = |text: &str, keys: &str| Prompt {
+            text: text.into(),
+            travel: keys.parse().unwrap(),
+            ..Prompt::default()
+        };
+        let keys = |prompt: &Prompt| -> Vec<(usize, String)> {
+            prompt.keys().unwrap().into_iter().map(|key| (key.frame, key.text)).collect()
+        };
+        let want = [(0, "best, a".to_owned()), (8, "best, b".to_owned())];
+        let map = travel("best,", "0: a; 8: b");
+        assert_eq!(keys(&map), want);
+        let lines = Prompt { text: "best\n0: a\n8: b".into(), ..Prompt::default() };
+        assert_eq!(keys(&lines), want);
+        let plain = Prompt { mode: PromptMode::Plain, ..lines.clone() };
+        assert_eq!(keys(&plain), [(0, lines.text.clone())]);
+        for prompt in [map, lines] {
+            assert!(prompt.validate(4, Some(9)).is_ok() && prompt.validate(4, None).is_ok());
+            let error = prompt.validate(4, Some(8)).unwrap_err();
+            assert_eq!(error.to_string(), "travel: frame 8 is beyond the clip of 8 frames");
+            let json = serde_json::to_string(&prompt).unwrap();
+            assert_eq!(serde_json::from_str::<Prompt>(&json).unwrap(), prompt);
+        }
+        let both = travel("0: a\n8: b", "0: c");
+        assert!(both.validate(4, None).unwrap_err().to_string().contains("lines for frames"));
+        let wrong = travel("", "0: a; 8: (b:1.2.3)").validate(4, None).unwrap_err().to_string();
+        assert!(wrong.starts_with("travel: `1.2.3` is not a weight"), "{wrong}");
+        let error = serde_json::from_str::<Prompt>(r#"{"travel":{"0":"a","0":"b"}}"#).unwrap_err();
+        assert!(error.to_string().contains("frame 0 has two prompts"), "{error}");
+        let huge = travel(&"x".repeat(1 << 20), "0: a; 8: b");
+        assert!(huge.validate(4, None).is_err());
     }
 }

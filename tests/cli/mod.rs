@@ -27,3 +27,5 @@ mod source;
 /// What people see on a terminal.
 #[cfg(target_os = "linux")]
 mod terminal;
+/// Prompts for single frames.
+mod travel;

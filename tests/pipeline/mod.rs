@@ -6,5 +6,7 @@ mod family;
 mod runs;
 /// Clips that start from images and videos.
 mod source;
+/// Prompts that differ between frames and steps.
+mod travel;
 /// Long clips and loops.
 mod windows;

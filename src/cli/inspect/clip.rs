@@ -9,7 +9,7 @@ use super::Table;
 use super::media::Seen;
 use crate::job::{self, Imported};
 use crate::output::Metadata;
-use crate::request::{Job, Loop, Request, Source, Spec, Windows};
+use crate::request::{Interpolation, Job, Loop, Request, Source, Spec, Windows};
 use crate::rng::NoiseKind;
 use crate::text::prompt::PromptMode;
 use crate::{Error, Result};
@@ -107,7 +107,15 @@ fn rows(job: &Job) -> String {
 }
 
 fn request_rows(request: &Request, table: &mut Table) {
-    table.row("prompt", &request.prompt.text);
+    let prompt = &request.prompt;
+    if prompt.travel.is_empty() {
+        table.row("prompt", &prompt.text);
+    } else {
+        table.row_if("prompt", &prompt.text);
+    }
+    for key in prompt.travel.keys() {
+        table.row("travel", format!("{}: {}", key.frame, key.text));
+    }
     table.row_if("negative", &request.prompt.negative);
     table.row(
         "seed",
@@ -194,6 +202,9 @@ fn sampling(request: &Request) -> String {
     words.push(format!("motion norm {}", word(&request.sampling.motion_norm)));
     if request.prompt.mode != PromptMode::default() {
         words.push(format!("{} prompts", request.prompt.mode));
+    }
+    if request.prompt.interpolation != Interpolation::default() {
+        words.push(format!("{} travel", request.prompt.interpolation));
     }
     if request.prompt.clip_skip > 0 {
         words.push(format!("clip skip {}", request.prompt.clip_skip));

@@ -533,12 +533,16 @@ fn source(flags: &SourceFlags, request: &mut Request) -> Result<()> {
     let insertion_weights = Some(insertion_weights).filter(|weights| !weights.is_empty());
     if image.is_some() || video.is_some() {
         // Of another source's only what fits both.
-        let Source { strength, fit, .. } = request.source.take().unwrap_or_default();
+        let before = request.source.take().unwrap_or_default();
+        let (strength, fit) = (before.strength, before.fit);
+        let of_images = if video.is_none() { before } else { Source::default() };
+        let Source { motion_scale, insertion_weights, color_match, .. } = of_images;
         let (image, video) = (image.clone(), video.clone());
         if video.is_some() {
             request.size.frames = None;
         }
-        request.source = Some(Source { image, video, strength, fit, ..Source::default() });
+        let of_both = Source { image, video, strength, fit, ..Source::default() };
+        request.source = Some(Source { motion_scale, insertion_weights, color_match, ..of_both });
     }
     let Some(source) = &mut request.source else {
         for (flag, is_given) in [

@@ -16,7 +16,7 @@ use crate::text::inversion::Inversion;
 use crate::weights::{Checkpoint, Source};
 use crate::{Error, Result};
 
-/// Factor of the positions of AnimateLCM-I2V's encoder in training.
+/// Factor of the positions of AnimateLCM-I2V's encoder in the published code.
 const MOTION_SCALE: f64 = 0.8;
 
 /// Steps of AnimateLCM's teacher.

@@ -82,8 +82,8 @@ impl I2vEncoder {
     /// The features of each stage, `(frames, channels, height', width')`, of an image's scaled latents
     /// `(1, in_channels, height, width)`.
     ///
-    /// `motion_scale` multiplies the positions of the frames, the only thing by which their features differ; it was 0.8 in
-    /// training.
+    /// `motion_scale` multiplies the positions of the frames, the only thing by which their features differ; 0.8 in the
+    /// published code.
     ///
     /// # Errors
     ///

@@ -57,6 +57,12 @@ fn a_dumped_request_makes_the_same_clip_and_every_flag_counts() {
     let read = ["generate", "--request", "r.json", "-y", "-q"];
     folder.run(&[&read[..], &["-o", "b.gif"]].concat()).ok();
     assert!(folder.read("a.gif") == folder.read("b.gif"));
+    // Another image in its place; the rest stays.
+    std::fs::copy(folder.path("cat.png"), folder.path("dog.png")).unwrap();
+    folder.run(&[&read[..], &["--image=dog.png", "-o", "d.gif"]].concat()).ok();
+    let job = folder.run(&["inspect", "--json", "d.gif"]).ok().json();
+    let source = &job["source"];
+    assert_eq!((&source["image"], &source["motion_scale"]), (&"dog.png".into(), &0.3.into()));
     for flag in [
         "--motion-scale=0",
         "--insertion-weights=1,1,1,1",

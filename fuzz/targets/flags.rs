@@ -5,9 +5,10 @@ use animatelcm::device::{DeviceChoice, DtypeChoice, KernelChoice, Quantize};
 use animatelcm::library::Preset;
 use animatelcm::media::resize::Fit;
 use animatelcm::models::motion::MotionNorm;
+use animatelcm::models::unet::FreeU;
 use animatelcm::request::{
-    Control, Embedding, Interpolation, IpAdapter, Job, Loop, Prompt, Request, Spec, Travel,
-    WeightedFile,
+    Control, DynamicThresholding, Embedding, FreeInit, Hires, Interpolation, IpAdapter, Job, Loop,
+    Prompt, Quality, Request, Spec, Travel, VaeTiling, WeightedFile,
 };
 use animatelcm::rng::{NoiseKind, RngKind};
 use animatelcm::sampler::{Fuse, SamplerKind, WindowSchedule};
@@ -29,6 +30,7 @@ pub fn run(data: &[u8]) {
         let prompt = Prompt { travel, ..Prompt::default() };
         survives(Request { prompt, ..Request::default() });
     }
+    quality(text);
     if let Ok(lora) = text.parse::<WeightedFile>() {
         write(&Job::new(Spec { loras: vec![lora], ..Spec::default() }, Request::default()));
     }
@@ -58,6 +60,26 @@ pub fn run(data: &[u8]) {
     let _ = text.parse::<SamplerKind>();
     let _ = text.parse::<Spacing>();
     let _ = text.parse::<WindowSchedule>();
+}
+
+/// Options for quality.
+fn quality(text: &str) {
+    let survives = |quality| survives(Request { quality, ..Request::default() });
+    if let Ok(free_u) = text.parse::<FreeU>() {
+        survives(Quality { free_u: Some(free_u), ..Quality::default() });
+    }
+    if let Ok(free_init) = text.parse::<FreeInit>() {
+        survives(Quality { free_init: Some(free_init), ..Quality::default() });
+    }
+    if let Ok(tiling) = text.parse::<VaeTiling>() {
+        survives(Quality { vae_tiling: Some(tiling), ..Quality::default() });
+    }
+    if let Ok(hires) = text.parse::<Hires>() {
+        survives(Quality { hires: Some(hires), ..Quality::default() });
+    }
+    if let Ok(thresholding) = text.parse::<DynamicThresholding>() {
+        survives(Quality { dynamic_thresholding: Some(thresholding), ..Quality::default() });
+    }
 }
 
 /// Writes a request that is valid, and reads it again.

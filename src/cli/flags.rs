@@ -9,7 +9,11 @@ use super::preview::Protocol;
 use crate::device::{DeviceChoice, DtypeChoice, KernelChoice, Quantize};
 use crate::media::resize::Fit;
 use crate::models::motion::MotionNorm;
-use crate::request::{Control, Embedding, Interpolation, IpAdapter, Loop, WeightedFile};
+use crate::models::unet::FreeU;
+use crate::request::{
+    Control, DynamicThresholding, Embedding, FreeInit, Hires, Interpolation, IpAdapter, Loop,
+    VaeTiling, WeightedFile,
+};
 use crate::rng::{NoiseKind, RngKind};
 use crate::sampler::{Fuse, WindowSchedule};
 use crate::schedule::{BetaSchedule, Prediction, Spacing};
@@ -90,6 +94,8 @@ pub(super) struct GenerateArgs {
     pub(super) control: ControlFlags,
     #[command(flatten)]
     pub(super) sampling: SamplingFlags,
+    #[command(flatten)]
+    pub(super) quality: QualityFlags,
     #[command(flatten)]
     pub(super) output: OutputFlags,
     #[command(flatten)]
@@ -410,6 +416,87 @@ pub(super) struct SamplingFlags {
     /// Which torch generator the seed reproduces: cpu or cuda [default: cpu].
     #[arg(long, value_name = "cpu|cuda", hide_short_help = true)]
     pub(super) rng: Option<RngKind>,
+}
+
+#[derive(Debug, Args)]
+#[command(next_help_heading = "Quality")]
+pub(super) struct QualityFlags {
+    /// Share in which guidance is rescaled to the deviation of the prompt's prediction, 0 to 1, against pale or burnt
+    /// colours; needs --cfg-scale above 1. 0.7 is usual [default: 0].
+    #[arg(long, value_name = "SHARE", hide_short_help = true)]
+    pub(super) guidance_rescale: Option<f64>,
+    /// Cut the predicted clean latents off at a quantile of their absolute values and divide by it, as diffusers'
+    /// schedulers do: RATIO, or ratio=0.995,max=1 (the largest threshold), or none [default: none].
+    #[arg(
+        long,
+        value_name = "RATIO|KEY=VALUE,...",
+        alias = "thresholding",
+        hide_short_help = true
+    )]
+    pub(super) dynamic_thresholding: Option<Switch<DynamicThresholding>>,
+    /// FreeU: factors on the backbone (b1, b2) and on the lowest frequencies of the skip connections (s1, s2) of the
+    /// first two up blocks; what is left out is b1=1.5,b2=1.6,s1=0.9,s2=0.2; or none [default: none].
+    #[arg(long = "freeu", value_name = "KEY=VALUE,...", alias = "free-u", hide_short_help = true)]
+    pub(super) free_u: Option<Switch<FreeU>>,
+    /// FreeInit: sample the clip so often, each time from noise with the low frequencies of the clip before: N, or
+    /// iterations=3,filter=butterworth|gaussian|ideal|box,order=4,spatial=0.25,temporal=0.25 (stop frequencies) and
+    /// fast (fewer steps at first); or none [default: none].
+    #[arg(long, value_name = "N|KEY=VALUE,...", alias = "freeinit", hide_short_help = true)]
+    pub(super) free_init: Option<Switch<FreeInit>>,
+    /// Scale of perturbed-attention guidance, with or without --cfg-scale; 3 is usual [default: 0].
+    #[arg(long, value_name = "SCALE", hide_short_help = true)]
+    pub(super) pag_scale: Option<f64>,
+    /// How much smaller --pag-scale becomes with every timestep below 1000 [default: 0].
+    #[arg(long, value_name = "SCALE", hide_short_help = true)]
+    pub(super) pag_adaptive_scale: Option<f64>,
+    /// Regular expression for names of self-attentions that are perturbed, as in diffusers; repeatable
+    /// [default: mid_block.*attn1].
+    #[arg(long, value_name = "PATTERN", alias = "pag-applied-layers", hide_short_help = true)]
+    pub(super) pag_layers: Vec<String>,
+    /// Encode and decode frames in tiles that overlap, in the memory of a tile; with a value size=512 (pixels, what the
+    /// autoencoder was trained on if left out) and overlap=0.25 (a share); or none [default: none].
+    #[arg(
+        long,
+        value_name = "KEY=VALUE,...",
+        num_args = 0..=1,
+        require_equals = true,
+        default_missing_value = "",
+        hide_short_help = true
+    )]
+    pub(super) vae_tiling: Option<Switch<VaeTiling>>,
+    /// Sample again at a larger size, from the clip enlarged SCALE times and noised; after SCALE may follow strength=0.5
+    /// (share of the steps that are made), steps=N (in all) and upscale=bicubic|nearest|pixels (latents, or decoded
+    /// frames, which are encoded again); or none [default: none].
+    #[arg(long, value_name = "SCALE,...", aliases = ["hires-fix", "hr-scale"], hide_short_help = true)]
+    pub(super) hires: Option<Switch<Hires>>,
+}
+
+/// The value of an option that `none` turns off, over a request that has it on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Switch<T> {
+    Off,
+    On(T),
+}
+
+impl<T> Switch<T> {
+    /// The value, if it is on.
+    pub(super) fn value(&self) -> Option<&T> {
+        match self {
+            Self::Off => None,
+            Self::On(value) => Some(value),
+        }
+    }
+}
+
+impl<T: FromStr> FromStr for Switch<T> {
+    type Err = T::Err;
+
+    fn from_str(text: &str) -> Result<Self, T::Err> {
+        match text {
+            "none" => Ok(Self::Off),
+            text => text.parse().map(Self::On),
+        }
+    }
 }
 
 #[derive(Debug, Args)]

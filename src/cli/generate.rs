@@ -5,8 +5,8 @@ use std::sync::Arc;
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use super::flags::{
-    ClipFlags, GenerateArgs, LongFlags, ModelFlags, ProgressMode, Reporting, SamplingFlags,
-    SourceFlags, is_there,
+    ClipFlags, GenerateArgs, LongFlags, ModelFlags, ProgressMode, QualityFlags, Reporting,
+    SamplingFlags, SourceFlags, Switch, is_there,
 };
 use super::preview::{self, Preview};
 use super::progress::Progress;
@@ -458,6 +458,12 @@ fn set_some<T: Clone>(slot: &mut Option<T>, value: Option<&T>) {
     }
 }
 
+fn switch<T: Clone>(slot: &mut Option<T>, value: Option<&Switch<T>>) {
+    if let Some(value) = value {
+        *slot = value.value().cloned();
+    }
+}
+
 pub(super) fn spec(flags: &ModelFlags, spec: &mut Spec) {
     set_some(&mut spec.model, flags.model.as_ref());
     set_some(&mut spec.model_config, flags.model_config.as_ref());
@@ -500,6 +506,7 @@ fn request(args: &GenerateArgs, request: &mut Request) -> Result<()> {
     set(&mut request.output.zoom, args.output.zoom.as_ref());
     source(&args.source, request)?;
     long(&args.long, request);
+    quality(&args.quality, request)?;
     how(&args.clip, &args.sampling, request)
 }
 
@@ -586,6 +593,41 @@ fn long(flags: &LongFlags, request: &mut Request) {
     set_some(&mut windows.fuse, flags.context_fuse.as_ref());
     set(&mut request.sampling.noise, flags.noise.as_ref());
     set(&mut request.output.looping, flags.looping.as_ref());
+}
+
+/// Options for quality.
+fn quality(flags: &QualityFlags, request: &mut Request) -> Result<()> {
+    let quality = &mut request.quality;
+    set(&mut quality.guidance_rescale, flags.guidance_rescale.as_ref());
+    switch(&mut quality.dynamic_thresholding, flags.dynamic_thresholding.as_ref());
+    switch(&mut quality.free_u, flags.free_u.as_ref());
+    switch(&mut quality.free_init, flags.free_init.as_ref());
+    switch(&mut quality.vae_tiling, flags.vae_tiling.as_ref());
+    switch(&mut quality.hires, flags.hires.as_ref());
+    let QualityFlags { pag_scale, pag_adaptive_scale, pag_layers, .. } = flags;
+    match pag_scale {
+        Some(0.0) => quality.pag = None,
+        Some(scale) => quality.pag.get_or_insert_default().scale = *scale,
+        None => {}
+    }
+    let Some(pag) = &mut quality.pag else {
+        let given = [
+            ("pag-adaptive-scale", pag_adaptive_scale.is_some()),
+            ("pag-layers", !pag_layers.is_empty()),
+        ];
+        return match given.into_iter().find(|(_, is_given)| *is_given) {
+            Some((flag, _)) => {
+                let reason = "there is no perturbed-attention guidance";
+                Err(Error::request(flag, reason).with_hint("--pag-scale 3"))
+            }
+            None => Ok(()),
+        };
+    };
+    set(&mut pag.adaptive_scale, pag_adaptive_scale.as_ref());
+    if !pag_layers.is_empty() {
+        pag.layers.clone_from(pag_layers);
+    }
+    Ok(())
 }
 
 /// Size, length and sampling.

@@ -175,6 +175,9 @@ impl Progress {
                 self.note(&format!("loading {part}, {}", Bytes(*bytes)));
             }
             Event::Load { part, .. } => self.part = part,
+            Event::Pass { pass, passes } if matches!(self.view, View::Lines) => {
+                self.note(&format!("pass {pass}/{passes}"));
+            }
             Event::Report { report } if self.verbose => self.note(&report.to_string()),
             Event::Warning { message } if self.warned.insert(message.clone()) => {
                 self.note(&format!("warning: {message}"));

@@ -8,7 +8,7 @@ use crate::library::{Base, Files, Motion};
 use crate::media::resize::Fit;
 use crate::request::Control;
 use crate::request::IpAdapter;
-use crate::request::{FileRecord, Job, Request};
+use crate::request::{FileRecord, Job, Request, Upscale};
 use crate::rng::RngKind;
 use crate::sampler::SamplerKind;
 use crate::schedule::Spacing;
@@ -109,6 +109,21 @@ fn fields(job: &Job, made: &Made<'_>) -> Vec<(String, String)> {
     }
     if let Some(strength) = request.source.as_ref().and_then(|source| source.strength) {
         field("Denoising strength", strength.to_string());
+    }
+    if let Some(hires) = &request.quality.hires {
+        if request.source.is_none() {
+            field("Denoising strength", hires.strength.to_string());
+        }
+        field("Hires upscale", hires.scale.to_string());
+        if let Some(steps) = hires.steps {
+            field("Hires steps", steps.to_string());
+        }
+        let upscaler = match hires.upscale {
+            Upscale::Bicubic => "Latent (bicubic)",
+            Upscale::Nearest => "Latent (nearest)",
+            Upscale::Pixels => "Lanczos",
+        };
+        field("Hires upscaler", upscaler.to_owned());
     }
     let hashes = |named: Vec<(String, Option<String>)>| {
         let named: Vec<String> = named

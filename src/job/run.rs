@@ -171,7 +171,7 @@ fn start(job: &Job, prepared: &Prepared, pipeline: &Pipeline) -> Event {
         width: prepared.width,
         height: prepared.height,
         frames: prepared.frames,
-        steps: prepared.plan.steps.len(),
+        steps: prepared.steps(),
         sampler: sampling.sampler.name(),
         seed: sampling.seed.unwrap_or_default(),
         device: device_name(device),

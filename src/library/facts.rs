@@ -9,6 +9,7 @@ use crate::models::clip::VisionConfig;
 use crate::models::i2v_encoder::I2vEncoderConfig;
 use crate::models::image_projection::IpAdapterConfig;
 use crate::models::unet::UNetConfig;
+use crate::models::vae::VaeConfig;
 use crate::request::{Request, Source as ClipSource};
 use crate::sampler::{SamplerKind, Tcd};
 use crate::schedule::{self, Spacing};
@@ -90,6 +91,14 @@ impl Models {
     /// How many pixels a latent is wide.
     pub fn factor(&self) -> usize {
         self.vae.factor()
+    }
+
+    /// The size in pixels of the images that the autoencoder was trained on, which is that of its tiles.
+    pub fn tile_size(&self) -> usize {
+        match &self.vae {
+            VaeSizes::Kl(config) => config.sample_size,
+            VaeSizes::Tiny(_) => VaeConfig::default().sample_size,
+        }
     }
 
     /// Channels of the latents.

@@ -170,6 +170,23 @@ impl MotionModule {
         norm: MotionNorm,
         stop: &Stop,
     ) -> Result<Tensor> {
+        self.forward_with(x, frames, norm, &[], stop)
+    }
+
+    /// [`forward`](Self::forward) with attentions that are switched off for a part of the batch: `alone` is for each
+    /// the number of clips at the end of the batch whose frames attend to themselves alone; 0 if left out.
+    ///
+    /// # Errors
+    ///
+    /// Those of [`forward`](Self::forward).
+    pub fn forward_with(
+        &self,
+        x: &Tensor,
+        frames: usize,
+        norm: MotionNorm,
+        alone: &[usize],
+        stop: &Stop,
+    ) -> Result<Tensor> {
         let (images, channels, height, width) = x.dims4()?;
         let batch = images / frames;
         let y = match norm {
@@ -194,23 +211,27 @@ impl MotionModule {
             y.reshape((batch, pixels, frames, channels))?.transpose(1, 2)?.contiguous()
         };
         let y = self.proj_in.forward_until(&gather(tokens_of(&y)?)?, None, stop)?;
-        let y = self.block.forward(&y, stop)?;
+        // Sequences, where each pixel of a clip has its own.
+        let each = if moved { pixels } else { 1 };
+        let alone = [0, 1].map(|i| alone.get(i).copied().unwrap_or_default() * each);
+        let y = self.block.forward(&y, alone, stop)?;
         let y = self.proj_out.forward_until(&scatter(y)?, Some(&tokens_of(x)?), stop)?;
         feature_map(&y.reshape((images, pixels, channels))?, height, width)
     }
 }
 
 impl Block {
-    /// Maps `(batch, frames, pixels, channels)` to the same shape.
-    fn forward(&self, x: &Tensor, stop: &Stop) -> Result<Tensor> {
+    /// Maps `(batch, frames, pixels, channels)` to the same shape; `alone` is for each attention the number of entries
+    /// at the end of the batch whose frames attend to themselves alone.
+    fn forward(&self, x: &Tensor, alone: [usize; 2], stop: &Stop) -> Result<Tensor> {
         let (_, frames, pixels, _) = x.dims4()?;
         let table = self.positions.first(frames)?;
         let positions = Positions { table: &table, run: pixels };
         let y = self.norm1.forward_at(x, &positions)?;
-        let mut x = self.attn1.forward_over_frames(&y, x, stop)?;
+        let mut x = self.attn1.forward_over_frames(&y, x, alone[0], stop)?;
         if let Some((norm, attention)) = &self.second {
             let y = norm.forward_at(&x, &positions)?;
-            x = attention.forward_over_frames(&y, &x, stop)?;
+            x = attention.forward_over_frames(&y, &x, alone[1], stop)?;
         }
         self.ff.forward(&self.norm3.forward(&x)?, &x, stop)
     }

@@ -73,6 +73,46 @@ impl Attention {
         self.forward_decoupled(x, context, &[], residual, stop)
     }
 
+    /// Self-attention of `x` `(batch, tokens, width)`; `residual`, of the shape of `x`, is added. In the last `alone`
+    /// entries of the batch every token attends to itself alone.
+    ///
+    /// # Errors
+    ///
+    /// Mismatched shapes.
+    pub fn forward_self(
+        &self,
+        x: &Tensor,
+        residual: &Tensor,
+        alone: usize,
+        stop: &Stop,
+    ) -> Result<Tensor> {
+        let attend = |x: &Tensor, residual: &Tensor| self.forward(x, x, residual, stop);
+        self.with_alone((x, residual), alone, attend, stop)
+    }
+
+    /// `attend` over the batch but for its last `alone` entries. These attend to themselves alone: their values are the
+    /// attention's output.
+    fn with_alone(
+        &self,
+        (x, residual): (&Tensor, &Tensor),
+        alone: usize,
+        attend: impl Fn(&Tensor, &Tensor) -> Result<Tensor>,
+        stop: &Stop,
+    ) -> Result<Tensor> {
+        if alone == 0 {
+            return attend(x, residual);
+        }
+        let others = x.dim(0)?.saturating_sub(alone);
+        let part = |x: &Tensor| x.narrow(0, others, alone);
+        let values = self.to_v.forward_until(&part(x)?, None, stop)?;
+        let last = self.to_out.forward_until(&values, Some(&part(residual)?), stop)?;
+        if others == 0 {
+            return Ok(last);
+        }
+        let first = attend(&x.narrow(0, 0, others)?, &residual.narrow(0, 0, others)?)?;
+        Tensor::cat(&[first, last], 0)
+    }
+
     /// [`forward`](Self::forward) with decoupled attention to image contexts, whose outputs are added before the output
     /// layer.
     ///
@@ -116,7 +156,7 @@ impl Attention {
     }
 
     /// Attention of every pixel of `x` `(batch, frames, pixels, width)` over all frames; `residual`, of the shape of
-    /// `x`, is added.
+    /// `x`, is added. In the last `alone` entries of the batch every frame attends to itself alone.
     ///
     /// # Errors
     ///
@@ -125,8 +165,14 @@ impl Attention {
         &self,
         x: &Tensor,
         residual: &Tensor,
+        alone: usize,
         stop: &Stop,
     ) -> Result<Tensor> {
+        let attend = |x: &Tensor, residual: &Tensor| self.attend_over_frames(x, residual, stop);
+        self.with_alone((x, residual), alone, attend, stop)
+    }
+
+    fn attend_over_frames(&self, x: &Tensor, residual: &Tensor, stop: &Stop) -> Result<Tensor> {
         let project = |linear: &Linear| linear.forward_until(x, None, stop);
         let (batch, frames, pixels, width) = x.dims4()?;
         let dim = width / self.heads;

@@ -82,11 +82,11 @@ impl Block {
         &self,
         x: &Tensor,
         context: &Tensor,
-        images: &[ImageContext],
+        (images, alone): (&[ImageContext], usize),
         stop: &Stop,
     ) -> Result<Tensor> {
         let y = self.norm1.forward(x)?;
-        let x = self.attn1.forward(&y, &y, x, stop)?;
+        let x = self.attn1.forward_self(&y, x, alone, stop)?;
         let y = self.norm2.forward(&x)?;
         let x = self.attn2.forward_decoupled(&y, context, images, &x, stop)?;
         self.ff.forward(&self.norm3.forward(&x)?, &x, stop)
@@ -107,14 +107,20 @@ impl SpatialTransformer {
         })
     }
 
+    /// The number of blocks.
+    pub fn depth(&self) -> usize {
+        self.blocks.len()
+    }
+
     /// Maps `(batch*frames, channels, height, width)` to the same shape; `context` is `(batch, tokens, dim)`.
     ///
-    /// `images` has a list of image contexts per block, or is empty.
+    /// `images` has a list of image contexts per block, or is empty; so has `alone` the number of images at the end of
+    /// the batch whose pixels attend to themselves alone.
     pub fn forward(
         &self,
         x: &Tensor,
         context: &Tensor,
-        images: &[Vec<ImageContext>],
+        (images, alone): (&[Vec<ImageContext>], &[usize]),
         stop: &Stop,
     ) -> Result<Tensor> {
         let (_, _, height, width) = x.dims4()?;
@@ -125,7 +131,8 @@ impl SpatialTransformer {
         }; // (batch*frames, height*width, channels)
         for (i, block) in self.blocks.iter().enumerate() {
             let images = images.get(i).map(Vec::as_slice).unwrap_or_default();
-            y = block.forward(&y, context, images, stop)?;
+            let alone = alone.get(i).copied().unwrap_or_default();
+            y = block.forward(&y, context, (images, alone), stop)?;
         }
         match &self.proj_out {
             Projection::Conv(conv) => {

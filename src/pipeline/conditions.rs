@@ -30,13 +30,17 @@ impl Pipeline {
             dtype: self.precision.unet,
             motion_norm: prepared.request.sampling.motion_norm,
         };
-        let guided = Guided::new(unet, settings, context)?.until(&self.stop);
-        match negative {
-            Some(negative) => {
-                guided.guide(negative, prepared.request.sampling.cfg_scale, prepared.guidance)
-            }
-            None => Ok(guided),
+        let request = &prepared.request;
+        let mut guided = Guided::new(unet, settings, context)?
+            .until(&self.stop)
+            .with_free_u(request.quality.free_u)
+            .perturb(prepared.perturbed.clone());
+        if let Some(negative) = negative {
+            guided = guided
+                .guide(negative, request.sampling.cfg_scale, prepared.guidance)?
+                .rescale(request.quality.guidance_rescale);
         }
+        Ok(guided.computed(prepared.guidance))
     }
 
     /// Latents of the hints that have to be latents, `(hints, channels, height, width)` in f32, by the control's place
@@ -79,7 +83,8 @@ impl Pipeline {
             let images = images.to_dtype(self.precision.vae)?;
             // One at a time: the encoder works at full size.
             let latents = (0..shape.0).map(|i| {
-                encoder.sample(&images.narrow(0, i, 1)?, &drawn.narrow(0, i, 1)?, &self.stop)
+                let (image, drawn) = (images.narrow(0, i, 1)?, drawn.narrow(0, i, 1)?);
+                encoder.sample_tiled(&image, &drawn, prepared.tiling, &self.stop)
             });
             let latents = Tensor::cat(&latents.collect::<Result<Vec<_>>>()?, 0)?;
             all.insert(i, latents.to_dtype(DType::F32)?);

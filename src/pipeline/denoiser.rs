@@ -2,21 +2,23 @@
 
 use candle_core::{DType, Tensor};
 
+use super::perturbed::Perturbed;
+use super::rescale::rescaled;
 use super::states::States;
 use crate::adapters::{Conditioner, Pass, Progress};
 use crate::models::Predict;
 use crate::models::motion::MotionNorm;
-use crate::models::unet::{Injection, UNetInput};
+use crate::models::unet::{FreeU, Injection, UNetInput};
 use crate::sampler::Denoiser;
 use crate::schedule::{NoiseLevel, Prediction};
 use crate::{Error, Result, Stop};
 
-/// How the two halves of classifier-free guidance are computed.
+/// How the outputs that guidance is made of are computed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Guidance {
-    /// Both in one batch: faster.
+    /// All in one batch: faster.
     Batched,
-    /// One after the other: half the memory.
+    /// One after the other: half the memory, or a third.
     TwoPasses,
 }
 
@@ -31,6 +33,16 @@ pub struct Settings {
     pub motion_norm: MotionNorm,
 }
 
+/// Outputs for the same latents, each of their shape.
+struct Branches {
+    /// For the negative prompt, with classifier-free guidance.
+    uncond: Option<Tensor>,
+    /// For the prompt.
+    cond: Tensor,
+    /// For the prompt with some self-attentions switched off, with perturbed-attention guidance.
+    perturbed: Option<Tensor>,
+}
+
 /// The network with a prompt, and perhaps a negative prompt to be guided away from.
 #[derive(Debug)]
 pub struct Guided<'a> {
@@ -40,6 +52,10 @@ pub struct Guided<'a> {
     /// States of the negative prompt, and the scale.
     negative: Option<(States, f64)>,
     guidance: Guidance,
+    /// Share in which guidance is rescaled.
+    rescale: f64,
+    free_u: Option<FreeU>,
+    perturbed: Option<Perturbed>,
     conditioners: Vec<Box<dyn Conditioner + 'a>>,
     progress: Progress,
     stop: Stop,
@@ -59,6 +75,9 @@ impl<'a> Guided<'a> {
             context,
             negative: None,
             guidance: Guidance::Batched,
+            rescale: 0.0,
+            free_u: None,
+            perturbed: None,
             conditioners: vec![],
             progress: Progress { step: 0, steps: 1 },
             stop: Stop::default(),
@@ -81,6 +100,30 @@ impl<'a> Guided<'a> {
         self.negative = Some((negative.into().shared_in(self.settings.dtype)?, scale));
         self.guidance = guidance;
         Ok(self)
+    }
+
+    /// Computes the outputs that guidance is made of in one batch, or one after the other.
+    #[must_use]
+    pub fn computed(self, guidance: Guidance) -> Self {
+        Self { guidance, ..self }
+    }
+
+    /// Rescales guidance in a share from 0 to 1: arXiv 2305.08891, section 3.4.
+    #[must_use]
+    pub fn rescale(self, share: f64) -> Self {
+        Self { rescale: share, ..self }
+    }
+
+    /// Runs the network with FreeU's factors.
+    #[must_use]
+    pub fn with_free_u(self, free_u: Option<FreeU>) -> Self {
+        Self { free_u, ..self }
+    }
+
+    /// Guides away from the output of the network with some self-attentions switched off.
+    #[must_use]
+    pub fn perturb(self, perturbed: Option<Perturbed>) -> Self {
+        Self { perturbed, ..self }
     }
 
     /// Lets conditioners add to every pass, in order.
@@ -107,31 +150,65 @@ impl<'a> Guided<'a> {
             let reason = format!("{} given for latents of {}", frames.len(), x.dim(1)?);
             return Err(Error::request("frames", reason));
         }
-        let output = self.output(x, at, frames)?;
+        let output = self.output(x, (at, frames))?;
         self.settings.prediction.denoised(x, &output, at)
     }
 
     /// The guided output of the network, of the shape of `x`.
-    fn output(&mut self, x: &Tensor, at: NoiseLevel, frames: &[usize]) -> Result<Tensor> {
-        let context = self.states(&self.context, x, frames)?;
-        let Some((negative, scale)) = &self.negative else {
-            return self.pass(x, &context, 0, (at, frames));
+    fn output(&mut self, x: &Tensor, place: (NoiseLevel, &[usize])) -> Result<Tensor> {
+        let Branches { uncond, cond, perturbed } = self.branches(x, place)?;
+        let mut output = match (&uncond, &self.negative) {
+            (Some(uncond), Some((_, scale))) => (uncond + ((&cond - uncond)? * *scale)?)?,
+            _ => cond.clone(),
         };
-        let (negative, scale) = (self.states(negative, x, frames)?, *scale);
+        if let (Some(perturbed), Some(pag)) = (&perturbed, &self.perturbed) {
+            output = pag.guide(&output, (&cond, perturbed), place.0.timestep)?;
+        }
+        if uncond.is_some() && self.rescale > 0.0 {
+            output = rescaled(&output, &cond, self.rescale)?;
+        }
+        Ok(output)
+    }
+
+    /// The outputs that guidance is made of.
+    fn branches(&mut self, x: &Tensor, place: (NoiseLevel, &[usize])) -> Result<Branches> {
+        let context = self.states(&self.context, x, place.1)?;
+        let negative = self.negative.as_ref();
+        let negative = negative.map(|(states, _)| self.states(states, x, place.1)).transpose()?;
         let clips = x.dim(0)?;
-        let (uncond, cond) = match self.guidance {
-            Guidance::Batched => {
-                let both = Tensor::cat(&[&repeated(&negative, context.dim(0)?)?, &context], 0)?;
-                let output = self.pass(&Tensor::cat(&[x, x], 0)?, &both, clips, (at, frames))?;
-                let halves = output.chunk(2, 0)?;
-                (halves[0].clone(), halves[1].clone())
+        let (is_guided, is_perturbed) = (negative.is_some(), self.perturbed.is_some());
+        let again = is_perturbed.then(|| context.clone());
+        let contexts: Vec<Tensor> = negative.into_iter().chain([context]).chain(again).collect();
+        let count = contexts.len();
+        let part = |is_there: bool| if is_there { clips } else { 0 };
+        let mut outputs = match self.guidance {
+            Guidance::Batched if count > 1 => {
+                let all = Tensor::cat(&vec![x; count], 0)?;
+                let special = (part(is_guided), part(is_perturbed));
+                let sizes = contexts.iter().map(|context| context.dim(0));
+                let most = sizes.collect::<candle_core::Result<Vec<_>>>()?.into_iter().max();
+                let each = contexts.iter().map(|context| repeated(context, most.unwrap_or(1)));
+                let contexts = Tensor::cat(&each.collect::<Result<Vec<_>>>()?, 0)?;
+                self.pass(&all, &contexts, special, place)?.chunk(count, 0)?
             }
-            Guidance::TwoPasses => {
-                let uncond = self.pass(x, &negative, clips, (at, frames))?;
-                (uncond, self.pass(x, &context, 0, (at, frames))?)
+            _ => {
+                let each = contexts.iter().enumerate().map(|(i, context)| {
+                    let special = (part(is_guided && i == 0), part(is_perturbed && i + 1 == count));
+                    self.pass(x, context, special, place)
+                });
+                each.collect::<Result<_>>()?
             }
+        }
+        .into_iter();
+        let mut next = || {
+            let missing = || Error::Missing { name: "guidance".into(), reason: "no output".into() };
+            outputs.next().ok_or_else(missing)
         };
-        Ok((&uncond + ((cond - &uncond)? * scale)?)?)
+        Ok(Branches {
+            uncond: is_guided.then(&mut next).transpose()?,
+            cond: next()?,
+            perturbed: is_perturbed.then(next).transpose()?,
+        })
     }
 
     /// The states of this step and these frames in the network's dtype: one for each clip in `x`, or one for each of
@@ -145,12 +222,13 @@ impl<'a> Guided<'a> {
         Ok(at)
     }
 
-    /// One pass over a batch whose first `negatives` clips have the negative prompt.
+    /// One pass over a batch whose first `negatives` clips have the negative prompt, and whose last `perturbed` ones
+    /// self-attentions that are switched off.
     fn pass(
         &mut self,
         x: &Tensor,
         context: &Tensor,
-        negatives: usize,
+        (negatives, perturbed): (usize, usize),
         (at, frames): (NoiseLevel, &[usize]),
     ) -> Result<Tensor> {
         let (clips, count) = (x.dim(0)?, x.dim(1)?);
@@ -166,7 +244,10 @@ impl<'a> Guided<'a> {
             motion_norm: self.settings.motion_norm,
             stop: &self.stop,
         };
+        let perturbation =
+            self.perturbed.as_ref().filter(|_| perturbed > 0).map(|pag| pag.of(perturbed));
         let mut injection = Injection::default();
+        (injection.free_u, injection.perturbation) = (self.free_u, perturbation);
         for conditioner in &mut self.conditioners {
             conditioner.inject(&pass, &mut injection).map_err(|error| match error {
                 // The tensor library does not know whose shapes are wrong.

@@ -68,7 +68,14 @@ pub enum Event {
         /// What, in one line.
         message: String,
     },
-    /// A denoising step is done.
+    /// The clip is sampled once more, or for the first time of several.
+    Pass {
+        /// Which pass, from 1.
+        pass: usize,
+        /// Of how many.
+        passes: usize,
+    },
+    /// A denoising step is done; those of several passes are counted on.
     Step {
         /// Which, from 1.
         step: usize,

@@ -8,7 +8,7 @@ use super::denoiser::Guidance;
 use super::images::AdapterImages;
 use crate::device::Precision;
 use crate::library::{Models, Part, SideConfig};
-use crate::request::{Loop, Request};
+use crate::request::{Loop, Request, Upscale};
 use crate::{Error, Result};
 
 /// Bytes that a run will need at its worst moments.
@@ -18,7 +18,7 @@ pub struct Plan {
     pub weights: u64,
     /// Intermediate results of one pass of the UNet over one clip.
     pub pass: u64,
-    /// Clips in a batched pass: 2 with guidance.
+    /// Clips in a batched pass: one more with guidance by a negative prompt, and with perturbed attention.
     pub clips: u64,
     /// What is kept of all frames of a clip in context windows: latents, their sums, embedded hints; and of a clip that
     /// goes back again the decoded frames.
@@ -28,6 +28,8 @@ pub struct Plan {
     /// The autoencoder's encoder and its intermediate results, which are gone before the rest is loaded; 0 where
     /// neither a source nor a hint is encoded.
     pub encode: u64,
+    /// The same, where frames are encoded while the rest is loaded; else 0.
+    pub encode_again: u64,
     /// What is needed whatever the size of the clip: the program itself, the largest kernel while it is packed, and
     /// what convolutions transform of their input.
     pub fixed: u64,
@@ -53,11 +55,17 @@ const I2V_VALUES: f64 = 5.0;
 /// Copies of all latents in f32 that samplers and blending hold at once, an upper bound.
 const LATENT_COPIES: f64 = 12.0;
 
-/// The same for the encoder, for every value of its first stage's output.
+/// Copies of all latents in f64 that FreeInit's transform holds at once, an upper bound.
+const SPECTRA: f64 = 10.0;
+
+/// Values alive at the worst moment of encoding, for every value of the encoder's first stage's output.
 const ENCODER_VALUES: f64 = 5.0;
 
 /// The same for the decoder, for every value of its last stage's output.
 const DECODER_VALUES: f64 = 8.0;
+
+/// Values of what is kept of tiles, for every pixel: rows of tiles, what they are joined to, and a copy.
+const TILED_VALUES: f64 = 12.0;
 
 /// Bytes of the program, the tokenizer's tables and the like.
 const PROGRAM: usize = 48 << 20;
@@ -141,13 +149,23 @@ impl Plan {
             let copies = frames * latents * models.latent_channels() as f64 * LATENT_COPIES;
             clip += copies * DType::F32.size_in_bytes() as f64 + kept * bytes(precision.unet);
         }
+        if request.quality.free_init.is_some() {
+            let values = frames * latents * models.latent_channels() as f64 * SPECTRA;
+            clip += values * DType::F64.size_in_bytes() as f64;
+        }
         if request.output.looping == Loop::PingPong {
             clip += frames * area(size) * 3.0;
         }
-        let is_encoded =
-            request.source.is_some() || others.iter().any(|config| config.sees_latents());
+        // A request whose tiles are left to the model is not completed.
+        let tiles = request.quality.vae_tiling.and_then(|tiling| tiling.size);
+        let tile = tiles.map_or(size, |tile| (size.0.min(tile), size.1.min(tile)));
+        // A second pass from pixels encodes the frames of the first while the rest is loaded.
+        let is_again = request.quality.hires.is_some_and(|hires| hires.upscale == Upscale::Pixels);
+        let is_encoded = is_again
+            || request.source.is_some()
+            || others.iter().any(|config| config.sees_latents());
         let encode = if is_encoded {
-            let encoded = area(size) * models.encoder_width() as f64 * ENCODER_VALUES;
+            let encoded = area(tile) * models.encoder_width() as f64 * ENCODER_VALUES;
             let values = (encoded * bytes(precision.vae)) as u64;
             models.bytes(&Part::VaeEncoder, precision).saturating_add(values)
         } else {
@@ -155,7 +173,10 @@ impl Plan {
         };
         // A decoder's last stages work at full size, the one before the last in twice the channels.
         let at_once = (64.0 * 64.0 / latents.max(1.0)).floor().clamp(1.0, frames.max(1.0));
-        let decoded = area(size) * at_once * models.decoder_width() as f64 * DECODER_VALUES;
+        let mut decoded = area(tile) * at_once * models.decoder_width() as f64 * DECODER_VALUES;
+        if tile != size {
+            decoded += area(size) * at_once * TILED_VALUES;
+        }
         // The way up begins with a convolution of twice the channels that it makes, which is packed from a copy.
         let deepest = models.unet_config().block_out_channels.iter().max().copied().unwrap_or(0);
         let kernel = product(&[2, deepest, deepest, 9]);
@@ -176,10 +197,11 @@ impl Plan {
                 .chain(nets)
                 .fold(0, u64::saturating_add),
             pass: (values * bytes(precision.unet)) as u64,
-            clips: if request.is_guided() { 2 } else { 1 },
+            clips: 1 + u64::from(request.is_guided()) + u64::from(request.quality.pag.is_some()),
             clip: clip as u64,
             decode: (decoded * bytes(precision.vae)) as u64,
             encode,
+            encode_again: if is_again { encode } else { 0 },
             fixed: copies.saturating_add(PROGRAM as u64),
             image_encoder,
         }
@@ -218,7 +240,7 @@ impl Plan {
             Guidance::Batched => self.clips,
             Guidance::TwoPasses => 1,
         };
-        let values = self.pass.saturating_mul(clips).max(self.decode);
+        let values = self.pass.saturating_mul(clips).max(self.decode).max(self.encode_again);
         let steps = self.weights.saturating_add(values).saturating_add(self.clip);
         steps.max(self.encode).max(self.image_encoder).saturating_add(self.fixed)
     }
@@ -263,6 +285,7 @@ mod tests {
             clip: most,
             decode: 1,
             encode: 0,
+            encode_again: 0,
             image_encoder: 0,
             fixed: 9,
         };
@@ -279,6 +302,7 @@ mod tests {
             clip: 0,
             decode: 60,
             encode: 0,
+            encode_again: 0,
             image_encoder: 0,
             fixed: 10,
         };

@@ -7,14 +7,20 @@
 mod conditions;
 pub mod denoiser;
 mod event;
+mod free_init;
 mod hints;
+mod hires;
 mod images;
 mod inputs;
 pub mod memory;
 mod parts;
+mod passes;
+mod perturbed;
 mod prompts;
+mod rescale;
 mod source;
 mod states;
+pub mod thresholding;
 mod warnings;
 pub mod windows;
 
@@ -25,6 +31,7 @@ use candle_core::{DType, Device, Tensor};
 
 pub use event::{Done, Event, Observer, Recorder};
 pub use inputs::Inputs;
+pub use perturbed::Perturbed;
 pub use source::SourceFrames;
 pub use states::{KeyStates, States};
 
@@ -35,18 +42,20 @@ use crate::media::FrameSink;
 use crate::media::hsv::HsvMean;
 use crate::media::tensor::{from_rgb, to_rgb, to_rgb_cut};
 use crate::models::Decode;
-use crate::models::vae::Vae;
-use crate::request::{Request, Schedule};
+use crate::models::vae::{Tiled, Tiling, Vae};
+use crate::request::{Hires, MOST_PIXELS, Request, Schedule, Upscale, VaeTiling};
 use crate::rng::Noise;
-use crate::sampler::{Plan, PlanSettings, Progress, Run, Sampler, Tcd, WindowPlan};
+use crate::sampler::{Denoiser, Plan, PlanSettings, Sampler, Tcd, WindowPlan};
 use crate::schedule::{NoiseSchedule, Prediction};
 use crate::weights::{Component, Resident};
 use crate::{Error, Result, Stop};
 use denoiser::Guidance;
-use event::{Pace, record};
+use event::record;
 use hints::Hint;
 use images::AdapterImages;
 use memory::Plan as MemoryPlan;
+use passes::{Start, Tally};
+use thresholding::Thresholded;
 use windows::Windowed;
 
 /// Models, a device, and what is loaded of them.
@@ -190,18 +199,44 @@ impl Pipeline {
     /// has the hash of, [`Error::Memory`] when the run does not fit.
     pub fn prepare(&self, request: &Request, inputs: &Inputs) -> Result<Prepared> {
         request.validate()?;
-        let is_open = request.is_open();
         let is_schedule_asked = request.schedule != Schedule::default();
         let mut request = request.clone();
         self.models.complete(&mut request)?;
-        let (width, height) = self.size(&request)?;
+        let size = self.size(&request)?;
         for adapter in &request.ip_adapters {
             if !self.models.ip_adapters().any(|name| name == adapter.model) {
                 return Err(images::unopened(adapter));
             }
         }
         inputs.identify(&mut request)?;
-        let size = (width, height);
+        let Some(hires) = request.quality.hires else {
+            return self.prepare_pass(request, inputs, (size, None), is_schedule_asked);
+        };
+        let larger = hires.size(size, self.models.factor());
+        if larger.0.max(larger.1) > MOST_PIXELS {
+            let (width, height) = larger;
+            let reason = format!("makes {width}x{height}, at most {MOST_PIXELS} a side");
+            return Err(Error::request("hires", reason));
+        }
+        if hires.upscale == Upscale::Pixels {
+            self.models.check_encoder()?;
+        }
+        let first = self.prepare_pass(request, inputs, (size, None), is_schedule_asked)?;
+        let request = first.request.clone();
+        let last = self.prepare_pass(request, inputs, (larger, Some(hires)), is_schedule_asked)?;
+        Ok(Prepared { warnings: first.warnings.clone(), first: Some(Box::new(first)), ..last })
+    }
+
+    /// [`prepare`](Self::prepare) for a clip of that size (width, height), the first or the second one of its run.
+    fn prepare_pass(
+        &self,
+        mut request: Request,
+        inputs: &Inputs,
+        (size, hires): ((usize, usize), Option<Hires>),
+        is_schedule_asked: bool,
+    ) -> Result<Prepared> {
+        let (width, height) = size;
+        let is_open = request.is_open();
         let source = source::read(&mut request, inputs, &self.models, size, &self.stop)?;
         if is_open {
             // With the number of frames of a video.
@@ -216,19 +251,22 @@ impl Pipeline {
         let adapter_images = images::adapter_images(&request, inputs, size, &self.stop)?;
         let config = self.models.scheduler(&request);
         let schedule = config.schedule()?;
-        let mut plan = request.sampling.sampler.plan(
-            &schedule,
-            &PlanSettings {
-                steps: request.sampling.steps,
-                spacing: request.sampling.spacing,
-                original_inference_steps: self.models.original_inference_steps(&request),
-                gamma: request.sampling.tcd_gamma.unwrap_or(Tcd::GAMMA),
-                set_alpha_to_one: config.set_alpha_to_one,
-                ..PlanSettings::default()
-            },
-        )?;
-        if let Some(strength) = request.source.as_ref().and_then(|source| source.strength) {
+        let settings = PlanSettings {
+            steps: hires.and_then(|hires| hires.steps).unwrap_or(request.sampling.steps),
+            spacing: request.sampling.spacing,
+            original_inference_steps: self.models.original_inference_steps(&request),
+            gamma: request.sampling.tcd_gamma.unwrap_or(Tcd::GAMMA),
+            set_alpha_to_one: config.set_alpha_to_one,
+            ..PlanSettings::default()
+        };
+        let mut plan = request.sampling.sampler.plan(&schedule, &settings)?;
+        let mut iterations = vec![];
+        if let Some(hires) = hires {
+            plan = plan.last_part(hires.strength)?;
+        } else if let Some(strength) = request.source.as_ref().and_then(|source| source.strength) {
             plan = plan.last_part(strength)?;
+        } else {
+            iterations = passes::iterations(&request, &schedule, &settings)?;
         }
         if config.prediction_type == Prediction::Epsilon
             && plan.steps.iter().any(|step| step.at.alpha == 0.0)
@@ -245,8 +283,21 @@ impl Pipeline {
         }
         let factor = self.models.factor();
         let sampled = if self.models.i2v_encoder_config().is_some() { 1 } else { frames };
-        let channels = self.models.latent_channels();
-        inputs.check([1, channels, frames, height / factor, width / factor], sampled)?;
+        let tiling = match &mut request.quality.vae_tiling {
+            Some(VaeTiling { size, overlap }) => {
+                let size = *size.get_or_insert(self.models.tile_size());
+                Some(Tiling::new(size, *overlap, factor)?)
+            }
+            None => None,
+        };
+        let perturbed = request.quality.pag.as_ref();
+        let perturbed = perturbed.map(|pag| Perturbed::new(pag, self.models.unet_config()));
+        let perturbed = perturbed.transpose()?;
+        let given = hires.is_none().then_some(inputs);
+        if let Some(inputs) = given {
+            let channels = self.models.latent_channels();
+            inputs.check([1, channels, frames, height / factor, width / factor], sampled)?;
+        }
         let memory = MemoryPlan::new(&self.models, self.precision, &self.device, &request, size)
             .with_adapter_images(&self.models, self.precision, &request, &adapter_images)?;
         // What the library keeps can make room.
@@ -262,19 +313,25 @@ impl Pipeline {
             width,
             height,
             frames,
-            source,
+            // A second pass starts from the first one's clip, but AnimateLCM-I2V sees the image in both.
+            source: source
+                .filter(|_| hires.is_none() || self.models.i2v_encoder_config().is_some()),
             sampled,
             hints,
             adapter_images,
             schedule,
             plan,
+            iterations,
             windows,
+            perturbed,
+            tiling,
             guidance,
             memory,
-            latents: inputs.latents.clone(),
-            noise: inputs.noise.clone(),
-            hint_noise: inputs.hint_noise.clone(),
-            source_noise: inputs.source_noise.clone(),
+            first: None,
+            latents: given.and_then(|inputs| inputs.latents.clone()),
+            noise: given.map(|inputs| inputs.noise.clone()).unwrap_or_default(),
+            hint_noise: given.map(|inputs| inputs.hint_noise.clone()).unwrap_or_default(),
+            source_noise: given.and_then(|inputs| inputs.source_noise.clone()),
         })
     }
 
@@ -307,7 +364,7 @@ impl Pipeline {
         sink: &mut dyn FrameSink,
     ) -> Result<()> {
         let latents = self.latents(prepared, observer)?;
-        self.decode(&latents, observer, sink)
+        self.decode_in(&latents, prepared.tiling, observer, sink)
     }
 
     /// Samples the clean latents of a clip, `(1, frames, channels, height, width)` in f32.
@@ -325,22 +382,32 @@ impl Pipeline {
         }
         self.make_room(prepared)?;
         let states = self.encode(prepared, observer)?;
-        let replay = frames_first(&prepared.noise)?;
+        // The smaller clip comes first, should there be one.
+        let runs: Vec<&Prepared> =
+            prepared.first.as_deref().into_iter().chain([prepared]).collect();
+        let replay = frames_first(&runs[0].noise)?;
         let mut noise = Noise::new(request.sampling.rng, seed).with_replay(replay);
-        let source = prepared.source.as_ref();
-        self.colors = source.and_then(|source| source.colors);
-        let clean = source
-            .map(|source| self.encode_source(prepared, source, &mut noise, observer))
-            .transpose()?;
+        self.colors = runs[0].source.as_ref().and_then(|source| source.colors);
         let is_start = request.source.as_ref().is_some_and(|source| source.strength.is_some());
-        let start = clean.as_ref().filter(|_| is_start);
-        let start =
-            start.map(|clean| self.noised_source(prepared, clean, &mut noise)).transpose()?;
-        let i2v = self.i2v_control(prepared, clean.as_ref(), observer)?;
-        let hints = self.encode_hints(prepared, observer)?;
-        let image_prompts = self.image_prompts(prepared, observer)?;
+        let (mut start, mut given) = (None, Vec::new());
+        for (i, run) in runs.iter().enumerate() {
+            // A second pass does not change the first one's noise.
+            let mut later = noise.clone();
+            let noise = if i == 0 { &mut noise } else { &mut later };
+            let source = run.source.as_ref();
+            let clean = source
+                .map(|source| self.encode_source(run, source, noise, observer))
+                .transpose()?;
+            if let Some(clean) = clean.as_ref().filter(|_| i == 0 && is_start) {
+                start = Some(Start::Noised(self.noised_source(run, clean, noise)?));
+            }
+            let i2v = self.i2v_control(run, clean.as_ref(), observer)?;
+            let hints = self.encode_hints(run, observer)?;
+            given.push((i2v, hints, self.image_prompts(run, observer)?));
+        }
         // The autoencoder is small: if something is wrong with it, that shows before the long part.
-        self.vae = Some(self.vae(observer)?);
+        let vae = self.vae(observer)?;
+        self.vae = Some(Arc::clone(&vae));
         let mut side_networks = BTreeMap::new();
         for control in &request.controls {
             side_networks
@@ -348,44 +415,32 @@ impl Pipeline {
         }
         let unet = self.unet(observer)?;
 
-        let x = match start {
-            Some(latents) => latents,
-            None => first_latents(prepared, &mut noise, &self.models, &self.device)?,
+        let mut start = match start {
+            Some(start) => start,
+            None => Start::Noise(first_latents(runs[0], &mut noise, &self.models, &self.device)?),
         };
-        let latents = {
-            let guided = self.guided(&*unet, prepared, states)?;
-            let mut conditioners =
-                self.conditioners(prepared, &side_networks, &hints, image_prompts)?;
-            conditioners.extend(i2v.map(|control| Box::new(control) as Box<dyn Conditioner>));
-            let mut denoiser = Windowed::new(guided.condition(conditioners), prepared.windows);
-            observer.event(Event::Ready)?;
-            let mut pace = Pace::start();
-            let mut watch = |progress: Progress<'_>| {
-                let Progress { step, steps, at, x, .. } = progress;
-                // A step begins with the latents that the step before it made.
-                if step > 0 {
-                    record(observer, &format!("latents.{}", step - 1), || channels_first(x))?;
-                }
-                observer.step(&progress)?;
-                let (seconds, eta_seconds) = pace.lap(step + 1, steps);
-                let timestep = at.timestep;
-                observer.event(Event::Step {
-                    step: step + 1,
-                    steps,
-                    timestep,
-                    seconds,
-                    eta_seconds,
-                })
-            };
-            let mut run =
-                Run::new(&mut denoiser, &prepared.plan.steps, &mut noise).with_observer(&mut watch);
-            match &self.own_sampler {
-                Some(sampler) => sampler.sample(&mut run, x)?,
-                None => request.sampling.sampler.build().sample(&mut run, x)?,
+        let mut tally = None;
+        let mut made = Vec::new();
+        for (run, (i2v, hints, image_prompts)) in runs.iter().zip(given) {
+            if let (Some(smaller), Some(hires)) = (made.last(), &request.quality.hires) {
+                let smaller = (smaller, &*vae);
+                start = Start::Noised(self.enlarged(run, hires, smaller, &mut noise, observer)?);
             }
+            let guided = self.guided(&*unet, run, states.clone())?;
+            let mut conditioners = self.conditioners(run, &side_networks, &hints, image_prompts)?;
+            conditioners.extend(i2v.map(|control| Box::new(control) as Box<dyn Conditioner>));
+            let windowed = Windowed::new(guided.condition(conditioners), run.windows);
+            let mut denoiser = Thresholded::new(windowed, request.quality.dynamic_thresholding);
+            if tally.is_none() {
+                observer.event(Event::Ready)?;
+            }
+            let tally = tally.get_or_insert_with(|| Tally::of(&runs));
+            let passes = (&mut denoiser as &mut dyn Denoiser, &mut noise);
+            made.push(self.sample(run, passes, &start, tally, observer)?);
+        }
+        let Some(latents) = made.pop() else {
+            return Err(Error::Missing { name: "latents".into(), reason: "nothing ran".into() });
         };
-        let last = prepared.plan.steps.len() - 1;
-        record(observer, &format!("latents.{last}"), || channels_first(&latents))?;
         record(observer, "latents", || channels_first(&latents))?;
         Ok(latents)
     }
@@ -401,12 +456,27 @@ impl Pipeline {
         observer: &mut dyn Observer,
         sink: &mut dyn FrameSink,
     ) -> Result<()> {
+        self.decode_in(latents, None, observer, sink)
+    }
+
+    /// [`decode`](Self::decode), each frame in tiles if there are any.
+    ///
+    /// # Errors
+    ///
+    /// Those of [`decode`](Self::decode).
+    pub fn decode_in(
+        &mut self,
+        latents: &Tensor,
+        tiling: Option<Tiling>,
+        observer: &mut dyn Observer,
+        sink: &mut dyn FrameSink,
+    ) -> Result<()> {
         let vae = match self.vae.take() {
             Some(vae) => vae,
             None => self.vae(observer)?,
         };
         let with = Decoding { dtype: self.precision.vae, colors: self.colors.take() };
-        decode((&*vae, &self.stop), latents, with, observer, sink)
+        decode((&Tiled::new(&vae, tiling), &self.stop), latents, with, observer, sink)
     }
 }
 
@@ -433,21 +503,29 @@ pub struct Prepared {
     pub schedule: NoiseSchedule,
     /// Timesteps and noise levels that the sampler visits.
     pub plan: Plan,
+    /// The same of each of FreeInit's iterations, should there be any.
+    pub iterations: Vec<Plan>,
     /// The context windows, should there be any.
     pub windows: Option<WindowPlan>,
+    /// Perturbed-attention guidance, should there be any.
+    pub perturbed: Option<Perturbed>,
+    /// Tiles of the autoencoder, should there be any.
+    pub tiling: Option<Tiling>,
     /// How guidance is computed, should there be any.
     pub guidance: Guidance,
     /// Memory that the run needs.
     pub memory: MemoryPlan,
     /// What is probably not meant, a line each; the observer hears of it when sampling begins.
     pub warnings: Vec<String>,
+    /// The run at a smaller size whose clip this one starts from, should there be one.
+    pub first: Option<Box<Prepared>>,
     latents: Option<Tensor>,
     noise: Vec<Tensor>,
     hint_noise: BTreeMap<String, Tensor>,
     source_noise: Option<Tensor>,
 }
 
-/// `(1, frames, channels, height, width)` at the plan's first noise level, in f32.
+/// Unit noise, `(1, frames, channels, height, width)` in f32.
 fn first_latents(
     prepared: &Prepared,
     noise: &mut Noise,
@@ -456,19 +534,18 @@ fn first_latents(
 ) -> Result<Tensor> {
     let factor = models.factor();
     let (height, width) = (prepared.height / factor, prepared.width / factor);
-    let unit = match &prepared.latents {
+    match &prepared.latents {
         Some(latents) => {
             let latents = latents.to_dtype(DType::F32)?.to_device(device)?;
-            latents.transpose(1, 2)?.contiguous()?
+            Ok(latents.transpose(1, 2)?.contiguous()?)
         }
         None => {
             let (frames, channels) = (prepared.frames, models.latent_channels());
             let kind = prepared.request.sampling.noise;
             let windows = prepared.windows.map_or((frames, frames), |w| (w.length(), w.hop()));
-            noise.clip(kind, (1, frames, channels, height, width), windows, device)?
+            noise.clip(kind, (1, frames, channels, height, width), windows, device)
         }
-    };
-    Ok((unit * prepared.plan.initial_scale)?)
+    }
 }
 
 /// How latents become frames.

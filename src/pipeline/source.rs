@@ -290,7 +290,8 @@ impl Pipeline {
         let encoder = self.vae_encoder(observer)?;
         let factor = self.models.factor();
         let (height, width) = (prepared.height / factor, prepared.width / factor);
-        let (count, channels) = (prepared.sampled, self.models.latent_channels());
+        let count = prepared.sampled.max(frames.images.len());
+        let channels = self.models.latent_channels();
         let drawn = match &prepared.source_noise {
             Some(given) => given.to_dtype(DType::F32)?,
             None => {
@@ -308,7 +309,8 @@ impl Pipeline {
         let drawn = drawn.to_dtype(self.precision.vae)?.to_device(&self.device)?;
         let encode = |image: &RgbImage, drawn: &Tensor| {
             let image = from_rgb(std::slice::from_ref(image), &self.device)?.affine(2.0, -1.0)?;
-            encoder.sample(&image.to_dtype(self.precision.vae)?, drawn, &self.stop)
+            let image = image.to_dtype(self.precision.vae)?;
+            encoder.sample_tiled(&image, drawn, prepared.tiling, &self.stop)
         };
         let latents = match frames.images.as_slice() {
             // Encoded once, sampled for every frame.

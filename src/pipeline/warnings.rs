@@ -51,6 +51,16 @@ pub(super) fn warnings(
             "negative-prompt: has no effect with --cfg-scale {scale}; it takes more than 1"
         ));
     }
+    if request.quality.guidance_rescale > 0.0 && !request.is_guided() {
+        found.push(format!(
+            "guidance-rescale: has no effect with --cfg-scale {scale}; it takes more than 1"
+        ));
+    }
+    if request.quality.dynamic_thresholding.is_some() && !request.is_guided() {
+        found.push(format!(
+            "dynamic-thresholding: is for much guidance, there is none with --cfg-scale {scale}"
+        ));
+    }
     found.extend(size(request, models.native_size()));
     found.extend(unused(request, models));
     found.extend(whole(request));

@@ -3,8 +3,8 @@
 use serde::{Deserialize, Serialize};
 
 use super::{
-    Control, IpAdapter, Output, Prompt, Request, Sampling, Schedule, Size, Source, Spec, Windows,
-    is_default,
+    Control, IpAdapter, Output, Prompt, Quality, Request, Sampling, Schedule, Size, Source, Spec,
+    Windows, is_default,
 };
 use crate::{Error, Result};
 
@@ -84,6 +84,8 @@ struct Document {
     sampling: Sampling,
     #[serde(default)]
     schedule: Schedule,
+    #[serde(default, skip_serializing_if = "is_default")]
+    quality: Quality,
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     controls: Vec<Control>,
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
@@ -108,7 +110,7 @@ impl TryFrom<Document> for Job {
         if schema != SCHEMA {
             return Err(format!("schema `{schema}` is not `{SCHEMA}`"));
         }
-        let Document { controls, ip_adapters, windows, output, .. } = document;
+        let Document { quality, controls, ip_adapters, windows, output, .. } = document;
         let Document { tensors_in, weights, program, .. } = document;
         let request = Request {
             prompt,
@@ -116,6 +118,7 @@ impl TryFrom<Document> for Job {
             size,
             sampling,
             schedule,
+            quality,
             controls,
             ip_adapters,
             windows,
@@ -129,7 +132,7 @@ impl From<Job> for Document {
     fn from(job: Job) -> Self {
         let Job { models, request, tensors_in, weights, program } = job;
         let Request { prompt, source, size, sampling, schedule, .. } = request;
-        let Request { controls, ip_adapters, windows, output, .. } = request;
+        let Request { quality, controls, ip_adapters, windows, output, .. } = request;
         Self {
             schema: SCHEMA.to_owned(),
             models,
@@ -138,6 +141,7 @@ impl From<Job> for Document {
             size,
             sampling,
             schedule,
+            quality,
             controls,
             ip_adapters,
             windows,

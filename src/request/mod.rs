@@ -1,8 +1,8 @@
 //! Requests: the vocabulary of the command line, of request files and of the metadata in clips.
 //!
 //! Text only: nothing here opens a file, reads weights or knows a device. A [`Job`] is a whole document; its JSON has
-//! the sections `models` ([`Spec`]), `prompt`, `source`, `size`, `sampling`, `schedule`, `controls`, `ip_adapters`,
-//! `windows` and `output` (those of [`Request`]). Every section and every field may be left out; what is `None` the
+//! the sections `models` ([`Spec`]), `prompt`, `source`, `size`, `sampling`, `schedule`, `quality`, `controls`,
+//! `ip_adapters`, `windows` and `output` (those of [`Request`]). Every section and every field may be left out; what is `None` the
 //! model decides.
 //!
 //! ```
@@ -18,6 +18,7 @@ mod grammar;
 mod ip_adapter;
 mod job;
 mod prompt;
+mod quality;
 mod source;
 mod spec;
 mod travel;
@@ -29,6 +30,7 @@ pub use control::Control;
 pub use ip_adapter::IpAdapter;
 pub use job::{FileRecord, Job, Program, SCHEMA};
 pub use prompt::Prompt;
+pub use quality::{DynamicThresholding, Filter, FreeInit, Hires, Pag, Quality, Upscale, VaeTiling};
 pub use source::Source;
 pub use spec::{Embedding, Spec, WeightedFile};
 pub use travel::{Interpolation, Key, Travel};
@@ -67,6 +69,8 @@ pub struct Request {
     pub sampling: Sampling,
     /// The noise schedule that the model was trained on.
     pub schedule: Schedule,
+    /// Options for quality.
+    pub quality: Quality,
     /// ControlNets, SparseCtrl networks and T2I-Adapters with their hints.
     pub controls: Vec<Control>,
     /// IP-Adapters with their images.
@@ -233,6 +237,7 @@ impl Request {
         between("beta-start", beta_start, 1e-9, 0.999)?;
         between("beta-end", beta_end, beta_start.unwrap_or(1e-9), 0.999)?;
         self.prompt.validate(self.sampling.steps, (!self.is_open()).then_some(frames))?;
+        self.quality.validate(self.sampling.steps, self.source.is_some())?;
         if let Some(source) = &self.source {
             source.validate(self.sampling.steps)?;
         }
@@ -367,6 +372,8 @@ mod tests {
         bad(|r| (r.windows.schedule, r.output.looping) = (STATIC, Loop::Closed), "loop");
         bad(|r| (r.size.frames, r.output.looping) = (Some(MOST_FRAMES), Loop::PingPong), "frames");
         bad(|r| r.sampling.cfg_scale = -1.0, "cfg-scale");
+        bad(|r| r.quality.guidance_rescale = 1.1, "guidance-rescale");
+        bad(|r| r.quality.guidance_rescale = f64::NAN, "guidance-rescale");
         bad(|r| r.schedule.beta_end = Some(0.0), "beta-end");
         bad(|r| r.schedule.beta_start = Some(1.0), "beta-start");
         bad(|r| r.size.width = Some(0), "width");

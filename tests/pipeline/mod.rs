@@ -2,6 +2,8 @@
 
 /// Networks of other families.
 mod family;
+/// Options for quality.
+mod quality;
 /// Whole runs.
 mod runs;
 /// Clips that start from images and videos.

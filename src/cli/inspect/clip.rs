@@ -8,8 +8,12 @@ use super::super::to_json;
 use super::Table;
 use super::media::Seen;
 use crate::job::{self, Imported};
+use crate::models::unet::FreeU;
 use crate::output::Metadata;
-use crate::request::{Interpolation, Job, Loop, Request, Source, Spec, Windows};
+use crate::request::{
+    DynamicThresholding, FreeInit, Hires, Interpolation, Job, Loop, Pag, Quality, Request, Source,
+    Spec, VaeTiling, Windows,
+};
 use crate::rng::NoiseKind;
 use crate::text::prompt::PromptMode;
 use crate::{Error, Result};
@@ -130,6 +134,7 @@ fn request_rows(request: &Request, table: &mut Table) {
     }
     table.row("sampling", sampling(request));
     table.row_if("windows", &windows(request));
+    table.row_if("quality", &quality(request));
     for adapter in &request.ip_adapters {
         let images: Vec<&str> = adapter.images.iter().map(|image| image.file.as_str()).collect();
         let (images, model, scale) = (images.join(", "), &adapter.model, &adapter.scale);
@@ -224,6 +229,49 @@ fn windows(request: &Request) -> String {
     if request.sampling.noise != NoiseKind::Independent {
         words.push(format!("{} noise", request.sampling.noise));
     }
+    words.join(", ")
+}
+
+/// The options for quality in words, those that are on.
+fn quality(request: &Request) -> String {
+    let Quality {
+        guidance_rescale,
+        dynamic_thresholding,
+        free_u,
+        free_init,
+        pag,
+        vae_tiling,
+        hires,
+    } = &request.quality;
+    let mut words = Vec::new();
+    if *guidance_rescale > 0.0 {
+        words.push(format!("guidance rescaled by {guidance_rescale}"));
+    }
+    words.extend(dynamic_thresholding.map(|DynamicThresholding { ratio, max }| {
+        format!("dynamic thresholding at {ratio} up to {max}")
+    }));
+    words.extend(
+        free_u.map(|FreeU { b1, b2, s1, s2 }| format!("FreeU b1 {b1} b2 {b2} s1 {s1} s2 {s2}")),
+    );
+    words.extend(free_init.map(|free_init| {
+        let FreeInit { iterations, filter, order, spatial, temporal, fast } = free_init;
+        let fast = if fast { ", fast" } else { "" };
+        format!(
+            "FreeInit {iterations} times, {filter} of order {order} to {spatial} and {temporal}{fast}"
+        )
+    }));
+    words.extend(pag.iter().map(|Pag { scale, adaptive_scale, layers }| {
+        let layers = layers.join(" ");
+        format!("perturbed attention {scale}, adaptive {adaptive_scale}, in {layers}")
+    }));
+    words.extend(vae_tiling.map(|VaeTiling { size, overlap }| {
+        let size = size.map(|size| format!(" of {size} pixels")).unwrap_or_default();
+        format!("tiles{size} with an overlap of {overlap}")
+    }));
+    words.extend(hires.map(|Hires { scale, strength, steps, upscale }| {
+        let steps = steps.map(|steps| format!(" of {steps} steps")).unwrap_or_default();
+        format!("again at {scale} times the size by {upscale}, strength {strength}{steps}")
+    }));
     words.join(", ")
 }
 

@@ -1,13 +1,15 @@
-//! Tensors that conditioners add to the UNet in one pass.
+//! What a pass of the UNet is given beside its inputs: tensors that conditioners add, and changes of its layers.
 
 use std::ops::Range;
 
 use candle_core::{Result, Tensor};
 
+use super::{FreeU, Perturbation};
 use crate::kernels::layout::add;
 use crate::nn::ImageContext;
 
-/// Tensors that are added to activations of the UNet. Empty by default, which has no effect.
+/// Tensors that are added to activations of the UNet, and changes of its layers. Empty by default, which has no
+/// effect.
 ///
 /// Contributions are accumulated, so any number of adapters can be combined in any order.
 #[derive(Clone, Debug, Default)]
@@ -17,6 +19,10 @@ pub struct Injection {
     motion_inputs: Vec<Tensor>,
     /// Image contexts of every cross-attention, attended to in addition to the prompt.
     image_contexts: Vec<Vec<ImageContext>>,
+    /// Factors where the skip connections meet the backbone.
+    pub free_u: Option<FreeU>,
+    /// Self-attentions that are switched off for a part of the batch.
+    pub perturbation: Option<Perturbation>,
 }
 
 /// Features that are added in one down block.

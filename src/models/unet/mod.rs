@@ -4,12 +4,16 @@
 //! frames of a clip.
 
 mod config;
+mod free_u;
 mod injection;
+mod perturbation;
 mod stage;
 
 pub use config::{CrossAttention, LayerConfig, Place, StageConfig, Stages, UNetConfig};
+pub use free_u::FreeU;
 pub(in crate::models) use injection::StageFeatures;
 pub use injection::{Injection, Residuals};
+pub use perturbation::Perturbation;
 pub(super) use stage::Stage;
 
 use crate::weights::VarBuilder;
@@ -148,8 +152,8 @@ impl UNet {
         x = input.injection.onto_mid(self.mid.mid(x, &time, input)?)?;
 
         // Up blocks.
-        for stage in &self.up {
-            x = stage.up(x, &time, input, &mut skips)?;
+        for (i, stage) in self.up.iter().enumerate() {
+            x = stage.up(x, &time, input, i, &mut skips)?;
         }
 
         // Output layers.

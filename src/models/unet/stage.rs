@@ -5,6 +5,7 @@ use std::ops::Range;
 use crate::weights::VarBuilder;
 use candle_core::{Result, Tensor};
 
+use super::perturbation::{spatial, temporal};
 use super::{LayerConfig, Place, StageConfig, StageFeatures, UNetConfig, UNetInput};
 use crate::kernels::layout::{add, cat};
 use crate::models::motion::MotionModule;
@@ -26,6 +27,8 @@ const MOTION_INPUT: usize = 1;
 /// A residual block, followed by spatial attention and a motion module.
 #[derive(Clone, Debug)]
 struct Layer {
+    /// Name of its stage, and its place there.
+    place: (String, usize),
     resnet: ResnetBlock,
     attention: Option<SpatialTransformer>,
     /// Indices of the layer's cross-attentions among the UNet's.
@@ -50,6 +53,7 @@ impl Stage {
             .enumerate()
             .map(|(j, &LayerConfig { inputs, attention, motion })| {
                 Ok(Layer {
+                    place: (stage.name(), j),
                     resnet: ResnetBlock::new(
                         &ResnetOptions {
                             inputs,
@@ -135,16 +139,20 @@ impl Stage {
     }
 
     /// Concatenates every layer's input with a skip connection, newest first, then upsamples to the size of the next
-    /// one.
+    /// one. The stage is the `place`-th on the way up, from 0.
     pub(in crate::models) fn up(
         &self,
         mut x: Tensor,
         time: &Tensor,
         input: &UNetInput<'_>,
+        place: usize,
         skips: &mut Vec<Tensor>,
     ) -> Result<Tensor> {
         for layer in &self.layers {
-            let Some(skip) = skips.pop() else { candle_core::bail!("the skips ran out") };
+            let Some(mut skip) = skips.pop() else { candle_core::bail!("the skips ran out") };
+            if let Some(free_u) = input.injection.free_u {
+                (x, skip) = free_u.apply(place, &x, &skip)?;
+            }
             x = layer.forward(&cat(&[&x, &skip])?, None, time, input)?;
         }
         if let Some(upsample) = &self.upsample {
@@ -159,6 +167,19 @@ impl Stage {
 }
 
 impl Layer {
+    /// The number of clips at the end of the batch for which each of `count` self-attentions is switched off; nothing
+    /// where none is.
+    fn switched_off(
+        &self,
+        input: &UNetInput<'_>,
+        name: fn(&str, usize, usize) -> String,
+        count: usize,
+    ) -> Vec<usize> {
+        let Some(perturbation) = &input.injection.perturbation else { return vec![] };
+        let (stage, layer) = &self.place;
+        (0..count).map(|i| perturbation.clips(&name(stage, *layer, i))).collect()
+    }
+
     /// `motion_input` is added before the motion module.
     fn forward(
         &self,
@@ -171,13 +192,16 @@ impl Layer {
         let mut x = self.resnet.forward(x, Some(time), input.stop)?;
         if let Some(attention) = &self.attention {
             let images = input.injection.image_contexts(self.cross_attentions.clone());
-            x = attention.forward(&x, input.context, images, input.stop)?;
+            let alone = self.switched_off(input, spatial, attention.depth());
+            let alone: Vec<usize> = alone.iter().map(|clips| clips * input.frames).collect();
+            x = attention.forward(&x, input.context, (images, &alone), input.stop)?;
         }
         if let Some(feature) = motion_input {
             x = add(&x, feature)?;
         }
         if let Some(motion) = &self.motion {
-            x = motion.forward(&x, input.frames, input.motion_norm, input.stop)?;
+            let alone = self.switched_off(input, temporal, 2);
+            x = motion.forward_with(&x, input.frames, input.motion_norm, &alone, input.stop)?;
         }
         Ok(x)
     }

@@ -23,6 +23,9 @@ pub struct VaeConfig {
     pub layers_per_block: usize,
     /// Number of groups of all group norms, 32.
     pub norm_num_groups: usize,
+    /// Height and width of the images in training, 512; those of a tile.
+    #[serde(deserialize_with = "first_of")]
+    pub sample_size: usize,
     /// Factor that scales latents for the UNet, 0.18215.
     pub scaling_factor: f64,
     /// Whether the encoder ends with a 1×1 convolution. True.
@@ -44,6 +47,7 @@ impl Default for VaeConfig {
             block_out_channels: vec![128, 256, 512, 512],
             layers_per_block: 2,
             norm_num_groups: 32,
+            sample_size: 512,
             scaling_factor: 0.18215,
             use_quant_conv: true,
             use_post_quant_conv: true,
@@ -51,6 +55,20 @@ impl Default for VaeConfig {
             act_fn: "silu".into(),
         }
     }
+}
+
+/// A number, or the first of a list.
+fn first_of<'de, D: serde::Deserializer<'de>>(from: D) -> Result<usize, D::Error> {
+    #[derive(Deserialize)]
+    #[serde(untagged)]
+    enum Sizes {
+        One(usize),
+        Many(Vec<usize>),
+    }
+    Ok(match Sizes::deserialize(from)? {
+        Sizes::One(size) => size,
+        Sizes::Many(sizes) => sizes.first().copied().unwrap_or_default(),
+    })
 }
 
 /// Valid scaling factors: divisions by them stay finite.

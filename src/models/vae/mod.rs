@@ -6,9 +6,11 @@
 mod config;
 mod decoder;
 mod encoder;
+mod tiling;
 mod tiny;
 
 pub use config::{TinyVaeConfig, VaeConfig};
+pub use tiling::{Tiled, Tiling};
 pub use tiny::AutoencoderTiny;
 
 use crate::weights::VarBuilder;
@@ -64,11 +66,22 @@ impl VaeEncoder {
     /// sampled from their distribution with standard normal `noise` of the latents' shape; a single image as often as
     /// there is noise. TAESD is deterministic and ignores the values of `noise`.
     pub fn sample(&self, images: &Tensor, noise: &Tensor, stop: &Stop) -> Result<Tensor> {
+        self.scaled(&self.moments(images, stop)?, noise)
+    }
+
+    /// What the network makes of images: unscaled means and log variances, or TAESD's latents.
+    fn moments(&self, images: &Tensor, stop: &Stop) -> Result<Tensor> {
+        match self {
+            Self::Kl(vae) => vae.moments(images, stop),
+            Self::Tiny(vae) => vae.encode(images, stop),
+        }
+    }
+
+    /// Scaled latents of what the network made, sampled with `noise`.
+    fn scaled(&self, moments: &Tensor, noise: &Tensor) -> Result<Tensor> {
         Ok(match self {
-            Self::Kl(vae) => {
-                (vae.encode(images, stop)?.sample(noise)? * vae.config.scaling_factor)?
-            }
-            Self::Tiny(vae) => (vae.encode(images, stop)? * vae.config().scaling_factor)?
+            Self::Kl(vae) => (Posterior::new(moments)?.sample(noise)? * vae.config.scaling_factor)?,
+            Self::Tiny(vae) => (moments * vae.config().scaling_factor)?
                 .broadcast_as(noise.shape())?
                 .contiguous()?,
         })
@@ -107,6 +120,12 @@ pub struct Posterior {
 }
 
 impl Posterior {
+    /// The posterior of means and log variances, `(batch, 2 * latent_channels, height, width)`.
+    fn new(moments: &Tensor) -> Result<Self> {
+        let halves = moments.contiguous()?.chunk(2, 1)?;
+        Ok(Self { mean: halves[0].clone(), log_variance: halves[1].clamp(-30.0, 20.0)? })
+    }
+
     /// Samples latents with standard normal `noise` of the same shape; those of a single image as often as there is
     /// noise.
     pub fn sample(&self, noise: &Tensor) -> Result<Tensor> {
@@ -186,13 +205,16 @@ impl KlEncoder {
 
     /// The posterior of unscaled latents of images `(batch, 3, height, width)` in `[-1, 1]`.
     pub fn encode(&self, images: &Tensor, stop: &Stop) -> Result<Posterior> {
+        Posterior::new(&self.moments(images, stop)?)
+    }
+
+    /// Means and log variances, not clamped, `(batch, 2 * latent_channels, height', width')`.
+    fn moments(&self, images: &Tensor, stop: &Stop) -> Result<Tensor> {
         let y = self.encoder.forward(images, stop)?;
-        let y = match &self.quant_conv {
+        Ok(match &self.quant_conv {
             Some(conv) => conv.forward(&y)?,
             None => y,
-        };
-        let halves = y.contiguous()?.chunk(2, 1)?;
-        Ok(Posterior { mean: halves[0].clone(), log_variance: halves[1].clamp(-30.0, 20.0)? })
+        })
     }
 }
 

@@ -34,7 +34,7 @@ fn names_of_other_programs_are_understood() {
 #[test]
 fn prompts_for_other_programs_are_warned_about() {
     let folder = Folder::new();
-    let prompt = "a [cat|dog] AND <hypernet:x:1> <lora:y:1";
+    let prompt = "a [cat|dog] | AND <hypernet:x:1> <lora:y:1";
     let said = tiny(&folder, &[prompt, "--seed=1", "--progress=json"]).ok();
     let warnings: Vec<String> = said
         .events()
@@ -46,8 +46,8 @@ fn prompts_for_other_programs_are_warned_about() {
     for part in ["`<lora:y:1` has no `>`", "`<hypernet:x:1>` is left out", "`[cat|dog]`", "`AND`"] {
         assert!(warnings.iter().any(|w| w.starts_with("prompt: ") && w.contains(part)), "{part}");
     }
-    let lines = tiny(&folder, &["[a:b:0.5]", "--seed=1"]).ok().stderr;
-    assert!(lines.contains("warning: prompt: `[a:b:0.5]` would change"), "{lines}");
+    let lines = tiny(&folder, &["[a:b:0.5] | c", "--seed=1"]).ok().stderr;
+    assert!(lines.contains("warning: prompt: `[a:b:0.5]` only weakens"), "{lines}");
     // Once for all clips.
     let two = tiny(&folder, &["a <hypernet:x:1>", "--seed=1", "--count=2", "-o", "t.gif"]).ok();
     assert_eq!(two.stderr.matches("warning: ").count(), 1, "{}", two.stderr);

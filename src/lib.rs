@@ -61,7 +61,7 @@
 //! 6  adapters metrics                           LoRA, ControlNet, IP-Adapter | CLIP score, FVD
 //! 5  text                                       prompt to context
 //! 4  models                                     clip, unet with motion, ControlNet, vae
-//! 3  nn       sampler       output   procedural layers | sampling loops | encoders | clips with captions
+//! 3  nn       sampler       output   procedural  preprocess  layers | loops | encoders | captioned clips | hints
 //! 2  kernels  schedule      media  weights  hub
 //! 1  device   rng       files
 //! 0  error    stop      spelling
@@ -95,6 +95,7 @@ pub mod nn;
 pub mod output;
 #[doc(hidden)]
 pub mod pipeline;
+pub mod preprocess;
 #[doc(hidden)]
 pub mod procedural;
 pub mod request;

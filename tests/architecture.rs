@@ -12,7 +12,7 @@ const LAYERS: [&[&str]; 12] = [
     &["error", "spelling", "stop"],
     &["device", "rng", "files"],
     &["kernels", "schedule", "media", "weights", "hub"],
-    &["nn", "sampler", "output", "procedural"],
+    &["nn", "sampler", "output", "procedural", "preprocess"],
     &["models"],
     &["text"],
     &["adapters", "metrics"],

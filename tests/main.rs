@@ -30,6 +30,8 @@ mod models;
 mod output;
 /// From a request to frames.
 mod pipeline;
+/// Hints made of pictures.
+mod preprocess;
 /// Clips whose captions are the whole truth.
 mod procedural;
 /// Faults that people met.

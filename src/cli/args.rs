@@ -27,6 +27,9 @@ pub(super) enum Command {
     /// Make a clip again from its own metadata.
     #[command(after_help = examples::MORE, after_long_help = examples::REPLAY)]
     Replay(ReplayArgs),
+    /// Make hints for controls of pictures and videos.
+    #[command(after_help = examples::MORE, after_long_help = examples::PREPROCESS)]
+    Preprocess(Box<super::preprocess::PreprocessArgs>),
     /// Measure how often clips show what their prompts say.
     #[command(after_help = examples::MORE, after_long_help = examples::EVAL)]
     Eval(Box<super::eval::EvalArgs>),

@@ -38,6 +38,14 @@ Examples:
   animatelcm replay --progress none clip.mp4
   animatelcm replay frame_000.png -o frames_%03d.png";
 
+pub(super) const PREPROCESS: &str = "\
+Examples:
+  animatelcm preprocess canny dog.jpg -o edges.png
+  animatelcm preprocess canny dance.mp4 --low 50 --high 150 -o edges.mp4
+  animatelcm preprocess lineart frames/ -W 512 -H 512 --fit crop -o lines.gif
+  animatelcm preprocess softedge dance.gif --from 8 --count 16 -o edges_%03d.png
+  animatelcm preprocess blur dog.jpg --sigma 4 --json -o blurred.png";
+
 pub(super) const EVAL: &str = "\
 Examples:
   animatelcm eval --procedural
@@ -168,7 +176,9 @@ mod tests {
 
     #[test]
     fn every_command_has_five_examples_that_can_be_typed() {
-        let all = [PROGRAM, GENERATE, INSPECT, REPLAY, EVAL, BENCH, CONFIG, COMPLETIONS, MAN];
+        let all =
+            [PROGRAM, GENERATE, INSPECT, REPLAY, PREPROCESS, EVAL, BENCH, CONFIG, COMPLETIONS];
+        let all = all.into_iter().chain([MAN]);
         let all = all.into_iter().chain([
             #[cfg(feature = "train")]
             TRAIN,

@@ -317,7 +317,7 @@ fn ip_adapter(text: &str) -> crate::Result<IpAdapter> {
 }
 
 /// A number, or a fraction of two, which becomes the number nearest to it: no other fraction as simple is as near.
-fn rate(text: &str) -> Result<f64, String> {
+pub(super) fn rate(text: &str) -> Result<f64, String> {
     let number = |text: &str| text.trim().parse::<f64>().map_err(|e| e.to_string());
     match text.split_once('/') {
         Some((over, under)) => Ok(number(over)? / number(under)?),
@@ -332,8 +332,10 @@ pub(super) struct ControlFlags {
     /// the frames follow; repeatable. After NAME=HINT,model=FILE may follow scale=0.8 or a curve over the frames
     /// (scale=0:1.0,8:0.2), start=0 and end=0.6 (parts of the run), fit=stretch|crop|pad (hints of another size),
     /// frames=0,8,15 (SparseCtrl: which frames the images are for; one image is for frame 0), from=0 and every=2
-    /// (which frames of a video are taken, as many as the clip has) and guess (guess mode). A path with commas goes
-    /// into double quotes, a double quote inside is written twice: 'canny="a, b.png",model=FILE'.
+    /// (which frames of a video are taken, as many as the clip has), guess (guess mode) and preprocess, which makes the
+    /// hint of ordinary pictures as `animatelcm preprocess` does: what NAME says, or preprocess=canny with low=100,
+    /// high=200. A path with commas goes into double quotes, a double quote inside is written twice:
+    /// 'canny="a, b.png",model=FILE'.
     #[arg(long, value_name = "NAME=HINT,model=FILE,...", value_parser = control, hide_short_help = true)]
     pub(super) control: Vec<Control>,
     /// An IP-Adapter and the image that the frames are to resemble; repeatable. After IMAGE,model=FILE may follow

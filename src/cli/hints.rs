@@ -3,7 +3,7 @@
 use crate::spelling;
 
 /// Flags of other programs that have no counterpart of the same form.
-const ELSEWHERE: [(&[&str], &str); 9] = [
+const ELSEWHERE: [(&[&str], &str); 10] = [
     (
         &["--format", "--output-format", "--ext"],
         "the ending of the output says the format: -o clip.mp4",
@@ -19,6 +19,10 @@ const ELSEWHERE: [(&[&str], &str); 9] = [
     (
         &["--control-net", "--controlnet", "--control-image", "--control-strength", "--canny"],
         "a network and its hint are one flag: --control NAME=HINT,model=FILE,scale=0.9",
+    ),
+    (
+        &["--preprocessor", "--preprocess", "--module", "--canny-preprocess"],
+        "a preprocessor is a part of its control: --control canny=HINT,model=FILE,preprocess",
     ),
     (
         &["--lora-scale", "--lora-weight", "--lora-strength"],

@@ -17,6 +17,7 @@ mod inspect;
 #[cfg(feature = "hub")]
 mod models;
 mod panics;
+mod preprocess;
 mod preview;
 mod progress;
 mod replay;
@@ -144,6 +145,7 @@ fn run(cli: Cli, stop: &Stop) -> Result<()> {
         Command::Eval(args) => eval::run(&args, stop),
         #[cfg(feature = "train")]
         Command::Train(args) => train::run(&args, stop),
+        Command::Preprocess(args) => preprocess::run(&args, stop),
         Command::Bench(args) => bench::run(&args, stop),
         Command::Completions(args) => completions::run(&args),
         Command::Man(args) => completions::man(&args),

@@ -16,7 +16,7 @@ mod timing;
 mod video;
 mod webp;
 
-pub use image::RgbImage;
+pub use image::{Rgb, RgbImage};
 
 use crate::{Error, Result};
 

@@ -45,12 +45,27 @@ pub fn resize(
     fit: Fit,
     stop: &Stop,
 ) -> Result<RgbImage> {
+    resize_then(image, (width, height), fit, &|resized| Ok(resized), stop)
+}
+
+/// Resizes an image and changes the resized one by `change`, which keeps its size; what [`Fit::Pad`] adds stays black.
+///
+/// # Errors
+///
+/// Those of `change`; [`Error::Cancelled`] once `stop` is requested.
+pub fn resize_then(
+    image: &RgbImage,
+    (width, height): (u32, u32),
+    fit: Fit,
+    change: &dyn Fn(RgbImage) -> Result<RgbImage>,
+    stop: &Stop,
+) -> Result<RgbImage> {
     let from = image.dimensions();
     if from == (width, height) || [from.0, from.1, width, height].contains(&0) {
-        return Ok(image.clone());
+        return change(image.clone());
     }
     if fit == Fit::Pad {
-        return pad(image, width, height, stop);
+        return pad(image, (width, height), change, stop);
     }
     if fit == Fit::Cover {
         let (width, height) = cover(from, (width, height));
@@ -74,7 +89,7 @@ pub fn resize(
     };
     let resized = resample(&image, &width, &height, Filter::Lanczos, stop);
     stop.check()?;
-    Ok(resized)
+    change(resized)
 }
 
 /// The axes of an image that covers the target and of which the centre is kept, rounded as in `resize_and_crop` of
@@ -96,17 +111,39 @@ fn cover(from: (u32, u32), to: (u32, u32)) -> (Axis, Axis) {
     (axis(across, to.0), axis(down, to.1))
 }
 
-/// The whole image in the middle of a black one of the target's size.
-fn pad(image: &RgbImage, width: u32, height: u32, stop: &Stop) -> Result<RgbImage> {
+/// The whole image, changed, in the middle of a black one of the target's size.
+fn pad(
+    image: &RgbImage,
+    (width, height): (u32, u32),
+    change: &dyn Fn(RgbImage) -> Result<RgbImage>,
+    stop: &Stop,
+) -> Result<RgbImage> {
     let from = image.dimensions();
     let scale = (f64::from(width) / f64::from(from.0)).min(f64::from(height) / f64::from(from.1));
     let side = |side: u32, most: u32| ((f64::from(side) * scale).round() as u32).clamp(1, most);
     let inner = (side(from.0, width), side(from.1, height));
-    let resized = resize(image, inner.0, inner.1, Fit::Stretch, stop)?;
+    let resized = resize_then(image, inner, Fit::Stretch, change, stop)?;
     let mut padded = RgbImage::new(width, height);
     let (x, y) = ((width - inner.0) / 2, (height - inner.1) / 2);
     image::imageops::replace(&mut padded, &resized, i64::from(x), i64::from(y));
     Ok(padded)
+}
+
+/// An image of the same size with the details of one whose sides are shorter by `factor`: averaged, then enlarged with
+/// a bicubic filter.
+///
+/// # Errors
+///
+/// [`Error::Cancelled`] once `stop` is requested.
+pub fn coarse(image: &RgbImage, factor: f64, stop: &Stop) -> Result<RgbImage> {
+    let (width, height) = image.dimensions();
+    let side = |side: u32| (f64::from(side) / factor).round_ties_even().max(1.0) as u32;
+    let small = (Axis::whole(side(width)), Axis::whole(side(height)));
+    let small = resample(image, &small.0, &small.1, Filter::Box, stop);
+    stop.check()?;
+    let large = resample(&small, &Axis::whole(width), &Axis::whole(height), Filter::Bicubic, stop);
+    stop.check()?;
+    Ok(large)
 }
 
 /// An image whose pixels are squares of `factor` by `factor` equal ones.
@@ -151,6 +188,7 @@ impl Axis {
 /// Resampling filter.
 #[derive(Clone, Copy)]
 enum Filter {
+    Box,
     Bicubic,
     Lanczos,
 }
@@ -159,6 +197,7 @@ impl Filter {
     /// The filter's radius in pixels.
     fn support(self) -> f64 {
         match self {
+            Self::Box => 0.5,
             Self::Bicubic => 2.0,
             Self::Lanczos => 3.0,
         }
@@ -166,6 +205,7 @@ impl Filter {
 
     fn weight(self, x: f64) -> f64 {
         match self {
+            Self::Box => f64::from(u8::from(x > -0.5 && x <= 0.5)),
             Self::Bicubic => bicubic(x),
             Self::Lanczos => lanczos(x, 3.0),
         }

@@ -1,7 +1,7 @@
 //! Conversion between tensors and images.
 
 use candle_core::{DType, Device, Tensor};
-use image::RgbImage;
+use image::{Rgb, RgbImage};
 
 use crate::{Error, Result};
 
@@ -63,14 +63,17 @@ pub fn from_rgb(frames: &[RgbImage], device: &Device) -> Result<Tensor> {
 /// Those of [`from_rgb`].
 pub fn to_grey(frames: &[RgbImage], device: &Device) -> Result<Tensor> {
     let (width, height) = one_size(frames)?;
-    // ITU-R 601-2 luma weights in 16-bit fixed point, which add up to one.
-    let grey = |pixel: &image::Rgb<u8>| {
-        let [red, green, blue] = pixel.0.map(u32::from);
-        ((19595 * red + 38470 * green + 7471 * blue + 0x8000) >> 16) as u8
-    };
-    let bytes: Vec<u8> = frames.iter().flat_map(|frame| frame.pixels().map(grey)).collect();
+    let grey = |frame: &RgbImage| frame.pixels().map(|pixel| luma(*pixel)).collect::<Vec<_>>();
+    let bytes: Vec<u8> = frames.iter().flat_map(grey).collect();
     let pixels = Tensor::from_vec(bytes, (frames.len(), 1, height, width), device)?;
     Ok((pixels.to_dtype(DType::F32)? / 255.0)?)
+}
+
+/// The grey of a pixel, as PIL's `convert("L")`.
+pub fn luma(pixel: Rgb<u8>) -> u8 {
+    // ITU-R 601-2 luma weights in 16-bit fixed point, which add up to one.
+    let [red, green, blue] = pixel.0.map(u32::from);
+    ((19595 * red + 38470 * green + 7471 * blue + 0x8000) >> 16) as u8
 }
 
 /// The common width and height of all images.

@@ -14,7 +14,7 @@ use crate::adapters::{Conditioner, ControlSettings};
 use crate::library::{Models, SideConfig, SideNetwork};
 use crate::media::RgbImage;
 use crate::media::read::{Media, Selection};
-use crate::media::resize::resize;
+use crate::media::resize::resize_then;
 use crate::media::tensor::{from_rgb, to_grey};
 use crate::request::{Control, Request};
 use crate::{Error, Result, Stop};
@@ -34,7 +34,12 @@ fn hint(
 ) -> Result<Hint> {
     let wrong = |reason: String| Error::request(FIELD, format!("`{}`: {reason}", control.name));
     let found = images.len();
-    let fit = |image| resize(image, width as u32, height as u32, control.fit, stop);
+    let size = (width as u32, height as u32);
+    let made = |resized: RgbImage| match &control.preprocess {
+        Some(preprocessor) => preprocessor.apply(&resized, stop),
+        None => Ok(resized),
+    };
+    let fit = |image| resize_then(image, size, control.fit, &made, stop);
     let frames = match config {
         SideConfig::SparseCtrl(config) => {
             let longest = config.motion_max_seq_length;

@@ -22,8 +22,14 @@ const PIXELS: (f64, f64) = (0.4, 2.25);
 /// How many times longer than in training a side may be.
 const SIDE: usize = 2;
 
-/// Words in the names of networks whose hints are lines.
-const LINES: [&str; 5] = ["canny", "edge", "lineart", "scribble", "sketch"];
+/// Words in the names of networks whose hints are lines, and the preprocessors that make these.
+const LINES: [(&str, &str); 5] = [
+    ("canny", "canny"),
+    ("edge", "softedge"),
+    ("lineart", "lineart"),
+    ("scribble", "scribble"),
+    ("sketch", "scribble"),
+];
 
 /// The least share of nearly black or white pixels in an image of lines.
 const LEAST_LINES: f64 = 0.5;
@@ -150,15 +156,19 @@ fn holds(text: &str, word: &str) -> bool {
 
 /// A message about a hint without lines for a network that wants them.
 fn no_lines(control: &Control, hint: &Hint) -> Option<String> {
+    if control.preprocess.is_some_and(|made| made.makes_lines()) {
+        return None;
+    }
     let file = std::path::Path::new(&control.model).file_name().unwrap_or_default();
     let names = [control.name.to_lowercase(), file.to_string_lossy().to_lowercase()];
-    let wanted = LINES.iter().find(|word| names.iter().any(|name| name.contains(*word)))?;
+    let has = |word: &str| names.iter().any(|name| name.contains(word));
+    let (wanted, preprocessor) = LINES.iter().find(|(word, _)| has(word))?;
     let share = hint.images.first().map(extremes)?;
     (share < LEAST_LINES).then(|| {
         let Control { name, hint, .. } = control;
         format!(
             "control: `{name}`: {hint} looks like a photo, but {wanted} networks take lines; \
-             extract them first"
+             preprocess={preprocessor} makes them"
         )
     })
 }
@@ -234,6 +244,14 @@ mod tests {
             said.starts_with("control: `canny`: h.png looks like a photo, but canny"),
             "{said}"
         );
+        assert!(said.ends_with("take lines; preprocess=canny makes them"), "{said}");
+        let made = |text: &str| {
+            let hint = Hint { images: vec![photo.clone()], frames: vec![] };
+            no_lines(&text.parse().unwrap(), &hint).is_some()
+        };
+        // Soft edges are lines, too, however few of their pixels are black.
+        assert!(!made("canny=h.png,model=a,preprocess=softedge"));
+        assert!(made("canny=h.png,model=a,preprocess=gray"));
         assert!(drawn(photo.clone(), "mine", "d/control_v11p_sd15_scribble.pth").is_some());
         assert!(drawn(photo.clone(), "depth", "canny/depth.safetensors").is_none());
         assert!(drawn(lines, "canny", "net.safetensors").is_none());

@@ -8,6 +8,7 @@ use super::grammar::{self, First, Key, Kind, items};
 use super::one;
 use crate::adapters::{ActiveRange, Strength};
 use crate::media::resize::Fit;
+use crate::preprocess::{Preprocessor, Settings};
 use crate::{Error, Result};
 
 /// The name of the option and of errors about it.
@@ -15,11 +16,11 @@ const FIELD: &str = "control";
 
 /// The form of the option.
 const GRAMMAR: &str = "NAME=HINT,model=FILE[,scale=0.8][,start=0][,end=0.6][,fit=crop][,frames=0,8][,from=0][,every=2]\
-                       [,guess]; \
+                       [,preprocess[=canny]][,guess]; \
                        a path with commas in double quotes: NAME=\"a, b.png\"";
 
 /// Keys that may follow `NAME=HINT`. Curves and lists contain commas: `scale=0:1.0,8:0.2`, `frames=0,8,15`.
-const KEYS: [Key; 9] = [
+const KEYS: [Key; 15] = [
     Key::new("model", Kind::Path),
     Key::new("scale", Kind::List(|part| part.contains(':'))),
     Key::new("start", Kind::Text),
@@ -29,13 +30,20 @@ const KEYS: [Key; 9] = [
     Key::new("from", Kind::Text),
     Key::new("every", Kind::Text),
     Key::new("guess", Kind::Word),
+    Key::new("preprocess", Kind::Either),
+    Key::new("low", Kind::Text),
+    Key::new("high", Kind::Text),
+    Key::new("threshold", Kind::Text),
+    Key::new("sigma", Kind::Text),
+    Key::new("factor", Kind::Text),
 ];
 
 /// A network and the hint that it has the clip follow. The network's file tells whether it is a ControlNet, a
 /// SparseCtrl network or a T2I-Adapter.
 ///
 /// On the command line `NAME=HINT,model=FILE` and perhaps `,scale=0.8`, `,start=0`, `,end=0.6`, `,fit=crop`,
-/// `,frames=0,8`, `,from=0`, `,every=2` and `,guess`. Paths with commas are in double quotes.
+/// `,frames=0,8`, `,from=0`, `,every=2`, `,guess` and `,preprocess` with its parameters. Paths with commas are in double
+/// quotes.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Control {
@@ -75,6 +83,9 @@ pub struct Control {
     /// Resizing of hints of another size than the clip's.
     #[serde(default)]
     pub fit: Fit,
+    /// What makes the hint of pictures that are none yet, after they are resized.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub preprocess: Option<Preprocessor>,
 }
 
 impl Control {
@@ -94,6 +105,7 @@ impl Control {
         let guess = items.as_slice().iter().any(|item| item.key == "guess");
         let mut values: BTreeMap<String, String> =
             items.map(|item| (item.key, item.value)).collect();
+        let kind = values.remove("preprocess");
         let mut take = |key: &str| values.remove(key).filter(|value| !value.is_empty());
         let Some(model) = take("model") else {
             return Err(wrong(format!("`{name}` has no model")));
@@ -117,6 +129,19 @@ impl Control {
                 .map(Some)
                 .map_err(|_| wrong(format!("`{value}` in `{text}` is not a number of frames"))),
         };
+        let settings = Settings::from_names(|key| match take(key) {
+            None => Ok(None),
+            Some(value) => number(Some(value), 0.0).map(Some),
+        })?;
+        let preprocess = match kind {
+            // The control's own name says which.
+            Some(kind) if kind.is_empty() => Some(Preprocessor::new(&name, &settings)?),
+            Some(kind) => Some(Preprocessor::new(&kind, &settings)?),
+            None => None,
+        };
+        if let (None, Some(key)) = (preprocess, settings.given()) {
+            return Err(wrong(format!("`{key}` in `{text}` is for `preprocess`")));
+        }
         Ok(Self {
             name,
             hint,
@@ -130,6 +155,7 @@ impl Control {
             every: whole(take("every"))?,
             guess,
             fit: take("fit").map(|fit| fit.parse()).transpose()?.unwrap_or_default(),
+            preprocess,
         })
     }
 }
@@ -156,6 +182,9 @@ pub(super) fn validate(controls: &[Control], clip: usize) -> Result<()> {
         }
         if control.every == Some(0) {
             return wrong(format!("`{name}`: `every` must be at least 1"));
+        }
+        if let Some(preprocess) = &control.preprocess {
+            preprocess.validate()?;
         }
         let mut seen = HashSet::new();
         for &frame in &control.frames {
@@ -228,11 +257,36 @@ mod tests {
             ("a=b,model=c,every=x", "not a number of frames"),
             ("a=b,model=c,frames=0,scale=1,8", "`8`"),
             ("a=b,model=c,frames=0,1:2", "`1:2`"),
+            ("canny=b,model=c,low=50", "`low` in"),
+            ("canny=b,model=c,preprocess,sigma=2", "`canny` has no parameter `sigma`"),
+            ("canny=b,model=c,preprocess,low=x", "not a number"),
+            ("a=b,model=c,preprocess", "`a` is none of `canny`"),
+            ("depth=b,model=c,preprocess", "`depth` is not built yet"),
+            ("a=b,model=c,preprocess=mlsd", "`mlsd` needs a network"),
         ] {
             let error = text.parse::<Control>().unwrap_err();
             assert!(error.to_string().contains(part), "{text}: {error}");
             assert_eq!(error.kind().exit_code(), 2, "{text}");
         }
+    }
+
+    #[test]
+    fn a_preprocessor_is_that_of_the_name_or_another() {
+        let made = |text: &str| text.parse::<Control>().unwrap().preprocess;
+        let canny = Preprocessor::Canny { low: 100.0, high: 200.0 };
+        assert_eq!(made("canny=b,model=c"), None);
+        assert_eq!(made("canny=b,model=c,preprocess"), Some(canny));
+        assert_eq!(made("canny=b,preprocess,model=c"), Some(canny));
+        assert_eq!(made("x=b,model=c,preprocess=canny,end=0.5"), Some(canny));
+        let wide = made("canny=b,model=c,low=20,preprocess,high=60.5");
+        assert_eq!(wide, Some(Preprocessor::Canny { low: 20.0, high: 60.5 }));
+        let control: Control = "a=b,model=c,preprocess=tile,factor=4".parse().unwrap();
+        let json = serde_json::to_string(&control).unwrap();
+        assert!(json.contains(r#""preprocess":{"kind":"tile","factor":4.0}"#), "{json}");
+        assert_eq!(serde_json::from_str::<Control>(&json).unwrap(), control);
+        let wrong = json.replace("4.0", "400");
+        let control: Control = serde_json::from_str(&wrong).unwrap();
+        assert!(validate(&[control], 4).unwrap_err().to_string().contains("`factor` must be"));
     }
 
     #[test]

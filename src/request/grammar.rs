@@ -25,6 +25,8 @@ pub(super) enum Kind {
     Text,
     /// There is none.
     Word,
+    /// There may be one.
+    Either,
     /// A list whose later elements look like this.
     List(fn(&str) -> bool),
 }
@@ -88,8 +90,12 @@ pub(super) fn items(
     let key_of = |segment: &Segment<'_>| {
         let (name, value) = segment.key.map_or((segment.value, false), |key| (key, true));
         let key = keys.iter().find(|key| key.name == name)?;
-        let is_word = matches!(key.kind, Kind::Word);
-        (is_word != value && (value || segment.quoted.is_none())).then_some(*key)
+        let fits = match key.kind {
+            Kind::Word => !value,
+            Kind::Either => true,
+            Kind::Path | Kind::Text | Kind::List(_) => value,
+        };
+        (fits && (value || segment.quoted.is_none())).then_some(*key)
     };
     let mut items: Vec<Item> = Vec::new();
     let mut at = 0;
@@ -138,13 +144,14 @@ pub(super) fn items(
                         last = longer.last().map_or(at, |(i, _)| i);
                     }
                 }
-                Kind::Text | Kind::Word => {}
+                Kind::Text | Kind::Word | Kind::Either => {}
             }
         }
         let end = segments.get(last).map_or(segment.end, |segment| segment.end);
         let value = match (&segment.quoted, kind) {
             (Some(quoted), _) => quoted.as_str(),
             (None, Kind::Word) => "",
+            (None, Kind::Either) if segment.key.is_none() => "",
             (None, _) => text.get(start..end).unwrap_or(value),
         };
         items.push(Item { key: key.to_owned(), value: value.to_owned() });
@@ -268,12 +275,13 @@ pub(super) fn word(text: &str) -> Option<String> {
 mod tests {
     use super::*;
 
-    const KEYS: [Key; 5] = [
+    const KEYS: [Key; 6] = [
         Key::new("model", Kind::Path),
         Key::repeated("image", Kind::Path),
         Key::new("scale", Kind::List(|text| text.contains(':'))),
         Key::new("end", Kind::Text),
         Key::new("guess", Kind::Word),
+        Key::new("made", Kind::Either),
     ];
 
     fn read(text: &str, first: First, there: &[&str]) -> Result<Vec<(String, String)>, String> {
@@ -310,6 +318,13 @@ mod tests {
             let error = read(wrong, First::Named, &[]).unwrap_err();
             assert!(error.contains(reason), "{wrong}: {error}");
         }
+    }
+
+    #[test]
+    fn a_word_may_have_a_value() {
+        reads("n=a,made,guess", &[], &[("n", "a"), ("made", ""), ("guess", "")]);
+        reads("n=a,made=x,end=1", &[], &[("n", "a"), ("made", "x"), ("end", "1")]);
+        assert!(read("n=a,made,made=x", First::Named, &[]).unwrap_err().contains("two values"));
     }
 
     #[test]

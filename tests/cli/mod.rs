@@ -20,6 +20,8 @@ mod inspect;
 mod long;
 /// Models by name in folders of one's own.
 mod models_dir;
+/// Hints made of pictures and videos.
+mod preprocess;
 /// Options for quality.
 mod quality;
 /// Signals and limits of the system.

@@ -258,7 +258,8 @@ fn every_option_but_free_init_works_from_a_video() {
     let video = Source::video(hint_folder(folder.path(), "video", &frames));
     let from = |quality: Quality| {
         let request = request(|r| {
-            (r.source, r.quality) = (Some(Source { strength: Some(0.5), ..video.clone() }), quality);
+            (r.source, r.quality) =
+                (Some(Source { strength: Some(0.5), ..video.clone() }), quality);
         });
         run(&request).map(|(mut tensors, _)| tensors.remove("latents").unwrap())
     };

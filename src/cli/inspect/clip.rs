@@ -11,8 +11,8 @@ use crate::job::{self, Imported};
 use crate::models::unet::FreeU;
 use crate::output::Metadata;
 use crate::request::{
-    DynamicThresholding, FreeInit, Hires, Interpolation, Job, Loop, Pag, Quality, Request, Source,
-    Spec, VaeTiling, Windows,
+    Control, DynamicThresholding, FreeInit, Hires, Interpolation, Job, Loop, Pag, Quality, Request,
+    Source, Spec, VaeTiling, Windows,
 };
 use crate::rng::NoiseKind;
 use crate::text::prompt::PromptMode;
@@ -135,6 +135,11 @@ fn request_rows(request: &Request, table: &mut Table) {
     table.row("sampling", sampling(request));
     table.row_if("windows", &windows(request));
     table.row_if("quality", &quality(request));
+    for control in &request.controls {
+        let Control { name, hint, model, scale, preprocess, .. } = control;
+        let made = preprocess.map(|made| format!(", hint by {made}")).unwrap_or_default();
+        table.row("control", format!("{name}: {hint} by {model} at {scale}{made}"));
+    }
     for adapter in &request.ip_adapters {
         let images: Vec<&str> = adapter.images.iter().map(|image| image.file.as_str()).collect();
         let (images, model, scale) = (images.join(", "), &adapter.model, &adapter.scale);

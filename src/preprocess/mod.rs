@@ -1,4 +1,4 @@
-//! Hints for controls made of ordinary pictures: edges, lines, blurred and grey pictures, by formulas without a network.
+//! Hints for controls made of ordinary pictures by formulas without a network: edges, lines, blurred and grey pictures.
 //!
 //! | Kind | Result | As |
 //! |---|---|---|

@@ -304,10 +304,9 @@ fn steps_of_all_passes_are_counted_and_recorded() {
 #[test]
 fn one_pass_after_the_other_makes_the_same_as_a_batch_of_three() {
     let unet = tiny::unet(DType::F32);
-    let unit = case("unet");
-    let context = unit["ctx"].narrow(0, 0, 1).unwrap();
-    let negative = unit["ctx"].narrow(0, 1, 1).unwrap();
-    let x = unit["x"].transpose(1, 2).unwrap().contiguous().unwrap();
+    let prompts = case("lcm_cfg");
+    let (context, negative) = (&prompts["prompt_embeds"], &prompts["negative_embeds"]);
+    let x = case("unet")["x"].transpose(1, 2).unwrap().contiguous().unwrap();
     let settings = Settings {
         prediction: Prediction::Epsilon,
         dtype: DType::F32,
@@ -317,9 +316,9 @@ fn one_pass_after_the_other_makes_the_same_as_a_batch_of_three() {
     let layers = vec!["attentions.0".to_owned(), "motion_modules.1.*attn2".to_owned()];
     let pag = Perturbed::new(&Pag { layers, ..Pag::default() }, unet.config()).unwrap();
     let denoised = |is_guided: bool, guidance, pag: Option<&Perturbed>| {
-        let mut guided = Guided::new(&unet, settings, &context).unwrap().perturb(pag.cloned());
+        let mut guided = Guided::new(&unet, settings, context).unwrap().perturb(pag.cloned());
         if is_guided {
-            guided = guided.guide(&negative, 2.0, guidance).unwrap();
+            guided = guided.guide(negative, 2.0, guidance).unwrap();
         }
         guided.computed(guidance).denoise(&x, at).unwrap()
     };

@@ -61,7 +61,6 @@ fn every_run_is_that_of_its_reference() {
         let plan = kind.plan(&config.schedule().unwrap(), &settings).unwrap();
 
         let timesteps: Vec<_> = plan.steps.iter().map(|step| step.at.timestep).collect();
-        println!("case {i}: {kind} {:?} {}", settings.spacing, settings.steps);
         assert_all_close(&timesteps, &numbers(&case["timesteps"]), TIMESTEP);
         if let Some(sigmas) = case.get("sigmas") {
             let last = plan.steps.last().unwrap().next;

@@ -76,7 +76,7 @@ FREE_INIT = {
     "butterworth": dict(sampler="lcm", steps=3, guidance=1.0, iters=2, method="butterworth", order=4, spatial=0.25, temporal=0.25),
     "gaussian": dict(sampler="ddim", steps=4, guidance=3.0, iters=3, method="gaussian", order=4, spatial=0.4, temporal=0.6, fast=True),
     "ideal": dict(sampler="lcm", steps=5, guidance=1.0, iters=3, method="ideal", order=4, spatial=0.3, temporal=0.8, fast=True),
-    "box": dict(sampler="dpmpp-2m", steps=2, guidance=1.0, iters=2, method="box", order=4, spatial=0.5, temporal=0.6),
+    "box": dict(sampler="lcm", steps=2, guidance=1.0, iters=2, method="box", order=4, spatial=0.5, temporal=0.6),
     "first_order": dict(sampler="lcm", steps=2, guidance=1.0, iters=2, method="butterworth", order=1, spatial=0.7, temporal=0.3),
 }
 PAG = {

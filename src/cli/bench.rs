@@ -327,7 +327,6 @@ fn job(args: &BenchArgs, names: &Names) -> Result<Job> {
     job::apply_defaults(names, &job.models, &mut job.request)?;
     let request = &mut job.request;
     request.prompt.text = "a corgi walking in the park, 4k".into();
-    request.prompt.negative = "blurry".into();
     let seed = args.seed.map_or(0, |seed| seed.number().unwrap_or_else(generate::random_seed));
     request.sampling.seed = Some(seed);
     request.size.width = args.width.or(request.size.width);
@@ -337,6 +336,9 @@ fn job(args: &BenchArgs, names: &Names) -> Result<Job> {
         generate::sampler(name, request)?;
     }
     request.sampling.cfg_scale = args.cfg_scale.unwrap_or(request.sampling.cfg_scale);
+    if request.is_guided() {
+        request.prompt.negative = "blurry".into();
+    }
     request.controls.clone_from(&args.control);
     Ok(job)
 }

@@ -24,7 +24,7 @@ use crate::{Error, Result, Stop};
 #[derive(Debug, Args)]
 #[allow(clippy::struct_excessive_bools)]
 pub(super) struct EvalArgs {
-    /// Captions of the procedural grammar: drawn by the seed, or those of --prompt-file.
+    /// Captions of the procedural grammar, drawn or from --prompt-file.
     ///
     /// Their truth can be measured: background, colour, shape, motion.
     #[arg(long, required_unless_present = "prompt_file", help_heading = "Prompts")]

@@ -38,12 +38,14 @@ fn other(path: &Path, no_weights: Error, as_json: bool, stop: &Stop) -> Result<S
         Ok(Some(found)) if !found.request_json.is_empty() => {
             return clip::show(path, &found, None, None, as_json);
         }
+        // Without a text a JPEG is an image like any other.
+        Ok(None) if begins_with(path, b"\xff\xd8\xff") => {}
         Ok(found) => {
             let seen = Seen::of(path, stop).ok();
             stop.check()?;
             let found = found.unwrap_or_default();
             // Only PNGs carry graphs of ComfyUI.
-            let may_have = !found.parameters.is_empty() || begins_as_png(path);
+            let may_have = !found.parameters.is_empty() || begins_with(path, b"\x89PNG\r\n\x1a\n");
             let foreign = may_have.then(|| job::import(path, false, stop));
             return clip::show(path, &found, seen.as_ref(), foreign, as_json);
         }
@@ -65,10 +67,10 @@ fn other(path: &Path, no_weights: Error, as_json: bool, stop: &Stop) -> Result<S
     }
 }
 
-fn begins_as_png(path: &Path) -> bool {
-    let mut head = [0; 8];
+fn begins_with<const N: usize>(path: &Path, magic: &[u8; N]) -> bool {
+    let mut head = [0; N];
     let read = std::fs::File::open(path).and_then(|mut file| file.read_exact(&mut head));
-    read.is_ok() && head == *b"\x89PNG\r\n\x1a\n"
+    read.is_ok() && head == *magic
 }
 
 /// A description in words alone.

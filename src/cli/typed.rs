@@ -297,7 +297,7 @@ mod tests {
         assert_eq!(args.sampling.steps, Some(6));
         assert_eq!(args.sampling.cfg_scale, Some(2.5));
         assert_eq!(args.sampling.sampler.as_deref(), Some("euler_a"));
-        assert_eq!(args.sampling.spacing, Some(crate::schedule::Spacing::Trailing));
+        assert_eq!(args.sampling.spacing, Some(crate::schedule::Spacing::SgmUniform));
         assert_eq!(args.clip.frames, Some(8));
         assert_eq!(args.negative_prompt.as_deref(), Some("--mine"));
         assert_eq!(args.output.count, Some(3));

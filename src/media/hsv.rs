@@ -126,7 +126,9 @@ mod tests {
     #[test]
     fn a_frame_of_that_mean_keeps_it_and_another_comes_near() {
         let shades = |value: u8| {
-            RgbImage::from_fn(32, 8, |x, y| Rgb([value, value / 2 + x as u8, (y * 4) as u8]))
+            RgbImage::from_fn(32, 8, |x, y| {
+                Rgb([value, value / 2 + x as u8, value / 4 + (y * 4) as u8])
+            })
         };
         let (bright, mut dark) = (shades(200), shades(90));
         let before = HsvMean::of(&dark).0;

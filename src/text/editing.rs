@@ -311,7 +311,7 @@ mod tests {
                 start.elapsed()
             };
             let took = (0..3).map(|_| took()).min().unwrap();
-            assert!(took.as_millis() < 500, "{piece}: {took:?}");
+            assert!(took.as_millis() < 2000, "{piece}: {took:?}");
         }
     }
 

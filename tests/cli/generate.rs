@@ -783,7 +783,7 @@ fn exit_codes_tell_what_went_wrong() {
     assert!(folder.names().is_empty());
     let helped = folder.run(&["--help"]).ok();
     assert!(helped.stdout().contains("130 interrupted"), "{}", helped.stdout());
-    let version = folder.run(&["--version"]).ok();
+    let version = folder.run(&["-V"]).ok();
     assert_eq!(version.stdout(), format!("animatelcm {}\n", env!("CARGO_PKG_VERSION")));
 }
 

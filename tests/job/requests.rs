@@ -49,7 +49,7 @@ fn prompts_for_other_programs_are_warned_about() {
     let lines = tiny(&folder, &["[a:b:0.5] | c", "--seed=1"]).ok().stderr;
     assert!(lines.contains("warning: prompt: `[a:b:0.5]` only weakens"), "{lines}");
     // Once for all clips.
-    let two = tiny(&folder, &["a <hypernet:x:1>", "--seed=1", "--count=2", "-o", "t.gif"]).ok();
+    let two = tiny(&folder, &["a <hypernet:x:1>", "--seed=1", "--count=2"]).ok();
     assert_eq!(two.stderr.matches("warning: ").count(), 1, "{}", two.stderr);
     let plain = tiny(&folder, &[prompt, "--seed=1", "--prompt-mode=plain"]).ok().stderr;
     assert!(!plain.contains("warning"), "{plain}");

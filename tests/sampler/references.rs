@@ -85,7 +85,13 @@ fn every_run_is_that_of_its_reference() {
         let end = kind.build().sample(&mut run, (start * plan.initial_scale).unwrap()).unwrap();
         let want = latents.tensor(&i.to_string()).transpose(1, 2).unwrap();
         let is_high = matches!(kind, SamplerKind::Lms | SamplerKind::Pndm);
-        assert_relative(&end, &want, if is_high { RUN_OF_HIGH_ORDER } else { RUN });
+        let run = if is_high { RUN_OF_HIGH_ORDER } else { RUN };
+        // A step from a high level down to a low one multiplies what is rounded at the low one, where a slope is a
+        // difference over the level.
+        let ratios: Vec<f64> = plan.steps.iter().map(|step| step.at.ratio()).collect();
+        let falls = ratios.windows(2).map(|pair| pair[0] / pair[1]).filter(|fall| fall.is_finite());
+        let rounding = f64::from(f32::EPSILON) / 2.0 * falls.fold(1.0, f64::max);
+        assert_relative(&end, &want, run.max(rounding));
         seen.push(kind);
     }
     // LCM, DDIM and Euler ancestral have goldens of their own.

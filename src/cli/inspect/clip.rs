@@ -308,6 +308,7 @@ fn word(value: &impl serde::Serialize) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::media::resize::Fit;
 
     fn metadata(request_json: &str, parameters: &str) -> Metadata {
         Metadata { request_json: request_json.into(), parameters: parameters.into() }
@@ -342,7 +343,13 @@ mod tests {
         let mut request = Request::new("a cat");
         request.sampling.seed = Some(7);
         request.output.zoom = 4;
-        request.source = Some(Source { fps: Some(6.0), every: 2, ..Source::video("v.mp4") });
+        request.source = Some(Source {
+            strength: Some(0.8),
+            fps: Some(6.0),
+            every: 2,
+            fit: Some(Fit::Stretch),
+            ..Source::video("v.mp4")
+        });
         let text = rows(&Job::new(spec, request));
         for part in [
             "a cat",

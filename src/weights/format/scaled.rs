@@ -82,7 +82,7 @@ pub(super) fn pair(
         };
         let weight = format!("{layer}.weight");
         let Some(entry) = entries.get_mut(&weight) else { continue };
-        let is_integer = matches!(entry.info.element, ElementType::I8 | ElementType::U8);
+        let is_integer = entry.info.element == ElementType::I8;
         match scale {
             Some(scale) => {
                 check(&scale, &entry.info.shape)
@@ -133,7 +133,7 @@ fn forms(
 
 /// Whether elements of a weight have to be multiplied by a scale, if there is one.
 fn is_narrow(element: ElementType) -> bool {
-    matches!(element, ElementType::F8E4M3 | ElementType::F8E5M2 | ElementType::I8 | ElementType::U8)
+    matches!(element, ElementType::F8E4M3 | ElementType::F8E5M2 | ElementType::I8)
 }
 
 /// Checks that there is one scale, or one for every row.

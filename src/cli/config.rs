@@ -194,7 +194,7 @@ impl Config {
         for (name, value) in &self.values {
             let is_for_nothing = match name.as_str() {
                 "image" | "video" => is_source_typed,
-                "strength" | "fit" => !has_image && !has_video,
+                "strength" | "fit" | "keep" | "mask" => !has_image && !has_video,
                 name if OF_IMAGES.contains(&name) => !has_image,
                 name => OF_VIDEOS.contains(&name) && !has_video,
             };

@@ -260,6 +260,15 @@ pub(super) struct SourceFlags {
     /// AnimateLCM-I2V, else off].
     #[arg(long, value_name = "on|off", value_parser = on_or_off, hide_short_help = true)]
     pub(super) color_match: Option<bool>,
+    /// Frames of the clip, from 0, that stay those of the image or video, such as 0,15; the others are made so that
+    /// they fit. With --strength 1 they begin with noise alone.
+    #[arg(long, value_name = "N,N,...", value_delimiter = ',', value_parser = at_least::<0>)]
+    #[arg(hide_short_help = true)]
+    pub(super) keep: Vec<usize>,
+    /// An image, or a video with a frame for each of the source's, of the size of the source or of the clip: white
+    /// parts are made, black ones stay as they are.
+    #[arg(long, value_name = "FILE|DIR", alias = "mask-image", hide_short_help = true)]
+    pub(super) mask: Option<String>,
 }
 
 #[derive(Debug, Args)]

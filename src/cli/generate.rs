@@ -401,6 +401,9 @@ fn requested(
 fn forget_hashes(request: &mut Request) {
     if let Some(source) = &mut request.source {
         source.sha256 = None;
+        if let Some(mask) = &mut source.mask {
+            mask.sha256 = None;
+        }
     }
     for control in &mut request.controls {
         control.sha256 = None;
@@ -536,7 +539,7 @@ fn travel(keys: &str) -> Result<Travel> {
 /// What the clip starts from, and what follows for its length and rate unless other flags say those.
 fn source(flags: &SourceFlags, request: &mut Request) -> Result<()> {
     let SourceFlags { image, video, strength, video_fps, video_from, video_every, fit, .. } = flags;
-    let SourceFlags { motion_scale, insertion_weights, color_match, .. } = flags;
+    let SourceFlags { motion_scale, insertion_weights, color_match, keep, mask, .. } = flags;
     let insertion_weights = Some(insertion_weights).filter(|weights| !weights.is_empty());
     if image.is_some() || video.is_some() {
         // Of another source's only what fits both.
@@ -561,6 +564,8 @@ fn source(flags: &SourceFlags, request: &mut Request) -> Result<()> {
             ("motion-scale", motion_scale.is_some()),
             ("insertion-weights", insertion_weights.is_some()),
             ("color-match", color_match.is_some()),
+            ("keep", !keep.is_empty()),
+            ("mask", mask.is_some()),
         ] {
             if is_given {
                 let reason = "there is no image or video to start from";
@@ -577,6 +582,12 @@ fn source(flags: &SourceFlags, request: &mut Request) -> Result<()> {
     set_some(&mut source.motion_scale, motion_scale.as_ref());
     set_some(&mut source.insertion_weights, insertion_weights);
     set_some(&mut source.color_match, color_match.as_ref());
+    if !keep.is_empty() {
+        source.keep.clone_from(keep);
+    }
+    if let Some(mask) = mask {
+        source.mask = Some(FileRecord { file: mask.clone(), sha256: None });
+    }
     if let Some(fps) = video_fps {
         request.output.fps = fps / source.every.max(1) as f64;
     }

@@ -117,7 +117,9 @@ fn files(job: &Job) -> impl Iterator<Item = (&str, Option<&str>)> {
     let hints = job.request.controls.iter().map(|control| (&control.hint, &control.sha256));
     let adapters = job.request.ip_adapters.iter();
     let images = adapters.flat_map(|adapter| adapter.images.iter().chain(&adapter.masks));
-    let records = images.chain(&job.tensors_in).map(|record| (&record.file, &record.sha256));
+    let mask = job.request.source.iter().filter_map(|source| source.mask.as_ref());
+    let records =
+        images.chain(mask).chain(&job.tensors_in).map(|record| (&record.file, &record.sha256));
     let source = job.request.source.iter().map(|source| (source.file(), source.sha256.as_deref()));
     let hints = hints.map(|(file, hash)| (file.as_str(), hash.as_deref()));
     let records = records.map(|(file, hash)| (file.as_str(), hash.as_deref()));

@@ -211,6 +211,11 @@ impl Models {
             return Err(Error::request("video", reason)
                 .with_hint("--image FILE, or --motion animatelcm-t2v for videos"));
         }
+        if let Some(field) = source.keeping() {
+            let reason = "AnimateLCM-I2V starts from noise and is only told of the image";
+            return Err(Error::request(field, reason)
+                .with_hint("--motion animatelcm-t2v keeps frames of an image"));
+        }
         if let Some(weights) = &source.insertion_weights
             && weights.len() != config.channels.len()
         {

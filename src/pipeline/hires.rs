@@ -3,6 +3,7 @@
 use candle_core::{DType, Device, Tensor};
 
 use super::event::Event;
+use super::passes::Start;
 use super::source::SourceFrames;
 use super::{Decoding, Observer, Pipeline, Prepared, decode};
 use crate::Result;
@@ -22,7 +23,7 @@ impl Pipeline {
         (latents, vae): (&Tensor, &Vae),
         noise: &mut Noise,
         observer: &mut dyn Observer,
-    ) -> Result<Tensor> {
+    ) -> Result<Start> {
         let factor = self.models.factor();
         let (height, width) = (prepared.height / factor, prepared.width / factor);
         let clean = match hires.upscale {
@@ -37,7 +38,7 @@ impl Pipeline {
         let (kind, frames) = (prepared.request.sampling.noise, clean.dim(1)?);
         let windows = prepared.windows.map_or((frames, frames), |w| (w.length(), w.hop()));
         let unit = noise.clip(kind, clean.dims5()?, windows, &self.device)?;
-        prepared.plan.start().add_noise(&clean, &unit)
+        Ok(Start::Noised(prepared.plan.start().add_noise(&clean, &unit)?, None))
     }
 
     /// Decoded frames in the size of a second pass, as if they were a video's.
@@ -51,7 +52,7 @@ impl Pipeline {
         let (width, height) = (prepared.width as u32, prepared.height as u32);
         let larger = |image| resize(image, width, height, Fit::Stretch, &self.stop);
         let images = images.iter().map(larger).collect::<Result<_>>()?;
-        Ok(SourceFrames { images, size, is_cut: false, colors: None })
+        Ok(SourceFrames { images, size, is_cut: false, colors: None, numbers: vec![] })
     }
 }
 

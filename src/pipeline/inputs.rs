@@ -54,6 +54,9 @@ impl Inputs {
             let wanted = |number| same().any(|(_, _, selection)| selection.takes(number));
             inputs.read_one(field, name, wanted, stop)?;
         }
+        if let Some(mask) = request.source.as_ref().and_then(|source| source.mask.as_ref()) {
+            inputs.read_one("mask", &mask.file, |_| true, stop)?;
+        }
         for adapter in &request.ip_adapters {
             for image in adapter.images.iter().chain(&adapter.masks) {
                 inputs.read_one("ip-adapter", &image.file, |_| true, stop)?;
@@ -94,6 +97,9 @@ impl Inputs {
         if let Some(source) = &mut request.source {
             let (field, file) = (source.field(), source.file().to_owned());
             self.identify_one(field, &file, &mut source.sha256)?;
+            if let Some(mask) = &mut source.mask {
+                self.identify_one("mask", &mask.file, &mut mask.sha256)?;
+            }
         }
         for (control, is_shared) in request.controls.iter_mut().zip(shared) {
             let file = video.as_ref().filter(|_| is_shared).unwrap_or(&control.hint);

@@ -11,7 +11,9 @@ mod free_init;
 mod hints;
 mod hires;
 mod images;
+mod inpaint;
 mod inputs;
+mod masks;
 pub mod memory;
 mod parts;
 mod passes;
@@ -247,6 +249,8 @@ impl Pipeline {
         let windows = windows::plan(&mut request, self.models.longest_clip())?;
         let at_once = windows.map_or(frames, |windows| windows.length());
         let given = (inputs, source.as_ref());
+        let factor = self.models.factor();
+        let mask = masks::mask(&request, given, (size, factor), &self.stop)?;
         let hints = hints::hints(&request, given, &self.models, (size, at_once), &self.stop)?;
         let adapter_images = images::adapter_images(&request, inputs, size, &self.stop)?;
         let config = self.models.scheduler(&request);
@@ -281,7 +285,6 @@ impl Pipeline {
             };
             return Err(error.with_hint("--prediction v, or --zero-snr false"));
         }
-        let factor = self.models.factor();
         let sampled = if self.models.i2v_encoder_config().is_some() { 1 } else { frames };
         let tiling = match &mut request.quality.vae_tiling {
             Some(VaeTiling { size, overlap }) => {
@@ -317,6 +320,7 @@ impl Pipeline {
             source: source
                 .filter(|_| hires.is_none() || self.models.i2v_encoder_config().is_some()),
             sampled,
+            mask,
             hints,
             adapter_images,
             schedule,
@@ -399,7 +403,7 @@ impl Pipeline {
                 .map(|source| self.encode_source(run, source, noise, observer))
                 .transpose()?;
             if let Some(clean) = clean.as_ref().filter(|_| i == 0 && is_start) {
-                start = Some(Start::Noised(self.noised_source(run, clean, noise)?));
+                start = Some(self.noised_source(run, clean, noise)?);
             }
             let i2v = self.i2v_control(run, clean.as_ref(), observer)?;
             let hints = self.encode_hints(run, observer)?;
@@ -424,7 +428,7 @@ impl Pipeline {
         for (run, (i2v, hints, image_prompts)) in runs.iter().zip(given) {
             if let (Some(smaller), Some(hires)) = (made.last(), &request.quality.hires) {
                 let smaller = (smaller, &*vae);
-                start = Start::Noised(self.enlarged(run, hires, smaller, &mut noise, observer)?);
+                start = self.enlarged(run, hires, smaller, &mut noise, observer)?;
             }
             let guided = self.guided(&*unet, run, states.clone())?;
             let mut conditioners = self.conditioners(run, &side_networks, &hints, image_prompts)?;
@@ -495,6 +499,9 @@ pub struct Prepared {
     pub source: Option<SourceFrames>,
     /// How many frames' latents are sampled from the source.
     sampled: usize,
+    /// 1 where latents are made and 0 where those of the source are kept, `(1, frames, 1, height, width)` in bytes; all
+    /// are made if `None`.
+    pub mask: Option<Tensor>,
     /// The images of every control, in the clip's size.
     pub hints: Vec<Hint>,
     /// The images of every IP-Adapter, and how they are used.

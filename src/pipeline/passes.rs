@@ -3,6 +3,7 @@
 use candle_core::Tensor;
 
 use super::event::{Pace, record};
+use super::inpaint::{Inpainted, Known};
 use super::{Event, Observer, Pipeline, Prepared, channels_first, free_init};
 use crate::Result;
 use crate::request::Request;
@@ -15,8 +16,8 @@ use crate::schedule::NoiseSchedule;
 pub(super) enum Start {
     /// Unit noise.
     Noise(Tensor),
-    /// Latents at the plan's first noise level.
-    Noised(Tensor),
+    /// Latents at the plan's first noise level, and what is kept of them.
+    Noised(Tensor, Option<Known>),
 }
 
 /// The plan of each of FreeInit's iterations; none without it.
@@ -56,10 +57,11 @@ impl Pipeline {
         tally: &mut Tally,
         observer: &mut dyn Observer,
     ) -> Result<Tensor> {
-        let (first, mut x) = match start {
-            Start::Noise(unit) => (Some(unit), unit.clone()),
-            Start::Noised(x) => (None, x.clone()),
+        let (first, mut x, known) = match start {
+            Start::Noise(unit) => (Some(unit), unit.clone(), None),
+            Start::Noised(x, known) => (None, x.clone(), known.as_ref()),
         };
+        let mut denoiser = Inpainted { inner: denoiser, known };
         for (i, plan) in prepared.passes().iter().enumerate() {
             if let Some(pass) = tally.next_pass() {
                 observer.event(pass)?;
@@ -74,14 +76,17 @@ impl Pipeline {
             if first.is_some() {
                 x = (x * plan.initial_scale)?;
             }
-            let mut told = Told { tally: &mut *tally, observer: &mut *observer };
+            let mut told = Told { known, tally: &mut *tally, observer: &mut *observer };
             let mut watch = |progress: Progress<'_>| told.step(progress);
             let mut run =
-                Run::new(&mut *denoiser, &plan.steps, &mut *noise).with_observer(&mut watch);
+                Run::new(&mut denoiser, &plan.steps, &mut *noise).with_observer(&mut watch);
             x = match &self.own_sampler {
                 Some(sampler) => sampler.sample(&mut run, x)?,
                 None => prepared.request.sampling.sampler.build().sample(&mut run, x)?,
             };
+            if let Some(known) = known {
+                x = known.finished(&x)?;
+            }
             tally.done += plan.steps.len();
             record(observer, &format!("latents.{}", tally.done - 1), || channels_first(&x))?;
         }
@@ -118,6 +123,7 @@ impl Tally {
 
 /// The steps of a pass on their way to an observer.
 struct Told<'a> {
+    known: Option<&'a Known>,
     tally: &'a mut Tally,
     observer: &'a mut dyn Observer,
 }
@@ -126,6 +132,8 @@ impl Told<'_> {
     fn step(&mut self, progress: Progress<'_>) -> Result<()> {
         let Tally { done, steps, pace, .. } = &mut *self.tally;
         let (step, steps) = (*done + progress.step, *steps);
+        let kept = self.known.map(|known| known.noised(progress.x, progress.at)).transpose()?;
+        let progress = Progress { x: kept.as_ref().unwrap_or(progress.x), ..progress };
         // A step begins with the latents that the step before it made.
         if progress.step > 0 {
             let name = format!("latents.{}", step - 1);

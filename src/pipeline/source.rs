@@ -9,7 +9,9 @@
 use candle_core::{DType, Device, Tensor};
 
 use super::event::record;
+use super::inpaint::Known;
 use super::inputs::Inputs;
+use super::passes::Start;
 use super::{Observer, Pipeline, Prepared, channels_first};
 use crate::adapters::i2v::{I2vControl, I2vSettings};
 use crate::library::Models;
@@ -42,6 +44,8 @@ pub struct SourceFrames {
     pub is_cut: bool,
     /// The mean colour to which the clip's frames are moved: that of the image before it was resized.
     pub colors: Option<HsvMean>,
+    /// The numbers of the video's frames, from 0; of an image none.
+    pub numbers: Vec<usize>,
 }
 
 /// Reads the frames of a request's source, for a clip of that size (width, height); a request that leaves the number
@@ -57,13 +61,12 @@ pub(super) fn read(
     models.check_encoder()?;
     let (field, file) = (source.field(), source.file());
     let media = inputs.get(field, file)?;
-    let (images, is_cut) = if source.video.is_some() {
-        let (images, is_cut) =
-            video(source, media, request.size.frames, models.longest_clip(), stop)?;
-        request.size.frames = Some(images.len());
-        (images, is_cut)
+    let (images, numbers, is_cut) = if source.video.is_some() {
+        let taken = video(source, media, request.size.frames, models.longest_clip(), stop)?;
+        request.size.frames = Some(taken.0.len());
+        taken
     } else {
-        (image(file, media, stop)?, false)
+        (image(file, media, stop)?, vec![], false)
     };
     let size = one_size(source, &images)?;
     let is_matched = source.color_match == Some(true);
@@ -71,7 +74,7 @@ pub(super) fn read(
     let how = source.fit.unwrap_or_default();
     let fit = |image| resize(image, width as u32, height as u32, how, stop);
     let images = images.iter().map(fit).collect::<Result<_>>()?;
-    Ok(Some(SourceFrames { images, size, is_cut, colors }))
+    Ok(Some(SourceFrames { images, size, is_cut, colors, numbers }))
 }
 
 /// The only frame of an image.
@@ -85,15 +88,15 @@ fn image(file: &str, media: &Media, stop: &Stop) -> Result<Vec<RgbImage>> {
     Ok(found.images)
 }
 
-/// The frames of a video that are taken: as many as are `wanted`, or all, at most the `longest` clip's; and whether
-/// there would be more then.
+/// The frames of a video that are taken, with their numbers: as many as are `wanted`, or all, at most the `longest`
+/// clip's; and whether there would be more then.
 fn video(
     source: &Source,
     media: &Media,
     wanted: Option<usize>,
     longest: Option<usize>,
     stop: &Stop,
-) -> Result<(Vec<RgbImage>, bool)> {
+) -> Result<(Vec<RgbImage>, Vec<usize>, bool)> {
     let &Source { from, every, .. } = source;
     let file = source.file();
     let most = wanted.or(longest);
@@ -101,11 +104,11 @@ fn video(
     let read = wanted.or(longest.map(|longest| longest.saturating_add(1)));
     let selection = Selection { from, every, count: read.map(|read| read.max(2)) };
     let timed = source.fps.map(|fps| Ok::<_, Error>((fps, media.durations(VIDEO)?))).transpose()?;
-    let (mut images, seen) = match timed {
+    let (mut images, mut numbers, seen) = match timed {
         Some((fps, Some(durations))) if durations.len() > 1 => {
             let rate = fps / every as f64;
             let numbers = nearest(&durations, from, rate, read.unwrap_or(usize::MAX));
-            (frames_at(media, &numbers, stop)?, durations.len())
+            (frames_at(media, &numbers, stop)?, numbers, durations.len())
         }
         timed => {
             let found = media.frames(VIDEO, selection, stop)?;
@@ -114,7 +117,8 @@ fn video(
                 return Err(Error::request("video-fps", reason)
                     .with_hint("--video-every takes every so many frames"));
             }
-            (found.images, found.seen)
+            let numbers = (0..found.images.len()).map(|i| from + i * every).collect();
+            (found.images, numbers, found.seen)
         }
     };
     if seen < 2 {
@@ -123,6 +127,7 @@ fn video(
     }
     let is_cut = wanted.is_none() && longest.is_some_and(|longest| images.len() > longest);
     images.truncate(most.unwrap_or(usize::MAX));
+    numbers.truncate(images.len());
     let taken = images.len();
     if taken == 0 {
         let reason = format!("{from} asked for, {file} has the frames 0 to {}", seen - 1);
@@ -133,7 +138,7 @@ fn video(
             let reason = format!("{wanted} asked for, {file} gives {taken} of its {seen}");
             Err(Error::request("frames", reason).with_hint(format!("--frames {taken}")))
         }
-        _ => Ok((images, is_cut)),
+        _ => Ok((images, numbers, is_cut)),
     }
 }
 
@@ -234,13 +239,15 @@ fn stretched(source: &Source, frames: &SourceFrames) -> Option<String> {
 
 impl Pipeline {
     /// Clean latents at the plan's first noise level, `(1, frames, channels, height, width)` in f32; those of one frame
-    /// are all frames'.
+    /// are all frames'. What is kept of them is there too.
+    ///
+    /// Of a source that is kept in parts the others begin with noise alone at strength 1, as in diffusers' inpainting.
     pub(super) fn noised_source(
         &self,
         prepared: &Prepared,
         clean: &Tensor,
         noise: &mut Noise,
-    ) -> Result<Tensor> {
+    ) -> Result<Start> {
         let request = &prepared.request;
         let (kind, frames) = (request.sampling.noise, prepared.frames);
         let clean = match clean.dim(1)? {
@@ -258,7 +265,15 @@ impl Pipeline {
                 Tensor::from_vec(noise.normal(clean.elem_count()), clean.shape(), &Device::Cpu)?
             }
         };
-        prepared.plan.start().add_noise(clean, &unit.to_device(&self.device)?)
+        let unit = unit.to_device(&self.device)?;
+        let level = prepared.plan.start();
+        let noised = level.add_noise(clean, &unit)?;
+        let Some(mask) = &prepared.mask else { return Ok(Start::Noised(noised, None)) };
+        let known = Known::new(mask, clean, &unit)?;
+        let strength = request.source.as_ref().and_then(|source| source.strength);
+        let is_whole = strength.is_some_and(|strength| strength >= 1.0);
+        let first = if is_whole { (unit * prepared.plan.initial_scale)? } else { noised };
+        Ok(Start::Noised(known.noised(&first, level)?, Some(known)))
     }
 
     /// The features of an image's latents, `(1, 1, channels, height, width)`, where the model is AnimateLCM-I2V.

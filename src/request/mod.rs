@@ -239,7 +239,12 @@ impl Request {
         self.prompt.validate(self.sampling.steps, (!self.is_open()).then_some(frames))?;
         self.quality.validate(self.sampling.steps, self.source.is_some())?;
         if let Some(source) = &self.source {
-            source.validate(self.sampling.steps)?;
+            source.validate(self.sampling.steps, (!self.is_open()).then_some(frames))?;
+            if let Some(field) = source.keeping().filter(|_| self.quality.hires.is_some()) {
+                let reason =
+                    "cannot be combined with hires, whose second pass changes all of the clip";
+                return Err(Error::request(field, reason).with_hint("leave out --hires"));
+            }
         }
         for control in &self.controls {
             let chooses = control.from.is_some() || control.every.is_some();

@@ -1,8 +1,10 @@
 //! What a clip starts from instead of noise: an image or a video.
 
+use std::collections::HashSet;
+
 use serde::{Deserialize, Serialize};
 
-use super::{Control, at_least, between, is_default};
+use super::{Control, FileRecord, at_least, between, is_default};
 use crate::media::resize::Fit;
 use crate::sampler::kept_steps;
 use crate::{Error, Result};
@@ -56,6 +58,13 @@ pub struct Source {
     /// `None`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub color_match: Option<bool>,
+    /// The clip's frames, from 0, that stay those of the source.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub keep: Vec<usize>,
+    /// An image, or a video with a frame for each of the source's: white where the clip is made, black where it stays
+    /// the source.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub mask: Option<FileRecord>,
 }
 
 impl Default for Source {
@@ -72,6 +81,8 @@ impl Default for Source {
             motion_scale: None,
             insertion_weights: None,
             color_match: None,
+            keep: vec![],
+            mask: None,
         }
     }
 }
@@ -113,8 +124,15 @@ impl Source {
         scale.or(self.insertion_weights.as_ref().map(|_| "insertion-weights"))
     }
 
-    /// Checks what can be checked without a model, for a run of so many steps.
-    pub(super) fn validate(&self, steps: usize) -> Result<()> {
+    /// The name of a given option by which parts of the source stay as they are.
+    pub(crate) fn keeping(&self) -> Option<&'static str> {
+        let keep = (!self.keep.is_empty()).then_some("keep");
+        keep.or(self.mask.as_ref().map(|_| "mask"))
+    }
+
+    /// Checks what can be checked without a model, for a run of so many steps and a clip of so many frames; `None` if
+    /// these are the video's.
+    pub(super) fn validate(&self, steps: usize, frames: Option<usize>) -> Result<()> {
         let wrong = |field: &'static str, reason: &str| Err(Error::request(field, reason));
         match (&self.image, &self.video) {
             (Some(_), Some(_)) => return wrong("source", "an image or a video, not both"),
@@ -122,6 +140,7 @@ impl Source {
             _ if self.file().is_empty() => return wrong(self.field(), "is empty"),
             _ => {}
         }
+        self.check_kept(frames)?;
         if let Some(strength) = self.strength {
             kept_steps(steps, strength)?;
         }
@@ -157,6 +176,29 @@ impl Source {
     }
 }
 
+impl Source {
+    /// Checks what is kept of a clip of so many frames, `None` if these are not known yet.
+    fn check_kept(&self, frames: Option<usize>) -> Result<()> {
+        let wrong = |reason: String| Err(Error::request("keep", reason));
+        let mut seen = HashSet::new();
+        for frame in &self.keep {
+            if let Some(frames) = frames.filter(|frames| frame >= frames) {
+                return wrong(format!("frame {frame} is not in the clip, 0 to {}", frames - 1));
+            }
+            if !seen.insert(frame) {
+                return wrong(format!("frame {frame} is listed twice"));
+            }
+        }
+        if let Some(frames) = frames.filter(|frames| seen.len() == *frames) {
+            return wrong(format!("keeps all {frames} frames, so that nothing would be made"));
+        }
+        match &self.mask {
+            Some(record) if record.file.is_empty() => Err(Error::request("mask", "is empty")),
+            _ => Ok(()),
+        }
+    }
+}
+
 /// The video that a control's hint stands for, if it is that of the source.
 pub(super) fn shared<'a>(source: Option<&'a Source>, control: &Control) -> Option<&'a str> {
     let video = source?.video.as_deref()?;
@@ -176,6 +218,8 @@ mod tests {
             from: 3,
             every: 2,
             fit: Some(Fit::Pad),
+            keep: vec![0, 15],
+            mask: Some(FileRecord { file: "m.png".into(), sha256: None }),
             ..Source::video("a.mp4")
         };
         let i2v = Source {
@@ -241,7 +285,25 @@ mod tests {
         }
         let none = Some(vec![]);
         wrong(Source { insertion_weights: none, ..image.clone() }, "insertion-weights: is empty");
-        assert!(request(video).is_open() && !request(image).is_open());
+        assert!(request(video).is_open() && !request(image.clone()).is_open());
+        let keep = |keep: &[usize]| Source { keep: keep.to_vec(), ..image.clone() };
+        wrong(keep(&[0, 16]), "keep: frame 16 is not in the clip, 0 to 15");
+        wrong(keep(&[3, 0, 3]), "keep: frame 3 is listed twice");
+        wrong(keep(&(0..16).collect::<Vec<_>>()), "keep: keeps all 16 frames");
+        assert!(request(keep(&[15, 0])).validate().is_ok());
+        let mask = Some(FileRecord { file: String::new(), sha256: None });
+        wrong(Source { mask, ..image.clone() }, "mask: is empty");
+        // A second pass would change what is kept.
+        let mask = Some(FileRecord { file: "m.png".into(), sha256: None });
+        let masked = Source { mask, ..image.clone() };
+        assert!(request(masked.clone()).validate().is_ok());
+        for (source, start) in [(keep(&[0]), "keep: cannot"), (masked, "mask: cannot")] {
+            let mut request = request(source);
+            request.quality.hires = Some("1.5".parse().unwrap());
+            let error = request.validate().unwrap_err();
+            assert!(error.to_string().starts_with(start), "{error}");
+            assert_eq!(error.hint().unwrap_or_default(), "leave out --hires");
+        }
     }
 
     #[test]

@@ -348,6 +348,8 @@ fn what_the_model_cannot_start_from_is_refused_by_name() {
     refused(&files, &video, "video: the motion modules are those of AnimateLCM-I2V", "t2v");
     let three = image.clone().with(|r| source(r).insertion_weights = Some(vec![1.0; 3]));
     refused(&files, &three, "insertion-weights: 3 given for 4 down blocks", "");
+    let kept = image.clone().with(|r| source(r).keep = vec![0]);
+    refused(&files, &kept, "keep: AnimateLCM-I2V starts from noise", "t2v");
 
     // Other motion modules start from a noised image, as ever.
     let plain = Files::new(Base::Folder(golden::path("tiny/model")));

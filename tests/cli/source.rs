@@ -126,7 +126,8 @@ fn impossible_sources_are_one_line_of_error_and_leave_nothing() {
     refused(&["--image=v.gif", "--video=v.gif"], "cannot be used with", "");
     let of_videos = ["--strength=0.5", "--video-fps=8", "--video-from=0", "--video-every=1"];
     let others = ["--fit=pad", "--motion-scale=1", "--insertion-weights=1,-1", "--color-match=on"];
-    for flag in of_videos.into_iter().chain(others) {
+    let kept = ["--keep=0", "--mask=v.gif"];
+    for flag in of_videos.into_iter().chain(others).chain(kept) {
         let name = flag.trim_start_matches("--").split('=').next().unwrap();
         refused(&[flag], &format!("{name}: there is no image or video"), "--image FILE");
     }
@@ -139,6 +140,12 @@ fn impossible_sources_are_one_line_of_error_and_leave_nothing() {
     refused(&["--video=v.gif", "--color-match=on"], "color-match: takes the colours of", "");
     refused(&["--video=v.gif", "--color-match=maybe"], "neither `on` nor `off`", "");
     refused(&["--video=v.gif", "--fit=fill"], "none of `stretch`, `crop`, `cover`, `pad`", "");
+    refused(&["--video=v.gif", "--keep=0,4"], "keep: frame 4 is not in the clip, 0 to 3", "");
+    refused(&["--video=v.gif", "--keep=0,0"], "keep: frame 0 is listed twice", "");
+    refused(&["--video=v.gif", "--keep=0,1,2,3"], "keep: keeps all 4 frames", "");
+    refused(&["--video=v.gif", "--keep="], "not a whole number", "");
+    refused(&["--video=v.gif", "--mask=none.png"], "mask: none.png", "");
+    refused(&["--video=v.gif", "-W", "128", "--mask=v.gif", "--keep=0,1,2,3"], "keeps all", "");
     // What is not read is named, with the line that converts it.
     for (name, part) in
         [("hevc.mp4", "holds HEVC"), ("ten_bits.mp4", "10 bits"), ("picture.avif", "is an AVIF")]
@@ -151,4 +158,37 @@ fn impossible_sources_are_one_line_of_error_and_leave_nothing() {
     let cut = run(&folder, &["--video=cut.mp4", "-o", "a.gif"]);
     assert!(cut.fails(2).contains("video: cut.mp4: "), "{}", cut.stderr);
     assert!(!folder.path("a.gif").exists());
+}
+
+#[test]
+fn kept_frames_and_masks_are_told_replayed_and_dumped() {
+    let folder = Folder::new();
+    moving(&folder, "v.webp");
+    let white = image::RgbImage::from_pixel(64, 64, image::Rgb([255; 3]));
+    let mask = image::RgbImage::from_fn(64, 64, |x, y| {
+        if x < 24 { image::Rgb([0; 3]) } else { *white.get_pixel(x, y) }
+    });
+    mask.save(folder.path("m.png")).unwrap();
+    let more = ["--video=v.webp", "--keep=0,3", "--mask", "m.png", "--strength=1"];
+    run(&folder, &[&more[..], &["-o", "a.webp"]].concat()).ok();
+    let source = folder.run(&["inspect", "--json", "a.webp"]).ok().json()["source"].clone();
+    assert_eq!(source["keep"], serde_json::json!([0, 3]));
+    assert_eq!(source["mask"]["file"], "m.png");
+    assert_eq!(source["mask"]["sha256"].as_str().unwrap().len(), 64);
+    let shown = folder.run(&["inspect", "a.webp"]).ok();
+    assert!(shown.stdout().contains("frames 0 3 kept, mask m.png"), "{}", shown.stdout());
+    folder.run(&["replay", "a.webp", "-o", "b.webp", "-q"]).ok();
+    assert!(folder.read("a.webp") == folder.read("b.webp"));
+    let dumped = run(&folder, &[&more[..], &["--dump-request"]].concat()).ok();
+    folder.write("r.json", &dumped.bytes);
+    folder.run(&["generate", "--request", "r.json", "-o", "c.webp", "-q"]).ok();
+    assert!(folder.read("a.webp") == folder.read("c.webp"));
+    // Another mask by the same name is not taken.
+    white.save(folder.path("m.png")).unwrap();
+    let again = folder.run(&["replay", "a.webp", "-o", "d.webp", "-q"]);
+    assert!(again.fails(5).contains("m.png"), "{}", again.stderr);
+    // What is not used is not mentioned.
+    run(&folder, &["--video=v.webp", "--strength=0.5", "-o", "e.webp"]).ok();
+    let source = folder.run(&["inspect", "--json", "e.webp"]).ok().json()["source"].clone();
+    assert!(source.get("keep").is_none() && source.get("mask").is_none(), "{source}");
 }

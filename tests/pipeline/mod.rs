@@ -2,6 +2,8 @@
 
 /// Networks of other families.
 mod family;
+/// Kept frames and masks.
+mod inpaint;
 /// Options for quality.
 mod quality;
 /// Whole runs.

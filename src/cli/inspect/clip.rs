@@ -188,6 +188,11 @@ fn source(source: &Source) -> String {
     if source.color_match == Some(true) {
         words.push("colours matched".to_owned());
     }
+    if !source.keep.is_empty() {
+        let frames: Vec<String> = source.keep.iter().map(usize::to_string).collect();
+        words.push(format!("frames {} kept", frames.join(" ")));
+    }
+    words.extend(source.mask.as_ref().map(|mask| format!("mask {}", mask.file)));
     words.join(", ")
 }
 

@@ -52,7 +52,7 @@ impl I2vControl {
 }
 
 impl Conditioner for I2vControl {
-    fn label(&self) -> &str {
+    fn label(&self) -> &'static str {
         "image"
     }
 

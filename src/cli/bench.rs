@@ -176,7 +176,9 @@ fn measure(args: &BenchArgs, stop: &Stop) -> Result<Vec<Report>> {
     let prepared: Vec<Prepared> =
         jobs.iter().map(|job| pipeline.prepare(&job.request, &inputs)).collect::<Result<_>>()?;
     let warnings: BTreeSet<&String> = prepared.iter().flat_map(|p| &p.warnings).collect();
-    warnings.iter().for_each(|warning| notes.say(&format!("warning: {warning}")));
+    for warning in warnings {
+        notes.say(&format!("warning: {warning}"));
+    }
 
     // First, while this process has nothing in memory yet.
     let mut cold_starts = vec![None; jobs.len()];

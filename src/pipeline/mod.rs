@@ -525,7 +525,7 @@ pub struct Prepared {
     /// What is probably not meant, a line each; the observer hears of it when sampling begins.
     pub warnings: Vec<String>,
     /// The run at a smaller size whose clip this one starts from, should there be one.
-    pub first: Option<Box<Prepared>>,
+    pub first: Option<Box<Self>>,
     latents: Option<Tensor>,
     noise: Vec<Tensor>,
     hint_noise: BTreeMap<String, Tensor>,

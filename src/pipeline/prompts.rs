@@ -94,7 +94,7 @@ impl Pipeline {
         let text = self.text(observer)?;
         let mut reader = Reader {
             pipeline: self,
-            text: &*text,
+            text: &text,
             request,
             steps: prepared.plan.steps.len(),
             observer: &mut *observer,

@@ -150,12 +150,12 @@ fn check_words(field: &'static str, text: &str, steps: usize) -> Result<()> {
     const PLAIN: &str = "--prompt-mode plain takes every character as it is";
     if let Some(tag) = prompt::first_tag(text) {
         let tag: String = tag.chars().take(80).collect();
-        return Err(if field != "negative-prompt" {
-            Error::request(field, format!("`{tag}` asks for a LoRA"))
-                .with_hint(format!("--lora-dir DIR says where such LoRAs are; {PLAIN}"))
-        } else {
+        return Err(if field == "negative-prompt" {
             Error::request(field, format!("`{tag}` is not for negative prompts"))
                 .with_hint(format!("put it into the prompt; {PLAIN}"))
+        } else {
+            Error::request(field, format!("`{tag}` asks for a LoRA"))
+                .with_hint(format!("--lora-dir DIR says where such LoRAs are; {PLAIN}"))
         });
     }
     let wrong = |reason| {

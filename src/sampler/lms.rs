@@ -29,7 +29,7 @@ impl Sampler for Lms {
 /// others.
 fn weights(ratios: &[f64], end: f64) -> Vec<f64> {
     let Some(&start) = ratios.first() else { return Vec::new() };
-    let (middle, half) = ((start + end) / 2.0, (end - start) / 2.0);
+    let (middle, half) = (f64::midpoint(start, end), (end - start) / 2.0);
     // Gauss's two points, exact up to degree three.
     let points = [middle - half / 3f64.sqrt(), middle + half / 3f64.sqrt()];
     (0..ratios.len())

@@ -147,11 +147,11 @@ impl SamplerKind {
             Self::Pndm => pndm(strided(schedule, &whole()?, settings)?),
             Self::Ddpm => Plan::through(&levels::at(schedule, &whole()?)?),
             Self::Euler | Self::EulerAncestral | Self::Heun | Self::Lms => {
-                scaled(levels::fractional(&above_zero, spacing, steps)?, spacing)
+                scaled(&levels::fractional(&above_zero, spacing, steps)?, spacing)
             }
             Self::DpmppSde => {
                 let levels = levels::fractional(&above_zero, spacing, steps)?;
-                halved(scaled(levels, spacing), &above_zero)
+                halved(scaled(&levels, spacing), &above_zero)
             }
             Self::Dpmpp2m | Self::Dpmpp2mSde | Self::Dpmpp3mSde | Self::UniPc => {
                 Plan::through(&levels::with_end(&above_zero, spacing, steps)?)
@@ -218,12 +218,12 @@ fn pndm(mut plan: Plan) -> Plan {
 }
 
 /// Euler plan: unless the spacing is leading, the initial latents are `sigma` times noise.
-fn scaled(levels: Vec<NoiseLevel>, spacing: Spacing) -> Plan {
+fn scaled(levels: &[NoiseLevel], spacing: Spacing) -> Plan {
     let initial_scale = match (spacing, levels.first()) {
         (Spacing::Leading { .. }, _) | (_, None) => 1.0,
         (_, Some(first)) => first.sigma,
     };
-    Plan { initial_scale, ..Plan::through(&levels) }
+    Plan { initial_scale, ..Plan::through(levels) }
 }
 
 /// DPM++ SDE plan: steps are halved in log noise.

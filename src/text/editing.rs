@@ -35,12 +35,12 @@ enum Node<'a> {
     Text(&'a str),
     /// `[before:after:when]`.
     Edited {
-        before: Vec<Node<'a>>,
-        after: Vec<Node<'a>>,
+        before: Vec<Self>,
+        after: Vec<Self>,
         when: When,
     },
     /// `[a|b]`.
-    Alternating(Vec<Vec<Node<'a>>>),
+    Alternating(Vec<Vec<Self>>),
 }
 
 /// The end of the first text of an edited bracket.
@@ -262,7 +262,9 @@ impl Ends {
                 }
                 Node::Alternating(parts) => {
                     self.is_alternating = true;
-                    parts.iter().for_each(|part| self.add(part));
+                    for part in parts {
+                        self.add(part);
+                    }
                 }
             }
         }

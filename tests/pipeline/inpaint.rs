@@ -43,8 +43,8 @@ fn request(source: Source) -> Request {
     })
 }
 
-fn record(file: &str) -> Option<FileRecord> {
-    Some(FileRecord { file: file.to_owned(), sha256: None })
+fn record(file: &str) -> FileRecord {
+    FileRecord { file: file.to_owned(), sha256: None }
 }
 
 /// The masks of a golden file, `(masks, height, width)`, in grey.
@@ -75,7 +75,7 @@ fn golden_request(about: &Value, run: &Value, folder: &Path) -> Request {
     let source = Source {
         strength: run["strength"].as_f64(),
         keep: keep.iter().map(|frame| frame.as_u64().unwrap() as usize).collect(),
-        mask: mask.and_then(|file| record(&file)),
+        mask: mask.map(|file| record(&file)),
         ..Source::video(hint_folder(folder, video, &frames))
     };
     request(source).with(|r| {
@@ -206,7 +206,7 @@ fn frames_and_masks_that_do_not_fit_are_refused() {
         keep(&[0, 1, 2, 3, 4, 5]),
         "keep: keeps all 6 frames, so that nothing would be made"
     );
-    let mask = |file: &str| error(Source { mask: record(file), ..Source::video(&video) });
+    let mask = |file: &str| error(Source { mask: Some(record(file)), ..Source::video(&video) });
     let (text, hint) = mask(&path("wrong.png"));
     assert!(text.contains("wrong.png is 64x33") && hint.contains("size of one"), "{text}: {hint}");
     assert!(mask(&path("black.png")).0.starts_with("mask: nothing is white"));
@@ -215,12 +215,16 @@ fn frames_and_masks_that_do_not_fit_are_refused() {
     assert!(hint.contains("one for all"), "{hint}");
     assert!(mask(&path("none.png")).0.starts_with("mask: "), "a missing file");
     // Of a video of which some frames are taken, the mask's are the same.
-    let some =
-        |file: &str| Source { from: 1, every: 2, mask: record(file), ..Source::video(&video) };
+    let some = |file: &str| Source {
+        from: 1,
+        every: 2,
+        mask: Some(record(file)),
+        ..Source::video(&video)
+    };
     let prepared = pipeline().prepared(&request(some(&six))).unwrap();
     assert_eq!(prepared.mask.unwrap().dims()[1], 3);
     assert!(error(some(&three)).0.contains("frame 5 of"));
-    let image = Source { mask: record(&three), ..Source::image(path("white.png")) };
+    let image = Source { mask: Some(record(&three)), ..Source::image(path("white.png")) };
     let request = request(image).with(|r| r.size.frames = Some(4));
     let error = pipeline().prepared(&request).unwrap_err().to_string();
     assert!(error.contains("has 3 frames, the clip 4"), "{error}");

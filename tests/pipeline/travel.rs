@@ -278,12 +278,15 @@ fn frames_in_windows_have_the_states_that_they_have_in_the_clip() {
     assert_eq!(*network.contexts.lock().unwrap(), BTreeSet::from([1, 2]));
 }
 
+/// The clips of a pass, and the shape of its states.
+type Call = (usize, Vec<usize>);
+
 /// A conditioner that adds nothing and keeps what it sees.
 #[derive(Debug, Default)]
-struct Seen(std::sync::Arc<Mutex<Vec<(usize, Vec<usize>)>>>);
+struct Seen(std::sync::Arc<Mutex<Vec<Call>>>);
 
 impl Conditioner for Seen {
-    fn label(&self) -> &str {
+    fn label(&self) -> &'static str {
         "seen"
     }
 

@@ -6,9 +6,10 @@ use crate::support::golden;
 
 #[test]
 fn every_prompt_has_the_versions_of_the_web_ui() {
+    /// Prompt, steps, and the prompt until each step.
+    type Case = (String, usize, Vec<(usize, String)>);
     let cases = golden::json("prompt_editing");
-    let cases: Vec<(String, usize, Vec<(usize, String)>)> =
-        serde_json::from_value(cases["cases"].clone()).unwrap();
+    let cases: Vec<Case> = serde_json::from_value(cases["cases"].clone()).unwrap();
     assert!(cases.len() > 80);
     for (prompt, steps, want) in cases {
         let got = versions(&prompt, steps).unwrap().into_iter();

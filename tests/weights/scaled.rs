@@ -117,7 +117,7 @@ fn a_checkpoint_in_eight_bits_is_near_the_one_that_it_was_made_of() {
         let rounded = values.chunks(row).zip(&scales);
         let rounded = rounded.flat_map(|(row, s)| row.iter().map(move |v| (v / s).round() as i8));
         tensors.push(i8s(name, &info.shape, &rounded.collect::<Vec<_>>()));
-        let scale = format!("{}_scale", name);
+        let scale = format!("{name}_scale");
         tensors.push(f32s(&scale, &[scales.len(), 1], &scales));
     }
     let file = written(&tensors, None);

@@ -177,7 +177,7 @@ mod tests {
     #[test]
     fn fast_sampling_comes_to_all_steps() {
         let steps = |fast, iterations, all| -> Vec<usize> {
-            let free_init = FreeInit { fast, iterations, ..FreeInit::default() };
+            let free_init = FreeInit { iterations, fast, ..FreeInit::default() };
             (0..iterations).map(|i| free_init.steps(i, all)).collect()
         };
         assert_eq!(steps(false, 3, 4), [4, 4, 4]);

@@ -116,7 +116,9 @@ pub(super) fn scaled(
     let mut values = values(element, bytes)?;
     let row = (values.len() / scales.len().max(1)).max(1);
     for (row, scale) in values.chunks_mut(row).zip(scales) {
-        row.iter_mut().for_each(|value| *value *= scale);
+        for value in row {
+            *value *= scale;
+        }
     }
     if !matches!(dtype, DType::F32 | DType::F16 | DType::BF16) {
         return Err(Refusal::Target(dtype));

@@ -291,7 +291,7 @@ struct Entry {
     /// The elements of the storage that belong to the tensor; `None` means all of them, in order.
     view: Option<View>,
     /// Factors of a weight in 8 bits: one, or one for every row.
-    scale: Option<Box<Entry>>,
+    scale: Option<Box<Self>>,
 }
 
 impl Entry {

@@ -24,9 +24,10 @@ use crate::{Error, Result, Stop};
 #[derive(Debug, Args)]
 #[allow(clippy::struct_excessive_bools)]
 pub(super) struct EvalArgs {
-    /// Captions of the procedural grammar, drawn or from --prompt-file.
+    /// Captions of the procedural grammar.
     ///
-    /// Their truth can be measured: background, colour, shape, motion.
+    /// Drawn by the seed, or the lines of --prompt-file. Their truth can be measured: background, colour, shape,
+    /// motion.
     #[arg(long, required_unless_present = "prompt_file", help_heading = "Prompts")]
     procedural: bool,
     /// Prompts from a text file, one a line.

@@ -37,7 +37,7 @@ named!(Fit, "fit", {
 ///
 /// # Errors
 ///
-/// [`Error::Cancelled`] once `stop` is requested.
+/// [`Error::Cancelled`](crate::Error::Cancelled) once `stop` is requested.
 pub fn resize(
     image: &RgbImage,
     width: u32,
@@ -52,7 +52,7 @@ pub fn resize(
 ///
 /// # Errors
 ///
-/// Those of `change`; [`Error::Cancelled`] once `stop` is requested.
+/// Those of `change`; [`Error::Cancelled`](crate::Error::Cancelled) once `stop` is requested.
 pub fn resize_then(
     image: &RgbImage,
     (width, height): (u32, u32),
@@ -134,7 +134,7 @@ fn pad(
 ///
 /// # Errors
 ///
-/// [`Error::Cancelled`] once `stop` is requested.
+/// [`Error::Cancelled`](crate::Error::Cancelled) once `stop` is requested.
 pub fn coarse(image: &RgbImage, factor: f64, stop: &Stop) -> Result<RgbImage> {
     let (width, height) = image.dimensions();
     let side = |side: u32| (f64::from(side) / factor).round_ties_even().max(1.0) as u32;

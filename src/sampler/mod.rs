@@ -99,7 +99,7 @@ pub trait Sampler: fmt::Debug {
 
 /// The available samplers.
 ///
-/// Deserialized from any name that [`from_str`](Self::from_str) accepts.
+/// Deserialized from any name that [`from_str`](std::str::FromStr::from_str) accepts.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(try_from = "String")]
 pub enum SamplerKind {

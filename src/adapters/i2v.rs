@@ -14,7 +14,7 @@ pub struct I2vControl {
     features: Vec<Tensor>,
 }
 
-/// How the image acts.
+/// Strength of an image in AnimateLCM-I2V.
 #[derive(Clone, Debug, PartialEq)]
 pub struct I2vSettings {
     /// Factor of the frames' positions: with 0 all frames have the same features.

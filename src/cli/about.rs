@@ -1,4 +1,4 @@
-//! What this build of the program is: `--version` and `animatelcm licenses`.
+//! Version, features and licences of the program: `--version` and `animatelcm licenses`.
 
 use std::sync::LazyLock;
 

@@ -72,7 +72,7 @@ pub(super) struct GenerateArgs {
     #[arg(long, value_name = "KEYS|FILE", aliases = ["prompt-travel", "prompt-map"])]
     #[arg(hide_short_help = true)]
     pub(super) travel: Option<String>,
-    /// How prompts go over into each other: linear or spherical [default: linear].
+    /// Interpolation of text states between keys: linear or spherical [default: linear].
     #[arg(long, value_name = "linear|spherical", hide_short_help = true)]
     pub(super) travel_interpolation: Option<Interpolation>,
     /// Folder searched for `<lora:name:0.8>` in prompts.
@@ -247,8 +247,8 @@ pub(super) struct SourceFlags {
     /// pad (with black) [default: stretch; with AnimateLCM-I2V cover].
     #[arg(long, value_name = "stretch|crop|cover|pad", hide_short_help = true)]
     pub(super) fit: Option<Fit>,
-    /// How much the frames of AnimateLCM-I2V may differ from the image: a factor of their positions in its encoder.
-    /// With 0 it tells all frames the same [default: 0.8].
+    /// Motion scale of AnimateLCM-I2V: a factor of the frames' positions in its image encoder.
+    /// At 0 all frames have the same features [default: 0.8].
     #[arg(long, value_name = "X", alias = "ref-drift", hide_short_help = true)]
     pub(super) motion_scale: Option<f64>,
     /// Factors of what AnimateLCM-I2V's encoder adds to each down block of the UNet, from full resolution
@@ -256,8 +256,8 @@ pub(super) struct SourceFlags {
     #[arg(long, value_name = "X,X,X,X", value_delimiter = ',', hide_short_help = true)]
     #[arg(allow_hyphen_values = true)]
     pub(super) insertion_weights: Vec<f64>,
-    /// Whether the colours of every frame are moved to the image's mean hue, saturation and value [default: on with
-    /// AnimateLCM-I2V, else off].
+    /// Match of every frame's mean hue, saturation and value to the image's [default: on with AnimateLCM-I2V, else
+    /// off].
     #[arg(long, value_name = "on|off", value_parser = on_or_off, hide_short_help = true)]
     pub(super) color_match: Option<bool>,
     /// Frames of the clip, from 0, that stay those of the image or video, such as 0,15; the others are made so that
@@ -457,7 +457,7 @@ pub(super) struct QualityFlags {
     /// Scale of perturbed-attention guidance, with or without --cfg-scale; 3 is usual [default: 0].
     #[arg(long, value_name = "SCALE", hide_short_help = true)]
     pub(super) pag_scale: Option<f64>,
-    /// How much smaller --pag-scale becomes with every timestep below 1000 [default: 0].
+    /// Decrease of --pag-scale for every timestep below 1000 [default: 0].
     #[arg(long, value_name = "SCALE", hide_short_help = true)]
     pub(super) pag_adaptive_scale: Option<f64>,
     /// Regular expression for names of self-attentions that are perturbed, as in diffusers; repeatable

@@ -134,7 +134,7 @@ impl Progress {
         Self { view, verbose, stop, counts: (0, 0), part: "", warned: BTreeSet::new() }
     }
 
-    /// What stops the runs that are shown.
+    /// The flag that stops the runs that are shown.
     pub(super) fn stop(&self) -> &Stop {
         &self.stop
     }

@@ -8,7 +8,7 @@
 //! cargo bench -- --quick          # criterion's options
 //! ```
 
-use animatelcm::device::Quantize;
+use animatelcm::Quantize;
 use animatelcm::kernels::layout::channels_first;
 use animatelcm::kernels::{self, ConvArgs, GroupNormOptions, Weights, reference};
 use candle_core::{DType, Device, Result, Tensor};

@@ -130,8 +130,8 @@ def packages():
     known = {(p["name"], p["version"]): p for p in metadata["packages"] if p["source"]}
     wanted = set()
     for target in TARGETS:
-        tree = run("cargo", "tree", "--offline", "--locked", "--edges", "normal", "--target", target,
-                   "--prefix", "none", "--no-dedupe", "--format", "{p}")
+        tree = run("cargo", "tree", "--package", "animatelcm", "--offline", "--locked", "--edges", "normal",
+                   "--target", target, "--prefix", "none", "--no-dedupe", "--format", "{p}")
         for line in tree.splitlines():
             name, version = line.split()[:2]
             wanted.add((name, version.removeprefix("v")))

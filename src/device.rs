@@ -8,6 +8,7 @@ use std::str::FromStr;
 use candle_core::{DType, Device};
 use serde::{Deserialize, Serialize};
 
+use crate::kernels::{self, Quantize};
 use crate::spelling::named;
 use crate::spelling::{bare, find};
 use crate::{Error, Result};
@@ -156,37 +157,6 @@ named!(DtypeChoice, "dtype", {
     Bf16 = "bf16" | "bfloat16" | "torch.bfloat16",
 });
 
-/// Quantization of large layers.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum Quantize {
-    /// No quantization.
-    #[default]
-    None,
-    /// 8-bit weights with one scale per output; the largest weight maps to 127.
-    Int8,
-    /// W8A8: as [`Int8`](Self::Int8), plus 8-bit inputs of linear layers and 1×1 convolutions with one scale per
-    /// token or pixel; the minimum maps to 0, the maximum to 255.
-    W8A8,
-}
-
-named!(Quantize, "quantize", {
-    None = "none",
-    Int8 = "int8",
-    W8A8 = "w8a8",
-});
-
-impl Quantize {
-    /// Suffix of the dtype in descriptions; empty without quantization.
-    pub fn words(self) -> &'static str {
-        match self {
-            Self::None => "",
-            Self::Int8 => " with int8 weights",
-            Self::W8A8 => " with int8 weights and activations",
-        }
-    }
-}
-
 /// Choice of GPU kernels.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
@@ -205,6 +175,21 @@ named!(KernelChoice, "kernels", {
 });
 
 impl KernelChoice {
+    /// Chooses the kernels of `device`, as it was opened: the same GPU opened once more may have others. Models are to
+    /// be loaded by the same choice.
+    ///
+    /// # Errors
+    ///
+    /// When there are no experimental ones for `device`.
+    pub fn apply(self, device: &Device) -> Result<()> {
+        let experimental = self == Self::Experimental;
+        if experimental && device.is_cpu() {
+            let error = Error::request("kernels", "experimental ones are for GPUs");
+            return Err(error.with_hint("--device cuda or --device metal, or leave --kernels out"));
+        }
+        Ok(kernels::choose(experimental, device)?)
+    }
+
     /// Suffix of the dtype in descriptions; empty for the default kernels.
     pub fn words(self) -> &'static str {
         match self {

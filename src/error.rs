@@ -6,6 +6,8 @@
 use std::borrow::Cow;
 use std::path::{Path, PathBuf};
 
+use crate::kernels::Cancelled;
+
 /// Error of this crate.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
@@ -238,10 +240,21 @@ impl Error {
     }
 }
 
+impl From<Cancelled> for Error {
+    fn from(_: Cancelled) -> Self {
+        Self::Cancelled
+    }
+}
+
 /// Unwraps an error of this crate that was passed through the tensor library.
 impl From<candle_core::Error> for Error {
     fn from(error: candle_core::Error) -> Self {
         match error {
+            candle_core::Error::Io(error)
+                if error.get_ref().is_some_and(|inner| inner.is::<Cancelled>()) =>
+            {
+                Self::Cancelled
+            }
             candle_core::Error::Io(error) => {
                 error.downcast().unwrap_or_else(|other| Self::Tensor(candle_core::Error::Io(other)))
             }

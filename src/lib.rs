@@ -62,9 +62,10 @@
 //! 5  text                                       prompt to context
 //! 4  models                                     clip, unet with motion, ControlNet, vae
 //! 3  nn       sampler       output   procedural  preprocess  layers | loops | encoders | captioned clips | hints
-//! 2  kernels  schedule      media  weights  hub
+//! 2  schedule media         weights  hub
 //! 1  device   rng       files
-//! 0  error    stop      spelling
+//! 0  error    spelling
+//!    kernels                                    a crate of its own: `animatelcm-kernels`
 //! ```
 
 // The tests, benchmarks and fuzz targets of this repository use all modules. What others build on is re-exported below
@@ -80,8 +81,6 @@ mod files;
 #[doc(hidden)]
 pub mod hub;
 pub mod job;
-#[doc(hidden)]
-pub mod kernels;
 #[doc(hidden)]
 pub mod library;
 #[doc(hidden)]
@@ -105,7 +104,6 @@ pub mod sampler;
 #[doc(hidden)]
 pub mod schedule;
 mod spelling;
-mod stop;
 #[doc(hidden)]
 pub mod text;
 #[cfg(feature = "train")]
@@ -118,13 +116,16 @@ pub mod weights;
 #[doc(hidden)]
 pub mod cli;
 
+#[doc(hidden)]
+pub use animatelcm_kernels as kernels;
+
 pub use adapters::Conditioner;
-pub use device::{DeviceChoice, DtypeChoice, Precision, Quantize};
+pub use device::{DeviceChoice, DtypeChoice, Precision};
 pub use error::{Error, ErrorKind, Result};
+pub use kernels::{Quantize, Stop};
 pub use library::{Base, ControlFile, Files, IpAdapterFile, Library, LoraFile, Models, Motion};
 pub use media::{FrameSink, RgbImage};
 pub use pipeline::{Done, Event, Inputs, Observer, Pipeline, Prepared, Residency};
 pub use request::{Job, Request};
 pub use sampler::{Denoiser, Sampler};
-pub use stop::Stop;
 pub use weights::{Component, WeightPatch};

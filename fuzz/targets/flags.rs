@@ -1,7 +1,8 @@
 //! Values of flags that have a grammar of their own.
 
+use animatelcm::Quantize;
 use animatelcm::adapters::Strength;
-use animatelcm::device::{DeviceChoice, DtypeChoice, KernelChoice, Quantize};
+use animatelcm::device::{DeviceChoice, DtypeChoice, KernelChoice};
 use animatelcm::library::Preset;
 use animatelcm::media::resize::Fit;
 use animatelcm::models::motion::MotionNorm;

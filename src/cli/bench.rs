@@ -18,7 +18,8 @@ use self::report::{Part, Report, Settings, Shares, Versions};
 use self::summary::Summary;
 use super::flags::{ModelFlags, Seed, at_least, control};
 use super::{generate, print, to_json, tune};
-use crate::device::{Precision, Quantize};
+use crate::Quantize;
+use crate::device::Precision;
 use crate::job::{self, Names};
 use crate::kernels::{self, Weights, clock};
 use crate::library::{Base, ControlFile, Files, Motion, Part as Network, Preset};
@@ -375,7 +376,7 @@ impl Notes<'_> {
     }
 
     fn go_on(&self) -> Result<()> {
-        self.stop.check()
+        Ok(self.stop.check()?)
     }
 }
 

@@ -6,7 +6,8 @@ use std::str::FromStr;
 use clap::{Args, Subcommand, ValueEnum};
 
 use super::preview::Protocol;
-use crate::device::{DeviceChoice, DtypeChoice, KernelChoice, Quantize};
+use crate::Quantize;
+use crate::device::{DeviceChoice, DtypeChoice, KernelChoice};
 use crate::media::resize::Fit;
 use crate::models::motion::MotionNorm;
 use crate::models::unet::FreeU;

@@ -261,7 +261,7 @@ impl Observer for Progress {
             View::Silent => {}
             View::Bar(_) | View::Lines => self.show(&event),
         }
-        self.stop.check()
+        Ok(self.stop.check()?)
     }
 }
 

@@ -232,7 +232,7 @@ impl Notes<'_> {
     }
 
     fn go_on(&self) -> Result<()> {
-        self.compute.stop.check()
+        Ok(self.compute.stop.check()?)
     }
 }
 

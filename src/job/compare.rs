@@ -51,7 +51,7 @@ impl fmt::Display for Likeness {
 ///
 /// When one cannot be read, or `stop` is requested.
 pub fn compare(was: &Path, is: &Path, frame: Option<usize>, stop: &Stop) -> Result<Likeness> {
-    let bytes = |path: &Path| files::sha256(path, |_| stop.check());
+    let bytes = |path: &Path| files::sha256(path, |_| Ok(stop.check()?));
     if bytes(was)? == bytes(is)? {
         return Ok(Likeness::Identical);
     }

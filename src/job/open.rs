@@ -2,7 +2,6 @@
 
 use super::resolve::{self, Names};
 use crate::device::Precision;
-use crate::kernels;
 use crate::library::{Files, Models};
 use crate::pipeline::{Pipeline, Residency};
 use crate::request::{Job, Spec};
@@ -37,7 +36,7 @@ pub fn open_files(
     stop: &Stop,
 ) -> Result<Pipeline> {
     let device = spec.device.open()?;
-    kernels::choose(spec.kernels, &device)?;
+    spec.kernels.apply(&device)?;
     let precision = Precision::new(spec.dtype, &device).quantized(spec.quantize, &device)?;
     let models = Models::open_until(files, stop)?;
     Ok(Pipeline::new(models, device, precision, residency).until(stop))

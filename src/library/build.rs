@@ -6,7 +6,8 @@ use candle_core::{DType, Device};
 
 use super::embedded::Embedded;
 use super::{Base, Models, OpenImageEncoder, OpenIpAdapter, SideNetwork, VaeSizes};
-use crate::device::{Precision, Quantize};
+use crate::Quantize;
+use crate::device::Precision;
 use crate::models::clip::{TextEncoder, VisionEncoder};
 use crate::models::i2v_encoder::I2vEncoder;
 use crate::models::image_projection::IpAdapter;

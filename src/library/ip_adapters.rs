@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use candle_core::{DType, Device};
 
 use super::{Base, Source, configs, infer};
-use crate::device::Quantize;
+use crate::Quantize;
 use crate::models::clip::{VisionConfig, VisionEncoder};
 use crate::models::image_projection::{FeatureKind, IpAdapter, IpAdapterConfig};
 use crate::models::unet::UNetConfig;

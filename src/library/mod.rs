@@ -32,8 +32,8 @@ pub use part::Part;
 use side_networks::OpenSideNetwork;
 pub use side_networks::{ControlFile, SideConfig, SideNetwork};
 
+use crate::Quantize;
 use crate::adapters::lora::{Lora, LoraOptions, LoraReport, LoraScale};
-use crate::device::Quantize;
 use crate::models::clip::{TextConfig, TextEncoder};
 use crate::models::i2v_encoder::{I2vEncoder, I2vEncoderConfig};
 use crate::models::motion::MotionConfig;

@@ -7,8 +7,9 @@ use candle_core::{DType, Device};
 use sha2::{Digest, Sha256};
 
 use super::{Models, OpenSideNetwork, bytes, stored};
+use crate::Quantize;
 use crate::adapters::lora::LoraOptions;
-use crate::device::{Precision, Quantize};
+use crate::device::Precision;
 use crate::files;
 use crate::text::inversion::Inversion;
 use crate::weights::{Checkpoint, Component, random};

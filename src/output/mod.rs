@@ -77,6 +77,7 @@ pub use metadata::Metadata;
 
 pub use crate::files::Existing;
 use crate::files::Place;
+use crate::kernels::Cancelled;
 use crate::media::{FrameSink, RgbImage};
 use crate::{Error, Result, Stop};
 use target::{Draft, Target};
@@ -398,6 +399,12 @@ enum Fault {
 impl From<Error> for Fault {
     fn from(error: Error) -> Self {
         Self::Other(error)
+    }
+}
+
+impl From<Cancelled> for Fault {
+    fn from(error: Cancelled) -> Self {
+        Self::Other(error.into())
     }
 }
 

@@ -4,8 +4,9 @@ use serde::{Deserialize, Serialize};
 
 use super::grammar::{self, First, Key, Kind, items};
 use super::{is_default, one};
+use crate::Quantize;
 use crate::adapters::lora::BlockFactors;
-use crate::device::{DeviceChoice, DtypeChoice, KernelChoice, Quantize};
+use crate::device::{DeviceChoice, DtypeChoice, KernelChoice};
 use crate::{Error, Result};
 
 /// Names or paths of weights, and the device they run on.

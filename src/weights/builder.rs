@@ -3,7 +3,7 @@
 use candle_core::{DType, Device, Result, Shape, Tensor};
 use candle_nn::var_builder::SimpleBackend;
 
-use crate::device::Quantize;
+use crate::Quantize;
 
 /// candle's [`VarBuilder`](candle_nn::VarBuilder) with the quantization that layers apply to their weights.
 #[derive(Clone)]

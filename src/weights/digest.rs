@@ -22,7 +22,7 @@ pub fn sha256(source: &Source, stop: &Stop) -> Result<String> {
                 hash.update(block);
             }
         }
-        Source::File(path) => return files::sha256(path, |_| stop.check()),
+        Source::File(path) => return files::sha256(path, |_| Ok(stop.check()?)),
     }
     Ok(files::hex(hash))
 }

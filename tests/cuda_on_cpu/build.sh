@@ -35,7 +35,7 @@ for name in affine binary cast conv fill indexing reduce ternary unary; do cp "$
 cp "$candle"/{cuda_utils,binary_op_macros}.cuh "$out/src/"
 
 flags=(-std=c++20 -O2 -fPIC -w -fno-strict-aliasing -fvisibility=hidden
-  -I "$out/src" -I "$here/include" -I "$here" -I src/kernels/cuda)
+  -I "$out/src" -I "$here/include" -I "$here" -I crates/kernels/src/cuda)
 compile() { # NAME ALONE: a source and whether its threads never meet
   local text=$out/src/$1.cpp
   printf '#include "cuda_on_cpu.h"\n#include "%s.cu"\n' "$1" >"$text"

@@ -1,4 +1,4 @@
-// CUDA C++ for a C++ compiler: what candle's kernels use beside what our own do (`src/kernels/cuda/host.h`).
+// CUDA C++ for a C++ compiler: what candle's kernels use beside what our own do (`crates/kernels/src/cuda/host.h`).
 #pragma once
 
 #include <cassert>
@@ -10,7 +10,7 @@
 #include <type_traits>
 #include <utility>
 
-#include "../../src/kernels/cuda/device.cuh"
+#include "../../crates/kernels/src/cuda/device.cuh"
 
 #define __CUDA_ARCH__ 800
 #define __global__

@@ -7,7 +7,8 @@
 
 use std::collections::BTreeMap;
 
-use animatelcm::device::{DeviceChoice, DtypeChoice, KernelChoice, Precision, Quantize};
+use animatelcm::Quantize;
+use animatelcm::device::{DeviceChoice, DtypeChoice, KernelChoice, Precision};
 use animatelcm::kernels::{
     self, Activation, ConvArgs, GroupNormOptions, Positions, Weights, reference,
 };
@@ -47,9 +48,9 @@ const CHOICES: [KernelChoice; 2] = [KernelChoice::Default, KernelChoice::Experim
 
 /// Runs `f` by chosen kernels.
 fn by<R>(choice: KernelChoice, device: &Device, f: impl FnOnce() -> R) -> R {
-    kernels::choose(choice, device).unwrap();
+    choice.apply(device).unwrap();
     let result = f();
-    kernels::choose(KernelChoice::Default, device).unwrap();
+    KernelChoice::Default.apply(device).unwrap();
     result
 }
 

@@ -9,7 +9,7 @@
 //! Each takes minutes, and what is skipped more than half an hour. It knows no instruction that multiplies bf16, and no
 //! matrix unit. With `RUSTFLAGS="-C target-cpu=x86-64-v4"` it has the other vectors, too.
 
-use animatelcm::device::Quantize;
+use animatelcm::Quantize;
 use animatelcm::kernels::{
     self, Activation, ConvArgs, GroupNormOptions, Positions, Weights, reference,
 };

@@ -1,6 +1,6 @@
 //! Products of matrices against their plain reference, in every precision.
 
-use animatelcm::device::Quantize;
+use animatelcm::Quantize;
 use animatelcm::kernels::cpu::isa::Isa;
 use animatelcm::kernels::{
     self, Activation, ConvArgs, GroupNormOptions, Positions, Weights, reference,

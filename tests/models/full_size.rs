@@ -12,9 +12,9 @@ use std::collections::{BTreeMap, HashMap};
 use std::path::PathBuf;
 use std::time::Instant;
 
+use animatelcm::Quantize;
 use animatelcm::Stop;
 use animatelcm::adapters::lora::{Lora, LoraOptions};
-use animatelcm::device::Quantize;
 use animatelcm::models::clip::{TextConfig, TextEncoder};
 use animatelcm::models::motion::{MotionConfig, MotionNorm};
 use animatelcm::models::unet::{Injection, UNet, UNetConfig, UNetInput};

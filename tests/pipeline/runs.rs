@@ -4,7 +4,8 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use animatelcm::device::{DtypeChoice, Precision, Quantize};
+use animatelcm::Quantize;
+use animatelcm::device::{DtypeChoice, Precision};
 use animatelcm::library::{Base, Files, Library, LoraFile, Models, Motion, Part};
 use animatelcm::media::RgbImage;
 use animatelcm::models::motion::MotionNorm;

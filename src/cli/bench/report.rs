@@ -10,7 +10,8 @@ use serde::Serialize;
 use super::super::about::vector_units;
 use super::Kinds;
 use super::summary::Summary;
-use crate::device::{KernelChoice, Quantize};
+use crate::Quantize;
+use crate::device::KernelChoice;
 use crate::error::Bytes;
 use crate::kernels::clock::Kind;
 

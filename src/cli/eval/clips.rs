@@ -224,7 +224,7 @@ fn generated(pipeline: &mut Pipeline, request: &Request, stop: &Stop) -> Result<
         if matches!(event, Event::Ready) {
             tune::keep_freed_memory();
         }
-        stop.check()
+        Ok(stop.check()?)
     };
     let prepared = pipeline.prepare(request, &Inputs::default())?;
     pipeline.generate(&prepared, &mut observer, &mut &mut frames)?;

@@ -48,10 +48,12 @@ pub(super) struct ModelsArgs {
 
 #[derive(Clone, Debug, Subcommand)]
 enum Command {
-    /// Show every model that has a name, and how much of it is on this machine.
+    /// List published models, and how much of each is on this machine.
     #[command(after_long_help = examples::LIST)]
     List,
-    /// Download models and check their hashes; what is there already is only checked.
+    /// Download models and check their hashes.
+    ///
+    /// What is there already is only checked.
     #[command(after_long_help = examples::PULL)]
     Pull {
         #[command(flatten)]
@@ -60,10 +62,12 @@ enum Command {
         #[arg(long)]
         dry_run: bool,
     },
-    /// Compute the hashes of downloaded models and compare them with the published ones.
+    /// Compare the hashes of downloaded models with the published ones.
     #[command(after_long_help = examples::VERIFY)]
     Verify(Names),
-    /// Print where a model's files are: a file, or the folder of a model of several files.
+    /// Print where a model's files are.
+    ///
+    /// A file, or the folder of a model of several files.
     #[command(after_long_help = examples::PATH)]
     Path(Names),
     /// Remove models from the hub cache, which other programs share.

@@ -369,7 +369,7 @@ mod tests {
     #[test]
     fn endless_prompts_take_no_time() {
         for piece in ["<", "<a>", "cat ", "to the ", "a:", "dark-", "x", ":1 ", "'"] {
-            let prompt = piece.repeat((1 << 20) / piece.len());
+            let prompt = piece.repeat((1 << 17) / piece.len());
             let start = std::time::Instant::now();
             let reading = read(&prompt, &["style"]);
             assert!(reading.notes.iter().all(|note| note.len() < 400));

@@ -306,7 +306,7 @@ mod tests {
             "[a:b:2]", "[a|b]", "[", "(", "]", ":", "|", "[a:", "[a|", "\\", "[a:b]", "(a:b:c)",
             "[(a]", "\\(", "a ",
         ] {
-            let prompt = piece.repeat((1 << 20) / piece.len());
+            let prompt = piece.repeat((1 << 17) / piece.len());
             let took = || {
                 let start = std::time::Instant::now();
                 let _ = versions(&prompt, 4);

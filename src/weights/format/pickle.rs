@@ -771,7 +771,7 @@ mod tests {
         };
         let storage =
             b"\x80\x02(U\x07storagectorch\nFloatStorage\nU\x010U\x03cpuK\x01tq\x01".to_vec();
-        let length = 2 << 20;
+        let length = 1 << 19;
         for (start, again, is_refused) in [
             (b"\x80\x02".to_vec(), &b"}"[..], true),
             (b"\x80\x02".to_vec(), b"]", true),

@@ -87,6 +87,22 @@ impl Folders {
         Ok(None)
     }
 
+    /// The files of every field that are in folders made for it, by name.
+    pub(super) fn all(&self) -> Result<Vec<(&'static str, String, PathBuf)>> {
+        let mut found = Vec::new();
+        let fields = ARRANGED.iter().flat_map(|(fields, _)| fields.iter());
+        for field in fields {
+            for folder in self.arranged(field)? {
+                for file in weight_files(&folder)? {
+                    let inside = file.strip_prefix(&folder).unwrap_or(&file).with_extension("");
+                    let name = inside.to_string_lossy().replace('\\', "/");
+                    found.push((*field, name, file));
+                }
+            }
+        }
+        Ok(found)
+    }
+
     /// The names that a field's files have.
     pub(super) fn names(&self, field: &str) -> Result<Vec<String>> {
         let mut names = Vec::new();

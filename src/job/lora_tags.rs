@@ -1,6 +1,6 @@
 //! `<lora:name:0.8>` in a prompt: the tag goes, the file that it names joins the LoRAs.
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 use super::folders::{find, weight_files};
 use crate::request::{Job, WeightedFile};
@@ -17,6 +17,15 @@ pub fn resolve(job: &mut Job, folders: &[PathBuf]) -> Result<()> {
         let reason = format!("{} is not a folder", folder.display());
         return Err(Error::request("lora-dir", reason));
     }
+    resolve_by(job, &|name| Ok(lora(name, folders)?.to_string_lossy().into_owned()))
+}
+
+/// Turns the tags of a job's prompts into LoRAs of the job, whose files `find` knows.
+///
+/// # Errors
+///
+/// Those of `find`, and when prompts of one clip have different strengths.
+pub fn resolve_by(job: &mut Job, find: &dyn Fn(&str) -> Result<String>) -> Result<()> {
     if job.request.prompt.mode == PromptMode::Plain {
         return Ok(());
     }
@@ -36,8 +45,8 @@ pub fn resolve(job: &mut Job, folders: &[PathBuf]) -> Result<()> {
         }
     }
     for tag in tags {
-        let path = lora(&tag.name, folders)?;
-        job.models.loras.push(weighted(&tag, &path)?);
+        let file = find(&tag.name)?;
+        job.models.loras.push(weighted(&tag, file)?);
     }
     Ok(())
 }
@@ -61,12 +70,12 @@ fn is_new(tag: &LoraTag, tags: &[LoraTag]) -> Result<bool> {
     }
 }
 
-fn weighted(tag: &LoraTag, path: &Path) -> Result<WeightedFile> {
+fn weighted(tag: &LoraTag, file: String) -> Result<WeightedFile> {
     let differs = tag.unet_strength != tag.text_strength;
     Ok(WeightedFile {
         text_scale: differs.then_some(tag.text_strength),
         blocks: tag.blocks.as_deref().map(str::parse).transpose()?,
-        ..WeightedFile::new(path.to_string_lossy(), tag.unet_strength)
+        ..WeightedFile::new(file, tag.unet_strength)
     })
 }
 
@@ -95,6 +104,8 @@ fn lora(name: &str, folders: &[PathBuf]) -> Result<PathBuf> {
 
 #[cfg(test)]
 mod tests {
+    use std::path::Path;
+
     use super::*;
     use crate::request::{Request, Spec};
 

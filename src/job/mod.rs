@@ -21,8 +21,10 @@ pub use embeddings::resolve as resolve_embeddings;
 pub use import::{
     Batch, Imported, NO_REQUEST, Origin, Requests, open as requests, prompt, read as import,
 };
-pub use lora_tags::resolve as resolve_lora_tags;
+pub use lora_tags::{resolve as resolve_lora_tags, resolve_by as resolve_lora_tags_by};
 pub use open::{open, open_files};
-pub use resolve::{Names, apply_defaults, controls, files, networks};
+pub use resolve::{
+    Inputs as ListedInputs, Listed, Names, apply_defaults, controls, files, ip_adapters, networks,
+};
 pub use run::{Target, run};
 pub use trust::{Known, check as check_trust};

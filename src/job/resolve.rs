@@ -1,7 +1,8 @@
 //! Names to files: what `--model`, `--motion` and the rest stand for on this machine.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use super::folders::Folders;
 use crate::library::{Base, ControlFile, EmbeddingFile, Files, IpAdapterFile, LoraFile, Motion};
@@ -28,8 +29,38 @@ const FOLDERS: &str = "ANIMATELCM_MODELS";
 #[derive(Debug)]
 pub struct Names {
     folders: Folders,
+    listed: Option<Listed>,
     #[cfg(feature = "hub")]
     hub: crate::hub::Hub,
+}
+
+/// The only names that jobs of clients may have: those of a list, and of published models that are downloaded. No name is
+/// a path then.
+#[derive(Clone, Debug, Default)]
+pub struct Listed {
+    /// Files and folders by the field that they are for, and their name.
+    pub models: BTreeMap<(String, String), PathBuf>,
+    /// Images and videos by name, such as `upload:` and a hash.
+    pub inputs: Inputs,
+}
+
+/// Finds an image or video by its name.
+#[derive(Clone, Default)]
+pub struct Inputs(Option<Arc<Find>>);
+
+type Find = dyn Fn(&str) -> Option<PathBuf> + Send + Sync;
+
+impl Inputs {
+    /// Those that `find` knows.
+    pub fn new(find: impl Fn(&str) -> Option<PathBuf> + Send + Sync + 'static) -> Self {
+        Self(Some(Arc::new(find)))
+    }
+}
+
+impl std::fmt::Debug for Inputs {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Inputs").finish_non_exhaustive()
+    }
 }
 
 impl Names {
@@ -47,12 +78,12 @@ impl Names {
         {
             let mut settings = crate::hub::Settings::from_environment()?;
             settings.offline |= offline;
-            Ok(Self { folders, hub: crate::hub::Hub::new(settings)? })
+            Ok(Self { folders, listed: None, hub: crate::hub::Hub::new(settings)? })
         }
         #[cfg(not(feature = "hub"))]
         {
             let _ = offline;
-            Ok(Self { folders })
+            Ok(Self { folders, listed: None })
         }
     }
 
@@ -64,6 +95,72 @@ impl Names {
     pub fn with_folders(mut self, folders: &[PathBuf]) -> Result<Self> {
         self.folders = Folders::new("models-dir", folders.to_vec())?.then(self.folders);
         Ok(self)
+    }
+
+    /// Finds what is listed, and nothing by its path.
+    #[must_use]
+    pub fn with_list(mut self, listed: Listed) -> Self {
+        (self.folders, self.listed) = (Folders::default(), Some(listed));
+        self
+    }
+
+    /// The files of each field's folders by name, such as `("lora", "pixel", …)`: for a list of what is there.
+    ///
+    /// # Errors
+    ///
+    /// When a folder cannot be listed.
+    pub fn all(&self) -> Result<Vec<(&'static str, String, PathBuf)>> {
+        self.folders.all()
+    }
+
+    /// The names of published models that are downloaded and can be a base.
+    #[cfg(feature = "hub")]
+    pub fn downloaded(&self) -> Vec<(String, &'static str)> {
+        use crate::hub::manifest::{Entry, Kind};
+        let entries = self.hub.catalog().entries().iter();
+        let kind = |entry: &Entry| match entry {
+            Entry::Model(model) => match model.kind {
+                Kind::Base => Some("model"),
+                Kind::Motion => Some("motion"),
+                Kind::Lora => Some("lora"),
+                Kind::Vae => Some("vae"),
+                _ => None,
+            },
+            Entry::Preset(_) => Some("model"),
+        };
+        entries
+            .filter(|entry| self.hub.resolve(entry.name(), None).is_ok())
+            .filter_map(|entry| Some((entry.name().to_owned(), kind(entry)?)))
+            .collect()
+    }
+
+    /// Without the hub there are no published models.
+    #[cfg(not(feature = "hub"))]
+    pub fn downloaded(&self) -> Vec<(String, &'static str)> {
+        vec![]
+    }
+
+    /// The folder of downloaded models.
+    #[cfg(feature = "hub")]
+    pub fn cache(&self) -> Option<&Path> {
+        Some(&self.hub.settings().cache)
+    }
+
+    /// Without the hub there is none.
+    #[cfg(not(feature = "hub"))]
+    pub fn cache(&self) -> Option<&Path> {
+        None
+    }
+
+    /// The path of an image or video that a request names.
+    ///
+    /// # Errors
+    ///
+    /// When there is a list and the name is not on it.
+    pub fn input(&self, field: &'static str, name: &str) -> Result<PathBuf> {
+        let Some(Listed { inputs, .. }) = &self.listed else { return Ok(PathBuf::from(name)) };
+        let found = inputs.0.as_ref().and_then(|find| find(name));
+        found.ok_or_else(|| Error::request(field, format!("there is no `{name}`")))
     }
 
     /// The folders in which the LoRAs of prompts are.
@@ -137,6 +234,10 @@ impl Names {
 
     /// What is said of a word that leads nowhere.
     fn unknown(&self, field: &'static str, word: &str) -> Error {
+        if self.listed.is_some() {
+            let reason = "no model of that name is here".to_owned();
+            return Error::Missing { name: word.to_owned(), reason };
+        }
         let is_path = word.contains(['/', '\\']) || Path::new(word).extension().is_some();
         let reason = if is_path {
             "no such file or folder"
@@ -161,11 +262,27 @@ impl Names {
         self.hub.resolve(name, None)
     }
 
+    /// The file or folder of a path, or what the list has for it.
+    fn at_once(&self, field: &str, word: &str) -> Option<PathBuf> {
+        match &self.listed {
+            Some(listed) => listed.models.get(&(field.to_owned(), word.to_owned())).cloned(),
+            None => Some(PathBuf::from(word)).filter(|path| path.exists()),
+        }
+    }
+
+    /// The file of a LoRA that was chosen by other files, not by a client.
+    fn default_lora(&self, word: &str) -> Result<PathBuf> {
+        let path = Path::new(word);
+        if path.is_absolute() && path.exists() {
+            return Ok(path.to_path_buf());
+        }
+        self.path("lcm-lora", word)
+    }
+
     /// The file or folder of a path or of a published model.
     fn path(&self, field: &'static str, word: &str) -> Result<PathBuf> {
-        let path = Path::new(word);
-        if path.exists() {
-            return Ok(path.to_path_buf());
+        if let Some(path) = self.at_once(field, word) {
+            return Ok(path);
         }
         #[cfg(feature = "hub")]
         if self.hub.catalog().find(word).is_ok() {
@@ -251,7 +368,7 @@ pub fn files(spec: &Spec, names: &Names) -> Result<Files> {
         }
         None => {
             if let Some(chosen) = &lcm_lora {
-                let path = names.path("lcm-lora", &chosen.file)?;
+                let path = names.default_lora(&chosen.file)?;
                 files.loras.push(lora(path.into(), chosen, 0.125));
             }
         }
@@ -289,7 +406,7 @@ pub fn networks(request: &Request) -> BTreeSet<&str> {
 }
 
 /// The IP-Adapters that a request uses.
-pub(super) fn ip_adapters(request: &Request, names: &Names) -> Result<Vec<IpAdapterFile>> {
+pub fn ip_adapters(request: &Request, names: &Names) -> Result<Vec<IpAdapterFile>> {
     let open = |word: &str| {
         let source = names.path("ip-adapter", word)?.into();
         Ok(IpAdapterFile { name: word.to_owned(), source })
@@ -313,9 +430,8 @@ fn base(word: &str, names: &Names, lcm_lora: &mut Option<WeightedFile>) -> Resul
         let path = path.to_path_buf();
         Files::new(if path.is_dir() { Base::Folder(path) } else { Base::File(path) })
     };
-    let path = Path::new(word);
-    if path.exists() {
-        return Ok(of(path));
+    if let Some(path) = names.at_once("model", word) {
+        return Ok(of(&path));
     }
     #[cfg(feature = "hub")]
     if names.hub.catalog().find(word).is_ok() {
@@ -388,8 +504,10 @@ pub fn apply_defaults(_: &Names, _: &Spec, _: &mut Request) -> Result<()> {
 }
 
 fn folder(field: &'static str, word: &str, names: &Names) -> Result<PathBuf> {
-    let path = PathBuf::from(word);
-    if path.is_dir() { Ok(path) } else { Err(names.unknown(field, word)) }
+    match names.at_once(field, word) {
+        Some(path) if path.is_dir() => Ok(path),
+        _ => Err(names.unknown(field, word)),
+    }
 }
 
 /// Whether a base model brings motion modules along.
@@ -418,7 +536,7 @@ mod tests {
     fn absent_models_are_those_that_a_run_would_miss() {
         let cache = tempfile::tempdir().unwrap();
         let hub = Hub::new(Settings::new(cache.path())).unwrap();
-        let names = Names { folders: Folders::default(), hub };
+        let names = Names { folders: Folders::default(), listed: None, hub };
         let absent = |change: fn(&mut Spec)| {
             let mut spec = Spec::default();
             change(&mut spec);
@@ -444,7 +562,7 @@ mod tests {
             std::fs::write(folder.path().join(format!("{name}.safetensors")), "").unwrap();
         }
         let hub = Hub::new(Settings::new(cache.path())).unwrap();
-        let names = Names { folders: Folders::default(), hub };
+        let names = Names { folders: Folders::default(), listed: None, hub };
         let names = names.with_folders(&[folder.path().to_path_buf()]).unwrap();
         assert!(names.path("vae", "mine").unwrap().ends_with("mine.safetensors"));
         let error = names.path("vae", "taesd").unwrap_err();

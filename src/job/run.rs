@@ -59,7 +59,8 @@ pub fn run(
         .tensors
         .map(|path| tensors::check_output(path, target.existing, target.path))
         .transpose()?;
-    let mut inputs = Inputs::read(&job.request, stop)?;
+    let place = |field, name: &str| names.input(field, name);
+    let mut inputs = Inputs::read_by(&job.request, &place, stop)?;
     inputs.identify(&mut job.request)?;
     tensors::read(&mut job, &mut inputs, stop)?;
     let (mut pipeline, files) = open(&job, names, Residency::Sequential, stop)?;

@@ -1,7 +1,7 @@
 //! What a request needs beside weights: images and videos as bytes, and tensors in place of drawn ones.
 
 use std::collections::BTreeMap;
-use std::path::Path;
+use std::path::PathBuf;
 
 use candle_core::{DType, Tensor};
 
@@ -27,6 +27,9 @@ pub struct Inputs {
     pub source_noise: Option<Tensor>,
 }
 
+/// The path of an image or video that a field of a request names.
+type Place<'a> = dyn Fn(&'static str, &str) -> Result<PathBuf> + 'a;
+
 impl Inputs {
     /// Reads every file and folder that a request names, each once.
     ///
@@ -34,6 +37,15 @@ impl Inputs {
     ///
     /// Those of [`Media::read`].
     pub fn read(request: &Request, stop: &Stop) -> Result<Self> {
+        Self::read_by(request, &|_, name| Ok(PathBuf::from(name)), stop)
+    }
+
+    /// Reads every file and folder that a request names, each once; `place` knows the paths of names.
+    ///
+    /// # Errors
+    ///
+    /// Those of `place` and of [`Media::read`].
+    pub fn read_by(request: &Request, place: &Place<'_>, stop: &Stop) -> Result<Self> {
         let mut inputs = Self::default();
         // How many frames a video gives is not known yet.
         let is_open = request.is_open();
@@ -52,14 +64,14 @@ impl Inputs {
         for (field, name, _) in &all {
             let same = || all.iter().filter(|(_, other, _)| other == name);
             let wanted = |number| same().any(|(_, _, selection)| selection.takes(number));
-            inputs.read_one(field, name, wanted, stop)?;
+            inputs.read_one((field, name), wanted, place, stop)?;
         }
         if let Some(mask) = request.source.as_ref().and_then(|source| source.mask.as_ref()) {
-            inputs.read_one("mask", &mask.file, |_| true, stop)?;
+            inputs.read_one(("mask", &mask.file), |_| true, place, stop)?;
         }
         for adapter in &request.ip_adapters {
             for image in adapter.images.iter().chain(&adapter.masks) {
-                inputs.read_one("ip-adapter", &image.file, |_| true, stop)?;
+                inputs.read_one(("ip-adapter", &image.file), |_| true, place, stop)?;
             }
         }
         Ok(inputs)
@@ -67,13 +79,13 @@ impl Inputs {
 
     fn read_one(
         &mut self,
-        field: &'static str,
-        name: &str,
+        (field, name): (&'static str, &str),
         wanted: impl Fn(usize) -> bool,
+        place: &Place<'_>,
         stop: &Stop,
     ) -> Result<()> {
         if !self.media.contains_key(name) {
-            let media = Media::read(field, Path::new(name), wanted, stop)?;
+            let media = Media::read(field, &place(field, name)?, wanted, stop)?;
             self.media.insert(name.to_owned(), media);
         }
         Ok(())

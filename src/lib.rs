@@ -34,7 +34,7 @@
 //!
 //! # Features
 //!
-//! By default `cli`, `hub` (downloads), `gif`, `png`, `apng`, `webp`, `mp4` and `train` are on. A program that only
+//! By default `cli`, `hub` (downloads), `gif`, `png`, `apng`, `webp`, `mp4`, `train` and `server` are on. A program that only
 //! makes frames needs none of them:
 //!
 //! ```toml
@@ -53,7 +53,8 @@
 //! A module may use itself and any module of a lower layer; `tests/architecture.rs` holds it to that.
 //!
 //! ```text
-//! 11 cli                                        flags to jobs; computes nothing
+//! 13 cli                                        flags to jobs; computes nothing
+//! 11 queue                                      jobs that wait, workers, stored clips
 //! 10 job      train                             job to file | how models are made
 //! 9  pipeline                                   request to frames
 //! 8  library                                    files to networks, which stay loaded
@@ -97,6 +98,9 @@ pub mod pipeline;
 pub mod preprocess;
 #[doc(hidden)]
 pub mod procedural;
+#[cfg(feature = "server")]
+#[doc(hidden)]
+pub mod queue;
 pub mod request;
 #[doc(hidden)]
 pub mod rng;

@@ -8,7 +8,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 /// Layers from the ground up.
-const LAYERS: [&[&str]; 12] = [
+const LAYERS: [&[&str]; 14] = [
     &["error", "spelling"],
     &["device", "rng", "files"],
     &["schedule", "media", "weights", "hub"],
@@ -20,6 +20,8 @@ const LAYERS: [&[&str]; 12] = [
     &["library"],
     &["pipeline"],
     &["job", "train"],
+    &["queue"],
+    &["server"],
     &["cli"],
 ];
 

@@ -34,6 +34,9 @@ mod pipeline;
 mod preprocess;
 /// Clips whose captions are the whole truth.
 mod procedural;
+/// Jobs that wait, and workers.
+#[cfg(feature = "server")]
+mod queue;
 /// Faults that people met.
 mod regression;
 /// Random numbers.

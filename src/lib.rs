@@ -54,6 +54,7 @@
 //!
 //! ```text
 //! 13 cli                                        flags to jobs; computes nothing
+//! 12 server                                     HTTP over the queue
 //! 11 queue                                      jobs that wait, workers, stored clips
 //! 10 job      train                             job to file | how models are made
 //! 9  pipeline                                   request to frames
@@ -107,6 +108,9 @@ pub mod rng;
 pub mod sampler;
 #[doc(hidden)]
 pub mod schedule;
+#[cfg(feature = "server")]
+#[doc(hidden)]
+pub mod server;
 mod spelling;
 #[doc(hidden)]
 pub mod text;

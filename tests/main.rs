@@ -43,6 +43,9 @@ mod regression;
 mod rng;
 /// From noise to clean latents.
 mod sampler;
+/// The server, over real sockets.
+#[cfg(all(feature = "server", feature = "cli"))]
+mod server;
 mod support;
 /// Prompts.
 mod text;

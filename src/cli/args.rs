@@ -40,6 +40,14 @@ pub(super) enum Command {
     /// Measure speed and memory.
     #[command(after_help = examples::MORE, after_long_help = examples::BENCH)]
     Bench(Box<super::bench::BenchArgs>),
+    /// Make clips for other programs and a page, by HTTP.
+    #[cfg(feature = "server")]
+    #[command(after_help = examples::MORE, after_long_help = examples::SERVE)]
+    Serve(Box<super::serve::ServeArgs>),
+    /// Make keys for clients of `serve`.
+    #[cfg(feature = "server")]
+    #[command(after_long_help = examples::KEYS)]
+    Keys(super::serve::KeysArgs),
     /// List, download, check and remove published models.
     #[cfg(feature = "hub")]
     #[command(after_help = examples::MORE, after_long_help = examples::MODELS)]

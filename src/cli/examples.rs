@@ -151,6 +151,24 @@ Examples:
   animatelcm man replay | man -l -
   animatelcm man inspect > animatelcm-inspect.1";
 
+#[cfg(feature = "server")]
+pub(super) const SERVE: &str = "\
+Examples:
+  animatelcm serve
+  animatelcm serve --bind 127.0.0.1:0 --data /tmp/clips
+  animatelcm serve --catalog ~/ComfyUI/models --device cuda:0 --device cuda:1
+  animatelcm serve --bind 0.0.0.0:7870 --api-keys keys.toml --allow-host clips.lan
+  animatelcm serve --keep 30d --keep-bytes 100GiB --queue 500 --no-ui";
+
+#[cfg(feature = "server")]
+pub(super) const KEYS: &str = "\
+Examples:
+  animatelcm keys new ann
+  animatelcm keys new ann --file keys.toml
+  animatelcm keys new \"render farm\" --file /etc/animatelcm/keys.toml
+  animatelcm keys new bob --file keys.toml > bob.key
+  animatelcm serve --bind 0.0.0.0:7870 --api-keys keys.toml";
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -182,6 +200,10 @@ mod tests {
         let all = all.into_iter().chain([
             #[cfg(feature = "train")]
             TRAIN,
+            #[cfg(feature = "server")]
+            SERVE,
+            #[cfg(feature = "server")]
+            KEYS,
             #[cfg(feature = "hub")]
             MODELS,
             #[cfg(feature = "hub")]

@@ -21,6 +21,8 @@ mod preprocess;
 mod preview;
 mod progress;
 mod replay;
+#[cfg(feature = "server")]
+mod serve;
 mod signals;
 mod terminal;
 mod threads;
@@ -145,6 +147,10 @@ fn run(cli: Cli, stop: &Stop) -> Result<()> {
         Command::Eval(args) => eval::run(&args, stop),
         #[cfg(feature = "train")]
         Command::Train(args) => train::run(&args, stop),
+        #[cfg(feature = "server")]
+        Command::Serve(args) => serve::run(*args, stop),
+        #[cfg(feature = "server")]
+        Command::Keys(args) => serve::keys(&args),
         Command::Preprocess(args) => preprocess::run(&args, stop),
         Command::Bench(args) => bench::run(&args, stop),
         Command::Completions(args) => completions::run(&args),

@@ -82,7 +82,13 @@ pub fn key(
         })
         .collect();
     let words: Vec<_> = job.models.embeddings.iter().map(|embedding| &embedding.word).collect();
-    let mut request = json!(job);
+    // What a request leaves open and what a finished clip says are the same.
+    let mut whole = job.clone();
+    models.complete(&mut whole.request)?;
+    if !whole.request.is_open() {
+        whole.request.size.frames = Some(whole.request.frames());
+    }
+    let mut request = json!(whole);
     if let Value::Object(sections) = &mut request {
         for section in ["models", "weights", "program"] {
             sections.remove(section);
@@ -137,6 +143,7 @@ mod tests {
         };
         let plain = of(&|_| (), "gif");
         assert_eq!(plain, of(&|_| (), "gif"));
+        assert_eq!(plain, of(&|job| job.request.size.frames = Some(16), "gif"));
         // Where it runs is not part of it.
         assert_eq!(plain, of(&|job| job.models.device = "cpu".parse().unwrap(), "gif"));
         let others = [

@@ -77,7 +77,7 @@ impl Place {
 fn small(steps: usize) -> Value {
     json!({
         "schema": "animatelcm/v1", "prompt": "a red circle", "size": {"frames": 2},
-        "sampling": {"seed": 3, "steps": steps},
+        "sampling": {"seed": 3, "steps": steps, "sampler": "euler"},
     })
 }
 
@@ -127,7 +127,7 @@ fn a_worker_makes_clips_and_says_what_fails() {
 #[test]
 fn a_cancelled_job_ends_and_the_next_one_starts() {
     let place = Place::new();
-    let long = place.submit(small(5000));
+    let long = place.submit(small(900));
     let next = place.submit(small(1));
     place.work_until(Duration::ZERO, || {
         if place.get(&long).progress > 0.0 {
@@ -142,7 +142,7 @@ fn a_cancelled_job_ends_and_the_next_one_starts() {
 #[test]
 fn a_worker_that_stops_gives_its_job_back() {
     let place = Place::new();
-    let long = place.submit(small(5000));
+    let long = place.submit(small(900));
     place.work_until(Duration::ZERO, || place.get(&long).progress > 0.0);
     let record = place.get(&long);
     assert_eq!((record.status, record.attempt, record.progress), (Status::Queued, 0, 0.0));
@@ -152,7 +152,7 @@ fn a_worker_that_stops_gives_its_job_back() {
 #[test]
 fn a_worker_that_stops_finishes_its_job_within_the_grace() {
     let place = Place::new();
-    let job = place.submit(small(60));
+    let job = place.submit(small(40));
     place.work_until(Duration::from_secs(100), || place.get(&job).progress > 0.0);
     assert_eq!(place.get(&job).status, Status::Completed);
 }

@@ -320,6 +320,7 @@ pub(super) fn small(seed: u64) -> Value {
 /// A job that lasts until somebody stops it.
 pub(super) fn long(seed: u64) -> Value {
     let mut job = small(seed);
-    job["sampling"]["steps"] = json!(20_000);
+    job["size"]["frames"] = json!(16);
+    job["sampling"] = json!({"seed": seed, "steps": 900, "sampler": "euler"});
     job
 }

@@ -55,6 +55,7 @@ fn killed(jobs: usize, kills: usize) {
     // The clips are those of a run that nobody disturbs.
     let wanted: Vec<u64> = hashes.keys().copied().step_by((hashes.len() / 5).max(1)).collect();
     let lines: Vec<String> = wanted.iter().map(|seed| small(*seed).to_string()).collect();
+    std::fs::create_dir(folder.path("made")).unwrap();
     folder.write("jobs.jsonl", lines.join("\n") + "\n");
     folder.run(&["generate", "--request", "jobs.jsonl", "-o", "made/clip.gif", "-q"]).ok();
     let mut same = 0;

@@ -79,7 +79,7 @@ def main(address, key):
     refused(openai.NotFoundError, lambda: client.videos.retrieve(video.id))
 
     # A cancelled one ends a poll.
-    long = {"num_frames": 4, "num_inference_steps": 20000}
+    long = {"num_frames": 16, "num_inference_steps": 900, "request": request}
     running = client.videos.create(prompt=PROMPT, extra_body=long)
     refused(openai.NotFoundError, lambda: client.videos.download_content(running.id))
     client.post(f"/videos/{running.id}/cancel", cast_to=object)

@@ -46,7 +46,8 @@ fn a_video_is_the_clip_of_the_same_request() {
     assert!(clip.body.starts_with(b"GIF89a"));
     let list = server.json("/v1/videos?limit=1");
     assert_eq!(list["has_more"], true);
-    let remix = server.request("POST", &format!("/v1/videos/{id}/remix"));
+    let path = format!("/v1/videos/{id}/remix");
+    let remix = server.request("POST", &path);
     let remix = remix.json(&json!({"prompt": "a blue ring"})).send().json();
     assert_eq!((&remix["remixed_from_video_id"], &remix["seed"]), (&json!(id), &json!(5)));
     let gone = server.send("DELETE", &format!("/v1/videos/{id}")).json();

@@ -10,23 +10,19 @@ use serde_json::{Value, json};
 use super::answer::{Answer, Problem};
 use super::body;
 use super::keys::random;
+use super::page;
 use super::sessions::LASTS;
 use super::state::{App, Shared};
 
 const COOKIE: &str = "animatelcm";
 
 /// Routes that need no key.
-const OPEN: [&str; 9] = [
-    "/",
-    "/app.js",
-    "/form.js",
-    "/style.css",
-    "/health",
-    "/ready",
-    "/openapi.json",
-    "/v1/login",
-    "/favicon.ico",
-];
+const OPEN: [&str; 6] = ["/", "/health", "/ready", "/openapi.json", "/v1/login", "/favicon.ico"];
+
+/// Whether a path needs no key.
+fn is_open(path: &str) -> bool {
+    OPEN.contains(&path) || path.starts_with(page::FOLDER)
+}
 
 /// The owner of the key that a request came with; empty if none is needed.
 #[derive(Clone, Debug, Default)]
@@ -40,7 +36,7 @@ pub(super) async fn authenticate(
 ) -> Response {
     let owner = match &app.keys {
         None => Some(String::new()),
-        Some(_) if OPEN.contains(&request.uri().path()) => Some(String::new()),
+        Some(_) if is_open(request.uri().path()) => Some(String::new()),
         Some(_) => owner(&app, request.headers()),
     };
     let Some(owner) = owner else {

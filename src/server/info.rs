@@ -1,4 +1,4 @@
-//! What the server is and can do, and the files of its page.
+//! What the server is and can do.
 
 use axum::Json;
 use axum::extract::State;
@@ -116,32 +116,4 @@ pub(super) async fn metrics(State(app): State<Shared>) -> Answer {
 /// `GET /openapi.json`
 pub(super) async fn document() -> Json<Value> {
     Json(openapi::document())
-}
-
-fn file(app: &Shared, kind: &'static str, text: &'static str) -> Answer<Response> {
-    if !app.has_page {
-        return Err(Problem::not_found("page"));
-    }
-    let headers = [(header::CONTENT_TYPE, kind), (header::CACHE_CONTROL, "no-cache")];
-    Ok((headers, text).into_response())
-}
-
-/// `GET /`
-pub(super) async fn index(State(app): State<Shared>) -> Answer {
-    file(&app, "text/html; charset=utf-8", include_str!("ui/index.html"))
-}
-
-/// `GET /app.js`
-pub(super) async fn app_script(State(app): State<Shared>) -> Answer {
-    file(&app, "text/javascript; charset=utf-8", include_str!("ui/app.js"))
-}
-
-/// `GET /form.js`
-pub(super) async fn form_script(State(app): State<Shared>) -> Answer {
-    file(&app, "text/javascript; charset=utf-8", include_str!("ui/form.js"))
-}
-
-/// `GET /style.css`
-pub(super) async fn style(State(app): State<Shared>) -> Answer {
-    file(&app, "text/css; charset=utf-8", include_str!("ui/style.css"))
 }

@@ -16,6 +16,7 @@ mod keys;
 mod metrics;
 mod names;
 mod openapi;
+mod page;
 mod prepare;
 mod routes;
 mod run;

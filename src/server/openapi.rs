@@ -15,11 +15,9 @@ enum Body {
     Form(&'static str, Option<&'static str>),
 }
 
-const CALLS: [Call; 34] = [
+const CALLS: [Call; 32] = [
     ("get", "/", "The page", Body::None, 200, "text/html"),
-    ("get", "/app.js", "The page's script", Body::None, 200, "text/javascript"),
-    ("get", "/form.js", "The page's form", Body::None, 200, "text/javascript"),
-    ("get", "/style.css", "The page's style", Body::None, 200, "text/css"),
+    ("get", "/ui/{file}", "A script or the style of the page", Body::None, 200, "text/*"),
     ("get", "/health", "Whether the process lives", Body::None, 200, "Health"),
     ("get", "/ready", "Whether jobs are taken", Body::None, 200, "Ready"),
     ("get", "/metrics", "Counts and times", Body::None, 200, "application/openmetrics-text"),
@@ -110,10 +108,11 @@ pub(super) fn document() -> Value {
     let mut paths: Map<String, Value> = Map::new();
     for (method, path, summary, body, status, answer) in CALLS {
         let mut parameters = query(method, path);
-        if path.contains("{id}") {
+        let name = path.split_once('{').and_then(|(_, rest)| rest.split_once('}'));
+        if let Some((name, _)) = name {
             let schema = json!({"type": "string"});
             parameters
-                .push(json!({"name": "id", "in": "path", "required": true, "schema": schema}));
+                .push(json!({"name": name, "in": "path", "required": true, "schema": schema}));
         }
         let mut call = json!({
             "summary": summary,

@@ -11,7 +11,7 @@ use axum::routing::{MethodRouter, delete, get, post};
 
 use super::answer::Problem;
 use super::state::{App, Shared};
-use super::{auth, content, events, guard, info, jobs, uploads, videos};
+use super::{auth, content, events, guard, info, jobs, page, uploads, videos};
 
 /// Bytes of a form beside its files.
 const MARGIN: usize = 2 << 20;
@@ -19,10 +19,8 @@ const MARGIN: usize = 2 << 20;
 /// Every path with its methods and handlers.
 fn table() -> Vec<(&'static str, &'static str, MethodRouter<Shared>)> {
     vec![
-        ("get", "/", get(info::index)),
-        ("get", "/app.js", get(info::app_script)),
-        ("get", "/form.js", get(info::form_script)),
-        ("get", "/style.css", get(info::style)),
+        ("get", "/", get(page::index)),
+        ("get", "/ui/{file}", get(page::file)),
         ("get", "/health", get(info::health)),
         ("get", "/ready", get(info::ready)),
         ("get", "/metrics", get(info::metrics)),

@@ -310,9 +310,8 @@ fn the_server_says_what_it_is_and_can_do() {
     }
     for (path, kind) in [
         ("/", "text/html; charset=utf-8"),
-        ("/app.js", "text/javascript; charset=utf-8"),
-        ("/form.js", "text/javascript; charset=utf-8"),
-        ("/style.css", "text/css; charset=utf-8"),
+        ("/ui/app.js", "text/javascript; charset=utf-8"),
+        ("/ui/style.css", "text/css; charset=utf-8"),
     ] {
         let file = server.get(path);
         assert_eq!((file.status, file.header("content-type")), (200, Some(kind)));

@@ -91,7 +91,7 @@ fn keys_open_and_removed_ones_do_not() {
         assert_eq!(answer.header("www-authenticate"), Some("Bearer"));
     }
     // What a page needs to ask for a key is open.
-    for path in ["/", "/app.js", "/form.js", "/style.css", "/health", "/ready", "/openapi.json"] {
+    for path in ["/", "/ui/app.js", "/ui/style.css", "/health", "/ready", "/openapi.json"] {
         assert_eq!(server.get(path).status, 200, "{path}");
     }
     let with = |name: &str, value: &str| {

@@ -76,6 +76,22 @@ pub enum Error {
         /// Number of all requests.
         total: usize,
     },
+    /// Clips of a batch that are not there.
+    #[error("{missing} of {total} clips are missing")]
+    Unfinished {
+        /// Number of clips that are not there.
+        missing: usize,
+        /// Number of all clips.
+        total: usize,
+    },
+    /// Error of one part of a list.
+    #[error("{place}: {error}")]
+    Located {
+        /// The part: a file and a line, or the name of a clip.
+        place: String,
+        /// The underlying error.
+        error: Box<Self>,
+    },
     /// Feature that the build lacks.
     #[error("this build has no `{feature}` support")]
     Feature {
@@ -185,6 +201,12 @@ impl Error {
         Self::Hinted { error: Box::new(self), hint: hint.into() }
     }
 
+    /// Names the part of a list that the error is of.
+    #[must_use]
+    pub fn at(self, place: impl Into<String>) -> Self {
+        Self::Located { place: place.into(), error: Box::new(self) }
+    }
+
     /// Message of a tensor library error, without the backtrace that it contains if `RUST_BACKTRACE` is set.
     pub(crate) fn of_tensors(error: &candle_core::Error) -> String {
         let text = error.to_string();
@@ -206,10 +228,10 @@ impl Error {
                 ErrorKind::Environment
             }
             Self::Refused { .. } => ErrorKind::Refused,
-            Self::Batch { .. } => ErrorKind::Batch,
+            Self::Batch { .. } | Self::Unfinished { .. } => ErrorKind::Batch,
             Self::Cancelled => ErrorKind::Cancelled,
             Self::File { .. } | Self::Encode { .. } | Self::Tensor(_) => ErrorKind::Internal,
-            Self::Hinted { error, .. } => error.kind(),
+            Self::Hinted { error, .. } | Self::Located { error, .. } => error.kind(),
         }
     }
 
@@ -229,6 +251,7 @@ impl Error {
     pub fn hint(&self) -> Option<Cow<'_, str>> {
         match self {
             Self::Hinted { hint, .. } => Some(Cow::Borrowed(hint)),
+            Self::Located { error, .. } => error.hint(),
             Self::Feature { feature } => {
                 Some(Cow::Owned(format!("rebuild with `--features {feature}`")))
             }
@@ -311,6 +334,14 @@ mod tests {
         assert_eq!(hinted.to_string(), message);
         assert_eq!(hinted.kind(), ErrorKind::Request);
         assert_eq!(hinted.hint().as_deref(), Some("try --frames 16"));
+    }
+
+    #[test]
+    fn a_place_stands_before_the_message_and_keeps_kind_and_hint() {
+        let error = Error::request("frames", "must be at least 1, got 0").with_hint("try 16");
+        let error = error.at("jobs.csv: line 3");
+        assert_eq!(error.to_string(), "jobs.csv: line 3: frames: must be at least 1, got 0");
+        assert_eq!((error.kind(), error.hint().as_deref()), (ErrorKind::Request, Some("try 16")));
     }
 
     #[test]

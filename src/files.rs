@@ -1,6 +1,7 @@
-//! File I/O: size-limited reads and atomic writes.
+//! File I/O: size-limited reads, texts line by line, atomic writes.
 
 mod draft;
+mod lines;
 mod live;
 mod place;
 mod renames;
@@ -15,6 +16,7 @@ use std::path::Path;
 use sha2::{Digest, Sha256};
 
 pub(crate) use draft::Draft;
+pub(crate) use lines::{Lines, text_name};
 pub(crate) use live::remove_drafts;
 pub use place::Existing;
 pub(crate) use place::{Place, exists, folder_of, unwritable};

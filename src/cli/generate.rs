@@ -13,7 +13,7 @@ use super::progress::Progress;
 #[cfg(feature = "hub")]
 use super::{models, terminal};
 use super::{print, report, to_json};
-use crate::job::{self, Imported, Known, Names, Requests, Target};
+use crate::job::{self, Folders, Imported, Known, Names, Requests, Target};
 use crate::library::Library;
 use crate::output::{self, Existing};
 use crate::pipeline::{Done, Event, Observer};
@@ -355,7 +355,7 @@ fn requested(
             // Hashes are a demand of clips, which a stranger may have made, on the hints and images that they name.
             job.weights.clear();
             if !read.is_of_clip || args.trust_paths {
-                forget_hashes(&mut job.request);
+                job.request.forget_hashes();
             }
             job
         }
@@ -367,19 +367,13 @@ fn requested(
         job::apply_defaults(names, &job.models, &mut job.request)?;
     }
     request(args, &mut job.request)?;
-    let mut folders: Vec<PathBuf> = args.lora_dir.iter().cloned().collect();
-    folders.extend(names.lora_folders()?);
-    if !folders.is_empty() {
-        job::resolve_lora_tags(&mut job, &folders)?;
-    }
-    let mut folders: Vec<PathBuf> = args.embedding_dir.iter().cloned().collect();
-    // A clip names the embeddings that it was made with, and is made again without others.
-    if !is_of_clip {
-        folders.extend(names.embedding_folders()?);
-    }
-    if !folders.is_empty() {
-        job::resolve_embeddings(&mut job, &folders)?;
-    }
+    let folders = Folders {
+        lora: args.lora_dir.as_deref(),
+        embedding: args.embedding_dir.as_deref(),
+        // A clip names the embeddings that it was made with, and is made again without others.
+        has_embeddings: !is_of_clip,
+    };
+    job::resolve_prompts(&mut job, names, folders)?;
     if let Some(path) = &args.output.tensors_in {
         let Some(file) = path.to_str().map(str::to_owned) else {
             let reason =
@@ -395,24 +389,6 @@ fn requested(
             .with_hint("animatelcm generate \"a yellow star moving up on a navy background\""));
     }
     Ok(Requested { job, notes, known })
-}
-
-/// Takes sources, hints and images as they are now.
-fn forget_hashes(request: &mut Request) {
-    if let Some(source) = &mut request.source {
-        source.sha256 = None;
-        if let Some(mask) = &mut source.mask {
-            mask.sha256 = None;
-        }
-    }
-    for control in &mut request.controls {
-        control.sha256 = None;
-    }
-    for adapter in &mut request.ip_adapters {
-        for image in adapter.images.iter_mut().chain(&mut adapter.masks) {
-            image.sha256 = None;
-        }
-    }
 }
 
 /// A job without what flags replace.
@@ -693,22 +669,7 @@ pub(super) fn random_seed() -> u64 {
 
 /// `a-red-circle-7.gif`.
 fn default_name(prompt: &Prompt, seed: u64) -> PathBuf {
-    let first = prompt.travel.keys().first().map_or("", |key| key.text.as_str());
-    let text = if prompt.text.trim().is_empty() { first } else { prompt.text.as_str() };
-    let mut slug: String = text
-        .to_lowercase()
-        .split(|c: char| !c.is_alphanumeric())
-        .filter(|word| !word.is_empty())
-        .take(6)
-        .collect::<Vec<_>>()
-        .join("-");
-    while slug.len() > 60 {
-        slug.pop();
-    }
-    if slug.is_empty() {
-        slug.push_str("clip");
-    }
-    PathBuf::from(format!("{slug}-{seed}.gif"))
+    PathBuf::from(format!("{}-{seed}.gif", prompt.slug()))
 }
 
 #[cfg(test)]

@@ -11,7 +11,7 @@ use crate::{Error, Result};
 /// # Errors
 ///
 /// When several files have a name that a prompt has.
-pub fn resolve(job: &mut Job, folders: &[PathBuf]) -> Result<()> {
+pub(super) fn resolve(job: &mut Job, folders: &[PathBuf]) -> Result<()> {
     if let Some(folder) = folders.iter().find(|folder| !folder.is_dir()) {
         let reason = format!("{} is not a folder", folder.display());
         return Err(Error::request("embedding-dir", reason));

@@ -3,7 +3,6 @@
 
 mod a1111;
 mod comfy;
-mod lines;
 
 use std::fs::File;
 use std::io::Read;
@@ -11,8 +10,7 @@ use std::path::Path;
 
 use serde_json::Value;
 
-use self::lines::Lines;
-use crate::files;
+use crate::files::{self, Lines};
 use crate::output::metadata;
 use crate::request::{Job, Request, Spec};
 use crate::{Error, Result, Stop};
@@ -125,7 +123,7 @@ pub fn open(path: &Path, has_sampler: bool, stop: &Stop) -> Result<Requests> {
     if !is_stdin && is_media(path)? {
         return of_media(path, has_sampler).map(Box::new).map(Requests::One);
     }
-    let mut lines = Lines::open(path)?;
+    let mut lines = Lines::open("request", path)?;
     let mut read: Vec<String> = Vec::new();
     let mut is_batch = is_stdin || has_ending(path, &["jsonl", "ndjson"]);
     // The first line that is not empty, and whether a second one is needed and there.
@@ -180,7 +178,7 @@ pub fn read(path: &Path, has_sampler: bool, stop: &Stop) -> Result<Imported> {
 ///
 /// When there is none, or it is longer than any request.
 pub fn prompt(stop: &Stop) -> Result<String> {
-    let text = Lines::open(Path::new("-"))?.rest(stop)?;
+    let text = Lines::open("request", Path::new("-"))?.rest(stop)?;
     let text = text.trim();
     if text.is_empty() {
         return Err(Error::request("prompt", "standard input is empty"));

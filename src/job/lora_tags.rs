@@ -12,7 +12,7 @@ use crate::{Error, Result};
 /// # Errors
 ///
 /// When there is no such file, or there are several.
-pub fn resolve(job: &mut Job, folders: &[PathBuf]) -> Result<()> {
+pub(super) fn resolve(job: &mut Job, folders: &[PathBuf]) -> Result<()> {
     if let Some(folder) = folders.iter().find(|folder| !folder.is_dir()) {
         let reason = format!("{} is not a folder", folder.display());
         return Err(Error::request("lora-dir", reason));

@@ -4,12 +4,14 @@
 //! written into it ([`run`]).
 
 mod compare;
+mod complete;
 mod embeddings;
 mod folders;
 mod import;
 mod lora_tags;
 mod open;
 mod parameters;
+mod prompts;
 mod record;
 mod resolve;
 mod run;
@@ -17,12 +19,13 @@ mod tensors;
 mod trust;
 
 pub use compare::{Likeness, compare};
-pub use embeddings::resolve as resolve_embeddings;
+pub use complete::{Completion, networks_of};
 pub use import::{
     Batch, Imported, NO_REQUEST, Origin, Requests, open as requests, prompt, read as import,
 };
-pub use lora_tags::{resolve as resolve_lora_tags, resolve_by as resolve_lora_tags_by};
+pub use lora_tags::resolve_by as resolve_lora_tags;
 pub use open::{open, open_files};
+pub use prompts::{Folders, resolve as resolve_prompts};
 pub use resolve::{
     Inputs as ListedInputs, Listed, Names, apply_defaults, controls, files, ip_adapters, networks,
 };

@@ -69,20 +69,7 @@ impl Hashes {
                 .filter(is_lora)
                 .map(|source| Ok((source.clone(), lora_hash(source, &stop)?)))
                 .collect::<Result<_>>()?;
-            let records = sources
-                .iter()
-                .map(|source| {
-                    let file = source.path().file_name().unwrap_or_default();
-                    let file = match source {
-                        // Folders of the user say nothing to anybody else.
-                        Source::File(_) => file.to_string_lossy().into_owned(),
-                        Source::Embedded { name, .. } => (*name).to_owned(),
-                    };
-                    let hash = known.sha256(source, &stop)?;
-                    Ok(FileRecord { file, sha256: Some(hash) })
-                })
-                .collect::<Result<_>>()?;
-            Ok((records, loras))
+            Ok((records(&sources, &mut known, &stop)?, loras))
         };
         let thread = std::thread::Builder::new().name("hashes".into()).spawn(hash);
         thread.map(|thread| Self(Some(thread))).map_err(|error| Error::no_thread(&error))
@@ -94,6 +81,24 @@ impl Hashes {
             _ => Err(Error::Encode { format: "sha256", reason: "the hashing thread died".into() }),
         }
     }
+}
+
+/// The names and hashes of weight files.
+pub(super) fn records(
+    sources: &[Source],
+    known: &mut Known,
+    stop: &Stop,
+) -> Result<Vec<FileRecord>> {
+    let record = |source: &Source| {
+        let file = source.path().file_name().unwrap_or_default();
+        let file = match source {
+            // Folders of the user say nothing to anybody else.
+            Source::File(_) => file.to_string_lossy().into_owned(),
+            Source::Embedded { name, .. } => (*name).to_owned(),
+        };
+        Ok(FileRecord { file, sha256: Some(known.sha256(source, stop)?) })
+    };
+    sources.iter().map(record).collect()
 }
 
 /// A LoRA's hash as A1111 and Kohya's tools count it: of a safetensors file without its header, so that metadata do not

@@ -7,6 +7,7 @@ use std::time::Instant;
 
 use candle_core::Tensor;
 
+use super::complete::inputs;
 use super::open::open;
 use super::parameters::Made;
 use super::record::{Hashes, check_weights, device_name, metadata, program};
@@ -17,7 +18,7 @@ use crate::library::Library;
 use crate::media::resize::enlarge;
 use crate::media::{FrameSink, RgbImage};
 use crate::output::{self, ClipInfo, Existing, Metadata};
-use crate::pipeline::{Done, Event, Inputs, Observer, Pipeline, Prepared, Recorder, Residency};
+use crate::pipeline::{Done, Event, Observer, Pipeline, Prepared, Recorder, Residency};
 use crate::request::{Job, Loop, MOST_PIXELS};
 use crate::sampler::Progress;
 use crate::{Error, Result, Stop};
@@ -59,10 +60,7 @@ pub fn run(
         .tensors
         .map(|path| tensors::check_output(path, target.existing, target.path))
         .transpose()?;
-    let place = |field, name: &str| names.input(field, name);
-    let mut inputs = Inputs::read_by(&job.request, &place, stop)?;
-    inputs.identify(&mut job.request)?;
-    tensors::read(&mut job, &mut inputs, stop)?;
+    let inputs = inputs(&mut job, names, stop)?;
     let (mut pipeline, files) = open(&job, names, Residency::Sequential, stop)?;
     if let Some(library) = library {
         pipeline = pipeline.with_library(library);

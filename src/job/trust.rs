@@ -3,6 +3,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
+use std::time::SystemTime;
 
 use super::resolve::Names;
 use crate::request::{Job, Spec};
@@ -49,9 +50,13 @@ pub fn check(job: &Job, names: &Names, stop: &Stop) -> Result<Known> {
     Ok(hashes)
 }
 
-/// Hashes of weight files that were computed before, so that none is computed twice.
+/// Hashes of weight files that were computed before, so that none is computed twice while its size and the time of its
+/// last change stay the same.
 #[derive(Clone, Debug, Default)]
-pub struct Known(BTreeMap<PathBuf, String>);
+pub struct Known(BTreeMap<PathBuf, (Stamp, String)>);
+
+/// Size, and time of the last change where the system knows it.
+type Stamp = (u64, Option<SystemTime>);
 
 impl Known {
     /// The SHA-256 of a weight file, lowercase hexadecimal.
@@ -62,11 +67,15 @@ impl Known {
     pub(super) fn sha256(&mut self, source: &Source, stop: &Stop) -> Result<String> {
         let Source::File(path) = source else { return sha256(source, stop) };
         let key = path.canonicalize().map_err(Error::file(path))?;
-        if let Some(hash) = self.0.get(&key) {
+        let found = std::fs::metadata(&key).map_err(Error::file(path))?;
+        let stamp = (found.len(), found.modified().ok());
+        if let Some((known, hash)) = self.0.get(&key)
+            && *known == stamp
+        {
             return Ok(hash.clone());
         }
         let hash = sha256(source, stop)?;
-        self.0.insert(key, hash.clone());
+        self.0.insert(key, (stamp, hash.clone()));
         Ok(hash)
     }
 }

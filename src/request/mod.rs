@@ -288,6 +288,24 @@ impl Request {
         source::shared(self.source.as_ref(), control)
     }
 
+    /// Takes source, hints and images as they are now, whatever they were when their hashes were written.
+    pub(crate) fn forget_hashes(&mut self) {
+        if let Some(source) = &mut self.source {
+            source.sha256 = None;
+            if let Some(mask) = &mut source.mask {
+                mask.sha256 = None;
+            }
+        }
+        for control in &mut self.controls {
+            control.sha256 = None;
+        }
+        for adapter in &mut self.ip_adapters {
+            for image in adapter.images.iter_mut().chain(&mut adapter.masks) {
+                image.sha256 = None;
+            }
+        }
+    }
+
     /// Returns whether guidance is on, and the negative prompt has an effect.
     pub fn is_guided(&self) -> bool {
         self.sampling.cfg_scale > 1.0

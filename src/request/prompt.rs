@@ -107,6 +107,26 @@ impl Prompt {
         [self.text.as_str(), self.negative.as_str()].into_iter().chain(keys)
     }
 
+    /// The first words, as a part of a file's name: `a-red-circle`.
+    pub(crate) fn slug(&self) -> String {
+        let first = self.travel.keys().first().map_or("", |key| key.text.as_str());
+        let text = if self.text.trim().is_empty() { first } else { self.text.as_str() };
+        let mut slug: String = text
+            .to_lowercase()
+            .split(|c: char| !c.is_alphanumeric())
+            .filter(|word| !word.is_empty())
+            .take(6)
+            .collect::<Vec<_>>()
+            .join("-");
+        while slug.len() > 60 {
+            slug.pop();
+        }
+        if slug.is_empty() {
+            slug.push_str("clip");
+        }
+        slug
+    }
+
     /// The texts that make the clip what it is, to be changed: all but the negative prompt.
     pub(crate) fn positive_mut(&mut self) -> impl Iterator<Item = &mut String> {
         std::iter::once(&mut self.text).chain(self.travel.texts_mut())

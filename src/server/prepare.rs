@@ -9,7 +9,7 @@ use super::keys::random;
 use super::names;
 use super::state::App;
 use crate::files::hex;
-use crate::job::resolve_lora_tags_by;
+use crate::job::resolve_lora_tags;
 use crate::output::{ClipInfo, Format};
 use crate::queue::{Accepted, JobId, Priority, Queue, Record, Submission, key};
 use crate::request::{Job, Request};
@@ -56,7 +56,7 @@ pub(super) fn submit(app: &App, asked: Asked) -> Answer<(Record, bool)> {
         let message = format!("prompt: has {length} characters, at most {MOST_PROMPT}");
         return Err(Problem::invalid("prompt", message));
     }
-    resolve_lora_tags_by(&mut job, &find).map_err(failed)?;
+    resolve_lora_tags(&mut job, &find).map_err(failed)?;
     names::check(&mut job, &app.catalog, &app.uploads)?;
     if job.request.sampling.seed.is_none() {
         // As long as can be typed again.

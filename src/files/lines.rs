@@ -1,5 +1,6 @@
 //! Text that comes line by line, from a file or from a pipe that somebody still writes to.
 
+use std::borrow::Cow;
 use std::collections::VecDeque;
 use std::fs::File;
 use std::io::{self, BufRead, BufReader, Read};
@@ -9,12 +10,13 @@ use std::time::Duration;
 
 use crate::{Error, Result, Stop};
 
-/// The longest text of a request: bytes.
+/// The longest line, and the longest rest of a text: bytes.
 const LONGEST: u64 = 16 << 20;
 
 /// The lines of a text file, or of standard input as `-`.
 #[derive(Debug)]
-pub(super) struct Lines {
+pub(crate) struct Lines {
+    field: &'static str,
     path: PathBuf,
     next: Receiver<io::Result<String>>,
     /// Lines that were put back.
@@ -22,8 +24,9 @@ pub(super) struct Lines {
 }
 
 impl Lines {
-    /// Nothing is read yet. A pipe is waited for in a thread, because neither opening nor reading it can be ended.
-    pub(super) fn open(path: &Path) -> Result<Self> {
+    /// Nothing is read yet. `field` is used in messages. A pipe is waited for in a thread, because neither opening nor
+    /// reading it can be ended.
+    pub(crate) fn open(field: &'static str, path: &Path) -> Result<Self> {
         let (send, next) = sync_channel(1);
         let file = path.to_path_buf();
         let read = move || {
@@ -36,13 +39,13 @@ impl Lines {
                 Err(error) => drop(send.send(Err(error))),
             }
         };
-        let thread = std::thread::Builder::new().name("request".into()).spawn(read);
+        let thread = std::thread::Builder::new().name("lines".into()).spawn(read);
         thread.map_err(|error| Error::no_thread(&error))?;
-        Ok(Self { path: path.to_path_buf(), next, ready: VecDeque::new() })
+        Ok(Self { field, path: path.to_path_buf(), next, ready: VecDeque::new() })
     }
 
     /// The next line with its end; none after the last.
-    pub(super) fn next_line(&mut self, stop: &Stop) -> Result<Option<String>> {
+    pub(crate) fn next_line(&mut self, stop: &Stop) -> Result<Option<String>> {
         const TICK: Duration = Duration::from_millis(50);
         if let Some(line) = self.ready.pop_front() {
             return Ok(Some(line));
@@ -59,14 +62,14 @@ impl Lines {
     }
 
     /// Puts lines in front of those that are left.
-    pub(super) fn put_back(&mut self, lines: Vec<String>) {
+    pub(crate) fn put_back(&mut self, lines: Vec<String>) {
         for line in lines.into_iter().rev() {
             self.ready.push_front(line);
         }
     }
 
     /// All that is left, as one text.
-    pub(super) fn rest(&mut self, stop: &Stop) -> Result<String> {
+    pub(crate) fn rest(&mut self, stop: &Stop) -> Result<String> {
         let mut text = String::new();
         while let Some(line) = self.next_line(stop)? {
             text.push_str(&line);
@@ -78,14 +81,14 @@ impl Lines {
     }
 
     /// What is wrong with the text.
-    pub(super) fn wrong(&self, reason: &str) -> Error {
-        let name = if self.path.as_os_str() == "-" {
-            "standard input".into()
-        } else {
-            self.path.to_string_lossy()
-        };
-        Error::request("request", format!("{name}: {reason}"))
+    pub(crate) fn wrong(&self, reason: &str) -> Error {
+        Error::request(self.field, format!("{}: {reason}", text_name(&self.path)))
     }
+}
+
+/// The name of a text in messages, which is standard input as `-`.
+pub(crate) fn text_name(path: &Path) -> Cow<'_, str> {
+    if path.as_os_str() == "-" { "standard input".into() } else { path.to_string_lossy() }
 }
 
 fn too_long() -> String {

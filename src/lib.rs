@@ -55,7 +55,7 @@
 //! ```text
 //! 13 cli                                        flags to jobs; computes nothing
 //! 12 server                                     HTTP over the queue
-//! 11 queue                                      jobs that wait, workers, stored clips
+//! 11 queue    batch                             jobs that wait, workers, stored clips | lists of jobs, shards
 //! 10 job      train                             job to file | how models are made
 //! 9  pipeline                                   request to frames
 //! 8  library                                    files to networks, which stay loaded
@@ -74,6 +74,8 @@
 // or in the modules that the documentation shows; the rest may change in any release.
 #[doc(hidden)]
 pub mod adapters;
+#[doc(hidden)]
+pub mod batch;
 #[doc(hidden)]
 pub mod device;
 mod error;

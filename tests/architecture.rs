@@ -20,7 +20,7 @@ const LAYERS: [&[&str]; 14] = [
     &["library"],
     &["pipeline"],
     &["job", "train"],
-    &["queue"],
+    &["queue", "batch"],
     &["server"],
     &["cli"],
 ];

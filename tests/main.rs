@@ -10,6 +10,8 @@ mod architecture;
 /// Hostile files and impossible requests, given to the real program and to every parser.
 #[cfg(feature = "cli")]
 mod attacks;
+/// Many clips of one list.
+mod batch;
 /// The real program, as people and scripts run it.
 #[cfg(feature = "cli")]
 mod cli;

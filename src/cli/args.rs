@@ -21,6 +21,9 @@ pub(super) enum Command {
     /// Make a clip from a prompt.
     #[command(after_help = examples::MORE, after_long_help = examples::GENERATE)]
     Generate(Box<GenerateArgs>),
+    /// Make the clips of a list, each once.
+    #[command(after_help = examples::MORE, after_long_help = examples::BATCH)]
+    Batch(Box<super::batch::BatchArgs>),
     /// Show what a file or folder is.
     #[command(after_help = examples::MORE, after_long_help = examples::INSPECT)]
     Inspect(InspectArgs),
@@ -78,6 +81,7 @@ impl Cli {
     pub(super) fn wants_json_events(&self) -> bool {
         match &self.command {
             Command::Generate(args) => args.reporting.progress == ProgressMode::Json,
+            Command::Batch(args) => args.reporting.progress == ProgressMode::Json,
             Command::Replay(args) => args.reporting.progress == ProgressMode::Json,
             #[cfg(feature = "hub")]
             Command::Models(args) => args.progress == ProgressMode::Json,

@@ -22,6 +22,14 @@ Examples:
   animatelcm generate -m animatelcm --video dog.mp4 --strength 0.6 \"an oil painting\"
   animatelcm generate --request jobs.jsonl -o clip.gif";
 
+pub(super) const BATCH: &str = "\
+Examples:
+  animatelcm batch clips.jsonl -o out
+  animatelcm batch clips.csv -o out --format webp --name \"{number}-{slug}\"
+  animatelcm batch sweep.toml -o out --dry-run
+  animatelcm batch clips.jsonl -o out --check
+  srun animatelcm batch clips.jsonl -o out --shard auto";
+
 pub(super) const INSPECT: &str = "\
 Examples:
   animatelcm inspect clip.gif
@@ -194,8 +202,18 @@ mod tests {
 
     #[test]
     fn every_command_has_five_examples_that_can_be_typed() {
-        let all =
-            [PROGRAM, GENERATE, INSPECT, REPLAY, PREPROCESS, EVAL, BENCH, CONFIG, COMPLETIONS];
+        let all = [
+            PROGRAM,
+            GENERATE,
+            BATCH,
+            INSPECT,
+            REPLAY,
+            PREPROCESS,
+            EVAL,
+            BENCH,
+            CONFIG,
+            COMPLETIONS,
+        ];
         let all = all.into_iter().chain([MAN]);
         let all = all.into_iter().chain([
             #[cfg(feature = "train")]

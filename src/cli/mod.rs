@@ -4,6 +4,7 @@
 
 mod about;
 mod args;
+mod batch;
 mod bench;
 mod completions;
 mod config;
@@ -142,6 +143,7 @@ fn is_group(error: &clap::Error, words: &[OsString]) -> bool {
 fn run(cli: Cli, stop: &Stop) -> Result<()> {
     match cli.command {
         Command::Generate(args) => generate::run(*args, stop),
+        Command::Batch(args) => batch::run(&args, stop),
         Command::Replay(args) => replay::run(&args, stop),
         Command::Inspect(args) => inspect::run(&args, stop),
         Command::Eval(args) => eval::run(&args, stop),

@@ -6,6 +6,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressState, ProgressStyle};
+use serde::Serialize;
 
 use super::flags::{ProgressMode, Reporting};
 use super::terminal::{escaped, line};
@@ -28,6 +29,8 @@ enum View {
 struct Bar {
     bar: ProgressBar,
     clock: Arc<Mutex<Clock>>,
+    /// What stands before all that is said.
+    before: String,
 }
 
 /// The times of the current phase.
@@ -58,7 +61,7 @@ impl Bar {
     fn new(target: ProgressDrawTarget) -> Self {
         let clock = Clock { since: Instant::now(), left: None };
         let bar = ProgressBar::with_draw_target(None, target);
-        Self { bar, clock: Arc::new(Mutex::new(clock)) }
+        Self { bar, clock: Arc::new(Mutex::new(clock)), before: String::new() }
     }
 
     fn clock(&self, change: impl FnOnce(&mut Clock)) {
@@ -87,7 +90,7 @@ impl Bar {
             None => self.bar.unset_length(),
         }
         self.bar.set_position(0);
-        self.bar.set_message(what);
+        self.bar.set_message(format!("{}{what}", self.before));
     }
 
     /// So many parts are done, and the rest takes so many seconds.
@@ -113,6 +116,8 @@ pub(super) struct Progress {
     stop: Stop,
     /// Steps and frames of the clip.
     counts: (usize, usize),
+    /// Which of many clips it is, and their number.
+    item: Option<(usize, usize)>,
     /// The part that was loaded last.
     part: &'static str,
     /// Warnings that were shown: those of one clip are often those of the next.
@@ -131,7 +136,15 @@ impl Progress {
             ProgressMode::Auto => View::Lines,
         };
         let (verbose, stop) = (reporting.verbose, stop.clone());
-        Self { view, verbose, stop, counts: (0, 0), part: "", warned: BTreeSet::new() }
+        Self { view, verbose, stop, counts: (0, 0), item: None, part: "", warned: BTreeSet::new() }
+    }
+
+    /// What follows is of one of many clips, counted from 1.
+    pub(super) fn item(&mut self, item: usize, items: usize) {
+        self.item = Some((item, items));
+        if let View::Bar(bar) = &mut self.view {
+            bar.before = format!("{item}/{items} ");
+        }
     }
 
     /// The flag that stops the runs that are shown.
@@ -207,6 +220,20 @@ impl Progress {
     }
 }
 
+/// An event as JSON, with the item that it is of.
+fn json(event: &Event, item: Option<(usize, usize)>) -> String {
+    #[derive(Serialize)]
+    struct OfItem<'a> {
+        #[serde(flatten)]
+        event: &'a Event,
+        item: usize,
+        items: usize,
+    }
+    let Some((item, items)) = item else { return event.to_json() };
+    // Texts and finite numbers: nothing that JSON lacks.
+    serde_json::to_string(&OfItem { event, item, items }).unwrap_or_default()
+}
+
 /// Shows what happens from an event on.
 fn draw(bar: &Bar, event: &Event, (steps, frames): (usize, usize), part: &str) {
     match event {
@@ -257,7 +284,7 @@ impl Observer for Progress {
             tune::keep_freed_memory();
         }
         match self.view {
-            View::Json => line(&event.to_json()),
+            View::Json => line(&json(&event, self.item)),
             View::Silent => {}
             View::Bar(_) | View::Lines => self.show(&event),
         }
@@ -284,12 +311,16 @@ mod tests {
     #[test]
     fn the_bar_says_what_is_done_and_when_it_ends() {
         let bar = Bar::new(ProgressDrawTarget::hidden());
-        let (ticking, shown) = (Bar { bar: bar.bar.clone(), clock: Arc::clone(&bar.clock) }, bar);
+        let (ticking, shown) = (
+            Bar { bar: bar.bar.clone(), clock: Arc::clone(&bar.clock), before: "2/3 ".into() },
+            bar,
+        );
         let mut progress = Progress {
             view: View::Bar(ticking),
             verbose: false,
             stop: Stop::default(),
             counts: (4, 2),
+            item: None,
             part: "",
             warned: BTreeSet::new(),
         };
@@ -305,18 +336,18 @@ mod tests {
         let step = |step, eta_seconds| {
             Some(Event::Step { step, steps: 4, timestep: 1.0, seconds: 5.0, eta_seconds })
         };
-        assert_eq!(after(None), ("opening files".into(), 0, None));
-        assert_eq!(after(load("unet", 3 << 30)), ("loading unet, 3.0 GiB".into(), 0, None));
-        assert_eq!(after(Some(Event::Ready)), ("denoising".into(), 0, Some(4)));
-        assert_eq!(after(step(1, 15.0)), ("denoising".into(), 1, Some(4)));
+        assert_eq!(after(None), ("2/3 opening files".into(), 0, None));
+        assert_eq!(after(load("unet", 3 << 30)), ("2/3 loading unet, 3.0 GiB".into(), 0, None));
+        assert_eq!(after(Some(Event::Ready)), ("2/3 denoising".into(), 0, Some(4)));
+        assert_eq!(after(step(1, 15.0)), ("2/3 denoising".into(), 1, Some(4)));
         // The same number as in the lines.
         let clock = *shown.clock.lock().unwrap();
         assert_eq!(clock.left.unwrap().1, 15.0);
         assert!(shown.bar.elapsed() < Duration::from_secs(60));
-        assert_eq!(after(step(4, 0.0)), ("decoding".into(), 0, Some(2)));
+        assert_eq!(after(step(4, 0.0)), ("2/3 decoding".into(), 0, Some(2)));
         let decode = Some(Event::Decode { frame: 1, frames: 2 });
-        assert_eq!(after(decode), ("decoding".into(), 1, Some(2)));
+        assert_eq!(after(decode), ("2/3 decoding".into(), 1, Some(2)));
         let encode = Some(Event::Encode { format: "gif" });
-        assert_eq!(after(encode), ("writing the gif".into(), 0, None));
+        assert_eq!(after(encode), ("2/3 writing the gif".into(), 0, None));
     }
 }

@@ -5,7 +5,7 @@ use crate::support::program::Folder;
 #[test]
 fn help_fits_a_screen_and_the_long_one_has_examples() {
     let folder = Folder::new();
-    for command in ["generate", "inspect", "replay", "preprocess", "eval", "bench"] {
+    for command in ["generate", "batch", "inspect", "replay", "preprocess", "eval", "bench"] {
         let short = folder.run(&[command, "-h"]).ok();
         assert!(short.stdout().lines().count() < 24, "{command}: {}", short.stdout());
         let long = folder.run(&[command, "--help"]).ok();

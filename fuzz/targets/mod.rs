@@ -6,6 +6,7 @@
 mod support;
 mod weights;
 
+pub mod batch;
 pub mod bmp;
 pub mod clip_metadata;
 pub mod config_json;
@@ -44,7 +45,8 @@ pub fn is_slow(data: &[u8]) -> bool {
 pub type Run = fn(&[u8]);
 
 /// Every target by its name, which is also that of its corpus.
-pub const ALL: [(&str, Run); 26] = [
+pub const ALL: [(&str, Run); 27] = [
+    ("batch", batch::run),
     ("bmp", bmp::run),
     ("clip_metadata", clip_metadata::run),
     ("config_json", config_json::run),

@@ -37,6 +37,7 @@ macro_rules! targets {
 }
 
 targets! {
+    batch: 1000,
     bmp: 2000,
     clip_metadata: 10000,
     config_json: 10000,

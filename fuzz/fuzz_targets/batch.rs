@@ -1,0 +1,3 @@
+#![no_main]
+
+animatelcm_fuzz::target!(batch);

@@ -4,6 +4,7 @@ use animatelcm::Quantize;
 use animatelcm::adapters::Strength;
 use animatelcm::device::{DeviceChoice, DtypeChoice, KernelChoice};
 use animatelcm::library::Preset;
+use animatelcm::media::Background;
 use animatelcm::media::resize::Fit;
 use animatelcm::models::motion::MotionNorm;
 use animatelcm::models::unet::FreeU;
@@ -42,6 +43,12 @@ pub fn run(data: &[u8]) {
         for frame in [0, 1, 7, usize::MAX] {
             assert!(strength.at(frame).is_finite());
         }
+    }
+    if let Ok(color) = text.parse::<Background>() {
+        write(&Job::new(
+            Spec::default(),
+            Request { background_color: Some(color), ..Request::default() },
+        ));
     }
     let _ = text.parse::<BetaSchedule>();
     let _ = text.parse::<DeviceChoice>();

@@ -3,6 +3,7 @@
 use std::path::{Path, PathBuf};
 
 use animatelcm::Stop;
+use animatelcm::media::Background;
 use animatelcm::media::read::{Media, Selection};
 use tempfile::TempDir;
 
@@ -104,6 +105,7 @@ pub(crate) fn read_image(name: &str, data: &[u8]) {
     }
     let _ = match data.len() % 8 {
         7 => media.frames_at("control", &[1, 2, 5], &stop),
+        3 => media.on(Some(Background([200, 30, 90]))).frames("control", selection, &stop),
         _ => media.frames("control", selection, &stop),
     };
 }

@@ -190,11 +190,17 @@ impl Config {
         let has =
             |name: &str| is_typed(name) || (!is_source_typed && self.values.contains_key(name));
         let (has_image, has_video) = (has("image"), has("video"));
+        let has_pictures = has_image
+            || has_video
+            || [("control", "control"), ("ip-adapter", "ip_adapter")]
+                .iter()
+                .any(|(name, id)| is_typed(id) || self.values.contains_key(*name));
         let mut words = Vec::new();
         for (name, value) in &self.values {
             let is_for_nothing = match name.as_str() {
                 "image" | "video" => is_source_typed,
                 "strength" | "fit" | "keep" | "mask" => !has_image && !has_video,
+                "background-color" => is_generate && !has_pictures,
                 name if OF_IMAGES.contains(&name) => !has_image,
                 name => OF_VIDEOS.contains(&name) && !has_video,
             };
@@ -317,6 +323,11 @@ mod tests {
         assert_eq!(image.insertion_weights, [1.0, -0.5]);
         let other = source(i2v, &["x", "--video", "a.gif"]);
         assert!(other.motion_scale.is_none() && other.insertion_weights.is_empty());
+        let color = "background-color = \"navy\"";
+        let on = |words: &[&str]| source(color, words).background_color.map(|color| color.0);
+        assert_eq!(on(&["x"]), None);
+        assert_eq!(on(&["x", "--image", "a.png"]), Some([0, 0, 128]));
+        assert_eq!(on(&["x", "--control", "a=b.png,model=c"]), Some([0, 0, 128]));
         let text = format!("{text}video = \"v.mp4\"\n");
         let image = source(&text, &["x", "--image", "a.png"]);
         assert_eq!((image.video, image.video_fps, image.strength), (None, None, Some(0.6)));

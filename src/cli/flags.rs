@@ -8,6 +8,7 @@ use clap::{Args, Subcommand, ValueEnum};
 use super::preview::Protocol;
 use crate::Quantize;
 use crate::device::{DeviceChoice, DtypeChoice, KernelChoice};
+use crate::media::Background;
 use crate::media::resize::Fit;
 use crate::models::motion::MotionNorm;
 use crate::models::unet::FreeU;
@@ -270,6 +271,10 @@ pub(super) struct SourceFlags {
     /// parts are made, black ones stay as they are.
     #[arg(long, value_name = "FILE|DIR", alias = "mask-image", hide_short_help = true)]
     pub(super) mask: Option<String>,
+    /// Colour behind transparent images, videos, hints and images of IP-Adapters, not masks: a name such as white, or
+    /// #rrggbb [default: their alpha is dropped].
+    #[arg(long, value_name = "COLOR", alias = "background", hide_short_help = true)]
+    pub(super) background_color: Option<Background>,
 }
 
 #[derive(Debug, Args)]

@@ -483,6 +483,7 @@ fn request(args: &GenerateArgs, request: &mut Request) -> Result<()> {
         request.ip_adapters.clone_from(&args.control.ip_adapter);
     }
     set(&mut request.output.zoom, args.output.zoom.as_ref());
+    set_some(&mut request.background_color, args.source.background_color.as_ref());
     source(&args.source, request)?;
     long(&args.long, request);
     quality(&args.quality, request)?;

@@ -8,9 +8,9 @@ use serde_json::json;
 use super::flags::{at_least, rate};
 use super::terminal::line;
 use super::{print, to_json};
-use crate::media::RgbImage;
 use crate::media::read::{Media, Selection};
 use crate::media::resize::{Fit, resize_then};
+use crate::media::{Background, RgbImage};
 use crate::output::{self, ClipInfo, Existing, Metadata};
 use crate::preprocess::{Preprocessor, Settings};
 use crate::request::MOST_PIXELS;
@@ -64,6 +64,9 @@ pub(super) struct PreprocessArgs {
     /// Resizing: stretch, crop (the centre) or pad (with black) [default: stretch].
     #[arg(long, value_name = "stretch|crop|pad", hide_short_help = true)]
     fit: Option<Fit>,
+    /// Colour behind transparent pictures: a name or #rrggbb [default: alpha is dropped].
+    #[arg(long, value_name = "COLOR", alias = "background", hide_short_help = true)]
+    background_color: Option<Background>,
     /// First frame that is taken, from 0 [default: 0].
     #[arg(long, value_name = "N", value_parser = at_least::<0>, hide_short_help = true)]
     from: Option<usize>,
@@ -108,7 +111,7 @@ pub(super) fn run(args: &PreprocessArgs, stop: &Stop) -> Result<()> {
         count: args.count,
     };
     let media = Media::read("input", &args.input, |number| selection.takes(number), stop)?;
-    let found = media.frames("input", selection, stop)?;
+    let found = media.on(args.background_color).frames("input", selection, stop)?;
     if found.images.is_empty() {
         let reason = format!(
             "{} asked for, the input has the frames 0 to {}",

@@ -1,4 +1,4 @@
-//! Decoders of GIF and APNG animations. Transparency is dropped, as in PIL.
+//! Decoders of GIF and APNG animations. Transparency is dropped, as in PIL, unless a colour is given.
 
 use std::io::Cursor;
 
@@ -81,7 +81,7 @@ fn all(
         let Some(frame) = frames.next() else { return Ok(()) };
         let frame = frame?;
         if take.wants(turned(size, orientation))? {
-            let image = flat(DynamicImage::ImageRgba8(frame.into_buffer()));
+            let image = flat(DynamicImage::ImageRgba8(frame.into_buffer()), take.background);
             take.keep(upright(image, orientation));
         }
     }

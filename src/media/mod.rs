@@ -1,6 +1,7 @@
 //! Frames of a clip: reading, resizing, and the interface to the encoders.
 
 mod animation;
+mod background;
 mod exif;
 mod fault;
 mod font;
@@ -16,6 +17,7 @@ mod timing;
 mod video;
 mod webp;
 
+pub use background::Background;
 pub use image::{Rgb, RgbImage};
 
 use crate::{Error, Result};

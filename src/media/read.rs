@@ -10,7 +10,7 @@ use super::fault::Fault;
 use super::guard::guarded;
 pub use super::take::Selection;
 use super::take::{Budget, Chosen, MOST_FRAMES, Take, Taken};
-use super::{RgbImage, animation, foreign, still, timing, video, webp};
+use super::{Background, RgbImage, animation, foreign, still, timing, video, webp};
 use crate::{Result, Stop, files};
 
 /// Maximum size of a file: 1 GiB.
@@ -154,15 +154,15 @@ impl Media {
 
     /// The frames of an image (one), an animation (GIF, WebP, PNG), a video (H.264 in MP4, Y4M), or a folder of images.
     ///
-    /// Frames are rotated upright according to the metadata. Transparency is dropped, as in PIL. Nothing is resized.
-    /// The memory that an input needs is determined and checked before it is allocated.
+    /// Frames are rotated upright according to the metadata. Transparency is dropped, as in PIL, unless the media
+    /// are put [on](Self::on) a colour. Nothing is resized. The memory that an input needs is determined and checked before it is allocated.
     ///
     /// # Errors
     ///
     /// An unsupported format, damaged data, or more pixels than the limit; [`crate::Error::Cancelled`] once `stop` is
     /// requested. `field` is the user's name of the option.
     pub fn frames(&self, field: &'static str, selection: Selection, stop: &Stop) -> Result<Frames> {
-        self.chosen(field, selection.into(), stop)
+        self.on(None).frames(field, selection, stop)
     }
 
     /// The frames of these numbers, which are in ascending order without repetition. Those that are not there are
@@ -172,7 +172,12 @@ impl Media {
     ///
     /// Those of [`frames`](Self::frames).
     pub fn frames_at(&self, field: &'static str, numbers: &[usize], stop: &Stop) -> Result<Frames> {
-        self.chosen(field, Chosen::Numbers(numbers), stop)
+        self.on(None).frames_at(field, numbers, stop)
+    }
+
+    /// The same media in front of a colour; the alpha of transparent pixels is dropped if `None`.
+    pub fn on(&self, background: Option<Background>) -> OnBackground<'_> {
+        OnBackground { media: self, background }
     }
 
     /// Seconds for which each frame of an animation or video is shown, in order; `None` for images and folders. Nothing
@@ -191,12 +196,18 @@ impl Media {
         }
     }
 
-    fn chosen(&self, field: &'static str, chosen: Chosen<'_>, stop: &Stop) -> Result<Frames> {
+    fn chosen(
+        &self,
+        field: &'static str,
+        chosen: Chosen<'_>,
+        background: Option<Background>,
+        stop: &Stop,
+    ) -> Result<Frames> {
         if let [only] = self.files.as_slice()
             && !self.is_folder
         {
             let bytes = only.bytes.as_deref().unwrap_or_default();
-            let take = Take::new(chosen, Budget::new(bytes.len() as u64), stop);
+            let take = Take::new(chosen, Budget::new(bytes.len() as u64), stop).on(background);
             let taken = file(bytes, take).and_then(|taken| match taken.seen {
                 0 => Err("has no frames".into()),
                 _ => Ok(taken),
@@ -216,7 +227,7 @@ impl Media {
         for MediaFile { name, bytes } in chosen {
             let first = Selection { count: Some(1), ..Selection::default() };
             let taken = match bytes {
-                Some(bytes) => file(bytes, Take::new(first, budget, stop)),
+                Some(bytes) => file(bytes, Take::new(first, budget, stop).on(background)),
                 None => Err("was not read".into()),
             };
             let taken = taken.map_err(|fault| fault.error(field, name))?;
@@ -224,6 +235,33 @@ impl Media {
             budget = taken.budget;
         }
         Ok(Frames { images, seen: self.files.len() })
+    }
+}
+
+/// Media whose transparent pixels are put on a colour.
+#[derive(Clone, Copy, Debug)]
+pub struct OnBackground<'a> {
+    media: &'a Media,
+    background: Option<Background>,
+}
+
+impl OnBackground<'_> {
+    /// The frames, as by [`Media::frames`], on the colour.
+    ///
+    /// # Errors
+    ///
+    /// Those of [`Media::frames`].
+    pub fn frames(&self, field: &'static str, selection: Selection, stop: &Stop) -> Result<Frames> {
+        self.media.chosen(field, selection.into(), self.background, stop)
+    }
+
+    /// The frames of these numbers, as by [`Media::frames_at`], on the colour.
+    ///
+    /// # Errors
+    ///
+    /// Those of [`Media::frames`].
+    pub fn frames_at(&self, field: &'static str, numbers: &[usize], stop: &Stop) -> Result<Frames> {
+        self.media.chosen(field, Chosen::Numbers(numbers), self.background, stop)
     }
 }
 

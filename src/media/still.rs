@@ -8,9 +8,10 @@ use image::codecs::{
 use image::metadata::Orientation;
 use image::{ColorType, DynamicImage, ImageDecoder, ImageFormat, Limits, RgbImage};
 
+use super::background::Background;
 use super::exif;
 use super::fault::Fault;
-use super::take::{Budget, Take, pixels};
+use super::take::{Take, pixels};
 
 /// Reads the image of a file.
 pub(super) fn read(format: ImageFormat, bytes: &[u8], take: &mut Take<'_>) -> Result<(), Fault> {
@@ -47,12 +48,12 @@ pub(super) fn limits(bytes: u64) -> Limits {
 fn one(mut decoder: impl ImageDecoder, extra: u64, take: &mut Take<'_>) -> Result<(), Fault> {
     let orientation = exif::orientation(&mut decoder);
     let size = turned(decoder.dimensions(), orientation);
-    check(&decoder, extra, orientation, &take.budget)?;
+    check(&decoder, extra, orientation, take)?;
     decoder.set_limits(limits(take.budget.left()))?;
     if take.wants(size)? {
         let image = match decoder.color_type() {
             ColorType::L8 => grey(decoder)?,
-            _ => flat(DynamicImage::from_decoder(decoder)?),
+            _ => flat(DynamicImage::from_decoder(decoder)?, take.background),
         };
         take.keep(upright(image, orientation));
     }
@@ -64,18 +65,20 @@ fn check(
     decoder: &impl ImageDecoder,
     extra: u64,
     orientation: Orientation,
-    budget: &Budget,
+    take: &Take<'_>,
 ) -> Result<(), Fault> {
     let size = decoder.dimensions();
     let rgb = pixels(size).saturating_mul(3);
     let copy = match decoder.color_type() {
         ColorType::L8 | ColorType::Rgb8 | ColorType::Rgba8 => 0,
+        // Its alpha is used after the conversion.
+        color if color.has_alpha() && take.background.is_some() => pixels(size).saturating_mul(4),
         _ => rgb,
     };
     let values = decoder.total_bytes().max(rgb);
     let decoded = values.saturating_add(copy.max(pixels(size).saturating_mul(extra)));
     let turned = if orientation == Orientation::NoTransforms { 0 } else { rgb.saturating_mul(2) };
-    budget.fits(size, decoded.max(turned))
+    take.budget.fits(size, decoded.max(turned))
 }
 
 /// Decodes a grayscale image to RGB, in the memory of the result.
@@ -91,11 +94,20 @@ fn grey(decoder: impl ImageDecoder) -> Result<RgbImage, Fault> {
     Ok(RgbImage::from_raw(width, height, values).unwrap_or_default())
 }
 
-/// Drops the alpha channel of an image, in place if possible.
-pub(super) fn flat(image: DynamicImage) -> RgbImage {
+/// Puts an image on a colour, or drops its alpha channel if there is none; in place if possible.
+pub(super) fn flat(image: DynamicImage, background: Option<Background>) -> RgbImage {
+    let image = match background {
+        Some(_) if image.color().has_alpha() => DynamicImage::ImageRgba8(image.into_rgba8()),
+        _ => image,
+    };
     match image {
-        DynamicImage::ImageRgba8(image) => {
+        DynamicImage::ImageRgba8(mut image) => {
             let (width, height) = image.dimensions();
+            for pixel in image.pixels_mut().filter(|pixel| pixel[3] < 255) {
+                let Some(background) = background else { break };
+                let [red, green, blue] = background.behind(pixel.0);
+                *pixel = image::Rgba([red, green, blue, 255]);
+            }
             let mut values = image.into_raw();
             for pixel in 0..values.len() / 4 {
                 values.copy_within(4 * pixel..4 * pixel + 3, 3 * pixel);
@@ -175,6 +187,6 @@ mod tests {
     fn transparency_is_dropped_in_place() {
         let image = image::RgbaImage::from_fn(3, 2, |x, y| image::Rgba([x as u8, y as u8, 7, 9]));
         let want = DynamicImage::ImageRgba8(image.clone()).to_rgb8();
-        assert_eq!(flat(DynamicImage::ImageRgba8(image)), want);
+        assert_eq!(flat(DynamicImage::ImageRgba8(image), None), want);
     }
 }

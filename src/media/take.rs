@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 
 use image::RgbImage;
 
+use super::background::Background;
 use super::fault::Fault;
 use crate::Stop;
 use crate::error::Bytes;
@@ -153,13 +154,20 @@ pub(super) struct Take<'a> {
     pub(super) budget: Budget,
     chosen: Chosen<'a>,
     stop: &'a Stop,
+    /// The colour behind transparent pixels; their alpha is dropped if `None`.
+    pub(super) background: Option<Background>,
     seen: usize,
     frames: Vec<RgbImage>,
 }
 
 impl<'a> Take<'a> {
     pub(super) fn new(chosen: impl Into<Chosen<'a>>, budget: Budget, stop: &'a Stop) -> Self {
-        Self { budget, chosen: chosen.into(), stop, seen: 0, frames: vec![] }
+        Self { budget, chosen: chosen.into(), stop, background: None, seen: 0, frames: vec![] }
+    }
+
+    /// Puts transparent pixels on a colour.
+    pub(super) fn on(self, background: Option<Background>) -> Self {
+        Self { background, ..self }
     }
 
     /// Returns [`Fault::Stopped`] once a stop was requested.

@@ -95,7 +95,8 @@ pub(super) fn read(bytes: &[u8], take: &mut Take<'_>) -> Result<(), Fault> {
         let image = frame.decode()?;
         frame.draw(&image, &mut canvas, before.as_ref());
         if is_wanted {
-            take.keep(upright(flat(DynamicImage::ImageRgba8(canvas.clone())), orientation));
+            let image = flat(DynamicImage::ImageRgba8(canvas.clone()), take.background);
+            take.keep(upright(image, orientation));
         }
         before = Some(Frame { is_key: frame.is_key(&image, before.as_ref()), ..frame });
     }

@@ -13,7 +13,7 @@ use crate::adapters::t2i_adapter::T2iControl;
 use crate::adapters::{Conditioner, ControlSettings};
 use crate::library::{Models, SideConfig, SideNetwork};
 use crate::media::RgbImage;
-use crate::media::read::{Media, Selection};
+use crate::media::read::{OnBackground, Selection};
 use crate::media::resize::resize_then;
 use crate::media::tensor::{from_rgb, to_grey};
 use crate::request::{Control, Request};
@@ -74,7 +74,12 @@ fn hint(
 }
 
 /// The images of a hint that are taken, in their own size.
-fn taken(control: &Control, media: &Media, clip: usize, stop: &Stop) -> Result<Vec<RgbImage>> {
+fn taken(
+    control: &Control,
+    media: OnBackground<'_>,
+    clip: usize,
+    stop: &Stop,
+) -> Result<Vec<RgbImage>> {
     let selection = selection(control, clip);
     let found = media.frames(FIELD, selection, stop)?;
     let taken = found.images.len();
@@ -158,7 +163,10 @@ pub(super) fn hints(
             Some(source) => {
                 control.frames.iter().filter_map(|at| source.images.get(*at).cloned()).collect()
             }
-            None => taken(control, inputs.get(FIELD, &control.hint)?, request.frames(), stop)?,
+            None => {
+                let media = inputs.get(FIELD, &control.hint)?.on(request.background_color);
+                taken(control, media, request.frames(), stop)?
+            }
         };
         hint(control, &images, config, frames, size, stop)
     };

@@ -3,9 +3,9 @@
 use super::inputs::Inputs;
 use crate::adapters::Mask;
 use crate::adapters::ip_adapter::{ImagePromptSettings, ImageScope};
-use crate::media::RgbImage;
 use crate::media::read::Selection;
 use crate::media::resize::{Fit, resize};
+use crate::media::{Background, RgbImage};
 use crate::request::{IpAdapter, Request};
 use crate::{Error, Result, Stop};
 
@@ -24,17 +24,18 @@ pub struct AdapterImages {
 /// The images of an IP-Adapter and, at the clip's size, its masks.
 fn read(
     adapter: &IpAdapter,
-    inputs: &Inputs,
+    (inputs, background): (&Inputs, Option<Background>),
     frames: usize,
     (width, height): (usize, usize),
     stop: &Stop,
 ) -> Result<AdapterImages> {
-    let read = |file: &str| {
-        Ok::<_, Error>(inputs.get(FIELD, file)?.frames(FIELD, Selection::default(), stop)?.images)
+    let read = |file: &str, background| {
+        let media = inputs.get(FIELD, file)?.on(background);
+        Ok::<_, Error>(media.frames(FIELD, Selection::default(), stop)?.images)
     };
     let mut images = Vec::new();
     for image in &adapter.images {
-        images.extend(read(&image.file)?);
+        images.extend(read(&image.file, background)?);
     }
     let found = images.len();
     if let Some(empty) = images.iter().find(|image| image.width() == 0 || image.height() == 0) {
@@ -48,7 +49,7 @@ fn read(
     }
     let mut masks = Vec::new();
     for mask in &adapter.masks {
-        let found = read(&mask.file)?;
+        let found = read(&mask.file, None)?;
         let [image] = found.as_slice() else {
             let reason = format!("the mask {} has {} frames", mask.file, found.len());
             return Err(adapter.wrong(reason).with_hint("a mask is one image"));
@@ -82,6 +83,7 @@ pub(super) fn adapter_images(
     stop: &Stop,
 ) -> Result<Vec<AdapterImages>> {
     let frames = request.frames();
+    let inputs = (inputs, request.background_color);
     let read = |adapter: &IpAdapter| read(adapter, inputs, frames, size, stop);
     request.ip_adapters.iter().map(read).collect()
 }

@@ -17,7 +17,7 @@ use crate::adapters::i2v::{I2vControl, I2vSettings};
 use crate::library::Models;
 use crate::media::RgbImage;
 use crate::media::hsv::HsvMean;
-use crate::media::read::{Media, Selection};
+use crate::media::read::{Media, OnBackground, Selection};
 use crate::media::resize::{Fit, resize};
 use crate::media::tensor::from_rgb;
 use crate::request::{Request, Source};
@@ -61,12 +61,14 @@ pub(super) fn read(
     models.check_encoder()?;
     let (field, file) = (source.field(), source.file());
     let media = inputs.get(field, file)?;
+    let pictures = media.on(request.background_color);
     let (images, numbers, is_cut) = if source.video.is_some() {
-        let taken = video(source, media, request.size.frames, models.longest_clip(), stop)?;
+        let taken =
+            video(source, (media, pictures), request.size.frames, models.longest_clip(), stop)?;
         request.size.frames = Some(taken.0.len());
         taken
     } else {
-        (image(file, media, stop)?, vec![], false)
+        (image(file, pictures, stop)?, vec![], false)
     };
     let size = one_size(source, &images)?;
     let is_matched = source.color_match == Some(true);
@@ -78,7 +80,7 @@ pub(super) fn read(
 }
 
 /// The only frame of an image.
-fn image(file: &str, media: &Media, stop: &Stop) -> Result<Vec<RgbImage>> {
+fn image(file: &str, media: OnBackground<'_>, stop: &Stop) -> Result<Vec<RgbImage>> {
     let two = Selection { count: Some(2), ..Selection::default() };
     let found = media.frames("image", two, stop)?;
     if found.images.len() > 1 {
@@ -92,7 +94,7 @@ fn image(file: &str, media: &Media, stop: &Stop) -> Result<Vec<RgbImage>> {
 /// clip's; and whether there would be more then.
 fn video(
     source: &Source,
-    media: &Media,
+    (media, pictures): (&Media, OnBackground<'_>),
     wanted: Option<usize>,
     longest: Option<usize>,
     stop: &Stop,
@@ -108,10 +110,10 @@ fn video(
         Some((fps, Some(durations))) if durations.len() > 1 => {
             let rate = fps / every as f64;
             let numbers = nearest(&durations, from, rate, read.unwrap_or(usize::MAX));
-            (frames_at(media, &numbers, stop)?, numbers, durations.len())
+            (frames_at(pictures, &numbers, stop)?, numbers, durations.len())
         }
         timed => {
-            let found = media.frames(VIDEO, selection, stop)?;
+            let found = pictures.frames(VIDEO, selection, stop)?;
             if timed.is_some() && found.seen > 1 {
                 let reason = format!("{file} has no frame rate");
                 return Err(Error::request("video-fps", reason)
@@ -143,7 +145,7 @@ fn video(
 }
 
 /// The frames of these numbers, which are in order; one may be wanted several times.
-fn frames_at(media: &Media, numbers: &[usize], stop: &Stop) -> Result<Vec<RgbImage>> {
+fn frames_at(media: OnBackground<'_>, numbers: &[usize], stop: &Stop) -> Result<Vec<RgbImage>> {
     let mut once = numbers.to_vec();
     once.dedup();
     if once.is_empty() {

@@ -6,6 +6,7 @@ use super::{
     Control, IpAdapter, Output, Prompt, Quality, Request, Sampling, Schedule, Size, Source, Spec,
     Windows, is_default,
 };
+use crate::media::Background;
 use crate::{Error, Result};
 
 /// The name of this version's vocabulary.
@@ -92,6 +93,8 @@ struct Document {
     ip_adapters: Vec<IpAdapter>,
     #[serde(default, skip_serializing_if = "is_default")]
     windows: Windows,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    background_color: Option<Background>,
     #[serde(default)]
     output: Output,
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -110,8 +113,8 @@ impl TryFrom<Document> for Job {
         if schema != SCHEMA {
             return Err(format!("schema `{schema}` is not `{SCHEMA}`"));
         }
-        let Document { quality, controls, ip_adapters, windows, output, .. } = document;
-        let Document { tensors_in, weights, program, .. } = document;
+        let Document { quality, controls, ip_adapters, windows, background_color, .. } = document;
+        let Document { output, tensors_in, weights, program, .. } = document;
         let request = Request {
             prompt,
             source,
@@ -122,6 +125,7 @@ impl TryFrom<Document> for Job {
             controls,
             ip_adapters,
             windows,
+            background_color,
             output,
         };
         Ok(Self { models, request, tensors_in, weights, program })
@@ -132,7 +136,8 @@ impl From<Job> for Document {
     fn from(job: Job) -> Self {
         let Job { models, request, tensors_in, weights, program } = job;
         let Request { prompt, source, size, sampling, schedule, .. } = request;
-        let Request { quality, controls, ip_adapters, windows, output, .. } = request;
+        let Request { quality, controls, ip_adapters, windows, background_color, output, .. } =
+            request;
         Self {
             schema: SCHEMA.to_owned(),
             models,
@@ -145,6 +150,7 @@ impl From<Job> for Document {
             controls,
             ip_adapters,
             windows,
+            background_color,
             output,
             tensors_in,
             weights,

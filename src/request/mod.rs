@@ -2,7 +2,7 @@
 //!
 //! Text only: nothing here opens a file, reads weights or knows a device. A [`Job`] is a whole document; its JSON has
 //! the sections `models` ([`Spec`]), `prompt`, `source`, `size`, `sampling`, `schedule`, `quality`, `controls`,
-//! `ip_adapters`, `windows` and `output` (those of [`Request`]). Every section and every field may be left out; what is `None` the
+//! `ip_adapters`, `windows`, `background_color` and `output` (those of [`Request`]). Every section and every field may be left out; what is `None` the
 //! model decides.
 //!
 //! ```
@@ -36,6 +36,7 @@ pub use spec::{Embedding, Spec, WeightedFile};
 pub use travel::{Interpolation, Key, Travel};
 pub use windows::{Loop, Windows};
 
+use crate::media::Background;
 use crate::models::motion::MotionNorm;
 use crate::rng::{NoiseKind, RngKind};
 use crate::sampler::SamplerKind;
@@ -77,6 +78,9 @@ pub struct Request {
     pub ip_adapters: Vec<IpAdapter>,
     /// Context windows of a long clip.
     pub windows: Windows,
+    /// The colour behind transparent parts of the source, the hints and the images of IP-Adapters; their alpha is dropped
+    /// if `None`. Masks are read without it.
+    pub background_color: Option<Background>,
     /// Settings of the output.
     pub output: Output,
 }
@@ -255,6 +259,10 @@ impl Request {
                     .with_hint("--video-from and --video-every choose for both"));
             }
         }
+        if self.background_color.is_some() && !self.has_pictures() {
+            let reason = "there is no image, video or hint to put on it";
+            return Err(Error::request("background-color", reason));
+        }
         control::validate(&self.controls, if self.is_open() { usize::MAX } else { frames })?;
         ip_adapter::validate(&self.ip_adapters)?;
         for (field, value) in [("width", self.size.width), ("height", self.size.height)] {
@@ -266,6 +274,11 @@ impl Request {
             }
         }
         Ok(())
+    }
+
+    /// Whether pictures are read: a source, hints or images of IP-Adapters.
+    fn has_pictures(&self) -> bool {
+        self.source.is_some() || !self.controls.is_empty() || !self.ip_adapters.is_empty()
     }
 
     /// Number of frames; 16 where neither the request nor, yet, its video says.
@@ -399,6 +412,7 @@ mod tests {
         bad(|r| r.quality.guidance_rescale = f64::NAN, "guidance-rescale");
         bad(|r| r.schedule.beta_end = Some(0.0), "beta-end");
         bad(|r| r.schedule.beta_start = Some(1.0), "beta-start");
+        bad(|r| r.background_color = Some(Background([0; 3])), "background-color");
         bad(|r| r.size.width = Some(0), "width");
         bad(|r| r.size.height = Some(1 << 20), "height");
         bad(|r| r.prompt.text = "x".repeat(2 << 20), "prompt");

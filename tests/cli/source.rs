@@ -192,3 +192,46 @@ fn kept_frames_and_masks_are_told_replayed_and_dumped() {
     let source = folder.run(&["inspect", "--json", "e.webp"]).ok().json()["source"].clone();
     assert!(source.get("keep").is_none() && source.get("mask").is_none(), "{source}");
 }
+
+#[test]
+fn what_is_behind_a_transparent_image_is_in_the_request_and_in_the_frames() {
+    let folder = Folder::new();
+    let clear = image::RgbaImage::from_pixel(64, 64, image::Rgba([0, 0, 255, 0]));
+    clear.save(folder.path("clear.png")).unwrap();
+    let solid = |name: &str, color| {
+        image::RgbImage::from_pixel(64, 64, image::Rgb(color)).save(folder.path(name)).unwrap();
+    };
+    solid("blue.png", [0, 0, 255]);
+    solid("orange.png", [255, 165, 0]);
+    let make = |more: &[&str]| {
+        let often = ["--frames=2", "--no-metadata", "-o", "a.gif"];
+        run(&folder, &[&often[..], more].concat()).ok();
+        folder.read("a.gif")
+    };
+    let orange = make(&["--image", "orange.png"]);
+    assert!(make(&["--image", "clear.png", "--background-color=orange"]) == orange);
+    assert!(make(&["--image", "clear.png"]) == make(&["--image", "blue.png"]));
+    clear.save(folder.path("clear.webp")).unwrap();
+    assert!(make(&["--image", "clear.webp", "--background=#ffa500"]) == orange);
+
+    let on = ["--image", "clear.png", "--background-color", "orange", "--frames=2"];
+    run(&folder, &[&on[..], &["-o", "b.gif"]].concat()).ok();
+    let job = folder.run(&["inspect", "--json", "b.gif"]).ok().json();
+    assert_eq!(job["background_color"], "#ffa500");
+    assert!(folder.run(&["inspect", "b.gif"]).ok().stdout().contains("#ffa500"));
+    folder.run(&["replay", "b.gif", "-q"]).ok();
+    assert!(folder.read("b.gif") == folder.read("b-replay.gif"));
+    run(&folder, &["--image", "clear.png", "--frames=2", "-o", "c.gif"]).ok();
+    let job = folder.run(&["inspect", "--json", "c.gif"]).ok().json();
+    assert!(job.get("background_color").is_none(), "{job}");
+
+    let error = run(&folder, &["--background-color=white", "-o", "d.gif"]);
+    assert!(error.fails(2).contains("there is no image, video or hint"), "{}", error.stderr);
+    let error = run(&folder, &["--image", "clear.png", "--background-color=whitish"]);
+    assert!(error.fails(2).contains("`whitish` is not a colour"), "{}", error.stderr);
+
+    let hint = ["preprocess", "gray", "clear.png", "-y", "-o", "hint.png"];
+    folder.run(&[&hint[..], &["--background-color=white"]].concat()).ok();
+    let hint = image::open(folder.path("hint.png")).unwrap().to_rgb8();
+    assert!(hint.pixels().all(|pixel| pixel.0 == [255; 3]));
+}

@@ -194,3 +194,51 @@ fn a_stop_ends_every_reading_and_resizing() {
     assert!(matches!(thread.join().unwrap(), Err(Error::Cancelled)));
     assert!(start.elapsed() < Duration::from_secs(2));
 }
+
+#[test]
+fn every_depth_and_transparency_is_read_and_put_on_a_colour_as_pillow_does() {
+    let color = Some("#c81e5a".parse().unwrap());
+    for name in [
+        "rgba.png",
+        "rgba.webp",
+        "rgba.tiff",
+        "la.png",
+        "palette.png",
+        "palette.gif",
+        "none.png",
+        "bit.png",
+        "grey16.png",
+        "la16.png",
+        "rgba16.png",
+    ] {
+        let path = golden(&format!("alpha-{name}"));
+        let want = png(&format!("alpha-{}-read.png", name.replace('.', "-")));
+        let media = read::Media::read("image", &path, |_| true, &Stop::default()).unwrap();
+        for (left, background) in [(0, None), (13, color)] {
+            let read = media.on(background);
+            let got = read.frames("image", Selection::default(), &Stop::default()).unwrap();
+            let [got] = got.images.as_slice() else { panic!("{name}") };
+            assert_eq!(got.dimensions(), (13, 12), "{name}");
+            let want = image::imageops::crop_imm(&want, left, 0, 13, 12).to_image();
+            assert_eq!(*got, want, "{name} {background:?}");
+        }
+    }
+}
+
+#[test]
+fn animations_are_put_on_a_colour_where_they_are_clear() {
+    let red = Some("red".parse().unwrap());
+    for name in ["combinations.webp", "apng-canvas.png"] {
+        let media = read::Media::read("video", &golden(name), |_| true, &Stop::default()).unwrap();
+        let read = |color| {
+            media.on(color).frames("video", Selection::default(), &Stop::default()).unwrap()
+        };
+        let (dropped, on) = (read(None), read(red));
+        assert_eq!(dropped.images.len(), on.images.len(), "{name}");
+        let is_red = |frame: &RgbImage| frame.pixels().any(|pixel| pixel.0 == [255, 0, 0]);
+        assert!(on.images.iter().any(is_red), "{name}");
+        assert!(!dropped.images.iter().any(is_red), "{name}");
+        let numbers = media.on(red).frames_at("video", &[1], &Stop::default()).unwrap();
+        assert_eq!(numbers.images, on.images[1..2], "{name}");
+    }
+}

@@ -140,6 +140,9 @@ fn request_rows(request: &Request, table: &mut Table) {
         let made = preprocess.map(|made| format!(", hint by {made}")).unwrap_or_default();
         table.row("control", format!("{name}: {hint} by {model} at {scale}{made}"));
     }
+    if let Some(color) = request.background_color {
+        table.row("background", color);
+    }
     for adapter in &request.ip_adapters {
         let images: Vec<&str> = adapter.images.iter().map(|image| image.file.as_str()).collect();
         let (images, model, scale) = (images.join(", "), &adapter.model, &adapter.scale);
@@ -348,6 +351,7 @@ mod tests {
         let mut request = Request::new("a cat");
         request.sampling.seed = Some(7);
         request.output.zoom = 4;
+        request.background_color = Some("white".parse().unwrap());
         request.source = Some(Source {
             strength: Some(0.8),
             fps: Some(6.0),
@@ -362,6 +366,7 @@ mod tests {
             "16 frames of ?x?, 8 a second, enlarged 4 times",
             "mm.ckpt",
             "v.mp4 at strength 0.8, 6 frames a second, one frame of 2, fit stretch",
+            "#ffffff",
             "style.safetensors at 0.5",
             "4 steps of lcm",
         ] {

@@ -3,10 +3,13 @@ were made once with the same programs: `exif` by Pillow, videos by FFmpeg, and b
 tables."""
 
 import random
+import struct
 import subprocess
 import tempfile
+import zlib
 from pathlib import Path
 
+import numpy as np
 from PIL import Image
 
 OUT = Path(__file__).parent.parent / "media"
@@ -60,6 +63,52 @@ def stills():
     turned.save(OUT / "turned.tiff", exif=tags)
 
 
+def png(path, values, kind):
+    """Writes a PNG of 16 bits a channel with alpha, which Pillow does not."""
+    height, width, _ = values.shape
+    rows = b"".join(b"\0" + row.astype(">u2").tobytes() for row in values)
+    chunks = [(b"IHDR", struct.pack(">IIBBBBB", width, height, 16, kind, 0, 0, 0)), (b"IDAT", zlib.compress(rows)), (b"IEND", b"")]
+    chunk = lambda name, body: struct.pack(">I", len(body)) + name + body + struct.pack(">I", zlib.crc32(name + body))
+    path.write_bytes(b"\x89PNG\r\n\x1a\n" + b"".join(chunk(*each) for each in chunks))
+
+
+def alpha():
+    """Pictures of every depth and kind of transparency; beside each what Pillow makes of it in RGB, and pasted on a colour. Of 16 bits
+    Pillow takes the upper byte, or clips; they are rounded to 8 bits here."""
+    ground = (200, 30, 90)
+    levels = np.arange(12 * 13).reshape(12, 13) * 255 // 155
+    colour = np.stack([levels, levels[:, ::-1], 255 - levels[::-1], np.roll(levels, 5, 1)], 2).astype(np.uint8)
+    deep = np.random.default_rng(3).integers(0, 65536, (12, 13, 4))
+    deep[:2, :, 3], deep[2:4, :, 3] = 0, 65535
+    rgba = Image.fromarray(colour)
+    palette = Image.fromarray(colour[..., :3]).quantize(16)
+    rgba.save(OUT / "alpha-rgba.png")
+    rgba.save(OUT / "alpha-rgba.webp", lossless=True, exact=True)
+    rgba.save(OUT / "alpha-rgba.tiff")
+    rgba.convert("LA").save(OUT / "alpha-la.png")
+    palette.save(OUT / "alpha-palette.png", transparency=bytes(range(0, 256, 17)))
+    palette.save(OUT / "alpha-palette.gif", transparency=3)
+    rgba.convert("L").save(OUT / "alpha-none.png")
+    rgba.convert("1").save(OUT / "alpha-bit.png")
+    png(OUT / "alpha-grey16.png", deep[..., :1], 0)
+    png(OUT / "alpha-la16.png", deep[..., 2:], 4)
+    png(OUT / "alpha-rgba16.png", deep, 6)
+    eight = np.rint(deep / 257).astype(np.uint8)
+    rounded = {"grey16.png": eight[..., 0], "la16.png": eight[..., 2:], "rgba16.png": eight}
+    for path in sorted(OUT.glob("alpha-*.*")):
+        name = path.name.removeprefix("alpha-")
+        if name.endswith("-read.png"):
+            continue
+        image = Image.fromarray(rounded[name]) if name in rounded else Image.open(path)
+        flat = image.convert("RGBA").convert("RGB")
+        on = Image.new("RGB", image.size, ground)
+        on.paste(flat, mask=image.convert("RGBA").getchannel("A"))
+        sheet = Image.new("RGB", (26, 12))
+        sheet.paste(flat, (0, 0))
+        sheet.paste(on, (13, 0))
+        sheet.save(OUT / f"alpha-{name.replace('.', '-')}-read.png")
+
+
 def foreign():
     source = ["-f", "lavfi", "-i", "testsrc=size=64x48:rate=8:duration=0.25", "-bitexact", "-y"]
     run("ffmpeg", *source, "-c:v", "prores_ks", str(OUT / "prores.mov"))
@@ -75,4 +124,5 @@ def foreign():
 
 combinations()
 stills()
+alpha()
 foreign()

@@ -15,6 +15,9 @@ use crate::error::Bytes;
 use crate::pipeline::{Event, Observer};
 use crate::{Result, Stop};
 
+/// What the bar says while steps are made.
+const DENOISING: &str = "denoising";
+
 /// The display of progress.
 #[derive(Debug)]
 enum View {
@@ -188,6 +191,11 @@ impl Progress {
                 self.note(&format!("loading {part}, {}", Bytes(*bytes)));
             }
             Event::Load { part, .. } => self.part = part,
+            Event::Source { part, frame, frames }
+                if *frame > 0 && matches!(self.view, View::Lines) && is_told(*frame, *frames) =>
+            {
+                self.note(&format!("encoded {frame}/{frames} of the source by {part}"));
+            }
             Event::Pass { pass, passes } if matches!(self.view, View::Lines) => {
                 self.note(&format!("pass {pass}/{passes}"));
             }
@@ -234,6 +242,11 @@ fn json(event: &Event, item: Option<(usize, usize)>) -> String {
     serde_json::to_string(&OfItem { event, item, items }).unwrap_or_default()
 }
 
+/// Whether a frame of a source is told in lines: every 16th, and the last.
+fn is_told(frame: usize, frames: usize) -> bool {
+    frame == frames || frame.is_multiple_of(16)
+}
+
 /// Shows what happens from an event on.
 fn draw(bar: &Bar, event: &Event, (steps, frames): (usize, usize), part: &str) {
     match event {
@@ -252,11 +265,21 @@ fn draw(bar: &Bar, event: &Event, (steps, frames): (usize, usize), part: &str) {
             };
             bar.begin(what.into(), None);
         }
-        Event::Ready => bar.begin("denoising".into(), Some(steps)),
+        Event::Source { frame: 0, frames, .. } => {
+            bar.begin("encoding the source".into(), Some(*frames));
+        }
+        Event::Source { frame, frames, .. } => bar.reach(*frame, bar.rest(*frame, *frames)),
+        Event::Ready => bar.begin(DENOISING.into(), Some(steps)),
         Event::Step { step, steps, .. } if step == steps => {
             bar.begin("decoding".into(), Some(frames));
         }
-        Event::Step { step, eta_seconds, .. } => bar.reach(*step, *eta_seconds),
+        Event::Step { step, steps, eta_seconds, .. } => {
+            // A second pass from pixels loads and encodes between two steps.
+            if bar.bar.message() != DENOISING {
+                bar.begin(DENOISING.into(), Some(*steps));
+            }
+            bar.reach(*step, *eta_seconds);
+        }
         Event::Decode { frame, frames } => bar.reach(*frame, bar.rest(*frame, *frames)),
         Event::Encode { format } => bar.begin(format!("writing the {format}"), None),
         _ => {}
@@ -337,8 +360,12 @@ mod tests {
             Some(Event::Step { step, steps: 4, timestep: 1.0, seconds: 5.0, eta_seconds })
         };
         assert_eq!(after(None), ("2/3 opening files".into(), 0, None));
-        assert_eq!(after(load("unet", 3 << 30)), ("2/3 loading unet, 3.0 GiB".into(), 0, None));
+        assert_eq!(after(load("2/3 unet", 3 << 30)), ("2/3 loading unet, 3.0 GiB".into(), 0, None));
+        let source = |frame| Some(Event::Source { part: "vae-encoder", frame, frames: 9 });
+        assert_eq!(after(source(0)), ("2/3 encoding the source".into(), 0, Some(9)));
+        assert_eq!(after(source(5)), ("2/3 encoding the source".into(), 5, Some(9)));
         assert_eq!(after(Some(Event::Ready)), ("2/3 denoising".into(), 0, Some(4)));
+        assert_eq!(after(source(0)), ("2/3 encoding the source".into(), 0, Some(9)));
         assert_eq!(after(step(1, 15.0)), ("2/3 denoising".into(), 1, Some(4)));
         // The same number as in the lines.
         let clock = *shown.clock.lock().unwrap();

@@ -61,6 +61,15 @@ pub enum Event {
         #[serde(serialize_with = "as_text")]
         report: LoadReport,
     },
+    /// Frames of the source are encoded: none yet, or one more.
+    Source {
+        /// The network: `vae-encoder` or `i2v-encoder`.
+        part: &'static str,
+        /// How many are done, from 0. AnimateLCM-I2V's encoder does all at once.
+        frame: usize,
+        /// Of how many.
+        frames: usize,
+    },
     /// Everything is loaded and encoded; the first step begins.
     Ready,
     /// Something is not as it was probably meant.

@@ -12,9 +12,9 @@ use super::event::record;
 use super::inpaint::Known;
 use super::inputs::Inputs;
 use super::passes::Start;
-use super::{Observer, Pipeline, Prepared, channels_first};
+use super::{Event, Observer, Pipeline, Prepared, channels_first};
 use crate::adapters::i2v::{I2vControl, I2vSettings};
-use crate::library::Models;
+use crate::library::{Models, Part};
 use crate::media::RgbImage;
 use crate::media::hsv::HsvMean;
 use crate::media::read::{Media, OnBackground, Selection};
@@ -292,7 +292,11 @@ impl Pipeline {
         let frames = windows.map_or(prepared.frames, |windows| windows.length());
         let insertion_weights = source.insertion_weights.clone().unwrap_or_default();
         let how = (&I2vSettings { motion_scale, insertion_weights }, self.precision.unet);
-        I2vControl::new(&net, &latents.squeeze(0)?, frames, how, &self.stop).map(Some)
+        let part = self.models.part_name(&Part::I2vEncoder);
+        observer.event(Event::Source { part, frame: 0, frames })?;
+        let control = I2vControl::new(&net, &latents.squeeze(0)?, frames, how, &self.stop)?;
+        observer.event(Event::Source { part, frame: frames, frames })?;
+        Ok(Some(control))
     }
 
     /// The latents of the source, sampled from the encoder's posterior, `(1, frames, channels, height, width)` in f32;
@@ -329,14 +333,26 @@ impl Pipeline {
             let image = image.to_dtype(self.precision.vae)?;
             encoder.sample_tiled(&image, drawn, prepared.tiling, &self.stop)
         };
+        let mut tell = |frame| {
+            let (part, frames) = (self.models.part_name(&Part::VaeEncoder), frames.images.len());
+            observer.event(Event::Source { part, frame, frames })
+        };
+        tell(0)?;
         let latents = match frames.images.as_slice() {
             // Encoded once, sampled for every frame.
-            [only] => encode(only, &drawn)?,
+            [only] => {
+                let latents = encode(only, &drawn)?;
+                tell(1)?;
+                latents
+            }
             images => {
                 // One at a time: the encoder works at full size.
-                let each = images.iter().enumerate();
-                let each = each.map(|(i, image)| encode(image, &drawn.narrow(0, i, 1)?));
-                Tensor::cat(&each.collect::<Result<Vec<_>>>()?, 0)?
+                let mut each = Vec::with_capacity(images.len());
+                for (i, image) in images.iter().enumerate() {
+                    each.push(encode(image, &drawn.narrow(0, i, 1)?)?);
+                    tell(i + 1)?;
+                }
+                Tensor::cat(&each, 0)?
             }
         };
         let latents = latents.to_dtype(DType::F32)?.unsqueeze(0)?;

@@ -334,6 +334,7 @@ fn schema() -> HashMap<&'static str, BTreeSet<&'static str>> {
         ("adapter", "report"),
         ("load", "part bytes"),
         ("report", "report"),
+        ("source", "part frame frames"),
         ("ready", ""),
         ("step", "step steps timestep seconds eta_seconds"),
         ("decode", "frame frames"),
@@ -392,6 +393,29 @@ fn progress_events_follow_one_schema() {
     assert_eq!(of("decode").iter().map(|e| &e["frame"]).collect::<Vec<_>>(), [1, 2, 3]);
     assert_eq!(of("encode")[0]["format"], "webp");
     assert_eq!(of("done")[0]["path"], "a.webp");
+}
+
+#[test]
+fn every_frame_of_a_source_is_an_event_once_it_is_encoded() {
+    let folder = Folder::new();
+    let video = ["generate", "a red ring", "--frames=18", "--steps=1", "--seed=1", "-q"];
+    folder.run(&[&video[..], &["-o", "v.gif"]].concat()).ok();
+    let again = ["generate", "x", "--video", "v.gif", "--steps=2", "--strength=0.5", "-y"];
+    let events = [&again[..], &["--frames=18", "--progress=json", "-o", "a.gif"]].concat();
+    let events = folder.run(&events).ok().events();
+    let found = kinds(&events);
+    let at = |kind: &str| found.iter().position(|found| found == kind).unwrap();
+    assert!(at("source") < at("ready"), "{found:?}");
+    let source: Vec<_> = events.iter().filter(|event| event["event"] == "source").collect();
+    let frames: Vec<_> = source.iter().map(|event| event["frame"].as_u64().unwrap()).collect();
+    assert_eq!(frames, (0..=18).collect::<Vec<_>>());
+    assert!(source.iter().all(|event| event["part"] == "vae-encoder" && event["frames"] == 18));
+    // Lines tell every 16th.
+    let lines = [&again[..], &["--frames=18", "-o", "a.gif"]].concat();
+    let lines = folder.run(&lines).ok().stderr;
+    let told: Vec<_> = lines.lines().filter(|line| line.starts_with("encoded ")).collect();
+    let want = [16, 18].map(|n| format!("encoded {n}/18 of the source by vae-encoder"));
+    assert_eq!(told, want, "{lines}");
 }
 
 #[test]

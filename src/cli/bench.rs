@@ -25,7 +25,7 @@ use crate::kernels::{self, Weights, clock};
 use crate::library::{Base, ControlFile, Files, Motion, Part as Network, Preset};
 use crate::media::{FrameSink, RgbImage};
 use crate::pipeline::{Event, Inputs, Pipeline, Prepared, Residency};
-use crate::request::{Control, Job};
+use crate::request::{Control, Job, Source};
 use crate::{Error, Result, Stop};
 
 /// The arguments of `animatelcm bench`.
@@ -65,6 +65,16 @@ pub(super) struct BenchArgs {
     /// The seed of the clips; -1 for a random one [default: 0].
     #[arg(short, long, value_name = "N", help_heading = "Clip", hide_short_help = true)]
     seed: Option<Seed>,
+    /// An image that the clips start from.
+    #[arg(long, value_name = "FILE", alias = "init-img", conflicts_with = "video")]
+    #[arg(help_heading = "Source", hide_short_help = true)]
+    image: Option<String>,
+    /// A video that the clips start from.
+    #[arg(long, value_name = "FILE|DIR", help_heading = "Source", hide_short_help = true)]
+    video: Option<String>,
+    /// Share of the steps that are made, as in `generate` [default: 0.8; with AnimateLCM-I2V noise alone].
+    #[arg(long, value_name = "SHARE", help_heading = "Source", hide_short_help = true)]
+    strength: Option<f64>,
     /// A network beside the UNet, as in `generate`; beside random weights FILE is controlnet, sparsectrl-rgb,
     /// sparsectrl-scribble, t2i-adapter or t2i-adapter-light. Repeatable.
     #[arg(long, value_name = "NAME=HINT,model=FILE,...", value_parser = control)]
@@ -195,6 +205,9 @@ fn measure(args: &BenchArgs, stop: &Stop) -> Result<Vec<Report>> {
     notes.say("loading");
     let started = Instant::now();
     pipeline.load(&mut |_: Event| notes.go_on())?;
+    if first.request.source.is_some() {
+        pipeline.load_encoder(&mut |_: Event| notes.go_on())?;
+    }
     pipeline.device().synchronize()?;
     tune::keep_freed_memory();
     let load = started.elapsed().as_secs_f64();
@@ -244,13 +257,20 @@ impl Setting<'_> {
         let precision = pipeline.precision();
         let models = pipeline.models();
         let request = &prepared.request;
-        let encodes = models.side_networks().any(|(_, config)| config.sees_latents());
+        let encodes = request.source.is_some()
+            || models.side_networks().any(|(_, config)| config.sees_latents());
         let bytes = |part: Network| models.bytes(&part, precision);
-        let encoder = if encodes { bytes(Network::VaeEncoder) } else { 0 };
+        let mut encoders = if encodes { bytes(Network::VaeEncoder) } else { 0 };
+        if models.i2v_encoder_config().is_some() {
+            encoders += bytes(Network::I2vEncoder);
+        }
         let plain = Precision { quantize: Quantize::None, ..precision };
         let peaks = times.peaks;
         let steps = prepared.plan.steps.len().max(1) as u64;
         let part = |times: &[f64], flops, peak| Part::new(Summary::of(times), flops, peak);
+        let encoded = |times: &[f64], flops, peak| {
+            (!times.is_empty()).then(|| Part::new(Summary::of(times), flops, peak))
+        };
         let on_cpu = pipeline.device().is_cpu();
         let shares =
             |kinds, seconds: &[f64]| on_cpu.then(|| Shares::new(kinds, seconds.iter().sum()));
@@ -268,6 +288,8 @@ impl Setting<'_> {
                 cfg_scale: request.sampling.cfg_scale,
                 sampler: request.sampling.sampler.to_string(),
                 seed: request.sampling.seed.unwrap_or_default(),
+                source: request.source.as_ref().map(|source| source.file().to_owned()),
+                strength: request.source.as_ref().and_then(|source| source.strength),
                 controls: request.controls.iter().map(|control| control.model.clone()).collect(),
                 dtype: precision.unet.as_str(),
                 vae_dtype: precision.vae.as_str(),
@@ -288,6 +310,8 @@ impl Setting<'_> {
             cold_start_seconds: self.cold_start,
             load_seconds: self.load,
             text_encode: part(&times.text, times.work.text, peaks.text),
+            source_encode: encoded(&times.source, times.work.source, peaks.source),
+            i2v_encode: encoded(&times.i2v, times.work.i2v, peaks.i2v),
             unet_step: Part {
                 shares: shares(&times.step_kinds, &times.steps),
                 ..part(&times.steps, times.work.steps / steps, peaks.steps)
@@ -298,10 +322,10 @@ impl Setting<'_> {
             },
             clip: part(&times.clip, times.work.whole(), peaks.whole()),
             peak_memory_bytes: peaks.whole(),
-            // A run drops text encoder and the autoencoder's encoder before the rest is loaded.
+            // A run drops the text encoder and those of the source before the rest is loaded.
             estimated_memory_bytes: prepared.memory.total(prepared.guidance)
                 + bytes(Network::Text)
-                + encoder,
+                + encoders,
         }
     }
 }
@@ -343,6 +367,20 @@ fn job(args: &BenchArgs, names: &Names) -> Result<Job> {
         request.prompt.negative = "blurry".into();
     }
     request.controls.clone_from(&args.control);
+    let (image, video) = (args.image.clone(), args.video.clone());
+    if image.is_some() || video.is_some() {
+        request.source = Some(Source { image, video, ..Source::default() });
+    }
+    match (&mut request.source, args.strength) {
+        (Some(source), Some(strength)) => source.strength = Some(strength),
+        (None, Some(_)) => {
+            let reason = "there is no image or video to start from";
+            return Err(
+                Error::request("strength", reason).with_hint("--image FILE or --video FILE")
+            );
+        }
+        (_, None) => {}
+    }
     Ok(job)
 }
 
@@ -384,6 +422,9 @@ impl Notes<'_> {
 #[derive(Debug, Default)]
 struct ClipTimes {
     text: f64,
+    /// The source by the autoencoder's encoder, and by AnimateLCM-I2V's; `None` without.
+    source: Option<f64>,
+    i2v: Option<f64>,
     steps: Vec<f64>,
     decode: f64,
     clip: f64,
@@ -401,13 +442,17 @@ type Kinds = [Duration; clock::Kind::ALL.len()];
 #[derive(Clone, Copy, Debug, Default)]
 struct Work {
     text: u64,
+    source: u64,
+    i2v: u64,
     steps: u64,
     decode: u64,
 }
 
 impl Work {
     fn whole(self) -> u64 {
-        self.text.saturating_add(self.steps).saturating_add(self.decode)
+        [self.text, self.source, self.i2v, self.steps, self.decode]
+            .into_iter()
+            .fold(0, u64::saturating_add)
     }
 }
 
@@ -415,6 +460,8 @@ impl Work {
 #[derive(Clone, Copy, Debug, Default)]
 struct Peaks {
     text: Option<u64>,
+    source: Option<u64>,
+    i2v: Option<u64>,
     steps: Option<u64>,
     decode: Option<u64>,
 }
@@ -423,13 +470,15 @@ impl Peaks {
     fn or_higher(self, other: Self) -> Self {
         Self {
             text: self.text.max(other.text),
+            source: self.source.max(other.source),
+            i2v: self.i2v.max(other.i2v),
             steps: self.steps.max(other.steps),
             decode: self.decode.max(other.decode),
         }
     }
 
     fn whole(self) -> Option<u64> {
-        self.text.max(self.steps).max(self.decode)
+        self.text.max(self.source).max(self.i2v).max(self.steps).max(self.decode)
     }
 }
 
@@ -437,6 +486,8 @@ impl Peaks {
 #[derive(Debug, Default)]
 struct Times {
     text: Vec<f64>,
+    source: Vec<f64>,
+    i2v: Vec<f64>,
     steps: Vec<f64>,
     decode: Vec<f64>,
     clip: Vec<f64>,
@@ -450,6 +501,8 @@ struct Times {
 impl Times {
     fn add(&mut self, clip: ClipTimes) {
         self.text.push(clip.text);
+        self.source.extend(clip.source);
+        self.i2v.extend(clip.i2v);
         self.steps.extend(clip.steps);
         self.decode.push(clip.decode);
         self.clip.push(clip.clip);
@@ -492,11 +545,24 @@ impl<'a> Stopwatch<'a> {
         };
         let mut observer = |event: Event| {
             match event {
-                Event::Ready => {
-                    times.text = lap()?;
-                    times.peaks.text = peak();
+                // What is not the source's is counted with the text: hints and images of IP-Adapters.
+                Event::Ready | Event::Source { frame: 0, .. } => {
+                    times.text += lap()?;
+                    times.peaks.text = times.peaks.text.max(peak());
                     reset_peak();
-                    times.work.text = clock::stop().flops();
+                    times.work.text += clock::stop().flops();
+                    clock::start();
+                }
+                Event::Source { part, frame, frames } if frame == frames => {
+                    let (work, peaks) = (&mut times.work, &mut times.peaks);
+                    let (seconds, flops, highest) = match part {
+                        "i2v-encoder" => (&mut times.i2v, &mut work.i2v, &mut peaks.i2v),
+                        _ => (&mut times.source, &mut work.source, &mut peaks.source),
+                    };
+                    *seconds = Some(lap()?);
+                    *highest = peak();
+                    reset_peak();
+                    *flops = clock::stop().flops();
                     clock::start();
                 }
                 Event::Step { step, steps, .. } => {

@@ -45,6 +45,15 @@ impl Pipeline {
         Ok(())
     }
 
+    /// Loads the autoencoder's encoder, for requests with a source.
+    ///
+    /// # Errors
+    ///
+    /// Those of [`load`](Self::load).
+    pub fn load_encoder(&mut self, observer: &mut dyn Observer) -> Result<()> {
+        self.vae_encoder(observer).map(|_| ())
+    }
+
     /// Drops networks that others left in the library and that leave too little memory for this run.
     pub(super) fn make_room(&self, prepared: &Prepared) -> Result<()> {
         let Some(available) = crate::device::available_memory(&self.device) else { return Ok(()) };

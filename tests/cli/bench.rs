@@ -4,7 +4,9 @@ use std::process::{Command, Output};
 
 use serde_json::Value;
 
+use crate::support::control::save;
 use crate::support::golden;
+use crate::support::i2v::tensors;
 
 fn bench(flags: &[&str]) -> Output {
     Command::new(env!("CARGO_BIN_EXE_animatelcm")).arg("bench").args(flags).output().unwrap()
@@ -110,6 +112,67 @@ fn controls_add_their_work_to_steps_or_to_the_clip() {
 }
 
 #[test]
+fn sources_are_parts_of_their_own() {
+    let folder = tempfile::tempdir().unwrap();
+    let image = folder.path().join("i.png");
+    image::RgbImage::from_pixel(32, 32, image::Rgb([200, 40, 90])).save(&image).unwrap();
+    let image = image.to_str().unwrap();
+    let run = |more: &[&str]| {
+        let output = small(&[&["--json", "--quiet", "--no-cold-start"][..], more].concat());
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+        serde_json::from_slice::<Value>(&output.stdout).unwrap()
+    };
+    let of = |report: &Value, part: &str| report[part]["gflop"].as_f64().unwrap();
+    let plain = run(&["--warmup=0"]);
+    assert!(plain.get("source_encode").is_none() && plain["settings"].get("source").is_none());
+    let from = run(&["--image", image, "--strength=0.5", "--warmup=0"]);
+    assert_eq!(from["settings"]["source"], image);
+    assert_eq!(from["settings"]["strength"], 0.5);
+    assert_eq!(from["source_encode"]["seconds"]["n"], 2);
+    assert!(from.get("i2v_encode").is_none());
+    // One of the two steps is made.
+    assert_eq!(from["unet_step"]["seconds"]["n"], 2);
+    assert!((of(&from, "unet_step") / of(&plain, "unet_step") - 1.0).abs() < 1e-9);
+    assert_eq!(of(&from, "text_encode"), of(&plain, "text_encode"));
+    assert!(of(&from, "source_encode") > 0.0);
+    let parts = of(&from, "source_encode") + of(&from, "text_encode") + of(&from, "decode");
+    let clip = parts + of(&from, "unet_step");
+    assert!((of(&from, "clip") / clip - 1.0).abs() < 1e-9);
+    let memory = |report: &Value| report["estimated_memory_bytes"].as_u64().unwrap();
+    assert!(memory(&from) > memory(&plain), "{} {}", memory(&from), memory(&plain));
+
+    // A video: each frame is encoded.
+    let frames = folder.path().join("v");
+    std::fs::create_dir(&frames).unwrap();
+    for i in 0..2 {
+        std::fs::copy(image, frames.join(format!("{i}.png"))).unwrap();
+    }
+    let video = run(&["--video", frames.to_str().unwrap(), "--strength=0.5"]);
+    let twice = of(&video, "source_encode") / of(&from, "source_encode");
+    assert!((twice - 2.0).abs() < 1e-6, "{twice}");
+
+    // AnimateLCM-I2V has an encoder more, and the step more work of the clip.
+    let model = golden::path("tiny/model");
+    let motion = folder.path().join("i2v.safetensors");
+    save(&tensors(), &motion);
+    let i2v = ["--model", model.to_str().unwrap(), "--motion", motion.to_str().unwrap()];
+    let made = run(&[&i2v[..], &["--image", image]].concat());
+    for part in ["source_encode", "i2v_encode"] {
+        assert_eq!(made[part]["seconds"]["n"], 2, "{part}");
+        assert!(of(&made, part) > 0.0, "{part}");
+    }
+    let table = small(&[&["--no-cold-start", "--image", image][..], &i2v].concat());
+    let table = String::from_utf8(table.stdout).unwrap();
+    for part in ["source encode", "I2V encode"] {
+        assert!(table.lines().any(|line| line.starts_with(part)), "{part}: {table}");
+    }
+    assert!(table.contains(&format!(", from {image}\n")), "{table}");
+    let csv = small(&["--no-cold-start", "--image", image, "--format", "csv"]);
+    let csv = String::from_utf8(csv.stdout).unwrap();
+    assert!(csv.contains(",source_encode_seconds,") && !csv.contains("i2v"), "{csv}");
+}
+
+#[test]
 fn the_table_has_a_row_for_every_part() {
     let output = small(&["--no-cold-start", "--warmup", "0"]);
     assert!(output.status.success());
@@ -201,6 +264,9 @@ fn impossible_benchmarks_are_refused_in_one_line() {
         (&["--random-weights", "sd15", "--motion", "x.ckpt"], "cannot be mixed"),
         (&["--frames", "0"], "frames"),
         (&["--width", "9"], "width"),
+        (&["--strength", "0.5"], "there is no image or video"),
+        (&["--image", "nothing.png"], "nothing.png"),
+        (&["--image", "a.png", "--video", "b.gif"], "cannot be used with"),
         (&["--steps", "1,0"], "at least 1"),
         (&["--steps", "1,,2"], "--steps"),
         (&["--sampler", "fast"], "sampler"),

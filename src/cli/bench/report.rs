@@ -29,6 +29,12 @@ pub(super) struct Report {
     pub(super) cold_start_seconds: Option<f64>,
     pub(super) load_seconds: f64,
     pub(super) text_encode: Part,
+    /// The source by the autoencoder's encoder.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) source_encode: Option<Part>,
+    /// The source by AnimateLCM-I2V's encoder.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) i2v_encode: Option<Part>,
     pub(super) unet_step: Part,
     pub(super) decode: Part,
     pub(super) clip: Part,
@@ -48,6 +54,11 @@ pub(super) struct Settings {
     pub(super) cfg_scale: f64,
     pub(super) sampler: String,
     pub(super) seed: u64,
+    /// The image or video that clips start from.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) source: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) strength: Option<f64>,
     /// Networks beside the UNet.
     pub(super) controls: Vec<String>,
     pub(super) dtype: &'static str,
@@ -163,6 +174,11 @@ fn heading(reports: &[Report]) -> Vec<String> {
     let Settings { dtype, threads, repeats, warmup, .. } = settings;
     let controls = settings.controls.iter();
     let controls = controls.fold(String::new(), |all, control| all + ", " + control.as_str());
+    let strength = settings.strength.map(|strength| format!(" at strength {strength}"));
+    let source = settings.source.iter();
+    let source =
+        source.map(|file| format!(", from {file}{}", strength.as_deref().unwrap_or_default()));
+    let controls = source.collect::<String>() + &controls;
     let how = [settings.quantize.words(), settings.kernels.words()].concat();
     let Versions { animatelcm, candle, target, profile } = versions;
     let steps = match reports {
@@ -230,6 +246,8 @@ impl Report {
             ("sampler", sampler.clone()),
             ("cfg_scale", cfg_scale.to_string()),
             ("seed", seed.to_string()),
+            ("source", self.settings.source.clone().unwrap_or_default()),
+            ("strength", number(self.settings.strength)),
             ("controls", self.settings.controls.join(" ")),
             ("dtype", (*dtype).to_owned()),
             ("vae_dtype", (*vae_dtype).to_owned()),
@@ -267,13 +285,17 @@ impl Report {
     }
 
     /// The parts of the work, as they are called in tables.
-    fn parts(&self) -> [(&'static str, &Part); 4] {
+    fn parts(&self) -> impl Iterator<Item = (&'static str, &Part)> {
         [
-            ("text encode", &self.text_encode),
-            ("UNet step", &self.unet_step),
-            ("decode", &self.decode),
-            ("clip", &self.clip),
+            ("text encode", Some(&self.text_encode)),
+            ("source encode", self.source_encode.as_ref()),
+            ("I2V encode", self.i2v_encode.as_ref()),
+            ("UNet step", Some(&self.unet_step)),
+            ("decode", Some(&self.decode)),
+            ("clip", Some(&self.clip)),
         ]
+        .into_iter()
+        .filter_map(|(name, part)| Some((name, part?)))
     }
 
     /// The report as a table for people.
@@ -465,6 +487,8 @@ mod tests {
                 cfg_scale: 1.5,
                 sampler: "lcm".into(),
                 seed: 7,
+                source: None,
+                strength: None,
                 controls: vec![],
                 dtype: "f32",
                 vae_dtype: "f32",
@@ -481,6 +505,8 @@ mod tests {
             cold_start_seconds: None,
             load_seconds: 0.25,
             text_encode: part(0.125),
+            source_encode: None,
+            i2v_encode: None,
             unet_step: part(0.5),
             decode: part(1.5),
             clip: part(2.0 * steps as f64),

@@ -85,6 +85,7 @@ def alpha():
     rgba.save(OUT / "alpha-rgba.png")
     rgba.save(OUT / "alpha-rgba.webp", lossless=True, exact=True)
     rgba.save(OUT / "alpha-rgba.tiff")
+    rgba.save(OUT / "clear-apng.png", save_all=True, append_images=[rgba.rotate(180), rgba.transpose(Image.Transpose.FLIP_LEFT_RIGHT)])
     rgba.convert("LA").save(OUT / "alpha-la.png")
     palette.save(OUT / "alpha-palette.png", transparency=bytes(range(0, 256, 17)))
     palette.save(OUT / "alpha-palette.gif", transparency=3)

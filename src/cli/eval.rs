@@ -3,21 +3,24 @@
 mod clips;
 mod measures;
 mod report;
+mod sources;
 
 use std::path::PathBuf;
 use std::time::Instant;
 
 use clap::Args;
 
-use self::clips::{Clips, Prompts};
+use self::clips::{Clips, Made, Prompts};
 use self::measures::Measures;
-use self::report::{Report, Row, Verdict, said};
-use super::flags::{ClipFlags, ModelFlags, SamplingFlags};
+use self::report::{Report, Row, SourceReport, SourceRow, Verdict, said};
+use self::sources::Remains;
+use super::flags::{ClipFlags, ModelFlags, SamplingFlags, at_least};
 use super::{duration, generate, print, to_json};
 use crate::files::{Existing, Place};
 use crate::media;
 use crate::media::resize::Fit;
 use crate::procedural::{Oracle, Score};
+use crate::request::Source;
 use crate::{Error, Result, Stop};
 
 /// The arguments of `animatelcm eval`.
@@ -56,6 +59,18 @@ pub(super) struct EvalArgs {
         hide_short_help = true
     )]
     ground_truth: bool,
+    /// Start each clip from a rendered video that shows nothing of its prompt, and measure what of both is in it.
+    #[arg(long, requires = "procedural", conflicts_with_all = ["prompt_file", "ground_truth"])]
+    #[arg(help_heading = "Measuring", hide_short_help = true)]
+    from_video: bool,
+    /// Strength of --from-video, as in `generate` [default: 0.8].
+    #[arg(long, value_name = "SHARE", requires = "from_video")]
+    #[arg(help_heading = "Measuring", hide_short_help = true)]
+    strength: Option<f64>,
+    /// Frames of the video that stay, such as 0,15; their mean error is measured.
+    #[arg(long, value_name = "N,N,...", value_delimiter = ',', value_parser = at_least::<0>)]
+    #[arg(requires = "from_video", help_heading = "Measuring", hide_short_help = true)]
+    keep: Vec<usize>,
     /// CLIP score: 100 times the cosine of frame and prompt, averaged over frames and clips.
     #[arg(long, requires = "clip_model", help_heading = "Measuring", hide_short_help = true)]
     clip_score: bool,
@@ -160,38 +175,62 @@ pub(super) fn run(args: &EvalArgs, stop: &Stop) -> Result<()> {
         .ok_or_else(|| Error::request("clips-per-prompt", "are too many"))?;
     let mut clips = Clips::open(args, stop)?;
     let mut measures = Measures::open(args, &clips, (count, seed), stop)?;
-    let mut score = Score::default();
+    let (mut score, mut remains) = (Score::default(), Remains::default());
     let mut rows: Vec<Row> = Vec::new();
     let mut shown = Vec::new();
     let started = Instant::now();
     for i in 0..count {
         let prompt = prompts.get(i / args.clips_per_prompt, i % args.clips_per_prompt);
-        let (frames, clip_seed) = clips.make(&prompt, seed.wrapping_add(i as u64), stop)?;
+        let made = clips.make(&prompt, seed.wrapping_add(i as u64), stop)?;
+        let Made { frames, seed: clip_seed, from } = made;
         let seen = prompt.caption.map(|caption| {
             let matches = Oracle::default().observe(&frames).matches(&caption);
             score.add(&caption, matches);
             (caption, matches)
         });
+        let source = from.as_ref().map(|video| {
+            let matches = remains.add(video, &frames, &args.keep);
+            (video.caption, matches)
+        });
         let clip_score = measures.add(i, &frames, &prompt.text, stop)?;
         if !args.quiet {
             let said = seen.map_or_else(|| prompt.text.clone(), |(c, m)| said(c, m));
+            let from =
+                source.map_or(String::new(), |(c, m)| format!(", from {}", self::said(c, m)));
+            let said = said + &from;
             let similarity = clip_score.map_or(String::new(), |s| format!(", CLIP score {s:.2}"));
             let to_go = to_go(started, i + 1, count);
             super::terminal::line(&format!("{}/{count} {said}{similarity}{to_go}", i + 1));
         }
         let verdict = seen.map(|(_, matches)| Verdict::from(matches));
-        rows.push(Row { prompt: prompt.text, seed: clip_seed, verdict, clip_score });
+        let source = source.map(|(caption, matches)| SourceRow {
+            caption: caption.to_string(),
+            verdict: Verdict::from(matches),
+        });
+        rows.push(Row { prompt: prompt.text, seed: clip_seed, verdict, clip_score, source });
         if sheet.is_some() && shown.len() < ON_SHEET {
-            shown.push(frames);
+            shown.push((from.map(|video| video.frames), frames));
         }
     }
     if let Some(place) = sheet {
-        let labels: Vec<String> = rows.iter().take(shown.len()).map(Row::label).collect();
-        let labels = labels.iter().map(String::as_str);
-        let rows: Vec<_> = labels.zip(shown.iter().map(Vec::as_slice)).collect();
-        place.write(&media::labelled_sheet(&rows)?)?;
+        let mut labelled = Vec::new();
+        for (row, (from, frames)) in rows.iter().zip(&shown) {
+            let label = row.source.as_ref().map(SourceRow::label);
+            labelled.extend(label.zip(from.as_deref()));
+            labelled.push((row.label(), frames.as_slice()));
+        }
+        let labelled: Vec<_> =
+            labelled.iter().map(|(text, frames)| (text.as_str(), *frames)).collect();
+        place.write(&media::labelled_sheet(&labelled)?)?;
     }
+    let (kept_score, kept_error) = remains.finish();
     let report = Report {
+        source: args.from_video.then_some(SourceReport {
+            strength: args.strength.unwrap_or(Source::STRENGTH),
+            keep: args.keep.clone(),
+            score: kept_score,
+            kept_error,
+        }),
         settings: clips.settings(),
         prompts: prompts.len(),
         clips_per_prompt: args.clips_per_prompt,

@@ -226,3 +226,54 @@ fn prompts_come_from_a_file_as_they_are() {
     folder.write("prompts.txt", "\n \n");
     assert!(folder.run(&args).fails(2).contains("has no prompts"));
 }
+
+#[test]
+fn clips_from_a_video_are_measured_against_it_and_against_the_prompt() {
+    let folder = Folder::new();
+    let args = ["eval", "--procedural", "--from-video", "--prompts=3", "--seed=2", "--steps=4"];
+    let run = |more: &[&str]| folder.run(&[&args[..], more].concat()).ok();
+    let low = run(&["--strength=0.25", "--keep=0,15", "--json", "-q", "--sheet=sheet.png"]).json();
+    let source = &low["source"];
+    assert_eq!((&source["strength"], &source["keep"]), (&0.25.into(), &[0, 15].into()));
+    // Motions as in the video and as in the prompt.
+    let motions = |report: &serde_json::Value| {
+        let hits = |of: &serde_json::Value| of["motion"]["hits"].as_u64().unwrap();
+        (hits(&report["source"]["score"]), hits(&report["score"]))
+    };
+    assert!(motions(&low).0 > motions(&low).1, "{low}");
+    // What the autoencoder makes of them.
+    let error = source["kept_error"].as_f64().unwrap();
+    assert!(error > 0.0 && error < 4.0, "{error}");
+    for row in low["rows"].as_array().unwrap() {
+        let caption = |text: &serde_json::Value| {
+            text.as_str().unwrap().parse::<animatelcm::procedural::Caption>().unwrap()
+        };
+        let (prompt, from) = (caption(&row["prompt"]), caption(&row["source"]["caption"]));
+        assert!(prompt.color != from.color && prompt.motion != from.motion);
+    }
+    // The video stands above each clip.
+    let sheet = image::load_from_memory(&folder.read("sheet.png")).unwrap();
+    assert_eq!((sheet.width(), sheet.height()), (8 * 64, 6 * (10 + 64)));
+
+    let high = run(&["--strength=1", "--json", "-q"]).json();
+    assert!(motions(&high).0 < motions(&high).1, "{high}");
+    assert!(high["source"].get("kept_error").is_none());
+    let table = run(&["--strength=1", "-q"]);
+    assert!(table.stdout().contains("start from, at strength 1\n"), "{}", table.stdout());
+    assert!(!table.stdout().contains("kept frames"), "{}", table.stdout());
+    for (more, says) in [
+        (&["--from-video", "--prompt-file=p.txt"][..], "--prompt-file"),
+        (&["--strength=0.5"], "--from-video"),
+        (&["--from-video", "--strength=2"], "strength"),
+        (&["--from-video", "--strength=0.1"], "strength"),
+        (&["--from-video", "--keep=16"], "16"),
+        (&["--from-video", "-W", "64", "-H", "32"], "square"),
+    ] {
+        let failed = folder.run(&[&["eval", "--procedural", "-q"][..], more].concat());
+        assert!(
+            failed.fails(2).contains(says) || failed.hint().contains(says),
+            "{}",
+            failed.stderr
+        );
+    }
+}

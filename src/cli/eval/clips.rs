@@ -4,6 +4,7 @@ use image::RgbImage;
 
 use super::EvalArgs;
 use super::report::Settings;
+use super::sources::{self, Video};
 use crate::cli::{generate, terminal, tune};
 use crate::device::DeviceChoice;
 use crate::job::{self, Names};
@@ -108,6 +109,15 @@ pub(super) enum Clips {
     },
 }
 
+/// A clip.
+pub(super) struct Made {
+    pub(super) frames: Vec<RgbImage>,
+    /// The seed of its first noise, if there was one.
+    pub(super) seed: Option<u64>,
+    /// What it started from.
+    pub(super) from: Option<Video>,
+}
+
 impl Clips {
     pub(super) fn open(args: &EvalArgs, stop: &Stop) -> Result<Self> {
         if args.ground_truth {
@@ -132,9 +142,19 @@ impl Clips {
             // As in the programs of the tables: no weights, no chunks.
             job.request.prompt.mode = PromptMode::Plain;
         }
+        if args.from_video {
+            job.request.source = Some(sources::source(args));
+            // A video would else say how many.
+            job.request.size.frames = Some(job.request.frames());
+        }
         job.request.validate()?;
         let (pipeline, _) = job::open(&job, &names, Residency::KeepAll, stop)?;
-        let prepared = pipeline.prepare(&job.request, &Inputs::default())?;
+        // What does not depend on the source is known without one.
+        let plain = Request { source: None, ..job.request.clone() };
+        let prepared = pipeline.prepare(&plain, &Inputs::default())?;
+        if args.from_video {
+            sources::side(&job.request, (prepared.width, prepared.height))?;
+        }
         for warning in prepared.warnings.iter().filter(|_| !args.quiet) {
             terminal::line(&format!("warning: {warning}"));
         }
@@ -146,25 +166,32 @@ impl Clips {
         })
     }
 
-    /// The frames of a clip, and the seed of its first noise if there was one.
-    pub(super) fn make(
-        &mut self,
-        prompt: &Prompt,
-        seed: u64,
-        stop: &Stop,
-    ) -> Result<(Vec<RgbImage>, Option<u64>)> {
+    /// Makes the clip of a prompt.
+    pub(super) fn make(&mut self, prompt: &Prompt, seed: u64, stop: &Stop) -> Result<Made> {
         match self {
             Self::Rendered { side, frames, .. } => {
                 stop.check()?;
                 let Some(caption) = prompt.caption else {
                     return Err(Error::request("ground-truth", "only captions can be rendered"));
                 };
-                Ok((Scene::new(caption, prompt.scene).frames(*side, *frames), None))
+                let frames = Scene::new(caption, prompt.scene).frames(*side, *frames);
+                Ok(Made { frames, seed: None, from: None })
             }
-            Self::Generated { pipeline, request, .. } => {
+            Self::Generated { pipeline, request, size, .. } => {
                 request.prompt.text.clone_from(&prompt.text);
                 request.sampling.seed = Some(seed);
-                Ok((generated(pipeline, request, stop)?, Some(seed)))
+                let from = match prompt.caption.filter(|_| request.source.is_some()) {
+                    Some(caption) => {
+                        let side = sources::side(request, *size)?;
+                        let frames = request.frames();
+                        Some(Video::other_than(&caption, prompt.scene, side, frames))
+                    }
+                    None => None,
+                };
+                let inputs = from.as_ref().map(|video| video.inputs(stop)).transpose()?;
+                let inputs = inputs.unwrap_or_default();
+                let frames = generated(pipeline, request, &inputs, stop)?;
+                Ok(Made { frames, seed: Some(seed), from })
             }
         }
     }
@@ -218,7 +245,12 @@ impl Clips {
     }
 }
 
-fn generated(pipeline: &mut Pipeline, request: &Request, stop: &Stop) -> Result<Vec<RgbImage>> {
+fn generated(
+    pipeline: &mut Pipeline,
+    request: &Request,
+    inputs: &Inputs,
+    stop: &Stop,
+) -> Result<Vec<RgbImage>> {
     let mut frames = Vec::new();
     let mut observer = |event: Event| {
         if matches!(event, Event::Ready) {
@@ -226,7 +258,7 @@ fn generated(pipeline: &mut Pipeline, request: &Request, stop: &Stop) -> Result<
         }
         Ok(stop.check()?)
     };
-    let prepared = pipeline.prepare(request, &Inputs::default())?;
+    let prepared = pipeline.prepare(request, inputs)?;
     pipeline.generate(&prepared, &mut observer, &mut &mut frames)?;
     Ok(frames)
 }

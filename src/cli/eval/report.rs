@@ -15,6 +15,9 @@ pub(super) struct Report {
     /// How often captions are true; only of the grammar's.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(super) score: Option<Score>,
+    /// What is left of the videos that clips start from.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) source: Option<SourceReport>,
     #[serde(flatten)]
     pub(super) measured: Measured,
     /// Every clip, in order.
@@ -31,6 +34,19 @@ pub(super) struct Settings {
     pub(super) width: usize,
     pub(super) height: usize,
     pub(super) frames: usize,
+}
+
+/// What is left of the videos that clips start from.
+#[derive(Debug, Serialize)]
+pub(super) struct SourceReport {
+    pub(super) strength: f64,
+    /// The frames that are kept.
+    pub(super) keep: Vec<usize>,
+    /// How often the captions of the videos are true of the clips.
+    pub(super) score: Score,
+    /// Mean absolute error of kept frames, of 255.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) kept_error: Option<f64>,
 }
 
 /// The measures of papers, as far as they were asked for.
@@ -67,6 +83,24 @@ pub(super) struct Row {
     pub(super) verdict: Option<Verdict>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(super) clip_score: Option<f64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) source: Option<SourceRow>,
+}
+
+/// The video that a clip starts from.
+#[derive(Debug, Serialize)]
+pub(super) struct SourceRow {
+    pub(super) caption: String,
+    /// What of it is true of the clip.
+    #[serde(flatten)]
+    pub(super) verdict: Verdict,
+}
+
+impl SourceRow {
+    /// The caption, above the video's own frames.
+    pub(super) fn label(&self) -> String {
+        format!("from {}", self.caption)
+    }
 }
 
 /// What of a caption is true.
@@ -141,6 +175,17 @@ impl Report {
         if let Some(score) = &self.score {
             text.push_str(&truth(score));
         }
+        if let Some(SourceReport { strength, keep, score, kept_error }) = &self.source {
+            text.push_str(&format!(
+                "\nof the videos that clips start from, at strength {strength}\n"
+            ));
+            text.push_str(&rates(score));
+            if let Some(error) = kept_error {
+                let frames: Vec<String> = keep.iter().map(usize::to_string).collect();
+                let frames = frames.join(", ");
+                text.push_str(&format!("kept frames {frames}: mean error {error:.2} of 255\n"));
+            }
+        }
         let Measured { clip_score, fvd } = &self.measured;
         if clip_score.is_some() || fvd.is_some() {
             text.push('\n');
@@ -156,8 +201,20 @@ impl Report {
     }
 }
 
-/// How often captions are true.
+/// How often captions are true, and by their words.
 fn truth(score: &Score) -> String {
+    let mut text = rates(score);
+    for words in [&score.shape_by_word, &score.motion_by_word] {
+        text.push('\n');
+        for (word, count) in words {
+            text.push_str(&format!("{word:<15}{:4} of {}\n", count.hits, count.trials));
+        }
+    }
+    text
+}
+
+/// How often captions are true.
+fn rates(score: &Score) -> String {
     let mut text = String::from("\n                 rate         95 % CI   chance\n");
     let row = |name: &str, count: Count, chance: Option<f64>| {
         let (low, high) = count.interval();
@@ -173,12 +230,6 @@ fn truth(score: &Score) -> String {
     for (name, count, chance) in score.rows() {
         text.push_str(&row(name, count, chance));
     }
-    for words in [&score.shape_by_word, &score.motion_by_word] {
-        text.push('\n');
-        for (word, count) in words {
-            text.push_str(&format!("{word:<15}{:4} of {}\n", count.hits, count.trials));
-        }
-    }
     text
 }
 
@@ -190,7 +241,13 @@ mod tests {
     fn a_label_says_what_is_wrong() {
         let matches =
             Matches { background: true, color: true, shape: false, motion: false, steady: false };
-        let row = |verdict, clip_score| Row { prompt: "p".into(), seed: None, verdict, clip_score };
+        let row = |verdict, clip_score| Row {
+            prompt: "p".into(),
+            seed: None,
+            verdict,
+            clip_score,
+            source: None,
+        };
         let label = row(Some(matches.into()), None).label();
         assert_eq!(label, "p - wrong: shape, motion, unsteady");
         let right = Matches { shape: true, motion: true, steady: true, ..matches };
@@ -214,6 +271,7 @@ mod tests {
             clips_per_prompt: 2,
             seed: 5,
             score: None,
+            source: None,
             measured,
             rows: vec![],
         };

@@ -71,7 +71,7 @@ pub fn resize_then(
         let (width, height) = cover(from, (width, height));
         let resized = resample(image, &width, &height, Filter::Lanczos, stop);
         stop.check()?;
-        return Ok(resized);
+        return change(resized);
     }
     let (width, height) = (Axis::whole(width), Axis::whole(height));
     let image = match fit {

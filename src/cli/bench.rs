@@ -388,7 +388,8 @@ fn files(args: &BenchArgs, job: &Job, names: &Names) -> Result<Files> {
     let (spec, request) = (&job.models, &job.request);
     let Some(preset) = args.random_weights else {
         let controls = job::controls(request, names)?;
-        return Ok(Files { controls, ..job::files(spec, names)? });
+        let depth = job::depth(request, spec, names)?;
+        return Ok(Files { controls, depth, ..job::files(spec, names)? });
     };
     let kind = |name: &str| ControlFile { name: name.to_owned(), source: name.into() };
     let controls = job::networks(request).into_iter().map(kind).collect();
@@ -557,7 +558,9 @@ impl<'a> Stopwatch<'a> {
                     let (work, peaks) = (&mut times.work, &mut times.peaks);
                     let (seconds, flops, highest) = match part {
                         "i2v-encoder" => (&mut times.i2v, &mut work.i2v, &mut peaks.i2v),
-                        _ => (&mut times.source, &mut work.source, &mut peaks.source),
+                        "vae-encoder" => (&mut times.source, &mut work.source, &mut peaks.source),
+                        // A hint's depth.
+                        _ => return self.notes.go_on(),
                     };
                     *seconds = Some(lap()?);
                     *highest = peak();

@@ -363,6 +363,9 @@ pub(super) struct ControlFlags {
     /// the model].
     #[arg(long, value_name = "NAME|DIR|FILE", hide_short_help = true)]
     pub(super) image_encoder: Option<String>,
+    /// The network that makes hints of depth for depth=PICTURE,preprocess [default: depth-anything-v2-small].
+    #[arg(long, value_name = "NAME|DIR|FILE", hide_short_help = true)]
+    pub(super) depth_model: Option<String>,
 }
 
 #[derive(Debug, Args)]

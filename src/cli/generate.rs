@@ -363,6 +363,7 @@ fn requested(
     };
     spec(&args.models, &mut job.models);
     set_some(&mut job.models.image_encoder, args.control.image_encoder.as_ref());
+    set_some(&mut job.models.depth_model, args.control.depth_model.as_ref());
     if args.request.is_none() {
         job::apply_defaults(names, &job.models, &mut job.request)?;
     }
@@ -402,6 +403,7 @@ fn without_given(args: &GenerateArgs, job: &Job) -> Job {
         (&mut models.vae, flags.vae.is_some()),
         (&mut models.motion, flags.motion.is_some()),
         (&mut models.image_encoder, args.control.image_encoder.is_some()),
+        (&mut models.depth_model, args.control.depth_model.is_some()),
     ] {
         named.take_if(|_| is_given);
     }

@@ -1,18 +1,22 @@
 //! `animatelcm preprocess`: hints for controls, made of pictures and videos.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
+use candle_core::DType;
 use clap::Args;
 use serde_json::json;
 
 use super::flags::{at_least, rate};
 use super::terminal::line;
 use super::{print, to_json};
+use crate::device::DeviceChoice;
+use crate::job::{self, Names};
+use crate::library::depth_network;
 use crate::media::read::{Media, Selection};
 use crate::media::resize::{Fit, resize_then};
 use crate::media::{Background, RgbImage};
 use crate::output::{self, ClipInfo, Existing, Metadata};
-use crate::preprocess::{Preprocessor, Settings};
+use crate::preprocess::{Preprocessor, Settings, depth_hints};
 use crate::request::MOST_PIXELS;
 use crate::{Error, Result, Stop};
 
@@ -22,11 +26,12 @@ const USUAL_RATE: f64 = 8.0;
 /// The arguments of `animatelcm preprocess`.
 #[derive(Debug, Args)]
 pub(super) struct PreprocessArgs {
-    /// canny, softedge, lineart, scribble, blur, tile, gray or invert.
+    /// canny, softedge, lineart, scribble, blur, tile, gray, invert or depth.
     ///
     /// canny: edges, as OpenCV's Canny; softedge: the length of Sobel's gradient; lineart: what is darker than its
     /// surroundings (lineart_standard); scribble: thick lines by a difference of Gaussians (scribble_xdog); blur: a
-    /// Gaussian blur; tile: fewer pixels, enlarged again; gray; invert.
+    /// Gaussian blur; tile: fewer pixels, enlarged again; gray; invert; depth: near is white, by a network that
+    /// `animatelcm models pull depth-anything-v2-small` downloads.
     #[arg(value_name = "KIND")]
     kind: String,
     /// An image, an animation, a video (H.264 in MP4, Y4M) or a folder of images.
@@ -54,6 +59,21 @@ pub(super) struct PreprocessArgs {
     /// tile: how many times fewer pixels a side has [default: 8].
     #[arg(long, value_name = "N", help_heading = "Parameters", hide_short_help = true)]
     factor: Option<f64>,
+    /// depth: a range of depths for each picture rather than one for all, which flickers less.
+    #[arg(long, help_heading = "Parameters", hide_short_help = true)]
+    per_picture: bool,
+    /// depth: the network, a published one, a folder of transformers or its file [default: depth-anything-v2-small].
+    #[arg(long, value_name = "NAME|DIR|FILE", help_heading = "Parameters", hide_short_help = true)]
+    depth_model: Option<String>,
+    /// depth: auto, cpu, cuda, cuda:N or metal [default: auto].
+    #[arg(long, value_name = "DEVICE", help_heading = "Parameters", hide_short_help = true)]
+    device: Option<DeviceChoice>,
+    /// Folder of models that are found by name; repeatable.
+    #[arg(long, value_name = "DIR", help_heading = "Parameters", hide_short_help = true)]
+    models_dir: Vec<PathBuf>,
+    /// Never use the network.
+    #[arg(long, help_heading = "Parameters", hide_short_help = true)]
+    offline: bool,
 
     /// Width in pixels, to which pictures are resized before [default: theirs].
     #[arg(short = 'W', long, value_name = "PIXELS", value_parser = at_least::<1>)]
@@ -92,9 +112,10 @@ pub(super) struct PreprocessArgs {
 }
 
 pub(super) fn run(args: &PreprocessArgs, stop: &Stop) -> Result<()> {
-    let &PreprocessArgs { low, high, threshold, sigma, factor, .. } = args;
-    let settings = Settings { low, high, threshold, sigma, factor };
+    let &PreprocessArgs { low, high, threshold, sigma, factor, per_picture, .. } = args;
+    let settings = Settings { low, high, threshold, sigma, factor, per_picture };
     let preprocessor = Preprocessor::new(&args.kind, &settings)?;
+    let depth = depth_path(args, &preprocessor)?;
     let existing = if args.overwrite { Existing::Replace } else { Existing::Refuse };
     let format = output::check(&args.output, existing)?;
     let is_stdout = args.output.as_os_str() == "-";
@@ -133,10 +154,19 @@ pub(super) fn run(args: &PreprocessArgs, stop: &Stop) -> Result<()> {
     {
         line(&format!("warning: {message}"));
     }
+    let fit = args.fit.unwrap_or_default();
+    // Before the output is begun: a clip has one range of depths.
+    let depths = depth.map(|path| depths(args, &path, &found.images, (size, fit), stop));
+    let depths = depths.transpose()?;
     let mut sink = output::open(&args.output, &clip, &Metadata::default(), existing, stop)?;
     let apply = |resized: RgbImage| preprocessor.apply(&resized, stop);
-    for image in found.images {
-        sink.frame(&resize_then(&image, size, args.fit.unwrap_or_default(), &apply, stop)?)?;
+    match depths {
+        Some(images) => images.iter().try_for_each(|image| sink.frame(image))?,
+        None => {
+            for image in found.images {
+                sink.frame(&resize_then(&image, size, fit, &apply, stop)?)?;
+            }
+        }
     }
     sink.finish()?;
     if is_stdout {
@@ -155,6 +185,42 @@ pub(super) fn run(args: &PreprocessArgs, stop: &Stop) -> Result<()> {
         "frames": clip.frames,
         "fps": clip.fps,
     }))?)
+}
+
+/// The network that a kind needs; none for formulas, whose flags must not be its.
+fn depth_path(args: &PreprocessArgs, preprocessor: &Preprocessor) -> Result<Option<PathBuf>> {
+    if preprocessor.needs_network() {
+        let names = Names::new(args.offline)?.with_folders(&args.models_dir)?;
+        return job::depth_model(args.depth_model.as_deref(), &names).map(Some);
+    }
+    for (flag, is_given) in
+        [("depth-model", args.depth_model.is_some()), ("device", args.device.is_some())]
+    {
+        if is_given {
+            let reason = format!("`{}` needs no network", preprocessor.name());
+            return Err(Error::request(flag, reason));
+        }
+    }
+    Ok(None)
+}
+
+/// Depth hints of pictures, told on stderr where there are many.
+fn depths(
+    args: &PreprocessArgs,
+    path: &Path,
+    images: &[RgbImage],
+    how: ((u32, u32), Fit),
+    stop: &Stop,
+) -> Result<Vec<RgbImage>> {
+    let device = args.device.unwrap_or_default().open()?;
+    let network = depth_network(path, DType::F32, &device, stop)?;
+    let mut tell = |done: usize| {
+        if !args.quiet && (done.is_multiple_of(16) || done == images.len()) {
+            line(&format!("estimated the depth of {done}/{}", images.len()));
+        }
+        Ok(())
+    };
+    depth_hints(images, how, (&network, args.per_picture), &mut tell, stop)
 }
 
 /// Width and height of the result: as asked for, or those of the pictures, which then must be of one size.

@@ -18,6 +18,9 @@ use crate::{Result, Stop};
 /// What the bar says while steps are made.
 const DENOISING: &str = "denoising";
 
+/// The network for hints of depth, in events.
+const DEPTH: &str = "depth-anything";
+
 /// The display of progress.
 #[derive(Debug)]
 enum View {
@@ -194,7 +197,10 @@ impl Progress {
             Event::Source { part, frame, frames }
                 if *frame > 0 && matches!(self.view, View::Lines) && is_told(*frame, *frames) =>
             {
-                self.note(&format!("encoded {frame}/{frames} of the source by {part}"));
+                self.note(&match *part {
+                    DEPTH => format!("estimated the depth of {frame}/{frames}"),
+                    part => format!("encoded {frame}/{frames} of the source by {part}"),
+                });
             }
             Event::Pass { pass, passes } if matches!(self.view, View::Lines) => {
                 self.note(&format!("pass {pass}/{passes}"));
@@ -265,8 +271,9 @@ fn draw(bar: &Bar, event: &Event, (steps, frames): (usize, usize), part: &str) {
             };
             bar.begin(what.into(), None);
         }
-        Event::Source { frame: 0, frames, .. } => {
-            bar.begin("encoding the source".into(), Some(*frames));
+        Event::Source { part, frame: 0, frames } => {
+            let what = if *part == DEPTH { "estimating the depth" } else { "encoding the source" };
+            bar.begin(what.into(), Some(*frames));
         }
         Event::Source { frame, frames, .. } => bar.reach(*frame, bar.rest(*frame, *frames)),
         Event::Ready => bar.begin(DENOISING.into(), Some(steps)),
@@ -360,7 +367,7 @@ mod tests {
             Some(Event::Step { step, steps: 4, timestep: 1.0, seconds: 5.0, eta_seconds })
         };
         assert_eq!(after(None), ("2/3 opening files".into(), 0, None));
-        assert_eq!(after(load("2/3 unet", 3 << 30)), ("2/3 loading unet, 3.0 GiB".into(), 0, None));
+        assert_eq!(after(load("unet", 3 << 30)), ("2/3 loading unet, 3.0 GiB".into(), 0, None));
         let source = |frame| Some(Event::Source { part: "vae-encoder", frame, frames: 9 });
         assert_eq!(after(source(0)), ("2/3 encoding the source".into(), 0, Some(9)));
         assert_eq!(after(source(5)), ("2/3 encoding the source".into(), 5, Some(9)));

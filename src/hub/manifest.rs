@@ -35,6 +35,7 @@ const EMBEDDED: &[(&str, &str)] = embedded![
     "lcm-lora-sd15",
     "sd-vae-ft-mse",
     "taesd",
+    "depth-anything-v2-small",
 ];
 
 /// Kind of a model.
@@ -52,6 +53,8 @@ pub enum Kind {
     Vae,
     /// Small autoencoder for fast decoding.
     TinyVae,
+    /// Network that estimates the depth of pictures.
+    Depth,
 }
 
 impl std::fmt::Display for Kind {
@@ -62,6 +65,7 @@ impl std::fmt::Display for Kind {
             Self::Lora => "lora",
             Self::Vae => "vae",
             Self::TinyVae => "tiny-vae",
+            Self::Depth => "depth",
         })
     }
 }

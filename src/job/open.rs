@@ -20,6 +20,7 @@ pub fn open(
 ) -> Result<(Pipeline, Files)> {
     let mut files = resolve::files(&job.models, names)?;
     files.controls = resolve::controls(&job.request, names)?;
+    files.depth = resolve::depth(&job.request, &job.models, names)?;
     files.ip_adapters = resolve::ip_adapters(&job.request, names)?;
     Ok((open_files(&job.models, &files, residency, stop)?, files))
 }

@@ -405,6 +405,31 @@ pub fn networks(request: &Request) -> BTreeSet<&str> {
     request.controls.iter().map(|control| control.model.as_str()).collect()
 }
 
+/// The published network that makes hints of depth.
+const DEPTH: &str = "depth-anything-v2-small";
+
+/// The network for depth, where a request has a hint made by it.
+///
+/// # Errors
+///
+/// When a name leads nowhere.
+pub fn depth(request: &Request, spec: &Spec, names: &Names) -> Result<Option<PathBuf>> {
+    let is_used = request
+        .controls
+        .iter()
+        .any(|control| control.preprocess.is_some_and(|made| made.needs_network()));
+    if is_used { depth_model(spec.depth_model.as_deref(), names).map(Some) } else { Ok(None) }
+}
+
+/// The network for depth of that name, or the published one.
+///
+/// # Errors
+///
+/// When the name leads nowhere.
+pub fn depth_model(word: Option<&str>, names: &Names) -> Result<PathBuf> {
+    names.path("depth-model", word.unwrap_or(DEPTH))
+}
+
 /// The IP-Adapters that a request uses.
 pub fn ip_adapters(request: &Request, names: &Names) -> Result<Vec<IpAdapterFile>> {
     let open = |word: &str| {

@@ -102,14 +102,15 @@ fn why(job: &Job, path: &Path, hashes: &mut Known, stop: &Stop) -> Result<String
 
 /// Everything that weights are read from, and the field that names it.
 fn weights(job: &Job) -> impl Iterator<Item = (&'static str, &str)> {
-    let Spec { model, checkpoint, vae, motion, lcm_lora, loras, embeddings, image_encoder, .. } =
-        &job.models;
+    let Spec { model, checkpoint, vae, motion, lcm_lora, loras, embeddings, .. } = &job.models;
+    let Spec { image_encoder, depth_model, .. } = &job.models;
     let parts = [
         ("model", model),
         ("checkpoint", checkpoint),
         ("vae", vae),
         ("motion", motion),
         ("image-encoder", image_encoder),
+        ("depth-model", depth_model),
     ];
     let parts = parts.into_iter().filter_map(|(field, word)| Some((field, word.as_ref()?)));
     let lcm_lora = lcm_lora.iter().map(|lora| ("lcm-lora", &lora.file));

@@ -5,10 +5,11 @@ use std::path::Path;
 use candle_core::{DType, Device};
 
 use super::embedded::Embedded;
-use super::{Base, Models, OpenImageEncoder, OpenIpAdapter, SideNetwork, VaeSizes};
+use super::{Base, Models, OpenDepth, OpenImageEncoder, OpenIpAdapter, SideNetwork, VaeSizes};
 use crate::Quantize;
 use crate::device::Precision;
 use crate::models::clip::{TextEncoder, VisionEncoder};
+use crate::models::depth_anything::DepthAnything;
 use crate::models::i2v_encoder::I2vEncoder;
 use crate::models::image_projection::IpAdapter;
 use crate::models::unet::UNet;
@@ -200,6 +201,23 @@ impl Models {
         device: &Device,
     ) -> Result<(VisionEncoder, LoadReport)> {
         self.open_image_encoder(path)?.build(dtype, device, &self.stop)
+    }
+
+    /// Builds the network for hints of depth.
+    ///
+    /// # Errors
+    ///
+    /// When none was opened, or its weights do not fit.
+    pub fn depth(&self, dtype: DType, device: &Device) -> Result<DepthAnything> {
+        self.open_depth()?.build(dtype, device, &self.stop)
+    }
+
+    pub(super) fn open_depth(&self) -> Result<&OpenDepth> {
+        let missing = || Error::Missing {
+            name: "the network for depth".into(),
+            reason: "was not opened".into(),
+        };
+        self.depth.as_ref().ok_or_else(missing)
     }
 
     pub(super) fn open_ip_adapter(&self, name: &str) -> Result<&OpenIpAdapter> {

@@ -8,6 +8,7 @@ use super::Base;
 use super::embedded::Embedded;
 use crate::models::clip::{TextConfig, VisionConfig};
 use crate::models::control_net::ControlNetConfig;
+use crate::models::depth_anything::DepthAnythingConfig;
 use crate::models::motion::MotionConfig;
 use crate::models::sparse_ctrl::SparseCtrlConfig;
 use crate::models::unet::UNetConfig;
@@ -33,6 +34,7 @@ macro_rules! config {
 
 config!(
     ControlNetConfig,
+    DepthAnythingConfig,
     MotionConfig,
     SparseCtrlConfig,
     TextConfig,

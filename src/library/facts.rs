@@ -2,8 +2,11 @@
 
 use std::path::Path;
 
-use super::{Base, Models, OpenImageEncoder, OpenIpAdapter, OpenSideNetwork, SideConfig, VaeSizes};
+use super::{
+    Base, Models, OpenDepth, OpenImageEncoder, OpenIpAdapter, OpenSideNetwork, SideConfig, VaeSizes,
+};
 use crate::adapters::lora::LoraReport;
+use crate::device::Precision;
 use crate::media::resize::Fit;
 use crate::models::clip::VisionConfig;
 use crate::models::i2v_encoder::I2vEncoderConfig;
@@ -32,7 +35,8 @@ impl Models {
         let controls = self.side_networks.values().flat_map(OpenSideNetwork::sources);
         let ip_adapters = self.ip_adapters.values().flat_map(OpenIpAdapter::sources);
         let image_encoders = self.image_encoders.values().flat_map(OpenImageEncoder::sources);
-        let beside = controls.chain(ip_adapters).chain(image_encoders);
+        let depth = self.depth.iter().flat_map(OpenDepth::sources);
+        let beside = controls.chain(ip_adapters).chain(image_encoders).chain(depth);
         let mut sources: Vec<Source> = Vec::new();
         for source in archives.chain(loras).chain(embeddings).chain(beside) {
             // A LoRA's file may hold embeddings, too.
@@ -41,6 +45,13 @@ impl Models {
             }
         }
         sources
+    }
+
+    /// Bytes that the network for hints of depth needs, with its intermediate results; 0 if there is none.
+    pub(crate) fn depth_bytes(&self, precision: Precision) -> u64 {
+        self.depth.as_ref().map_or(0, |depth| {
+            depth.bytes(precision.text).saturating_add(depth.config.work_bytes())
+        })
     }
 
     /// The open base files: names, shapes, what was left aside.

@@ -65,6 +65,8 @@ pub struct Files {
     pub ip_adapters: Vec<IpAdapterFile>,
     /// Their image encoder: a file or a folder. If left out, each is looked for near its adapter.
     pub image_encoder: Option<PathBuf>,
+    /// The network for hints of depth: a folder, or a file with its configuration beside it.
+    pub depth: Option<PathBuf>,
 }
 
 /// A textual inversion to add.
@@ -133,6 +135,7 @@ impl Files {
             controls: vec![],
             ip_adapters: vec![],
             image_encoder: None,
+            depth: None,
         }
     }
 

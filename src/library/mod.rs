@@ -5,6 +5,7 @@
 mod build;
 mod cache;
 mod configs;
+mod depth;
 mod embedded;
 mod facts;
 mod files;
@@ -24,6 +25,8 @@ use candle_core::DType;
 
 pub use cache::Library;
 use configs::Configs;
+use depth::OpenDepth;
+pub use depth::depth_network;
 pub use files::{Base, EmbeddingFile, Files, LoraFile, Motion, Preset};
 pub use ip_adapters::IpAdapterFile;
 use ip_adapters::{OpenImageEncoder, OpenIpAdapter};
@@ -65,6 +68,7 @@ pub struct Models {
     encoder: Checkpoint,
     ip_adapters: BTreeMap<String, OpenIpAdapter>,
     image_encoders: BTreeMap<PathBuf, OpenImageEncoder>,
+    depth: Option<OpenDepth>,
     unet: UNetConfig,
     /// AnimateLCM-I2V's image encoder, where the motion modules' file has it.
     i2v: Option<I2vEncoderConfig>,
@@ -247,6 +251,7 @@ impl Models {
             encoder,
             ip_adapters: BTreeMap::new(),
             image_encoders: BTreeMap::new(),
+            depth: None,
             unet,
             i2v,
             vae,
@@ -263,6 +268,9 @@ impl Models {
                 models.encoder.check(Component::Vae, |vb| models.vae.build_encoder(&vb))?;
             }
             models.side_networks.insert(file.name.clone(), net);
+        }
+        if let Some(path) = &files.depth {
+            models.depth = Some(OpenDepth::open(path)?);
         }
         for file in &files.ip_adapters {
             stop.check()?;
@@ -288,6 +296,7 @@ impl Models {
             && files.loras.is_empty()
             && files.embeddings.is_empty()
             && files.ip_adapters.is_empty()
+            && files.depth.is_none()
             && !matches!(files.motion, Motion::File(_));
         if !is_alone {
             let reason = "random weights cannot be mixed with those of files";
@@ -307,6 +316,7 @@ impl Models {
                 encoder: Checkpoint::new(),
                 ip_adapters: BTreeMap::new(),
                 image_encoders: BTreeMap::new(),
+                depth: None,
                 unet: UNetConfig::sd15(),
                 i2v: None,
                 vae: VaeSizes::Kl(VaeConfig::default()),

@@ -34,6 +34,8 @@ pub enum Part {
     IpAdapter(String),
     /// An image encoder, by path.
     ImageEncoder(PathBuf),
+    /// The network for hints of depth.
+    Depth,
 }
 
 /// What makes a loaded network: files, configuration, patches, device and dtype.
@@ -56,6 +58,7 @@ impl Models {
             }
             Part::IpAdapter(_) => "ip-adapter",
             Part::ImageEncoder(_) => "image-encoder",
+            Part::Depth => "depth-anything",
         }
     }
 
@@ -87,6 +90,7 @@ impl Models {
             Part::ImageEncoder(path) => {
                 self.image_encoders.get(path).map_or(0, |encoder| encoder.bytes(precision.text))
             }
+            Part::Depth => self.depth.as_ref().map_or(0, |depth| depth.bytes(precision.text)),
         }
     }
 
@@ -135,6 +139,10 @@ impl Models {
                 let encoder = self.open_image_encoder(path)?;
                 let files = files_of(&encoder.checkpoint, Component::ImageEncoder, false);
                 format!("{files} {:?} {text:?} {device:?}", encoder.config)
+            }
+            Part::Depth => {
+                let depth = self.open_depth()?;
+                format!("depth {} {:?} {text:?} {device:?}", depth.identity(), depth.config)
             }
         }))
     }

@@ -141,9 +141,19 @@ pub fn coarse(image: &RgbImage, factor: f64, stop: &Stop) -> Result<RgbImage> {
     let small = (Axis::whole(side(width)), Axis::whole(side(height)));
     let small = resample(image, &small.0, &small.1, Filter::Box, stop);
     stop.check()?;
-    let large = resample(&small, &Axis::whole(width), &Axis::whole(height), Filter::Bicubic, stop);
+    bicubic_to(&small, (width, height), stop)
+}
+
+/// The whole image at another size, by a bicubic filter.
+///
+/// # Errors
+///
+/// [`Error::Cancelled`](crate::Error::Cancelled) once `stop` is requested.
+pub fn bicubic_to(image: &RgbImage, size: (u32, u32), stop: &Stop) -> Result<RgbImage> {
+    let (width, height) = (Axis::whole(size.0), Axis::whole(size.1));
+    let resized = resample(image, &width, &height, Filter::Bicubic, stop);
     stop.check()?;
-    Ok(large)
+    Ok(resized)
 }
 
 /// An image whose pixels are squares of `factor` by `factor` equal ones.

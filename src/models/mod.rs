@@ -2,6 +2,7 @@
 
 pub mod clip;
 pub mod control_net;
+pub mod depth_anything;
 pub mod i2v_encoder;
 pub mod i3d;
 pub mod image_projection;

@@ -6,8 +6,9 @@ use std::sync::{Arc, Mutex};
 use candle_core::{DType, Device, Tensor};
 
 use super::denoiser::{Guided, Settings};
+use super::hints::Hint;
 use super::states::States;
-use super::{Observer, Pipeline, Prepared, hints, lock};
+use super::{Observer, Pipeline, Prepared, lock};
 use crate::adapters::ip_adapter::{ImageFeatures, ImagePrompt, UNetInfo};
 use crate::adapters::{Conditioner, Pass};
 use crate::library::SideNetwork;
@@ -51,10 +52,11 @@ impl Pipeline {
     pub(super) fn encode_hints(
         &self,
         prepared: &Prepared,
+        hints: &[Hint],
         observer: &mut dyn Observer,
     ) -> Result<BTreeMap<usize, Tensor>> {
         let request = &prepared.request;
-        let wanted = hints::of_latents(request, &self.models);
+        let wanted = super::hints::of_latents(request, &self.models);
         let mut all = BTreeMap::new();
         if wanted.is_empty() {
             return Ok(all);
@@ -64,7 +66,7 @@ impl Pipeline {
         let factor = self.models.factor();
         let (height, width) = (prepared.height / factor, prepared.width / factor);
         for (i, control) in wanted {
-            let Some(hint) = prepared.hints.get(i) else { continue };
+            let Some(hint) = hints.get(i) else { continue };
             let shape = (hint.images.len(), self.models.latent_channels(), height, width);
             let drawn = match prepared.hint_noise.get(&control.name) {
                 Some(given) if given.shape() == &shape.into() => given.clone(),
@@ -152,18 +154,18 @@ impl Pipeline {
         &'a self,
         prepared: &Prepared,
         networks: &'a BTreeMap<String, Arc<SideNetwork>>,
-        latents: &BTreeMap<usize, Tensor>,
+        (hints, latents): (&[Hint], &BTreeMap<usize, Tensor>),
         image_prompts: Vec<ImagePrompt>,
     ) -> Result<Vec<Box<dyn Conditioner + 'a>>> {
-        let parts = hints::Parts {
+        let parts = super::hints::Parts {
             networks,
             stop: &self.stop,
-            hints: &prepared.hints,
+            hints,
             latents,
             dtype: self.precision.unet,
             device: &self.device,
         };
-        let mut conditioners = hints::conditioners(&prepared.request, &parts)?;
+        let mut conditioners = super::hints::conditioners(&prepared.request, &parts)?;
         let boxed = |prompt| Box::new(prompt) as Box<dyn Conditioner>;
         conditioners.extend(image_prompts.into_iter().map(boxed));
         let own = self.own_conditioners.iter().map(|own| Box::new(Borrowed::new(own)) as _);

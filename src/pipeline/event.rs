@@ -50,7 +50,7 @@ pub enum Event {
     /// A part is about to be loaded.
     Load {
         /// Which: `text`, `image-encoder`, `ip-adapter`, `unet`, `vae`, `vae-encoder`, `i2v-encoder`, `controlnet`,
-        /// `sparsectrl` or `t2i-adapter`.
+        /// `sparsectrl`, `t2i-adapter` or `depth-anything`.
         part: &'static str,
         /// Bytes that it will have in memory.
         bytes: u64,
@@ -61,9 +61,9 @@ pub enum Event {
         #[serde(serialize_with = "as_text")]
         report: LoadReport,
     },
-    /// Frames of the source are encoded: none yet, or one more.
+    /// Frames of the source or of a hint are encoded: none yet, or one more.
     Source {
-        /// The network: `vae-encoder` or `i2v-encoder`.
+        /// The network: `vae-encoder`, `i2v-encoder`, or `depth-anything` for those of a hint.
         part: &'static str,
         /// How many are done, from 0. AnimateLCM-I2V's encoder does all at once.
         frame: usize,

@@ -14,8 +14,9 @@ use crate::adapters::{Conditioner, ControlSettings};
 use crate::library::{Models, SideConfig, SideNetwork};
 use crate::media::RgbImage;
 use crate::media::read::{OnBackground, Selection};
-use crate::media::resize::resize_then;
+use crate::media::resize::{Fit, resize_then};
 use crate::media::tensor::{from_rgb, to_grey};
+use crate::preprocess::Preprocessor;
 use crate::request::{Control, Request};
 use crate::{Error, Result, Stop};
 
@@ -70,7 +71,12 @@ fn hint(
     if control.guess && matches!(config, SideConfig::T2iAdapter(_)) {
         return Err(wrong(format!("{} has no guess mode", config.kind())));
     }
-    Ok(Hint { images: images.iter().map(fit).collect::<Result<_>>()?, frames })
+    if let Some(Preprocessor::Depth { per_picture }) = control.preprocess {
+        // By a network, when the run begins; a control that never counts is not even shown to it.
+        let depth = (!is_idle(control, clip)).then_some((control.fit, per_picture));
+        return Ok(Hint { images: images.to_vec(), frames, depth });
+    }
+    Ok(Hint { images: images.iter().map(fit).collect::<Result<_>>()?, frames, depth: None })
 }
 
 /// The images of a hint that are taken, in their own size.
@@ -135,10 +141,14 @@ fn some_of(found: usize, count: usize) -> String {
 /// The images of a control.
 #[derive(Clone, Debug)]
 pub struct Hint {
-    /// In the clip's size: one for all frames, or one for each; of SparseCtrl one for each of `frames`.
+    /// In the clip's size, unless `depth` says how they get it: one for all frames, or one for each; of SparseCtrl one for
+    /// each of `frames`.
     pub images: Vec<RgbImage>,
     /// The frames of SparseCtrl's images; of others empty.
     pub frames: Vec<usize>,
+    /// For pictures in their own size whose depths are the hint: how they are resized, and whether each has its own
+    /// range.
+    pub depth: Option<(Fit, bool)>,
 }
 
 /// The hint of every control of a request, for a clip of that size (width, height), so many frames of which are

@@ -144,6 +144,12 @@ impl Plan {
         } else {
             0
         };
+        let has_depth = request
+            .controls
+            .iter()
+            .any(|control| control.preprocess.is_some_and(|made| made.needs_network()));
+        let depth = if has_depth { models.depth_bytes(precision) } else { 0 };
+        let image_encoder = image_encoder.max(depth);
         let mut clip = 0.0;
         if request.windows.length.is_some() {
             let copies = frames * latents * models.latent_channels() as f64 * LATENT_COPIES;

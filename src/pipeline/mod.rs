@@ -6,6 +6,7 @@
 
 mod conditions;
 pub mod denoiser;
+mod depth;
 mod event;
 mod free_init;
 mod hints;
@@ -406,8 +407,9 @@ impl Pipeline {
                 start = Some(self.noised_source(run, clean, noise)?);
             }
             let i2v = self.i2v_control(run, clean.as_ref(), observer)?;
-            let hints = self.encode_hints(run, observer)?;
-            given.push((i2v, hints, self.image_prompts(run, observer)?));
+            let hints = self.finished_hints(run, observer)?;
+            let latents = self.encode_hints(run, &hints, observer)?;
+            given.push((i2v, (hints, latents), self.image_prompts(run, observer)?));
         }
         // The autoencoder is small: if something is wrong with it, that shows before the long part.
         let vae = self.vae(observer)?;
@@ -431,7 +433,9 @@ impl Pipeline {
                 start = self.enlarged(run, hires, smaller, &mut noise, observer)?;
             }
             let guided = self.guided(&*unet, run, states.clone())?;
-            let mut conditioners = self.conditioners(run, &side_networks, &hints, image_prompts)?;
+            let (hints, latents) = &hints;
+            let hints = (hints.as_slice(), latents);
+            let mut conditioners = self.conditioners(run, &side_networks, hints, image_prompts)?;
             conditioners.extend(i2v.map(|control| Box::new(control) as Box<dyn Conditioner>));
             let windowed = Windowed::new(guided.condition(conditioners), run.windows);
             let mut denoiser = Thresholded::new(windowed, request.quality.dynamic_thresholding);

@@ -11,6 +11,7 @@ use crate::Result;
 use crate::device::Precision;
 use crate::library::{Key, Models, Part, SideNetwork};
 use crate::models::clip::VisionEncoder;
+use crate::models::depth_anything::DepthAnything;
 use crate::models::i2v_encoder::I2vEncoder;
 use crate::models::image_projection::IpAdapter;
 use crate::models::unet::UNet;
@@ -134,6 +135,15 @@ impl Pipeline {
         let part = Part::IpAdapter(name.to_owned());
         self.get(&part, observer, |models, precision, device| {
             models.ip_adapter(name, precision.text, device)
+        })
+    }
+
+    pub(super) fn depth(&self, observer: &mut dyn Observer) -> Result<Arc<DepthAnything>> {
+        let (part, Precision { text, .. }) = (Part::Depth, self.precision);
+        let bytes = self.models.bytes(&part, self.precision);
+        self.library.get(self.key(&part)?, bytes, &self.stop, || {
+            observer.event(Event::Load { part: self.models.part_name(&part), bytes })?;
+            self.models.depth(text, &self.device)
         })
     }
 

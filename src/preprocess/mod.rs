@@ -1,4 +1,5 @@
-//! Hints for controls made of ordinary pictures by formulas without a network: edges, lines, blurred and grey pictures.
+//! Hints for controls made of ordinary pictures by formulas without a network: edges, lines, blurred and grey pictures;
+//! and of depths that a network estimates.
 //!
 //! | Kind | Result | As |
 //! |---|---|---|
@@ -10,6 +11,7 @@
 //! | `tile` | fewer pixels, enlarged again | PIL: `BOX` down by a factor, `BICUBIC` up |
 //! | `gray` | grey | PIL's `convert("L")` |
 //! | `invert` | 255 minus each value | |
+//! | `depth` | near is white | Depth Anything V2, a network that is [given](EstimateDepth) |
 //!
 //! ```
 //! use animatelcm::Stop;
@@ -23,11 +25,13 @@
 //! ```
 
 mod canny;
+mod depth;
 mod filters;
 mod names;
 
 use std::fmt;
 
+pub use depth::{DepthMap, EstimateDepth, greys, hints as depth_hints};
 use serde::{Deserialize, Serialize};
 
 use crate::media::resize::coarse;
@@ -80,6 +84,12 @@ pub enum Preprocessor {
     Gray {},
     /// 255 minus each value.
     Invert {},
+    /// Depths that a network estimates, near is white.
+    Depth {
+        /// Whether each picture has its own range of depths rather than all of a clip one.
+        #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+        per_picture: bool,
+    },
 }
 
 fn low() -> f64 {
@@ -115,10 +125,12 @@ pub struct Settings {
     pub sigma: Option<f64>,
     /// Factor of `tile` \[default: 8\].
     pub factor: Option<f64>,
+    /// Whether `depth` has a range for each picture.
+    pub per_picture: bool,
 }
 
 impl Settings {
-    /// The names of the parameters.
+    /// The names of the parameters that are numbers.
     pub const NAMES: [&str; 5] = ["low", "high", "threshold", "sigma", "factor"];
 
     /// The parameters that `value` gives by their names.
@@ -134,14 +146,17 @@ impl Settings {
             threshold: value(threshold)?,
             sigma: value(sigma)?,
             factor: value(factor)?,
+            per_picture: false,
         })
     }
 
     /// The name of a parameter that is given.
     pub(crate) fn given(&self) -> Option<&'static str> {
-        let Self { low, high, threshold, sigma, factor } = *self;
+        let Self { low, high, threshold, sigma, factor, per_picture } = *self;
         let values = [low, high, threshold, sigma, factor];
-        Self::NAMES.into_iter().zip(values).find_map(|(name, value)| value.map(|_| name))
+        let given =
+            Self::NAMES.into_iter().zip(values).find_map(|(name, value)| value.map(|_| name));
+        given.or(per_picture.then_some("per-picture"))
     }
 }
 
@@ -166,6 +181,7 @@ impl Preprocessor {
             "softedge" => Self::SoftEdge {},
             "lineart" => Self::Lineart {},
             "gray" => Self::Gray {},
+            "depth" => Self::Depth { per_picture: std::mem::take(&mut rest.per_picture) },
             _ => Self::Invert {},
         };
         if let Some(stranger) = rest.given() {
@@ -187,6 +203,7 @@ impl Preprocessor {
             Self::Tile { .. } => "tile",
             Self::Gray {} => "gray",
             Self::Invert {} => "invert",
+            Self::Depth { .. } => "depth",
         }
     }
 
@@ -198,6 +215,11 @@ impl Preprocessor {
     /// The names of all kinds.
     pub fn names() -> &'static [&'static str] {
         &names::KINDS
+    }
+
+    /// Whether the hint is made by a network, with [`depth_hints`].
+    pub fn needs_network(&self) -> bool {
+        matches!(self, Self::Depth { .. })
     }
 
     /// Returns whether the result are lines on black.
@@ -235,6 +257,7 @@ impl Preprocessor {
             Self::Blur { sigma } => within("sigma", sigma, 0.1, 100.0),
             Self::Tile { factor } => within("factor", factor, 1.0, 64.0),
             Self::SoftEdge {} | Self::Lineart {} | Self::Gray {} | Self::Invert {} => Ok(()),
+            Self::Depth { .. } => Ok(()),
         }
     }
 
@@ -242,7 +265,7 @@ impl Preprocessor {
     ///
     /// # Errors
     ///
-    /// [`Error::Cancelled`] once `stop` is requested.
+    /// [`Error::Cancelled`] once `stop` is requested; a kind that needs a network, see [`depth_hints`].
     pub fn apply(&self, image: &RgbImage, stop: &Stop) -> Result<RgbImage> {
         if image.width() == 0 || image.height() == 0 {
             return Ok(image.clone());
@@ -256,6 +279,12 @@ impl Preprocessor {
             Self::Tile { factor } => coarse(image, factor, stop)?,
             Self::Gray {} => mapped(image, |pixel| [luma(pixel); 3]),
             Self::Invert {} => mapped(image, |pixel| pixel.0.map(|value| u8::MAX - value)),
+            Self::Depth { .. } => {
+                return Err(Error::request(
+                    FIELD,
+                    "`depth` is made by a network, by `depth_hints`",
+                ));
+            }
         };
         stop.check()?;
         Ok(made)
@@ -271,6 +300,8 @@ impl fmt::Display for Preprocessor {
             Self::Scribble { threshold } => write!(f, " (threshold {threshold})"),
             Self::Blur { sigma } => write!(f, " (sigma {sigma})"),
             Self::Tile { factor } => write!(f, " (factor {factor})"),
+            Self::Depth { per_picture: true } => f.write_str(" (per picture)"),
+            Self::Depth { per_picture: false } => Ok(()),
             Self::SoftEdge {} | Self::Lineart {} | Self::Gray {} | Self::Invert {} => Ok(()),
         }
     }
@@ -299,6 +330,7 @@ mod tests {
         for (name, settings, part) in [
             ("canny", Settings { sigma: Some(1.0), ..none }, "`canny` has no parameter `sigma`"),
             ("gray", Settings { low: Some(1.0), ..none }, "`gray` has no parameter `low`"),
+            ("tile", Settings { per_picture: true, ..none }, "no parameter `per-picture`"),
             ("canny", Settings { low: Some(201.0), ..none }, "`low` is 201, above `high`"),
             ("canny", Settings { high: Some(2041.0), ..none }, "between 0 and 2040"),
             ("canny", Settings { low: Some(f64::NAN), ..none }, "`low` must be between"),
@@ -325,7 +357,11 @@ mod tests {
             let more = format!(r#"{{"kind":"{name}","x":1}}"#);
             assert!(serde_json::from_str::<Preprocessor>(&more).is_err(), "{more}");
         }
-        assert!(serde_json::from_str::<Preprocessor>(r#"{"kind":"depth"}"#).is_err());
+        assert!(serde_json::from_str::<Preprocessor>(r#"{"kind":"pose"}"#).is_err());
+        let own = Preprocessor::Depth { per_picture: true };
+        let json = serde_json::to_string(&own).unwrap();
+        assert_eq!(json, r#"{"kind":"depth","per_picture":true}"#);
+        assert_eq!(serde_json::from_str::<Preprocessor>(&json).unwrap(), own);
     }
 
     #[test]
@@ -334,6 +370,11 @@ mod tests {
         stopped.request();
         for name in Preprocessor::names() {
             let made = Preprocessor::new(name, &Settings::default()).unwrap();
+            if made.needs_network() {
+                let error = made.apply(&RgbImage::new(4, 4), &Stop::default()).unwrap_err();
+                assert!(error.to_string().contains("made by a network"), "{error}");
+                continue;
+            }
             for (width, height) in [(0, 0), (1, 1), (1, 5), (7, 1), (3, 2)] {
                 let image = RgbImage::from_pixel(width, height, Rgb([90, 100, 110]));
                 let hint = made.apply(&image, &Stop::default()).unwrap();

@@ -5,11 +5,11 @@ use crate::spelling::{bare, find, nearest};
 use crate::{Error, Result};
 
 /// The names of all kinds.
-pub(super) const KINDS: [&str; 8] =
-    ["canny", "softedge", "lineart", "scribble", "blur", "tile", "gray", "invert"];
+pub(super) const KINDS: [&str; 9] =
+    ["canny", "softedge", "lineart", "scribble", "blur", "tile", "gray", "invert", "depth"];
 
 /// Bare names, and the kind that each means.
-const KNOWN: [(&str, &str); 21] = [
+const KNOWN: [(&str, &str); 24] = [
     ("canny", "canny"),
     ("cannyedge", "canny"),
     ("softedge", "softedge"),
@@ -31,14 +31,17 @@ const KNOWN: [(&str, &str); 21] = [
     ("grayscale", "gray"),
     ("invert", "invert"),
     ("inverted", "invert"),
+    ("depth", "depth"),
+    ("depthanything", "depth"),
+    ("depthanythingv2", "depth"),
 ];
 
 /// Beginnings of the bare names of preprocessors that need a network; why they are not here, and what to do.
 const ELSEWHERE: [(&[&str], &str, &str); 6] = [
     (
-        &["depth", "midas", "zoe", "leres", "depthanything"],
-        "is not built yet",
-        "make the depth maps with another program, such as Depth Anything, and give them as the hint",
+        &["depth", "midas", "zoe", "leres"],
+        "needs a network that is not here",
+        "depth is made by Depth Anything V2",
     ),
     (
         &["openpose", "pose", "dwpose", "dwopenpose", "animalpose", "densepose", "mediapipe"],
@@ -105,12 +108,13 @@ mod tests {
             ("tile_resample", "tile"),
             ("blur_gaussian", "blur"),
             ("GREY", "gray"),
+            ("depth_anything_v2", "depth"),
         ] {
             assert_eq!(kind(name).unwrap_or_default(), want, "{name}");
         }
         for (name, reason, hint) in [
-            ("depth", "`depth` is not built yet", "Depth Anything"),
-            ("depth_midas", "is not built yet", "give them as the hint"),
+            ("depth_midas", "needs a network", "Depth Anything V2"),
+            ("zoe", "needs a network", "Depth Anything V2"),
             ("openpose_full", "finds people", "DWPose"),
             ("normal_bae", "needs a network", "another program"),
             ("seg_ofade20k", "needs a network", "another program"),

@@ -20,7 +20,7 @@ const GRAMMAR: &str = "NAME=HINT,model=FILE[,scale=0.8][,start=0][,end=0.6][,fit
                        a path with commas in double quotes: NAME=\"a, b.png\"";
 
 /// Keys that may follow `NAME=HINT`. Curves and lists contain commas: `scale=0:1.0,8:0.2`, `frames=0,8,15`.
-const KEYS: [Key; 15] = [
+const KEYS: [Key; 16] = [
     Key::new("model", Kind::Path),
     Key::new("scale", Kind::List(|part| part.contains(':'))),
     Key::new("start", Kind::Text),
@@ -36,6 +36,7 @@ const KEYS: [Key; 15] = [
     Key::new("threshold", Kind::Text),
     Key::new("sigma", Kind::Text),
     Key::new("factor", Kind::Text),
+    Key::new("per-picture", Kind::Word),
 ];
 
 /// A network and the hint that it has the clip follow. The network's file tells whether it is a ControlNet, a
@@ -102,7 +103,8 @@ impl Control {
         if name.is_empty() || hint.is_empty() {
             return Err(wrong(format!("`{text}` does not begin with NAME=HINT")));
         }
-        let guess = items.as_slice().iter().any(|item| item.key == "guess");
+        let has = |word: &str| items.as_slice().iter().any(|item| item.key == word);
+        let (guess, per_picture) = (has("guess"), has("per-picture"));
         let mut values: BTreeMap<String, String> =
             items.map(|item| (item.key, item.value)).collect();
         let kind = values.remove("preprocess");
@@ -133,6 +135,7 @@ impl Control {
             None => Ok(None),
             Some(value) => number(Some(value), 0.0).map(Some),
         })?;
+        let settings = Settings { per_picture, ..settings };
         let preprocess = match kind {
             // The control's own name says which.
             Some(kind) if kind.is_empty() => Some(Preprocessor::new(&name, &settings)?),
@@ -261,7 +264,9 @@ mod tests {
             ("canny=b,model=c,preprocess,sigma=2", "`canny` has no parameter `sigma`"),
             ("canny=b,model=c,preprocess,low=x", "not a number"),
             ("a=b,model=c,preprocess", "`a` is none of `canny`"),
-            ("depth=b,model=c,preprocess", "`depth` is not built yet"),
+            ("midas=b,model=c,preprocess", "`midas` needs a network"),
+            ("depth=b,model=c,per-picture", "`per-picture` in"),
+            ("gray=b,model=c,preprocess,per-picture", "no parameter `per-picture`"),
             ("a=b,model=c,preprocess=mlsd", "`mlsd` needs a network"),
         ] {
             let error = text.parse::<Control>().unwrap_err();
@@ -278,6 +283,9 @@ mod tests {
         assert_eq!(made("canny=b,model=c,preprocess"), Some(canny));
         assert_eq!(made("canny=b,preprocess,model=c"), Some(canny));
         assert_eq!(made("x=b,model=c,preprocess=canny,end=0.5"), Some(canny));
+        let depth = |per_picture| Some(Preprocessor::Depth { per_picture });
+        assert_eq!(made("depth=b,model=c,preprocess"), depth(false));
+        assert_eq!(made("depth=b,model=c,per-picture,preprocess"), depth(true));
         let wide = made("canny=b,model=c,low=20,preprocess,high=60.5");
         assert_eq!(wide, Some(Preprocessor::Canny { low: 20.0, high: 60.5 }));
         let control: Control = "a=b,model=c,preprocess=tile,factor=4".parse().unwrap();

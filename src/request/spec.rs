@@ -32,6 +32,9 @@ pub struct Spec {
     /// The image encoder of the IP-Adapters, if it is not near them.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub image_encoder: Option<String>,
+    /// The network that makes hints of depth; `depth-anything-v2-small` if `None`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub depth_model: Option<String>,
     /// Ignores a LoRA's alpha, as AnimateLCM's own code does.
     pub lora_legacy_scale: bool,
     /// Accepts LoRAs that fit in part.

@@ -57,6 +57,32 @@ impl Standalone {
         self.index.get(name).map(|at| at.shape.as_slice())
     }
 
+    /// The number of values of all tensors.
+    pub(crate) fn values(&self) -> u64 {
+        let values = |at: &Located| at.shape.iter().map(|side| *side as u64).product::<u64>();
+        self.index.values().map(values).fold(0, u64::saturating_add)
+    }
+
+    /// The files.
+    pub(crate) fn sources(&self) -> impl Iterator<Item = Source> {
+        self.archives.iter().map(|archive| archive.source().clone())
+    }
+
+    /// Path, length and time of change of each file.
+    pub(crate) fn identity(&self) -> String {
+        let all: Vec<&str> = self.archives.iter().map(|archive| archive.identity()).collect();
+        all.join(", ")
+    }
+
+    /// Checks that the files hold what `model` wants, and nothing else, without reading any tensor.
+    ///
+    /// # Errors
+    ///
+    /// A tensor that is missing, has another shape or was not requested; any error of `model`.
+    pub(crate) fn check<T>(&self, model: impl Fn(VarBuilder<'static>) -> Result<T>) -> Result<()> {
+        Checkpoint::survey(self.name, &self.index, DType::F32, model)
+    }
+
     /// Builds the network with `model`, which receives tensors of `dtype` (`F32`, `F16` or `BF16`) on `device`.
     ///
     /// # Errors

@@ -71,7 +71,9 @@ fn what_cannot_be_made_is_one_line_of_error_and_leaves_nothing() {
         assert!(outcome.hint().contains(hint), "{hint}: {}", outcome.stderr);
         assert_eq!(folder.names(), before);
     };
-    refused(&["depth", "v.gif", "-o", "a.gif"], "`depth` is not built yet", "Depth Anything");
+    refused(&["midas", "v.gif", "-o", "a.gif"], "needs a network", "Depth Anything V2");
+    refused(&["gray", "v.gif", "-o", "a.gif", "--device=cpu"], "`gray` needs no network", "");
+    refused(&["gray", "v.gif", "-o", "a.gif", "--per-picture"], "no parameter `per-picture`", "");
     refused(&["openpose", "v.gif", "-o", "a.gif"], "finds people", "DWPose");
     refused(&["cany", "v.gif", "-o", "a.gif"], "none of `canny`", "did you mean `canny`?");
     refused(&["canny", "v.gif", "-o", "a.gif", "--sigma=2"], "no parameter `sigma`", "");
@@ -129,4 +131,100 @@ fn a_hint_made_in_passing_is_that_of_the_command_and_replays() {
     let (_, shared) = clip("canny=video,preprocess,low=40,high=90", &source, "f.webp");
     let (_, own) = clip("canny=e.webp", &source, "g.webp");
     assert!(shared == own);
+}
+
+#[test]
+fn depth_is_made_by_the_network_of_a_folder() {
+    let folder = Folder::new();
+    moving(&folder, "v.webp");
+    let network = golden::path("depth_anything").display().to_string();
+    let model = ["--depth-model", network.as_str()];
+    let made = ["preprocess", "depth", "v.webp", "-W", "40", "-H", "32", "-o"];
+    folder.run(&[&made[..], &["d.webp", "-q"], &model].concat()).ok();
+    folder.run(&[&made[..], &["own_%03d.png", "--per-picture", "-q"], &model].concat()).ok();
+    folder.run(&[&made[..], &["d_%03d.png", "-q"], &model].concat()).ok();
+    let frames = |name: &str| -> Vec<_> {
+        (0..4).map(|i| pixels(&folder, &format!("{name}_{i:03}.png"))).collect()
+    };
+    let range = |image: &image::RgbImage| {
+        assert!(image.pixels().all(|p| p[0] == p[1] && p[1] == p[2]));
+        let values = || image.pixels().map(|pixel| pixel[0]);
+        (values().min().unwrap(), values().max().unwrap())
+    };
+    let own = frames("own");
+    assert!(own.iter().all(|image| range(image) == (0, 255) && image.dimensions() == (40, 32)));
+    let shared: Vec<_> = frames("d").iter().map(range).collect();
+    assert!(shared.iter().any(|range| range.0 == 0) && shared.iter().any(|range| range.1 == 255));
+    assert!(shared.iter().any(|range| *range != (0, 255)), "{shared:?}");
+    // A picture alone has its own range either way.
+    let one = ["preprocess", "depth", "own_000.png", "-o", "one.png", "-q"];
+    folder.run(&[&one[..], &model].concat()).ok();
+    assert_eq!(range(&pixels(&folder, "one.png")), (0, 255));
+
+    // Without weights it says what to pull, without a configuration what is missing.
+    let lost = folder.run(&[&made[..], &["e.webp", "--offline"]].concat());
+    assert!(lost.stderr.contains("depth-anything-v2-small"), "{}", lost.stderr);
+    assert!(lost.hint().contains("models pull depth-anything-v2-small"), "{}", lost.stderr);
+    let weights = golden::path("depth_anything/model.safetensors");
+    fs::copy(&weights, folder.path("bare.safetensors")).unwrap();
+    let bare = [&made[..], &["e.webp", "--depth-model", "bare.safetensors"]].concat();
+    let bare = folder.run(&bare);
+    assert!(bare.stderr.contains("has no config.json beside it"), "{}", bare.stderr);
+    let config = fs::read_to_string(golden::path("depth_anything/config.json")).unwrap();
+    for (from, to, says) in [
+        (r#""relative_to""#, "", ""),
+        (r#""hidden_size": 12"#, r#""hidden_size": 15"#, "15"),
+        (r#""model_type": "depth_anything""#, r#""model_type": "clip""#, "not `depth_anything`"),
+        (r#""fusion_hidden_size""#, r#""depth_estimation_type": "metric", "x""#, "metric"),
+        (r#""out_indices": [1, 2, 4, 5]"#, r#""out_indices": [1, 2, 4, 6]"#, "out_indices"),
+    ] {
+        folder.write("config.json", config.replace(from, to).as_bytes());
+        let run = [&made[..], &["f.webp", "-y", "--depth-model", "bare.safetensors"]].concat();
+        let run = folder.run(&run);
+        match says {
+            "" => drop(run.ok()),
+            says => assert!(run.code != Some(0) && run.stderr.contains(says), "{}", run.stderr),
+        }
+    }
+
+    // In passing, with any network of a tiny model.
+    let path = |name: &str| golden::path(&format!("pocket_adapters/{name}")).display().to_string();
+    let base = format!("--model={}", path("model/base"));
+    let motion = format!("--motion={}", path("model/motion_lcm.safetensors"));
+    let lora = format!("--lcm-lora={}", path("model/animatelcm_lora.safetensors"));
+    let clip = |control: &str, name: &str| {
+        let words = ["generate", "a red square", "--steps=1", "--seed=3", "--frames=4", "-y"];
+        let control = format!("{control},model={}", path("controlnet"));
+        let with = [&base, &motion, &lora, "--control", &control, "-o", name];
+        let run = folder.run(&[&words[..], &with, &model].concat()).ok();
+        let job = folder.run(&["inspect", "--json", name]).ok().json();
+        folder.run(&["preprocess", "gray", name, "-o", "frames.y4m", "-y"]).ok();
+        (job, folder.read("frames.y4m"), run.stderr)
+    };
+    let whole = ["preprocess", "depth", "v.webp", "-W", "64", "-H", "64", "-o", "w.webp", "-q"];
+    folder.run(&[&whole[..], &model].concat()).ok();
+    let (job, got, said) = clip("depth=v.webp,preprocess", "b.webp");
+    assert!(said.contains("loading depth-anything"), "{said}");
+    assert!(said.contains("estimated the depth of 4/4"), "{said}");
+    assert_eq!(job["controls"][0]["preprocess"].to_string(), r#"{"kind":"depth"}"#);
+    assert_eq!(job["models"]["depth_model"], network);
+    let (plain, want, _) = clip("depth=w.webp", "c.webp");
+    // Its hash is among those of the weights.
+    let count = |job: &serde_json::Value| job["weights"].as_array().unwrap().len();
+    assert_eq!(count(&job), count(&plain) + 1, "{job}");
+    assert!(got == want);
+    folder.run(&["replay", "b.webp", "-o", "r.webp", "-q"]).ok();
+    assert!(folder.read("b.webp") == folder.read("r.webp"));
+    let (_, other, _) = clip("depth=v.webp,preprocess,per-picture", "d2.webp");
+    assert!(other != want);
+}
+
+#[test]
+fn hints_that_cover_the_frame_are_preprocessed_too() {
+    let folder = Folder::new();
+    moving(&folder, "v.webp");
+    let made = ["preprocess", "gray", "v.webp", "-W", "48", "-H", "32", "--fit=cover", "-o"];
+    folder.run(&[&made[..], &["c_%03d.png"]].concat()).ok();
+    let grey = pixels(&folder, "c_000.png");
+    assert!(grey.pixels().all(|pixel| pixel[0] == pixel[1] && pixel[1] == pixel[2]));
 }

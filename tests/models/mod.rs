@@ -2,6 +2,8 @@
 
 /// The text encoder.
 mod clip;
+/// What estimates depth.
+mod depth_anything;
 /// Published sizes: names lists always, whole passes when asked.
 mod full_size;
 /// What names actions in videos.

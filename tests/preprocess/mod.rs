@@ -87,7 +87,8 @@ fn hints_are_the_same_with_any_number_of_threads() {
         Rgb([(x * y) as u8, (7 * x + 3 * y) as u8, ((x ^ y) * 5) as u8])
     });
     let alone = rayon::ThreadPoolBuilder::new().num_threads(1).build().unwrap();
-    for name in Preprocessor::names() {
+    // Those of a network have a test of their own.
+    for name in Preprocessor::names().iter().filter(|name| **name != "depth") {
         let many = apply(name, Settings::default(), &picture);
         assert_eq!(alone.install(|| apply(name, Settings::default(), &picture)), many, "{name}");
     }

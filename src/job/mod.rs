@@ -27,7 +27,8 @@ pub use lora_tags::resolve_by as resolve_lora_tags;
 pub use open::{open, open_files};
 pub use prompts::{Folders, resolve as resolve_prompts};
 pub use resolve::{
-    Inputs as ListedInputs, Listed, Names, apply_defaults, controls, depth, depth_model, files, ip_adapters, networks,
+    Inputs as ListedInputs, Listed, Names, apply_defaults, controls, depth, depth_model, files,
+    ip_adapters, networks,
 };
 pub use run::{Target, run};
 pub use trust::{Known, check as check_trust};

@@ -13,7 +13,7 @@ pub(super) const FOLDER: &str = "/ui/";
 const SCRIPT: &str = "text/javascript; charset=utf-8";
 
 /// Files by name, with their media types.
-const FILES: [(&str, &str, &str); 14] = [
+static FILES: [(&str, &str, &str); 14] = [
     ("api.js", SCRIPT, include_str!("ui/api.js")),
     ("app.js", SCRIPT, include_str!("ui/app.js")),
     ("cards.js", SCRIPT, include_str!("ui/cards.js")),
@@ -38,7 +38,7 @@ pub(super) async fn index(State(app): State<Shared>) -> Answer {
 /// `GET /ui/{file}`
 pub(super) async fn file(State(app): State<Shared>, Path(name): Path<String>) -> Answer {
     let found = FILES.iter().find(|(known, _, _)| *known == name);
-    let (_, kind, text) = found.ok_or_else(|| Problem::not_found("file"))?;
+    let &(_, kind, text) = found.ok_or_else(|| Problem::not_found("file"))?;
     answer(&app, kind, text)
 }
 

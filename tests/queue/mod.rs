@@ -12,7 +12,7 @@ use animatelcm::queue::{
 
 use contract::{output, submission, submit};
 
-const LEASE: Duration = Duration::from_millis(300);
+const LEASE: Duration = Duration::from_secs(1);
 
 #[test]
 fn the_sqlite_queue_keeps_the_contract() {

@@ -152,7 +152,7 @@ fn a_worker_that_stops_gives_its_job_back() {
 #[test]
 fn a_worker_that_stops_finishes_its_job_within_the_grace() {
     let place = Place::new();
-    let job = place.submit(small(40));
+    let job = place.submit(small(8));
     place.work_until(Duration::from_secs(100), || place.get(&job).progress > 0.0);
     assert_eq!(place.get(&job).status, Status::Completed);
 }

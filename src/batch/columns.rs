@@ -6,6 +6,7 @@ use serde_json::Value;
 use super::FIELD;
 use super::entry::{Entry, Fields, put};
 use super::fields::{self, Kind};
+use super::lines::Lines;
 use crate::{Error, Result};
 
 /// The clips of a text.
@@ -38,11 +39,13 @@ pub(super) fn read(text: &str) -> Result<impl Iterator<Item = Entry> + '_> {
         }
         columns.push((name.to_owned(), kind));
     }
-    Ok(Rows { reader, columns })
+    Ok(Rows { text, lines: Lines::of(text), reader, columns })
 }
 
 /// Lines below a header.
 struct Rows<'a> {
+    text: &'a str,
+    lines: Lines,
     reader: Reader<&'a [u8]>,
     columns: Vec<(String, Kind)>,
 }
@@ -52,13 +55,14 @@ impl Iterator for Rows<'_> {
 
     fn next(&mut self) -> Option<Entry> {
         let mut row = StringRecord::new();
-        let line = self.reader.position().line() as usize;
+        // The reader counts a line break of two characters as a part of the next line.
+        let start = self.reader.position().byte() as usize;
+        let rest = self.text.get(start..).unwrap_or_default();
+        let breaks = rest.len() - rest.trim_start_matches(['\r', '\n']).len();
+        let line = self.lines.at(start + breaks);
         match self.reader.read_record(&mut row) {
             Ok(false) => None,
-            Ok(true) => {
-                let line = row.position().map_or(line, |at| at.line() as usize);
-                Some(Entry::new(line, fields_of(&self.columns, &row)))
-            }
+            Ok(true) => Some(Entry::new(line, fields_of(&self.columns, &row))),
             Err(error) => Some(Entry::new(line, Err(Error::request(FIELD, broken(&error))))),
         }
     }

@@ -5,6 +5,7 @@ use toml::Spanned;
 use toml::de::{DeTable, DeValue};
 
 use super::entry::{Entry, Fields, has, lay_over, put};
+use super::lines::Lines;
 use super::{FIELD, MOST_ITEMS, fields};
 use crate::{Error, Result, spelling};
 
@@ -203,19 +204,4 @@ fn json(value: &Spanned<DeValue<'_>>, lines: &Lines, depth: usize) -> Result<Val
 
 fn wrong(line: usize, reason: impl Into<String>) -> Error {
     Error::request(FIELD, reason).at(format!("line {line}"))
-}
-
-/// Numbers of lines by places in a text.
-#[derive(Debug)]
-struct Lines(Vec<usize>);
-
-impl Lines {
-    fn of(text: &str) -> Self {
-        Self(text.match_indices('\n').map(|(at, _)| at).collect())
-    }
-
-    /// The line of a place, from 1.
-    fn at(&self, place: usize) -> usize {
-        self.0.partition_point(|end| *end < place) + 1
-    }
 }

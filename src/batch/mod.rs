@@ -8,6 +8,7 @@ mod columns;
 mod entry;
 mod fields;
 mod key;
+mod lines;
 mod list;
 mod manifest;
 mod matrix;

@@ -57,6 +57,9 @@ fn every_form_says_the_same() {
         let numbers: Vec<usize> = items.iter().map(|item| item.number).collect();
         assert_eq!(numbers, [1, 2, 3], "{name}");
         assert_eq!(items[2].stem, "000003");
+        let lines: Vec<usize> = items.iter().map(|item| item.line).collect();
+        let wanted = if name == "a.csv" { [2, 3, 3] } else { [1, items[1].line, items[1].line] };
+        assert_eq!(lines, wanted, "{name}");
     }
 }
 

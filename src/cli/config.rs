@@ -266,7 +266,7 @@ fn at_home(text: &str) -> String {
 mod tests {
     use super::*;
     use crate::cli::flags::{GenerateArgs, Seed};
-    use crate::cli::preview::Protocol;
+    use crate::cli::preview::{PreviewTo, Protocol};
 
     fn config(text: &str) -> Result<Config> {
         Config::parse(Path::new("c.toml"), text)
@@ -303,7 +303,7 @@ mod tests {
         let args = generate(text, &["--request", "r.json"]).unwrap();
         assert_eq!((args.sampling.steps, args.reporting.quiet), (None, true));
         assert_eq!((args.output.zoom, args.output.open), (None, true));
-        assert_eq!(args.output.preview, Some(Protocol::Sixel));
+        assert_eq!(args.output.preview, Some(PreviewTo::Terminal(Protocol::Sixel)));
     }
 
     #[test]
@@ -340,7 +340,7 @@ mod tests {
     #[test]
     fn a_flag_whose_value_may_be_left_out_is_turned_on_or_off() {
         let preview = |text: &str| generate(text, &["x"]).unwrap().output.preview;
-        assert_eq!(preview("preview = true"), Some(Protocol::Auto));
+        assert_eq!(preview("preview = true"), Some(PreviewTo::Terminal(Protocol::Auto)));
         assert_eq!(preview("preview = false"), None);
     }
 

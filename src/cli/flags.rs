@@ -5,7 +5,7 @@ use std::str::FromStr;
 
 use clap::{Args, Subcommand, ValueEnum};
 
-use super::preview::Protocol;
+use super::preview::PreviewTo;
 use crate::Quantize;
 use crate::device::{DeviceChoice, DtypeChoice, KernelChoice};
 use crate::media::Background;
@@ -538,18 +538,19 @@ pub(super) struct OutputFlags {
     /// Overwrite an existing file.
     #[arg(short = 'y', long, alias = "force", hide_short_help = true)]
     pub(super) overwrite: bool,
-    /// Show the finished clip in the terminal; without a value as well as the terminal can.
+    /// Show the clip while it is made: in FILE (.gif, .webp or .png), an animation that is written again after every
+    /// step, or in the terminal.
+    ///
+    /// - or nothing is the terminal, as well as it can: kitty, iterm2, sixel or blocks. It shows the finished clip, too.
     #[arg(
         long,
-        value_enum,
-        ignore_case = true,
-        value_name = "HOW",
+        value_name = "FILE",
         num_args = 0..=1,
         require_equals = true,
         default_missing_value = "auto",
         hide_short_help = true
     )]
-    pub(super) preview: Option<Protocol>,
+    pub(super) preview: Option<PreviewTo>,
     /// Open the finished clip in the system's viewer.
     #[arg(long, hide_short_help = true)]
     pub(super) open: bool,

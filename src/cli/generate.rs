@@ -8,7 +8,7 @@ use super::flags::{
     ClipFlags, GenerateArgs, LongFlags, ModelFlags, ProgressMode, QualityFlags, Reporting,
     SamplingFlags, SourceFlags, Switch, is_there,
 };
-use super::preview::{self, Preview};
+use super::preview::{self, Preview, PreviewTo};
 use super::progress::Progress;
 #[cfg(feature = "hub")]
 use super::{models, terminal};
@@ -40,6 +40,10 @@ pub(super) fn run(mut args: GenerateArgs, stop: &Stop) -> Result<()> {
     let clips = clips(&args, &asked.job.request, seed)?;
     let (existing, is_many) = (existing(&args), clips.len() > 1);
     let preview = looks(&args, is_many)?;
+    if let Some(PreviewTo::File(file)) = &args.output.preview {
+        // It may be written again from now on, but a file that was there before is asked for.
+        clips.iter().try_for_each(|(_, path)| job::check_preview(path, file, existing))?;
+    }
     #[cfg(feature = "hub")]
     offer_pull(&args, &names, &asked.job, stop)?;
     if is_many {
@@ -50,7 +54,7 @@ pub(super) fn run(mut args: GenerateArgs, stop: &Stop) -> Result<()> {
         }
     }
     let library = is_many.then(|| Arc::new(Library::new(u64::MAX)));
-    let mut progress = Progress::new(&args.reporting, stop);
+    let mut progress = Progress::new(&args.reporting, stop).on(preview);
     for (seed, path) in &clips {
         let mut asked = asked.clone();
         asked.job.request.sampling.seed = Some(*seed);
@@ -76,7 +80,7 @@ fn looks(args: &GenerateArgs, is_many: bool) -> Result<Option<Preview>> {
         let reason = if is_stdout { "standard output is no file" } else { "is for one clip" };
         return Err(Error::request("open", reason));
     }
-    let Some(protocol) = args.output.preview else { return Ok(None) };
+    let Some(PreviewTo::Terminal(protocol)) = args.output.preview else { return Ok(None) };
     if is_stdout {
         return Err(Error::request("preview", "standard output is no file"));
     }
@@ -142,7 +146,7 @@ fn all(args: &GenerateArgs, names: &Names, mut batch: job::Batch, stop: &Stop) -
     }
     let preview = if args.dump_request { None } else { looks(args, true)? };
     let library = Arc::new(Library::new(u64::MAX));
-    let mut progress = Progress::new(&args.reporting, stop);
+    let mut progress = Progress::new(&args.reporting, stop).on(preview);
     let (mut failed, mut total) = (0, 0);
     while let Some(read) = batch.next_request(stop)? {
         total += 1;
@@ -195,6 +199,10 @@ fn target<'a>(args: &'a GenerateArgs, path: &'a Path) -> Target<'a> {
         existing: existing(args),
         has_metadata: !args.output.no_metadata,
         tensors: args.output.tensors_out.as_deref(),
+        preview: match &args.output.preview {
+            Some(PreviewTo::File(file)) => Some(file),
+            _ => None,
+        },
     }
 }
 

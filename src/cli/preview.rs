@@ -1,19 +1,49 @@
-//! The finished clip: in the terminal, or in the viewer of the system.
+//! A clip in the terminal, while it is made and finished, or in the viewer of the system.
 
 use std::io::{IsTerminal, Read, Seek, SeekFrom};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
+use std::str::FromStr;
 use std::time::{Duration, Instant};
 
 use clap::ValueEnum;
 
 use super::{inline, terminal};
-use crate::media::RgbImage;
 use crate::media::read::{self, Selection};
 use crate::media::resize::{Fit, resize};
+use crate::media::{RgbImage, row};
 use crate::output::{self, ClipInfo, Format, Metadata};
-use crate::pipeline::Done;
+use crate::pipeline::{self, Done};
 use crate::{Error, Result, Stop};
+
+/// Where a clip is shown while it is made.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) enum PreviewTo {
+    /// In the terminal, where the finished clip is shown, too.
+    Terminal(Protocol),
+    /// In an animation.
+    File(PathBuf),
+}
+
+impl FromStr for PreviewTo {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        if text == "-" {
+            return Ok(Self::Terminal(Protocol::Auto));
+        }
+        if let Ok(protocol) = Protocol::from_str(text, true) {
+            return Ok(Self::Terminal(protocol));
+        }
+        match Path::new(text).extension() {
+            Some(_) => Ok(Self::File(text.into())),
+            None => {
+                Err("neither a file (.gif, .webp, .png) nor -, kitty, iterm2, sixel or blocks"
+                    .into())
+            }
+        }
+    }
+}
 
 /// How a terminal shows images.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
@@ -40,8 +70,11 @@ const FRAMES: usize = 32;
 /// Text lines of an image, if the terminal has as many.
 const ROWS: usize = 16;
 
+/// The most frames that are shown side by side.
+const COLUMNS: usize = 4;
+
 /// A terminal that a clip can be shown in.
-#[derive(Debug)]
+#[derive(Clone, Copy, Debug)]
 pub(super) struct Preview {
     protocol: Protocol,
     columns: usize,
@@ -85,10 +118,10 @@ impl Preview {
         let frames = self.frames(path, done.frames, every, stop)?;
         let rate = done.fps / every as f64;
         let gap = (1000.0 / rate).round() as u32;
-        let rows = ROWS.min(self.rows.saturating_sub(2)).max(1);
+        let rows = self.lines();
         match self.protocol {
             Protocol::Kitty => {
-                let text = inline::kitty(&frames, gap, rows, std::process::id().max(1));
+                let text = inline::kitty(&frames, gap, rows, kitty_id());
                 terminal::draw(&text);
             }
             Protocol::Iterm2 => terminal::draw(&inline::iterm2(&gif(&frames, rate, stop)?, rows)),
@@ -100,6 +133,63 @@ impl Preview {
             Protocol::Auto | Protocol::Blocks => play(&frames, rate, stop)?,
         }
         Ok(())
+    }
+
+    /// Text lines of an image.
+    fn lines(&self) -> usize {
+        ROWS.min(self.rows.saturating_sub(2)).max(1)
+    }
+
+    /// Draws what a clip looks like after a step, over what was drawn before. What cannot be animated is a row of frames.
+    ///
+    /// # Errors
+    ///
+    /// When an encoder fails, or on a stop.
+    pub(super) fn step(
+        &self,
+        preview: &pipeline::Preview,
+        is_first: bool,
+        stop: &Stop,
+    ) -> Result<()> {
+        let lines = self.lines();
+        let frames = &preview.images;
+        let image = match self.protocol {
+            Protocol::Kitty => {
+                let gap = (1000.0 / preview.fps).round() as u32;
+                inline::kitty(frames, gap, lines, kitty_id())
+            }
+            Protocol::Iterm2 => inline::iterm2(&gif(frames, preview.fps, stop)?, lines),
+            Protocol::Sixel => inline::sixel(&self.strip(frames, SIXEL_CELL, stop)?),
+            Protocol::Auto | Protocol::Blocks => {
+                inline::half_blocks(&self.strip(frames, (1, 2), stop)?)
+            }
+        };
+        // Room below, so that nothing scrolls when the cursor is put back.
+        let room = if is_first { "\n".repeat(lines) } else { String::new() };
+        terminal::draw(&format!("{room}\x1b[{lines}A\r\x1b7\x1b[J{image}\x1b8\x1b[{lines}B"));
+        Ok(())
+    }
+
+    /// Removes what was drawn last.
+    pub(super) fn erase(&self) {
+        let image = match self.protocol {
+            Protocol::Kitty => format!("\x1b_Ga=d,d=I,i={},q=2\x1b\\", kitty_id()),
+            _ => String::new(),
+        };
+        terminal::draw(&format!("{image}\x1b[{}A\r\x1b[J", self.lines()));
+    }
+
+    /// Some of the frames side by side, as large as the lines and columns of an image, whose characters have so many
+    /// pixels.
+    fn strip(&self, frames: &[RgbImage], cell: (u32, u32), stop: &Stop) -> Result<RgbImage> {
+        let strip = row(frames, COLUMNS);
+        let (width, height) = strip.dimensions();
+        let ratio = |most: usize, cell: u32, side: u32| {
+            (most as u32 * cell) as f64 / f64::from(side.max(1))
+        };
+        let scale = ratio(self.columns, cell.0, width).min(ratio(self.lines(), cell.1, height));
+        let side = |side: u32| ((f64::from(side) * scale).floor() as u32).max(1);
+        resize(&strip, side(width), side(height), Fit::Stretch, stop)
     }
 
     /// Frames of a clip in the size that the terminal shows.
@@ -144,6 +234,14 @@ impl Preview {
         let side = |side: u32| ((f64::from(side) * scale).round() as u32).max(1);
         (side(width), side(height))
     }
+}
+
+/// Pixels of a character, at least: terminals do not say how many.
+const SIXEL_CELL: (u32, u32) = (5, 10);
+
+/// The number of this process's image in kitty's protocol.
+fn kitty_id() -> u32 {
+    std::process::id().max(1)
 }
 
 /// The protocol of a terminal that describes itself by these variables; `None` if it has no colours.
@@ -266,6 +364,28 @@ mod tests {
         assert_eq!(chosen(&[xterm, ("TERM_PROGRAM", "WezTerm")]), Some(Protocol::Iterm2));
         assert_eq!(chosen(&[("TERM", "dumb")]), None);
         assert_eq!(choose(Protocol::Sixel, &|_| None), Some(Protocol::Sixel));
+    }
+
+    #[test]
+    fn previews_go_to_terminals_and_animations() {
+        let to = |text: &str| text.parse::<PreviewTo>();
+        assert_eq!(to("-"), Ok(PreviewTo::Terminal(Protocol::Auto)));
+        assert_eq!(to("Kitty"), Ok(PreviewTo::Terminal(Protocol::Kitty)));
+        assert_eq!(to("kitty.gif"), Ok(PreviewTo::File("kitty.gif".into())));
+        assert!(to("kity").unwrap_err().contains("sixel"));
+    }
+
+    #[test]
+    fn a_row_of_frames_fits_lines_and_columns() {
+        let strip = |(columns, rows), cell, frames: usize| {
+            let preview = Preview { protocol: Protocol::Blocks, columns, rows };
+            let frames = vec![RgbImage::new(16, 12); frames];
+            preview.strip(&frames, cell, &Stop::default()).unwrap().dimensions()
+        };
+        assert_eq!(strip((200, 50), (1, 2), 16), (170, 32));
+        assert_eq!(strip((80, 50), (1, 2), 16), (80, 15));
+        assert_eq!(strip((80, 8), (1, 2), 1), (16, 12));
+        assert_eq!(strip((80, 50), SIXEL_CELL, 2), (400, 150));
     }
 
     #[test]

@@ -9,10 +9,11 @@ use indicatif::{ProgressBar, ProgressDrawTarget, ProgressState, ProgressStyle};
 use serde::Serialize;
 
 use super::flags::{ProgressMode, Reporting};
+use super::preview::Preview;
 use super::terminal::{escaped, line};
 use super::tune;
 use crate::error::Bytes;
-use crate::pipeline::{Event, Observer};
+use crate::pipeline::{self, Event, Observer};
 use crate::{Result, Stop};
 
 /// What the bar says while steps are made.
@@ -128,6 +129,10 @@ pub(super) struct Progress {
     part: &'static str,
     /// Warnings that were shown: those of one clip are often those of the next.
     warned: BTreeSet<String>,
+    /// Where previews are drawn.
+    screen: Option<Preview>,
+    /// Whether one stands right above the cursor.
+    is_drawn: bool,
 }
 
 impl Progress {
@@ -142,7 +147,8 @@ impl Progress {
             ProgressMode::Auto => View::Lines,
         };
         let (verbose, stop) = (reporting.verbose, stop.clone());
-        Self { view, verbose, stop, counts: (0, 0), item: None, part: "", warned: BTreeSet::new() }
+        let (counts, warned) = ((0, 0), BTreeSet::new());
+        Self { view, verbose, stop, counts, item: None, part: "", warned, screen: None, is_drawn: false }
     }
 
     /// What follows is of one of many clips, counted from 1.
@@ -151,6 +157,13 @@ impl Progress {
         if let View::Bar(bar) = &mut self.view {
             bar.before = format!("{item}/{items} ");
         }
+    }
+
+    /// Draws the clip after every step, unless lines or JSON go to the same place.
+    #[must_use]
+    pub(super) fn on(self, screen: Option<Preview>) -> Self {
+        let is_free = matches!(self.view, View::Bar(_) | View::Silent);
+        Self { screen: screen.filter(|_| is_free), ..self }
     }
 
     /// The flag that stops the runs that are shown.
@@ -168,7 +181,9 @@ impl Progress {
     }
 
     /// A line for people.
-    fn note(&self, text: &str) {
+    fn note(&mut self, text: &str) {
+        // Lines stand below what was drawn, and the next preview below them.
+        self.is_drawn = false;
         match &self.view {
             View::Bar(bar) => bar.bar.suspend(|| line(text)),
             View::Lines => line(text),
@@ -177,9 +192,36 @@ impl Progress {
     }
 
     /// The run is over, well or not.
-    pub(super) fn finish(&self) {
+    pub(super) fn finish(&mut self) {
+        self.erase();
         if let View::Bar(bar) = &self.view {
             bar.bar.finish_and_clear();
+        }
+    }
+
+    /// Draws a preview; the last one is left out, because the clip follows.
+    fn draw(&mut self, preview: &pipeline::Preview) -> Result<()> {
+        let Some(screen) = self.screen.filter(|_| preview.step < preview.steps) else {
+            return Ok(());
+        };
+        let is_first = !std::mem::replace(&mut self.is_drawn, true);
+        let stop = self.stop.clone();
+        self.above(|| screen.step(preview, is_first, &stop))
+    }
+
+    /// Removes the preview that was drawn last.
+    fn erase(&mut self) {
+        let is_drawn = std::mem::take(&mut self.is_drawn);
+        if let Some(screen) = self.screen.filter(|_| is_drawn) {
+            self.above(|| screen.erase());
+        }
+    }
+
+    /// Draws while the bar is away.
+    fn above<T>(&self, draw: impl FnOnce() -> T) -> T {
+        match &self.view {
+            View::Bar(bar) => bar.bar.suspend(draw),
+            _ => draw(),
         }
     }
 
@@ -313,12 +355,21 @@ impl Observer for Progress {
         if matches!(event, Event::Ready) {
             tune::keep_freed_memory();
         }
+        match &event {
+            Event::Preview(preview) => self.draw(preview)?,
+            Event::Encode { .. } => self.erase(),
+            _ => {}
+        }
         match self.view {
             View::Json => line(&json(&event, self.item)),
             View::Silent => {}
             View::Bar(_) | View::Lines => self.show(&event),
         }
         Ok(self.stop.check()?)
+    }
+
+    fn wants_previews(&self) -> bool {
+        self.screen.is_some()
     }
 }
 
@@ -353,6 +404,8 @@ mod tests {
             item: None,
             part: "",
             warned: BTreeSet::new(),
+            screen: None,
+            is_drawn: false,
         };
         let mut after = |event: Option<Event>| {
             match event {

@@ -82,6 +82,7 @@ impl Made {
             existing: if args.overwrite { Existing::Replace } else { Existing::Refuse },
             has_metadata: true,
             tensors: None,
+            preview: None,
         };
         watched(job, names, None, &target, &mut Progress::new(&args.reporting, stop))
     }

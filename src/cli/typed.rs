@@ -87,10 +87,12 @@ fn wants_short_help(words: &[OsString]) -> bool {
 
 /// Writes long flags as they are defined. The first flag that another flag stands behind where its value should be, and
 /// that other flag.
-fn spell(mut command: &Command, words: &mut [OsString]) -> Option<(String, String)> {
+fn spell(mut command: &Command, words: &mut Vec<OsString>) -> Option<(String, String)> {
     let mut flags = Flags::of(command);
     let mut owner: Option<String> = None;
-    for word in words.iter_mut().skip(1) {
+    let mut at = 0;
+    while let Some(word) = words.get(at + 1) {
+        at += 1;
         // A word that is not UTF-8, such as a path in bytes, is not a flag.
         let text = word.to_str().unwrap_or_default().to_owned();
         if let Some(owner) = owner.take() {
@@ -102,9 +104,19 @@ fn spell(mut command: &Command, words: &mut [OsString]) -> Option<(String, Strin
         if text == "--" {
             break;
         }
-        if let Some(spelled) = flags.spelled(&text) {
-            owner = flags.wants_next(&spelled).then(|| spelled.clone());
-            *word = spelled.into();
+        let text = match flags.spelled(&text) {
+            Some(spelled) => {
+                words[at] = spelled.clone().into();
+                spelled
+            }
+            None => text,
+        };
+        if text == "--preview" && flags.long.contains_key("preview") {
+            // Its value may be left out, so a file stands behind it as any other word does.
+            if let Some(place) = words.get(at + 1).and_then(|next| preview_place(next)) {
+                words[at] = format!("--preview={place}").into();
+                words.remove(at + 1);
+            }
         } else if text.starts_with('-') {
             owner = flags.wants_next(&text).then_some(text);
         } else if let Some(found) = command.find_subcommand(&text) {
@@ -113,6 +125,15 @@ fn spell(mut command: &Command, words: &mut [OsString]) -> Option<(String, Strin
         }
     }
     None
+}
+
+/// A word that says where previews go: `-`, or an animation.
+fn preview_place(word: &OsStr) -> Option<String> {
+    let text = word.to_str()?;
+    let is_file = [".gif", ".webp", ".png", ".apng"]
+        .iter()
+        .any(|ending| text.len() > ending.len() && text.to_ascii_lowercase().ends_with(ending));
+    (text == "-" || is_file).then(|| text.to_owned())
 }
 
 /// The path of the command that was typed: `generate`, `models pull`.
@@ -214,7 +235,7 @@ mod tests {
     use super::*;
     use crate::cli::args;
     use crate::cli::flags::{GenerateArgs, Seed};
-    use crate::cli::preview::Protocol;
+    use crate::cli::preview::{PreviewTo, Protocol};
 
     fn generate(words: &[&str]) -> Result<Box<GenerateArgs>, clap::Error> {
         let words = ["animatelcm", "generate"].iter().chain(words).copied();
@@ -234,9 +255,15 @@ mod tests {
         // A value that may be left out is given with `=` only.
         let args = generate(&["--preview", "x", "-q"]).unwrap();
         assert_eq!(args.prompt.as_deref(), Some("x"));
-        assert_eq!(args.output.preview, Some(Protocol::Auto));
-        let args = generate(&["x", "--preview=Sixel"]).unwrap();
-        assert_eq!(args.output.preview, Some(Protocol::Sixel));
+        assert_eq!(args.output.preview, Some(PreviewTo::Terminal(Protocol::Auto)));
+        let preview = |words: &[&str]| generate(words).unwrap().output.preview;
+        let terminal = |protocol| Some(PreviewTo::Terminal(protocol));
+        assert_eq!(preview(&["x", "--preview=Sixel"]), terminal(Protocol::Sixel));
+        assert_eq!(preview(&["--preview", "-", "x"]), terminal(Protocol::Auto));
+        assert_eq!(preview(&["x", "--PREVIEW"]), terminal(Protocol::Auto));
+        let file = |path: &str| Some(PreviewTo::File(path.into()));
+        assert_eq!(preview(&["--preview", "a b.WEBP", "x"]), file("a b.WEBP"));
+        assert_eq!(preview(&["x", "--preview=d/p.gif", "-o", "c.gif"]), file("d/p.gif"));
         // Letters that are flags, too, and what looks like a long flag but is none.
         let args = generate(&["x", "-n", "-no hats", "-s", "7", "--lora", "--mine.pt"]).unwrap();
         assert_eq!(args.negative_prompt.as_deref(), Some("-no hats"));

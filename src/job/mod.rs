@@ -11,6 +11,7 @@ mod import;
 mod lora_tags;
 mod open;
 mod parameters;
+mod preview;
 mod prompts;
 mod record;
 mod resolve;
@@ -25,6 +26,7 @@ pub use import::{
 };
 pub use lora_tags::resolve_by as resolve_lora_tags;
 pub use open::{open, open_files};
+pub use preview::check as check_preview;
 pub use prompts::{Folders, resolve as resolve_prompts};
 pub use resolve::{
     Inputs as ListedInputs, Listed, Names, apply_defaults, controls, depth, depth_model, files,

@@ -10,6 +10,7 @@ use candle_core::Tensor;
 use super::complete::inputs;
 use super::open::open;
 use super::parameters::Made;
+use super::preview::PreviewFile;
 use super::record::{Hashes, check_weights, device_name, metadata, program};
 use super::resolve::Names;
 use super::tensors;
@@ -34,6 +35,8 @@ pub struct Target<'a> {
     pub has_metadata: bool,
     /// A safetensors file for intermediate tensors.
     pub tensors: Option<&'a Path>,
+    /// An animation (`.gif`, `.webp` or `.png`) that shows the clip after every step and stays as it was last.
+    pub preview: Option<&'a Path>,
 }
 
 /// Makes the clip of a complete job. `known` are hashes of weight files that were computed before; networks are those of
@@ -52,13 +55,17 @@ pub fn run(
     stop: &Stop,
 ) -> Result<Done> {
     let started = Instant::now();
-    let mut log = Log { inner: observer, seconds: vec![], warnings: vec![] };
+    let mut log = Log { inner: observer, preview: None, seconds: vec![], warnings: vec![] };
     // Everything that can fail without a network fails before one is loaded.
     job.request.validate()?;
     let format = output::check(target.path, target.existing)?;
     let tensors_out = target
         .tensors
         .map(|path| tensors::check_output(path, target.existing, target.path))
+        .transpose()?;
+    log.preview = target
+        .preview
+        .map(|path| PreviewFile::check(path, (target.path, tensors_out.as_ref()), stop))
         .transpose()?;
     let inputs = inputs(&mut job, names, stop)?;
     let (mut pipeline, files) = open(&job, names, Residency::Sequential, stop)?;
@@ -117,7 +124,7 @@ pub fn run(
     if let Some(draft) = kept {
         draft.commit()?;
     }
-    let Log { inner: observer, seconds: step_seconds, warnings } = log;
+    let Log { inner: observer, seconds: step_seconds, warnings, .. } = log;
     let done = Done {
         path: target.path.to_string_lossy().into_owned(),
         seed: job.request.sampling.seed.unwrap_or_default(),
@@ -178,18 +185,25 @@ fn start(job: &Job, prepared: &Prepared, pipeline: &Pipeline) -> Event {
     }
 }
 
-/// An observer that keeps the time of every step, and what was warned of.
+/// An observer that keeps the time of every step, and what was warned of, and writes previews.
 struct Log<'a> {
     inner: &'a mut dyn Observer,
+    preview: Option<PreviewFile<'a>>,
     seconds: Vec<f64>,
     warnings: Vec<String>,
 }
 
 impl Observer for Log<'_> {
-    fn event(&mut self, event: Event) -> Result<()> {
-        match &event {
+    fn event(&mut self, mut event: Event) -> Result<()> {
+        match &mut event {
             Event::Step { seconds, .. } => self.seconds.push(*seconds),
             Event::Warning { message } => self.warnings.push(message.clone()),
+            Event::Preview(preview) => {
+                if let Some(file) = &self.preview {
+                    file.write(preview)?;
+                    preview.path = Some(file.name());
+                }
+            }
             _ => {}
         }
         self.inner.event(event)
@@ -197,6 +211,10 @@ impl Observer for Log<'_> {
 
     fn step(&mut self, progress: &Progress<'_>) -> Result<()> {
         self.inner.step(progress)
+    }
+
+    fn wants_previews(&self) -> bool {
+        self.preview.is_some() || self.inner.wants_previews()
     }
 
     fn wants_tensors(&self) -> bool {

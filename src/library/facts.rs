@@ -104,6 +104,19 @@ impl Models {
         self.vae.factor()
     }
 
+    /// Returns whether the latents are those of Stable Diffusion 1.5, whose colours are known without a decoder: of four
+    /// channels and scaled by 0.18215.
+    pub fn has_sd_latents(&self) -> bool {
+        match &self.vae {
+            VaeSizes::Kl(config) => {
+                let published = VaeConfig::default();
+                let scale = (config.scaling_factor - published.scaling_factor).abs();
+                config.latent_channels == published.latent_channels && scale < 1e-4
+            }
+            VaeSizes::Tiny(_) => false,
+        }
+    }
+
     /// The size in pixels of the images that the autoencoder was trained on, which is that of its tiles.
     pub fn tile_size(&self) -> usize {
         match &self.vae {

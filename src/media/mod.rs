@@ -46,6 +46,19 @@ impl FrameSink for &mut Vec<RgbImage> {
     }
 }
 
+/// At most `most` of a clip's frames, evenly spaced, side by side in one picture.
+pub fn row(frames: &[RgbImage], most: usize) -> RgbImage {
+    let (width, height) = frames.first().map_or((0, 0), RgbImage::dimensions);
+    let columns = frames.len().min(most);
+    let mut row = RgbImage::new(width * columns as u32, height);
+    for column in 0..columns {
+        let index = column * (frames.len() - 1) / (columns - 1).max(1);
+        let Some(frame) = frames.get(index) else { continue };
+        image::imageops::replace(&mut row, frame, i64::from(column as u32 * width), 0);
+    }
+    row
+}
+
 /// Number of columns of a [`sheet`].
 const COLUMNS: usize = 8;
 

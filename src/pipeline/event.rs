@@ -7,6 +7,7 @@ use std::time::Instant;
 use candle_core::Tensor;
 use serde::{Serialize, Serializer};
 
+use super::preview::Preview;
 use crate::adapters::lora::LoraReport;
 use crate::request::FileRecord;
 use crate::sampler::Progress;
@@ -97,6 +98,9 @@ pub enum Event {
         /// Seconds that the remaining steps will take at the mean pace so far.
         eta_seconds: f64,
     },
+    /// What the clip looks like after a step; only for observers that [want previews](Observer::wants_previews). It
+    /// comes before the [`Step`](Self::Step) that it is of.
+    Preview(Preview),
     /// A frame is decoded and with the sink.
     Decode {
         /// Which, from 1.
@@ -190,6 +194,11 @@ pub trait Observer {
         Ok(())
     }
 
+    /// Whether an [`Event::Preview`] is to come after each step. Nothing is computed for it otherwise.
+    fn wants_previews(&self) -> bool {
+        false
+    }
+
     /// Whether [`tensor`](Self::tensor) is to be called.
     fn wants_tensors(&self) -> bool {
         false
@@ -235,6 +244,10 @@ impl Observer for Recorder<'_> {
 
     fn step(&mut self, progress: &Progress<'_>) -> Result<()> {
         self.inner.step(progress)
+    }
+
+    fn wants_previews(&self) -> bool {
+        self.inner.wants_previews()
     }
 
     fn wants_tensors(&self) -> bool {

@@ -19,6 +19,7 @@ pub mod memory;
 mod parts;
 mod passes;
 mod perturbed;
+mod preview;
 mod prompts;
 mod rescale;
 mod source;
@@ -35,6 +36,7 @@ use candle_core::{DType, Device, Tensor};
 pub use event::{Done, Event, Observer, Recorder};
 pub use inputs::Inputs;
 pub use perturbed::Perturbed;
+pub use preview::Preview;
 pub use source::SourceFrames;
 pub use states::{KeyStates, States};
 

@@ -76,7 +76,8 @@ impl Pipeline {
             if first.is_some() {
                 x = (x * plan.initial_scale)?;
             }
-            let mut told = Told { known, tally: &mut *tally, observer: &mut *observer };
+            let previews = observer.wants_previews().then_some((self, prepared));
+            let mut told = Told { known, previews, tally: &mut *tally, observer: &mut *observer };
             let mut watch = |progress: Progress<'_>| told.step(progress);
             let mut run =
                 Run::new(&mut denoiser, &plan.steps, &mut *noise).with_observer(&mut watch);
@@ -124,6 +125,8 @@ impl Tally {
 /// The steps of a pass on their way to an observer.
 struct Told<'a> {
     known: Option<&'a Known>,
+    /// What makes previews, if they are wanted.
+    previews: Option<(&'a Pipeline, &'a Prepared)>,
     tally: &'a mut Tally,
     observer: &'a mut dyn Observer,
 }
@@ -140,6 +143,10 @@ impl Told<'_> {
             record(self.observer, &name, || channels_first(progress.x))?;
         }
         self.observer.step(&Progress { step, steps, ..progress })?;
+        if let Some((pipeline, prepared)) = self.previews {
+            let preview = pipeline.preview(prepared, progress.denoised, (step + 1, steps))?;
+            self.observer.event(preview)?;
+        }
         let (seconds, eta_seconds) = pace.lap(step + 1, steps);
         let timestep = progress.at.timestep;
         self.observer.event(Event::Step { step: step + 1, steps, timestep, seconds, eta_seconds })

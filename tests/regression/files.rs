@@ -274,8 +274,13 @@ fn a_stop_after_the_clip_is_complete_comes_too_late() {
     let path = folder.path("a.gif");
     let mut request = Request::new("a red circle");
     (request.size.frames, request.sampling.steps, request.sampling.seed) = (Some(1), 1, Some(1));
-    let target =
-        Target { path: &path, existing: Existing::Refuse, has_metadata: true, tensors: None };
+    let target = Target {
+        path: &path,
+        existing: Existing::Refuse,
+        has_metadata: true,
+        tensors: None,
+        preview: None,
+    };
     let mut late = |event: Event| match event {
         Event::Done(_) => Err(Error::Cancelled),
         _ => Ok(()),

@@ -6,10 +6,12 @@
 mod config;
 mod decoder;
 mod encoder;
+mod latent_rgb;
 mod tiling;
 mod tiny;
 
 pub use config::{TinyVaeConfig, VaeConfig};
+pub use latent_rgb::latent_rgb;
 pub use tiling::{Tiled, Tiling};
 pub use tiny::AutoencoderTiny;
 

@@ -1,8 +1,7 @@
 //! What a clip will look like, as far as a step tells.
 //!
-//! Latents of Stable Diffusion 1.5 become pixels by [`latent_rgb`](crate::models::vae::latent_rgb), which costs nothing
-//! beside a step. Those of TAESD, of the model inside the program and of other autoencoders are decoded by their own
-//! decoder.
+//! Latents of Stable Diffusion 1.5 become pixels by [`latent_rgb`](crate::models::vae::latent_rgb), a product with a 4×3
+//! matrix. Those of TAESD, of the model inside the program and of other autoencoders are decoded by their own decoder.
 
 use std::fmt;
 use std::sync::Arc;

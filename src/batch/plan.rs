@@ -155,7 +155,7 @@ fn state(
     let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
     if let Some(hash) = hashes.get(&(name, wanted.to_owned()))
         && path.is_file()
-        && files::sha256(path, |_| stop.check())? == *hash
+        && files::sha256(path, |_| Ok(stop.check()?))? == *hash
     {
         return Ok(State::There(Some(hash.clone())));
     }

@@ -233,7 +233,7 @@ mod tests {
     fn photos_are_no_lines() {
         let drawn = |hint: RgbImage, name: &str, model: &str| {
             let control: Control = format!("{name}=h.png,model={model}").parse().unwrap();
-            no_lines(&control, &Hint { images: vec![hint], frames: vec![] })
+            no_lines(&control, &Hint { images: vec![hint], frames: vec![], depth: None })
         };
         let shade = |x: u32, y: u32| Rgb([(x * 8) as u8, (y * 8) as u8, 120]);
         let photo = RgbImage::from_fn(32, 32, shade);
@@ -246,7 +246,7 @@ mod tests {
         );
         assert!(said.ends_with("take lines; preprocess=canny makes them"), "{said}");
         let made = |text: &str| {
-            let hint = Hint { images: vec![photo.clone()], frames: vec![] };
+            let hint = Hint { images: vec![photo.clone()], frames: vec![], depth: None };
             no_lines(&text.parse().unwrap(), &hint).is_some()
         };
         // Soft edges are lines, too, however few of their pixels are black.

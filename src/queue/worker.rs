@@ -366,6 +366,6 @@ impl Observer for Watch<'_> {
     }
 
     fn step(&mut self, _: &Progress<'_>) -> Result<()> {
-        self.held.stop.check()
+        Ok(self.held.stop.check()?)
     }
 }

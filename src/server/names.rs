@@ -2,7 +2,8 @@
 
 use super::answer::{Answer, Problem};
 use super::catalog::{Catalog, EMBEDDED};
-use crate::device::{DeviceChoice, DtypeChoice, KernelChoice, Quantize};
+use crate::Quantize;
+use crate::device::{DeviceChoice, DtypeChoice, KernelChoice};
 use crate::queue::Store;
 use crate::request::{Control, FileRecord, IpAdapter, Job, Quality, Request, Source, Spec};
 
@@ -35,6 +36,7 @@ pub(super) fn check(job: &mut Job, catalog: &Catalog, uploads: &dyn Store) -> An
         ip_adapters,
         windows: _,
         output: _,
+        background_color: _,
     } = request;
     let Quality {
         guidance_rescale: _,
@@ -113,6 +115,7 @@ fn spec(spec: &mut Spec, catalog: &Catalog) -> Answer<()> {
         loras,
         embeddings,
         image_encoder,
+        depth_model,
         lora_legacy_scale: _,
         allow_partial: _,
         device,
@@ -126,6 +129,7 @@ fn spec(spec: &mut Spec, catalog: &Catalog) -> Answer<()> {
         ("vae", &*vae),
         ("motion", &*motion),
         ("image-encoder", &*image_encoder),
+        ("depth-model", &*depth_model),
     ] {
         if let Some(name) = name {
             model_of(field, name, catalog)?;

@@ -22,6 +22,9 @@ mod long;
 mod models_dir;
 /// Hints made of pictures and videos.
 mod preprocess;
+/// Clips that are shown in a file while they are made.
+#[cfg(all(feature = "gif", feature = "webp"))]
+mod preview;
 /// Options for quality.
 mod quality;
 /// Signals and limits of the system.

@@ -60,6 +60,27 @@ fn a_preview_shows_the_clip_in_the_terminal() {
 }
 
 #[test]
+fn a_preview_is_drawn_after_every_step_but_the_last() {
+    let folder = Folder::new();
+    let clip =
+        ["generate", "a green ring", "--frames=2", "--steps=3", "--seed=5", "-y", "-o", "a.gif"];
+    for (protocol, sign, most) in [
+        ("kitty", "\x1b_Ga=f,f=24,s=64,v=64", 3),
+        ("iterm2", "\x1b]1337;File=inline=1;", 3),
+        ("sixel", "\x1bP0;1;0q", 3),
+    ] {
+        let preview = format!("--preview={protocol}");
+        let Some(shown) = on_terminal(&folder, &[&clip[..], &[&preview]].concat()) else { return };
+        assert_eq!(shown.code, Some(0), "{protocol}: {}", shown.stdout());
+        // Two steps and the finished clip.
+        assert_eq!(shown.stdout().matches(sign).count(), most, "{protocol}: {:?}", shown.stdout());
+        // Two are drawn in one place, which is emptied at the end.
+        assert_eq!(shown.stdout().matches("\x1b7\x1b[J").count(), 2, "{:?}", shown.stdout());
+        assert_eq!(shown.stdout().matches("A\r\x1b[J").count(), 1, "{:?}", shown.stdout());
+    }
+}
+
+#[test]
 fn a_preview_without_a_terminal_is_refused_before_any_work() {
     let folder = Folder::new();
     let args = ["generate", "a green ring", "--preview", "-o", "a.gif"];

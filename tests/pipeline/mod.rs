@@ -4,6 +4,8 @@
 mod family;
 /// Kept frames and masks.
 mod inpaint;
+/// What observers see of a clip while it is made.
+mod preview;
 /// Options for quality.
 mod quality;
 /// Whole runs.

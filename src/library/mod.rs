@@ -14,6 +14,7 @@ mod ip_adapters;
 mod part;
 mod side_networks;
 mod stated;
+mod taesd;
 
 use std::collections::btree_map::Entry;
 use std::collections::{BTreeMap, BTreeSet};
@@ -156,6 +157,7 @@ impl Models {
         if let Some(vae) = &files.vae {
             checkpoint.ignore(Component::Vae, "another autoencoder is used", |_| true);
             checkpoint.add_component(Component::Vae, &Source::from(vae.clone()))?;
+            taesd::complete(&mut checkpoint, vae)?;
             vae_folder = Some(vae.as_path());
         }
         let motion_folder = add_motion(&mut checkpoint, files)?;

@@ -315,6 +315,73 @@ fn the_tiny_autoencoder_is_a_vae_as_well() {
     assert!(checkpoint.shape_of(Component::Vae, "decoder.layers.0.weight").is_some());
 }
 
+/// The tiny TAESD's halves under its author's names, and its configuration, in a folder.
+fn halves() -> tempfile::TempDir {
+    let folder = tempfile::tempdir().unwrap();
+    for name in ["layouts/taesd_encoder.safetensors", "layouts/taesd_decoder.safetensors"] {
+        std::fs::copy(golden::path(name), folder.path().join(&name[8..])).unwrap();
+    }
+    let config = golden::path("tiny/extras/taesd/config.json");
+    std::fs::copy(config, folder.path().join("config.json")).unwrap();
+    folder
+}
+
+#[test]
+fn the_tiny_autoencoder_is_read_under_its_authors_names() {
+    let mut want = Checkpoint::new();
+    want.add_component(Component::Vae, &source("tiny/extras/taesd")).unwrap();
+    let want = bits(&want, Component::Vae, DType::F16);
+    let mut both = Checkpoint::new();
+    for half in ["layouts/taesd_encoder.safetensors", "layouts/taesd_decoder.safetensors"] {
+        both.add_component(Component::Vae, &source(half)).unwrap();
+    }
+    assert_eq!(bits(&both, Component::Vae, DType::F16), want);
+    // Both in one file.
+    for prefix in ["", "taesd_"] {
+        let mut all = std::collections::HashMap::new();
+        for half in ["encoder", "decoder"] {
+            let file = golden::path(&format!("layouts/taesd_{half}.safetensors"));
+            let tensors = candle_core::safetensors::load(file, &Device::Cpu).unwrap();
+            let named = |(name, tensor)| (format!("{prefix}{half}.{name}"), tensor);
+            all.extend(tensors.into_iter().map(named));
+        }
+        let folder = tempfile::tempdir().unwrap();
+        let file = folder.path().join("taesd.safetensors");
+        candle_core::safetensors::save(&all, &file).unwrap();
+        let mut one = Checkpoint::new();
+        one.add_component(Component::Vae, &Source::File(file)).unwrap();
+        assert_eq!(bits(&one, Component::Vae, DType::F16), want, "{prefix}");
+    }
+}
+
+#[test]
+fn a_half_of_the_tiny_autoencoder_brings_the_other_one() {
+    let folder = halves();
+    let models = |name: &str| {
+        let vae = Some(folder.path().join(name));
+        Models::open(&Files { vae, ..Files::new(Base::Folder(golden::path("tiny/model"))) })
+    };
+    for half in ["taesd_decoder.safetensors", "taesd_encoder.safetensors"] {
+        let models = models(half).unwrap();
+        let names: BTreeSet<&str> = models.checkpoint().names(Component::Vae).collect();
+        assert_eq!(names.len(), 72, "{half}");
+        let files = models.sources();
+        let used = |name: &str| files.iter().any(|source| source.path().ends_with(name));
+        assert!(used("taesd_decoder.safetensors") && used("taesd_encoder.safetensors"));
+        models.vae(DType::F32, &Device::Cpu).unwrap();
+    }
+    std::fs::remove_file(folder.path().join("taesd_encoder.safetensors")).unwrap();
+    let error = models("taesd_decoder.safetensors").unwrap_err();
+    assert!(error.to_string().ends_with("taesd_decoder.safetensors: has no encoder"), "{error}");
+    let hint = error.hint().unwrap();
+    assert_eq!(hint, "put taesd_encoder.safetensors beside it");
+    // A file of the right name with the wrong half in it.
+    let decoder = folder.path().join("taesd_decoder.safetensors");
+    std::fs::copy(&decoder, folder.path().join("taesd_encoder.safetensors")).unwrap();
+    let error = models("taesd_decoder.safetensors").unwrap_err();
+    assert!(error.to_string().contains("is no encoder"), "{error}");
+}
+
 #[test]
 fn a_part_can_be_left_aside_with_a_reason() {
     let mut checkpoint = tiny_with_motion();

@@ -443,8 +443,7 @@ fn kind(checkpoint: &Checkpoint) -> String {
     }
     match (has(Component::Vae), has(Component::Text)) {
         (true, false) => {
-            let is_tiny =
-                checkpoint.names(Component::Vae).any(|n| n.starts_with("decoder.layers."));
+            let is_tiny = checkpoint.names(Component::Vae).any(|n| n.contains("coder.layers."));
             (if is_tiny { "a tiny VAE (TAESD)" } else { "a VAE" }).into()
         }
         (false, true) => "a CLIP text encoder".into(),

@@ -16,6 +16,9 @@ pub(in crate::weights) struct Foreign {
 
 const SD15_ONLY: &str = "only models of the Stable Diffusion 1.5 family are supported";
 
+const SD15_MOTION: &str =
+    "use motion modules for Stable Diffusion 1.5, such as animatelcm-t2v or mm_sd_v15_v2";
+
 const CONTROL_NET_SD15: &str = "use the full ControlNet for Stable Diffusion 1.5";
 
 const fn foreign(what: &'static str, hint: &'static str) -> Foreign {
@@ -38,6 +41,34 @@ type Sign = (fn(&Names) -> bool, Foreign);
 /// Most specific first.
 const SIGNS: &[Sign] = &[
     (is_face_id, FACE_ID),
+    (
+        |n| n.any_contains("encoder_down_conv_blocks.") || n.any_contains(".qkv_merge."),
+        foreign(
+            "CameraCtrl, whose encoder of camera poses is not built in",
+            "use a motion LoRA for pans and zooms, such as v2_lora_PanLeft",
+        ),
+    ),
+    (
+        |n| n.iter().any(|(name, _)| name.contains("temporal") && name.contains(".cc_projection.")),
+        foreign(
+            "MotionCtrl's camera module, which adds camera poses to motion modules and is not built in",
+            "use a motion LoRA for pans and zooms, such as v2_lora_PanLeft",
+        ),
+    ),
+    (
+        is_motion_ctrl,
+        foreign(
+            "MotionCtrl's object module, which wants trajectories and is not built in",
+            "use SparseCtrl (--control) or --mask to say what is where",
+        ),
+    ),
+    (
+        is_pia,
+        foreign(
+            "PIA's motion module, whose UNet begins with 9 channels, for an image and its mask",
+            "use AnimateLCM-I2V (--model animatelcm-i2v --image FILE), or --image with --keep 0",
+        ),
+    ),
     (
         |n| n.has_prefix("lllite_"),
         foreign("a ControlNet-LLLite, which Stable Diffusion XL has", CONTROL_NET_SD15),
@@ -148,8 +179,11 @@ const SIGNS: &[Sign] = &[
         ),
     ),
     (
-        |n| n.any_contains(".pos_encoder.positional_encoding"),
-        foreign("a HotShot-XL motion module", SD15_ONLY),
+        |n| {
+            n.any_contains(".pos_encoder.positional_encoding")
+                || n.any_contains(".temporal_attentions.")
+        },
+        foreign("a HotShot-XL motion module, for Stable Diffusion XL", SD15_MOTION),
     ),
     (
         |n| n.any_contains(".processor.to_k_ip."),
@@ -172,7 +206,7 @@ const SIGNS: &[Sign] = &[
                     .or_else(|| n.shape("down_blocks.0.motion_modules.0.norm.weight"))
                     == Some(&[320][..])
         },
-        foreign("a motion module for Stable Diffusion XL", SD15_ONLY),
+        foreign("a motion module for Stable Diffusion XL", SD15_MOTION),
     ),
 ];
 
@@ -186,6 +220,24 @@ fn is_face_id(names: &Names) -> bool {
     names.has_prefix("image_proj.perceiver_resampler.")
         || (names.has("image_proj.norm.weight") && names.has("image_proj.proj.2.weight"))
         || (names.has_prefix("ip_adapter.") && names.any_contains(".to_k_lora."))
+}
+
+/// Motion modules with a first layer for noise, a mask and an image.
+fn is_pia(names: &Names) -> bool {
+    let is_nine = |(name, shape): (&str, &[usize])| {
+        (name == "conv_in.weight" || name.ends_with(".conv_in.weight")) && shape.get(1) == Some(&9)
+    };
+    names.any_contains("motion_modules.") && !is_control_net(names) && names.iter().any(is_nine)
+}
+
+/// A T2I-Adapter's layers for trajectories; some files have `module.` before every name.
+fn is_motion_ctrl(names: &Names) -> bool {
+    let inputs = match names.shape("module.conv_in.weight") {
+        Some(shape) if names.has("module.body.0.block1.weight") => shape.get(1).copied(),
+        _ => first_layer(names).filter(|_| is_t2i_adapter(names)),
+    };
+    // Pixel unshuffle of both directions by 8x8.
+    inputs == Some(128)
 }
 
 fn is_lora(names: &Names) -> bool {
@@ -231,6 +283,12 @@ pub(in crate::weights) fn misfit(
             Some([_, 2048]) => Some(foreign("an IP-Adapter for Stable Diffusion XL", SD15_ONLY)),
             _ => None,
         };
+    }
+    if component == Component::Vae
+        && let Some([_, 16, ..]) = shape("decoder.layers.0.weight").as_deref()
+    {
+        let what = "a TAESD for latents of 16 channels, as of Stable Diffusion 3 and Flux";
+        return Some(foreign(what, "use taesd_decoder and taesd_encoder"));
     }
     let is_control = match component {
         Component::UNet => false,
@@ -371,6 +429,54 @@ mod tests {
         let size = |width| misfit(Component::IpAdapter, &[key], |_| Some(vec![640, width]));
         assert_eq!(size(768), None);
         assert!(size(2048).is_some_and(|foreign| foreign.what.contains("XL")));
+    }
+
+    #[test]
+    fn motion_modules_of_other_kinds_are_called_by_their_name() {
+        let motion = "down_blocks.0.motion_modules.0.temporal_transformer.norm.weight";
+        let what = |names: &[(&str, &[usize])]| {
+            let names: Names = names.iter().map(|(name, shape)| (*name, shape.to_vec())).collect();
+            recognise(&names, &[]).map(|foreign| (foreign.what, foreign.hint))
+        };
+        let plain = [(motion, &[320][..]), ("down_blocks.3.motion_modules.0.norm.weight", &[1280])];
+        assert_eq!(what(&plain), None);
+        let block = "down_blocks.1.motion_modules.0.temporal_transformer.transformer_blocks.0";
+        let (merge, camera) = (
+            format!("{block}.attention_blocks.0.processor.qkv_merge.weight"),
+            format!("{block}.cc_projection.weight"),
+        );
+        let hotshot = "up_blocks.0.temporal_attentions.0.transformer_blocks.0.norms.0.weight";
+        let body = ("body.0.block1.weight", &[320, 320, 3, 3][..]);
+        for (names, name, instead) in [
+            (
+                &[plain[0], plain[1], ("conv_in.weight", &[320, 9, 3, 3])][..],
+                "PIA",
+                "animatelcm-i2v",
+            ),
+            (&[plain[0], plain[1], ("module.conv_in.weight", &[320, 9, 3, 3])], "PIA", "--keep 0"),
+            (&[("encoder_down_conv_blocks.0.0.block1.weight", &[1])], "CameraCtrl", "motion LoRA"),
+            (&[plain[0], (&merge, &[320, 320])], "CameraCtrl", "motion LoRA"),
+            (&[plain[0], (&camera, &[320, 332])], "MotionCtrl's camera", "motion LoRA"),
+            (&[("conv_in.weight", &[320, 128, 3, 3]), body], "MotionCtrl's object", "SparseCtrl"),
+            (
+                &[
+                    ("module.conv_in.weight", &[320, 128, 3, 3]),
+                    ("module.body.0.block1.weight", &[320, 320, 3, 3]),
+                ],
+                "MotionCtrl's object",
+                "--mask",
+            ),
+            (&[(hotshot, &[320])], "HotShot-XL", "animatelcm-t2v"),
+            (&[plain[0]], "for Stable Diffusion XL", "animatelcm-t2v"),
+        ] {
+            let (what, hint) = what(names).unwrap();
+            assert!(what.contains(name) && hint.contains(instead), "{names:?}: {what}; {hint}");
+        }
+        // What is like them but is not.
+        let unet = [plain[0], plain[1], ("conv_in.weight", &[320, 4, 3, 3][..])];
+        assert_eq!(what(&unet), None);
+        let depth = [("conv_in.weight", &[320, 192, 3, 3][..]), body];
+        assert_eq!(what(&depth).unwrap().0, "a T2I-Adapter");
     }
 
     #[test]

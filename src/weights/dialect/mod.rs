@@ -10,6 +10,7 @@ mod foreign;
 mod ip_adapter;
 mod ldm;
 mod t2i_adapter;
+mod taesd;
 
 use std::collections::BTreeMap;
 
@@ -45,6 +46,7 @@ pub(super) const DIALECTS: &[Dialect] = &[
     diffusers::MOTION_ADAPTER,
     diffusers::VAE,
     diffusers::TINY_VAE,
+    taesd::ORIGINAL,
     ldm::BARE_VAE,
     diffusers::CLIP,
     diffusers::TEXT,

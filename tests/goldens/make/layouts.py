@@ -50,6 +50,55 @@ def ldm(unet, vae, text, *, text_prefix="text_model."):
     return out
 
 
+def taesd_layers(blocks, width, is_decoder):
+    """The layers of madebyollin/taesd's taesd.py, whose positions are the names in its files."""
+    conv = lambda inputs, outputs, **more: torch.nn.Conv2d(inputs, outputs, 3, padding=1, **more)
+
+    class Block(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            relu = torch.nn.ReLU()
+            self.conv = torch.nn.Sequential(conv(width, width), relu, conv(width, width), relu, conv(width, width))
+
+        def forward(self, x):
+            return (self.conv(x) + x).relu()
+
+    class Clamp(torch.nn.Module):
+        def forward(self, x):
+            return torch.tanh(x / 3) * 3
+
+    layers = [Clamp(), conv(4, width), torch.nn.ReLU()] if is_decoder else []
+    for i, count in enumerate(blocks):
+        if not is_decoder:
+            layers.append(conv(width, width, stride=2, bias=False) if i else conv(3, width))
+        layers += [Block() for _ in range(count)]
+        if is_decoder and i + 1 < len(blocks):
+            layers += [torch.nn.Upsample(scale_factor=2), conv(width, width, bias=False)]
+    return torch.nn.Sequential(*layers, conv(width, 3 if is_decoder else 4)).eval()
+
+
+def taesd():
+    """The tiny TAESD as two files under its author's names, which give what diffusers' class gave."""
+    weights = load_file(f"{GOLDENS}/tiny/extras/taesd/diffusion_pytorch_model.safetensors")
+    kl = load_file(f"{GOLDENS}/tiny/cases/vae.safetensors")
+    want = load_file(f"{GOLDENS}/tiny/cases/taesd.safetensors")
+    for half, first, blocks in (("encoder", 0, (1, 2, 2)), ("decoder", 1, (2, 2, 1))):
+        renamed = {}
+        for name, weight in weights.items():
+            if name.startswith(f"{half}.layers."):
+                layer, rest = name.removeprefix(f"{half}.layers.").split(".", 1)
+                renamed[f"{int(layer) + first}.{rest}"] = weight.contiguous()
+        network = taesd_layers(blocks, 6, half == "decoder")
+        network.load_state_dict({k: v.float() for k, v in renamed.items()}, strict=True)
+        with torch.no_grad():
+            if half == "decoder":
+                got, wanted = network(kl["z"][:1].float()) * 2 - 1, want["dec"]
+            else:
+                got, wanted = network(kl["img"].float() / 2 + 0.5), want["enc"]
+        torch.testing.assert_close(got, wanted.float(), rtol=1e-4, atol=1e-5)
+        save_file(renamed, f"{OUT}/taesd_{half}.safetensors")
+
+
 def ldm_buffers():
     """What an LDM checkpoint carries beside weights: the noise tables of its trainer (twelve of 1000; four here, of 10)."""
     betas = torch.linspace(0.00085**0.5, 0.012**0.5, 10, dtype=torch.float64) ** 2
@@ -137,6 +186,7 @@ def main():
     save({old_vae_key(k): (w[:, :, None, None] if ".attentions." in k and w.ndim == 2 else w) for k, w in vae.items()},
          f"{OUT}/vae_old_conv.safetensors")
     assert sum(".query." in old_vae_key(k) for k in vae) == 4
+    taesd()
     # UNetMotionModel: both in one, in three shards; the position tables rounded to float16 as published files have them
     both = dict(sorted({**unet, **{k: w.half() for k, w in motion.items()}}.items()))
     save_sharded(both, f"{OUT}/unet_motion", "diffusion_pytorch_model.fp16", 3)

@@ -23,6 +23,10 @@ const EMBEDDED: &[(&str, &str)] = embedded![
     "animatelcm-i2v",
     "animatediff-v2",
     "animatediff-v3",
+    "animatediff-lightning-1step",
+    "animatediff-lightning-2step",
+    "animatediff-lightning-4step",
+    "animatediff-lightning-8step",
     "sd15",
     "animatelcm-t2v",
     "animatelcm-t2v-lora",
@@ -32,6 +36,10 @@ const EMBEDDED: &[(&str, &str)] = embedded![
     "animatediff-v1-5-2",
     "animatediff-v1-5-2-diffusers",
     "animatediff-v1-5-3",
+    "animatediff-lightning-1step-motion",
+    "animatediff-lightning-2step-motion",
+    "animatediff-lightning-4step-motion",
+    "animatediff-lightning-8step-motion",
     "lcm-lora-sd15",
     "sd-vae-ft-mse",
     "taesd",
@@ -259,6 +267,9 @@ pub struct Defaults {
     /// Name of the sampler.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub sampler: Option<String>,
+    /// Spacing of the timesteps.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub spacing: Option<String>,
     /// Number of sampling steps.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub steps: Option<u32>,
@@ -508,7 +519,14 @@ mod tests {
     #[test]
     fn every_built_in_revision_is_pinned() {
         // No commit of their repository is known.
-        const UNKNOWN: [&str; 2] = ["animatelcm-i2v-motion", "animatelcm-i2v-lora"];
+        const UNKNOWN: [&str; 6] = [
+            "animatelcm-i2v-motion",
+            "animatelcm-i2v-lora",
+            "animatediff-lightning-1step-motion",
+            "animatediff-lightning-2step-motion",
+            "animatediff-lightning-4step-motion",
+            "animatediff-lightning-8step-motion",
+        ];
         for entry in Catalog::embedded().unwrap().entries() {
             if let Entry::Model(model) = entry {
                 let source = model.sources().next().unwrap();

@@ -501,6 +501,9 @@ pub fn apply_defaults(names: &Names, spec: &Spec, request: &mut Request) -> Resu
     if let Some(name) = &defaults.sampler {
         sampling.sampler = name.parse()?;
     }
+    if let Some(name) = &defaults.spacing {
+        sampling.spacing = Some(name.parse()?);
+    }
     if let Some(name) = &defaults.beta_schedule {
         schedule.beta_schedule = Some(name.parse()?);
     }
@@ -556,6 +559,25 @@ fn has_motion(base: &Base) -> Result<bool> {
 mod tests {
     use super::*;
     use crate::hub::{Hub, Settings};
+    use crate::sampler::SamplerKind;
+    use crate::schedule::{BetaSchedule, Spacing};
+
+    #[test]
+    fn the_settings_of_a_preset_are_its_model_cards() {
+        let cache = tempfile::tempdir().unwrap();
+        let hub = Hub::new(Settings::new(cache.path())).unwrap();
+        let names = Names { folders: Folders::default(), hub };
+        for steps in [1, 2, 4, 8] {
+            let model = Some(format!("animatediff-lightning-{steps}step"));
+            let mut request = Request::default();
+            apply_defaults(&names, &Spec { model, ..Spec::default() }, &mut request).unwrap();
+            let Request { sampling, schedule, .. } = request;
+            assert_eq!((sampling.sampler, sampling.steps), (SamplerKind::Euler, steps));
+            assert_eq!((sampling.spacing, sampling.cfg_scale), (Some(Spacing::Trailing), 1.0));
+            assert_eq!(schedule.beta_schedule, Some(BetaSchedule::Linear));
+            assert_eq!((schedule.beta_start, schedule.beta_end), (Some(0.00085), Some(0.012)));
+        }
+    }
 
     #[test]
     fn absent_models_are_those_that_a_run_would_miss() {

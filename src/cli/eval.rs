@@ -14,7 +14,7 @@ use self::clips::{Clips, Made, Prompts};
 use self::measures::Measures;
 use self::report::{Report, Row, SourceReport, SourceRow, Verdict, said};
 use self::sources::Remains;
-use super::flags::{ClipFlags, ModelFlags, SamplingFlags, at_least};
+use super::flags::{ClipFlags, LongFlags, ModelFlags, QualityFlags, SamplingFlags, at_least};
 use super::{duration, generate, print, to_json};
 use crate::files::{Existing, Place};
 use crate::media;
@@ -145,6 +145,10 @@ pub(super) struct EvalArgs {
     clip: ClipFlags,
     #[command(flatten)]
     sampling: SamplingFlags,
+    #[command(flatten)]
+    long: LongFlags,
+    #[command(flatten)]
+    quality: QualityFlags,
 
     /// Print JSON instead of a table.
     #[arg(long, help_heading = "Reporting")]

@@ -582,7 +582,7 @@ fn source(flags: &SourceFlags, request: &mut Request) -> Result<()> {
 }
 
 /// Context windows, their noise, and loops.
-fn long(flags: &LongFlags, request: &mut Request) {
+pub(super) fn long(flags: &LongFlags, request: &mut Request) {
     let windows = &mut request.windows;
     set_some(&mut windows.length, flags.context_length.as_ref());
     set_some(&mut windows.overlap, flags.context_overlap.as_ref());
@@ -594,7 +594,7 @@ fn long(flags: &LongFlags, request: &mut Request) {
 }
 
 /// Options for quality.
-fn quality(flags: &QualityFlags, request: &mut Request) -> Result<()> {
+pub(super) fn quality(flags: &QualityFlags, request: &mut Request) -> Result<()> {
     let quality = &mut request.quality;
     set(&mut quality.guidance_rescale, flags.guidance_rescale.as_ref());
     switch(&mut quality.dynamic_thresholding, flags.dynamic_thresholding.as_ref());

@@ -82,6 +82,11 @@ fn a_model_is_measured_with_the_flags_of_generate() {
     assert_eq!(folder.run(&[&args[..], &["--json"]].concat()).ok().json(), report);
     let other = [&args[..], &["--json", "--sampler", "ddim", "--lcm-lora", "none"]].concat();
     assert_eq!(folder.run(&other).ok().json()["sampler"], "ddim");
+    let larger = [&args[..], &["--json", "--hires=1.5", "--context-length=4"]].concat();
+    let larger = folder.run(&larger).ok().json();
+    assert_eq!((&larger["width"], &larger["frames"]), (&96.into(), &8.into()));
+    let refused = folder.run(&[&args[..], &["--context-length=4", "--context-overlap=4"]].concat());
+    assert!(refused.fails(2).contains("context-overlap"), "{}", refused.stderr);
 }
 
 #[test]

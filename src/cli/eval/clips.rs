@@ -138,6 +138,8 @@ impl Clips {
         generate::spec(&args.models, &mut job.models);
         job::apply_defaults(&names, &job.models, &mut job.request)?;
         generate::how(&args.clip, &args.sampling, &mut job.request)?;
+        generate::long(&args.long, &mut job.request);
+        generate::quality(&args.quality, &mut job.request)?;
         if !args.procedural {
             // As in the programs of the tables: no weights, no chunks.
             job.request.prompt.mode = PromptMode::Plain;

@@ -3,6 +3,9 @@
 
 mod a1111;
 mod comfy;
+mod graph;
+mod hires;
+mod nodes;
 
 use std::fs::File;
 use std::io::Read;

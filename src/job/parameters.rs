@@ -10,7 +10,7 @@ use crate::request::Control;
 use crate::request::IpAdapter;
 use crate::request::{FileRecord, Job, Request, Upscale};
 use crate::rng::RngKind;
-use crate::sampler::SamplerKind;
+use crate::sampler::{SamplerKind, kept_steps};
 use crate::schedule::Spacing;
 use crate::weights::Source;
 
@@ -115,7 +115,9 @@ fn fields(job: &Job, made: &Made<'_>) -> Vec<(String, String)> {
             field("Denoising strength", hires.strength.to_string());
         }
         field("Hires upscale", hires.scale.to_string());
-        if let Some(steps) = hires.steps {
+        // A1111 counts the steps that are made.
+        let steps = hires.steps.unwrap_or(request.sampling.steps);
+        if let Ok(steps) = kept_steps(steps, hires.strength) {
             field("Hires steps", steps.to_string());
         }
         let upscaler = match hires.upscale {

@@ -1,7 +1,8 @@
 //! AUTOMATIC1111's parameters: prompt, negative prompt, and a line of fields.
 
+use super::hires::second_pass;
 use super::{Imported, Origin};
-use crate::request::Request;
+use crate::request::{Interpolation, Loop, Request, Upscale};
 use crate::rng::RngKind;
 use crate::sampler::SamplerKind;
 use crate::schedule::Spacing;
@@ -54,7 +55,9 @@ pub(super) fn request(text: &str, has_sampler: bool) -> Result<Imported, String>
     if let Some(name) = field("Sampler").filter(|_| !has_sampler) {
         let (sampler, spacing) = SamplerKind::with_spacing(name)
             .map_err(|error| format!("{error}; --sampler chooses another"))?;
-        (request.sampling.sampler, request.sampling.spacing) = (sampler, spacing);
+        request.sampling.sampler = sampler;
+        // Versions before 1.9 have no schedule types: what is not in the sampler's name is uniform.
+        request.sampling.spacing = spacing.or_else(|| uniform(sampler));
         if let Some(kind) = field("Schedule type") {
             request.sampling.spacing = match bare(kind).as_str() {
                 "automatic" => automatic(sampler).or(spacing),
@@ -75,19 +78,95 @@ pub(super) fn request(text: &str, has_sampler: bool) -> Result<Imported, String>
         request.output.fps = fps;
     }
     let mut notes = Vec::new();
+    let length = number(inner("batch_size"), "batch_size")?.filter(|n| *n > 0);
+    if let Some(length) = length.filter(|length| *length < request.frames()) {
+        request.windows.length = Some(length);
+        request.windows.stride = number(inner("stride"), "stride")?.filter(|n| *n > 0);
+        // -1 stands for a quarter of the window.
+        let overlap: Option<i64> = number(inner("overlap"), "overlap")?;
+        let overlap = overlap.map(|n| usize::try_from(n).unwrap_or(length / 4));
+        request.windows.overlap = overlap;
+        notes.push("its windows lie elsewhere than those of the extension".into());
+    }
+    match inner("closed_loop") {
+        Some("A") => request.output.looping = Loop::Closed,
+        Some(kind) if kind.starts_with("R") => {
+            notes.push(format!("`closed_loop: {kind}` is not taken over; --loop closed is near"));
+        }
+        _ => {}
+    }
+    let is_own = field("Version").is_some_and(|version| version.starts_with("animatelcm"));
+    let travels = request.prompt.keys().is_ok_and(|keys| keys.len() > 1);
+    if inner("enable") == Some("True") && travels && !is_own {
+        request.prompt.interpolation = Interpolation::Spherical;
+    }
+    hires(&field, &mut request, &mut notes)?;
     if let Some(model) = field("Model").filter(|model| *model != "pocket") {
         notes.push(format!(
             "was made with the model `{model}`; --model and --checkpoint say what is used"
         ));
     }
     for key in
-        ["Denoising strength", "Hires upscale", "Variation seed", "Refiner", "VAE", "ControlNet 0"]
+        ["Variation seed", "Refiner", "VAE", "ControlNet 0", "Eta", "Tiling", "Noise Schedule"]
+            .iter()
+            .chain(&OPTIONS)
     {
         if let Some(value) = field(key) {
             notes.push(format!("`{key}: {value}` is not taken over"));
         }
     }
     Ok(Imported::foreign(request, notes, Origin::A1111))
+}
+
+/// Options of the web UI's extensions that other formulas stand behind than those here.
+const OPTIONS: [&str; 7] = [
+    "CFG Rescale",
+    "CFG Rescale φ",
+    "Dynamic thresholding enabled",
+    "FreeU Stages",
+    "freeu_enabled",
+    "PAG Active",
+    "Tiled Diffusion",
+];
+
+/// The second pass.
+fn hires<'a>(
+    field: &dyn Fn(&str) -> Option<&'a str>,
+    request: &mut Request,
+    notes: &mut Vec<String>,
+) -> Result<(), String> {
+    let strength: Option<f64> = number(field("Denoising strength"), "Denoising strength")?;
+    let scale: Option<f64> = number(field("Hires upscale"), "Hires upscale")?;
+    let Some((scale, strength)) = scale.zip(strength.filter(|s| *s > 0.0 && *s <= 1.0)) else {
+        for key in ["Denoising strength", "Hires upscale", "Hires resize"] {
+            if let Some(value) = field(key) {
+                notes.push(format!("`{key}: {value}` is not taken over"));
+            }
+        }
+        return Ok(());
+    };
+    let steps = number(field("Hires steps"), "Hires steps")?.filter(|steps| *steps > 0);
+    let upscaler = field("Hires upscaler").unwrap_or("Latent");
+    let upscale = match upscaler {
+        "Latent (bicubic)" => Upscale::Bicubic,
+        "Latent (nearest)" => Upscale::Nearest,
+        "Lanczos" => Upscale::Pixels,
+        _ => {
+            let is_latent = upscaler.starts_with("Latent");
+            let instead = if is_latent { Upscale::Bicubic } else { Upscale::Pixels };
+            notes.push(format!("`Hires upscaler: {upscaler}` is not known; {instead} is used"));
+            instead
+        }
+    };
+    let others = ["Hires CFG Scale", "Hires sampler", "Hires schedule type", "Hires checkpoint"];
+    for key in others.iter().chain(&["Hires prompt", "Hires negative prompt"]) {
+        if let Some(value) = field(key) {
+            notes.push(format!("`{key}: {value}` is not taken over"));
+        }
+    }
+    let steps = steps.unwrap_or(request.sampling.steps);
+    request.quality.hires = Some(second_pass(scale, steps, strength, upscale));
+    Ok(())
 }
 
 fn number<T: std::str::FromStr>(value: Option<&str>, key: &str) -> Result<Option<T>, String> {
@@ -141,8 +220,24 @@ fn automatic(sampler: SamplerKind) -> Option<Spacing> {
     match sampler {
         SamplerKind::Dpmpp2m | SamplerKind::DpmppSde => Some(Spacing::Karras),
         SamplerKind::Dpmpp2mSde | SamplerKind::Dpmpp3mSde => Some(Spacing::Exponential),
-        _ => None,
+        _ => uniform(sampler),
     }
+}
+
+/// The spacing of k-diffusion's samplers where none is named: `DiscreteSchedule.get_sigmas`, even timesteps from the
+/// noisiest to 0. A1111's DDIM, PLMS and UniPC have their own.
+fn uniform(sampler: SamplerKind) -> Option<Spacing> {
+    let has_own = matches!(
+        sampler,
+        SamplerKind::Lcm
+            | SamplerKind::Tcd
+            | SamplerKind::Ddim
+            | SamplerKind::Ddpm
+            | SamplerKind::Pndm
+            | SamplerKind::Deis
+            | SamplerKind::UniPc
+    );
+    (!has_own).then_some(Spacing::Linspace)
 }
 
 #[cfg(test)]
@@ -199,7 +294,7 @@ mod tests {
             ("DPM++ 2M SDE", "Automatic", Dpmpp2mSde, Some(Spacing::Exponential)),
             ("DPM++ 3M SDE", "Automatic", Dpmpp3mSde, Some(Spacing::Exponential)),
             ("DPM++ 3M SDE", "Karras", Dpmpp3mSde, Some(Spacing::Karras)),
-            ("Euler", "Automatic", Euler, None),
+            ("Euler", "Automatic", Euler, Some(Spacing::Linspace)),
             ("LMS", "Exponential", Lms, Some(Spacing::Exponential)),
             ("PLMS", "Automatic", Pndm, None),
             ("UniPC", "SGM Uniform", UniPc, Some(Spacing::SgmUniform)),
@@ -210,6 +305,52 @@ mod tests {
             let sampling = request(&text, false).unwrap().job.request.sampling;
             assert_eq!((sampling.sampler, sampling.spacing), (sampler, spacing), "{name}, {kind}");
         }
+    }
+
+    #[test]
+    fn without_a_schedule_type_timesteps_are_even() {
+        for (name, spacing) in [
+            ("Euler a", Some(Spacing::Linspace)),
+            ("DPM++ 2M", Some(Spacing::Linspace)),
+            ("DPM++ 2M Karras", Some(Spacing::Karras)),
+            ("DDIM", None),
+            ("LCM", None),
+        ] {
+            let text = format!("x\nSteps: 4, Sampler: {name}, CFG scale: 1");
+            let sampling = request(&text, false).unwrap().job.request.sampling;
+            assert_eq!(sampling.spacing, spacing, "{name}");
+        }
+    }
+
+    #[test]
+    fn a_second_pass_and_windows_are_taken_over() {
+        let text = "0: a bud\n20: a rose\nSteps: 8, Sampler: Euler, CFG scale: 1, Size: 64x64, Denoising strength: 0.4, \
+                    Hires upscale: 1.5, Hires steps: 3, Hires upscaler: Latent (nearest), Hires prompt: \"big, red\", \
+                    AnimateDiff: \"enable: True, model: mm.ckpt, video_length: 24, fps: 8, loop_number: 0, \
+                    closed_loop: A, batch_size: 16, stride: 2, overlap: -1\"";
+        let Imported { job, notes, .. } = request(text, false).unwrap();
+        let request = job.request;
+        let hires = request.quality.hires.unwrap();
+        assert_eq!((hires.scale, hires.upscale, hires.steps), (1.5, Upscale::Nearest, Some(7)));
+        assert_eq!(crate::sampler::kept_steps(7, hires.strength).unwrap(), 3);
+        let windows = &request.windows;
+        assert_eq!((windows.length, windows.stride, windows.overlap), (Some(16), Some(2), Some(4)));
+        assert_eq!(request.output.looping, Loop::Closed);
+        assert_eq!(request.prompt.interpolation, Interpolation::Spherical);
+        let notes = notes.join("; ");
+        assert!(notes.contains("`Hires prompt: big, red`") && notes.contains("windows"), "{notes}");
+
+        let notes = |text: &str| self::request(text, false).unwrap().notes.join("; ");
+        let head = "x\nSteps: 8, Sampler: Euler, CFG scale: 7, Denoising strength: 0.5";
+        assert!(notes(head).contains("`Denoising strength: 0.5` is not taken over"));
+        let text = format!("{head}, Hires upscale: 2, Hires upscaler: R-ESRGAN 4x+");
+        assert!(notes(&text).contains("`Hires upscaler: R-ESRGAN 4x+` is not known; pixels is"));
+        let text = format!("{head}, freeu_enabled: True, Dynamic thresholding enabled: True");
+        let noted = notes(&text);
+        assert!(
+            noted.contains("`freeu_enabled: True`") && noted.contains("thresholding"),
+            "{noted}"
+        );
     }
 
     #[test]

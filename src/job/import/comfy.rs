@@ -2,83 +2,15 @@
 
 use serde_json::Value;
 
-use super::{Imported, Origin};
-use crate::request::Request;
+use super::graph::{Node, chain};
+use super::hires::second_pass;
+use super::{Imported, Origin, nodes};
+use crate::request::{Hires, Request, Upscale};
 use crate::sampler::SamplerKind;
 use crate::schedule::Spacing;
 
-/// Links that are followed from the sampler; a graph has no longer way, except in a circle.
-const FARTHEST: usize = 64;
-
 /// Bytes of all LoRA tags; a circle repeats them.
 const LONGEST_TAGS: usize = 1 << 16;
-
-/// A node of a graph.
-#[derive(Clone, Copy)]
-struct Node<'a> {
-    graph: &'a Value,
-    node: &'a Value,
-}
-
-impl<'a> Node<'a> {
-    fn class(self) -> &'a str {
-        self.node.get("class_type").and_then(Value::as_str).unwrap_or_default()
-    }
-
-    fn input(self, name: &str) -> Option<&'a Value> {
-        self.node.get("inputs")?.get(name)
-    }
-
-    /// The node that an input is linked to: `["4", 0]`.
-    fn linked(self, name: &str) -> Option<Self> {
-        let id = self.input(name)?.as_array()?.first()?;
-        let id = id.as_str().map_or_else(|| id.to_string(), str::to_owned);
-        Some(Self { graph: self.graph, node: self.graph.get(id)? })
-    }
-
-    /// The value of an input, also of a node that holds nothing but one.
-    fn value(self, name: &str) -> Option<&'a Value> {
-        let mut value = self.input(name)?;
-        let mut node = self;
-        let mut name = name.to_owned();
-        for _ in 0..FARTHEST {
-            if !value.is_array() {
-                return Some(value);
-            }
-            node = node.linked(&name)?;
-            // A sampler's inputs are not what it hands on.
-            if is_sampler(&node) {
-                return None;
-            }
-            let known = ["value", "text", "string", "seed", "noise_seed", "int", "float", "number"];
-            name = known.into_iter().find(|name| node.input(name).is_some())?.to_owned();
-            value = node.input(&name)?;
-        }
-        None
-    }
-
-    fn number(self, name: &str) -> Option<f64> {
-        self.value(name)?.as_f64()
-    }
-
-    fn count(self, name: &str) -> Option<usize> {
-        self.value(name)?.as_u64().map(|count| count as usize)
-    }
-
-    fn text(self, name: &str) -> Option<&'a str> {
-        self.value(name)?.as_str()
-    }
-}
-
-fn is_sampler(node: &Node<'_>) -> bool {
-    matches!(node.class(), "KSampler" | "KSamplerAdvanced")
-}
-
-/// The nodes from one on, each linked to the one before by the first of these inputs that it has.
-fn chain<'a>(first: Option<Node<'a>>, inputs: &'static [&str]) -> impl Iterator<Item = Node<'a>> {
-    let next = |node: &Node<'a>| inputs.iter().find_map(|name| node.linked(name));
-    std::iter::successors(first, next).take(FARTHEST)
-}
 
 /// The request that a graph describes.
 pub(super) fn request(graph: &Value, has_sampler: bool) -> Result<Imported, String> {
@@ -87,15 +19,13 @@ pub(super) fn request(graph: &Value, has_sampler: bool) -> Result<Imported, Stri
             "is a workflow of ComfyUI's editor; its `Export (API)` writes what can be read".into(),
         );
     }
-    let nodes = graph.as_object().into_iter().flat_map(|nodes| nodes.values());
-    let mut samplers = nodes.map(|node| Node { graph, node }).filter(is_sampler);
-    let Some(sampler) = samplers.next() else {
+    let samplers: Vec<Node<'_>> = Node::all(graph).filter(|node| node.is_sampler()).collect();
+    // The one that starts from no other one's latents.
+    let starts = |node: &&Node<'_>| latents(**node).all(|before| !before.is_sampler());
+    let Some(&sampler) = samplers.iter().find(starts).or(samplers.first()) else {
         return Err("its graph has no KSampler".into());
     };
     let mut notes = Vec::new();
-    if samplers.next().is_some() {
-        notes.push("its graph has several samplers; the first one is used".to_owned());
-    }
     let seed = ["seed", "noise_seed"].iter().find_map(|name| sampler.value(name));
     let mut request = Request::default();
     request.sampling.seed = seed.and_then(Value::as_u64);
@@ -108,12 +38,17 @@ pub(super) fn request(graph: &Value, has_sampler: bool) -> Result<Imported, Stri
         notes.push("`denoise` below 1 is not taken over: the clip begins with noise".into());
     }
     let encoder = |input, through| {
-        chain(sampler.linked(input), through).find(|node| node.input("text").is_some())
+        let has_text =
+            |node: &Node<'_>| node.input("text").is_some() || node.input("prompts").is_some();
+        chain(sampler.linked(input), through).find(has_text)
     };
     let positive = encoder("positive", &["conditioning", "positive", "conditioning_to"])
         .ok_or("its prompt is in no CLIPTextEncode")?;
     let prompt = |node: Node<'_>| node.text("text").map(|text| text.replace("embedding:", ""));
-    request.prompt.text = prompt(positive).ok_or("its prompt is not a text")?;
+    match nodes::schedule(positive, &mut notes) {
+        Some(travel) => request.prompt.travel = travel?,
+        None => request.prompt.text = prompt(positive).ok_or("its prompt is not a text")?,
+    }
     request.prompt.negative = encoder("negative", &["conditioning", "negative", "conditioning_to"])
         .and_then(prompt)
         .unwrap_or_default();
@@ -122,8 +57,7 @@ pub(super) fn request(graph: &Value, has_sampler: bool) -> Result<Imported, Stri
             request.prompt.clip_skip = layer.unsigned_abs().saturating_sub(1) as usize;
         }
     }
-    let latents = chain(sampler.linked("latent_image"), &["samples", "latent", "latent_image"]);
-    match latents.into_iter().find(|node| node.input("width").is_some()) {
+    match latents(sampler).find(|node| node.input("width").is_some()) {
         Some(latents) => {
             (request.size.width, request.size.height) =
                 (latents.count("width"), latents.count("height"));
@@ -161,7 +95,56 @@ pub(super) fn request(graph: &Value, has_sampler: bool) -> Result<Imported, Stri
         }
     }
     request.prompt.text.push_str(&tags);
+    nodes::options(sampler, &mut request, &mut notes);
+    if samplers.len() > 1 {
+        request.quality.hires = second_sampler(&samplers, sampler, &mut notes);
+        if samplers.len() > 2 || request.quality.hires.is_none() {
+            notes.push("its graph has several samplers; the first one is used".to_owned());
+        }
+    }
     Ok(Imported::foreign(request, notes, Origin::ComfyUi))
+}
+
+/// The nodes that a sampler's latents come through.
+fn latents(sampler: Node<'_>) -> impl Iterator<Item = Node<'_>> {
+    chain(sampler.linked("latent_image"), &["samples", "latent", "latent_image"])
+}
+
+/// The one node between a sampler and the latents of another, if it enlarges them.
+fn upscaler(sampler: Node<'_>) -> Option<Node<'_>> {
+    let between: Vec<Node<'_>> = latents(sampler).take_while(|node| !node.is_sampler()).collect();
+    match between.as_slice() {
+        [node] if node.class() == "LatentUpscaleBy" => Some(*node),
+        _ => None,
+    }
+}
+
+/// The second pass of a sampler that starts from the enlarged latents of the first one.
+fn second_sampler(
+    samplers: &[Node<'_>],
+    first: Node<'_>,
+    notes: &mut Vec<String>,
+) -> Option<Hires> {
+    let (second, upscaler) = samplers.iter().find_map(|node| Some((*node, upscaler(*node)?)))?;
+    let scale = upscaler.number("scale_by").filter(|scale| *scale >= 1.0)?;
+    let strength = second.number("denoise").filter(|denoise| *denoise > 0.0)?.min(1.0);
+    let steps = second.count("steps").filter(|steps| *steps > 0)?;
+    let method = upscaler.text("upscale_method").unwrap_or_default();
+    let upscale = match method {
+        "bicubic" => Upscale::Bicubic,
+        "nearest-exact" => Upscale::Nearest,
+        _ => {
+            notes.push(format!("`upscale_method: {method}` is not known; bicubic is used"));
+            Upscale::Bicubic
+        }
+    };
+    for name in ["sampler_name", "scheduler", "cfg", "positive", "negative", "model"] {
+        if second.input(name) != first.input(name) {
+            notes.push(format!("its second sampler's own `{name}` is not taken over"));
+        }
+    }
+    notes.push("the noise of the second pass goes on from the first one's seed".into());
+    Some(second_pass(scale, steps, strength, upscale))
 }
 
 /// Sampler and scheduler.
@@ -182,6 +165,9 @@ fn how(sampler: Node<'_>, request: &mut Request) -> Result<(), String> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::request::{FreeInit, Loop, Pag, VaeTiling, Windows};
+    use crate::rng::NoiseKind;
+    use crate::sampler::{Fuse, WindowSchedule};
     use serde_json::json;
 
     fn graph() -> Value {
@@ -228,6 +214,122 @@ mod tests {
         assert_eq!(request.prompt.clip_skip, 1);
         assert!(notes.iter().any(|note| note.contains("`real.safetensors`")), "{notes:?}");
         assert!(notes.iter().any(|note| note.contains("`mm.ckpt`")), "{notes:?}");
+    }
+
+    #[test]
+    fn windows_noise_and_iterations_of_animate_diff_evolved_are_taken_over() {
+        let mut graph = graph();
+        graph["7"] = json!({"class_type": "ADE_UseEvolvedSampling", "inputs": {
+            "model": ["11", 0], "beta_schedule": "autoselect", "context_options": ["12", 0], "sample_settings": ["13", 0]}});
+        graph["11"] = json!({"class_type": "PerturbedAttentionGuidance", "inputs": {"model": ["2", 0], "scale": 2.5}});
+        graph["12"] = json!({"class_type": "ADE_LoopedUniformContextOptions", "inputs": {
+            "context_length": 12, "context_stride": 2, "context_overlap": 3, "closed_loop": true}});
+        graph["13"] = json!({"class_type": "ADE_AnimateDiffSamplingSettings", "inputs": {
+            "batch_offset": 0, "noise_type": "FreeNoise", "seed_gen": "comfy", "seed_offset": 0, "iteration_opts": ["14", 0]}});
+        graph["14"] = json!({"class_type": "ADE_IterationOptsFreeInit", "inputs": {
+            "iterations": 4, "filter": "butterworth", "d_s": 0.2, "d_t": 0.3, "n_butterworth": 5, "sigma_step": 999,
+            "apply_to_1st_iter": false, "init_type": "FreeInit [model sigma]"}});
+        graph["15"] = json!({"class_type": "VHS_VideoCombine", "inputs": {"frame_rate": 12, "pingpong": true}});
+        graph["16"] = json!({"class_type": "VAEDecodeTiled", "inputs": {"samples": ["8", 0], "tile_size": 256, "overlap": 64}});
+        let Imported { job, notes, .. } = request(&graph, false).unwrap();
+        let request = job.request;
+        let windows = Windows {
+            length: Some(12),
+            overlap: Some(3),
+            stride: Some(2),
+            schedule: Some(WindowSchedule::UniformLooped),
+            fuse: Some(Fuse::Flat),
+        };
+        assert_eq!(request.windows, windows);
+        // The file's pingpong is one more loop; a closed one comes first.
+        assert_eq!((request.output.looping, request.output.fps), (Loop::Closed, 12.0));
+        assert_eq!(request.sampling.noise, NoiseKind::FreeNoise);
+        let free_init = FreeInit {
+            iterations: 4,
+            order: 5,
+            spatial: 0.2,
+            temporal: 0.3,
+            ..FreeInit::default()
+        };
+        assert_eq!(request.quality.free_init, Some(free_init));
+        assert_eq!(request.quality.pag, Some(Pag { scale: 2.5, ..Pag::default() }));
+        let tiling = VaeTiling { size: Some(256), overlap: 0.25 };
+        assert_eq!(request.quality.vae_tiling, Some(tiling));
+        assert!(notes.iter().any(|note| note.contains("another rule")), "{notes:?}");
+
+        let noted = |node: &str, inputs: Value| {
+            let mut graph = graph.clone();
+            let mut inputs = inputs;
+            inputs["model"] = json!(["2", 0]);
+            graph["11"] = json!({"class_type": node, "inputs": inputs});
+            let notes = self::request(&graph, false).unwrap().notes;
+            notes.join("; ")
+        };
+        let free_u = json!({"b1": 1.3, "b2": 1.4, "s1": 0.9, "s2": 0.2});
+        assert!(noted("FreeU_V2", free_u).contains("--freeu b1=1.3,b2=1.4,s1=0.9,s2=0.2 is near"));
+        let rescale = json!({"multiplier": 0.6});
+        assert!(noted("RescaleCFG", rescale).contains("--guidance-rescale 0.6 is near"));
+        assert!(noted("DynamicThresholdingFull", json!({})).contains("mimics a smaller scale"));
+        assert!(noted("SomeOtherPatch", json!({})).contains("`SomeOtherPatch` is not taken over"));
+        let mut static_ = graph.clone();
+        static_["12"] = json!({"class_type": "ADE_StandardStaticContextOptions", "inputs": {
+            "context_length": 16, "context_overlap": 4, "fuse_method": "random", "start_percent": 0.5}});
+        static_["13"]["inputs"]["noise_type"] = json!("constant");
+        let Imported { job, notes, .. } = self::request(&static_, false).unwrap();
+        assert_eq!(job.request.windows.schedule, Some(WindowSchedule::Static));
+        assert_eq!((job.request.windows.fuse, job.request.output.looping), (None, Loop::PingPong));
+        let notes = notes.join("; ");
+        for what in ["`fuse_method: random`", "`start_percent`", "`noise_type: constant`"] {
+            assert!(notes.contains(what), "{what}: {notes}");
+        }
+    }
+
+    #[test]
+    fn prompts_by_frame_become_keys() {
+        let mut graph = graph();
+        graph["4"] = json!({"class_type": "BatchPromptSchedule", "inputs": {
+            "text": "\"0\" :\"a bud\",\n\"12\" :\"a rose\"\n", "pre_text": "photo", "app_text": "4k", "clip": ["3", 0]}});
+        let prompt = request(&graph, false).unwrap().job.request.prompt;
+        let keys: Vec<_> =
+            prompt.travel.keys().iter().map(|key| (key.frame, key.text.as_str())).collect();
+        assert_eq!(keys, [(0, "photo a bud 4k"), (12, "photo a rose 4k")]);
+        assert_eq!(prompt.text, " <lora:a/b.v2:0.5:0.8>");
+        graph["4"] = json!({"class_type": "ADE_PromptScheduling", "inputs": {
+            "prompts": "0 = \"a bud\", 12 = \"a rose\"", "prepend_text": "photo", "clip": ["3", 0]}});
+        let Imported { job, notes, .. } = request(&graph, false).unwrap();
+        assert_eq!(job.request.prompt.travel.keys()[1].text, "photo, a rose");
+        assert!(notes.iter().any(|note| note.contains("another curve")), "{notes:?}");
+        graph["4"]["inputs"]["prompts"] = json!("0:8 = \"a bud\"");
+        assert!(request(&graph, false).err().unwrap().contains("ADE_PromptScheduling"));
+        graph["4"]["inputs"]["prompts"] = json!("0 = \"(a bud:`x`)\"");
+        assert!(request(&graph, false).err().unwrap().contains("compute"));
+    }
+
+    #[test]
+    fn a_second_sampler_over_larger_latents_is_a_second_pass() {
+        let mut graph = graph();
+        let mut second = graph["8"].clone();
+        second["inputs"]["denoise"] = json!(0.5);
+        second["inputs"]["steps"] = json!(5);
+        second["inputs"]["latent_image"] = json!(["17", 0]);
+        // Before the first one in the order of the graph.
+        graph["0"] = second;
+        graph["17"] = json!({"class_type": "LatentUpscaleBy", "inputs": {
+            "samples": ["8", 0], "upscale_method": "bicubic", "scale_by": 1.5}});
+        let Imported { job, notes, .. } = request(&graph, false).unwrap();
+        assert_eq!(job.request.sampling.steps, 6);
+        let hires = job.request.quality.hires.unwrap();
+        assert_eq!((hires.scale, hires.strength, hires.steps), (1.5, 0.5, Some(10)));
+        assert_eq!(hires.upscale, Upscale::Bicubic);
+        assert!(!notes.iter().any(|note| note.contains("several samplers")), "{notes:?}");
+        graph["0"]["inputs"]["cfg"] = json!(9.0);
+        graph["17"]["inputs"]["upscale_method"] = json!("bislerp");
+        let notes = request(&graph, false).unwrap().notes.join("; ");
+        assert!(notes.contains("`cfg`") && notes.contains("bislerp"), "{notes}");
+        graph["17"]["class_type"] = json!("LatentComposite");
+        let Imported { job, notes, .. } = request(&graph, false).unwrap();
+        assert!(job.request.quality.hires.is_none());
+        assert!(notes.iter().any(|note| note.contains("several samplers")), "{notes:?}");
     }
 
     #[test]

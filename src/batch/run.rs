@@ -143,6 +143,7 @@ fn make(
         existing: options.existing,
         has_metadata: !options.no_metadata,
         tensors: None,
+        preview: None,
     };
     let mut heard = Heard { inner: watch, device: &mut record.device };
     let (job, known) = (planned.item.job.clone(), plan.known.clone());

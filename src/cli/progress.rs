@@ -148,7 +148,17 @@ impl Progress {
         };
         let (verbose, stop) = (reporting.verbose, stop.clone());
         let (counts, warned) = ((0, 0), BTreeSet::new());
-        Self { view, verbose, stop, counts, item: None, part: "", warned, screen: None, is_drawn: false }
+        Self {
+            view,
+            verbose,
+            stop,
+            counts,
+            item: None,
+            part: "",
+            warned,
+            screen: None,
+            is_drawn: false,
+        }
     }
 
     /// What follows is of one of many clips, counted from 1.

@@ -566,7 +566,7 @@ mod tests {
     fn the_settings_of_a_preset_are_its_model_cards() {
         let cache = tempfile::tempdir().unwrap();
         let hub = Hub::new(Settings::new(cache.path())).unwrap();
-        let names = Names { folders: Folders::default(), hub };
+        let names = Names { folders: Folders::default(), hub, listed: None };
         for steps in [1, 2, 4, 8] {
             let model = Some(format!("animatediff-lightning-{steps}step"));
             let mut request = Request::default();

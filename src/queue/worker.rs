@@ -136,8 +136,13 @@ impl Worker {
         if job.models.device == DeviceChoice::Auto {
             job.models.device = self.device;
         }
-        let target =
-            Target { path: draft, existing: Existing::Replace, has_metadata: true, tensors: None };
+        let target = Target {
+            path: draft,
+            existing: Existing::Replace,
+            has_metadata: true,
+            tensors: None,
+            preview: None,
+        };
         let hidden = self.hidden(record);
         let mut watch = Watch { shop: &self.shop, record, held, hidden: &hidden, work: (0, 0) };
         let (finished, finish) = mpsc::channel::<()>();

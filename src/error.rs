@@ -274,7 +274,11 @@ impl From<candle_core::Error> for Error {
     fn from(error: candle_core::Error) -> Self {
         match error {
             candle_core::Error::Io(error)
-                if error.get_ref().is_some_and(|inner| inner.is::<Cancelled>()) =>
+                if error.get_ref().is_some_and(
+                    <dyn std::error::Error + std::marker::Send + std::marker::Sync + 'static>::is::<
+                        Cancelled,
+                    >,
+                ) =>
             {
                 Self::Cancelled
             }

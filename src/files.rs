@@ -79,7 +79,12 @@ pub(crate) fn read_text(path: &Path) -> io::Result<String> {
 
 /// A SHA-256 in lowercase hexadecimal.
 pub(crate) fn hex(hash: Sha256) -> String {
-    hash.finalize().iter().fold(String::with_capacity(64), |mut text, byte| {
+    hex_of(&hash.finalize())
+}
+
+/// Bytes in lowercase hexadecimal.
+pub(crate) fn hex_of(bytes: &[u8]) -> String {
+    bytes.iter().fold(String::with_capacity(2 * bytes.len()), |mut text, byte| {
         // Writing to a string cannot fail.
         let _ = write!(text, "{byte:02x}");
         text

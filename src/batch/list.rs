@@ -111,7 +111,9 @@ impl Reading<'_> {
                 }
                 let first = self.count;
                 self.count += repeat;
-                if let Err(error) = self.add_all((line, part), job, name, (first, repeat)) {
+                if let Err(error) =
+                    self.add_all((line, part), job, name.as_deref(), (first, repeat))
+                {
                     self.faults.add(line, error);
                 }
             }
@@ -128,10 +130,10 @@ impl Reading<'_> {
         &mut self,
         (line, part): (usize, (usize, usize)),
         mut job: Job,
-        name: Option<String>,
+        name: Option<&str>,
         (first, repeat): (usize, usize),
     ) -> Result<()> {
-        if let Some(name) = &name {
+        if let Some(name) = name {
             name::check(name).map_err(|e| Error::request("name", format!("`{name}`: {e}")))?;
         }
         let seed = match job.request.sampling.seed {
@@ -150,8 +152,8 @@ impl Reading<'_> {
             let mut job = job.clone();
             job.request.sampling.seed = Some(seed.wrapping_add(i as u64));
             let (at, of) = (part.0 * repeat + i, part.1 * repeat);
-            let name = name.as_ref().map(|name| match of {
-                1 => name.clone(),
+            let name = name.map(|name| match of {
+                1 => name.to_owned(),
                 _ => format!("{name}-{}", at + 1),
             });
             let values = Values {

@@ -45,12 +45,12 @@ impl Matrix {
             wrong(line, error.message().replace('\n', " "))
         })?;
         let (mut defaults, mut clips, mut axes) = (Fields::new(), Vec::new(), Vec::new());
-        for (key, value) in document.get_ref().iter() {
+        for (key, value) in document.get_ref() {
             let line = lines.at(key.span().start);
             match (&**key.get_ref(), value.get_ref()) {
                 ("defaults", DeValue::Table(table)) => defaults = object(table, &lines, 0)?,
                 ("clip", DeValue::Array(tables)) => {
-                    for table in tables.iter() {
+                    for table in tables {
                         let line = lines.at(table.span().start);
                         let DeValue::Table(fields) = table.get_ref() else {
                             return Err(wrong(line, "`clip` is not a list of tables"));
@@ -135,7 +135,7 @@ fn collect(
     lines: &Lines,
     found: &mut Vec<(usize, Axis)>,
 ) -> Result<()> {
-    for (key, value) in table.iter() {
+    for (key, value) in table {
         let at = key.span().start;
         let field = if above.is_empty() {
             key.get_ref().to_string()

@@ -1,7 +1,7 @@
 //! Batches: the clips of a list, made in one or several processes, and made once.
 //!
-//! A manifest ([`list`]) becomes items in the order of its lines. Those of a [`Shard`] are completed, named by the key of
-//! what they are made of ([`Plan`]), and made in the order of their weights ([`run`]). A clip whose file is there is not
+//! A manifest ([`list()`]) becomes items in the order of its lines. Those of a [`Shard`] are completed, named by the key of
+//! what they are made of ([`Plan`]), and made in the order of their weights ([`run()`]). A clip whose file is there is not
 //! made again; a report has a line for each item.
 
 mod columns;

@@ -79,7 +79,8 @@ impl Plan {
         for item in by_weights(own)? {
             stop.check()?;
             let Item { number, line, name, stem, job } = item;
-            let completed = completion.complete(job, stop).and_then(|job| {
+            let completed = completion.complete(job, stop).and_then(|(job, clip)| {
+                format.check_clip(&clip)?;
                 let key = key(&job, format)?;
                 let path = folder.join(file_name(&stem, &key, ending));
                 if let Some(other) = files.insert(path.clone(), number) {

@@ -121,7 +121,7 @@ impl Source {
     /// The variable that tells that it is there.
     fn sign(&self) -> &'static str {
         match self {
-            Self::Own(name) | Self::Index(name, _) | Self::Rank(name, ..) => *name,
+            Self::Own(name) | Self::Index(name, _) | Self::Rank(name, ..) => name,
             Self::Array => ARRAY,
         }
     }
@@ -220,6 +220,6 @@ impl Variables<'_> {
     }
 }
 
-fn wrong(reason: String) -> Error {
+fn wrong(reason: impl fmt::Display) -> Error {
     Error::request("shard", format!("auto: {reason}"))
 }

@@ -7,7 +7,7 @@ use super::flags::{
 };
 use super::{about, examples};
 
-/// Few-step video diffusion: a prompt becomes a short clip in about four denoising steps.
+/// Few-step video diffusion: a prompt becomes a clip in about four steps.
 #[derive(Debug, Parser)]
 #[command(name = "animatelcm", version, long_version = about::VERSION.as_str())]
 #[command(max_term_width = 100, after_long_help = examples::PROGRAM)]
@@ -49,7 +49,7 @@ pub(super) enum Command {
     Serve(Box<super::serve::ServeArgs>),
     /// Make keys for clients of `serve`.
     #[cfg(feature = "server")]
-    #[command(after_long_help = examples::KEYS)]
+    #[command(hide = true, after_long_help = examples::KEYS)]
     Keys(super::serve::KeysArgs),
     /// List, download, check and remove published models.
     #[cfg(feature = "hub")]
@@ -62,7 +62,7 @@ pub(super) enum Command {
     #[command(after_long_help = examples::COMPLETIONS)]
     Completions(CompletionsArgs),
     /// Print the manual page of the program or of a command.
-    #[command(after_long_help = examples::MAN)]
+    #[command(hide = true, after_long_help = examples::MAN)]
     Man(ManArgs),
     /// Print the licences of the program and of all that it contains.
     Licenses,

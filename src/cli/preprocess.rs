@@ -25,6 +25,7 @@ const USUAL_RATE: f64 = 8.0;
 
 /// The arguments of `animatelcm preprocess`.
 #[derive(Debug, Args)]
+#[allow(clippy::struct_excessive_bools, reason = "flags")]
 pub(super) struct PreprocessArgs {
     /// canny, softedge, lineart, scribble, blur, tile, gray, invert or depth.
     ///

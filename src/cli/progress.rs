@@ -76,7 +76,7 @@ impl Bar {
     }
 
     /// Something begins, of so many parts if it has any.
-    fn begin(&self, what: String, parts: Option<usize>) {
+    fn begin(&self, what: &str, parts: Option<usize>) {
         let template = match parts {
             Some(_) => "{spinner} {msg} {wide_bar} {pos}/{len}  {time}",
             None => "{spinner} {msg}  {time}",
@@ -185,7 +185,7 @@ impl Progress {
     pub(super) fn start(&self) {
         if let View::Bar(bar) = &self.view {
             bar.bar.reset();
-            bar.begin("opening files".into(), None);
+            bar.begin("opening files", None);
             bar.bar.enable_steady_tick(Bar::TICK);
         }
     }
@@ -308,10 +308,10 @@ fn is_told(frame: usize, frames: usize) -> bool {
 /// Shows what happens from an event on.
 fn draw(bar: &Bar, event: &Event, (steps, frames): (usize, usize), part: &str) {
     match event {
-        Event::Start { .. } => bar.begin("preparing".into(), None),
+        Event::Start { .. } => bar.begin("preparing", None),
         Event::Load { part, bytes } => {
             let text = format!("loading {part}, {}", Bytes(*bytes));
-            bar.begin(escaped(&text).into_owned(), None);
+            bar.begin(&escaped(&text), None);
         }
         // What comes between two parts is what the first of them was loaded for.
         Event::Report { .. } => {
@@ -321,26 +321,26 @@ fn draw(bar: &Bar, event: &Event, (steps, frames): (usize, usize), part: &str) {
                 "image-encoder" | "ip-adapter" | "i2v-encoder" => "encoding the images",
                 _ => "preparing",
             };
-            bar.begin(what.into(), None);
+            bar.begin(what, None);
         }
         Event::Source { part, frame: 0, frames } => {
             let what = if *part == DEPTH { "estimating the depth" } else { "encoding the source" };
-            bar.begin(what.into(), Some(*frames));
+            bar.begin(what, Some(*frames));
         }
         Event::Source { frame, frames, .. } => bar.reach(*frame, bar.rest(*frame, *frames)),
-        Event::Ready => bar.begin(DENOISING.into(), Some(steps)),
+        Event::Ready => bar.begin(DENOISING, Some(steps)),
         Event::Step { step, steps, .. } if step == steps => {
-            bar.begin("decoding".into(), Some(frames));
+            bar.begin("decoding", Some(frames));
         }
         Event::Step { step, steps, eta_seconds, .. } => {
             // A second pass from pixels loads and encodes between two steps.
             if bar.bar.message() != DENOISING {
-                bar.begin(DENOISING.into(), Some(*steps));
+                bar.begin(DENOISING, Some(*steps));
             }
             bar.reach(*step, *eta_seconds);
         }
         Event::Decode { frame, frames } => bar.reach(*frame, bar.rest(*frame, *frames)),
-        Event::Encode { format } => bar.begin(format!("writing the {format}"), None),
+        Event::Encode { format } => bar.begin(&format!("writing the {format}"), None),
         _ => {}
     }
 }

@@ -7,7 +7,8 @@ use super::record::{program, records};
 use super::resolve::{Names, networks};
 use super::tensors;
 use super::trust::Known;
-use crate::pipeline::{Inputs, Pipeline, Residency};
+use crate::output::ClipInfo;
+use crate::pipeline::{Inputs, Pipeline, Prepared, Residency};
 use crate::request::{FileRecord, Job};
 use crate::{Error, Result, Stop};
 
@@ -18,6 +19,17 @@ pub(super) fn inputs(job: &mut Job, names: &Names, stop: &Stop) -> Result<Inputs
     inputs.identify(&mut job.request)?;
     tensors::read(job, &mut inputs, stop)?;
     Ok(inputs)
+}
+
+/// Size, length and rate of the file that a prepared request becomes.
+pub(super) fn clip_info(prepared: &Prepared) -> ClipInfo {
+    let zoom = prepared.request.output.zoom;
+    ClipInfo {
+        width: (prepared.width * zoom) as u32,
+        height: (prepared.height * zoom) as u32,
+        frames: prepared.request.output.looping.frames(prepared.frames),
+        fps: prepared.request.output.fps,
+    }
 }
 
 /// The weights of a job, device and dtypes as text. Jobs that have the same take all networks from a
@@ -56,12 +68,12 @@ impl<'a> Completion<'a> {
         Self { names, known: Known::default(), last: None }
     }
 
-    /// The job as [`run`](super::run) writes it into its clip.
+    /// The job as [`run`](super::run) writes it into its clip, and what the clip will be.
     ///
     /// # Errors
     ///
     /// Those that `run` has before it loads a network.
-    pub fn complete(&mut self, mut job: Job, stop: &Stop) -> Result<Job> {
+    pub fn complete(&mut self, mut job: Job, stop: &Stop) -> Result<(Job, ClipInfo)> {
         job.request.validate()?;
         let inputs = inputs(&mut job, self.names, stop)?;
         let networks = networks_of(&job)?;
@@ -74,10 +86,12 @@ impl<'a> Completion<'a> {
             }
         };
         let open = self.last.insert(open);
-        job.request = open.pipeline.prepare(&job.request, &inputs)?.request;
+        let prepared = open.pipeline.prepare(&job.request, &inputs)?;
+        let clip = clip_info(&prepared);
+        job.request = prepared.request;
         job.weights.clone_from(&open.weights);
         job.program = Some(program(open.pipeline.device()));
-        Ok(job)
+        Ok((job, clip))
     }
 
     /// The hashes of all weight files so far.

@@ -73,12 +73,9 @@ pub fn check(output: &Path, path: &Path, existing: Existing) -> Result<()> {
 
 /// The place of a preview's file.
 fn place(output: &Path, path: &Path, existing: Existing) -> Result<Place> {
-    let format = match Format::from_path(path) {
-        Ok(format @ (Format::Gif | Format::Webp | Format::Apng)) => format,
-        _ => {
-            let reason = format!("`{}` is none of .gif, .webp and .png", path.display());
-            return Err(Error::request(FIELD, reason));
-        }
+    let Ok(format @ (Format::Gif | Format::Webp | Format::Apng)) = Format::from_path(path) else {
+        let reason = format!("`{}` is none of .gif, .webp and .png", path.display());
+        return Err(Error::request(FIELD, reason));
     };
     if !format.is_available() {
         return Err(Error::Feature { feature: format.name() });

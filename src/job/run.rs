@@ -7,7 +7,7 @@ use std::time::Instant;
 
 use candle_core::Tensor;
 
-use super::complete::inputs;
+use super::complete::{clip_info, inputs};
 use super::open::open;
 use super::parameters::Made;
 use super::preview::PreviewFile;
@@ -18,7 +18,7 @@ use super::trust::Known;
 use crate::library::Library;
 use crate::media::resize::enlarge;
 use crate::media::{FrameSink, RgbImage};
-use crate::output::{self, ClipInfo, Existing, Metadata};
+use crate::output::{self, Existing, Metadata};
 use crate::pipeline::{Done, Event, Observer, Pipeline, Prepared, Recorder, Residency};
 use crate::request::{Job, Loop, MOST_PIXELS};
 use crate::sampler::Progress;
@@ -157,16 +157,6 @@ fn generate(
     let mut recorder = Recorder::new(observer);
     pipeline.generate(prepared, &mut recorder, sink)?;
     Ok(recorder.tensors)
-}
-
-fn clip_info(prepared: &Prepared) -> ClipInfo {
-    let zoom = prepared.request.output.zoom;
-    ClipInfo {
-        width: (prepared.width * zoom) as u32,
-        height: (prepared.height * zoom) as u32,
-        frames: prepared.request.output.looping.frames(prepared.frames),
-        fps: prepared.request.output.fps,
-    }
 }
 
 fn start(job: &Job, prepared: &Prepared, pipeline: &Pipeline) -> Event {

@@ -6,6 +6,7 @@ use std::time::{SystemTime, UNIX_EPOCH};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
+use crate::files;
 use crate::{Error, Result};
 
 /// The name of a job: `video_` and 32 hexadecimal digits, 48 bits of milliseconds and 80 random ones.
@@ -28,8 +29,7 @@ impl JobId {
             Error::Device { device: "cpu".into(), reason }
         })?;
         let milliseconds = (unix_time() * 1000.0) as u64 & 0xffff_ffff_ffff;
-        let random: String = random.iter().map(|byte| format!("{byte:02x}")).collect();
-        Ok(Self(format!("video_{milliseconds:012x}{random}")))
+        Ok(Self(format!("video_{milliseconds:012x}{}", files::hex_of(&random))))
     }
 
     /// Reads a name; `None` if it is of another form.

@@ -30,6 +30,12 @@ const PATIENCE: Duration = Duration::from_millis(500);
 /// Work on a decoded frame, in that of a step on one frame: counted for Stable Diffusion 1.5 at 512x512.
 const DECODE: usize = 3;
 
+/// Observer of the events of all jobs.
+type Told = Box<dyn Fn(&Record, &Event) + Send + Sync>;
+
+/// Observer of how jobs end.
+type Ended = Box<dyn Fn(&Record, Option<&str>, Duration) + Send + Sync>;
+
 /// What all workers of a process share.
 pub struct Shop {
     /// Where jobs come from.
@@ -49,9 +55,9 @@ pub struct Shop {
     /// How long a job may go on after that before it is given back.
     pub grace: Duration,
     /// Told of every event.
-    pub told: Box<dyn Fn(&Record, &Event) + Send + Sync>,
+    pub told: Told,
     /// Told how each job ended: its record at the claim, and the failure's code if it failed.
-    pub ended: Box<dyn Fn(&Record, Option<&str>, Duration) + Send + Sync>,
+    pub ended: Ended,
 }
 
 impl std::fmt::Debug for Shop {

@@ -2,7 +2,7 @@
 
 use std::fmt::Write as _;
 use std::io::{Cursor, SeekFrom};
-use std::path::PathBuf;
+use std::path::{self, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use axum::body::Body;
@@ -87,7 +87,7 @@ pub(super) async fn answer(
             }
             let is_sheet = variant == "spritesheet";
             let (bytes, kind) =
-                app.blocking(move |app| picture(app, path, &output, is_sheet)).await?;
+                app.blocking(move |app| picture(app, &path, &output, is_sheet)).await?;
             let name = format!("{}-{variant}.{}", record.id, &kind["image/".len()..]);
             let mut answer = bytes.into_response();
             describe(answer.headers_mut(), &tag, (kind, &name));
@@ -238,14 +238,14 @@ async fn file(
 /// The first frame, or a sheet of all, with its media type.
 fn picture(
     app: &App,
-    path: PathBuf,
+    path: &path::Path,
     output: &Output,
     is_sheet: bool,
 ) -> Answer<(Vec<u8>, &'static str)> {
     let made = || -> Result<(Vec<u8>, &'static str)> {
         let stop = Stop::default();
         let count = (!is_sheet).then_some(1);
-        let media = Media::read("clip", &path, |_| true, &stop)?;
+        let media = Media::read("clip", path, |_| true, &stop)?;
         let frames = media.frames("clip", Selection { count, ..Selection::default() }, &stop)?;
         let image = sheet(&frames.images);
         let (format, kind) = if Format::Webp.is_available() {

@@ -86,7 +86,7 @@ pub(super) async fn workers(State(app): State<Shared>) -> Answer<Json<Value>> {
     let listed = app.blocking(|app| {
         let running = Filter { status: Some(Status::Running), ..Filter::default() };
         let running = app.queue.list(&running).map_err(|error| app.problem(&error))?;
-        let worker = |(name, device): &(String, crate::DeviceChoice)| {
+        let worker = |(name, device): &(String, crate::device::DeviceChoice)| {
             let job = running.iter().find(|record| record.worker.as_ref() == Some(name));
             json!({
                 "id": name,

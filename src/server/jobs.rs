@@ -98,9 +98,9 @@ fn job(app: &App, form: &Form) -> Answer<Job> {
         .map(|(field, file)| (format!("upload:{field}"), format!("upload:{}", file.sha256)))
         .collect();
     rename(&mut value, &names);
-    let read = serde_json::from_value(value)
-        .map_err(|error| app.problem(&Error::request("job", format!("not a request: {error}"))));
-    read
+
+    serde_json::from_value(value)
+        .map_err(|error| app.problem(&Error::request("job", format!("not a request: {error}"))))
 }
 
 fn rename(value: &mut Value, names: &BTreeMap<String, String>) {

@@ -9,7 +9,7 @@ use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 use subtle::{Choice, ConditionallySelectable, ConstantTimeEq};
 
-use crate::files::{hex, read_text};
+use crate::files::{hex, hex_of, read_text};
 use crate::{Error, Result};
 
 /// The file of keys. It is read again when it changes, so that a key that was removed opens nothing.
@@ -120,7 +120,7 @@ pub(super) fn random<const BYTES: usize>() -> Result<String> {
         let reason = format!("the system has no random numbers: {error}");
         Error::Device { device: "cpu".into(), reason }
     })?;
-    Ok(bytes.iter().map(|byte| format!("{byte:02x}")).collect())
+    Ok(hex_of(&bytes))
 }
 
 /// Makes a key of 256 random bits and adds its hash to a file, which is made if it is not there. Returns the key, which

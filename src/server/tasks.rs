@@ -23,9 +23,9 @@ pub(super) fn spawn(name: &str, work: impl FnOnce() + Send + 'static) -> Result<
 /// Starts a worker for each device.
 pub(super) fn workers(
     shop: &Arc<Shop>,
-    devices: &[(String, crate::DeviceChoice)],
+    devices: &[(String, crate::device::DeviceChoice)],
 ) -> Result<Vec<JoinHandle<()>>> {
-    let start = |(name, device): &(String, crate::DeviceChoice)| {
+    let start = |(name, device): &(String, crate::device::DeviceChoice)| {
         let worker = Worker { shop: Arc::clone(shop), name: name.clone(), device: *device };
         spawn(name, move || worker.run())
     };

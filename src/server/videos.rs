@@ -137,9 +137,9 @@ fn job(app: &App, fields: &Fields, form: &Form) -> Answer<Job> {
     let mut job: Job =
         job.map_err(|error| Problem::invalid("request", format!("request: {error}")))?;
     let request = &mut job.request;
-    request.prompt.text = prompt.to_owned();
+    prompt.clone_into(&mut request.prompt.text);
     if let Some(text) = fields.text("negative_prompt") {
-        request.prompt.negative = text.to_owned();
+        text.clone_into(&mut request.prompt.negative);
     }
     if let Some(model) = fields.text("model") {
         job.models.model = Some(model.to_owned());
@@ -382,7 +382,7 @@ pub(super) async fn remix(
         let job = serde_json::from_value(record.job.clone());
         let mut job: Job =
             job.map_err(|_| Problem::internal("the job is of another version of the program"))?;
-        job.request.prompt.text = prompt.to_owned();
+        prompt.clone_into(&mut job.request.prompt.text);
         let asked = Asked {
             job,
             format: record.format,

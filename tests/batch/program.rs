@@ -209,16 +209,13 @@ fn a_report_is_written_by_one_process_and_half_a_line_stays_alone() {
 fn each_set_of_weights_is_loaded_once() {
     let folder = Folder::new();
     // The same model in other dtypes is another set.
-    let text: String = ["f32", "bf16", "f32", "bf16"]
-        .iter()
-        .zip(1..)
-        .map(|(dtype, seed)| {
-            let mut request: Value = serde_json::from_str(&line("a red star", seed)).unwrap();
-            request["models"] = json!({"dtype": dtype, "device": "cpu"});
-            format!("{request}\n")
-        })
-        .collect();
-    folder.write("jobs.jsonl", &text);
+    let mut lines = Vec::new();
+    for (dtype, seed) in ["f32", "bf16", "f32", "bf16"].iter().zip(1..) {
+        let mut request: Value = serde_json::from_str(&line("a red star", seed)).unwrap();
+        request["models"] = json!({"dtype": dtype, "device": "cpu"});
+        lines.push(request.to_string());
+    }
+    folder.write("jobs.jsonl", lines.join("\n"));
     let made = batch(&folder, &[]).ok();
     let order: Vec<&str> = made.stdout().lines().map(|line| &line[4..10]).collect();
     assert_eq!(order, ["000001", "000003", "000002", "000004"]);
@@ -320,7 +317,7 @@ fn what_cannot_start_is_said_before_anything_is_made() {
         (&["none.jsonl", "-o", "x"], 2, "none.jsonl"),
         (&["weights.jsonl", "-o", "x"], 3, "weights.jsonl: line 2: --checkpoint none.safetensors"),
         (&["hint.jsonl", "-o", "x"], 2, "hint.jsonl: line 2: image"),
-        (&["mp4.jsonl", "-o", "x"], 2, "line 2: width: must be a multiple of"),
+        (&["mp4.jsonl", "-o", "x"], 2, "line 2: output: mp4 holds images of 16 by 16"),
         (&["jobs.jsonl", "-o", "x", "--format", "avi"], 2, "`avi` is none of gif"),
         (&["jobs.jsonl", "-o", "x", "--name", "{nr}"], 2, "`{nr}` is none of"),
         (&["jobs.jsonl", "-o", "x", "--shard", "3/2"], 2, "is not I/N"),

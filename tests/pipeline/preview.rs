@@ -1,5 +1,7 @@
 //! What observers see of a clip while it is made.
 
+use std::collections::BTreeMap;
+
 use animatelcm::Result;
 use animatelcm::device::{DtypeChoice, Precision};
 use animatelcm::library::{Base, Files, Models};
@@ -54,14 +56,17 @@ fn request() -> Request {
     })
 }
 
+/// The values of images `[y][x]` by channel or frame.
+type Images = Vec<Vec<Vec<f32>>>;
+
 /// A run: what the observer saw, the frames, and the last latents.
 fn run(
     mut pipeline: Pipeline,
     request: &Request,
     is_blind: bool,
-) -> (Watcher, Vec<RgbImage>, Vec<Vec<Vec<Vec<f32>>>>) {
+) -> (Watcher, Vec<RgbImage>, Vec<Images>) {
     let (mut frames, mut watcher) = (Vec::new(), Watcher { is_blind, ..Watcher::default() });
-    let mut tensors = Tensors { recorded: Some(Default::default()), ..Tensors::default() };
+    let mut tensors = Tensors { recorded: Some(BTreeMap::default()), ..Tensors::default() };
     pipeline.run(request, &mut tensors, &mut watcher, &mut &mut frames).unwrap();
     let latents = tensors.recorded.unwrap()["latents"].squeeze(0).unwrap();
     let latents = (0..latents.dim(0).unwrap()).map(|i| latents.get(i).unwrap().to_vec3().unwrap());
@@ -118,11 +123,10 @@ fn latents_of_stable_diffusion_are_shown_by_comfyuis_factors() {
     for (frame, image) in last.images.iter().enumerate() {
         for (x, y, pixel) in image.enumerate_pixels() {
             for color in 0..3 {
-                let value = |channel: usize| {
-                    f64::from(latents[channel][frame][y as usize][x as usize])
-                        * table[channel][color]
+                let value = |(channel, row): (usize, &[f64; 3])| {
+                    f64::from(latents[channel][frame][y as usize][x as usize]) * row[color]
                 };
-                let sum: f64 = (0..4).map(value).sum();
+                let sum: f64 = table.iter().enumerate().map(value).sum();
                 let want = (f64::midpoint(sum, 1.0).clamp(0.0, 1.0) * 255.0).floor();
                 let off = (f64::from(pixel.0[color]) - want).abs();
                 // Whole numbers are cut, so rounding in f32 may show.

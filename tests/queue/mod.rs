@@ -120,6 +120,7 @@ fn completed(places: &Places, key: &str, clip: &[u8], age: f64) -> Record {
 
 #[test]
 fn the_oldest_clips_go_first_and_none_that_another_job_has() {
+    use Status::{Completed, Expired};
     let folder = tempfile::tempdir().unwrap();
     let places = Places::open(folder.path()).unwrap();
     let old = completed(&places, "old", b"old clip", 100.0);
@@ -138,7 +139,6 @@ fn the_oldest_clips_go_first_and_none_that_another_job_has() {
     };
     sweep(60, u64::MAX);
     let all = [&old, &shared, &first, &young].map(|record| (status(record).unwrap(), clip(record)));
-    use Status::{Completed, Expired};
     assert_eq!(all, [(Expired, false), (Expired, true), (Completed, true), (Completed, true)]);
     sweep(60, 8);
     assert_eq!((status(&first).unwrap(), clip(&first)), (Expired, false));

@@ -113,5 +113,6 @@ fn a_large_image_is_made_small_in_little_time() {
     assert_eq!(small.dimensions(), (64, 64));
     // Means of the ramps.
     assert!(small.pixels().all(|pixel| pixel[2] == 9));
-    assert!(start.elapsed() < Duration::from_secs(2), "{:?}", start.elapsed());
+    // Without optimisation, on a busy machine.
+    assert!(start.elapsed() < Duration::from_secs(20), "{:?}", start.elapsed());
 }

@@ -87,5 +87,5 @@ fn a_request_of_many_frames_is_refused_at_once() {
     let start = std::time::Instant::now();
     let refused = folder.run(&["generate", "--request", "r.json", "-o", "a.gif"]);
     assert_ne!(refused.code, Some(0));
-    assert!(start.elapsed().as_secs_f64() < 2.0, "{:?}", start.elapsed());
+    assert!(start.elapsed().as_secs_f64() < 10.0, "{:?}", start.elapsed());
 }

@@ -39,13 +39,6 @@ impl Server {
         child.wait().unwrap();
     }
 
-    /// Asks it to stop, and returns its exit code and what it said.
-    #[cfg(unix)]
-    pub(super) fn stop(self) -> (Option<i32>, String) {
-        self.terminate();
-        self.stop_after_signal()
-    }
-
     /// Waits for its end, and returns its exit code and what it said.
     pub(super) fn stop_after_signal(mut self) -> (Option<i32>, String) {
         let output = self.child.take().unwrap().wait_with_output().unwrap();
@@ -299,7 +292,7 @@ impl Iterator for Events {
             // Lengths of chunks stand between messages.
             match line.trim_end().split_once(": ") {
                 Some(("id", id)) => message.id = id.parse().unwrap(),
-                Some(("event", name)) => message.name = name.to_owned(),
+                Some(("event", name)) => name.clone_into(&mut message.name),
                 Some(("data", data)) => message.data = serde_json::from_str(data).unwrap(),
                 _ if line == "\n" && !message.name.is_empty() => return Some(message),
                 _ if line == "0\r\n" => return None,

@@ -186,7 +186,7 @@ impl Clips {
                     Some(caption) => {
                         let side = sources::side(request, *size)?;
                         let frames = request.frames();
-                        Some(Video::other_than(&caption, prompt.scene, side, frames))
+                        Some(Video::other_than(caption, prompt.scene, side, frames))
                     }
                     None => None,
                 };

@@ -27,7 +27,7 @@ pub(super) fn source(args: &EvalArgs) -> Source {
 
 impl Video {
     /// A video for clips of a prompt, no part of which it shows.
-    pub(super) fn other_than(prompt: &Caption, seed: u64, side: usize, frames: usize) -> Self {
+    pub(super) fn other_than(prompt: Caption, seed: u64, side: usize, frames: usize) -> Self {
         let mut random = Uniform::new(seed);
         let differs = |caption: &Caption| {
             caption.color != prompt.color
@@ -109,12 +109,12 @@ mod tests {
     fn a_video_shows_nothing_of_the_prompt_and_is_read_without_loss() {
         let prompt: Caption = "a red circle moving right on a black background".parse().unwrap();
         for seed in 0..20 {
-            let video = Video::other_than(&prompt, seed, 16, 4);
+            let video = Video::other_than(prompt, seed, 16, 4);
             let Caption { color, shape, motion, background } = video.caption;
             assert!(color != prompt.color && shape != prompt.shape);
             assert!(motion != prompt.motion && background != prompt.background);
         }
-        let video = Video::other_than(&prompt, 3, 64, 16);
+        let video = Video::other_than(prompt, 3, 64, 16);
         let mut remains = Remains::default();
         assert!(remains.add(&video, &video.frames, &[0, 15]).all());
         let mut moved = video.frames.clone();

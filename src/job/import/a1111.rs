@@ -90,7 +90,7 @@ pub(super) fn request(text: &str, has_sampler: bool) -> Result<Imported, String>
     }
     match inner("closed_loop") {
         Some("A") => request.output.looping = Loop::Closed,
-        Some(kind) if kind.starts_with("R") => {
+        Some(kind) if kind.starts_with('R') => {
             notes.push(format!("`closed_loop: {kind}` is not taken over; --loop closed is near"));
         }
         _ => {}

@@ -159,6 +159,7 @@ impl DepthAnything {
     }
 
     /// The same network for pictures of another side than the published 518 pixels.
+    #[must_use]
     pub fn with_side(self, side: usize) -> Self {
         Self { side, ..self }
     }

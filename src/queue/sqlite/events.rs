@@ -26,6 +26,7 @@ pub(super) enum Happened<'a> {
     Deleted {},
 }
 
+#[allow(clippy::trivially_copy_pass_by_ref, reason = "serde hands it so")]
 fn done<S: serde::Serializer>(record: &&Record, to: S) -> Result<S::Ok, S::Error> {
     let output = record.output.as_ref();
     json!({
@@ -44,6 +45,7 @@ fn done<S: serde::Serializer>(record: &&Record, to: S) -> Result<S::Ok, S::Error
     .serialize(to)
 }
 
+#[allow(clippy::trivially_copy_pass_by_ref, reason = "serde hands it so")]
 fn error<S: serde::Serializer>(failure: &&Failure, to: S) -> Result<S::Ok, S::Error> {
     json!({
         "code": failure.exit_code,

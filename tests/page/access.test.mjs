@@ -8,8 +8,8 @@ import { AxeBuilder } from '@axe-core/playwright';
 import { close, send, stage, until, visit } from './browser.mjs';
 import { Server, folder, run } from './server.mjs';
 
-/// Steps of a job that is cancelled before it ends.
-const ENDLESS = { steps: 2000 };
+/// As many steps as LCM takes: of a job that is cancelled before it ends.
+const ENDLESS = { steps: 100 };
 const PROMPT = 'an orange square moving left on a black background';
 
 let server;

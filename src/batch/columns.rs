@@ -93,7 +93,7 @@ fn value(cell: &str) -> Value {
     json.unwrap_or_else(|_| Value::String(cell.to_owned()))
 }
 
-/// What the reader says.
+/// Message of an error of the CSV reader, without its position.
 fn broken(error: &csv::Error) -> String {
     match error.kind() {
         csv::ErrorKind::Utf8 { .. } => "is not UTF-8 text".into(),

@@ -1,4 +1,4 @@
-//! What a manifest says of one clip, or of several that differ in their seeds only.
+//! An entry of a manifest: one clip, or several that differ in their seeds only.
 
 use serde_json::{Map, Value, json};
 
@@ -16,7 +16,7 @@ pub struct Entry {
     pub line: usize,
     /// The fields; an error if they cannot be read.
     pub(super) fields: Result<Fields>,
-    /// Which of the clips it is that stand in one place, and their number.
+    /// Index among the clips that a matrix makes of one place, and their number.
     pub(super) part: (usize, usize),
 }
 
@@ -95,7 +95,7 @@ pub(super) fn put(fields: &mut Fields, path: &str, value: Value) -> Result<(), S
     }
 }
 
-/// Whether a path has a value.
+/// Returns whether fields have a value at a path such as `size.width`.
 pub(super) fn has(fields: &Fields, path: &str) -> bool {
     match path.split_once('.') {
         None => fields.contains_key(path),

@@ -13,7 +13,7 @@ const OWN: [&str; 2] = ["name", "repeat"];
 /// The most parts of a path.
 const DEEPEST: usize = 8;
 
-/// What the text of a field is.
+/// Form of a field's text in a CSV column.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Kind {
     /// The value itself.
@@ -22,7 +22,7 @@ pub(super) enum Kind {
     Json,
 }
 
-/// What the text of a field is; `None` if there is no such field.
+/// Form of the text of the field at a path; `None` if there is no such field.
 pub(super) fn kind(path: &str) -> Option<Kind> {
     match path {
         "name" => return Some(Kind::Text),
@@ -72,7 +72,7 @@ fn collect(above: &str, all: &mut Vec<String>) {
     }
 }
 
-/// What is said of a job with this field alone.
+/// Error of reading a job that has this field alone.
 fn complaint(path: &str, value: Value) -> Option<String> {
     let mut fields: Fields = Map::from_iter([("schema".to_owned(), json!(SCHEMA))]);
     if let Err(reason) = put(&mut fields, path, value) {

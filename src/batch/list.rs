@@ -80,7 +80,7 @@ pub fn list(
     Ok(List { manifest, items: reading.items })
 }
 
-/// What is found while a manifest is read.
+/// State of reading a manifest: items, names and errors so far.
 struct Reading<'a> {
     /// The manifest's.
     folder: Option<&'a Path>,

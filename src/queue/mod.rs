@@ -24,6 +24,7 @@ use std::time::Duration;
 
 pub use files::{Places, hidden};
 pub use key::{Key, WeightHashes, key};
+pub(crate) use record::random;
 pub use record::{Event, Failure, JobId, Output, Priority, Record, Status, unix_time};
 pub use retention::Retention;
 pub use sqlite::SqliteQueue;

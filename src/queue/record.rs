@@ -9,6 +9,20 @@ use serde_json::Value;
 use crate::files;
 use crate::{Error, Result};
 
+/// Random bytes of the system in hexadecimal.
+///
+/// # Errors
+///
+/// When the system has no random numbers.
+pub(crate) fn random<const BYTES: usize>() -> Result<String> {
+    let mut bytes = [0; BYTES];
+    getrandom::fill(&mut bytes).map_err(|error| {
+        let reason = format!("the system has no random numbers: {error}");
+        Error::Device { device: "cpu".into(), reason }
+    })?;
+    Ok(files::hex_of(&bytes))
+}
+
 /// The name of a job: `video_` and 32 hexadecimal digits, 48 bits of milliseconds and 80 random ones.
 ///
 /// Later names sort after earlier ones.
@@ -23,13 +37,8 @@ impl JobId {
     ///
     /// When the system has no random numbers.
     pub fn new() -> Result<Self> {
-        let mut random = [0; 10];
-        getrandom::fill(&mut random).map_err(|error| {
-            let reason = format!("the system has no random numbers: {error}");
-            Error::Device { device: "cpu".into(), reason }
-        })?;
         let milliseconds = (unix_time() * 1000.0) as u64 & 0xffff_ffff_ffff;
-        Ok(Self(format!("video_{milliseconds:012x}{}", files::hex_of(&random))))
+        Ok(Self(format!("video_{milliseconds:012x}{}", random::<10>()?)))
     }
 
     /// Reads a name; `None` if it is of another form.

@@ -9,10 +9,10 @@ use serde_json::{Value, json};
 
 use super::answer::{Answer, Problem};
 use super::body;
-use super::keys::random;
 use super::page;
 use super::sessions::LASTS;
 use super::state::{App, Shared};
+use crate::queue::random;
 
 const COOKIE: &str = "animatelcm";
 

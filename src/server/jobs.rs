@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 
 use axum::Json;
+use axum::extract::rejection::QueryRejection;
 use axum::extract::{Path, Query, Request, State};
 use axum::http::{HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
@@ -222,9 +223,10 @@ impl Page {
 /// A page of records in OpenAI's form.
 pub(super) async fn page(
     app: &Shared,
-    page: Page,
+    query: Result<Query<Page>, QueryRejection>,
     view: impl Fn(&App, &Record) -> Answer<Value> + Send + 'static,
 ) -> Answer<Json<Value>> {
+    let Query(page) = query.map_err(|error| Problem::invalid("query", error.body_text()))?;
     let filter = page.filter()?;
     app.blocking(move |app| {
         let mut records = app.queue.list(&filter).map_err(|error| app.problem(&error))?;
@@ -247,10 +249,9 @@ pub(super) async fn page(
 /// `GET /v1/jobs`
 pub(super) async fn list(
     State(app): State<Shared>,
-    query: Result<Query<Page>, axum::extract::rejection::QueryRejection>,
+    query: Result<Query<Page>, QueryRejection>,
 ) -> Answer<Json<Value>> {
-    let Query(asked) = query.map_err(|error| Problem::invalid("query", error.body_text()))?;
-    page(&app, asked, view).await
+    page(&app, query, view).await
 }
 
 /// `POST /v1/jobs/{id}/cancel`
@@ -277,7 +278,7 @@ pub(super) struct Removal {
 pub(super) async fn delete(
     State(app): State<Shared>,
     Path(id): Path<String>,
-    query: Result<Query<Removal>, axum::extract::rejection::QueryRejection>,
+    query: Result<Query<Removal>, QueryRejection>,
 ) -> Answer<Response> {
     let Query(asked) = query.map_err(|error| Problem::invalid("query", error.body_text()))?;
     let removed = app.blocking(move |app| remove(app, &id, asked.cancel));

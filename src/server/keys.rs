@@ -9,7 +9,8 @@ use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 use subtle::{Choice, ConditionallySelectable, ConstantTimeEq};
 
-use crate::files::{hex, hex_of, read_text};
+use crate::files::{hex, read_text};
+use crate::queue::random;
 use crate::{Error, Result};
 
 /// The file of keys. It is read again when it changes, so that a key that was removed opens nothing.
@@ -107,20 +108,6 @@ fn parse(path: &Path) -> Result<Vec<Key>> {
         return Err(wrong(&format!("`{}` has no SHA-256 in lowercase hexadecimal", key.name)));
     }
     Ok(file.keys)
-}
-
-/// Random bytes in hexadecimal.
-///
-/// # Errors
-///
-/// When the system has no random numbers.
-pub(super) fn random<const BYTES: usize>() -> Result<String> {
-    let mut bytes = [0; BYTES];
-    getrandom::fill(&mut bytes).map_err(|error| {
-        let reason = format!("the system has no random numbers: {error}");
-        Error::Device { device: "cpu".into(), reason }
-    })?;
-    Ok(hex_of(&bytes))
 }
 
 /// Makes a key of 256 random bits and adds its hash to a file, which is made if it is not there. Returns the key, which

@@ -5,12 +5,12 @@ use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
 
 use super::answer::{Answer, Problem};
-use super::keys::random;
 use super::names;
 use super::state::App;
 use crate::files::hex;
 use crate::job::resolve_lora_tags;
 use crate::output::{ClipInfo, Format};
+use crate::queue::random;
 use crate::queue::{Accepted, JobId, Priority, Queue, Record, Submission, key};
 use crate::request::{Job, Request};
 use crate::{Error, Result, Stop};

@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 
 use axum::Json;
+use axum::extract::rejection::QueryRejection;
 use axum::extract::{Path, Query, Request, State};
 use axum::http::{HeaderMap, HeaderName, StatusCode};
 use axum::response::IntoResponse;
@@ -336,10 +337,9 @@ pub(super) async fn get(State(app): State<Shared>, Path(id): Path<String>) -> An
 /// `GET /v1/videos`
 pub(super) async fn list(
     State(app): State<Shared>,
-    query: Result<Query<Page>, axum::extract::rejection::QueryRejection>,
+    query: Result<Query<Page>, QueryRejection>,
 ) -> Answer<Json<Value>> {
-    let Query(asked) = query.map_err(|error| Problem::invalid("query", error.body_text()))?;
-    page(&app, asked, view).await
+    page(&app, query, view).await
 }
 
 /// `DELETE /v1/videos/{id}`: cancels, and forgets.
@@ -401,7 +401,7 @@ pub(super) async fn remix(
 pub(super) async fn content(
     State(app): State<Shared>,
     Path(id): Path<String>,
-    query: Result<Query<content::Options>, axum::extract::rejection::QueryRejection>,
+    query: Result<Query<content::Options>, QueryRejection>,
     headers: HeaderMap,
 ) -> Answer {
     let not_ready = |_: &App, record: &Record| {

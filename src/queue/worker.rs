@@ -24,6 +24,9 @@ use crate::{Error, ErrorKind, Result, Stop};
 /// Pause between two beats: a cancelled job ends within a step or this.
 const PULSE: Duration = Duration::from_millis(200);
 
+/// How long a worker leaves the queue to the others after a job that its device could not do.
+const COOLING: Duration = Duration::from_secs(2);
+
 /// How long a worker waits for a job before it looks whether to stop.
 const PATIENCE: Duration = Duration::from_millis(500);
 
@@ -54,6 +57,8 @@ pub struct Shop {
     pub stop: Stop,
     /// How long a job may go on after that before it is given back.
     pub grace: Duration,
+    /// How many workers the queue has.
+    pub workers: usize,
     /// Told of every event.
     pub told: Told,
     /// Told how each job ended: its record at the claim, and the failure's code if it failed.
@@ -124,6 +129,15 @@ impl Worker {
                 Ok(Some(if halt == Halt::Draining { "interrupted" } else { "cancelled" }.into()))
             }
             Ok(done) => self.deliver(lease, &record, done, &draft),
+            Err(error) if self.is_for_another(&record, &error) => {
+                // Without an end it counts as lost, and comes again once.
+                drop(lease);
+                let since = Instant::now();
+                while since.elapsed() < COOLING && !self.shop.stop.is_requested() {
+                    std::thread::sleep(PULSE);
+                }
+                Ok(Some("retried".into()))
+            }
             Err(error) => {
                 let failure = self.failure(&record, &error);
                 let code = failure.code.clone();
@@ -206,6 +220,12 @@ impl Worker {
             self.shop.clips.remove(&stored.sha256)?;
         }
         Ok(Some("cancelled".into()))
+    }
+
+    /// Whether a job that this machine could not do is left to another worker, which may have what it lacks.
+    fn is_for_another(&self, record: &Record, error: &Error) -> bool {
+        let is_first = record.attempt == 1 && self.shop.workers > 1;
+        is_first && error.kind() == ErrorKind::Environment
     }
 
     fn failure(&self, record: &Record, error: &Error) -> Failure {

@@ -65,6 +65,7 @@ pub fn serve(
         hidden: hidden.clone(),
         stop: stop.clone(),
         grace: settings.grace,
+        workers: workers.len(),
         told: told(Arc::clone(&metrics)),
         ended: ended(Arc::clone(&metrics), Arc::clone(&pace)),
     });

@@ -24,6 +24,11 @@ impl Place {
     }
 
     fn worker(&self, grace: Duration) -> Worker {
+        self.worker_of(1, DeviceChoice::Cpu, grace)
+    }
+
+    /// One of so many workers.
+    fn worker_of(&self, workers: usize, device: DeviceChoice, grace: Duration) -> Worker {
         let uploads = self.places.uploads.clone();
         let inputs = ListedInputs::new(move |name| {
             uploads.open(name.strip_prefix("upload:")?).ok().flatten()
@@ -38,10 +43,11 @@ impl Place {
             hidden: vec![(self.places.folder.to_string_lossy().into_owned(), "data".into())],
             stop: self.stop.clone(),
             grace,
+            workers,
             told: Box::new(|_, _| ()),
             ended: Box::new(|_, _, _| ()),
         };
-        Worker { shop: Arc::new(shop), name: "w".into(), device: DeviceChoice::Cpu }
+        Worker { shop: Arc::new(shop), name: "w".into(), device }
     }
 
     fn submit(&self, job: Value) -> JobId {
@@ -122,6 +128,52 @@ fn a_worker_makes_clips_and_says_what_fails() {
     }
     assert_eq!(place.get(&last).status, Status::Completed);
     assert_eq!(std::fs::read_dir(&place.places.drafts).unwrap().count(), 0);
+}
+
+/// A device that no build for tests has.
+const ABSENT: DeviceChoice = DeviceChoice::Metal;
+
+#[test]
+fn a_job_that_a_device_cannot_do_is_left_to_another_worker_once() {
+    let place = Place::new();
+    let job = place.submit(small(1));
+    let broken = place.worker_of(2, ABSENT, Duration::ZERO);
+    let works = place.worker_of(2, DeviceChoice::Cpu, Duration::ZERO);
+    std::thread::scope(|scope| {
+        scope.spawn(|| broken.run());
+        let started = Instant::now();
+        let until = |is_met: &dyn Fn(&Record) -> bool| {
+            while !is_met(&place.get(&job)) {
+                assert!(started.elapsed() < Duration::from_secs(60), "{:?}", place.get(&job));
+                std::thread::sleep(Duration::from_millis(5));
+            }
+        };
+        until(&|record| record.status == Status::Queued && record.attempt == 1);
+        scope.spawn(|| works.run());
+        until(&|record| record.status.has_ended());
+        place.stop.request();
+    });
+    let record = place.get(&job);
+    assert_eq!((record.status, record.attempt), (Status::Completed, 2), "{record:?}");
+}
+
+#[test]
+fn a_job_that_no_device_can_do_fails_with_its_error() {
+    for (workers, attempts) in [(1, 1), (2, 2)] {
+        let place = Place::new();
+        let job = place.submit(small(1));
+        let broken = place.worker_of(workers, ABSENT, Duration::ZERO);
+        std::thread::scope(|scope| {
+            scope.spawn(|| broken.run());
+            while !place.get(&job).status.has_ended() {
+                std::thread::sleep(Duration::from_millis(5));
+            }
+            place.stop.request();
+        });
+        let record = place.get(&job);
+        assert_eq!((record.status, record.attempt), (Status::Failed, attempts), "{record:?}");
+        assert_eq!(record.error.unwrap().code, "device");
+    }
 }
 
 #[test]

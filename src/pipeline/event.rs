@@ -194,7 +194,7 @@ pub trait Observer {
         Ok(())
     }
 
-    /// Whether an [`Event::Preview`] is to come after each step. Nothing is computed for it otherwise.
+    /// Whether an [`Event::Preview`] is to come after this step; asked after each. Nothing is computed for it otherwise.
     fn wants_previews(&self) -> bool {
         false
     }

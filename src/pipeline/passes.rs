@@ -76,8 +76,8 @@ impl Pipeline {
             if first.is_some() {
                 x = (x * plan.initial_scale)?;
             }
-            let previews = observer.wants_previews().then_some((self, prepared));
-            let mut told = Told { known, previews, tally: &mut *tally, observer: &mut *observer };
+            let previewed = (self, prepared);
+            let mut told = Told { known, previewed, tally: &mut *tally, observer: &mut *observer };
             let mut watch = |progress: Progress<'_>| told.step(progress);
             let mut run =
                 Run::new(&mut denoiser, &plan.steps, &mut *noise).with_observer(&mut watch);
@@ -125,8 +125,8 @@ impl Tally {
 /// The steps of a pass on their way to an observer.
 struct Told<'a> {
     known: Option<&'a Known>,
-    /// What makes previews, if they are wanted.
-    previews: Option<(&'a Pipeline, &'a Prepared)>,
+    /// What makes previews.
+    previewed: (&'a Pipeline, &'a Prepared),
     tally: &'a mut Tally,
     observer: &'a mut dyn Observer,
 }
@@ -143,7 +143,8 @@ impl Told<'_> {
             record(self.observer, &name, || channels_first(progress.x))?;
         }
         self.observer.step(&Progress { step, steps, ..progress })?;
-        if let Some((pipeline, prepared)) = self.previews {
+        if self.observer.wants_previews() {
+            let (pipeline, prepared) = self.previewed;
             let preview = pipeline.preview(prepared, progress.denoised, (step + 1, steps))?;
             self.observer.event(preview)?;
         }

@@ -30,6 +30,9 @@ const COOLING: Duration = Duration::from_secs(2);
 /// How long a worker waits for a job before it looks whether to stop.
 const PATIENCE: Duration = Duration::from_millis(500);
 
+/// Least time between two previews: a clip that is there at once needs none.
+const BETWEEN_PREVIEWS: Duration = Duration::from_millis(500);
+
 /// Work on a decoded frame, in that of a step on one frame: counted for Stable Diffusion 1.5 at 512x512.
 const DECODE: usize = 3;
 
@@ -59,6 +62,8 @@ pub struct Shop {
     pub grace: Duration,
     /// How many workers the queue has.
     pub workers: usize,
+    /// Whether anybody would look at a preview.
+    pub is_watched: Box<dyn Fn() -> bool + Send + Sync>,
     /// Told of every event.
     pub told: Told,
     /// Told how each job ended: its record at the claim, and the failure's code if it failed.
@@ -164,7 +169,14 @@ impl Worker {
             preview: None,
         };
         let hidden = self.hidden(record);
-        let mut watch = Watch { shop: &self.shop, record, held, hidden: &hidden, work: (0, 0) };
+        let mut watch = Watch {
+            shop: &self.shop,
+            record,
+            held,
+            hidden: &hidden,
+            work: (0, 0),
+            previewed: Instant::now(),
+        };
         let (finished, finish) = mpsc::channel::<()>();
         std::thread::scope(|scope| {
             let beat = move || held.beat(&self.shop, &finish);
@@ -360,6 +372,8 @@ struct Watch<'a> {
     hidden: &'a [(String, String)],
     /// Frames and steps, which say how much work there is.
     work: (usize, usize),
+    /// When the newest preview was made, or the job began.
+    previewed: Instant,
 }
 
 impl Watch<'_> {
@@ -382,6 +396,7 @@ impl Observer for Watch<'_> {
                 self.progress(*step, 0);
             }
             Event::Decode { frame, .. } => self.progress(self.work.1, *frame),
+            Event::Preview(_) => self.previewed = Instant::now(),
             _ => {}
         }
         (self.shop.told)(self.record, &event);
@@ -398,5 +413,9 @@ impl Observer for Watch<'_> {
 
     fn step(&mut self, _: &Progress<'_>) -> Result<()> {
         Ok(self.held.stop.check()?)
+    }
+
+    fn wants_previews(&self) -> bool {
+        self.previewed.elapsed() >= BETWEEN_PREVIEWS && (self.shop.is_watched)()
     }
 }

@@ -14,6 +14,7 @@ use tokio::sync::{OwnedSemaphorePermit, watch};
 
 use super::answer::{Answer, Problem};
 use super::jobs::find;
+use super::previews;
 use super::state::Shared;
 use crate::queue::{Event, JobId, Queue};
 
@@ -145,7 +146,10 @@ impl Listener {
         let name = value["event"].as_str().unwrap_or("message").to_owned();
         match name.as_str() {
             "done" => value["url"] = format!("/v1/jobs/{}/content", event.job).into(),
-            "preview" => value["url"] = format!("/v1/jobs/{}/preview", event.job).into(),
+            "preview" => {
+                value["url"] = previews::url(&event.job).into();
+                value["columns"] = value["frames"].clone();
+            }
             _ => {}
         }
         if self.job.is_some() && LAST.contains(&name.as_str()) && self.waiting.is_empty() {

@@ -14,6 +14,7 @@ use super::answer::{Answer, Problem};
 use super::auth::Owner;
 use super::body::{self, Form};
 use super::prepare::{self, Asked};
+use super::previews;
 use super::state::{App, Shared};
 use crate::Error;
 use crate::queue::{Filter, JobId, Priority, Queue, Record, Status, Store, unix_time};
@@ -145,12 +146,14 @@ pub(super) fn view(app: &App, record: &Record) -> Answer<Value> {
         "format": format,
         "job": job,
         "output": output,
+        "preview": app.previews.view(&record.id),
         "error": error,
         "links": {
             "self": format!("/v1/jobs/{id}"),
             "events": format!("/v1/jobs/{id}/events"),
             "content": format!("/v1/jobs/{id}/content"),
             "cancel": format!("/v1/jobs/{id}/cancel"),
+            "preview": previews::url(id),
         },
     }))
 }

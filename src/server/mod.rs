@@ -18,6 +18,7 @@ mod names;
 mod openapi;
 mod page;
 mod prepare;
+mod previews;
 mod routes;
 mod run;
 mod sessions;

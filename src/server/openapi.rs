@@ -15,7 +15,7 @@ enum Body {
     Form(&'static str, Option<&'static str>),
 }
 
-const CALLS: [Call; 32] = [
+const CALLS: [Call; 33] = [
     ("get", "/", "The page", Body::None, 200, "text/html"),
     ("get", "/ui/{file}", "A script or the style of the page", Body::None, 200, "text/*"),
     ("get", "/health", "Whether the process lives", Body::None, 200, "Health"),
@@ -51,6 +51,14 @@ const CALLS: [Call; 32] = [
     ("post", "/v1/jobs/{id}/cancel", "Cancels a job", Body::None, 200, "Record"),
     ("get", "/v1/jobs/{id}/events", "Events of a job", Body::None, 200, "text/event-stream"),
     ("get", "/v1/jobs/{id}/content", "The clip", Body::None, 200, "application/octet-stream"),
+    (
+        "get",
+        "/v1/jobs/{id}/preview",
+        "What a running clip looks like",
+        Body::None,
+        200,
+        "image/jpeg",
+    ),
     ("get", "/v1/events", "Events of all jobs", Body::None, 200, "text/event-stream"),
     (
         "post",
@@ -288,6 +296,9 @@ fn schemas() -> Value {
             ("frames", whole()), ("fps", number()), ("seconds", number()), ("job_seconds", number()),
             ("step_seconds", json!({"type": "array", "items": {"type": "number"}})), ("device", text()),
         ]),
+        "Preview": object(&[
+            ("url", text()), ("frames", whole()), ("columns", whole()), ("width", whole()), ("height", whole()),
+        ]),
         "Failure": object(&[
             ("code", text()), ("message", text()), ("hint?", or_null("string")), ("exit_code", whole()),
         ]),
@@ -299,6 +310,7 @@ fn schemas() -> Value {
             ("expires_at", or_null("number")), ("progress", number()), ("eta_seconds", or_null("number")),
             ("worker", or_null("string")), ("cached", truth()), ("format", text()), ("job", reference("Job")),
             ("output", json!({"anyOf": [reference("Output"), {"type": "null"}]})),
+            ("preview", json!({"anyOf": [reference("Preview"), {"type": "null"}]})),
             ("error", json!({"anyOf": [reference("Failure"), {"type": "null"}]})),
             ("links", any()),
         ]),

@@ -9,6 +9,7 @@ use tokio::sync::{Semaphore, oneshot, watch};
 
 use super::catalog::Catalog;
 use super::metrics::Metrics;
+use super::previews::Previews;
 use super::sessions::Sessions;
 use super::state::{App, Pace, Settings};
 use super::{routes, tasks};
@@ -56,6 +57,8 @@ pub fn serve(
         .map(|(number, device)| (format!("{device}-{}", number + 1), *device))
         .collect();
     let (metrics, pace) = (Arc::new(Metrics::new()), Arc::new(Pace::default()));
+    let previews = Arc::new(Previews::default());
+    let streams = Arc::new(Semaphore::new(settings.limits.streams));
     let shop = Arc::new(Shop {
         queue: Arc::new(places.queue.clone()),
         clips: Arc::new(places.clips.clone()),
@@ -66,8 +69,9 @@ pub fn serve(
         stop: stop.clone(),
         grace: settings.grace,
         workers: workers.len(),
-        told: told(Arc::clone(&metrics)),
-        ended: ended(Arc::clone(&metrics), Arc::clone(&pace)),
+        is_watched: is_watched(Arc::clone(&streams), settings.limits.streams),
+        told: told(Arc::clone(&metrics), Arc::clone(&previews)),
+        ended: ended(Arc::clone(&metrics), Arc::clone(&pace), Arc::clone(&previews)),
     });
     let (newest, revision) = watch::channel(places.queue.wait(u64::MAX, Duration::ZERO));
     let app = Arc::new(App {
@@ -88,10 +92,11 @@ pub fn serve(
         workers: workers.clone(),
         stop: stop.clone(),
         revision,
-        streams: Arc::new(Semaphore::new(settings.limits.streams)),
+        streams,
         bodies: Arc::new(Semaphore::new(MOST_BODIES)),
         hidden,
         pace,
+        previews,
     });
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(2)
@@ -156,15 +161,21 @@ fn taken(address: SocketAddr, error: &std::io::Error) -> Error {
     error.with_hint("--bind ADDRESS:PORT names another; port 0 takes a free one")
 }
 
+/// Previews are made only while somebody listens to events: one costs as much as part of a step.
+fn is_watched(streams: Arc<Semaphore>, all: usize) -> Box<dyn Fn() -> bool + Send + Sync> {
+    Box::new(move || streams.available_permits() < all)
+}
+
 type Told = Box<dyn Fn(&Record, &Event) + Send + Sync>;
 
-fn told(metrics: Arc<Metrics>) -> Told {
+fn told(metrics: Arc<Metrics>, previews: Arc<Previews>) -> Told {
     Box::new(move |record, event| {
         let started = record.started_at.unwrap_or(record.created_at);
         match event {
             Event::Start { .. } => metrics.started(started - record.created_at),
             Event::Ready => metrics.loaded(unix_time() - started),
             Event::Step { seconds, .. } => metrics.stepped(*seconds),
+            Event::Preview(preview) => previews.put(&record.id, preview),
             _ => {}
         }
     })
@@ -172,8 +183,9 @@ fn told(metrics: Arc<Metrics>) -> Told {
 
 type Ended = Box<dyn Fn(&Record, Option<&str>, Duration) + Send + Sync>;
 
-fn ended(metrics: Arc<Metrics>, pace: Arc<Pace>) -> Ended {
-    Box::new(move |_, code, time| {
+fn ended(metrics: Arc<Metrics>, pace: Arc<Pace>, previews: Arc<Previews>) -> Ended {
+    Box::new(move |record, code, time| {
+        previews.remove(&record.id);
         metrics.ended(code, time);
         if code.is_none() {
             pace.add(time.as_secs_f64());

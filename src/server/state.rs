@@ -12,6 +12,7 @@ use super::answer::Problem;
 use super::catalog::Catalog;
 use super::keys::Keys;
 use super::metrics::Metrics;
+use super::previews::Previews;
 use super::sessions::Sessions;
 use crate::device::DeviceChoice;
 use crate::job::Names;
@@ -109,6 +110,7 @@ pub(super) struct App {
     /// Paths, and what clients see in their place.
     pub(super) hidden: Vec<(String, String)>,
     pub(super) pace: Arc<Pace>,
+    pub(super) previews: Arc<Previews>,
 }
 
 /// What handlers are given.

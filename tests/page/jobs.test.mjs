@@ -56,7 +56,7 @@ test('Ctrl+Enter makes one job, whose card tells steps, percent and time', async
   assert.equal(await page.title(), 'animatelcm');
 });
 
-test('previews change and have as many frames as the clip', { todo: 'the server makes no previews yet' }, async t => {
+test('previews change and have as many frames as the clip', async t => {
   const page = await visit(t, server);
   const { id } = await send(page, PROMPT, { ...LONG, frames: 12 });
   const canvas = page.locator(`${stage(id)} canvas`);

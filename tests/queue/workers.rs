@@ -44,6 +44,7 @@ impl Place {
             stop: self.stop.clone(),
             grace,
             workers,
+            is_watched: Box::new(|| false),
             told: Box::new(|_, _| ()),
             ended: Box::new(|_, _, _| ()),
         };

@@ -1,5 +1,7 @@
 //! `/v1/jobs`: from a request to a clip, with all that may happen between.
 
+use std::time::Duration;
+
 use serde_json::{Value, json};
 
 use super::client::{Events, Server, long, small};
@@ -109,6 +111,42 @@ fn events_go_on_after_a_break_where_they_stopped() {
     assert_eq!(ended.status, 204);
     let heard: Vec<_> = all.take(told.len()).map(|message| message.id).collect();
     assert_eq!(heard, told.iter().map(|message| message.id).collect::<Vec<_>>());
+}
+
+#[test]
+fn a_running_job_shows_what_it_makes_to_whoever_listens() {
+    let folder = Folder::new();
+    let server = Server::start(&folder, &[]);
+    let unwatched = server.submit(&long(1))["id"].as_str().unwrap().to_owned();
+    let path = |id: &str, rest: &str| format!("/v1/jobs/{id}{rest}");
+    server.until(&unwatched, |record| record["progress"].as_f64().unwrap() > 0.0);
+    // One would be due after half a second.
+    std::thread::sleep(Duration::from_millis(1000));
+    assert_eq!(server.json(&path(&unwatched, ""))["preview"], Value::Null);
+    server.get(&path(&unwatched, "/preview")).fails(404, "not_found");
+    server.send("POST", &path(&unwatched, "/cancel"));
+
+    let events = Events::open(&server, "/v1/events", None);
+    let id = server.submit(&long(2))["id"].as_str().unwrap().to_owned();
+    let mut told = events.filter(|message| message.name == "preview");
+    let (first, second) = (told.next().unwrap(), told.next().unwrap());
+    assert!(first.data["step"].as_u64() < second.data["step"].as_u64());
+    let shown = |event: &Value| {
+        ["url", "frames", "columns", "width", "height"].map(|field| event[field].clone())
+    };
+    let url = path(&id, "/preview");
+    assert_eq!(shown(&second.data), [json!(url), json!(16), json!(16), json!(64), json!(64)]);
+    assert_eq!(shown(&server.json(&path(&id, ""))["preview"]), shown(&second.data));
+    let picture = server.get(&url);
+    assert_eq!((picture.status, picture.header("content-type")), (200, Some("image/jpeg")));
+    assert_eq!(picture.header("cache-control"), Some("private, no-store"));
+    let row = image::load_from_memory(&picture.body).unwrap();
+    assert_eq!((row.width(), row.height()), (16 * 64, 64));
+
+    server.send("POST", &path(&id, "/cancel"));
+    server.ended(&id);
+    server.until(&id, |record| record["preview"].is_null());
+    server.get(&url).fails(404, "not_found");
 }
 
 #[test]

@@ -3,8 +3,9 @@
 use std::collections::HashMap;
 use std::path::Path;
 
+use serde_json::json;
+
 use super::entry::Entry;
-use super::key::{derived_seed, hash, json_of};
 use super::manifest::{self, Kind, too_many};
 use super::name::{self, Template, Values};
 use super::{FIELD, MOST_ITEMS};
@@ -169,7 +170,7 @@ impl Reading<'_> {
                 let reason = format!("`{name}` is that of line {other}, too");
                 return Err(Error::request("name", reason));
             }
-            let file = (stem.clone(), hash(&json_of(&job)?));
+            let file = (stem.clone(), job::hash(&job::json_of(&job)?));
             if let Some(other) = self.known.files.insert(file, line) {
                 let reason = format!("is that of line {other}, too, and would have the same file");
                 return Err(Error::request(FIELD, format!("the clip {reason}"))
@@ -243,5 +244,30 @@ impl Faults {
             (_, lines) => format!(" (and lines {lines})"),
         };
         Err(error.at(format!("{manifest}: line {line}{also}")))
+    }
+}
+
+/// The seed of an item that has none: 53 bits, which every reader of JSON keeps, of a hash of the item and its number.
+///
+/// It depends on nothing but the manifest, so that another run of it, perhaps elsewhere, makes the same clips.
+fn derived_seed(job: &Job, number: usize) -> Result<u64> {
+    let hash = job::hash(&json!([job::json_of(job)?, number]));
+    let first = hash.get(..16).and_then(|digits| u64::from_str_radix(digits, 16).ok());
+    Ok(first.unwrap_or_default() >> 11)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::request::Spec;
+
+    #[test]
+    fn a_seed_follows_from_the_item_and_its_number() {
+        let mut job = Job::new(Spec::default(), Request::new("a cat"));
+        let (one, two) = (derived_seed(&job, 1).unwrap(), derived_seed(&job, 2).unwrap());
+        assert!(one != two && one < 1 << 53 && two < 1 << 53);
+        assert_eq!(derived_seed(&job, 1).unwrap(), one);
+        job.request.prompt.text.push('s');
+        assert_ne!(derived_seed(&job, 1).unwrap(), one);
     }
 }

@@ -7,7 +7,6 @@
 mod columns;
 mod entry;
 mod fields;
-mod key;
 mod lines;
 mod list;
 mod manifest;
@@ -18,7 +17,6 @@ mod report;
 mod run;
 mod shard;
 
-pub use key::key;
 pub use list::{Item, List, list};
 pub use manifest::{Kind, entries};
 pub use name::Template;

@@ -3,7 +3,6 @@
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 
-use super::key::key;
 use super::list::{Faults, Item, List};
 use super::name::file_name;
 use super::report;
@@ -81,7 +80,7 @@ impl Plan {
             let Item { number, line, name, stem, job } = item;
             let completed = completion.complete(job, stop).and_then(|(job, clip)| {
                 format.check_clip(&clip)?;
-                let key = key(&job, format)?;
+                let key = job::key(&job, format)?;
                 let path = folder.join(file_name(&stem, &key, ending));
                 if let Some(other) = files.insert(path.clone(), number) {
                     let reason = format!("is that of item {other}, too: {}", path.display());
@@ -150,7 +149,7 @@ fn state(
     }
     let said = metadata::read(path).ok().flatten();
     let job = said.and_then(|said| Job::from_json(&said.request_json).ok());
-    if job.is_some_and(|job| key(&job, format).is_ok_and(|key| key == wanted)) {
+    if job.is_some_and(|job| job::key(&job, format).is_ok_and(|key| key == wanted)) {
         return Ok(State::There(None));
     }
     let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();

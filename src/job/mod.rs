@@ -8,6 +8,7 @@ mod complete;
 mod embeddings;
 mod folders;
 mod import;
+mod key;
 mod lora_tags;
 mod open;
 mod parameters;
@@ -24,6 +25,8 @@ pub use complete::{Completion, networks_of};
 pub use import::{
     Batch, Imported, NO_REQUEST, Origin, Requests, open as requests, prompt, read as import,
 };
+pub use key::key;
+pub(crate) use key::{hash, json_of};
 pub use lora_tags::resolve_by as resolve_lora_tags;
 pub use open::{open, open_files};
 pub use preview::check as check_preview;

@@ -43,7 +43,7 @@ named!(Preset, "random-weights", {
 });
 
 /// Where everything is: names already turned into local files.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq)]
 pub struct Files {
     /// The base model.
     pub base: Base,
@@ -91,7 +91,7 @@ pub enum Motion {
 }
 
 /// A LoRA to apply.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq)]
 pub struct LoraFile {
     /// The file.
     pub source: Source,

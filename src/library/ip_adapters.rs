@@ -13,7 +13,7 @@ use crate::weights::{Checkpoint, Component, LoadReport, PatchStack, until};
 use crate::{Error, Result, Stop};
 
 /// An IP-Adapter to use.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq)]
 pub struct IpAdapterFile {
     /// What requests call it.
     pub name: String,

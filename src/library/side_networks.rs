@@ -15,7 +15,7 @@ use crate::weights::{Checkpoint, Component, LoadReport, PatchStack, random, unti
 use crate::{Error, Result, Stop};
 
 /// A network that steers the UNet by hints: a ControlNet, a SparseCtrl network or a T2I-Adapter.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq)]
 pub struct ControlFile {
     /// What requests call it.
     pub name: String,

@@ -2,34 +2,62 @@
 
 use std::collections::HashMap;
 use std::path::PathBuf;
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::SystemTime;
 
-use serde_json::{Value, json};
-use sha2::{Digest, Sha256};
-
-use crate::files::hex;
 use crate::job::{self, Names};
-use crate::library::Models;
-use crate::request::Job;
+use crate::library::{Base, Files, LoraFile, Models};
+use crate::output::Format;
+use crate::request::{FileRecord, Job};
 use crate::weights::{Source, sha256};
 use crate::{Error, Result, Stop};
 
-/// Hashes of weight files, each computed once while its length and time stay as they are.
+/// How many sets of weights inside the program stay open.
+const MOST_INSIDE: usize = 4;
+
+/// Models with the SHA-256 of each of their sources.
+#[derive(Debug)]
+struct Hashed {
+    models: Models,
+    weights: Vec<String>,
+}
+
+/// Hashes of weights: those of a file are computed once while its length and time stay as they are, and the model
+/// inside the program is opened once.
 #[derive(Debug, Default)]
-pub struct WeightHashes(Mutex<HashMap<PathBuf, (u64, SystemTime, String)>>);
+pub struct WeightHashes {
+    files: Mutex<HashMap<PathBuf, (u64, SystemTime, String)>>,
+    inside: Mutex<Vec<(Files, Arc<Hashed>)>>,
+}
 
 impl WeightHashes {
-    /// The SHA-256 of a source.
-    ///
-    /// # Errors
-    ///
-    /// When it cannot be read, and once `stop` is requested.
-    pub fn of(&self, source: &Source, stop: &Stop) -> Result<String> {
+    /// The models of some files.
+    fn open(&self, files: &Files, stop: &Stop) -> Result<Arc<Hashed>> {
+        let lock = || self.inside.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some((_, known)) = lock().iter().find(|(known, _)| known == files) {
+            return Ok(Arc::clone(known));
+        }
+        let models = Models::open_until(files, stop)?;
+        let sources = models.sources();
+        let weights = sources.iter().map(|source| self.of(source, stop)).collect::<Result<_>>()?;
+        let hashed = Arc::new(Hashed { models, weights });
+        let is_inside = |lora: &LoraFile| matches!(lora.source, Source::Embedded { .. });
+        let without_loras = Files { loras: vec![], ..files.clone() };
+        // Files may be other ones when the next job comes.
+        if without_loras == Files::new(Base::Embedded) && files.loras.iter().all(is_inside) {
+            let mut inside = lock();
+            // Strengths may be any.
+            inside.truncate(MOST_INSIDE - 1);
+            inside.insert(0, (files.clone(), Arc::clone(&hashed)));
+        }
+        Ok(hashed)
+    }
+
+    fn of(&self, source: &Source, stop: &Stop) -> Result<String> {
         let Source::File(path) = source else { return sha256(source, stop) };
         let facts = path.metadata().and_then(|data| Ok((data.len(), data.modified()?)));
         let (length, modified) = facts.map_err(Error::file(path))?;
-        let lock = || self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let lock = || self.files.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some((_, _, hash)) =
             lock().get(path).filter(|known| (known.0, known.1) == (length, modified))
         {
@@ -50,8 +78,7 @@ pub struct Key {
     pub native_size: (usize, usize),
 }
 
-/// The SHA-256 of all that decides on a job's clip: its request with the seed, the hashes of its images and videos, its
-/// weights with their strengths, dtypes, the format and the version of this program.
+/// The [`job::key`] of a job that is not completed: its weights are opened and hashed for it.
 ///
 /// Jobs of the same key have the same clip on the same kind of device. The images of `job` must have their hashes.
 ///
@@ -60,7 +87,7 @@ pub struct Key {
 /// When a name leads nowhere or a file is not what it is used as.
 pub fn key(
     job: &Job,
-    format: &str,
+    format: Format,
     names: &Names,
     hashes: &WeightHashes,
     stop: &Stop,
@@ -68,62 +95,19 @@ pub fn key(
     let mut files = job::files(&job.models, names)?;
     files.controls = job::controls(&job.request, names)?;
     files.ip_adapters = job::ip_adapters(&job.request, names)?;
-    let models = Models::open_until(&files, stop)?;
+    let opened = hashes.open(&files, stop)?;
+    let Hashed { models, weights } = &*opened;
     let native_size = models.native_size();
-    let sources = models.sources();
-    let weights: Vec<String> =
-        sources.iter().map(|source| hashes.of(source, stop)).collect::<Result<_>>()?;
-    let strengths: Vec<Value> = files
-        .loras
-        .iter()
-        .map(|lora| {
-            let blocks = lora.blocks.as_ref().map(ToString::to_string);
-            json!([lora.scale, lora.text_scale, lora.factor, lora.allow_partial, blocks])
-        })
-        .collect();
-    let words: Vec<_> = job.models.embeddings.iter().map(|embedding| &embedding.word).collect();
     // What a request leaves open and what a finished clip says are the same.
     let mut whole = job.clone();
     models.complete(&mut whole.request)?;
     if !whole.request.is_open() {
         whole.request.size.frames = Some(whole.request.frames());
     }
-    let mut request = json!(whole);
-    if let Value::Object(sections) = &mut request {
-        for section in ["models", "weights", "program"] {
-            sections.remove(section);
-        }
-    }
-    let models = &job.models;
-    let all = json!({
-        "request": request,
-        "weights": weights,
-        "strengths": strengths,
-        "words": words,
-        "precision": [json!(models.dtype), json!(models.quantize), json!(models.kernels)],
-        "format": format,
-        "version": env!("CARGO_PKG_VERSION"),
-    });
-    Ok(Key { sha256: hex(Sha256::new_with_prefix(canonical(&all))), native_size })
-}
-
-/// JSON with sorted keys and without spaces.
-fn canonical(value: &Value) -> String {
-    match value {
-        Value::Object(fields) => {
-            let mut fields: Vec<_> = fields.iter().collect();
-            fields.sort_by_key(|(name, _)| *name);
-            let fields = fields.iter().map(|(name, value)| {
-                format!("{}:{}", Value::from(name.as_str()), canonical(value))
-            });
-            format!("{{{}}}", fields.collect::<Vec<_>>().join(","))
-        }
-        Value::Array(items) => {
-            let items: Vec<_> = items.iter().map(canonical).collect();
-            format!("[{}]", items.join(","))
-        }
-        other => other.to_string(),
-    }
+    let hashed = |sha256: &String| FileRecord { file: String::new(), sha256: Some(sha256.clone()) };
+    whole.weights = weights.iter().map(hashed).collect();
+    whole.program = None;
+    Ok(Key { sha256: job::key(&whole, format)?, native_size })
 }
 
 #[cfg(test)]
@@ -134,33 +118,26 @@ mod tests {
     fn a_key_follows_from_what_decides_on_the_clip() {
         let names = Names::new(true).unwrap();
         let hashes = WeightHashes::default();
-        let of = |change: &dyn Fn(&mut Job), format: &str| {
+        let of = |change: &dyn Fn(&mut Job), format| {
             let mut job = Job::default();
             job.request.prompt.text = "a red circle".into();
             job.request.sampling.seed = Some(1);
             change(&mut job);
             key(&job, format, &names, &hashes, &Stop::default()).unwrap().sha256
         };
-        let plain = of(&|_| (), "gif");
-        assert_eq!(plain, of(&|_| (), "gif"));
-        assert_eq!(plain, of(&|job| job.request.size.frames = Some(16), "gif"));
+        let plain = of(&|_| (), Format::Gif);
+        assert_eq!(plain, of(&|_| (), Format::Gif));
+        assert_eq!(plain, of(&|job| job.request.size.frames = Some(16), Format::Gif));
         // Where it runs is not part of it.
-        assert_eq!(plain, of(&|job| job.models.device = "cpu".parse().unwrap(), "gif"));
+        assert_eq!(plain, of(&|job| job.models.device = "cpu".parse().unwrap(), Format::Gif));
         let others = [
-            of(&|_| (), "mp4"),
-            of(&|job| job.request.sampling.seed = Some(2), "gif"),
-            of(&|job| job.request.prompt.negative = "blur".into(), "gif"),
-            of(&|job| job.models.quantize = "int8".parse().unwrap(), "gif"),
-            of(&|job| job.models.lora_legacy_scale = true, "gif"),
+            of(&|_| (), Format::Mp4),
+            of(&|job| job.request.sampling.seed = Some(2), Format::Gif),
+            of(&|job| job.request.prompt.negative = "blur".into(), Format::Gif),
+            of(&|job| job.models.quantize = "int8".parse().unwrap(), Format::Gif),
+            of(&|job| job.models.lora_legacy_scale = true, Format::Gif),
         ];
         let all: std::collections::BTreeSet<_> = others.iter().chain([&plain]).collect();
         assert_eq!(all.len(), 6);
-    }
-
-    #[test]
-    fn canonical_json_does_not_depend_on_the_order_of_fields() {
-        let text = r#"{"b":[1,{"z":null,"a":0.5}],"a":"\""}"#;
-        let value: Value = serde_json::from_str(text).unwrap();
-        assert_eq!(canonical(&value), r#"{"a":"\"","b":[1,{"a":0.5,"z":null}]}"#);
     }
 }

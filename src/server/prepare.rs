@@ -69,7 +69,7 @@ pub(super) fn submit(app: &App, asked: Asked) -> Answer<(Record, bool)> {
 
     let id = JobId::new().map_err(failed)?;
     // What is wrong with a model the worker finds out, too, and says as the job's failure.
-    let key = key(&job, format.name(), &app.names, &app.hashes, &Stop::default());
+    let key = key(&job, format, &app.names, &app.hashes, &Stop::default());
     let native = key.as_ref().ok().map(|key| key.native_size);
     let key = key.map_or_else(|_| id.to_string(), |key| key.sha256);
     let mut record = Record::new(id, key, json!(job), format.name());

@@ -1,7 +1,7 @@
 # Not built or run where this project is developed: please report what fails.
 #
 #   docker build -t animatelcm .
-#   docker run --rm -v "$PWD:/clips" animatelcm generate "a yellow star moving up on a navy background" -o star.gif
+#   docker run --rm -v "$PWD:/clips" animatelcm generate "a red circle moving down on a white background" -o circle.gif
 #
 # Downloaded models stay in a volume with -v animatelcm-models:/models.
 FROM rust:1.90-bookworm AS build

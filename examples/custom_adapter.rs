@@ -31,7 +31,7 @@ impl WeightPatch for MotionGain {
 }
 
 fn main() -> Result<()> {
-    let mut request = Request::new("a yellow star moving up on a navy background");
+    let mut request = Request::new("a red circle moving down on a white background");
     request.sampling.seed = Some(1);
     request.size.frames = Some(8);
     for strength in [-1.0, 0.0, 0.5] {

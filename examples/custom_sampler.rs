@@ -33,7 +33,7 @@ fn main() -> Result<()> {
     let precision = Precision::new(DtypeChoice::F32, &Device::Cpu);
     let models = Models::open(&Files::embedded())?;
     let mut pipeline = Pipeline::new(models, Device::Cpu, precision, Residency::KeepAll);
-    let mut request = Request::new("a yellow star moving up on a navy background");
+    let mut request = Request::new("a red circle moving down on a white background");
     request.sampling.seed = Some(1);
     for gamma in [0.0, 0.5, 1.0] {
         pipeline.set_sampler(Box::new(Partial { gamma }));

@@ -11,7 +11,7 @@ use animatelcm::{
 
 fn main() -> animatelcm::Result<()> {
     let mut words = std::env::args().skip(1);
-    let prompt = words.next().unwrap_or("a yellow star moving up on a navy background".into());
+    let prompt = words.next().unwrap_or("a red circle moving down on a white background".into());
     let path = words.next().unwrap_or("clip.gif".into());
 
     // Any other model: `Files::new(Base::Folder(path)` or `Base::File(path)`), and `files.motion = Motion::File(path)`.

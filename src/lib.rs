@@ -9,7 +9,7 @@
 //!
 //! fn main() -> animatelcm::Result<()> {
 //!     let mut pipeline = Pipeline::open(&Files::embedded())?;
-//!     let mut request = Request::new("a yellow star moving up on a navy background");
+//!     let mut request = Request::new("a red circle moving down on a white background");
 //!     request.sampling.seed = Some(1);
 //!     let prepared = pipeline.prepare(&request, &Inputs::default())?;
 //!     let mut frames = Vec::new(); // takes every frame as an `RgbImage`

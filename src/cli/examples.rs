@@ -5,7 +5,7 @@ pub(super) const MORE: &str = "--help lists every flag and shows examples.";
 
 pub(super) const PROGRAM: &str = "\
 Examples:
-  animatelcm generate \"a yellow star moving up on a navy background\"
+  animatelcm generate \"a red circle moving down on a white background\"
   animatelcm models pull animatelcm
   animatelcm generate -m animatelcm \"a corgi running on a beach\" -o corgi.mp4
   animatelcm inspect corgi.mp4
@@ -16,7 +16,7 @@ Exit codes: 0 ok, 1 internal or I/O error, 2 usage or request, 3 weights missing
 
 pub(super) const GENERATE: &str = "\
 Examples:
-  animatelcm generate \"a yellow star moving up on a navy background\" -o star.gif
+  animatelcm generate \"a red circle moving down on a white background\" -o circle.gif
   animatelcm generate -m animatelcm \"a corgi on a beach\" --seed 7 -o corgi.mp4
   animatelcm generate -m real.safetensors --lora hat.safetensors:0.8 \"a corgi\"
   animatelcm generate -m animatelcm --video dog.mp4 --strength 0.6 \"an oil painting\"

@@ -395,7 +395,7 @@ fn requested(
     let has_prompt = has_prompt || args.travel.is_some() || args.request.is_some();
     if !has_prompt && !args.dump_request {
         return Err(Error::request("prompt", "is missing")
-            .with_hint("animatelcm generate \"a yellow star moving up on a navy background\""));
+            .with_hint("animatelcm generate \"a red circle moving down on a white background\""));
     }
     Ok(Requested { job, notes, known })
 }

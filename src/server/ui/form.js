@@ -15,7 +15,7 @@ const WORDS = {
   motions: ['moving left', 'moving up', 'moving down', 'growing', 'shrinking', 'bouncing', 'standing still'],
   grounds: ['black', 'white', 'grey', 'navy', 'brown'],
 };
-const FIRST_PROMPT = 'a red star moving up on a navy background';
+const FIRST_PROMPT = 'a red circle moving down on a white background';
 
 /// Inputs with one number each: where it stands in a request, its limits, and what an empty field means.
 const NUMBERS = {

@@ -41,7 +41,7 @@
 //! animatelcm = { version = "0.1", default-features = false }
 //! ```
 //!
-//! `cuda`, `cudnn` and `flash-attn` build for NVIDIA GPUs, `metal` for Apple's; neither has been run on such hardware.
+//! `nats` shares a queue among machines. `cuda`, `cudnn` and `flash-attn` build for NVIDIA GPUs, `metal` for Apple's; neither has been run on such hardware.
 //!
 //! # Threads
 //!

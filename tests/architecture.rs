@@ -34,8 +34,16 @@ const APART: [(&str, &str, &str); 4] = [
 ];
 
 /// Where `cfg(feature = ...)` may stand; a name that ends in a slash is a folder.
-const FEATURE_GATES: [&str; 7] =
-    ["kernels/", "output/mod.rs", "device.rs", "lib.rs", "media/video/", "job/resolve.rs", "cli/"];
+const FEATURE_GATES: [&str; 8] = [
+    "kernels/",
+    "output/mod.rs",
+    "device.rs",
+    "lib.rs",
+    "media/video/",
+    "job/resolve.rs",
+    "queue/mod.rs",
+    "cli/",
+];
 
 /// What is in `src/lib.rs` itself and may be named as `crate::Name`: part of the ground layer. `kernels` is a crate of
 /// its own.

@@ -47,6 +47,10 @@ pub(super) enum Command {
     #[cfg(feature = "server")]
     #[command(after_help = examples::MORE, after_long_help = examples::SERVE)]
     Serve(Box<super::serve::ServeArgs>),
+    /// Make clips for `serve` on another machine.
+    #[cfg(feature = "nats")]
+    #[command(after_help = examples::MORE, after_long_help = examples::WORKER)]
+    Worker(Box<super::worker::WorkerArgs>),
     /// Make keys for clients of `serve`.
     #[cfg(feature = "server")]
     #[command(hide = true, after_long_help = examples::KEYS)]

@@ -168,6 +168,15 @@ Examples:
   animatelcm serve --bind 0.0.0.0:7870 --api-keys keys.toml --allow-host clips.lan
   animatelcm serve --keep 30d --keep-bytes 100GiB --queue 500 --no-ui";
 
+#[cfg(feature = "nats")]
+pub(super) const WORKER: &str = "\
+Examples:
+  animatelcm worker --nats nats://broker:4222
+  animatelcm worker --nats nats://broker:4222 --catalog models.toml --device cuda:0 --device cuda:1
+  animatelcm worker --nats tls://broker:4222 --nats-credentials worker.nk --nats-ca ca.pem
+  animatelcm worker --nats nats://a:4222,nats://b:4222 --name node7 --grace 5m
+  animatelcm serve --nats nats://broker:4222 --api-keys keys.toml --bind 0.0.0.0:7870";
+
 #[cfg(feature = "server")]
 pub(super) const KEYS: &str = "\
 Examples:
@@ -222,6 +231,8 @@ mod tests {
             SERVE,
             #[cfg(feature = "server")]
             KEYS,
+            #[cfg(feature = "nats")]
+            WORKER,
             #[cfg(feature = "hub")]
             MODELS,
             #[cfg(feature = "hub")]

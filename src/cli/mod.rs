@@ -11,6 +11,8 @@ mod config;
 mod eval;
 mod examples;
 mod flags;
+#[cfg(feature = "nats")]
+mod fleet;
 mod generate;
 mod hints;
 mod inline;
@@ -31,6 +33,8 @@ mod threads;
 mod train;
 mod tune;
 mod typed;
+#[cfg(feature = "nats")]
+mod worker;
 
 use std::borrow::Cow;
 use std::ffi::OsString;
@@ -151,6 +155,8 @@ fn run(cli: Cli, stop: &Stop) -> Result<()> {
         Command::Train(args) => train::run(&args, stop),
         #[cfg(feature = "server")]
         Command::Serve(args) => serve::run(*args, stop),
+        #[cfg(feature = "nats")]
+        Command::Worker(args) => worker::run(*args, stop),
         #[cfg(feature = "server")]
         Command::Keys(args) => serve::keys(&args),
         Command::Preprocess(args) => preprocess::run(&args, stop),

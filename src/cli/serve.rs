@@ -10,9 +10,13 @@ use clap::{Args, Subcommand};
 use super::{examples, print, terminal};
 use crate::device::{DeviceChoice, available_memory};
 use crate::job::Names;
-use crate::queue::Retention;
+use crate::queue::{Places, Retention};
 use crate::server::{Keys, Limits, Settings, add_key, serve};
 use crate::{Error, Result, Stop};
+
+/// Jobs that may run at once on all machines.
+#[cfg(feature = "nats")]
+const MOST_RUNNING: usize = 1024;
 
 /// The arguments of `animatelcm serve`.
 #[derive(Debug, Args)]
@@ -68,6 +72,13 @@ pub(super) struct ServeArgs {
     /// Serve the API only, without the page.
     #[arg(long, hide_short_help = true)]
     no_ui: bool,
+    /// With --nats: how long a worker may be silent before its job is given to another.
+    #[cfg(feature = "nats")]
+    #[arg(long, value_name = "TIME", default_value = "30s", value_parser = time, hide_short_help = true)]
+    lease: Duration,
+    #[cfg(feature = "nats")]
+    #[command(flatten)]
+    fleet: super::fleet::FleetArgs,
 }
 
 /// The arguments of `animatelcm keys`.
@@ -98,27 +109,19 @@ pub(super) fn run(args: ServeArgs, stop: &Stop) -> Result<()> {
             .with_hint("--api-keys FILE asks for keys, --no-auth lets everybody in"));
     }
     let keys = args.api_keys.as_deref().map(Keys::open).transpose()?;
-    let mut folders = args.models_dir;
-    let catalog = match args.catalog {
-        Some(folder) if folder.is_dir() => {
-            folders.push(folder);
-            None
-        }
-        file => file,
-    };
+    let data = data(args.data.clone())?;
+    let (name, places) = places(&args, &data)?;
+    let (catalog, folders) = catalog(args.catalog, args.models_dir);
     let names = Names::new(true)?.with_folders(&folders)?;
-    let devices = if args.device.is_empty() { vec![DeviceChoice::Auto] } else { args.device };
-    let mut free = None;
-    for device in &devices {
-        // A device that is not there is an error now, not of the first job.
-        free = free.or(available_memory(&device.open()?));
-    }
-    let memory = args.memory.or(free.map(|free| free / 2)).unwrap_or(u64::MAX);
+    // Other machines may be there to make clips.
+    let is_alone = name.is_empty() && args.device.is_empty();
+    let devices = if is_alone { vec![DeviceChoice::Auto] } else { args.device };
+    let memory = memory(args.memory, &devices)?;
     let share = args.share.unwrap_or(args.queue);
     let settings = Settings {
         bind,
         devices,
-        data: data(args.data)?,
+        name,
         keys,
         allow_hosts: args.allow_host,
         limits: Limits { share, ..Limits::new(args.queue, args.max_upload) },
@@ -128,7 +131,44 @@ pub(super) fn run(args: ServeArgs, stop: &Stop) -> Result<()> {
         has_page: !args.no_ui,
     };
     let started = |address: SocketAddr| print(&format!("animatelcm is at http://{address}/\n"));
-    serve(settings, catalog.as_deref(), names, stop, started)
+    serve(settings, places, catalog.as_deref(), names, stop, started)
+}
+
+/// The queue and the files: in a folder, or on a server for many machines; then with a name for this process.
+fn places(args: &ServeArgs, folder: &Path) -> Result<(String, Places)> {
+    #[cfg(feature = "nats")]
+    if let Some(mut settings) = args.fleet.settings() {
+        // Those that run are in the stream, too.
+        settings.most_jobs = args.queue.saturating_add(MOST_RUNNING);
+        settings.lease = args.lease;
+        let places = super::fleet::open(folder, &settings, false)?;
+        return Ok((super::fleet::own_name()?, places));
+    }
+    let _ = args;
+    Ok((String::new(), Places::open(folder)?))
+}
+
+/// The file of a catalog, and the folders of models: a catalog may be a folder.
+pub(super) fn catalog(
+    catalog: Option<PathBuf>,
+    mut folders: Vec<PathBuf>,
+) -> (Option<PathBuf>, Vec<PathBuf>) {
+    match catalog {
+        Some(folder) if folder.is_dir() => {
+            folders.push(folder);
+            (None, folders)
+        }
+        file => (file, folders),
+    }
+}
+
+/// Bytes of weights that stay loaded. A device that is not there is an error now, not of the first job.
+pub(super) fn memory(given: Option<u64>, devices: &[DeviceChoice]) -> Result<u64> {
+    let mut free = None;
+    for device in devices {
+        free = free.or(available_memory(&device.open()?));
+    }
+    Ok(given.or(free.map(|free| free / 2)).unwrap_or(u64::MAX))
 }
 
 pub(super) fn keys(args: &KeysArgs) -> Result<()> {
@@ -145,7 +185,7 @@ pub(super) fn keys(args: &KeysArgs) -> Result<()> {
     print(&format!("{key}\n"))
 }
 
-fn data(given: Option<PathBuf>) -> Result<PathBuf> {
+pub(super) fn data(given: Option<PathBuf>) -> Result<PathBuf> {
     let place = || place(&|name| std::env::var_os(name), std::env::home_dir().as_deref());
     given.or_else(place).ok_or_else(|| {
         Error::request("data", "there is no folder of data of the user")
@@ -181,7 +221,7 @@ fn with_unit(text: &str, units: &[(&str, f64)]) -> Option<f64> {
     Some(number * factor).filter(|number| number.is_finite() && *number <= 1e18)
 }
 
-fn time(text: &str) -> Result<Duration, String> {
+pub(super) fn time(text: &str) -> Result<Duration, String> {
     let units = [("s", 1.0), ("", 1.0), ("m", 60.0), ("h", 3600.0), ("d", 86_400.0)];
     let seconds = with_unit(text, &units).filter(|seconds| *seconds <= 1e10);
     seconds
@@ -189,7 +229,7 @@ fn time(text: &str) -> Result<Duration, String> {
         .ok_or_else(|| "is not a time such as 30s, 12h or 7d".into())
 }
 
-fn bytes(text: &str) -> Result<u64, String> {
+pub(super) fn bytes(text: &str) -> Result<u64, String> {
     let binary = |power: i32| 1024_f64.powi(power);
     let units = [
         ("", 1.0),

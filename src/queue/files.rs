@@ -2,11 +2,13 @@
 
 use std::fs::{self, File, TryLockError};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
-use super::{DirStore, SqliteQueue};
+use super::{DirStore, Queue, SqliteQueue, Store};
 use crate::{Error, Result};
 
-/// What is in a data folder: the queue's database, clips, uploads, and files that are being made.
+/// What is in a data folder: the queue's database, clips, uploads, and files that are being made. Of a queue elsewhere
+/// only copies are here.
 #[derive(Debug)]
 pub struct Places {
     /// The folder.
@@ -14,11 +16,11 @@ pub struct Places {
     /// The folder of files that are being made.
     pub drafts: PathBuf,
     /// Finished clips.
-    pub clips: DirStore,
+    pub clips: Arc<dyn Store>,
     /// What clients sent.
-    pub uploads: DirStore,
+    pub uploads: Arc<dyn Store>,
     /// The jobs.
-    pub queue: SqliteQueue,
+    pub queue: Arc<dyn Queue>,
     /// Locked while the process lives.
     _lock: File,
 }
@@ -30,6 +32,22 @@ impl Places {
     ///
     /// [`Error::Device`] when another process has it, and those of the disk.
     pub fn open(folder: &Path) -> Result<Self> {
+        Self::with(folder, |folder, clips, uploads| {
+            let queue = SqliteQueue::open(&folder.join("queue.sqlite"))?;
+            Ok((Arc::new(queue), Arc::new(clips), Arc::new(uploads)))
+        })
+    }
+
+    /// Opens a data folder whose queue and files are elsewhere: `open` is given the folder and stores of its clips and
+    /// uploads.
+    ///
+    /// # Errors
+    ///
+    /// Those of [`open`](Self::open).
+    pub fn with(
+        folder: &Path,
+        open: impl FnOnce(&Path, DirStore, DirStore) -> Result<Backing>,
+    ) -> Result<Self> {
         fs::create_dir_all(folder).map_err(Error::file(folder))?;
         let folder = &folder.canonicalize().map_err(Error::file(folder))?;
         let path = folder.join("lock");
@@ -38,7 +56,7 @@ impl Places {
         match lock.try_lock() {
             Ok(()) => {}
             Err(TryLockError::WouldBlock) => {
-                let reason = format!("{} is in use by another server", folder.display());
+                let reason = format!("{} is in use by another process", folder.display());
                 return Err(Error::Device { device: "data".into(), reason }
                     .with_hint("--data DIR names another folder"));
             }
@@ -51,16 +69,15 @@ impl Places {
             }
             _ => {}
         }
-        Ok(Self {
-            clips: DirStore::new(folder.join("clips"), &drafts)?,
-            uploads: DirStore::new(folder.join("uploads"), &drafts)?,
-            queue: SqliteQueue::open(&folder.join("queue.sqlite"))?,
-            drafts,
-            folder: folder.clone(),
-            _lock: lock,
-        })
+        let clips = DirStore::new(folder.join("clips"), &drafts)?;
+        let uploads = DirStore::new(folder.join("uploads"), &drafts)?;
+        let (queue, clips, uploads) = open(folder, clips, uploads)?;
+        Ok(Self { clips, uploads, queue, drafts, folder: folder.clone(), _lock: lock })
     }
 }
+
+/// A queue, with the stores of clips and of uploads.
+pub type Backing = (Arc<dyn Queue>, Arc<dyn Store>, Arc<dyn Store>);
 
 /// A text in which each of the paths is replaced by the name that clients have for it.
 ///

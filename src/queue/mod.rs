@@ -1,8 +1,9 @@
 //! Jobs that wait, the workers that do them, and the store in which clips and uploads lie.
 //!
 //! Three traits, blocking and object-safe: a [`Queue`] knows the jobs, a [`Lease`] is a job in one worker's hands, a
-//! [`Store`] has files by their SHA-256. [`SqliteQueue`] and [`DirStore`] keep both on this machine. A job is done at
-//! least once and ends once: its record changes only at transitions, and only from a state that has not ended.
+//! [`Store`] has files by their SHA-256. [`SqliteQueue`] and [`DirStore`] keep both on this machine; with the feature
+//! `nats`, `NatsQueue` and `NatsStore` keep them on a NATS server, for many. A job is done at least once and ends once:
+//! its record changes only at transitions, and only from a state that has not ended.
 //!
 //! ```text
 //! submit > queued > claim > running > complete > completed > expired > gone
@@ -11,25 +12,33 @@
 //! ```
 
 mod files;
+mod happened;
 mod key;
+#[cfg(feature = "nats")]
+mod nats;
 mod record;
 mod retention;
 mod sqlite;
 mod store;
 mod worker;
 
+use std::fmt::Debug;
 use std::io::Read;
 use std::path::PathBuf;
 use std::time::Duration;
 
-pub use files::{Places, hidden};
+pub use files::{Backing, Places, hidden};
 pub use key::{Key, WeightHashes, key};
+#[cfg(feature = "nats")]
+pub use nats::{NatsQueue, NatsSettings, NatsStore};
 pub(crate) use record::random;
 pub use record::{Event, Failure, JobId, Output, Priority, Record, Status, unix_time};
 pub use retention::Retention;
 pub use sqlite::SqliteQueue;
 pub use store::DirStore;
 pub use worker::{Shop, Worker};
+
+use serde::{Deserialize, Serialize};
 
 use crate::Result;
 
@@ -39,7 +48,7 @@ pub const MOST_ATTEMPTS: u32 = 2;
 /// Where jobs wait.
 ///
 /// Blocking: workers are threads.
-pub trait Queue: Send + Sync {
+pub trait Queue: Debug + Send + Sync {
     /// Takes a job, unless it is there already or there is no place.
     ///
     /// A job whose key a completed one has is completed at once.
@@ -85,7 +94,31 @@ pub trait Queue: Send + Sync {
     fn events(&self, after: u64, job: Option<&JobId>) -> Result<Vec<Event>>;
 
     /// The newest revision, as soon as it is not `after`, or after so long.
+    ///
+    /// The one call that may be made where nothing may block, if `at_most` is zero.
     fn wait(&self, after: u64, at_most: Duration) -> u64;
+
+    /// Tells other processes that a worker is there; for half a minute.
+    fn announce(&self, worker: &Present) -> Result<()> {
+        let _ = worker;
+        Ok(())
+    }
+
+    /// Workers that have told that they are there; a queue of one process has none.
+    fn workers(&self) -> Result<Vec<Present>> {
+        Ok(vec![])
+    }
+}
+
+/// A worker of any process.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Present {
+    /// Its name in records.
+    pub id: String,
+    /// Its device.
+    pub device: String,
+    /// The version of its program.
+    pub version: String,
 }
 
 /// Most events that [`Queue::events`] answers at once.
@@ -123,6 +156,13 @@ pub trait Lease: Send {
     ///
     /// Those of the disk.
     fn give_back(self: Box<Self>) -> Result<()>;
+
+    /// Leaves the job to other workers, since this one has not what it needs; the attempt does not count.
+    ///
+    /// # Errors
+    ///
+    /// Those of the disk.
+    fn pass_on(self: Box<Self>, why: &str) -> Result<()>;
 }
 
 /// What a worker that beats is told.
@@ -137,7 +177,7 @@ pub enum Go {
 }
 
 /// Files by their SHA-256.
-pub trait Store: Send + Sync {
+pub trait Store: Debug + Send + Sync {
     /// Keeps what is read, at most `limit` bytes.
     ///
     /// # Errors
@@ -165,6 +205,15 @@ pub trait Store: Send + Sync {
     ///
     /// Those of the disk.
     fn older(&self, age: Duration) -> Result<Vec<String>>;
+
+    /// Removes copies of files that were not used for long, where this is not the place of the files themselves.
+    ///
+    /// # Errors
+    ///
+    /// Those of the disk.
+    fn tidy(&self) -> Result<()> {
+        Ok(())
+    }
 }
 
 /// A file in a [`Store`].

@@ -261,6 +261,39 @@ impl Record {
             error: None,
         }
     }
+
+    /// A worker takes the job.
+    pub(super) fn start(&mut self, worker: &str) {
+        self.attempt += 1;
+        (self.status, self.progress) = (Status::Running, 0.0);
+        (self.worker, self.started_at) = (Some(worker.to_owned()), Some(unix_time()));
+    }
+
+    /// The job waits again.
+    pub(super) fn put_back(&mut self) {
+        (self.status, self.progress, self.worker) = (Status::Queued, 0.0, None);
+    }
+
+    /// The job ends without a clip.
+    pub(super) fn end(&mut self, status: Status, failure: Failure) {
+        (self.status, self.finished_at) = (status, Some(unix_time()));
+        self.error = Some(failure);
+    }
+
+    /// The job ends with a clip of the worker that took it as `taken`.
+    pub(super) fn finish(&mut self, output: Output, taken: &Self) {
+        (self.status, self.finished_at) = (Status::Completed, Some(unix_time()));
+        (self.progress, self.output) = (1.0, Some(output));
+        (self.worker, self.started_at) = (taken.worker.clone(), taken.started_at);
+    }
+
+    /// The job is done before it began, by the clip of another one.
+    pub(super) fn take_over(&mut self, done: Self) {
+        self.status = Status::Completed;
+        (self.started_at, self.finished_at) = (Some(self.created_at), Some(unix_time()));
+        (self.output, self.worker) = (done.output, done.worker);
+        (self.cached, self.progress) = (true, 1.0);
+    }
 }
 
 /// Something that happened to a job.

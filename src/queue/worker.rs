@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
 
-use super::{Failure, Go, Lease, Output, Queue, Record, Store, hidden};
+use super::{Failure, Go, JobId, Lease, Output, Queue, Record, Store, WeightHashes, hidden, key};
 use crate::device::DeviceChoice;
 use crate::job::{self, Known, Names, Target};
 use crate::library::Library;
@@ -20,6 +20,9 @@ use crate::pipeline::{Done, Event, Observer};
 use crate::request::Job;
 use crate::sampler::Progress;
 use crate::{Error, ErrorKind, Result, Stop};
+
+/// The code of failures that are the device's, not the job's.
+const DEVICE: &str = "device";
 
 /// Pause between two beats: a cancelled job ends within a step or this.
 const PULSE: Duration = Duration::from_millis(200);
@@ -60,10 +63,15 @@ pub struct Shop {
     pub stop: Stop,
     /// How long a job may go on after that before it is given back.
     pub grace: Duration,
-    /// How many workers the queue has.
+    /// How many workers the queue has; 1 where the queue itself leaves a job that a device could not do to another.
     pub workers: usize,
     /// Whether anybody would look at a preview.
     pub is_watched: Box<dyn Fn() -> bool + Send + Sync>,
+    /// Hashes of weight files, where a job's key is to be computed again: what has another one here is left to other
+    /// workers.
+    pub checks: Option<WeightHashes>,
+    /// Errors of the device in a row after which a worker ends; 0 for never.
+    pub most_faults: usize,
     /// Told of every event.
     pub told: Told,
     /// Told how each job ended: its record at the claim, and the failure's code if it failed.
@@ -98,7 +106,12 @@ enum Halt {
 
 impl Worker {
     /// Does job after job until the shop's `stop` is requested.
-    pub fn run(&self) {
+    ///
+    /// # Errors
+    ///
+    /// When the device failed too often in a row.
+    pub fn run(&self) -> Result<()> {
+        let mut faults = 0;
         while !self.shop.stop.is_requested() {
             match self.shop.queue.claim(&self.name, &[], PATIENCE) {
                 Ok(Some(lease)) => {
@@ -109,11 +122,17 @@ impl Worker {
                         Err(_) => Some("internal".to_owned()),
                     };
                     (self.shop.ended)(&record, code.as_deref(), started.elapsed());
+                    faults = if code.as_deref() == Some(DEVICE) { faults + 1 } else { 0 };
+                    if faults > 0 && faults == self.shop.most_faults {
+                        let reason = format!("{faults} jobs in a row failed because of it");
+                        return Err(Error::Device { device: self.device.to_string(), reason });
+                    }
                 }
                 Ok(None) => {}
                 Err(_) => std::thread::sleep(PATIENCE),
             }
         }
+        Ok(())
     }
 
     /// Makes the clip of one job. Returns the failure's code unless there is a clip.
@@ -133,7 +152,7 @@ impl Worker {
                 lease.give_back()?;
                 Ok(Some(if halt == Halt::Draining { "interrupted" } else { "cancelled" }.into()))
             }
-            Ok(done) => self.deliver(lease, &record, done, &draft),
+            Ok(Some(done)) => self.deliver(lease, &record, done, &draft),
             Err(error) if self.is_for_another(&record, &error) => {
                 // Without an end it counts as lost, and comes again once.
                 drop(lease);
@@ -142,6 +161,10 @@ impl Worker {
                     std::thread::sleep(PULSE);
                 }
                 Ok(Some("retried".into()))
+            }
+            Ok(None) => {
+                lease.pass_on(&format!("{} has not what the job needs", self.name))?;
+                Ok(Some("interrupted".into()))
             }
             Err(error) => {
                 let failure = self.failure(&record, &error);
@@ -154,8 +177,8 @@ impl Worker {
         ended
     }
 
-    /// Runs a job while a thread beats.
-    fn make(&self, record: &Record, draft: &Path, held: &Held) -> Result<Done> {
+    /// Runs a job while a thread beats; `None` if this is not where its clip can be made.
+    fn make(&self, record: &Record, draft: &Path, held: &Held) -> Result<Option<Done>> {
         let mut job: Job = serde_json::from_value(record.job.clone())
             .map_err(|error| Error::request("job", error.to_string()))?;
         if job.models.device == DeviceChoice::Auto {
@@ -185,11 +208,30 @@ impl Worker {
                 .spawn_scoped(scope, beat)
                 .map_err(|error| Error::no_thread(&error))?;
             let with = (&*self.shop.names, Some(&self.shop.library));
-            let run = || job::run(job, Known::default(), with, &target, &mut watch, &held.stop);
+            let run = || {
+                if !self.has_all(&job, record, &held.stop)? {
+                    return Ok(None);
+                }
+                job::run(job, Known::default(), with, &target, &mut watch, &held.stop).map(Some)
+            };
             let made = panic::catch_unwind(AssertUnwindSafe(run));
             drop(finished);
             made.unwrap_or_else(|payload| Err(panicked(payload.as_ref())))
         })
+    }
+
+    /// Whether the job has the same key here as where it was submitted: the same weights, by the same program.
+    fn has_all(&self, job: &Job, record: &Record, stop: &Stop) -> Result<bool> {
+        let Some(hashes) = &self.shop.checks else { return Ok(true) };
+        if JobId::parse(&record.key).is_some() {
+            // Nobody could tell: the job says what is wrong with it.
+            return Ok(true);
+        }
+        match key(job, &record.format, &self.shop.names, hashes, stop) {
+            Ok(own) => Ok(own.sha256 == record.key),
+            Err(Error::Cancelled) => Err(Error::Cancelled),
+            Err(_) => Ok(false),
+        }
     }
 
     /// Puts a clip into the store and ends its job.
@@ -247,7 +289,7 @@ impl Worker {
             ErrorKind::Request => "invalid_request",
             ErrorKind::Weights => "weights",
             ErrorKind::Refused => "refused",
-            ErrorKind::Environment => "device",
+            ErrorKind::Environment => DEVICE,
             ErrorKind::Cancelled => "interrupted",
             ErrorKind::Internal | ErrorKind::Batch => "internal",
         };

@@ -12,7 +12,6 @@ use sha2::{Digest, Sha256};
 use super::answer::{Answer, Problem};
 use super::state::Shared;
 use crate::files::hex;
-use crate::queue::Store;
 
 /// Most bytes of a JSON body, and of a text field of a form.
 const MOST_TEXT: usize = 1 << 20;

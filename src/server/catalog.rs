@@ -2,13 +2,14 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use serde::Deserialize;
 use serde_json::{Value, json};
 
 use crate::files::read_text;
 use crate::job::{Listed, ListedInputs, Names};
-use crate::queue::{DirStore, Store};
+use crate::queue::Store;
 use crate::{Error, Result, spelling};
 
 /// The name of the model inside the program.
@@ -147,7 +148,7 @@ impl Catalog {
     }
 
     /// The list that resolves these names, and uploads by their hash.
-    pub(super) fn listed(&self, uploads: &DirStore) -> Listed {
+    pub(super) fn listed(&self, uploads: &Arc<dyn Store>) -> Listed {
         let mut models = BTreeMap::new();
         for entry in &self.entries {
             let fields = KINDS.iter().find(|(kind, _)| *kind == entry.kind).map(|(_, f)| *f);
@@ -156,7 +157,7 @@ impl Catalog {
                 models.insert(((*field).to_owned(), entry.name.clone()), path.clone());
             }
         }
-        let uploads = uploads.clone();
+        let uploads = Arc::clone(uploads);
         let find = move |name: &str| uploads.open(name.strip_prefix("upload:")?).ok().flatten();
         Listed { models, inputs: ListedInputs::new(find) }
     }

@@ -19,7 +19,7 @@ use super::state::{App, Shared};
 use crate::media::RgbImage;
 use crate::media::read::{Media, Selection};
 use crate::output::{ClipInfo, Format, Metadata, to_writer};
-use crate::queue::{Output, Record, Status, Store};
+use crate::queue::{Output, Record, Status};
 use crate::{Result, Stop};
 
 /// Bytes that are read from the disk at once.

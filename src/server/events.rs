@@ -16,7 +16,7 @@ use super::answer::{Answer, Problem};
 use super::jobs::find;
 use super::previews;
 use super::state::Shared;
-use crate::queue::{Event, JobId, Queue};
+use crate::queue::{Event, JobId};
 
 /// Time between comments that keep a connection open.
 const ALIVE: Duration = Duration::from_secs(15);

@@ -11,7 +11,7 @@ use super::openapi;
 use super::prepare::{self, formats};
 use super::state::Shared;
 use crate::preprocess::Preprocessor;
-use crate::queue::{Filter, Queue, Status};
+use crate::queue::{Filter, Present, Status};
 use crate::request::Job;
 use crate::sampler::SamplerKind;
 use crate::schedule::Spacing;
@@ -37,7 +37,8 @@ pub(super) async fn ready(State(app): State<Shared>) -> Answer<Json<Value>> {
     if app.stop.is_requested() {
         return Err(prepare::draining());
     }
-    Ok(Json(json!({"status": "ready", "workers": app.workers.len()})))
+    let workers = app.blocking(|app| Ok(app.hands().len())).await?;
+    Ok(Json(json!({"status": "ready", "workers": workers})))
 }
 
 /// `GET /v1/models`
@@ -86,15 +87,16 @@ pub(super) async fn workers(State(app): State<Shared>) -> Answer<Json<Value>> {
     let listed = app.blocking(|app| {
         let running = Filter { status: Some(Status::Running), ..Filter::default() };
         let running = app.queue.list(&running).map_err(|error| app.problem(&error))?;
-        let worker = |(name, device): &(String, crate::device::DeviceChoice)| {
-            let job = running.iter().find(|record| record.worker.as_ref() == Some(name));
+        let worker = |Present { id, device, version }: &Present| {
+            let job = running.iter().find(|record| record.worker.as_ref() == Some(id));
             json!({
-                "id": name,
-                "device": device.to_string(),
+                "id": id,
+                "device": device,
+                "version": version,
                 "job": job.map(|record| &record.id),
             })
         };
-        let data: Vec<_> = app.workers.iter().map(worker).collect();
+        let data: Vec<_> = app.hands().iter().map(worker).collect();
         Ok(json!({"object": "list", "data": data}))
     });
     listed.await.map(Json)

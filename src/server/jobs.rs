@@ -17,7 +17,7 @@ use super::prepare::{self, Asked};
 use super::previews;
 use super::state::{App, Shared};
 use crate::Error;
-use crate::queue::{Filter, JobId, Priority, Queue, Record, Status, Store, unix_time};
+use crate::queue::{Filter, JobId, Priority, Record, Status, unix_time};
 use crate::request::Job;
 
 /// Most records of a list.
@@ -167,7 +167,7 @@ pub(super) fn eta(app: &App, record: &Record, position: Option<usize>) -> Option
             Some(passed / progress * (1.0 - progress))
         }
         (Status::Queued, Some(position), _) => {
-            let rounds = (position as f64 / app.workers.len().max(1) as f64).ceil();
+            let rounds = (position as f64 / app.hands().len().max(1) as f64).ceil();
             app.pace.median().map(|median| median * rounds)
         }
         _ => None,

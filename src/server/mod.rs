@@ -26,8 +26,10 @@ mod state;
 mod tasks;
 mod uploads;
 mod videos;
+mod work;
 
 pub use catalog::Catalog;
 pub use keys::{Keys, add as add_key};
 pub use run::serve;
 pub use state::{Limits, Settings};
+pub use work::{WorkSettings, work};

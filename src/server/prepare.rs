@@ -11,7 +11,7 @@ use crate::files::hex;
 use crate::job::resolve_lora_tags;
 use crate::output::{ClipInfo, Format};
 use crate::queue::random;
-use crate::queue::{Accepted, JobId, Priority, Queue, Record, Submission, key};
+use crate::queue::{Accepted, JobId, Priority, Record, Submission, key};
 use crate::request::{Job, Request};
 use crate::{Error, Result, Stop};
 
@@ -57,7 +57,7 @@ pub(super) fn submit(app: &App, asked: Asked) -> Answer<(Record, bool)> {
         return Err(Problem::invalid("prompt", message));
     }
     resolve_lora_tags(&mut job, &find).map_err(failed)?;
-    names::check(&mut job, &app.catalog, &app.uploads)?;
+    names::check(&mut job, &app.catalog, &*app.uploads)?;
     if job.request.sampling.seed.is_none() {
         // As long as can be typed again.
         let digits = random::<4>().map_err(failed)?;

@@ -16,7 +16,7 @@ use super::{routes, tasks};
 use crate::job::Names;
 use crate::library::Library;
 use crate::pipeline::Event;
-use crate::queue::{Places, Queue, Record, Shop, WeightHashes, unix_time};
+use crate::queue::{Places, Record, Shop, WeightHashes, unix_time};
 use crate::{Error, Result, Stop};
 
 /// Uploads that are held in memory at once.
@@ -35,6 +35,7 @@ const PAUSE: Duration = Duration::from_millis(50);
 /// When the address is taken, the data folder is in use, or the catalog is wrong.
 pub fn serve(
     settings: Settings,
+    places: Places,
     catalog: Option<&Path>,
     names: Names,
     stop: &Stop,
@@ -43,33 +44,25 @@ pub fn serve(
     let catalog = Catalog::open(catalog, &names)?;
     let listener = listen(settings.bind)?;
     let address = listener.local_addr().map_err(|error| taken(settings.bind, &error))?;
-    let places = Places::open(&settings.data)?;
     let names = Arc::new(names.with_list(catalog.listed(&places.uploads)));
-    let mut hidden = catalog.hidden();
-    hidden.push((places.folder.to_string_lossy().into_owned(), "data".into()));
-    if let Some(cache) = names.cache() {
-        hidden.push((cache.to_string_lossy().into_owned(), "models".into()));
-    }
-    let workers: Vec<_> = settings
-        .devices
-        .iter()
-        .enumerate()
-        .map(|(number, device)| (format!("{device}-{}", number + 1), *device))
-        .collect();
+    let hidden = hidden(&catalog, &names, &places);
+    let workers = tasks::present(&settings.name, &settings.devices);
     let (metrics, pace) = (Arc::new(Metrics::new()), Arc::new(Pace::default()));
     let previews = Arc::new(Previews::default());
     let streams = Arc::new(Semaphore::new(settings.limits.streams));
     let shop = Arc::new(Shop {
-        queue: Arc::new(places.queue.clone()),
-        clips: Arc::new(places.clips.clone()),
+        queue: places.queue.clone(),
+        clips: places.clips.clone(),
         drafts: places.drafts.clone(),
         names: Arc::clone(&names),
         library: Arc::new(Library::new(settings.memory)),
         hidden: hidden.clone(),
         stop: stop.clone(),
         grace: settings.grace,
-        workers: workers.len(),
+        workers: if settings.name.is_empty() { workers.len() } else { 1 },
         is_watched: is_watched(Arc::clone(&streams), settings.limits.streams),
+        checks: None,
+        most_faults: 0,
         told: told(Arc::clone(&metrics), Arc::clone(&previews)),
         ended: ended(Arc::clone(&metrics), Arc::clone(&pace), Arc::clone(&previews)),
     });
@@ -111,7 +104,8 @@ pub fn serve(
     let stores = (places.clips.clone(), places.uploads.clone());
     let retention = settings.retention;
     let sweeper = tasks::sweeper(retention, places.queue.clone(), stores, ended.clone())?;
-    let working = tasks::workers(&shop, &workers)?;
+    let working = tasks::workers(&shop, &workers, &settings.devices)?;
+    let announcer = tasks::announcer(places.queue.clone(), workers, ended.clone())?;
     let (close, closed) = oneshot::channel::<()>();
     let router = routes::router(&app);
     let server = runtime.spawn(async move {
@@ -136,7 +130,7 @@ pub fn serve(
     let _ = close.send(());
     let served = runtime.block_on(async { tokio::time::timeout(LAST_WORDS, server).await });
     ended.request();
-    for thread in [bridge, sweeper] {
+    for thread in [bridge, sweeper, announcer] {
         let _ = thread.join();
     }
     runtime.shutdown_timeout(Duration::from_millis(500));
@@ -145,6 +139,16 @@ pub fn serve(
         Ok(Ok(Err(error))) => Err(taken(address, &error)),
         _ => Ok(()),
     }
+}
+
+/// Paths, and what clients see in their place.
+pub(super) fn hidden(catalog: &Catalog, names: &Names, places: &Places) -> Vec<(String, String)> {
+    let mut hidden = catalog.hidden();
+    hidden.push((places.folder.to_string_lossy().into_owned(), "data".into()));
+    if let Some(cache) = names.cache() {
+        hidden.push((cache.to_string_lossy().into_owned(), "models".into()));
+    }
+    hidden
 }
 
 fn listen(address: SocketAddr) -> Result<std::net::TcpListener> {

@@ -16,7 +16,7 @@ use super::previews::Previews;
 use super::sessions::Sessions;
 use crate::device::DeviceChoice;
 use crate::job::Names;
-use crate::queue::{DirStore, Retention, SqliteQueue, WeightHashes, hidden};
+use crate::queue::{Present, Queue, Retention, Store, WeightHashes, hidden};
 use crate::{Error, Result, Stop};
 
 /// How many clips' times the pace is the median of.
@@ -29,8 +29,8 @@ pub struct Settings {
     pub bind: SocketAddr,
     /// The devices, with a worker each.
     pub devices: Vec<DeviceChoice>,
-    /// The folder of the queue, the clips and the uploads.
-    pub data: PathBuf,
+    /// What the names of its workers begin with; nothing where no other process has any.
+    pub name: String,
     /// The keys of clients; `None` if none is needed.
     pub keys: Option<Keys>,
     /// Names by which the server may be called beside `localhost` and addresses.
@@ -84,9 +84,9 @@ impl Limits {
 /// What all requests share.
 #[derive(Debug)]
 pub(super) struct App {
-    pub(super) queue: SqliteQueue,
-    pub(super) clips: DirStore,
-    pub(super) uploads: DirStore,
+    pub(super) queue: Arc<dyn Queue>,
+    pub(super) clips: Arc<dyn Store>,
+    pub(super) uploads: Arc<dyn Store>,
     pub(super) drafts: PathBuf,
     pub(super) names: Arc<Names>,
     pub(super) catalog: Catalog,
@@ -98,7 +98,8 @@ pub(super) struct App {
     pub(super) retention: Retention,
     pub(super) has_page: bool,
     pub(super) metrics: Arc<Metrics>,
-    pub(super) workers: Vec<(String, DeviceChoice)>,
+    /// Workers of this process.
+    pub(super) workers: Vec<Present>,
     /// Requested when no further job is to be taken.
     pub(super) stop: Stop,
     /// The queue's newest revision.
@@ -157,6 +158,14 @@ impl App {
     /// Seconds until a place in the queue is free.
     pub(super) fn retry_after(&self) -> u64 {
         let median = self.pace.median().unwrap_or(5.0);
-        (median.ceil() as u64 / self.workers.len().max(1) as u64).clamp(1, 120)
+        (median.ceil() as u64 / self.hands().len().max(1) as u64).clamp(1, 120)
+    }
+
+    /// The workers of this and of other processes.
+    pub(super) fn hands(&self) -> Vec<Present> {
+        let mut all = self.workers.clone();
+        let others = self.queue.workers().unwrap_or_default();
+        all.extend(others.into_iter().filter(|other| !self.workers.contains(other)));
+        all
     }
 }

@@ -13,7 +13,6 @@ use super::state::{App, Shared};
 use crate::Stop;
 use crate::media::read::{Media, Selection};
 use crate::output::metadata;
-use crate::queue::{Queue, Store};
 use crate::request::Job;
 
 /// The one file of a form, in its field `file`.

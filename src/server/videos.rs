@@ -22,7 +22,7 @@ use super::uploads;
 use crate::Error;
 use crate::job::apply_defaults;
 use crate::media::read::Media;
-use crate::queue::{Priority, Queue, Record, Status, Store};
+use crate::queue::{Priority, Record, Status};
 use crate::request::{Job, SCHEMA, Source, WeightedFile};
 
 /// Fields of a request.

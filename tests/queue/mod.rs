@@ -127,10 +127,10 @@ fn the_oldest_clips_go_first_and_none_that_another_job_has() {
     let shared = completed(&places, "shared", b"a clip", 100.0);
     let first = completed(&places, "first", b"12345678", 30.0);
     let young = completed(&places, "young", b"a clip", 10.0);
-    let waiting = submit(&places.queue, "waiting");
+    let waiting = submit(&*places.queue, "waiting");
     let sweep = |keep: u64, keep_bytes| {
         let retention = Retention { keep: Duration::from_secs(keep), keep_bytes };
-        retention.sweep(&places.queue, &places.clips, &places.uploads).unwrap();
+        retention.sweep(&*places.queue, &*places.clips, &*places.uploads).unwrap();
     };
     let status = |record: &Record| places.queue.get(&record.id).unwrap().map(|r| r.status);
     let clip = |record: &Record| {

@@ -35,8 +35,8 @@ impl Place {
         });
         let listed = Listed { inputs, ..Listed::default() };
         let shop = Shop {
-            queue: Arc::new(self.places.queue.clone()),
-            clips: Arc::new(self.places.clips.clone()),
+            queue: self.places.queue.clone(),
+            clips: self.places.clips.clone(),
             drafts: self.places.drafts.clone(),
             names: Arc::new(Names::new(true).unwrap().with_list(listed)),
             library: Arc::new(Library::new(u64::MAX)),
@@ -45,6 +45,8 @@ impl Place {
             grace,
             workers,
             is_watched: Box::new(|| false),
+            checks: None,
+            most_faults: 0,
             told: Box::new(|_, _| ()),
             ended: Box::new(|_, _, _| ()),
         };
@@ -70,7 +72,7 @@ impl Place {
     fn work_until(&self, grace: Duration, is_met: impl Fn() -> bool) {
         let worker = self.worker(grace);
         std::thread::scope(|scope| {
-            scope.spawn(|| worker.run());
+            scope.spawn(|| worker.run().unwrap());
             let started = Instant::now();
             while !is_met() {
                 assert!(started.elapsed() < Duration::from_secs(120), "nothing came of it");

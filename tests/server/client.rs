@@ -317,3 +317,11 @@ pub(super) fn long(seed: u64) -> Value {
     job["sampling"] = json!({"seed": seed, "steps": 900, "sampler": "euler"});
     job
 }
+
+/// A PNG of 48 by 32 pixels.
+pub(super) fn picture() -> Vec<u8> {
+    let image = image::RgbImage::from_fn(48, 32, |x, y| image::Rgb([x as u8 * 5, y as u8 * 7, 90]));
+    let mut bytes = std::io::Cursor::new(Vec::new());
+    image.write_to(&mut bytes, image::ImageFormat::Png).unwrap();
+    bytes.into_inner()
+}

@@ -290,7 +290,7 @@ fn wrong_requests_name_their_field() {
 fn uploads_are_named_by_their_hash() {
     let folder = Folder::new();
     let server = Server::start(&folder, &[]);
-    let picture = super::client_picture();
+    let picture = super::client::picture();
     let upload =
         server.request("POST", "/v1/uploads").form(&[], &[("file", "a.png", &picture)]).send();
     assert_eq!(upload.status, 201, "{}", upload.text());

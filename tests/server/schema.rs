@@ -85,7 +85,7 @@ fn answers_are_those_of_the_document() {
         let answer = server.get(path);
         check("get", route, answer.status, &answer.json());
     };
-    let picture = super::client_picture();
+    let picture = super::client::picture();
     let upload = server.request("POST", "/v1/uploads").form(&[], &[("file", "a.png", &picture)]);
     let upload = upload.send();
     check("post", "/v1/uploads", upload.status, &upload.json());

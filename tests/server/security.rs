@@ -200,7 +200,7 @@ fn paths(path: &str) -> Vec<Value> {
 #[test]
 fn no_name_is_a_path() {
     let folder = Folder::new();
-    folder.write("a.png", super::client_picture());
+    folder.write("a.png", super::client::picture());
     folder.write("a.safetensors", "");
     #[cfg(unix)]
     std::os::unix::fs::symlink(folder.path("a.png"), folder.path("link.png")).unwrap();
@@ -286,7 +286,7 @@ fn no_path_of_this_machine_is_told() {
     folder.write("models/loras/ink.safetensors", "no weights");
     folder.write("models/checkpoints/toon.safetensors", "no weights");
     let server = Server::start(&folder, &["--catalog", "models"]);
-    let picture = super::client_picture();
+    let picture = super::client::picture();
     let upload = server.request("POST", "/v1/uploads").form(&[], &[("file", "a.png", &picture)]);
     let upload = upload.send().json()["id"].clone();
     let mut jobs = vec![small(1); 4];
@@ -329,7 +329,7 @@ fn bombs_are_refused_before_they_go_off() {
     let folder = Folder::new();
     let server = Server::start(&folder, &["--max-upload", "1MiB"]);
     // 30 000 by 30 000 pixels, as the header says.
-    let mut bomb = super::client_picture();
+    let mut bomb = super::client::picture();
     bomb[16..20].copy_from_slice(&30_000_u32.to_be_bytes());
     bomb[20..24].copy_from_slice(&30_000_u32.to_be_bytes());
     let sum = crc32(&bomb[12..29]);

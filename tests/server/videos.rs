@@ -79,7 +79,7 @@ fn bodies_are_forms_or_json() {
 fn a_reference_is_what_the_clip_starts_from() {
     let folder = Folder::new();
     let server = Server::start(&folder, &[]);
-    let picture = super::client_picture();
+    let picture = super::client::picture();
     let fields = [("prompt", "a red circle"), ("seed", "1"), ("num_frames", "2")];
     let form = server.request("POST", "/v1/videos");
     let made = form.form(&fields, &[("input_reference", "a.png", &picture)]).send();

@@ -1,60 +1,9 @@
 //! Events in the database.
 
 use rusqlite::{Connection, params};
-use serde::Serialize;
-use serde_json::{Value, json};
 
-use crate::queue::{Event, Failure, JobId, Record};
-
-/// What happens to a job beside what its worker tells.
-#[derive(Serialize)]
-#[serde(tag = "event", rename_all = "snake_case")]
-pub(super) enum Happened<'a> {
-    Queued {
-        position: usize,
-    },
-    #[serde(serialize_with = "done")]
-    Done {
-        record: &'a Record,
-    },
-    #[serde(serialize_with = "error")]
-    Error {
-        failure: &'a Failure,
-    },
-    Cancelled {},
-    Expired {},
-    Deleted {},
-}
-
-#[allow(clippy::trivially_copy_pass_by_ref, reason = "serde hands it so")]
-fn done<S: serde::Serializer>(record: &&Record, to: S) -> Result<S::Ok, S::Error> {
-    let output = record.output.as_ref();
-    json!({
-        "seed": record.job.pointer("/sampling/seed"),
-        "sha256": output.map(|output| &output.sha256),
-        "bytes": output.map(|output| output.bytes),
-        "format": record.format,
-        "width": output.map(|output| output.width),
-        "height": output.map(|output| output.height),
-        "frames": output.map(|output| output.frames),
-        "fps": output.map(|output| output.fps),
-        "seconds": output.map(|output| output.job_seconds),
-        "step_seconds": output.map(|output| &output.step_seconds),
-        "cached": record.cached,
-    })
-    .serialize(to)
-}
-
-#[allow(clippy::trivially_copy_pass_by_ref, reason = "serde hands it so")]
-fn error<S: serde::Serializer>(failure: &&Failure, to: S) -> Result<S::Ok, S::Error> {
-    json!({
-        "code": failure.exit_code,
-        "kind": failure.code,
-        "message": failure.message,
-        "hint": failure.hint,
-    })
-    .serialize(to)
-}
+use crate::queue::happened::Happened;
+use crate::queue::{Event, JobId};
 
 /// Events of one change.
 pub(super) struct Told {
@@ -74,14 +23,8 @@ impl Told {
     }
 
     pub(super) fn add(&mut self, job: &JobId, happened: Happened<'_>) {
-        let mut value = serde_json::to_value(happened).unwrap_or_else(|_| json!({}));
-        value["job"] = Value::from(job.as_str());
-        self.add_json(job, value.to_string());
-    }
-
-    pub(super) fn add_json(&mut self, job: &JobId, json: String) {
         self.revision += 1;
-        let job = job.as_str().to_owned();
+        let (json, job) = (happened.json(job), job.as_str().to_owned());
         self.events.push(Event { revision: self.revision, job, json });
     }
 }

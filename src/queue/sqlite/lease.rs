@@ -2,9 +2,9 @@
 
 use std::sync::Arc;
 
-use super::events::Happened;
 use super::{MOST_UNWRITTEN, Shared, failed, lose, requeue, rows};
 use crate::Result;
+use crate::queue::happened::Happened;
 use crate::queue::{Event, Failure, Go, Lease, Output, Record, Status, unix_time};
 
 pub(super) struct SqliteLease {
@@ -65,10 +65,7 @@ impl Lease for SqliteLease {
             if record.status.has_ended() {
                 return Ok(false);
             }
-            (record.status, record.finished_at) = (Status::Completed, Some(unix_time()));
-            (record.progress, record.output) = (1.0, Some(output));
-            record.worker.clone_from(&self.record.worker);
-            record.started_at = self.record.started_at;
+            record.finish(output, &self.record);
             rows::update(db, &record, None)?;
             told.add(&record.id, Happened::Done { record: &record });
             Ok(true)
@@ -79,7 +76,7 @@ impl Lease for SqliteLease {
 
     fn fail(mut self: Box<Self>, failure: Failure) -> Result<()> {
         self.shared.change(|db, told| match rows::leased(db, &self.record.id, &self.token)? {
-            Some(record) => super::end(db, told, record, Status::Failed, Some(failure)),
+            Some(record) => super::end(db, told, record, Status::Failed, failure),
             None => Ok(()),
         })?;
         self.end();
@@ -96,6 +93,11 @@ impl Lease for SqliteLease {
         })?;
         self.end();
         Ok(())
+    }
+
+    fn pass_on(self: Box<Self>, _why: &str) -> Result<()> {
+        // All workers of a process have the same.
+        self.give_back()
     }
 }
 

@@ -14,12 +14,13 @@ use std::time::{Duration, Instant};
 
 use rusqlite::{Connection, OptionalExtension, params};
 
+use super::happened::Happened;
 use super::{
     Accepted, Event, Failure, Filter, JobId, Lease, MOST_ATTEMPTS, MOST_EVENTS, Queue, Record,
     Status, Submission, unix_time,
 };
 use crate::{Error, Result};
-use events::{Happened, Told};
+use events::Told;
 use lease::SqliteLease;
 
 /// Version of the tables.
@@ -190,13 +191,13 @@ impl Shared {
 fn lose(db: &Connection, told: &mut Told, mut record: Record) -> rusqlite::Result<()> {
     record.worker = None;
     if record.attempt >= MOST_ATTEMPTS {
-        return end(db, told, record, Status::Failed, Some(Failure::worker_lost()));
+        return end(db, told, record, Status::Failed, Failure::worker_lost());
     }
     requeue(db, told, record)
 }
 
 fn requeue(db: &Connection, told: &mut Told, mut record: Record) -> rusqlite::Result<()> {
-    (record.status, record.progress, record.worker) = (Status::Queued, 0.0, None);
+    record.put_back();
     rows::update(db, &record, None)?;
     let position = rows::position(db, &record.id)?.unwrap_or(1);
     told.add(&record.id, Happened::Queued { position });
@@ -209,15 +210,12 @@ fn end(
     told: &mut Told,
     mut record: Record,
     status: Status,
-    failure: Option<Failure>,
+    failure: Failure,
 ) -> rusqlite::Result<()> {
-    (record.status, record.finished_at) = (status, Some(unix_time()));
-    record.error.clone_from(&failure);
+    record.end(status, failure.clone());
     rows::update(db, &record, None)?;
-    match failure {
-        Some(failure) if status == Status::Failed => {
-            told.add(&record.id, Happened::Error { failure: &failure });
-        }
+    match status {
+        Status::Failed => told.add(&record.id, Happened::Error { failure: &failure }),
         _ => told.add(&record.id, Happened::Cancelled {}),
     }
     Ok(())
@@ -252,11 +250,7 @@ impl Queue for SqliteQueue {
                 }
             }
             if let Some(done) = done {
-                record.status = Status::Completed;
-                (record.started_at, record.finished_at) =
-                    (Some(record.created_at), Some(unix_time()));
-                (record.output, record.worker) = (done.output, done.worker);
-                (record.cached, record.progress) = (true, 1.0);
+                record.take_over(done);
             }
             rows::insert(db, &record)?;
             if let Some((name, body)) = &idempotency {
@@ -301,7 +295,7 @@ impl Queue for SqliteQueue {
             if record.status.has_ended() {
                 return Ok(Some(record.status));
             }
-            end(db, told, record, Status::Cancelled, Some(Failure::cancelled()))?;
+            end(db, told, record, Status::Cancelled, Failure::cancelled())?;
             Ok(Some(Status::Cancelled))
         })
     }
@@ -356,9 +350,7 @@ impl Queue for SqliteQueue {
             let next = rows::next(&inner.db, classes).map_err(|e| failed(&self.0.path, e))?;
             if let Some(mut record) = next {
                 let token = JobId::new()?.to_string();
-                record.attempt += 1;
-                (record.status, record.progress) = (Status::Running, 0.0);
-                (record.worker, record.started_at) = (Some(worker.to_owned()), Some(unix_time()));
+                record.start(worker);
                 let lease_until = unix_time() + self.0.lease.as_secs_f64();
                 self.0.change_in(&mut inner, |db, _| {
                     rows::update(db, &record, Some((&token, lease_until)))

@@ -7,7 +7,9 @@
 FROM rust:1.90-bookworm AS build
 WORKDIR /src
 COPY . .
-RUN cargo build --release --locked
+# `--build-arg FEATURES=nats` adds features that are not on by default.
+ARG FEATURES=
+RUN cargo build --release --locked ${FEATURES:+--features "$FEATURES"}
 
 FROM debian:bookworm-slim
 RUN apt-get update \

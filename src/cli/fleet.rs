@@ -14,8 +14,8 @@ pub(super) struct FleetArgs {
     /// NATS server with JetStream that has the queue: nats://HOST:4222, tls://USER:PASSWORD@HOST; several with commas.
     ///
     /// Machines of one server share jobs and clips. See `animatelcm worker`.
-    #[arg(long, value_name = "URL", hide_short_help = true)]
-    pub(super) nats: Option<String>,
+    #[arg(long, value_name = "URL")]
+    nats: Option<String>,
     /// File of credentials for it, or with the seed of an nkey.
     #[arg(long, value_name = "FILE", requires = "nats", hide_short_help = true)]
     nats_credentials: Option<PathBuf>,

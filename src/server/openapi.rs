@@ -250,7 +250,7 @@ fn schemas() -> Value {
         "Workers": object(&[
             ("object", json!({"const": "list"})),
             ("data", json!({"type": "array", "items": object(&[
-                ("id", text()), ("device", text()), ("job", or_null("string")),
+                ("id", text()), ("device", text()), ("version", text()), ("job", or_null("string")),
             ])})),
         ]),
         "Capabilities": object(&[

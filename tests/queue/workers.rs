@@ -4,9 +4,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use animatelcm::job::{Listed, ListedInputs, Names};
-use animatelcm::queue::{
-    Accepted, JobId, Places, Queue, Record, Shop, Status, Store, Submission, Worker,
-};
+use animatelcm::queue::{Accepted, JobId, Places, Record, Shop, Status, Submission, Worker};
 use animatelcm::{DeviceChoice, Library, Stop};
 use serde_json::{Value, json};
 

@@ -1,15 +1,16 @@
 //! From a message to a job in a worker's hands.
 
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use async_nats::jetstream::{AckKind, Message};
 use futures_util::StreamExt;
 
 use super::Shared;
+use super::consumers::Pull;
 use super::lease::NatsLease;
 use super::link::away;
-use super::streams::Pull;
 use crate::Result;
 use crate::queue::{JobId, Status, random};
 
@@ -21,6 +22,9 @@ const LOOK: Duration = Duration::from_millis(500);
 
 /// How long a worker lets jobs of a class be after one that it could not make.
 const REST: Duration = Duration::from_secs(30);
+
+/// Claims after which another class is asked first: who changes the weights less often is faster, but none may starve.
+const STREAK: usize = 8;
 
 /// How a job was met.
 enum Met {
@@ -44,7 +48,9 @@ impl Shared {
         loop {
             woken.mark_unchanged();
             if self.link.is_connected() {
-                for consumer in self.streams.consumers(classes).await? {
+                let turn = self.claims.fetch_add(1, Ordering::Relaxed) / STREAK;
+                for consumer in self.streams.consumers.of(&self.streams.jobs, classes, turn).await?
+                {
                     if self.rests(&consumer) {
                         continue;
                     }
@@ -60,7 +66,7 @@ impl Shared {
                 return Ok(None);
             }
             if tokio::time::timeout(left.min(LOOK), woken.changed()).await.is_ok() {
-                self.streams.stale();
+                self.streams.consumers.stale();
             }
         }
     }
@@ -75,7 +81,7 @@ impl Shared {
             Ok(Some(Some(message))) => Ok(Some(message)),
             Ok(Some(None)) => {
                 // The consumer is gone with its stream, or is made just now.
-                self.streams.gone(consumer);
+                self.streams.consumers.gone(consumer);
                 Ok(None)
             }
             Ok(None) => Ok(None),

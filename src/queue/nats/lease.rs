@@ -7,6 +7,7 @@ use async_nats::jetstream::{AckKind, Message};
 use serde_json::json;
 
 use super::Shared;
+use super::link::SHORTLY;
 use crate::queue::happened::Happened;
 use crate::queue::{Failure, Go, Lease, MOST_ATTEMPTS, Output, Record, Status};
 use crate::{ErrorKind, Result};
@@ -56,7 +57,8 @@ impl NatsLease {
         let shared = Arc::clone(&self.shared);
         shared.link.wait(async {
             let id = &self.record.id;
-            let put = shared.change(id, shared.link.persistence, |stored| {
+            // If this fails the lease ends by itself.
+            let put = shared.change(id, SHORTLY, |stored| {
                 if !stored.is_leased(&self.name) {
                     return None;
                 }

@@ -14,6 +14,9 @@ use crate::{Error, Result};
 /// How long an answer of the server may take.
 const ANSWER: Duration = Duration::from_secs(5);
 
+/// How long those are kept waiting who could as well ask again.
+pub(super) const SHORTLY: Duration = Duration::from_secs(10);
+
 /// Pause before the first repetition of what failed.
 const PAUSE: Duration = Duration::from_millis(50);
 

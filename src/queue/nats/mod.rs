@@ -13,6 +13,7 @@
 //! ```
 
 mod claim;
+mod consumers;
 mod lease;
 mod link;
 mod mirror;
@@ -23,6 +24,7 @@ mod submit;
 mod watch;
 
 use std::collections::{BTreeSet, HashMap};
+use std::sync::atomic::AtomicUsize;
 use std::sync::{Arc, Mutex, Once, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -36,7 +38,7 @@ use super::{
     Submission,
 };
 use crate::Result;
-use link::{Link, away};
+use link::{Link, SHORTLY, away};
 use mirror::Mirror;
 use streams::{Streams, WAKE};
 
@@ -54,6 +56,8 @@ struct Shared {
     mirror: Arc<Mirror>,
     /// Once it is started, what follows the server.
     follows: [Once; 3],
+    /// Claims so far, by which classes take turns.
+    claims: AtomicUsize,
     /// Changes when there may be work.
     woken: signal::Sender<u64>,
     /// Consumers of which this worker takes nothing for a while.
@@ -97,6 +101,7 @@ impl NatsQueue {
             streams,
             mirror: Arc::default(),
             follows: [const { Once::new() }; 3],
+            claims: AtomicUsize::new(0),
             woken: signal::channel(0).0,
             resting: Mutex::default(),
             warned: Mutex::default(),
@@ -199,7 +204,7 @@ impl Queue for NatsQueue {
         let shared = &self.0;
         shared.link.wait(async {
             let mut seen = None;
-            let cancelled = shared.change(id, shared.link.persistence, |stored| {
+            let cancelled = shared.change(id, SHORTLY, |stored| {
                 seen = Some(stored.record.status);
                 let is_open = !stored.record.status.has_ended();
                 is_open.then(|| stored.record.end(Status::Cancelled, Failure::cancelled()))

@@ -1,29 +1,25 @@
-//! Streams, buckets and consumers by their names.
+//! Streams and buckets by their names.
 
-use std::collections::HashMap;
-use std::sync::Mutex;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
-use async_nats::jetstream::consumer::pull::Config as PullConfig;
-use async_nats::jetstream::consumer::{AckPolicy, Consumer};
 use async_nats::jetstream::context::PublishError;
 use async_nats::jetstream::kv::{self, Store};
 use async_nats::jetstream::object_store;
 use async_nats::jetstream::stream::{
     Config, DiscardPolicy, LastRawMessageErrorKind, RetentionPolicy, Stream,
 };
-use futures_util::StreamExt;
 
+use super::consumers::{Consumers, level, token};
 use super::link::{Link, NatsSettings, away};
 use crate::Result;
-use crate::queue::{JobId, Priority, Record};
+use crate::queue::{JobId, Record};
 
 /// The stream of waiting and running jobs; messages hold names only.
 pub(super) const JOBS: &str = "ANIM_JOBS";
 /// The stream of events.
-pub(super) const EVENTS: &str = "ANIM_EVENTS";
+const EVENTS: &str = "ANIM_EVENTS";
 /// The bucket of records.
-pub(super) const STATE: &str = "ANIM_STATE";
+const STATE: &str = "ANIM_STATE";
 /// The bucket of clients' names for submissions.
 const NAMES: &str = "ANIM_NAMES";
 /// The bucket of workers that are there.
@@ -34,8 +30,6 @@ pub(super) const INPUTS: &str = "ANIM_INPUTS";
 /// The subject on which workers are told that there may be work.
 pub(super) const WAKE: &str = "anim.wake";
 
-/// Deliveries of a message after which the front end looks at it. Records count attempts; this is a net below them.
-const MOST_DELIVERIES: i64 = 10;
 /// Bytes of a message of jobs and events.
 const MOST_BYTES: i32 = 256 << 10;
 /// Events of a job, and how long they are kept.
@@ -45,12 +39,8 @@ const HOUR: Duration = Duration::from_secs(3600);
 const DAY: Duration = Duration::from_secs(86_400);
 /// How long a worker counts as there after its last word.
 pub(super) const PRESENCE: Duration = Duration::from_secs(30);
-/// How long the list of consumers counts as known.
-const FRESH: Duration = Duration::from_secs(2);
 /// Code of the error for a stream that is full, or has a message of the subject.
 const NOT_STORED: u64 = 10077;
-
-pub(super) type Pull = Consumer<PullConfig>;
 
 /// What is on the server.
 #[derive(Debug)]
@@ -61,8 +51,7 @@ pub(super) struct Streams {
     /// `None` for workers.
     pub(super) names: Option<Store>,
     pub(super) workers: Store,
-    lease: Duration,
-    consumers: Mutex<(Option<Instant>, HashMap<String, Pull>)>,
+    pub(super) consumers: Consumers,
 }
 
 /// What became of a message.
@@ -111,8 +100,7 @@ impl Streams {
             state: store(link, bucket(STATE, Duration::ZERO), makes).await?,
             names,
             workers: store(link, bucket(WORKERS, PRESENCE), makes).await?,
-            lease: settings.lease,
-            consumers: Mutex::default(),
+            consumers: Consumers::new(settings.lease),
         };
         for name in [CLIPS, INPUTS] {
             if makes && link.context.get_object_store(name).await.is_err() {
@@ -124,16 +112,12 @@ impl Streams {
         Ok(streams)
     }
 
-    fn known(&self) -> std::sync::MutexGuard<'_, (Option<Instant>, HashMap<String, Pull>)> {
-        self.consumers.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
-    }
-
     /// Puts the message of a job into the stream, with the consumer that hands it out; once if it is sent more often.
     ///
     /// One that is sent `again` counts although the server knows the first, which is lost: for two minutes it would
     /// take it for the same, and keep neither.
     pub(super) async fn send(&self, link: &Link, record: &Record, again: bool) -> Result<Sent> {
-        self.consumer_of(record).await?;
+        self.consumers.make(&self.jobs, record).await?;
         let mut headers = async_nats::HeaderMap::new();
         if !again {
             headers.insert("Nats-Msg-Id", record.id.as_str());
@@ -174,68 +158,6 @@ impl Streams {
             Err(error) => Err(away(error)),
         }
     }
-
-    async fn consumer_of(&self, record: &Record) -> Result<()> {
-        let (class, level) = (token(&record.class), level(record.priority));
-        let name = format!("{class}-{level}");
-        if self.known().1.contains_key(&name) {
-            return Ok(());
-        }
-        let config = PullConfig {
-            durable_name: Some(name.clone()),
-            ack_policy: AckPolicy::Explicit,
-            ack_wait: self.lease,
-            max_deliver: MOST_DELIVERIES,
-            max_ack_pending: -1,
-            filter_subject: format!("anim.jobs.{class}.{level}.*"),
-            ..PullConfig::default()
-        };
-        let made = self.jobs.create_consumer(config).await.map_err(away)?;
-        self.known().1.insert(name, made);
-        Ok(())
-    }
-
-    /// The consumers of the classes, of all if there are none, those of high priority first.
-    pub(super) async fn consumers(&self, classes: &[String]) -> Result<Vec<Pull>> {
-        let is_fresh = self.known().0.is_some_and(|at| at.elapsed() < FRESH);
-        if !is_fresh {
-            let mut found = Vec::new();
-            let mut names = self.jobs.consumer_names();
-            while let Some(name) = names.next().await {
-                found.push(name.map_err(away)?);
-            }
-            let missing: Vec<_> =
-                found.iter().filter(|name| !self.known().1.contains_key(*name)).cloned().collect();
-            for name in missing {
-                let consumer = self.jobs.get_consumer(&name).await.map_err(away)?;
-                self.known().1.insert(name, consumer);
-            }
-            let mut known = self.known();
-            known.1.retain(|name, _| found.contains(name));
-            known.0 = Some(Instant::now());
-        }
-        let classes: Vec<_> = classes.iter().map(|class| token(class)).collect();
-        let known = self.known();
-        let wanted = known.1.iter().filter(|(name, _)| {
-            let class = name.rsplit_once('-').map_or("", |(class, _)| class);
-            classes.is_empty() || classes.iter().any(|wanted| wanted == class)
-        });
-        let mut wanted: Vec<_> = wanted.collect();
-        wanted.sort_by_key(|(name, _)| (!name.ends_with("-high"), (*name).clone()));
-        Ok(wanted.into_iter().map(|(_, consumer)| consumer.clone()).collect())
-    }
-
-    /// Looks for consumers the next time, known or not.
-    pub(super) fn stale(&self) {
-        self.known().0 = None;
-    }
-
-    /// Forgets a consumer that is no longer there.
-    pub(super) fn gone(&self, consumer: &Pull) {
-        let mut known = self.known();
-        known.1.remove(&consumer.cached_info().name);
-        known.0 = None;
-    }
 }
 
 /// The subject of the message of a job.
@@ -247,19 +169,6 @@ fn subject(record: &Record) -> String {
 /// The subject of the events of a job.
 pub(super) fn events_of(id: &JobId) -> String {
     format!("anim.events.{id}")
-}
-
-fn level(priority: Priority) -> &'static str {
-    match priority {
-        Priority::High => "high",
-        Priority::Normal => "normal",
-    }
-}
-
-/// A class as part of a subject.
-fn token(class: &str) -> String {
-    let token: String = class.chars().filter(char::is_ascii_alphanumeric).collect();
-    if token.is_empty() { "any".into() } else { token }
 }
 
 /// Why a message was refused, if it was because of the stream's limits.

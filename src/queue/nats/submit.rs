@@ -1,22 +1,17 @@
 //! New jobs.
 
-use std::time::Duration;
-
 use async_nats::jetstream::kv::{CreateErrorKind, Operation, UpdateErrorKind};
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
 use super::Shared;
-use super::link::away;
+use super::link::{SHORTLY, away};
 use super::state::Stored;
 use super::streams::Sent;
 use crate::Result;
 use crate::files::hex;
 use crate::queue::happened::Happened;
 use crate::queue::{Accepted, JobId, Record, Status, Submission};
-
-/// How long a message that is not taken is sent again; later the upkeep does it.
-const SENDING: Duration = Duration::from_secs(5);
 
 /// A client's name for a submission.
 #[derive(Serialize, Deserialize)]
@@ -64,7 +59,8 @@ impl Shared {
             self.tell(&record.id, Happened::Done { record: &record }).await;
             return Ok(Accepted::New(record));
         }
-        let sent = self.link.again(SENDING, || self.streams.send(&self.link, &record, false));
+        // If this fails the upkeep sends it later.
+        let sent = self.link.again(SHORTLY, || self.streams.send(&self.link, &record, false));
         if matches!(sent.await, Ok(Sent::Full)) {
             let purged = self.streams.state.purge(record.id.as_str());
             purged.await.map_err(away)?;

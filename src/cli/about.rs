@@ -29,7 +29,9 @@ fn features() -> Vec<&'static str> {
     macro_rules! features {
         ($($name:literal)*) => { [$(($name, cfg!(feature = $name))),*] };
     }
-    let all = features!("hub" "gif" "png" "apng" "webp" "mp4" "train" "server" "nats" "cuda" "cudnn" "flash-attn" "metal");
+    let all = features!(
+        "hub" "gif" "png" "apng" "webp" "mp4" "train" "server" "nats" "cuda" "cudnn" "flash-attn" "metal"
+    );
     all.into_iter().filter(|(_, is_there)| *is_there).map(|(name, _)| name).collect()
 }
 

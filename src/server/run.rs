@@ -61,7 +61,8 @@ pub fn serve(
         grace: settings.grace,
         workers: if settings.name.is_empty() { workers.len() } else { 1 },
         is_watched: is_watched(Arc::clone(&streams), settings.limits.streams),
-        checks: None,
+        // Jobs of other front ends may be made of other weights.
+        checks: (!settings.name.is_empty()).then(WeightHashes::default),
         most_faults: 0,
         told: told(Arc::clone(&metrics), Arc::clone(&previews)),
         ended: ended(Arc::clone(&metrics), Arc::clone(&pace), Arc::clone(&previews)),

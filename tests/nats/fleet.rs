@@ -189,7 +189,7 @@ fn a_worker_with_other_weights_leaves_the_job_to_others() {
     job.request.sampling.seed = Some(3);
     let names = Names::new(true).unwrap();
     let hashes = WeightHashes::default();
-    let own = animatelcm::queue::key(&job, "gif", &names, &hashes, &Stop::default()).unwrap();
+    let own = animatelcm::queue::key(&job, Format::Gif, &names, &hashes, &Stop::default()).unwrap();
     let foreign = submit(&queue, submission(small(3), Some("0".repeat(64))));
     let mut right = submission(small(3), Some(own.sha256));
     right.record.class = "right".into();

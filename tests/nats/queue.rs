@@ -109,6 +109,28 @@ fn a_job_without_a_message_is_sent_again() {
 }
 
 #[test]
+fn a_full_stream_takes_none() {
+    let Some(broker) = Broker::start() else { return };
+    let queue = NatsQueue::open(&NatsSettings { most_jobs: 2, ..broker.settings() }).unwrap();
+    let first = submit(&queue, "a").id;
+    submit(&queue, "b");
+    let third = || {
+        let mut third = submission("c");
+        third.idempotency = Some(("n".into(), "x".into()));
+        queue.submit(third).unwrap()
+    };
+    assert_eq!(third(), Accepted::Full(2));
+    assert_eq!(queue.list(&Filter::default()).unwrap().len(), 2);
+    // The name of a submission that was refused is free.
+    queue.cancel(&first).unwrap();
+    assert!(matches!(third(), Accepted::New(_)));
+    // What an operator gives, or another start, counts from then on.
+    let queue = NatsQueue::open(&NatsSettings { most_jobs: 3, ..broker.settings() }).unwrap();
+    submit(&queue, "d");
+    assert_eq!(queue.submit(submission("e")).unwrap(), Accepted::Full(3));
+}
+
+#[test]
 fn waiting_without_workers_is_told_once() {
     let Some(broker) = Broker::start() else { return };
     let patience = Duration::from_millis(200);

@@ -2,7 +2,7 @@
 
 use std::fs::File;
 use std::io::Read;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -64,7 +64,7 @@ impl NatsStore {
     }
 
     /// Sends a file, unless it is there and young.
-    async fn send(&self, sha256: &str, path: &PathBuf) -> Result<()> {
+    async fn send(&self, sha256: &str, path: &Path) -> Result<()> {
         let young = match self.objects.info(sha256).await {
             Ok(info) => {
                 !info.deleted && info.modified.is_some_and(|at| age(at.unix_timestamp()) < NEW)

@@ -131,7 +131,7 @@ pub(super) fn run(args: ServeArgs, stop: &Stop) -> Result<()> {
         has_page: !args.no_ui,
     };
     let started = |address: SocketAddr| print(&format!("animatelcm is at http://{address}/\n"));
-    serve(settings, places, catalog.as_deref(), names, stop, started)
+    serve(settings, &places, catalog.as_deref(), names, stop, started)
 }
 
 /// The queue and the files: in a folder, or on a server for many machines; then with a name for this process.

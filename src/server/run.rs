@@ -35,7 +35,7 @@ const PAUSE: Duration = Duration::from_millis(50);
 /// When the address is taken, the data folder is in use, or the catalog is wrong.
 pub fn serve(
     settings: Settings,
-    places: Places,
+    places: &Places,
     catalog: Option<&Path>,
     names: Names,
     stop: &Stop,
@@ -45,7 +45,7 @@ pub fn serve(
     let listener = listen(settings.bind)?;
     let address = listener.local_addr().map_err(|error| taken(settings.bind, &error))?;
     let names = Arc::new(names.with_list(catalog.listed(&places.uploads)));
-    let hidden = hidden(&catalog, &names, &places);
+    let hidden = hidden(&catalog, &names, places);
     let workers = tasks::present(&settings.name, &settings.devices);
     let (metrics, pace) = (Arc::new(Metrics::new()), Arc::new(Pace::default()));
     let previews = Arc::new(Previews::default());

@@ -2,6 +2,7 @@
 
 use std::path::Path;
 use std::sync::Arc;
+use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use super::catalog::Catalog;
@@ -72,7 +73,7 @@ pub fn work(
     let announcer = tasks::announcer(Arc::clone(&places.queue), present, ended.clone())?;
     let told = started();
     let mut tidied = Instant::now();
-    while told.is_ok() && !stop.is_requested() && !working.iter().any(|one| one.is_finished()) {
+    while told.is_ok() && !stop.is_requested() && !working.iter().any(JoinHandle::is_finished) {
         std::thread::sleep(PAUSE);
         if tidied.elapsed() >= TIDY {
             // A disk that fails now may work the next time.
@@ -81,7 +82,7 @@ pub fn work(
         }
     }
     stop.request();
-    let left: Vec<_> = working.into_iter().map(std::thread::JoinHandle::join).collect();
+    let left: Vec<_> = working.into_iter().map(JoinHandle::join).collect();
     ended.request();
     let _ = announcer.join();
     told?;

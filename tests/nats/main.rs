@@ -4,7 +4,7 @@
 //! fetches one.
 
 // Clippy takes functions that tests share for ordinary code.
-#![allow(clippy::unwrap_used, clippy::expect_used)]
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::print_stderr)]
 
 /// A server of a test.
 mod broker;

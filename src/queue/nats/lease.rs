@@ -75,7 +75,7 @@ impl NatsLease {
                 }
                 shared.tell_lost(&stored.record).await;
                 self.answer(AckKind::Nak(nak)).await;
-                shared.streams.wake(&shared.link).await;
+                shared.link.wake().await;
             }
             Ok(())
         })
@@ -202,7 +202,7 @@ impl Drop for NatsLease {
                     Status::Failed => self.answer(AckKind::Term).await,
                     _ => self.answer(AckKind::Nak(None)).await,
                 }
-                shared.streams.wake(&shared.link).await;
+                shared.link.wake().await;
             }
         });
     }

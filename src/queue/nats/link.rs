@@ -11,6 +11,9 @@ use tokio::runtime::{Handle, Runtime};
 use crate::files::read_text;
 use crate::{Error, Result};
 
+/// The subject on which workers are told that there may be work.
+pub(super) const WAKE: &str = "anim.wake";
+
 /// How long an answer of the server may take.
 const ANSWER: Duration = Duration::from_secs(5);
 
@@ -136,6 +139,11 @@ impl Link {
     /// Starts a task beside others.
     pub(super) fn spawn(&self, task: impl Future<Output = ()> + Send + 'static) {
         self.handle.spawn(task);
+    }
+
+    /// Tells workers that there may be work. One that does not hear it looks by itself, somewhat later.
+    pub(super) async fn wake(&self) {
+        let _ = self.client.publish(WAKE, "".into()).await;
     }
 
     /// Whether the server can be reached, as far as is known.

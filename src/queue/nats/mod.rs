@@ -38,9 +38,9 @@ use super::{
     Submission,
 };
 use crate::Result;
-use link::{Link, SHORTLY, away};
+use link::{Link, SHORTLY, WAKE, away};
 use mirror::Mirror;
-use streams::{Streams, WAKE};
+use streams::Streams;
 
 pub use link::NatsSettings;
 pub use store::NatsStore;

@@ -27,8 +27,6 @@ const WORKERS: &str = "ANIM_WORKERS";
 /// The buckets of files.
 pub(super) const CLIPS: &str = "ANIM_CLIPS";
 pub(super) const INPUTS: &str = "ANIM_INPUTS";
-/// The subject on which workers are told that there may be work.
-pub(super) const WAKE: &str = "anim.wake";
 
 /// Bytes of a message of jobs and events.
 const MOST_BYTES: i32 = 256 << 10;
@@ -136,13 +134,8 @@ impl Streams {
                 None => return Err(away(error)),
             },
         };
-        self.wake(link).await;
+        link.wake().await;
         Ok(sent)
-    }
-
-    /// Tells workers that there may be work. One that does not hear it looks by itself, somewhat later.
-    pub(super) async fn wake(&self, link: &Link) {
-        let _ = link.client.publish(WAKE, "".into()).await;
     }
 
     /// Removes the message of a job, if there is one.

@@ -23,7 +23,8 @@ pub(crate) struct Hand(Child);
 impl Hand {
     /// Starts one that has a folder of its name.
     pub(crate) fn start(folder: &Folder, url: &str, name: &str) -> Self {
-        let args = ["worker", "--nats", url, "--name", name, "--data", name];
+        let mut args = vec!["worker", "--nats", url, "--name", name, "--data", name];
+        args.extend(["--grace", "1s"]);
         let mut child =
             folder.command(&args).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
         let mut line = String::new();
@@ -39,6 +40,12 @@ impl Hand {
     pub(crate) fn kill(&mut self) {
         self.0.kill().unwrap();
         self.0.wait().unwrap();
+    }
+
+    #[cfg(unix)]
+    fn terminate(&self) {
+        let id = self.0.id().to_string();
+        assert!(std::process::Command::new("kill").arg(id).status().unwrap().success());
     }
 
     /// Its exit code and what it said, as soon as it has ended.
@@ -145,6 +152,25 @@ fn a_job_that_kills_its_worker_is_given_up_after_two() {
     let record = server.ended(&id);
     assert_eq!((&record["status"], &record["attempt"]), (&json!("failed"), &json!(2)));
     assert_eq!(record["error"]["code"], "worker_lost");
+}
+
+#[cfg(unix)]
+#[test]
+fn a_worker_that_is_told_to_stop_gives_its_job_back() {
+    let Some(broker) = Broker::start() else { return };
+    let folder = Folder::new();
+    let server = front(&folder, &broker.url());
+    let hand = Hand::start(&folder, &broker.url(), "one");
+    let id = server.submit(&long(1))["id"].as_str().unwrap().to_owned();
+    server.until(&id, |record| record["progress"].as_f64() > Some(0.0));
+    hand.terminate();
+    let (code, said) = hand.ended();
+    assert_eq!(code, Some(0), "{said}");
+    let record = server.json(&format!("/v1/jobs/{id}"));
+    assert_eq!((&record["status"], &record["attempt"]), (&json!("queued"), &json!(0)), "{record}");
+    let _hand = Hand::start(&folder, &broker.url(), "two");
+    let record = server.until(&id, |record| record["status"] == "running");
+    assert_eq!((&record["worker"], &record["attempt"]), (&json!("two-auto-1"), &json!(1)));
 }
 
 /// A submission of a job as it stands.

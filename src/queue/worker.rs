@@ -15,7 +15,7 @@ use super::{Failure, Go, JobId, Lease, Output, Queue, Record, Store, WeightHashe
 use crate::device::DeviceChoice;
 use crate::job::{self, Known, Names, Target};
 use crate::library::Library;
-use crate::output::Existing;
+use crate::output::{Existing, Format};
 use crate::pipeline::{Done, Event, Observer};
 use crate::request::Job;
 use crate::sampler::Progress;
@@ -227,7 +227,9 @@ impl Worker {
             // Nobody could tell: the job says what is wrong with it.
             return Ok(true);
         }
-        match key(job, &record.format, &self.shop.names, hashes, stop) {
+        let is_its = |format: &&Format| format.name() == record.format;
+        let Some(format) = Format::ALL.iter().find(is_its) else { return Ok(false) };
+        match key(job, *format, &self.shop.names, hashes, stop) {
             Ok(own) => Ok(own.sha256 == record.key),
             Err(Error::Cancelled) => Err(Error::Cancelled),
             Err(_) => Ok(false),

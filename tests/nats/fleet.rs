@@ -6,6 +6,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use animatelcm::job::Names;
+use animatelcm::output::Format;
 use animatelcm::queue::{
     Accepted, DirStore, JobId, NatsQueue, NatsSettings, NatsStore, Queue, Record, Shop, Status,
     Submission, WeightHashes, Worker,

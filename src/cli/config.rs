@@ -195,11 +195,14 @@ impl Config {
             || [("control", "control"), ("ip-adapter", "ip_adapter")]
                 .iter()
                 .any(|(name, id)| is_typed(id) || self.values.contains_key(*name));
+        let is_anything_kept =
+            ["keep", "mask"].iter().any(|name| is_typed(name) || self.values.contains_key(*name));
         let mut words = Vec::new();
         for (name, value) in &self.values {
             let is_for_nothing = match name.as_str() {
                 "image" | "video" => is_source_typed,
                 "strength" | "fit" | "keep" | "mask" => !has_image && !has_video,
+                "overlay" => !(has_image || has_video) || !is_anything_kept,
                 "background-color" => is_generate && !has_pictures,
                 name if OF_IMAGES.contains(&name) => !has_image,
                 name => OF_VIDEOS.contains(&name) && !has_video,
@@ -323,6 +326,10 @@ mod tests {
         assert_eq!(image.insertion_weights, [1.0, -0.5]);
         let other = source(i2v, &["x", "--video", "a.gif"]);
         assert!(other.motion_scale.is_none() && other.insertion_weights.is_empty());
+        let overlay = |words: &[&str]| source("overlay = false", words).overlay;
+        assert_eq!(overlay(&["x"]), None);
+        assert_eq!(overlay(&["x", "--image", "a.png"]), None);
+        assert_eq!(overlay(&["x", "--image", "a.png", "--keep=0"]), Some(false));
         let color = "background-color = \"navy\"";
         let on = |words: &[&str]| source(color, words).background_color.map(|color| color.0);
         assert_eq!(on(&["x"]), None);

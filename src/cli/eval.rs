@@ -14,7 +14,9 @@ use self::clips::{Clips, Made, Prompts};
 use self::measures::Measures;
 use self::report::{Report, Row, SourceReport, SourceRow, Verdict, said};
 use self::sources::Remains;
-use super::flags::{ClipFlags, LongFlags, ModelFlags, QualityFlags, SamplingFlags, at_least};
+use super::flags::{
+    ClipFlags, LongFlags, ModelFlags, QualityFlags, SamplingFlags, at_least, on_or_off,
+};
 use super::{duration, generate, print, to_json};
 use crate::files::{Existing, Place};
 use crate::media;
@@ -71,6 +73,10 @@ pub(super) struct EvalArgs {
     #[arg(long, value_name = "N,N,...", value_delimiter = ',', value_parser = at_least::<0>)]
     #[arg(requires = "from_video", help_heading = "Measuring", hide_short_help = true)]
     keep: Vec<usize>,
+    /// The video's own pixels in frames that stay, as in `generate` [default: on].
+    #[arg(long, value_name = "on|off", value_parser = on_or_off, requires = "keep")]
+    #[arg(help_heading = "Measuring", hide_short_help = true)]
+    overlay: Option<bool>,
     /// CLIP score: 100 times the cosine of frame and prompt, averaged over frames and clips.
     #[arg(long, requires = "clip_model", help_heading = "Measuring", hide_short_help = true)]
     clip_score: bool,

@@ -216,7 +216,7 @@ pub(super) fn at_least<const LEAST: usize>(text: &str) -> Result<usize, String> 
     }
 }
 
-fn on_or_off(text: &str) -> Result<bool, String> {
+pub(super) fn on_or_off(text: &str) -> Result<bool, String> {
     let known = [("on", true), ("true", true), ("off", false), ("false", false)];
     crate::spelling::find(text, &known).ok_or_else(|| "neither `on` nor `off`".to_owned())
 }
@@ -271,6 +271,11 @@ pub(super) struct SourceFlags {
     /// parts are made, black ones stay as they are.
     #[arg(long, value_name = "FILE|DIR", alias = "mask-image", hide_short_help = true)]
     pub(super) mask: Option<String>,
+    /// The source's own pixels where it is kept, blended by the grey levels of --mask; off leaves what the autoencoder
+    /// makes of them [default: on].
+    #[arg(long, value_name = "on|off", value_parser = on_or_off, alias = "overlay-inpaint")]
+    #[arg(hide_short_help = true)]
+    pub(super) overlay: Option<bool>,
     /// Colour behind transparent images, videos, hints and images of IP-Adapters, not masks: a name such as white, or
     /// #rrggbb [default: their alpha is dropped].
     #[arg(long, value_name = "COLOR", alias = "background", hide_short_help = true)]

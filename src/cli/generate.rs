@@ -526,7 +526,8 @@ fn travel(keys: &str) -> Result<Travel> {
 /// What the clip starts from, and what follows for its length and rate unless other flags say those.
 fn source(flags: &SourceFlags, request: &mut Request) -> Result<()> {
     let SourceFlags { image, video, strength, video_fps, video_from, video_every, fit, .. } = flags;
-    let SourceFlags { motion_scale, insertion_weights, color_match, keep, mask, .. } = flags;
+    let SourceFlags { motion_scale, insertion_weights, color_match, keep, mask, overlay, .. } =
+        flags;
     let insertion_weights = Some(insertion_weights).filter(|weights| !weights.is_empty());
     if image.is_some() || video.is_some() {
         // Of another source's only what fits both.
@@ -553,6 +554,7 @@ fn source(flags: &SourceFlags, request: &mut Request) -> Result<()> {
             ("color-match", color_match.is_some()),
             ("keep", !keep.is_empty()),
             ("mask", mask.is_some()),
+            ("overlay", overlay.is_some()),
         ] {
             if is_given {
                 let reason = "there is no image or video to start from";
@@ -575,6 +577,7 @@ fn source(flags: &SourceFlags, request: &mut Request) -> Result<()> {
     if let Some(mask) = mask {
         source.mask = Some(FileRecord { file: mask.clone(), sha256: None });
     }
+    set_some(&mut source.overlay, overlay.as_ref());
     if let Some(fps) = video_fps {
         request.output.fps = fps / source.every.max(1) as f64;
     }

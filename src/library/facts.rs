@@ -223,6 +223,9 @@ impl Models {
             }
             source.strength.get_or_insert(ClipSource::STRENGTH);
             source.fit.get_or_insert_default();
+            if source.keeping().is_some() {
+                source.overlay.get_or_insert(true);
+            }
             return Ok(());
         };
         let Some(source) = source else {

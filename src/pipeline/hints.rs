@@ -169,7 +169,7 @@ pub(super) fn hints(
         }
         let frames = (request.frames(), at_once);
         let images = match source.filter(|_| request.shared_video(control).is_some()) {
-            Some(source) if control.frames.is_empty() => source.images.clone(),
+            Some(source) if control.frames.is_empty() => source.images.to_vec(),
             Some(source) => {
                 control.frames.iter().filter_map(|at| source.images.get(*at).cloned()).collect()
             }

@@ -47,7 +47,7 @@ impl Pipeline {
         let mut images = Vec::new();
         let decoder = Tiled::new(vae, prepared.tiling);
         let mut silent = |_: Event| Ok(());
-        let with = Decoding { dtype: self.precision.vae, colors: None };
+        let with = Decoding { dtype: self.precision.vae, colors: None, overlay: None };
         decode((&decoder, &self.stop), latents, with, &mut silent, &mut &mut images)?;
         let size = images.first().map_or((0, 0), RgbImage::dimensions);
         let (width, height) = (prepared.width as u32, prepared.height as u32);

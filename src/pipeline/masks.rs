@@ -1,8 +1,12 @@
 //! Which parts of a source stay in the clip: whole frames, and what is black in a mask.
 
+use std::sync::Arc;
+
 use candle_core::{Device, Tensor};
+use image::{GrayImage, Luma};
 
 use super::inputs::Inputs;
+use super::overlay::Overlay;
 use super::source::SourceFrames;
 use crate::media::RgbImage;
 use crate::media::read::{Media, Selection};
@@ -17,14 +21,23 @@ const FIELD: &str = "mask";
 /// The grey from which on a mask is white: half, as in diffusers' mask processor.
 const WHITE: u8 = 128;
 
-/// 1 where a request has latents made and 0 where it keeps the source's, `(1, frames, 1, height, width)` in bytes on the
-/// CPU; nothing if it keeps none. The clip has so many pixels (width, height), `factor` times those of the latents.
-pub(super) fn mask(
+/// What of a source stays in a clip.
+#[derive(Clone, Debug)]
+pub(super) struct Kept {
+    /// 1 where latents are made and 0 where they are the source's, `(1, frames, 1, height, width)` in bytes on the CPU.
+    pub(super) made: Tensor,
+    /// What is put over decoded frames; nothing if the latents are all that is kept.
+    pub(super) overlay: Option<Arc<Overlay>>,
+}
+
+/// What a request keeps of its source, should it keep anything. The clip has so many pixels (width, height), `factor`
+/// times those of the latents.
+pub(super) fn kept(
     request: &Request,
     (inputs, source): (&Inputs, Option<&SourceFrames>),
     ((width, height), factor): ((usize, usize), usize),
     stop: &Stop,
-) -> Result<Option<Tensor>> {
+) -> Result<Option<Kept>> {
     let Some((asked, source)) = request.source.as_ref().zip(source) else { return Ok(None) };
     if asked.keeping().is_none() {
         return Ok(None);
@@ -32,25 +45,24 @@ pub(super) fn mask(
     let (frames, fit) = (request.frames(), asked.fit.unwrap_or_default());
     let (rows, columns) = (height / factor, width / factor);
     let area = rows * columns;
-    let mut made =
-        match &asked.mask {
-            None => vec![1; frames * area],
-            Some(record) => {
-                let media = inputs.get(FIELD, &record.file)?;
-                let masks = masks(asked, media, source, frames, stop)?;
-                let mut made = Vec::with_capacity(frames * area);
-                for image in &masks {
-                    check_size(asked, image, source, (width, height))?;
-                    let image = resize(image, width as u32, height as u32, fit, stop)?;
-                    // The pixel that torch's `interpolate` takes by nearest.
-                    let at = |i: usize| (factor * (i % columns), factor * (i / columns));
-                    made.extend((0..area).map(at).map(|(x, y)| {
-                        u8::from(luma(*image.get_pixel(x as u32, y as u32)) >= WHITE)
-                    }));
-                }
-                if masks.len() == 1 { made.repeat(frames) } else { made }
-            }
-        };
+    let masks = match &asked.mask {
+        Some(record) => {
+            let found = masks(asked, inputs.get(FIELD, &record.file)?, source, frames, stop)?;
+            let fitted = |image| {
+                check_size(asked, image, source, (width, height))?;
+                Ok(grey(&resize(image, width as u32, height as u32, fit, stop)?))
+            };
+            found.iter().map(fitted).collect::<Result<Vec<_>>>()?
+        }
+        None => vec![],
+    };
+    // The pixel that torch's `interpolate` takes by nearest.
+    let at = |i: usize| ((factor * (i % columns)) as u32, (factor * (i / columns)) as u32);
+    let latents = |mask| (0..area).map(at).map(move |(x, y)| is_white(mask, x, y));
+    let mut made: Vec<u8> = masks.iter().flat_map(latents).collect();
+    if masks.len() < 2 {
+        made = if masks.is_empty() { vec![1; frames * area] } else { made.repeat(frames) };
+    }
     for frame in &asked.keep {
         if let Some(frame) = made.chunks_mut(area).nth(*frame) {
             frame.fill(0);
@@ -60,7 +72,24 @@ pub(super) fn mask(
         let reason = "nothing is white, so that nothing would be made";
         return Err(Error::request(FIELD, reason).with_hint("white is made, black is kept"));
     }
-    Ok(Some(Tensor::from_vec(made, (1, frames, 1, rows, columns), &Device::Cpu)?))
+    let made = Tensor::from_vec(made, (1, frames, 1, rows, columns), &Device::Cpu)?;
+    let overlay = Overlay {
+        images: Arc::clone(&source.images),
+        masks: masks.into(),
+        keep: asked.keep.clone(),
+    };
+    let overlay = (asked.overlay == Some(true)).then(|| Arc::new(overlay));
+    Ok(Some(Kept { made, overlay }))
+}
+
+/// The grey levels of an image.
+fn grey(image: &RgbImage) -> GrayImage {
+    GrayImage::from_fn(image.width(), image.height(), |x, y| Luma([luma(*image.get_pixel(x, y))]))
+}
+
+/// 1 where a mask is white, 0 where it is black.
+fn is_white(mask: &GrayImage, x: u32, y: u32) -> u8 {
+    u8::from(mask.get_pixel(x, y).0[0] >= WHITE)
 }
 
 /// The mask of all frames, or those of each.

@@ -16,6 +16,7 @@ mod inpaint;
 mod inputs;
 mod masks;
 pub mod memory;
+pub mod overlay;
 mod parts;
 mod passes;
 mod perturbed;
@@ -59,6 +60,7 @@ use event::record;
 use hints::Hint;
 use images::AdapterImages;
 use memory::Plan as MemoryPlan;
+use overlay::Overlay;
 use passes::{Start, Tally};
 use thresholding::Thresholded;
 use windows::Windowed;
@@ -75,6 +77,8 @@ pub struct Pipeline {
     vae: Option<Arc<Vae>>,
     /// The mean colour to which decoded frames are moved, from sampling to decoding.
     colors: Option<HsvMean>,
+    /// What is put over decoded frames, from sampling to decoding.
+    overlay: Option<Arc<Overlay>>,
     /// Tensors of loaded networks, to rebuild those of which few weights change.
     resident: Mutex<BTreeMap<Component, Resident>>,
     own_conditioners: Vec<Mutex<Box<dyn Conditioner>>>,
@@ -113,6 +117,7 @@ impl Pipeline {
             library: Arc::new(Library::new(residency.limit())),
             vae: None,
             colors: None,
+            overlay: None,
             resident: Mutex::default(),
             own_conditioners: vec![],
             own_sampler: None,
@@ -253,7 +258,7 @@ impl Pipeline {
         let at_once = windows.map_or(frames, |windows| windows.length());
         let given = (inputs, source.as_ref());
         let factor = self.models.factor();
-        let mask = masks::mask(&request, given, (size, factor), &self.stop)?;
+        let kept = masks::kept(&request, given, (size, factor), &self.stop)?;
         let hints = hints::hints(&request, given, &self.models, (size, at_once), &self.stop)?;
         let adapter_images = images::adapter_images(&request, inputs, size, &self.stop)?;
         let config = self.models.scheduler(&request);
@@ -323,7 +328,8 @@ impl Pipeline {
             source: source
                 .filter(|_| hires.is_none() || self.models.i2v_encoder_config().is_some()),
             sampled,
-            mask,
+            overlay: kept.as_ref().and_then(|kept| kept.overlay.clone()),
+            mask: kept.map(|kept| kept.made),
             hints,
             adapter_images,
             schedule,
@@ -395,6 +401,7 @@ impl Pipeline {
         let replay = frames_first(&runs[0].noise)?;
         let mut noise = Noise::new(request.sampling.rng, seed).with_replay(replay);
         self.colors = runs[0].source.as_ref().and_then(|source| source.colors);
+        self.overlay.clone_from(&prepared.overlay);
         let is_start = request.source.as_ref().is_some_and(|source| source.strength.is_some());
         let (mut start, mut given) = (None, Vec::new());
         for (i, run) in runs.iter().enumerate() {
@@ -485,7 +492,8 @@ impl Pipeline {
             Some(vae) => vae,
             None => self.vae(observer)?,
         };
-        let with = Decoding { dtype: self.precision.vae, colors: self.colors.take() };
+        let (colors, overlay) = (self.colors.take(), self.overlay.take());
+        let with = Decoding { dtype: self.precision.vae, colors, overlay };
         decode((&Tiled::new(&vae, tiling), &self.stop), latents, with, observer, sink)
     }
 }
@@ -508,6 +516,8 @@ pub struct Prepared {
     /// 1 where latents are made and 0 where those of the source are kept, `(1, frames, 1, height, width)` in bytes; all
     /// are made if `None`.
     pub mask: Option<Tensor>,
+    /// What is put over decoded frames, should there be anything.
+    pub overlay: Option<Arc<Overlay>>,
     /// The images of every control, in the clip's size.
     pub hints: Vec<Hint>,
     /// The images of every IP-Adapter, and how they are used.
@@ -566,13 +576,15 @@ struct Decoding {
     dtype: DType,
     /// The mean colour to which each frame is moved.
     colors: Option<HsvMean>,
+    /// What is put over the frames then.
+    overlay: Option<Arc<Overlay>>,
 }
 
 /// Decodes a few frames at a time into the sink.
 fn decode(
     (vae, stop): (&dyn Decode, &Stop),
     latents: &Tensor,
-    Decoding { dtype, colors }: Decoding,
+    Decoding { dtype, colors, overlay }: Decoding,
     observer: &mut dyn Observer,
     sink: &mut dyn FrameSink,
 ) -> Result<()> {
@@ -585,23 +597,24 @@ fn decode(
         let count = step.min(frames - start);
         let z = latents.narrow(1, start, count)?.squeeze(0)?.to_dtype(dtype)?;
         let images = vae.decode(&z, count, stop)?.to_dtype(DType::F32)?.affine(0.5, 0.5)?;
-        let mut images = images.clamp(0f32, 1f32)?.to_device(&Device::Cpu)?; // (frames, 3, height, width)
+        let images = images.clamp(0f32, 1f32)?.to_device(&Device::Cpu)?; // (frames, 3, height, width)
         let to_image = if colors.is_some() { to_rgb_cut } else { to_rgb };
         let each = (0..images.dim(0)?).map(|i| to_image(&images.get(i)?));
-        let mut frames_of_pass = each.collect::<Result<Vec<_>>>()?;
-        if let Some(mean) = colors {
-            for frame in &mut frames_of_pass {
+        for (i, frame) in each.enumerate() {
+            let (mut frame, number) = (frame?, start + i);
+            let mut is_changed = false;
+            if let Some(mean) = colors {
                 stop.check()?;
-                mean.apply(frame);
+                mean.apply(&mut frame);
+                is_changed = true;
             }
-            images = from_rgb(&frames_of_pass, &Device::Cpu)?;
-        }
-        for (i, frame) in frames_of_pass.iter().enumerate() {
-            sink.frame(frame)?;
-            observer.event(Event::Decode { frame: start + i + 1, frames })?;
-        }
-        if observer.wants_tensors() {
-            kept.push(images);
+            is_changed |= overlay.as_ref().is_some_and(|over| over.apply(number, &mut frame));
+            sink.frame(&frame)?;
+            observer.event(Event::Decode { frame: number + 1, frames })?;
+            if observer.wants_tensors() {
+                let own = || from_rgb(std::slice::from_ref(&frame), &Device::Cpu);
+                kept.push(if is_changed { own()? } else { images.narrow(0, i, 1)? });
+            }
         }
     }
     record(observer, "frames", || Ok(Tensor::cat(&kept, 0)?))

@@ -99,7 +99,7 @@ impl Pipeline {
             let mut images = Vec::new();
             let decoder = Tiled::new(vae, prepared.tiling);
             let mut silent = |_: Event| Ok(());
-            let with = Decoding { dtype: self.precision.vae, colors: self.colors };
+            let with = Decoding { dtype: self.precision.vae, colors: self.colors, overlay: None };
             decode((&decoder, &self.stop), latents, with, &mut silent, &mut &mut images)?;
             return Ok(images);
         }

@@ -6,6 +6,8 @@
 //! AnimateLCM-I2V takes one sample of its image's latents instead and gives it to its encoder; see
 //! [`I2vControl`]. Its clip starts from noise, drawn next.
 
+use std::sync::Arc;
+
 use candle_core::{DType, Device, Tensor};
 
 use super::event::record;
@@ -37,7 +39,7 @@ const UNNOTICED: f64 = 1.05;
 #[derive(Clone, Debug)]
 pub struct SourceFrames {
     /// In the clip's size: one for all frames, or one for each.
-    pub images: Vec<RgbImage>,
+    pub images: Arc<[RgbImage]>,
     /// Width and height before they were resized.
     pub size: (u32, u32),
     /// Whether the video goes on after the longest clip.
@@ -338,7 +340,7 @@ impl Pipeline {
             observer.event(Event::Source { part, frame, frames })
         };
         tell(0)?;
-        let latents = match frames.images.as_slice() {
+        let latents = match &*frames.images {
             // Encoded once, sampled for every frame.
             [only] => {
                 let latents = encode(only, &drawn)?;

@@ -65,6 +65,10 @@ pub struct Source {
     /// the source.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub mask: Option<FileRecord>,
+    /// Whether the source's own pixels stand where it is kept, as masks say in their grey levels; else what the
+    /// autoencoder makes of them. On if `None`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub overlay: Option<bool>,
 }
 
 impl Default for Source {
@@ -83,6 +87,7 @@ impl Default for Source {
             color_match: None,
             keep: vec![],
             mask: None,
+            overlay: None,
         }
     }
 }
@@ -192,10 +197,14 @@ impl Source {
         if let Some(frames) = frames.filter(|frames| seen.len() == *frames) {
             return wrong(format!("keeps all {frames} frames, so that nothing would be made"));
         }
-        match &self.mask {
-            Some(record) if record.file.is_empty() => Err(Error::request("mask", "is empty")),
-            _ => Ok(()),
+        if self.mask.as_ref().is_some_and(|record| record.file.is_empty()) {
+            return Err(Error::request("mask", "is empty"));
         }
+        if self.overlay.is_some() && self.keeping().is_none() {
+            let error = Error::request("overlay", "nothing of the source is kept");
+            return Err(error.with_hint("--keep 0,15, or --mask FILE"));
+        }
+        Ok(())
     }
 }
 
@@ -220,6 +229,7 @@ mod tests {
             fit: Some(Fit::Pad),
             keep: vec![0, 15],
             mask: Some(FileRecord { file: "m.png".into(), sha256: None }),
+            overlay: Some(false),
             ..Source::video("a.mp4")
         };
         let i2v = Source {
@@ -293,6 +303,7 @@ mod tests {
         assert!(request(keep(&[15, 0])).validate().is_ok());
         let mask = Some(FileRecord { file: String::new(), sha256: None });
         wrong(Source { mask, ..image.clone() }, "mask: is empty");
+        wrong(Source { overlay: Some(true), ..image.clone() }, "overlay: nothing of the source is");
         // A second pass would change what is kept.
         let mask = Some(FileRecord { file: "m.png".into(), sha256: None });
         let masked = Source { mask, ..image.clone() };

@@ -62,6 +62,7 @@ pub(super) fn check(job: &mut Job, catalog: &Catalog, uploads: &dyn Store) -> An
             color_match: _,
             keep: _,
             mask,
+            overlay: _,
         } = source;
         for name in [image, video].into_iter().flatten() {
             *sha256 = Some(upload("source", name, uploads)?);

@@ -126,7 +126,7 @@ fn impossible_sources_are_one_line_of_error_and_leave_nothing() {
     refused(&["--image=v.gif", "--video=v.gif"], "cannot be used with", "");
     let of_videos = ["--strength=0.5", "--video-fps=8", "--video-from=0", "--video-every=1"];
     let others = ["--fit=pad", "--motion-scale=1", "--insertion-weights=1,-1", "--color-match=on"];
-    let kept = ["--keep=0", "--mask=v.gif"];
+    let kept = ["--keep=0", "--mask=v.gif", "--overlay=off"];
     for flag in of_videos.into_iter().chain(others).chain(kept) {
         let name = flag.trim_start_matches("--").split('=').next().unwrap();
         refused(&[flag], &format!("{name}: there is no image or video"), "--image FILE");
@@ -143,6 +143,7 @@ fn impossible_sources_are_one_line_of_error_and_leave_nothing() {
     refused(&["--video=v.gif", "--keep=0,4"], "keep: frame 4 is not in the clip, 0 to 3", "");
     refused(&["--video=v.gif", "--keep=0,0"], "keep: frame 0 is listed twice", "");
     refused(&["--video=v.gif", "--keep=0,1,2,3"], "keep: keeps all 4 frames", "");
+    refused(&["--video=v.gif", "--overlay=on"], "overlay: nothing of the source is kept", "--keep");
     refused(&["--video=v.gif", "--keep="], "not a whole number", "");
     refused(&["--video=v.gif", "--mask=none.png"], "mask: none.png", "");
     refused(&["--video=v.gif", "-W", "128", "--mask=v.gif", "--keep=0,1,2,3"], "keeps all", "");
@@ -175,6 +176,7 @@ fn kept_frames_and_masks_are_told_replayed_and_dumped() {
     assert_eq!(source["keep"], serde_json::json!([0, 3]));
     assert_eq!(source["mask"]["file"], "m.png");
     assert_eq!(source["mask"]["sha256"].as_str().unwrap().len(), 64);
+    assert_eq!(source["overlay"], true);
     let shown = folder.run(&["inspect", "a.webp"]).ok();
     assert!(shown.stdout().contains("frames 0 3 kept, mask m.png"), "{}", shown.stdout());
     folder.run(&["replay", "a.webp", "-o", "b.webp", "-q"]).ok();
@@ -187,10 +189,29 @@ fn kept_frames_and_masks_are_told_replayed_and_dumped() {
     white.save(folder.path("m.png")).unwrap();
     let again = folder.run(&["replay", "a.webp", "-o", "d.webp", "-q"]);
     assert!(again.fails(5).contains("m.png"), "{}", again.stderr);
+    // The kept frames have no error at all, unless their latents are all that is wanted.
+    run(&folder, &[&more[..], &["-o", "on_%03d.png"]].concat()).ok();
+    run(&folder, &[&more[..], &["--overlay=off", "-o", "off_%03d.png"]].concat()).ok();
+    run(&folder, &["--frames=4", "-o", "v_%03d.png"]).ok();
+    let same = |a: &str, b: &str| {
+        let pixels = |name: &str| image::open(folder.path(name)).unwrap().to_rgb8();
+        pixels(a) == pixels(b)
+    };
+    assert!(same("on_000.png", "v_000.png") && same("on_003.png", "v_003.png"));
+    assert!(!same("off_000.png", "v_000.png") && !same("off_003.png", "v_003.png"));
+    assert!(same("on_001.png", "off_001.png") && !same("on_001.png", "v_001.png"));
+    run(&folder, &[&more[..], &["--overlay=off", "-o", "off.webp"]].concat()).ok();
+    let source = folder.run(&["inspect", "--json", "off.webp"]).ok().json()["source"].clone();
+    assert_eq!(source["overlay"], false);
+    let shown = folder.run(&["inspect", "off.webp"]).ok();
+    assert!(shown.stdout().contains("mask m.png, overlay off"), "{}", shown.stdout());
+    folder.run(&["replay", "off.webp", "-o", "again.webp", "-q"]).ok();
+    assert!(folder.read("off.webp") == folder.read("again.webp"));
     // What is not used is not mentioned.
     run(&folder, &["--video=v.webp", "--strength=0.5", "-o", "e.webp"]).ok();
     let source = folder.run(&["inspect", "--json", "e.webp"]).ok().json()["source"].clone();
-    assert!(source.get("keep").is_none() && source.get("mask").is_none(), "{source}");
+    let unused = ["keep", "mask", "overlay"];
+    assert!(unused.iter().all(|name| source.get(name).is_none()), "{source}");
 }
 
 #[test]

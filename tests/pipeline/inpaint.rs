@@ -1,16 +1,18 @@
-//! Clips that keep frames, or parts of frames, of their source, against diffusers; and what is refused.
+//! Clips that keep frames, or parts of frames, of their source, against diffusers; their pixels; and what is refused.
 
 use std::path::Path;
+use std::sync::Arc;
 
 use animatelcm::device::{DtypeChoice, Precision};
 use animatelcm::library::{Base, Files, Models};
 use animatelcm::media::RgbImage;
 use animatelcm::models::motion::MotionNorm;
+use animatelcm::pipeline::overlay::Overlay;
 use animatelcm::pipeline::{Event, Pipeline, Residency};
 use animatelcm::request::{FileRecord, Loop, Request, Source};
 use animatelcm::sampler::SamplerKind;
 use candle_core::{DType, Device, Tensor};
-use image::Rgb;
+use image::{GrayImage, Rgb};
 use serde_json::Value;
 
 use crate::support::close::assert_close;
@@ -134,7 +136,8 @@ fn difference(a: &RgbImage, b: &RgbImage) -> f64 {
 fn kept_frames_are_those_of_the_autoencoder_with_every_sampler_windows_and_loops() {
     let folder = tempfile::tempdir().unwrap();
     let path = hint_folder(folder.path(), "v", &video(6));
-    let source = Source { keep: vec![0, 4], strength: Some(1.0), ..Source::video(path) };
+    let overlay = Some(false);
+    let source = Source { keep: vec![0, 4], strength: Some(1.0), overlay, ..Source::video(path) };
     for kind in SamplerKind::ALL {
         for looping in [Loop::None, Loop::Closed] {
             let request = request(source.clone()).with(|r| {
@@ -160,6 +163,121 @@ fn kept_frames_are_those_of_the_autoencoder_with_every_sampler_windows_and_loops
                 let frame = RgbImage::from_raw(64, 32, bytes.to_vec1().unwrap()).unwrap();
                 let error = difference(&frame, trip);
                 assert_eq!(error <= 2.0, [0, 4].contains(&at), "{kind}, frame {at}: {error}");
+            }
+        }
+    }
+}
+
+/// The frames of a request's clip.
+fn clip(request: &Request) -> Vec<RgbImage> {
+    let mut frames = Vec::new();
+    let mut silent = |_: Event| Ok(());
+    pipeline().run(request, &mut Tensors::default(), &mut silent, &mut &mut frames).unwrap();
+    frames
+}
+
+#[test]
+fn an_overlay_is_that_of_diffusers() {
+    let golden = golden::load("inpaint/overlay");
+    let picture = |name: &str| {
+        let pixels = golden.tensor(name);
+        let (height, width, _) = pixels.dims3().unwrap();
+        let bytes = pixels.flatten_all().unwrap().to_vec1().unwrap();
+        RgbImage::from_raw(width as u32, height as u32, bytes).unwrap()
+    };
+    for name in ["soft", "hard"] {
+        let levels = golden.tensor(&format!("{name}.mask"));
+        let (height, width) = levels.dims2().unwrap();
+        let levels = levels.flatten_all().unwrap().to_vec1().unwrap();
+        let mask = GrayImage::from_raw(width as u32, height as u32, levels).unwrap();
+        let images = Arc::from([picture("source")]);
+        let overlay = Overlay { images, masks: Arc::from([mask]), keep: vec![] };
+        let mut frame = picture("made");
+        assert!(overlay.apply(7, &mut frame));
+        assert!(frame == picture(name), "{name}");
+    }
+}
+
+#[test]
+fn kept_frames_have_the_sources_pixels_and_others_are_as_without() {
+    let folder = tempfile::tempdir().unwrap();
+    let video = video(6);
+    let path = hint_folder(folder.path(), "v", &video);
+    let kept = |overlay| Source { keep: vec![0, 4], overlay, ..Source::video(&path) };
+    for looping in [Loop::None, Loop::Closed] {
+        let run = |overlay| {
+            clip(&request(kept(overlay)).with(|r| {
+                r.sampling.steps = 2;
+                if looping != Loop::None {
+                    r.output.looping = looping;
+                    r.windows.length = Some(4);
+                    r.windows.overlap = Some(1);
+                }
+            }))
+        };
+        let (with, without) = (run(None), run(Some(false)));
+        for (at, ((with, without), source)) in with.iter().zip(&without).zip(&video).enumerate() {
+            if [0, 4].contains(&at) {
+                assert!(with == source && without != source, "frame {at}");
+            } else {
+                assert!(with == without, "frame {at}");
+            }
+        }
+    }
+    // Frames of another size are those that the clip was told of; the tensors are those of the frames.
+    let request = request(kept(None)).with(|r| r.size.width = Some(48));
+    let fitted = pipeline().prepared(&request).unwrap().source.unwrap().images;
+    let frames = clip(&request);
+    assert!(frames[0] == fitted[0] && frames[4] == fitted[4] && fitted[4].width() == 48);
+    let got = run_from(&tiny_files(), &request, Tensors::default()).unwrap();
+    for (at, frame) in frames.iter().enumerate() {
+        let values = got["frames"].get(at).unwrap();
+        assert!(animatelcm::media::tensor::to_rgb(&values).unwrap() == *frame, "frame {at}");
+    }
+}
+
+#[test]
+fn masks_blend_the_sources_pixels_at_the_size_of_the_frames() {
+    let folder = tempfile::tempdir().unwrap();
+    let video = video(3);
+    let path = hint_folder(folder.path(), "v", &video);
+    // Black to column 18, no edge of a latent, then grey up to white from column 30 on; the other way round in frame 2.
+    let level = |x: u32| (21 * (i64::from(x) - 18)).clamp(0, 255) as u8;
+    let mask = |i: usize| {
+        RgbImage::from_fn(64, 32, |x, _| Rgb([level(if i == 2 { 63 - x } else { x }); 3]))
+    };
+    mask(0).save(folder.path().join("mask.png")).unwrap();
+    let one = folder.path().join("mask.png").to_str().unwrap().to_owned();
+    let each = hint_folder(folder.path(), "m", &[mask(0), mask(1), mask(2)]);
+    for (file, mirrored, keep) in [(&one, 9, vec![]), (&each, 2, vec![1])] {
+        let run = |overlay| {
+            let source = Source {
+                keep: keep.clone(),
+                mask: Some(record(file)),
+                overlay,
+                ..Source::video(&path)
+            };
+            clip(&request(source))
+        };
+        let (with, without) = (run(None), run(Some(false)));
+        for (at, ((with, without), source)) in with.iter().zip(&without).zip(&video).enumerate() {
+            for (x, y, pixel) in with.enumerate_pixels() {
+                let level = level(if at == mirrored { 63 - x } else { x });
+                let level = if keep.contains(&at) { 0 } else { level };
+                let (made, source) = (without.get_pixel(x, y), source.get_pixel(x, y));
+                match level {
+                    0 => assert_eq!(pixel, source, "frame {at}, {x} {y}"),
+                    255 => assert_eq!(pixel, made, "frame {at}, {x} {y}"),
+                    _ => {
+                        for ((is, made), source) in pixel.0.iter().zip(made.0).zip(source.0) {
+                            let share = f64::from(level) / 255.0;
+                            let want = share * f64::from(made) + (1.0 - share) * f64::from(source);
+                            // Premultiplied, divided and composed: half a level, one and a half.
+                            let near = 2.0 - share;
+                            assert!((f64::from(*is) - want).abs() <= near, "{at} {x} {y}: {is}");
+                        }
+                    }
+                }
             }
         }
     }

@@ -22,7 +22,8 @@ pub(super) struct Video {
 
 /// The source of a request whose clips start from rendered videos.
 pub(super) fn source(args: &EvalArgs) -> Source {
-    Source { strength: args.strength, keep: args.keep.clone(), ..Source::video(FIELD) }
+    let (strength, keep, overlay) = (args.strength, args.keep.clone(), args.overlay);
+    Source { strength, keep, overlay, ..Source::video(FIELD) }
 }
 
 impl Video {

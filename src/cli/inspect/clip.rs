@@ -196,6 +196,7 @@ fn source(source: &Source) -> String {
         words.push(format!("frames {} kept", frames.join(" ")));
     }
     words.extend(source.mask.as_ref().map(|mask| format!("mask {}", mask.file)));
+    words.extend((source.overlay == Some(false)).then(|| "overlay off".to_owned()));
     words.join(", ")
 }
 

@@ -11,6 +11,9 @@ Pinned: torch 2.15.0, diffusers 0.42.1, transformers 5.23.0, numpy 2.4.6, pillow
                       `video_to_video.py`. Of every run `NAME.latents`; of some `NAME.made` (frames, height, width), 1 where the
                       latents are made and 0 where they are kept.
     inpaint.json      the settings of each run
+    overlay.safetensors  pictures put over others by VaeImageProcessor.apply_overlay: `source` over `made` under `mask` is `NAME`, all in
+                      bytes, (rows, columns, channels); `soft` of random grey levels, `hard` of two. Random numbers of a generator
+                      of numpy's, seeded with 20
 
 The pipeline is AnimateDiffVideoToVideoPipeline. After every step the kept latents are replaced as in
 StableDiffusionInpaintPipeline for UNets of four channels: `scheduler.add_noise(clean, noise, timesteps[i + 1])`, after the last
@@ -21,6 +24,7 @@ import json
 import os
 
 import numpy as np
+import PIL.Image
 import torch
 from diffusers import AnimateDiffVideoToVideoPipeline
 from diffusers.image_processor import VaeImageProcessor
@@ -96,8 +100,23 @@ def mask(height, width, k):
     return np.repeat(level.clip(0, 255).astype(np.uint8)[..., None], 3, 2)
 
 
+def overlays():
+    """Random pictures over random pictures, at random opacities and at both ends."""
+    random = np.random.default_rng(20)
+    made, source = (random.integers(0, 256, (23, 37, 3), np.uint8) for _ in range(2))
+    soft = random.integers(0, 256, (23, 37), np.uint8)
+    all_ = {"made": made, "source": source}
+    for name, levels in {"soft": soft, "hard": np.where(soft < 100, 0, 255).astype(np.uint8)}.items():
+        made_, source_, mask_ = (PIL.Image.fromarray(x) for x in (made, source, levels))
+        over = np.array(VaeImageProcessor().apply_overlay(mask_, source_, made_))
+        assert (over[levels == 0] == source[levels == 0]).all() and (over[levels == 255] == made[levels == 255]).all()
+        all_ |= {f"{name}.mask": levels, name: over}
+    save_file({k: torch.from_numpy(v) for k, v in all_.items()}, f"{OUT}/overlay.safetensors")
+
+
 def main():
     os.makedirs(OUT, exist_ok=True)
+    overlays()
     videos = {
         "video_u8": [picture(LH * 4, LW * 4, k) for k in range(FRAMES)],
         "other_u8": [picture(40, 48, k + 20) for k in range(FRAMES)],

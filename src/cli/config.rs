@@ -18,10 +18,11 @@ use crate::{Error, Result, files, spelling};
 const VARIABLE: &str = "ANIMATELCM_CONFIG";
 
 /// Flags that belong to one command line.
-const TYPED_ONLY: [&str; 4] = ["help", "request", "dump-request", "trust-paths"];
+const TYPED_ONLY: [&str; 5] = ["help", "request", "dump-request", "trust-paths", "caption"];
 
 /// Flags that a request has no field for, which is why they count beside one.
-const BESIDE_REQUESTS: [&str; 12] = [
+const BESIDE_REQUESTS: [&str; 13] = [
+    "caption-model",
     "lora-dir",
     "embedding-dir",
     "models-dir",
@@ -202,6 +203,7 @@ impl Config {
             let is_for_nothing = match name.as_str() {
                 "image" | "video" => is_source_typed,
                 "strength" | "fit" | "keep" | "mask" => !has_image && !has_video,
+                "caption-model" => is_generate && !is_typed("caption"),
                 "overlay" => !(has_image || has_video) || !is_anything_kept,
                 "background-color" => is_generate && !has_pictures,
                 name if OF_IMAGES.contains(&name) => !has_image,
@@ -345,6 +347,14 @@ mod tests {
     }
 
     #[test]
+    fn the_network_for_captions_counts_where_one_is_asked_for() {
+        let text = "caption-model = \"blip\"";
+        assert_eq!(generate(text, &["x"]).unwrap().caption_model, None);
+        let asked = ["--caption", "--image", "a.png", "--request", "r.json"];
+        assert_eq!(generate(text, &asked).unwrap().caption_model.as_deref(), Some("blip"));
+    }
+
+    #[test]
     fn a_flag_whose_value_may_be_left_out_is_turned_on_or_off() {
         let preview = |text: &str| generate(text, &["x"]).unwrap().output.preview;
         assert_eq!(preview("preview = true"), Some(PreviewTo::Terminal(Protocol::Auto)));
@@ -368,6 +378,7 @@ mod tests {
             ("colour = 6", "`colour` is no flag", "see `animatelcm generate --help`"),
             ("steps = many", "line 1", ""),
             ("trust-paths = true", "can only be typed", ""),
+            ("caption = true", "can only be typed", ""),
             ("steps = 0", "must be at least 1", ""),
             ("quiet = 1", "`quiet` must be true or false", ""),
             ("steps = [1, 2]", "`steps` takes one value", ""),

@@ -62,6 +62,13 @@ pub(super) struct GenerateArgs {
     #[arg(short = 'p', long = "prompt", value_name = "TEXT", conflicts_with = "prompt")]
     #[arg(hide_short_help = true)]
     pub(super) prompt_flag: Option<String>,
+    /// A prompt made of the --image, by BLIP, in place of one that is given.
+    #[arg(long, hide_short_help = true)]
+    pub(super) caption: bool,
+    /// The network for --caption, a published one, a folder of transformers or its file [default:
+    /// blip-image-captioning-base].
+    #[arg(long, value_name = "NAME|DIR|FILE", requires = "caption", hide_short_help = true)]
+    pub(super) caption_model: Option<String>,
     /// What to avoid; needs --cfg-scale above 1.
     #[arg(short, long, value_name = "TEXT", alias = "negative")]
     pub(super) negative_prompt: Option<String>,

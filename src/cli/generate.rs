@@ -135,6 +135,9 @@ fn take_stdin(args: &mut GenerateArgs, stop: &Stop) -> Result<()> {
 /// What is wrong with one request does not end the others.
 fn all(args: &GenerateArgs, names: &Names, mut batch: job::Batch, stop: &Stop) -> Result<()> {
     let wrong = |field: &'static str, reason: &str| Err(Error::request(field, reason));
+    if args.caption {
+        return wrong("caption", "is for one request");
+    }
     if args.output.count.is_some() {
         return wrong("count", "a list of requests makes one clip of each");
     }
@@ -376,6 +379,9 @@ fn requested(
         job::apply_defaults(names, &job.models, &mut job.request)?;
     }
     request(args, &mut job.request)?;
+    if args.caption {
+        job.request.prompt.text = caption(args, &job, names, stop)?;
+    }
     let folders = Folders {
         lora: args.lora_dir.as_deref(),
         embedding: args.embedding_dir.as_deref(),
@@ -392,12 +398,24 @@ fn requested(
         job.tensors_in = Some(FileRecord { file, sha256: None });
     }
     let has_prompt = args.prompt.is_some() || args.prompt_flag.is_some();
-    let has_prompt = has_prompt || args.travel.is_some() || args.request.is_some();
+    let has_prompt = has_prompt || args.travel.is_some() || args.request.is_some() || args.caption;
     if !has_prompt && !args.dump_request {
         return Err(Error::request("prompt", "is missing")
             .with_hint("animatelcm generate \"a red circle moving down on a white background\""));
     }
     Ok(Requested { job, notes, known })
+}
+
+/// What BLIP says of the job's image; it is told.
+fn caption(args: &GenerateArgs, job: &Job, names: &Names, stop: &Stop) -> Result<String> {
+    if let Some(path) = args.output.output.as_deref().filter(|_| !args.dump_request)
+        && args.output.count.is_none()
+    {
+        output::check(path, existing(args))?;
+    }
+    let prompt = job::caption(job, args.caption_model.as_deref(), names, stop)?;
+    Progress::new(&args.reporting, stop).event(Event::Caption { prompt: prompt.clone() })?;
+    Ok(prompt)
 }
 
 /// A job without what flags replace.

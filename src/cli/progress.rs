@@ -261,6 +261,7 @@ impl Progress {
             Event::Warning { message } if self.warned.insert(message.clone()) => {
                 self.note(&format!("warning: {message}"));
             }
+            Event::Caption { prompt } => self.note(&format!("caption: {prompt}")),
             Event::Step { step, steps, seconds, eta_seconds, .. }
                 if matches!(self.view, View::Lines) =>
             {

@@ -52,6 +52,7 @@ const EMBEDDED: &[(&str, &str)] = embedded![
     "sd-vae-ft-mse",
     "taesd",
     "depth-anything-v2-small",
+    "blip-image-captioning-base",
 ];
 
 /// Kind of a model.
@@ -71,6 +72,8 @@ pub enum Kind {
     TinyVae,
     /// Network that estimates the depth of pictures.
     Depth,
+    /// Network that describes pictures.
+    Caption,
 }
 
 impl std::fmt::Display for Kind {
@@ -82,6 +85,7 @@ impl std::fmt::Display for Kind {
             Self::Vae => "vae",
             Self::TinyVae => "tiny-vae",
             Self::Depth => "depth",
+            Self::Caption => "caption",
         })
     }
 }

@@ -3,6 +3,7 @@
 //! Names become files ([`Names`]), inputs are read once, networks opened ([`open`]), the clip made, and what was used is
 //! written into it ([`run`]).
 
+mod caption;
 mod compare;
 mod complete;
 mod embeddings;
@@ -20,6 +21,7 @@ mod run;
 mod tensors;
 mod trust;
 
+pub use caption::caption;
 pub use compare::{Likeness, compare};
 pub use complete::{Completion, networks_of};
 pub use import::{

@@ -430,6 +430,14 @@ pub fn depth_model(word: Option<&str>, names: &Names) -> Result<PathBuf> {
     names.path("depth-model", word.unwrap_or(DEPTH))
 }
 
+/// The published network that describes images.
+const CAPTION: &str = "blip-image-captioning-base";
+
+/// The network for captions of that name, or the published one.
+pub(super) fn caption_model(word: Option<&str>, names: &Names) -> Result<PathBuf> {
+    names.path("caption-model", word.unwrap_or(CAPTION))
+}
+
 /// The IP-Adapters that a request uses.
 pub fn ip_adapters(request: &Request, names: &Names) -> Result<Vec<IpAdapterFile>> {
     let open = |word: &str| {

@@ -6,6 +6,7 @@ use serde::de::DeserializeOwned;
 
 use super::Base;
 use super::embedded::Embedded;
+use crate::models::blip::BlipConfig;
 use crate::models::clip::{TextConfig, VisionConfig};
 use crate::models::control_net::ControlNetConfig;
 use crate::models::depth_anything::DepthAnythingConfig;
@@ -33,6 +34,7 @@ macro_rules! config {
 }
 
 config!(
+    BlipConfig,
     ControlNetConfig,
     DepthAnythingConfig,
     MotionConfig,
@@ -85,6 +87,26 @@ pub(super) fn read<T: Config>(path: &Path) -> Result<Option<T>> {
         Some(json) => checked(path, serde_json::from_value(json)).map(Some),
         None => Ok(None),
     }
+}
+
+/// The configuration of a network of transformers, and its path: in a folder, or beside a file. It must be of the type
+/// `kind`; `hint` says what is wanted where there is none.
+pub(super) fn of_type<T: Config>(
+    path: &Path,
+    kind: &str,
+    hint: &'static str,
+) -> Result<(PathBuf, T)> {
+    let place = beside(&Source::from(path.to_path_buf()), "").unwrap_or_default();
+    let Some(json) = json(&place)? else {
+        return Err(Error::format(path, "has no config.json beside it").with_hint(hint));
+    };
+    let found = json.get("model_type").and_then(serde_json::Value::as_str).unwrap_or_default();
+    if found != kind {
+        let reason = format!("is of the type `{found}`, not `{kind}`");
+        return Err(Error::format(&place, reason));
+    }
+    let config = part(&place, &json)?;
+    Ok((place, config))
 }
 
 /// The JSON of a file that may be missing.

@@ -7,7 +7,7 @@ use candle_core::{DType, Device};
 use super::{Source, configs};
 use crate::models::depth_anything::{DepthAnything, DepthAnythingConfig};
 use crate::weights::{Standalone, until};
-use crate::{Error, Result, Stop};
+use crate::{Result, Stop};
 
 /// What messages call the network.
 const NAME: &str = "Depth Anything";
@@ -26,20 +26,9 @@ impl OpenDepth {
     ///
     /// When it is something else.
     pub(super) fn open(path: &Path) -> Result<Self> {
-        let source = Source::from(path.to_path_buf());
-        let place = configs::beside(&source, "").unwrap_or_default();
-        let Some(json) = configs::json(&place)? else {
-            let error = Error::format(path, "has no config.json beside it");
-            return Err(error.with_hint(
-                "a model for depth is a folder as of depth-anything/Depth-Anything-V2-Small-hf",
-            ));
-        };
-        let kind = json.get("model_type").and_then(serde_json::Value::as_str).unwrap_or_default();
-        if kind != "depth_anything" {
-            let reason = format!("is of the type `{kind}`, not `depth_anything`");
-            return Err(Error::format(&place, reason));
-        }
-        let config: DepthAnythingConfig = configs::part(&place, &json)?;
+        const HINT: &str =
+            "a model for depth is a folder as of depth-anything/Depth-Anything-V2-Small-hf";
+        let (_, config) = configs::of_type::<DepthAnythingConfig>(path, "depth_anything", HINT)?;
         let network = Standalone::open(NAME, path, DepthAnythingConfig::ignored)?;
         network.check(|vb| DepthAnything::new(&config, &vb))?;
         Ok(Self { network, config })

@@ -4,6 +4,7 @@
 
 mod build;
 mod cache;
+mod caption;
 mod configs;
 mod depth;
 mod embedded;
@@ -25,6 +26,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use candle_core::DType;
 
 pub use cache::Library;
+pub use caption::Captioner;
 use configs::Configs;
 use depth::OpenDepth;
 pub use depth::depth_network;

@@ -55,6 +55,26 @@ pub fn from_rgb(frames: &[RgbImage], device: &Device) -> Result<Tensor> {
     Ok((pixels.permute((0, 3, 1, 2))?.contiguous()?.to_dtype(DType::F32)? / 255.0)?)
 }
 
+/// An image, `(1, 3, height, width)` in f32, whose channels have a `mean` subtracted and are divided by a `deviation`, as by
+/// transformers' image processors.
+///
+/// # Errors
+///
+/// None that a decoded image can have.
+pub fn normalized(image: &RgbImage, mean: [f32; 3], deviation: [f32; 3]) -> Result<Tensor> {
+    let values: Vec<f32> = (0..3)
+        .flat_map(|channel| {
+            image.pixels().map(move |pixel| {
+                // In f64 up to here, as in transformers.
+                let value = (f64::from(pixel[channel]) * (1.0 / 255.0)) as f32;
+                (value - mean[channel]) / deviation[channel]
+            })
+        })
+        .collect();
+    let (width, height) = (image.width() as usize, image.height() as usize);
+    Ok(Tensor::from_vec(values, (1, 3, height, width), &Device::Cpu)?)
+}
+
 /// Converts images of one size to grayscale `(frames, 1, height, width)` in `[0, 1]`, in f32, like PIL's
 /// `convert("L")`.
 ///

@@ -1,5 +1,6 @@
 //! The networks. Each is built from its JSON configuration and from weights under diffusers' names.
 
+pub mod blip;
 pub mod clip;
 pub mod control_net;
 pub mod depth_anything;

@@ -1,7 +1,7 @@
 //! Multi-head attention.
 
 use crate::weights::VarBuilder;
-use candle_core::{Result, Tensor};
+use candle_core::{D, DType, Device, Result, Tensor};
 
 use super::Linear;
 use crate::{Stop, kernels};
@@ -184,6 +184,31 @@ impl Attention {
         stop.check()?;
         self.to_out.forward_until(&y.reshape(x.shape())?, Some(residual), stop)
     }
+}
+
+/// Attention of queries `(batch, tokens, heads, dim)`, scaled before, to keys and values `(batch, tokens', heads, dim)`,
+/// with a `mask` `(tokens, tokens')` in f32 that is added to the scores; of the shape of the queries.
+///
+/// The scores are all in memory: for texts, which are short.
+pub(crate) fn masked_attention(
+    queries: &Tensor,
+    keys: &Tensor,
+    values: &Tensor,
+    mask: &Tensor,
+) -> Result<Tensor> {
+    let heads_first = |y: &Tensor| y.transpose(1, 2)?.contiguous();
+    let (q, k, v) = (heads_first(queries)?, heads_first(keys)?, heads_first(values)?);
+    let scores = q.matmul(&k.t()?)?.to_dtype(DType::F32)?.broadcast_add(mask)?;
+    let weights = candle_nn::ops::softmax(&scores, D::Minus1)?.to_dtype(queries.dtype())?;
+    weights.matmul(&v)?.transpose(1, 2)
+}
+
+/// The causal mask `(tokens, tokens)` in f32: 0 where a token may attend, -∞ where it may not.
+pub(crate) fn causal_mask(tokens: usize, device: &Device) -> Result<Tensor> {
+    let mask: Vec<f32> = (0..tokens * tokens)
+        .map(|i| if i % tokens > i / tokens { f32::NEG_INFINITY } else { 0.0 })
+        .collect();
+    Tensor::from_vec(mask, (tokens, tokens), device)
 }
 
 /// Checks that `heads` divides `width`. Called after loading, so that weights of another width are reported first.

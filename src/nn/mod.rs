@@ -16,8 +16,8 @@ mod resnet;
 mod timestep;
 mod transformer;
 
-pub(crate) use attention::check_heads;
 pub use attention::{Attention, ImageContext};
+pub(crate) use attention::{causal_mask, check_heads, masked_attention};
 pub use conv::{Conv2d, ConvOptions};
 pub use conv3d::{Conv3d, max_pool3d};
 pub use feed_forward::FeedForward;

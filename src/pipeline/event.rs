@@ -73,6 +73,11 @@ pub enum Event {
     },
     /// Everything is loaded and encoded; the first step begins.
     Ready,
+    /// A prompt was made of the image that the clip starts from.
+    Caption {
+        /// The prompt.
+        prompt: String,
+    },
     /// Something is not as it was probably meant.
     Warning {
         /// What, in one line.

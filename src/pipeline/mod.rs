@@ -39,6 +39,7 @@ pub use inputs::Inputs;
 pub use perturbed::Perturbed;
 pub use preview::Preview;
 pub use source::SourceFrames;
+pub(crate) use source::image as image_of;
 pub use states::{KeyStates, States};
 
 use crate::adapters::Conditioner;

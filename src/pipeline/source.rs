@@ -70,7 +70,7 @@ pub(super) fn read(
         request.size.frames = Some(taken.0.len());
         taken
     } else {
-        (image(file, pictures, stop)?, vec![], false)
+        (vec![image(file, pictures, stop)?], vec![], false)
     };
     let size = one_size(source, &images)?;
     let is_matched = source.color_match == Some(true);
@@ -82,14 +82,15 @@ pub(super) fn read(
 }
 
 /// The only frame of an image.
-fn image(file: &str, media: OnBackground<'_>, stop: &Stop) -> Result<Vec<RgbImage>> {
+pub(crate) fn image(file: &str, media: OnBackground<'_>, stop: &Stop) -> Result<RgbImage> {
     let two = Selection { count: Some(2), ..Selection::default() };
     let found = media.frames("image", two, stop)?;
     if found.images.len() > 1 {
         let error = Error::request("image", format!("{file} has more than one frame"));
         return Err(error.with_hint("--video starts from all of them"));
     }
-    Ok(found.images)
+    let empty = || Error::request("image", format!("{file} has no frame"));
+    found.images.into_iter().next().ok_or_else(empty)
 }
 
 /// The frames of a video that are taken, with their numbers: as many as are `wanted`, or all, at most the `longest`

@@ -6,6 +6,7 @@ mod foreign;
 pub mod inversion;
 pub mod prompt;
 pub mod tokenizer;
+pub mod word_pieces;
 
 use std::collections::BTreeMap;
 use std::ops::Range;

@@ -335,6 +335,7 @@ fn schema() -> HashMap<&'static str, BTreeSet<&'static str>> {
         ("load", "part bytes"),
         ("report", "report"),
         ("source", "part frame frames"),
+        ("caption", "prompt"),
         ("ready", ""),
         ("step", "step steps timestep seconds eta_seconds"),
         ("decode", "frame frames"),

@@ -256,3 +256,59 @@ fn what_is_behind_a_transparent_image_is_in_the_request_and_in_the_frames() {
     let hint = image::open(folder.path("hint.png")).unwrap().to_rgb8();
     assert!(hint.pixels().all(|pixel| pixel.0 == [255; 3]));
 }
+
+#[test]
+fn an_image_gets_a_prompt_that_the_clip_carries() {
+    let folder = Folder::new();
+    let cases = golden::load("blip/cases");
+    let picture = cases.tensor("picture.2");
+    let (height, width, _) = picture.dims3().unwrap();
+    let values = picture.flatten_all().unwrap().to_vec1::<u8>().unwrap();
+    let picture = image::RgbImage::from_raw(width as u32, height as u32, values).unwrap();
+    picture.save(folder.path("p.png")).unwrap();
+    let want = golden::json("blip/captions")["pictures"][2]["text"].clone();
+    let network = golden::path("blip").display().to_string();
+    let words = ["generate", "--image=p.png", "--frames=2", "--steps=2", "--seed=5"];
+    let caption = [&words[..], &["--caption", "--caption-model", network.as_str()]].concat();
+    let run = |more: &[&str]| folder.run(&[&caption[..], more].concat());
+    let told = run(&["-o", "a.gif"]).ok();
+    let line = format!("caption: {}", want.as_str().unwrap());
+    assert!(told.stderr.lines().any(|said| said == line), "{}", told.stderr);
+    let job = folder.run(&["inspect", "--json", "a.gif"]).ok().json();
+    assert_eq!(job["prompt"]["text"], want);
+    // The clip needs no network to be made again, and is that of the prompt.
+    folder.run(&["replay", "a.gif", "-q"]).ok();
+    assert!(folder.read("a.gif") == folder.read("a-replay.gif"));
+    let typed = ["-p", want.as_str().unwrap(), "-q", "-o", "b.gif"];
+    folder.run(&[&words[..], &typed].concat()).ok();
+    assert!(folder.read("a.gif") == folder.read("b.gif"));
+    let events = run(&["-o", "c.gif", "--progress=json"]).ok().events();
+    assert!(events.iter().any(|e| e["event"] == "caption" && e["prompt"] == want), "{events:?}");
+    let dumped = run(&["--dump-request", "-q"]).ok().json();
+    assert_eq!(dumped["prompt"]["text"], want);
+    // The file is called by it.
+    assert_eq!(run(&["-q"]).ok().stdout(), format!("{}-5.gif\n", want.as_str().unwrap()));
+
+    folder.write("many.jsonl", "{\"schema\":\"animatelcm/v1\"}\n{\"schema\":\"animatelcm/v1\"}\n");
+    let before = folder.names();
+    let refused = |args: &[&str], part: &str, hint: &str| {
+        let outcome = folder.run(args);
+        assert!(outcome.fails(2).contains(part), "{part}: {}", outcome.stderr);
+        assert!(outcome.hint().contains(hint), "{hint}: {}", outcome.stderr);
+        assert_eq!(folder.names(), before);
+    };
+    let with = |more: &[&'static str]| [&caption[..], more].concat();
+    refused(&with(&["a dog"]), "caption: takes the place of a prompt", "");
+    refused(&with(&["--travel=0: a; 1: b"]), "caption: takes the place of a prompt", "");
+    refused(&with(&["--request=a.gif"]), "caption: takes the place of a prompt", "");
+    refused(&["generate", "--caption", "-o", "d.gif"], "caption: there is no image", "--image");
+    refused(&["generate", "--caption", "--video=a.gif"], "caption: there is no image", "--image");
+    refused(&with(&["--strength=0.1"]), "strength: 0.1 of 2 steps", "");
+    refused(&["generate", "a", "--caption-model=x"], "--caption", "");
+    let taken = folder.run(&with(&["-o", "a.gif"]));
+    assert!(taken.fails(2).contains("a.gif"), "{}", taken.stderr);
+    let lost = folder.run(&["generate", "--caption", "--image=p.png", "--offline", "-o", "d.gif"]);
+    assert!(lost.stderr.contains("blip-image-captioning-base"), "{}", lost.stderr);
+    assert!(lost.hint().contains("models pull blip-image-captioning-base"), "{}", lost.stderr);
+    refused(&["generate", "--caption", "--request=many.jsonl"], "caption: is for one request", "");
+}

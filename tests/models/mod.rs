@@ -1,6 +1,7 @@
 //! Networks.
 
 /// The text encoder.
+mod blip;
 mod clip;
 /// What estimates depth.
 mod depth_anything;

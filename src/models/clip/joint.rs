@@ -1,6 +1,6 @@
 //! CLIP as a whole: both encoders, and the projections into the space in which they are compared.
 
-use candle_core::{Result as TensorResult, Tensor};
+use candle_core::Tensor;
 
 use super::{JointConfig, TextEncoder, VisionEncoder};
 use crate::media::RgbImage;
@@ -66,7 +66,7 @@ impl Clip {
     /// No images, or a requested `stop`.
     pub fn embed_images(&self, images: &[RgbImage], stop: &Stop) -> Result<Tensor> {
         let pixels = images.iter().map(|image| self.vision.pixels(image));
-        let pixels = Tensor::cat(&pixels.collect::<TensorResult<Vec<_>>>()?, 0)?;
+        let pixels = Tensor::cat(&pixels.collect::<Result<Vec<_>>>()?, 0)?;
         Ok(self.vision.embed(&pixels, stop)?)
     }
 }

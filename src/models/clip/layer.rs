@@ -1,10 +1,10 @@
 //! A CLIP transformer block: self-attention and an MLP, both pre-norm with a residual.
 
 use crate::weights::VarBuilder;
-use candle_core::{D, DType, Result, Tensor};
+use candle_core::{Result, Tensor};
 
 use crate::kernels;
-use crate::nn::{LayerNorm, Linear, check_heads};
+use crate::nn::{LayerNorm, Linear, check_heads, masked_attention};
 
 /// Sizes of a [`Layer`].
 #[derive(Clone, Copy, Debug)]
@@ -76,13 +76,8 @@ impl Layer {
             let y = kernels::attention(&split(self.q_proj.forward(x)?)?, &k, &v, scale)?;
             return self.out_proj.forward(&y.reshape((batch, tokens, width))?);
         };
-        // The full score matrix is materialized: only prompts are masked, and they have 77 tokens.
-        let heads_first = |y: Tensor| y.transpose(1, 2)?.contiguous();
-        let q = heads_first(split((self.q_proj.forward(x)? * scale)?)?)?;
-        let (k, v) = (heads_first(k)?, heads_first(v)?);
-        let scores = q.matmul(&k.t()?)?.to_dtype(DType::F32)?.broadcast_add(mask)?;
-        let weights = candle_nn::ops::softmax(&scores, D::Minus1)?.to_dtype(x.dtype())?;
-        let y = weights.matmul(&v)?.transpose(1, 2)?.reshape((batch, tokens, width))?;
+        let q = split((self.q_proj.forward(x)? * scale)?)?;
+        let y = masked_attention(&q, &k, &v, mask)?.reshape((batch, tokens, width))?;
         self.out_proj.forward(&y)
     }
 }

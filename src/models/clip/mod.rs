@@ -10,3 +10,4 @@ pub use config::{JointConfig, TextConfig, VisionConfig};
 pub use joint::Clip;
 pub use text::TextEncoder;
 pub use vision::VisionEncoder;
+pub(super) use vision::{DEVIATION, MEAN};

@@ -5,7 +5,7 @@ use candle_core::{D, Device, Tensor};
 
 use super::TextConfig;
 use super::layer::{Layer, LayerOptions};
-use crate::nn::LayerNorm;
+use crate::nn::{LayerNorm, causal_mask};
 use crate::{Result, Stop};
 
 /// CLIP's text encoder.
@@ -101,12 +101,4 @@ impl TextEncoder {
         }
         Ok(self.final_layer_norm.forward(&x)?)
     }
-}
-
-/// The causal mask `(tokens, tokens)` in f32: 0 where a token may attend, -∞ where it may not.
-fn causal_mask(tokens: usize, device: &Device) -> candle_core::Result<Tensor> {
-    let mask: Vec<f32> = (0..tokens * tokens)
-        .map(|i| if i % tokens > i / tokens { f32::NEG_INFINITY } else { 0.0 })
-        .collect();
-    Tensor::from_vec(mask, (tokens, tokens), device)
 }

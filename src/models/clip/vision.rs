@@ -3,20 +3,21 @@
 //! Radford et al. (2021), Dosovitskiy et al. (2021).
 
 use crate::weights::VarBuilder;
-use candle_core::{Device, Tensor};
+use candle_core::Tensor;
 
 use super::VisionConfig;
 use super::layer::{Layer, LayerOptions};
 use crate::media::RgbImage;
 use crate::media::resize::square;
+use crate::media::tensor::normalized;
 use crate::nn::{Conv2d, ConvOptions, LayerNorm, Linear};
 use crate::{Result, Stop};
 
 type TensorResult = candle_core::Result<Tensor>;
 
 /// Mean and standard deviation of red, green and blue in CLIP's training images.
-const MEAN: [f32; 3] = [0.481_454_66, 0.457_827_5, 0.408_210_73];
-const DEVIATION: [f32; 3] = [0.268_629_54, 0.261_302_58, 0.275_777_11];
+pub(in crate::models) const MEAN: [f32; 3] = [0.481_454_66, 0.457_827_5, 0.408_210_73];
+pub(in crate::models) const DEVIATION: [f32; 3] = [0.268_629_54, 0.261_302_58, 0.275_777_11];
 
 /// CLIP's image encoder with its projection into the joint embedding space.
 #[derive(Clone, Debug)]
@@ -76,22 +77,12 @@ impl VisionEncoder {
     }
 
     /// The preprocessed image, `(1, 3, side, side)`: resized, cropped to its centre and normalized.
-    pub fn pixels(&self, image: &RgbImage) -> TensorResult {
+    pub fn pixels(&self, image: &RgbImage) -> Result<Tensor> {
         let side = self.config.image_size;
         let image = square(image, side as u32);
-        let values: Vec<f32> = (0..3)
-            .flat_map(|channel| {
-                image.pixels().map(move |pixel| {
-                    // In f64 up to here, as in transformers.
-                    let value = (f64::from(pixel[channel]) * (1.0 / 255.0)) as f32;
-                    (value - MEAN[channel]) / DEVIATION[channel]
-                })
-            })
-            .collect();
         let like = &self.class_embedding;
-        Tensor::from_vec(values, (1, 3, side, side), &Device::Cpu)?
-            .to_dtype(like.dtype())?
-            .to_device(like.device())
+        let pixels = normalized(&image, MEAN, DEVIATION)?;
+        Ok(pixels.to_dtype(like.dtype())?.to_device(like.device())?)
     }
 
     /// The image embeddings in the joint space: `(batch, 3, side, side)` to `(batch, projection_dim)`.

@@ -14,6 +14,7 @@ pub use dinov2::{Dinov2, Dinov2Config};
 use super::{MOST_CHANNELS, supported, within};
 use crate::media::RgbImage;
 use crate::media::resize::bicubic_to;
+use crate::media::tensor::normalized;
 use crate::nn::{Interpolation, interpolate};
 use crate::preprocess::{DepthMap, EstimateDepth};
 use crate::weights::VarBuilder;
@@ -169,16 +170,7 @@ impl DepthAnything {
     pub fn pixels(&self, image: &RgbImage, stop: &Stop) -> Result<Tensor> {
         let (width, height) = self.config.size(image.dimensions(), self.side);
         let image = bicubic_to(image, (width as u32, height as u32), stop)?;
-        let values: Vec<f32> = (0..3)
-            .flat_map(|channel| {
-                image.pixels().map(move |pixel| {
-                    // In f64 up to here, as in transformers.
-                    let value = (f64::from(pixel[channel]) * (1.0 / 255.0)) as f32;
-                    (value - MEAN[channel]) / DEVIATION[channel]
-                })
-            })
-            .collect();
-        let pixels = Tensor::from_vec(values, (1, 3, height, width), &Device::Cpu)?;
+        let pixels = normalized(&image, MEAN, DEVIATION)?;
         Ok(pixels.to_dtype(self.dtype)?.to_device(&self.device)?)
     }
 

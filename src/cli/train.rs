@@ -42,7 +42,7 @@ pub(super) struct TrainArgs {
     scale: f64,
     /// Stage to run; repeatable [default: all].
     ///
-    /// vae, base, lora, motion, lcm: they run in this order.
+    /// vae, base, lora, motion, lcm, and those of adapt and i2v that the plan has: they run in this order.
     #[arg(long, value_name = "NAME", help_heading = "Plan")]
     stage: Vec<Stage>,
     /// A diffusers folder to begin from, for stages after `base` [default: the one that `base` wrote].
@@ -119,7 +119,11 @@ pub(super) fn run(args: &TrainArgs, stop: &Stop) -> Result<()> {
         }
         places.base.clone_from(base);
     }
-    let stages = if args.stage.is_empty() { Stage::ALL.to_vec() } else { args.stage.clone() };
+    let stages = if args.stage.is_empty() { plan.stages() } else { args.stage.clone() };
+    if let Some(stage) = stages.iter().find(|stage| !plan.stages().contains(stage)) {
+        let reason = format!("the plan has no `{}`", stage.name());
+        return Err(Error::request("stage", reason).with_hint("a section `[adapt]` or `[i2v]`"));
+    }
     if args.base.is_some() && stages.iter().any(|stage| *stage < Stage::Lora) {
         let reason = "stages `vae` and `base` would overwrite it";
         return Err(Error::request("base", reason).with_hint("name the stages with --stage"));
@@ -266,7 +270,8 @@ impl Listener for Notes<'_> {
     }
 
     fn written(&mut self, stage: Stage, step: usize) -> Result<()> {
-        if self.samples == 0 {
+        // What they make needs hints, or an image.
+        if self.samples == 0 || stage > Stage::Lcm {
             return Ok(());
         }
         let (plan, places) = (self.plan, self.places);

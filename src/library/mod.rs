@@ -36,6 +36,7 @@ use ip_adapters::{OpenImageEncoder, OpenIpAdapter};
 pub(crate) use part::Key;
 pub use part::Part;
 use side_networks::OpenSideNetwork;
+pub(crate) use side_networks::open_side_network;
 pub use side_networks::{ControlFile, SideConfig, SideNetwork};
 
 use crate::Quantize;

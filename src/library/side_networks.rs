@@ -93,7 +93,8 @@ impl SideConfig {
         })
     }
 
-    fn build(&self, vb: &VarBuilder<'_>) -> Result<SideNetwork> {
+    /// The network of these sizes.
+    pub(crate) fn build(&self, vb: &VarBuilder<'_>) -> Result<SideNetwork> {
         Ok(match self {
             Self::ControlNet(config) => {
                 SideNetwork::ControlNet(Box::new(ControlNet::new(config, vb)?))
@@ -216,6 +217,21 @@ impl OpenSideNetwork {
             None => self.checkpoint.build(component, dtype, device, &PatchStack::new(), build),
         }
     }
+}
+
+/// What the network of a file beside a UNet is, whose latents have `factor` pixels a side, and its weights.
+///
+/// # Errors
+///
+/// When it is something else, or was made for another model.
+pub(crate) fn open_side_network(
+    file: &ControlFile,
+    unet: &UNetConfig,
+    factor: usize,
+) -> Result<(SideConfig, Checkpoint)> {
+    let open = OpenSideNetwork::open(file, unet, factor)?;
+    open.check()?;
+    Ok((open.config, open.checkpoint))
 }
 
 /// Whether a network belongs to a UNet whose latents have `factor` pixels a side; else why not.

@@ -127,15 +127,32 @@ impl ControlNet {
         context: &Tensor,
         stop: &Stop,
     ) -> TensorResult<Residuals> {
+        self.forward_with_timesteps(x, hint, &[timestep], context, stop)
+    }
+
+    /// [`forward`](Self::forward) for images of different noise levels, as used in training: each timestep is for an equal
+    /// share of the images, in order.
+    ///
+    /// # Errors
+    ///
+    /// Those of [`forward`](Self::forward).
+    pub fn forward_with_timesteps(
+        &self,
+        x: &Tensor,
+        hint: &Tensor,
+        timesteps: &[f64],
+        context: &Tensor,
+        stop: &Stop,
+    ) -> TensorResult<Residuals> {
         let input = UNetInput {
-            timestep,
+            timestep: 0.0,
             frames: 1,
             context,
             motion_norm: MotionNorm::PerFrame,
             injection: &Injection::default(),
             stop,
         };
-        let residuals = self.trunk.forward(add(&self.trunk.start(x)?, hint)?, &input)?;
+        let residuals = self.trunk.forward(add(&self.trunk.start(x)?, hint)?, timesteps, &input)?;
         residuals.map(|_, x| self.pool(x))
     }
 

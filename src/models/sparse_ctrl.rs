@@ -187,6 +187,21 @@ impl SparseCtrl {
     ///
     /// Mismatched shapes, or more frames than the motion modules support.
     pub fn forward(&self, x: &Tensor, input: &UNetInput<'_>) -> TensorResult<Residuals> {
-        self.trunk.forward(x.clone(), input)
+        self.forward_with_timesteps(x, &[input.timestep], input)
+    }
+
+    /// [`forward`](Self::forward) for clips of different noise levels, as used in training: `timesteps` replaces the one of
+    /// `input`, with each for an equal share of the images, in order.
+    ///
+    /// # Errors
+    ///
+    /// Those of [`forward`](Self::forward).
+    pub fn forward_with_timesteps(
+        &self,
+        x: &Tensor,
+        timesteps: &[f64],
+        input: &UNetInput<'_>,
+    ) -> TensorResult<Residuals> {
+        self.trunk.forward(x.clone(), timesteps, input)
     }
 }

@@ -66,9 +66,16 @@ impl UNetEncoder {
 
     /// The residuals for the output of the first convolution, `(images, channels, height, width)`. `input.injection` is
     /// meant for the UNet and ignored.
-    pub(super) fn forward(&self, x: Tensor, input: &UNetInput<'_>) -> TensorResult<Residuals> {
+    ///
+    /// `timesteps` replaces the one of `input`, with each timestep for an equal share of the images, in order.
+    pub(super) fn forward(
+        &self,
+        x: Tensor,
+        timesteps: &[f64],
+        input: &UNetInput<'_>,
+    ) -> TensorResult<Residuals> {
         let input = UNetInput { injection: &Injection::default(), ..*input };
-        let time = self.config.embed_time(&self.time_embedding, &[input.timestep], &x)?;
+        let time = self.config.embed_time(&self.time_embedding, timesteps, &x)?;
 
         // Down blocks, as in the UNet.
         let mut skips = vec![x.clone()];

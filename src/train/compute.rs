@@ -40,14 +40,27 @@ impl Compute {
         x: &Tensor,
         at: &PerImage,
         context: &Tensor,
+        how: (usize, MotionNorm),
+    ) -> Result<Tensor> {
+        self.predict_with(unet, x, at, context, how, &Injection::default())
+    }
+
+    /// [`predict`](Self::predict) with what networks beside the UNet add to it.
+    pub(super) fn predict_with(
+        &self,
+        unet: &UNet,
+        x: &Tensor,
+        at: &PerImage,
+        context: &Tensor,
         (frames, motion_norm): (usize, MotionNorm),
+        injection: &Injection,
     ) -> Result<Tensor> {
         let input = UNetInput {
             timestep: 0.0,
             frames,
             context: &self.narrow(context)?,
             motion_norm,
-            injection: &Injection::default(),
+            injection,
             stop: &self.stop,
         };
         Ok(unet

@@ -7,7 +7,9 @@
 use candle_core::Tensor;
 use serde::{Deserialize, Serialize};
 
-use super::{Cell, Compute, Loss, LowRank, PerImage, Vars, Weights, builder, move_towards};
+use super::{
+    Cell, Compute, Loss, LowRank, PerImage, Vars, Weights, builder, move_towards, restore,
+};
 use crate::models::motion::MotionNorm;
 use crate::models::unet::{UNet, UNetConfig};
 use crate::{Error, Result};
@@ -135,12 +137,7 @@ impl Distillation {
     ///
     /// When its weight names differ.
     pub fn set_target(&mut self, target: Weights) -> Result<()> {
-        if !target.keys().eq(self.target.keys()) {
-            let reason = "its target has other weights".into();
-            return Err(Error::Missing { name: "checkpoint".into(), reason });
-        }
-        self.target = target;
-        Ok(())
+        restore(&mut self.target, target)
     }
 
     /// Weights of the online network that differ from the teacher.

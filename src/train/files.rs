@@ -9,6 +9,7 @@ use serde_json::{Value, json};
 
 use super::{LowRank, Weights, is_spatial_module};
 use crate::files::{self, Existing, Place};
+use crate::library::{ControlFile, SideConfig, open_side_network};
 use crate::models::clip::TextConfig;
 use crate::models::unet::UNetConfig;
 use crate::models::vae::VaeConfig;
@@ -172,6 +173,37 @@ pub(super) fn read_motion(path: &Path, device: &Device) -> Result<Weights> {
     let mut checkpoint = Checkpoint::new();
     checkpoint.add_motion(&Source::from(path.to_path_buf()))?;
     collect(&checkpoint, Component::UNet, device)
+}
+
+/// Reads a control network beside the UNet of a diffusers folder, and what it is, in f32.
+pub(super) fn read_control(
+    path: &Path,
+    base: &Path,
+    unet: &UNetConfig,
+    device: &Device,
+) -> Result<(SideConfig, Weights)> {
+    let vae: VaeConfig = read_json(&base.join("vae/config.json"))?;
+    let source = Source::from(path.to_path_buf());
+    let file = ControlFile { name: path.display().to_string(), source };
+    let (config, checkpoint) = open_side_network(&file, unet, vae.factor())?;
+    let weights = collect(&checkpoint, config.component(), device)?;
+    Ok((config, weights))
+}
+
+/// Names of the files of a control network.
+pub(super) const CONTROL: [&str; 2] = ["config.json", "diffusion_pytorch_model.safetensors"];
+
+/// Writes the diffusers folder of a control network.
+pub(super) fn write_control(folder: &Path, sizes: &SideConfig, weights: &Weights) -> Result<()> {
+    let class = |name: &str| json!({ "_class_name": name });
+    let json = match sizes {
+        SideConfig::ControlNet(sizes) => config(sizes, class("ControlNetModel"))?,
+        SideConfig::SparseCtrl(sizes) => config(sizes, class("SparseControlNetModel"))?,
+        SideConfig::T2iAdapter(sizes) => config(sizes, class("T2IAdapter"))?,
+    };
+    let [about, tensors] = CONTROL;
+    write_json(&folder.join(about), &json)?;
+    publish(&folder.join(tensors), weights)
 }
 
 fn collect(checkpoint: &Checkpoint, component: Component, device: &Device) -> Result<Weights> {

@@ -114,6 +114,15 @@ impl LowRank {
         Ok(Self { rank, alpha, modules, vars })
     }
 
+    /// The LoRA of the same modules with other factors.
+    ///
+    /// # Errors
+    ///
+    /// When a module has only one factor.
+    pub fn with_factors(&self, factors: &Weights) -> Result<Self> {
+        Self::from_factors(factors, self.alpha)
+    }
+
     /// Variables: both factors of every module.
     pub fn vars(&self) -> &Vars {
         &self.vars

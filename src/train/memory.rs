@@ -35,7 +35,9 @@ pub fn memory(stage: Stage, plan: &Plan, device: &Device) -> Result<u64> {
     let at_once = at_once(&course, device) as f64;
     let area = ((plan.side / plan.vae.config.factor()) as f64).powi(2);
     let (frames, unet_values) = match stage {
-        Stage::Motion | Stage::Lcm => (plan.frames, MOTION_VALUES),
+        Stage::Motion | Stage::Lcm | Stage::I2v => (plan.frames, MOTION_VALUES),
+        // The network beside it is at most a half with motion modules of its own.
+        Stage::Adapt => (plan.frames, 1.5 * MOTION_VALUES),
         _ => (1, UNET_VALUES),
     };
     let images = course.batch as f64 * at_once * frames as f64;
@@ -97,6 +99,10 @@ fn weights(stage: Stage, plan: &Plan) -> Result<(f64, f64)> {
         Stage::Motion => (motion, all),
         Stage::Lcm if plan.lcm.joint => (lora + motion, 2.0 * all + motion),
         Stage::Lcm => (motion, 2.0 * all + motion + lora),
+        // The encoder is a sixth of the modules; the target has both again.
+        Stage::I2v => (7.0 / 6.0 * motion, all + lora + 7.0 / 6.0 * motion),
+        // Beside it the network, its two changed copies and the target.
+        Stage::Adapt => (lora, 2.0 * all + motion + 4.0 * (all / 2.0)),
     })
 }
 

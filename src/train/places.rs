@@ -36,6 +36,16 @@ impl Places {
         self.out.join("motion_lcm.safetensors")
     }
 
+    /// Path of the motion modules that start from an image, with their encoder.
+    pub fn i2v(&self) -> PathBuf {
+        self.out.join("motion_i2v.safetensors")
+    }
+
+    /// Folder of the adapted control network.
+    pub fn adapted(&self) -> PathBuf {
+        self.out.join("adapted")
+    }
+
     /// Locks the folder for one training run, until the lock is dropped or the program ends.
     ///
     /// # Errors

@@ -5,11 +5,11 @@ use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 
-use super::{Insertion, Loss, Pace, Stage, bounds, files};
-use crate::models::clip::TextConfig;
-use crate::models::motion::MotionConfig;
-use crate::models::unet::UNetConfig;
-use crate::models::vae::VaeConfig;
+pub use super::settings::{
+    AdaptStage, BaseStage, Consistency, Course, I2vStage, LcmStage, LoraStage, MotionStage,
+    VaeStage,
+};
+use super::{Stage, bounds, files};
 use crate::procedural::Score;
 use crate::{Error, Result};
 
@@ -42,6 +42,12 @@ pub struct Plan {
     /// Settings of the `lcm` stage.
     #[serde(default)]
     pub lcm: LcmStage,
+    /// Settings of the `adapt` stage; without them there is none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub adapt: Option<AdaptStage>,
+    /// Settings of the `i2v` stage; without them there is none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub i2v: Option<I2vStage>,
     /// Score that a stage must reach before the next begins, by stage name.
     #[serde(default)]
     pub goals: BTreeMap<String, Goal>,
@@ -112,228 +118,6 @@ impl Goal {
     }
 }
 
-/// Training settings of a stage: steps, batch, learning rate, loss.
-#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields, default)]
-pub struct Course {
-    /// Optimizer steps.
-    pub steps: usize,
-    /// Batch size of one pass, in images or clips.
-    pub batch: usize,
-    /// Passes per step; their gradients are averaged.
-    pub accumulate: usize,
-    /// Peak learning rate.
-    pub rate: f64,
-    /// Warmup steps.
-    pub warmup: usize,
-    /// Final learning rate as a fraction of the peak.
-    pub floor: f64,
-    /// Weight decay.
-    pub decay: f64,
-    /// Maximum norm of the gradient.
-    pub clip: f64,
-    /// Maximum decay of the EMA of the weights, which is what is written.
-    pub average: f64,
-    /// Loss function; the autoencoder has its own.
-    pub loss: Loss,
-}
-
-impl Default for Course {
-    fn default() -> Self {
-        Self {
-            steps: 1000,
-            batch: 16,
-            accumulate: 1,
-            rate: 1e-3,
-            warmup: 20,
-            floor: 0.02,
-            decay: 0.0,
-            clip: 1.0,
-            average: 0.995,
-            loss: Loss::Mse,
-        }
-    }
-}
-
-impl Course {
-    /// The learning rate schedule.
-    pub fn pace(&self) -> Pace {
-        Pace { rate: self.rate, warmup: self.warmup, steps: self.steps, floor: self.floor }
-    }
-
-    fn validate(&self, stage: &'static str) -> Result<()> {
-        let positive = [
-            ("steps", self.steps as f64),
-            ("batch", self.batch as f64),
-            ("accumulate", self.accumulate as f64),
-            ("rate", self.rate),
-            ("clip", self.clip),
-        ];
-        for (field, value) in positive {
-            if !(value > 0.0 && value.is_finite()) {
-                let reason = format!("`{field}` must be above 0, got {value}");
-                return Err(Error::request(stage, reason));
-            }
-        }
-        for (field, value) in
-            [("floor", self.floor), ("decay", self.decay), ("average", self.average)]
-        {
-            if !(0.0..1.0).contains(&value) {
-                let reason = format!("`{field}` must be at least 0 and below 1, got {value}");
-                return Err(Error::request(stage, reason));
-            }
-        }
-        self.loss.validate()
-    }
-}
-
-/// Settings of the `vae` stage.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields, default)]
-pub struct VaeStage {
-    /// Training settings.
-    pub course: Course,
-    /// Weight of the Kullback-Leibler divergence.
-    pub divergence: f64,
-    /// Additional weight of pixels that differ from an image's median colour.
-    pub emphasis: f64,
-    /// Standard deviation of scaled latents. Below 1 for small and plain images: otherwise what all pixels have in
-    /// common would remain visible in the strongest noise, whereas sampling begins with pure noise.
-    pub deviation: f64,
-    /// Sizes of the autoencoder; the scaling factor is measured.
-    pub config: VaeConfig,
-}
-
-impl Default for VaeStage {
-    fn default() -> Self {
-        Self {
-            course: Course::default(),
-            divergence: 0.0,
-            emphasis: 0.0,
-            deviation: 1.0,
-            config: VaeConfig::default(),
-        }
-    }
-}
-
-/// Settings of the `base` stage.
-#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields, default)]
-pub struct BaseStage {
-    /// Training settings.
-    pub course: Course,
-    /// Probability of dropping the caption.
-    pub no_caption: f64,
-    /// Probability of dropping one part of the caption.
-    pub no_part: f64,
-    /// Sizes of the UNet.
-    pub unet: UNetConfig,
-    /// Sizes of the text encoder.
-    pub text: TextConfig,
-}
-
-/// Settings of the `motion` stage.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields, default)]
-pub struct MotionStage {
-    /// Training settings.
-    pub course: Course,
-    /// Probability of dropping the caption.
-    pub no_caption: f64,
-    /// Probability of dropping one part of the caption.
-    pub no_part: f64,
-    /// Exponent `p` of the timesteps `T uᵖ` for uniform `u`: below 1 favours noisy ones, which determine motion.
-    pub power: f64,
-    /// Weight of errors at high noise levels: 0 weights all errors of predicted noise alike, 1 as errors of velocity.
-    pub balance: f64,
-    /// Sizes of the motion modules.
-    pub config: MotionConfig,
-}
-
-impl Default for MotionStage {
-    fn default() -> Self {
-        Self {
-            course: Course::default(),
-            no_caption: 0.1,
-            no_part: 0.0,
-            power: 1.0,
-            balance: 0.0,
-            config: MotionConfig::default(),
-        }
-    }
-}
-
-/// Settings of consistency distillation.
-#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields, default)]
-pub struct Consistency {
-    /// Number of cells of the timestep grid.
-    pub cells: usize,
-    /// Number of cells spanned by one solver step.
-    pub skip: usize,
-    /// Range of the teacher's guidance scale, which is drawn at random.
-    pub guidance: [f64; 2],
-    /// EMA decay of the target network.
-    pub follow: f64,
-}
-
-impl Default for Consistency {
-    fn default() -> Self {
-        Self { cells: 100, skip: 5, guidance: [2.0, 3.5], follow: 0.95 }
-    }
-}
-
-impl Consistency {
-    fn validate(&self, stage: &'static str) -> Result<()> {
-        let [low, high] = self.guidance;
-        if !(low >= 1.0 && high >= low && high.is_finite()) {
-            let reason = format!("`guidance` must rise from at least 1, got {low} to {high}");
-            return Err(Error::request(stage, reason));
-        }
-        if !(0.0..1.0).contains(&self.follow) {
-            let reason = format!("`follow` must be at least 0 and below 1, got {}", self.follow);
-            return Err(Error::request(stage, reason));
-        }
-        Ok(())
-    }
-}
-
-/// Settings of the `lora` stage.
-#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields, default)]
-pub struct LoraStage {
-    /// Training settings.
-    pub course: Course,
-    /// Distillation settings.
-    pub consistency: Consistency,
-    /// Rank of the LoRA.
-    pub rank: usize,
-    /// Alpha of the LoRA.
-    pub alpha: f64,
-}
-
-impl Default for LoraStage {
-    fn default() -> Self {
-        let (course, consistency) = (Course::default(), Consistency::default());
-        Self { course, consistency, rank: 64, alpha: 8.0 }
-    }
-}
-
-/// Settings of the `lcm` stage.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields, default)]
-pub struct LcmStage {
-    /// Training settings.
-    pub course: Course,
-    /// Distillation settings.
-    pub consistency: Consistency,
-    /// Insertion of the LoRA into the target.
-    pub insertion: Insertion,
-    /// Whether a new LoRA is trained together with the motion modules, instead of using the one of the `lora` stage:
-    /// the ablation of the decoupling.
-    pub joint: bool,
-}
-
 /// Built-in plans: name and TOML text.
 pub const PRESETS: &[(&str, &str)] = &[("pocket", include_str!("pocket.toml"))];
 
@@ -373,13 +157,16 @@ impl Plan {
         if !(factor > 0.0 && factor.is_finite()) {
             return Err(Error::request("scale", format!("must be above 0, got {factor}")));
         }
-        for course in [
+        let adapt = self.adapt.as_mut().map(|adapt| &mut adapt.course);
+        let all = [
             &mut self.vae.course,
             &mut self.base.course,
             &mut self.lora.course,
             &mut self.motion.course,
             &mut self.lcm.course,
-        ] {
+        ];
+        let i2v = self.i2v.as_mut().map(|i2v| &mut i2v.course);
+        for course in all.into_iter().chain(adapt).chain(i2v) {
             for steps in [&mut course.steps, &mut course.warmup] {
                 let scaled = (*steps as f64 * factor).round().max(1.0);
                 if scaled > bounds::MOST_STEPS as f64 {
@@ -418,6 +205,16 @@ impl Plan {
         toml::to_string(self).map_err(|e| Error::Encode { format: "toml", reason: e.to_string() })
     }
 
+    /// The stages that the plan has, in their order.
+    pub fn stages(&self) -> Vec<Stage> {
+        let has = |stage: &Stage| match stage {
+            Stage::Adapt => self.adapt.is_some(),
+            Stage::I2v => self.i2v.is_some(),
+            _ => true,
+        };
+        Stage::ALL.into_iter().filter(has).collect()
+    }
+
     fn validate(&self) -> Result<()> {
         if self.frames == 0 || self.side == 0 {
             let reason = format!("{} frames of side {} are empty", self.frames, self.side);
@@ -446,8 +243,17 @@ impl Plan {
                 return Err(Error::request(stage, reason));
             }
         }
+        if let Some(adapt) = &self.adapt {
+            adapt.validate(self.frames)?;
+        }
+        if let Some(i2v) = &self.i2v {
+            i2v.validate()?;
+        }
         for (name, goal) in &self.goals {
-            name.parse::<Stage>()?;
+            if name.parse::<Stage>()? > Stage::Lcm {
+                let reason = format!("`{name}` makes no clips that are measured");
+                return Err(Error::request("goals", reason));
+            }
             let Goal { background, color, shape, motion, all } = *goal;
             if [background, color, shape, motion, all].iter().any(|v| !(0.0..=1.0).contains(v)) {
                 let reason = format!("`{name}`: a share lies between 0 and 1");

@@ -33,7 +33,7 @@ pub struct Quality {
 /// Generates `count` clips from a stage's result.
 ///
 /// Those of the autoencoder are reconstructions; those of the image stages have one frame. Teachers use 20 steps of
-/// DDIM with guidance, consistency models four of LCM without.
+/// DDIM with guidance, consistency models four of LCM without. Later stages make none.
 ///
 /// # Errors
 ///
@@ -46,6 +46,9 @@ pub fn quality(
     count: usize,
     go_on: &mut dyn FnMut() -> Result<()>,
 ) -> Result<Quality> {
+    if stage > Stage::Lcm {
+        return Ok(Quality::default());
+    }
     let is_procedural = matches!(plan.data, Data::Procedural(_));
     let mut quality = Quality { score: is_procedural.then(Score::default), ..Quality::default() };
     let mut maker = Maker::open(stage, plan, places, compute)?;

@@ -80,8 +80,10 @@ pub fn run(
     let identity = identity(stage, plan)?;
     let written = Written::new(stage, places, &identity);
     if options.restart {
-        // The checkpoints of later stages depend on this stage's result and are stale too.
-        for later in Stage::ALL.into_iter().filter(|later| *later >= stage) {
+        // The checkpoints of later stages depend on this stage's result and are stale too; nothing builds on an adapted
+        // network.
+        let is_stale = |later: &Stage| *later == stage || *later > stage && stage != Stage::Adapt;
+        for later in Stage::ALL.into_iter().filter(is_stale) {
             Written::new(later, places, "").clear()?;
             let path = state_path(places, later);
             if path.exists() {
@@ -163,6 +165,8 @@ pub fn course(stage: Stage, plan: &Plan) -> Course {
         Stage::Lora => plan.lora.course,
         Stage::Motion => plan.motion.course,
         Stage::Lcm => plan.lcm.course,
+        Stage::I2v => plan.i2v.map(|i2v| i2v.course).unwrap_or_default(),
+        Stage::Adapt => plan.adapt.as_ref().map(|adapt| adapt.course).unwrap_or_default(),
     }
 }
 
@@ -177,6 +181,8 @@ fn identity(stage: Stage, plan: &Plan) -> Result<String> {
         Stage::Base => json!(plan.base),
         Stage::Lora => json!(plan.lora),
         Stage::Motion => json!(plan.motion),
+        Stage::I2v => json!([plan.i2v, plan.motion.config, plan.lcm.joint]),
+        Stage::Adapt => json!([plan.adapt, plan.motion.config, plan.lcm.joint]),
         Stage::Lcm => json!([plan.lcm, plan.motion.config, plan.lora.rank, plan.lora.alpha]),
     };
     let all = json!([plan.seed, plan.side, plan.frames, plan.data, own]);

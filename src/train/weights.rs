@@ -66,6 +66,20 @@ pub fn move_towards(target: &mut Weights, source: &Weights, share: f64) -> Resul
     Ok(())
 }
 
+/// Replaces the weights of a target network by those of a checkpoint.
+///
+/// # Errors
+///
+/// When their names differ.
+pub(super) fn restore(target: &mut Weights, kept: Weights) -> Result<()> {
+    if !kept.keys().eq(target.keys()) {
+        let reason = "its target has other weights".into();
+        return Err(Error::Missing { name: "checkpoint".into(), reason });
+    }
+    *target = kept;
+    Ok(())
+}
+
 /// AnimateDiff's name of a motion module weight, the inverse of the renaming when reading.
 pub fn animatediff_name(name: &str) -> String {
     let Some((place, rest)) = name.split_once(".motion_modules.") else { return name.to_owned() };

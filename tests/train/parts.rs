@@ -17,16 +17,16 @@ use crate::support::close::{assert_all_close, assert_close, assert_relative};
 use crate::support::golden;
 use crate::support::tiny;
 
-fn drawn(name: &str, shape: &[usize]) -> Tensor {
+pub(super) fn drawn(name: &str, shape: &[usize]) -> Tensor {
     let values = random::values(&format!("input.{name}"), shape);
     Tensor::from_vec(values, shape, &Device::Cpu).unwrap()
 }
 
-fn schedule() -> NoiseSchedule {
+pub(super) fn schedule() -> NoiseSchedule {
     NoiseSchedule::new(BetaSchedule::Linear, 0.00085, 0.012, 1000).unwrap()
 }
 
-fn scalar(x: &Tensor) -> f64 {
+pub(super) fn scalar(x: &Tensor) -> f64 {
     f64::from(x.to_scalar::<f32>().unwrap())
 }
 
@@ -163,14 +163,14 @@ fn the_target_receives_its_share_of_the_lora() {
     assert!(move_towards(&mut target, &Weights::new(), 0.05).is_err());
 }
 
-fn tiny_weights(motion: bool) -> Weights {
+pub(super) fn tiny_weights(motion: bool) -> Weights {
     let files = if motion { &[tiny::UNET, tiny::MOTION][..] } else { &[tiny::UNET] };
     // Tables of positions are computed.
     let is_weight = |name: &str, t: &Tensor| t.dtype().is_float() && !name.contains("pos_embed");
     tiny::tensors(files).into_iter().filter(|(name, t)| is_weight(name, t)).collect()
 }
 
-fn tiny_config(motion: bool) -> UNetConfig {
+pub(super) fn tiny_config(motion: bool) -> UNetConfig {
     let config: UNetConfig = tiny::config("tiny/model/unet/config.json");
     let modules: MotionConfig = tiny::config("tiny/model/motion_adapter/config.json");
     if motion { config.with_motion(modules) } else { config }
@@ -178,26 +178,31 @@ fn tiny_config(motion: bool) -> UNetConfig {
 
 /// The LoRA of the goldens: every spatial module, rank 3, alpha 2.
 fn lora(weights: &Weights, learns: bool) -> LowRank {
+    let is_spatial = |name: &str| name.strip_suffix(".weight").is_some_and(is_spatial_module);
+    let spatial = weights.iter().filter(|(name, _)| is_spatial(name));
+    let spatial = spatial.map(|(name, weight)| (name.clone(), weight.clone())).collect();
+    LowRank::from_factors(&factors(&spatial, if learns { 0.0 } else { 0.1 }), 2.0).unwrap()
+}
+
+/// Factors of rank 3 for these weights; the second ones drawn with a factor.
+pub(super) fn factors(weights: &Weights, scale: f64) -> Weights {
     let mut factors = Weights::new();
     for (name, weight) in weights {
-        let Some(module) = name.strip_suffix(".weight").filter(|m| is_spatial_module(m)) else {
-            continue;
-        };
+        let module = name.strip_suffix(".weight").unwrap();
         let mut down = weight.dims().to_vec();
         down[0] = 3;
         let mut up = vec![1; down.len()];
         (up[0], up[1]) = (weight.dims()[0], 3);
-        let scale = if learns { 0.0 } else { 0.1 };
         let part = |end: &str, shape: &[usize], scale: f64| {
             (drawn(&format!("{module}.{end}"), shape) * scale).unwrap()
         };
         factors.insert(format!("{module}.lora_down.weight"), part("down", &down, 0.3));
         factors.insert(format!("{module}.lora_up.weight"), part("up", &up, scale));
     }
-    LowRank::from_factors(&factors, 2.0).unwrap()
+    factors
 }
 
-fn numbers(value: &Value) -> Vec<f64> {
+pub(super) fn numbers(value: &Value) -> Vec<f64> {
     value.as_array().unwrap().iter().map(|v| v.as_f64().unwrap()).collect()
 }
 

@@ -13,8 +13,10 @@ use animatelcm::train::{
 use animatelcm::{Error, Result};
 use candle_core::{DType, Device};
 
+use super::adapt::{network, plan as adapting};
+
 /// A plan that takes seconds: 4 frames of 16x16 in an 8x8 latent space.
-const PLAN: &str = r#"
+pub(super) const PLAN: &str = r#"
 seed = 5
 side = 16
 frames = 4
@@ -66,10 +68,10 @@ course = { steps = 4, batch = 1, warmup = 2, loss = { pseudo-huber = 0.01 } }
 
 /// Stops a training at a step; counts what it hears.
 #[derive(Default)]
-struct Stop {
-    at: Option<usize>,
-    heard: usize,
-    written: Vec<usize>,
+pub(super) struct Stop {
+    pub(super) at: Option<usize>,
+    pub(super) heard: usize,
+    pub(super) written: Vec<usize>,
 }
 
 impl Listener for Stop {
@@ -88,13 +90,13 @@ impl Listener for Stop {
     }
 }
 
-const OPTIONS: Options = Options { every: 3, write_every: 2, restart: false };
+pub(super) const OPTIONS: Options = Options { every: 3, write_every: 2, restart: false };
 
-fn train(stage: Stage, plan: &Plan, out: &Path, listener: &mut Stop) -> Result<()> {
+pub(super) fn train(stage: Stage, plan: &Plan, out: &Path, listener: &mut Stop) -> Result<()> {
     run(stage, plan, &Places::new(out), &Compute::exact(&Device::Cpu), OPTIONS, listener)
 }
 
-fn bytes(folder: &Path, name: &str) -> Vec<u8> {
+pub(super) fn bytes(folder: &Path, name: &str) -> Vec<u8> {
     fs::read(folder.join(name)).unwrap_or_else(|error| panic!("{name}: {error}"))
 }
 
@@ -130,7 +132,7 @@ fn differences(a: &BTreeMap<String, Vec<u8>>, b: &BTreeMap<String, Vec<u8>>) -> 
     a.keys().chain(b.keys()).filter(|name| a.get(*name) != b.get(*name)).cloned().collect()
 }
 
-fn copy(from: &Path, to: &Path) {
+pub(super) fn copy(from: &Path, to: &Path) {
     fs::create_dir_all(to).unwrap();
     for entry in fs::read_dir(from).unwrap() {
         let path = entry.unwrap().path();
@@ -144,7 +146,7 @@ fn copy(from: &Path, to: &Path) {
 }
 
 /// The tensors of a file.
-fn tensors(folder: &Path, name: &str) -> BTreeMap<String, Vec<f32>> {
+pub(super) fn tensors(folder: &Path, name: &str) -> BTreeMap<String, Vec<f32>> {
     let file = candle_core::safetensors::load(folder.join(name), &Device::Cpu).unwrap();
     file.into_iter()
         .map(|(name, tensor)| {
@@ -156,9 +158,12 @@ fn tensors(folder: &Path, name: &str) -> BTreeMap<String, Vec<f32>> {
 
 #[test]
 fn a_training_that_was_interrupted_is_the_same_bit_for_bit() {
-    let plan = Plan::from_toml("plan", PLAN).unwrap();
+    let net = tempfile::tempdir().unwrap();
+    network("controlnet", net.path());
+    let canny = "preprocess = { kind = 'canny' }";
+    let plan = Plan::from_toml("plan", &adapting(net.path(), canny)).unwrap();
     let (whole, broken) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
-    for stage in Stage::ALL {
+    for stage in plan.stages() {
         let mut all = Stop::default();
         train(stage, &plan, whole.path(), &mut all).unwrap();
         assert_eq!((all.heard, all.written), (4, vec![2, 4]), "{stage:?}");
@@ -175,7 +180,8 @@ fn a_training_that_was_interrupted_is_the_same_bit_for_bit() {
         let state = format!("state/{}.safetensors", stage.name());
         assert_eq!(tensors(whole.path(), &state), tensors(broken.path(), &state), "{stage:?}");
     }
-    for file in ["motion_lcm.safetensors", "lcm_lora.safetensors"] {
+    let adapted = "adapted/diffusion_pytorch_model.safetensors";
+    for file in ["motion_lcm.safetensors", "lcm_lora.safetensors", adapted] {
         assert_eq!(tensors(whole.path(), file), tensors(broken.path(), file), "{file}");
     }
     let curves = |folder: &Path| -> Vec<(String, usize, f64)> {
@@ -184,9 +190,9 @@ fn a_training_that_was_interrupted_is_the_same_bit_for_bit() {
         text.lines().map(metric).map(|m| (m.stage, m.step, m.loss)).collect()
     };
     assert_eq!(curves(whole.path()), curves(broken.path()));
-    assert_eq!(curves(whole.path()).len(), 5 * 4);
+    assert_eq!(curves(whole.path()).len(), 6 * 4);
     let svg = String::from_utf8(bytes(whole.path(), "curves.svg")).unwrap();
-    assert_eq!(svg.matches("<polyline").count(), 5);
+    assert_eq!(svg.matches("<polyline").count(), 6);
 }
 
 /// From a step on, a folder is in the place of a file, so that the training ends where it writes that file.
@@ -227,13 +233,16 @@ impl Listener for Obstacle {
 
 #[test]
 fn a_training_that_ends_between_any_two_files_comes_to_the_same() {
-    let plan = Plan::from_toml("plan", PLAN).unwrap();
+    let net = tempfile::tempdir().unwrap();
+    network("controlnet", net.path());
+    let canny = "preprocess = { kind = 'canny' }";
+    let plan = Plan::from_toml("plan", &adapting(net.path(), canny)).unwrap();
     let (folder, whole) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
     let options = Options { every: 2, ..OPTIONS };
     let go = |stage, out: &Path, listener: &mut dyn Listener| {
         run(stage, &plan, &Places::new(out), &Compute::exact(&Device::Cpu), options, listener)
     };
-    for stage in Stage::ALL {
+    for stage in plan.stages() {
         let start = folder.path().join(format!("before-{}", stage.name()));
         copy(whole.path(), &start);
         go(stage, whole.path(), &mut Stop::default()).unwrap();
@@ -407,7 +416,7 @@ fn mixed_precision_learns_the_same() {
         let folder = tempfile::tempdir().unwrap();
         let places = Places::new(folder.path());
         let compute = Compute { dtype, ..Compute::exact(&Device::Cpu) };
-        for stage in Stage::ALL {
+        for stage in plan.stages() {
             run(stage, &plan, &places, &compute, OPTIONS, &mut Stop::default()).unwrap();
         }
         let state = tensors(folder.path(), "state/motion.safetensors");
@@ -468,7 +477,7 @@ fn what_was_trained_generates() {
     let args = ["train", "--config", "plan.toml", "--out", "run", "--samples", "2"];
     let run = folder.run(&args).ok();
     assert_eq!(run.stdout(), "run\n");
-    for stage in Stage::ALL {
+    for stage in Plan::from_toml("plan", PLAN).unwrap().stages() {
         let name = stage.name();
         assert!(run.stderr.contains(&format!("{name} 4/4")), "{}", run.stderr);
         assert!(folder.path(&format!("run/samples/{name}-4.png")).is_file());

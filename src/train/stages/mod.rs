@@ -1,7 +1,9 @@
-//! The five training stages: trained weights, loss, and output files of each.
+//! The training stages: trained weights, loss, and output files of each.
 
+mod adapt;
 mod base;
 mod consistent;
+mod image_to_video;
 mod motion;
 mod vae;
 
@@ -9,8 +11,10 @@ use std::path::PathBuf;
 
 use candle_core::{Device, Tensor};
 
+use self::adapt::Adapt;
 use self::base::Base;
 use self::consistent::Consistent;
+use self::image_to_video::I2v;
 use self::motion::Motion;
 use self::vae::Vae;
 use super::data::Clips;
@@ -25,6 +29,7 @@ use crate::models::unet::UNetConfig;
 use crate::rng::{Noise, RngKind, Uniform};
 use crate::schedule::{BetaSchedule, NoiseSchedule};
 use crate::spelling::named;
+use crate::weights::Component;
 
 /// A training stage.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -39,6 +44,10 @@ pub enum Stage {
     Motion,
     /// Consistency distillation of the motion modules.
     Lcm,
+    /// Adaptation of a control network to them, for plans that name one.
+    Adapt,
+    /// Motion modules with an image encoder, for plans that ask for them.
+    I2v,
 }
 
 // In their order.
@@ -48,6 +57,8 @@ named!(Stage, "stage", {
     Lora = "lora",
     Motion = "motion",
     Lcm = "lcm",
+    Adapt = "adapt",
+    I2v = "i2v",
 });
 
 impl Stage {
@@ -70,6 +81,8 @@ impl Stage {
             Self::Motion => vec![places.motion()],
             Self::Lcm if plan.lcm.joint => vec![places.lcm(), places.joint_lora()],
             Self::Lcm => vec![places.lcm()],
+            Self::I2v => vec![places.i2v()],
+            Self::Adapt => files::CONTROL.map(|name| places.adapted().join(name)).into(),
         }
     }
 }
@@ -128,6 +141,8 @@ pub(super) fn prepare(
         Stage::Motion => Box::new(Motion::new(setup, latents)?),
         Stage::Lora => Box::new(Consistent::of_images(setup, latents)?),
         Stage::Lcm => Box::new(Consistent::of_clips(setup, latents)?),
+        Stage::I2v => Box::new(I2v::new(setup, latents)?),
+        Stage::Adapt => Box::new(Adapt::new(setup, latents, clips)?),
     })
 }
 
@@ -182,6 +197,19 @@ fn draw_levels(
 fn motion_sizes(places: &Places, motion: &MotionConfig) -> Result<UNetConfig> {
     let unet: UNetConfig = files::read_json(&places.base.join("unet/config.json"))?;
     Ok(unet.with_motion(motion.clone()))
+}
+
+/// The UNet of few steps with its motion modules: sizes, and all weights with the LoRA merged.
+fn few_steps(setup: Setup<'_>) -> Result<(UNetConfig, Weights)> {
+    let Setup { plan, places, compute } = setup;
+    let device = &compute.device;
+    let sizes = motion_sizes(places, &plan.motion.config)?;
+    let mut unet = files::read_component(&places.base, Component::UNet, device)?;
+    let lora = if plan.lcm.joint { places.joint_lora() } else { places.lora() };
+    let changed = files::read_lora(&lora, &unet, device)?.composed(&unet, true)?;
+    unet.extend(changed);
+    unet.extend(files::read_motion(&places.lcm(), device)?);
+    Ok((sizes, unet))
 }
 
 fn named_as_animatediff(weights: &Weights) -> Weights {

@@ -11,6 +11,10 @@ Pinned: torch 2.15.0, diffusers 0.42.1 (`requirements.txt`).
 ../train/distill.json: for each run the losses of its steps, and for some weights at the end the products of online and target with a
     tensor drawn for `input.WEIGHT.first` (see benches/reference/named_weights.py).
 
+../train/adapt.json: the same of a LoRA over the ControlNet of ../tiny/extras, adapted without a teacher: both samples of a pair have the
+    same noise. Hints of 32x32 are drawn, too.
+../train/i2v.json: the same of motion modules with AnimateLCM-I2V's image encoder, drawn for its names, which is told of first frames.
+
 A distillation is of ../tiny/model: clips of 3 frames of 8x8 latents, or single frames without motion modules; linear betas 0.00085 to
 0.012; everything drawn is drawn for the names in `batch()` and `factors()`. Motion norms are diffusers', pooled over the clip.
 """
@@ -23,7 +27,7 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 import numpy as np
 import torch
 import torch.nn.functional as F
-from diffusers import MotionAdapter, UNet2DConditionModel, UNetMotionModel
+from diffusers import ControlNetModel, MotionAdapter, UNet2DConditionModel, UNetMotionModel
 from safetensors.torch import save_file
 from torch.func import functional_call
 
@@ -213,8 +217,119 @@ def run(frames, steps, lora, lora_learns, motion_learns, gradual):
     }
 
 
+def adapt(steps):
+    """A LoRA of all layers of a ControlNet learns to steer the few-step model."""
+    net, frames, clips = networks(True), 3, 2
+    control = ControlNetModel.from_pretrained(f"{GOLDENS}/tiny/extras/controlnet", torch_dtype=torch.float32)
+    control = control.float().requires_grad_(False).eval()
+    weights = dict(control.named_parameters())
+    pairs = {}
+    for name in sorted(weights):
+        module, w = name.removesuffix(".weight"), weights[name]
+        if module != name and w.dim() > 1:
+            down = draw(f"{module}.down", (RANK, *w.shape[1:])) * 0.3
+            up = draw(f"{module}.up", (w.shape[0], RANK, *[1] * (w.dim() - 2))) * 0.1
+            pairs[module] = (down.clone().requires_grad_(True), up.clone().requires_grad_(True))
+
+    def online():
+        change = lambda module, down, up: (ALPHA / RANK) * (up.flatten(1) @ down.flatten(1)).reshape(weights[f"{module}.weight"].shape)
+        return {f"{m}.weight": weights[f"{m}.weight"] + change(m, *pair) for m, pair in pairs.items()}
+
+    target = {k: v.detach().clone() for k, v in online().items()}
+    trained = [f for pair in pairs.values() for f in pair]
+    optimizer = torch.optim.AdamW(trained, lr=1e-3, weight_decay=1e-2)
+    each = lambda v: v.repeat_interleave(frames, 0)
+    losses, norms, drawn = [], [], []
+    for step in range(steps):
+        clean, noise, context, indices, _ = batch(step, clips, frames)
+        hint = draw(f"hint.{step}", (clips * frames, 3, 32, 32))
+        t, s = cells(indices)
+
+        def predict(changed, x, times):
+            down, mid = functional_call(control, changed, (x, each(times), each(context), hint), {"return_dict": False})
+            video = x.reshape(clips, frames, 4, 8, 8).transpose(1, 2)
+            y = net(video, times, each(context), down_block_additional_residuals=down, mid_block_additional_residual=mid).sample
+            return y.transpose(1, 2).reshape(x.shape)
+
+        x, nearer = noisy(clean, noise, each(t)), noisy(clean, noise, each(s))
+        with torch.no_grad():
+            wanted = consistency(nearer, predict(target, nearer, s), each(s))
+        loss = F.huber_loss(consistency(x, predict(online(), x, t), each(t)), wanted, delta=0.3)
+        optimizer.zero_grad()
+        loss.backward()
+        norms.append(float(torch.nn.utils.clip_grad_norm_(trained, 1.0)))
+        optimizer.step()
+        losses.append(loss.item())
+        drawn.append({"indices": indices.tolist()})
+        with torch.no_grad():
+            for k, v in online().items():
+                target[k].lerp_(v, 0.05)
+    final = online()
+    product = lambda name, w: float((w.double() * draw(f"{name}.first", tuple(w.shape)).double()).sum())
+    names = sorted(final)[::7]
+    return {
+        "steps": steps, "modules": len(pairs), "losses": losses, "norms": norms, "batches": drawn,
+        "target": {k: product(k, target[k]) for k in names},
+        "moved": {k: float((final[k] - weights[k]).detach().norm()) for k in names},
+    }
+
+
+def image_to_video(steps):
+    """Motion modules and an image encoder learn together; `i2v.py` has the network."""
+    from i2v import Encoder, Inserted
+
+    torch.set_grad_enabled(True)  # which that script has switched off
+
+    net, encoder, frames, clips = networks(True), Encoder(), 3, 2
+    weights = dict(net.named_parameters())
+    first = {f"img_encoder.{k}": draw(f"img_encoder.{k}", tuple(v.shape)) * 0.2 for k, v in encoder.named_parameters()}
+    first |= {k: v for k, v in weights.items() if ".motion_modules." in k}
+    learning = {k: v.detach().clone().requires_grad_(True) for k, v in first.items()}
+    target = {k: v.detach().clone() for k, v in first.items()}
+    optimizer = torch.optim.AdamW(list(learning.values()), lr=1e-3, weight_decay=1e-2)
+    each = lambda v: v.repeat_interleave(frames, 0)
+    losses, norms, drawn = [], [], []
+    for step in range(steps):
+        clean, noise, context, indices, _ = batch(step, clips, frames)
+        t, s = cells(indices)
+
+        def predict(learned, x, times):
+            own = {k.removeprefix("img_encoder."): v for k, v in learned.items() if k.startswith("img_encoder.")}
+            told = [functional_call(encoder, own, (clean[frames * c:frames * c + 1], frames, 0.8)) for c in range(clips)]
+            video = x.reshape(clips, frames, 4, 8, 8).transpose(1, 2)
+            modules = {k: v for k, v in learned.items() if k not in own and ".motion_modules." in k}
+            with Inserted(net, [torch.cat(features) for features in zip(*told)]):
+                y = functional_call(net, modules, (video, times, each(context))).sample
+            return y.transpose(1, 2).reshape(x.shape)
+
+        x, nearer = noisy(clean, noise, each(t)), noisy(clean, noise, each(s))
+        with torch.no_grad():
+            wanted = consistency(nearer, predict(target, nearer, s), each(s))
+        loss = F.huber_loss(consistency(x, predict(learning, x, t), each(t)), wanted, delta=0.3)
+        optimizer.zero_grad()
+        loss.backward()
+        norms.append(float(torch.nn.utils.clip_grad_norm_(list(learning.values()), 1.0)))
+        optimizer.step()
+        losses.append(loss.item())
+        drawn.append({"indices": indices.tolist()})
+        with torch.no_grad():
+            for k, v in learning.items():
+                target[k].lerp_(v, 0.05)
+    product = lambda name, w: float((w.double() * draw(f"{name}.first", tuple(w.shape)).double()).sum())
+    names = [*sorted(k for k in first if k.startswith("img_encoder."))[::5], *sorted(k for k in first if ".motion_modules." in k)[::29]]
+    return {
+        "steps": steps, "learning": len(learning), "losses": losses, "norms": norms, "batches": drawn,
+        "target": {k: product(k, target[k]) for k in names},
+        "moved": {k: float((learning[k].detach() - first[k]).norm()) for k in names},
+    }
+
+
 if __name__ == "__main__":
     os.makedirs(OUT, exist_ok=True)
+    with open(f"{OUT}/i2v.json", "w") as f:
+        json.dump(image_to_video(5), f, indent=1)
+    with open(f"{OUT}/adapt.json", "w") as f:
+        json.dump(adapt(6), f, indent=1)
     parts()
     runs = {
         "image": run(1, 6, True, True, False, True),

@@ -239,8 +239,8 @@ pub struct AdaptStage {
     /// What makes hints of frames; frames are hints if `None`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub preprocess: Option<Preprocessor>,
-    /// The frames that a SparseCtrl network has hints for.
-    #[serde(default = "first_frame")]
+    /// The frames that a SparseCtrl network has hints for; the first if empty.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub hint_frames: Vec<usize>,
     /// Training settings.
     #[serde(default)]
@@ -306,10 +306,6 @@ fn check_follow(stage: &'static str, follow: f64) -> Result<()> {
     Err(Error::request(stage, format!("`follow` must be at least 0 and below 1, got {follow}")))
 }
 
-fn first_frame() -> Vec<usize> {
-    vec![0]
-}
-
 fn cells() -> usize {
     Consistency::default().cells
 }
@@ -340,9 +336,6 @@ impl AdaptStage {
         check_follow("adapt", self.follow)?;
         if !self.alpha.is_finite() {
             return wrong(format!("`alpha` must be a number, got {}", self.alpha));
-        }
-        if self.hint_frames.is_empty() {
-            return wrong("`hint_frames` is empty".into());
         }
         for (i, frame) in self.hint_frames.iter().enumerate() {
             if *frame >= frames {

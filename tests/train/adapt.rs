@@ -258,6 +258,21 @@ fn every_kind_of_network_is_adapted_written_and_loaded_with_what_it_learned() {
         };
         assert!(seen.stdout().contains(named), "{}", seen.stdout());
     }
+    // Settings of other kinds are no settings.
+    for (kind, more, words) in [
+        ("sparsectrl", "preprocess = { kind = 'canny' }", "hints are latents"),
+        ("t2i", "hint_frames = [1]", "a T2I-Adapter has a hint for every frame"),
+    ] {
+        let plan = Plan::from_toml("plan", &plan(&folder.path(kind), more)).unwrap();
+        let options = Options { restart: true, ..OPTIONS };
+        let places = Places::new(&out);
+        let ended = run(Stage::Adapt, &plan, &places, &compute, options, &mut Stop::default());
+        let error = ended.unwrap_err().to_string();
+        assert!(error.contains(words), "{error}");
+    }
+    let net = plan(&folder.path("controlnet"), "preprocess = { kind = 'canny' }");
+    let net = Plan::from_toml("plan", &net).unwrap();
+    run(Stage::Adapt, &net, &Places::new(&out), &compute, OPTIONS, &mut Stop::default()).unwrap();
     let states = tensors(&out, "state/adapt.safetensors");
     assert!(states.keys().any(|name| name.starts_with("kept:")));
 }
@@ -280,7 +295,6 @@ fn adaptations_that_cannot_be_are_refused() {
         ("kind = 'canny'", "kind = 'depth'", "`depth` needs a network"),
         ("kind = 'canny'", "kind = 'canny', low = -1.0", "low"),
         ("rank = 2", "rank = 0", "`adapt.rank`"),
-        ("rank = 2", "hint_frames = []", "`hint_frames` is empty"),
         ("rank = 2", "hint_frames = [4]", "4 is not in a clip of 4"),
         ("rank = 2", "hint_frames = [1, 1]", "1 is listed twice"),
         ("rank = 2", "follow = 1.0", "`follow` must be"),

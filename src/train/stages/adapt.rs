@@ -25,6 +25,8 @@ pub(super) struct Adapt {
     latents: Latents,
     clips: Clips,
     frames: usize,
+    /// The frames that have hints; all if empty.
+    hinted: Vec<usize>,
     stage: AdaptStage,
     compute: Compute,
 }
@@ -39,6 +41,7 @@ impl Adapt {
         };
         let (sizes, unet) = few_steps(setup)?;
         let (config, base) = files::read_control(&stage.network, &places.base, &sizes, device)?;
+        let hinted = hinted(&stage, &config)?;
         let seed = plan.seed ^ 6;
         let lora = LowRank::new(&layers(&base), stage.rank, stage.alpha, seed, |_| true)?;
         let norm = MotionNorm::PerFrame;
@@ -51,6 +54,7 @@ impl Adapt {
             latents,
             clips,
             frames: plan.frames,
+            hinted,
             stage,
             compute: compute.clone(),
         })
@@ -60,10 +64,7 @@ impl Adapt {
     fn hints(&self, chosen: &[usize], clean: &Tensor) -> Result<Tensor> {
         let config = self.adaptation.config();
         let all: Vec<usize> = (0..self.frames).collect();
-        let wanted = match config {
-            SideConfig::SparseCtrl(_) => &self.stage.hint_frames,
-            SideConfig::ControlNet(_) | SideConfig::T2iAdapter(_) => &all,
-        };
+        let wanted = if self.hinted.is_empty() { &all } else { &self.hinted };
         if config.sees_latents() {
             let at = |clip: usize| wanted.iter().map(move |at| (clip * self.frames + at) as u32);
             let at: Vec<u32> = (0..chosen.len()).flat_map(at).collect();
@@ -87,6 +88,23 @@ impl Adapt {
     }
 }
 
+/// The frames of a clip that have hints, none where all have; fails where a setting is for another kind of network.
+fn hinted(stage: &AdaptStage, config: &SideConfig) -> Result<Vec<usize>> {
+    if stage.preprocess.is_some() && config.sees_latents() {
+        let reason = "`preprocess`: the network's hints are latents of frames";
+        return Err(Error::request("adapt", reason));
+    }
+    match (config, stage.hint_frames.as_slice()) {
+        (SideConfig::SparseCtrl(_), []) => Ok(vec![0]),
+        (SideConfig::SparseCtrl(_), frames) => Ok(frames.to_vec()),
+        (_, []) => Ok(vec![]),
+        _ => {
+            let reason = format!("`hint_frames`: {} has a hint for every frame", config.kind());
+            Err(Error::request("adapt", reason))
+        }
+    }
+}
+
 impl Task for Adapt {
     fn vars(&self) -> &Vars {
         self.adaptation.vars()
@@ -101,7 +119,7 @@ impl Task for Adapt {
         let noise = normal(random, clean.dims(), &self.compute.device)?;
         let hints = self.hints(&chosen, &clean)?;
         let pairs = Pairs { clean, noise, context, frames: self.frames, cells };
-        let batch = HintedBatch { pairs, hints, hinted: self.stage.hint_frames.clone() };
+        let batch = HintedBatch { pairs, hints, hinted: self.hinted.clone() };
         self.adaptation.loss(&batch, self.stage.course.loss)
     }
 

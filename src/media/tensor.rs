@@ -55,8 +55,8 @@ pub fn from_rgb(frames: &[RgbImage], device: &Device) -> Result<Tensor> {
     Ok((pixels.permute((0, 3, 1, 2))?.contiguous()?.to_dtype(DType::F32)? / 255.0)?)
 }
 
-/// An image, `(1, 3, height, width)` in f32, whose channels have a `mean` subtracted and are divided by a `deviation`, as by
-/// transformers' image processors.
+/// An image, `(1, 3, height, width)` in f32, whose channels have a `mean` subtracted and are divided by a `deviation`,
+/// as by transformers' image processors.
 ///
 /// # Errors
 ///

@@ -130,8 +130,8 @@ impl ControlNet {
         self.forward_with_timesteps(x, hint, &[timestep], context, stop)
     }
 
-    /// [`forward`](Self::forward) for images of different noise levels, as used in training: each timestep is for an equal
-    /// share of the images, in order.
+    /// [`forward`](Self::forward) for images of different noise levels, as used in training: each timestep is for an
+    /// equal share of the images, in order.
     ///
     /// # Errors
     ///

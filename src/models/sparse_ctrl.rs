@@ -190,8 +190,8 @@ impl SparseCtrl {
         self.forward_with_timesteps(x, &[input.timestep], input)
     }
 
-    /// [`forward`](Self::forward) for clips of different noise levels, as used in training: `timesteps` replaces the one of
-    /// `input`, with each for an equal share of the images, in order.
+    /// [`forward`](Self::forward) for clips of different noise levels, as used in training: `timesteps` replaces the
+    /// one of `input`, with each for an equal share of the images, in order.
     ///
     /// # Errors
     ///

@@ -186,8 +186,8 @@ impl Attention {
     }
 }
 
-/// Attention of queries `(batch, tokens, heads, dim)`, scaled before, to keys and values `(batch, tokens', heads, dim)`,
-/// with a `mask` `(tokens, tokens')` in f32 that is added to the scores; of the shape of the queries.
+/// Attention of queries `(batch, tokens, heads, dim)`, scaled before, to keys and values `(batch, tokens', heads,
+/// dim)`, with a `mask` `(tokens, tokens')` in f32 that is added to the scores; of the shape of the queries.
 ///
 /// The scores are all in memory: for texts, which are short.
 pub(crate) fn masked_attention(

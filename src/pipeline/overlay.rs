@@ -1,7 +1,7 @@
 //! The source's own pixels over decoded frames, where the source is kept.
 //!
-//! Kept latents come back as the autoencoder makes them. The way of diffusers' `VaeImageProcessor.apply_overlay` (0.42.1)
-//! and of AUTOMATIC1111's inpainting: a mask at the size of the frames says how much of each pixel is made.
+//! Kept latents come back as the autoencoder makes them. The way of diffusers' `VaeImageProcessor.apply_overlay`
+//! (0.42.1) and of AUTOMATIC1111's inpainting: a mask at the size of the frames says how much of each pixel is made.
 
 use std::sync::Arc;
 
@@ -14,8 +14,8 @@ use crate::media::RgbImage;
 pub struct Overlay {
     /// The source's frames in the clip's size: one for all, or one for each.
     pub images: Arc<[RgbImage]>,
-    /// Masks of the same size, 255 where frames are made and 0 where they are the source's: one for all, or one for each;
-    /// none if frames are kept whole or not at all.
+    /// Masks of the same size, 255 where frames are made and 0 where they are the source's: one for all, or one for
+    /// each; none if frames are kept whole or not at all.
     pub masks: Arc<[GrayImage]>,
     /// The frames, from 0, that are the source's altogether.
     pub keep: Vec<usize>,

@@ -47,8 +47,8 @@ pub fn layers(weights: &Weights) -> Weights {
 }
 
 impl Adaptation {
-    /// The network of `config` and `base` beside a UNet; `lora` is over its [`layers`]. The target begins as the network
-    /// with the LoRA.
+    /// The network of `config` and `base` beside a UNet; `lora` is over its [`layers`]. The target begins as the
+    /// network with the LoRA.
     ///
     /// # Errors
     ///

@@ -9,7 +9,7 @@
 //! | `lora` | a LoRA of the spatial weights | consistency along the base model's trajectories of single frames |
 //! | `motion` | motion modules | clips with captions; all else is frozen |
 //! | `lcm` | motion modules of a consistency model | consistency along trajectories of `base` + `motion`, with `lora` |
-//! | `adapt` | a control network that there is already | consistency of pairs of samples with the same noise, beside `lcm` |
+//! | `adapt` | a control network that there is already | consistency of pairs with the same noise, beside `lcm` |
 //! | `i2v` | an image encoder, and motion modules with it | the same, clips with their first frames |
 //!
 //! The building blocks are [`Loss`], [`Grid`] and its cells, [`LowRank`], [`AdamW`] and [`Distillation`], all tested

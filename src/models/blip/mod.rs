@@ -105,8 +105,8 @@ impl Blip {
         Ok(pixels.to_dtype(self.dtype)?.to_device(&self.device)?)
     }
 
-    /// The tokens of the caption of an image `(1, 3, side, side)`, the best one at each place; from the first token, which
-    /// is of no word, to the end, at most 20.
+    /// The tokens of the caption of an image `(1, 3, side, side)`, the best one at each place; from the first token,
+    /// which is of no word, to the end, at most 20.
     pub fn tokens(&self, pixels: &Tensor, stop: &Stop) -> Result<Vec<u32>> {
         let contexts = self.text.contexts(&self.vision.forward(pixels, stop)?)?;
         let (first, end, longest) = self.text.bounds();

@@ -127,8 +127,8 @@ impl BlipText {
         self.blocks.iter().map(|block| block.image.context(states)).collect()
     }
 
-    /// The states of texts, `(batch, tokens, hidden_size)`: tokens `(batch, tokens)` of `u32`, each of which knows those
-    /// before it.
+    /// The states of texts, `(batch, tokens, hidden_size)`: tokens `(batch, tokens)` of `u32`, each of which knows
+    /// those before it.
     ///
     /// # Errors
     ///

@@ -98,7 +98,8 @@ impl BlipVision {
         })
     }
 
-    /// The normalized tokens of images `(batch, 3, side, side)`: `(batch, tokens, hidden_size)`, that of the class first.
+    /// The normalized tokens of images `(batch, 3, side, side)`: `(batch, tokens, hidden_size)`, that of the class
+    /// first.
     pub fn forward(&self, pixels: &Tensor, stop: &Stop) -> TensorResult {
         let x = self.patches.forward(pixels)?;
         let (batch, width, _, _) = x.dims4()?;

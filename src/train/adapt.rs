@@ -165,7 +165,7 @@ impl Adaptation {
                 injection.add_stage_features(net.forward(&hints, stop)?)?;
             }
         }
-        compute.predict_with(&self.unet, x, at, context, (*frames, self.norm), &injection)
+        compute.predict_with(&self.unet, x, at, (context, &injection), (*frames, self.norm))
     }
 
     /// Updates the target after an optimizer step: `target ← μ target + (1 - μ) online`.

@@ -42,7 +42,7 @@ impl Compute {
         context: &Tensor,
         how: (usize, MotionNorm),
     ) -> Result<Tensor> {
-        self.predict_with(unet, x, at, context, how, &Injection::default())
+        self.predict_with(unet, x, at, (context, &Injection::default()), how)
     }
 
     /// [`predict`](Self::predict) with what networks beside the UNet add to it.
@@ -51,9 +51,8 @@ impl Compute {
         unet: &UNet,
         x: &Tensor,
         at: &PerImage,
-        context: &Tensor,
+        (context, injection): (&Tensor, &Injection),
         (frames, motion_norm): (usize, MotionNorm),
-        injection: &Injection,
     ) -> Result<Tensor> {
         let input = UNetInput {
             timestep: 0.0,

@@ -139,7 +139,7 @@ impl ImageToVideo {
         let mut injection = Injection::default();
         injection.add_motion_inputs((0..stages).map(of_stage).collect::<Result<_>>()?)?;
         let how = (*frames, self.norm);
-        self.compute.predict_with(&unet, x, at, context, how, &injection)
+        self.compute.predict_with(&unet, x, at, (context, &injection), how)
     }
 
     /// Updates the target after an optimizer step: `target ← μ target + (1 - μ) online`.

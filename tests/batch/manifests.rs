@@ -1,8 +1,8 @@
 use std::fs;
 use std::path::Path;
 
-use animatelcm::batch::{self, Item, Kind, MOST_ITEMS, Template, key};
-use animatelcm::job::{Folders, Names};
+use animatelcm::batch::{self, Item, Kind, MOST_ITEMS, Template};
+use animatelcm::job::{Folders, Names, key};
 use animatelcm::output::Format;
 use animatelcm::{Error, Stop};
 

@@ -291,7 +291,7 @@ fn files_are_there_for_every_machine() {
     assert_eq!(two.put(&mut clip.as_slice(), u64::MAX).unwrap(), stored);
     let path = one.open(&stored.sha256).unwrap().unwrap();
     assert_eq!(std::fs::read(path).unwrap(), clip);
-    assert_eq!(one.older(NOW).unwrap(), [stored.sha256.clone()]);
+    assert_eq!(one.older(NOW).unwrap(), std::slice::from_ref(&stored.sha256));
     assert!(one.older(Duration::from_secs(60)).unwrap().is_empty());
     assert_eq!(one.put(&mut &b"abcd"[..], 3).unwrap_err().kind().exit_code(), 2);
     for wrong in ["", "..", &stored.sha256[1..], &stored.sha256.to_uppercase()] {

@@ -68,7 +68,7 @@ impl NatsLease {
                 stored.record.put_back();
                 Some(())
             });
-            if let Some((_, _, stored)) = put.await? {
+            if let Some(((), _, stored)) = put.await? {
                 if let Some(warning) = warning {
                     let event = json!({"event": "warning", "message": warning, "job": id});
                     let _ = shared.tell_json(id, event.to_string()).await;
@@ -135,7 +135,7 @@ impl Lease for NatsLease {
                 Some(())
             });
             let done = done.await?;
-            if let Some((_, _, stored)) = &done {
+            if let Some(((), _, stored)) = &done {
                 shared.tell(id, Happened::Done { record: &stored.record }).await;
             }
             self.answer(AckKind::Ack).await;

@@ -209,7 +209,7 @@ impl Queue for NatsQueue {
                 let is_open = !stored.record.status.has_ended();
                 is_open.then(|| stored.record.end(Status::Cancelled, Failure::cancelled()))
             });
-            let Some((_, _, stored)) = cancelled.await? else { return Ok(seen) };
+            let Some(((), _, stored)) = cancelled.await? else { return Ok(seen) };
             // A worker that has the job sees it at its next beat.
             let _ = shared.streams.forget(&stored.record).await;
             shared.tell(id, Happened::Cancelled {}).await;

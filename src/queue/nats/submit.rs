@@ -25,7 +25,7 @@ struct Named {
 enum Claimed {
     /// The job that is being submitted, under this key.
     New(String),
-    Same(Record),
+    Same(Box<Record>),
     Mismatch,
 }
 
@@ -36,7 +36,7 @@ impl Shared {
         let name = match &idempotency {
             Some((name, body)) => match self.claim_name(&record, name, body).await? {
                 Claimed::New(key) => Some(key),
-                Claimed::Same(record) => return Ok(Accepted::Same(record)),
+                Claimed::Same(record) => return Ok(Accepted::Same(*record)),
                 Claimed::Mismatch => return Ok(Accepted::Mismatch),
             },
             None => None,
@@ -96,7 +96,7 @@ impl Shared {
                 return Ok(Claimed::Mismatch);
             }
             if let Some((_, stored)) = self.read(&known.id).await? {
-                return Ok(Claimed::Same(self.mirror.with_progress(stored.record)));
+                return Ok(Claimed::Same(Box::new(self.mirror.with_progress(stored.record))));
             }
             // Whoever had it did not come to the job, or the job is gone.
             match names.update(&key, value.clone().into(), there.revision).await {

@@ -22,7 +22,7 @@ impl Told {
         self.revision
     }
 
-    pub(super) fn add(&mut self, job: &JobId, happened: Happened<'_>) {
+    pub(super) fn add(&mut self, job: &JobId, happened: &Happened<'_>) {
         self.revision += 1;
         let (json, job) = (happened.json(job), job.as_str().to_owned());
         self.events.push(Event { revision: self.revision, job, json });

@@ -67,7 +67,7 @@ impl Lease for SqliteLease {
             }
             record.finish(output, &self.record);
             rows::update(db, &record, None)?;
-            told.add(&record.id, Happened::Done { record: &record });
+            told.add(&record.id, &Happened::Done { record: &record });
             Ok(true)
         })?;
         self.end();
@@ -76,7 +76,7 @@ impl Lease for SqliteLease {
 
     fn fail(mut self: Box<Self>, failure: Failure) -> Result<()> {
         self.shared.change(|db, told| match rows::leased(db, &self.record.id, &self.token)? {
-            Some(record) => super::end(db, told, record, Status::Failed, failure),
+            Some(record) => super::end(db, told, record, Status::Failed, &failure),
             None => Ok(()),
         })?;
         self.end();

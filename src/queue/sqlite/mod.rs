@@ -191,7 +191,7 @@ impl Shared {
 fn lose(db: &Connection, told: &mut Told, mut record: Record) -> rusqlite::Result<()> {
     record.worker = None;
     if record.attempt >= MOST_ATTEMPTS {
-        return end(db, told, record, Status::Failed, Failure::worker_lost());
+        return end(db, told, record, Status::Failed, &Failure::worker_lost());
     }
     requeue(db, told, record)
 }
@@ -200,7 +200,7 @@ fn requeue(db: &Connection, told: &mut Told, mut record: Record) -> rusqlite::Re
     record.put_back();
     rows::update(db, &record, None)?;
     let position = rows::position(db, &record.id)?.unwrap_or(1);
-    told.add(&record.id, Happened::Queued { position });
+    told.add(&record.id, &Happened::Queued { position });
     Ok(())
 }
 
@@ -210,13 +210,13 @@ fn end(
     told: &mut Told,
     mut record: Record,
     status: Status,
-    failure: Failure,
+    failure: &Failure,
 ) -> rusqlite::Result<()> {
     record.end(status, failure.clone());
     rows::update(db, &record, None)?;
     match status {
-        Status::Failed => told.add(&record.id, Happened::Error { failure: &failure }),
-        _ => told.add(&record.id, Happened::Cancelled {}),
+        Status::Failed => told.add(&record.id, &Happened::Error { failure }),
+        _ => told.add(&record.id, &Happened::Cancelled {}),
     }
     Ok(())
 }
@@ -260,8 +260,8 @@ impl Queue for SqliteQueue {
             }
             let position = rows::position(db, &record.id)?;
             match position {
-                Some(position) => told.add(&record.id, Happened::Queued { position }),
-                None => told.add(&record.id, Happened::Done { record: &record }),
+                Some(position) => told.add(&record.id, &Happened::Queued { position }),
+                None => told.add(&record.id, &Happened::Done { record: &record }),
             }
             Ok(Accepted::New(record))
         })
@@ -295,7 +295,7 @@ impl Queue for SqliteQueue {
             if record.status.has_ended() {
                 return Ok(Some(record.status));
             }
-            end(db, told, record, Status::Cancelled, Failure::cancelled())?;
+            end(db, told, record, Status::Cancelled, &Failure::cancelled())?;
             Ok(Some(Status::Cancelled))
         })
     }
@@ -316,7 +316,7 @@ impl Queue for SqliteQueue {
             // Clients that were away for so long begin anew.
             let sql = "DELETE FROM events WHERE rev < ?1 AND job NOT IN (SELECT id FROM jobs)";
             db.execute(sql, [told.revision() as i64 - MOST_FORGOTTEN])?;
-            told.add(id, Happened::Deleted {});
+            told.add(id, &Happened::Deleted {});
             Ok(true)
         })
     }
@@ -328,7 +328,7 @@ impl Queue for SqliteQueue {
             let Some(mut record) = completed else { return Ok(false) };
             record.status = Status::Expired;
             rows::update(db, &record, None)?;
-            told.add(id, Happened::Expired {});
+            told.add(id, &Happened::Expired {});
             Ok(true)
         })
     }

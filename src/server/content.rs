@@ -48,6 +48,17 @@ pub(super) async fn get(
     answer(&app, id, query, &headers, not_ready).await
 }
 
+/// `GET /v1/jobs/{id}/preview`
+pub(super) async fn preview(State(app): State<Shared>, Path(id): Path<String>) -> Answer {
+    let record = app.blocking(move |app| find(app, &id)).await?;
+    let Some(jpeg) = app.previews.jpeg(&record.id) else {
+        return Err(Problem::not_found("preview: none was made yet, or the job has ended"));
+    };
+    let headers =
+        [(header::CONTENT_TYPE, "image/jpeg"), (header::CACHE_CONTROL, "private, no-store")];
+    Ok((headers, jpeg.to_vec()).into_response())
+}
+
 /// The clip of a job, or what `not_ready` says while there is none.
 pub(super) async fn answer(
     app: &Shared,

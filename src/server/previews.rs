@@ -3,15 +3,9 @@
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, PoisonError};
 
-use axum::extract::{Path, State};
-use axum::http::{HeaderName, header};
-use axum::response::IntoResponse;
 use image::codecs::jpeg::JpegEncoder;
 use serde_json::{Value, json};
 
-use super::answer::{Answer, Problem};
-use super::jobs::find;
-use super::state::Shared;
 use crate::pipeline::Preview;
 use crate::queue::JobId;
 
@@ -56,6 +50,11 @@ impl Previews {
         })
     }
 
+    /// The preview of a job as JPEG.
+    pub(super) fn jpeg(&self, job: &JobId) -> Option<Arc<[u8]>> {
+        self.get(job).map(|picture| picture.jpeg)
+    }
+
     fn get(&self, job: &JobId) -> Option<Picture> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner).get(job).cloned()
     }
@@ -64,17 +63,6 @@ impl Previews {
 /// The address of a job's preview.
 pub(super) fn url(job: &str) -> String {
     format!("/v1/jobs/{job}/preview")
-}
-
-/// `GET /v1/jobs/{id}/preview`
-pub(super) async fn get(State(app): State<Shared>, Path(id): Path<String>) -> Answer {
-    let record = app.blocking(move |app| find(app, &id)).await?;
-    let Some(picture) = app.previews.get(&record.id) else {
-        return Err(Problem::not_found("preview: none was made yet, or the job has ended"));
-    };
-    let headers: [(HeaderName, &str); 2] =
-        [(header::CONTENT_TYPE, "image/jpeg"), (header::CACHE_CONTROL, "private, no-store")];
-    Ok((headers, picture.jpeg.to_vec()).into_response())
 }
 
 #[cfg(test)]
@@ -99,7 +87,7 @@ mod tests {
         assert_eq!(previews.view(&job), Value::Null);
         previews.put(&job, &preview(10));
         previews.put(&job, &preview(200));
-        let row = image::load_from_memory(&previews.get(&job).unwrap().jpeg).unwrap().to_rgb8();
+        let row = image::load_from_memory(&previews.jpeg(&job).unwrap()).unwrap().to_rgb8();
         assert_eq!(row.dimensions(), (48, 8));
         assert!(row.pixels().all(|pixel| pixel.0.iter().all(|value| value.abs_diff(200) < 3)));
         assert_eq!(previews.view(&job)["columns"], 3);

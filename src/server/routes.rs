@@ -11,7 +11,7 @@ use axum::routing::{MethodRouter, delete, get, post};
 
 use super::answer::Problem;
 use super::state::{App, Shared};
-use super::{auth, content, events, guard, info, jobs, page, previews, uploads, videos};
+use super::{auth, content, events, guard, info, jobs, page, uploads, videos};
 
 /// Bytes of a form beside its files.
 const MARGIN: usize = 2 << 20;
@@ -40,7 +40,7 @@ fn table() -> Vec<(&'static str, &'static str, MethodRouter<Shared>)> {
         ("post", "/v1/jobs/{id}/cancel", post(jobs::cancel)),
         ("get", "/v1/jobs/{id}/events", get(events::of_job)),
         ("get", "/v1/jobs/{id}/content", get(content::get)),
-        ("get", "/v1/jobs/{id}/preview", get(previews::get)),
+        ("get", "/v1/jobs/{id}/preview", get(content::preview)),
         ("get", "/v1/events", get(events::all)),
         ("post", "/v1/videos", post(videos::create)),
         ("get", "/v1/videos", get(videos::list)),

@@ -49,7 +49,7 @@ pub(super) enum Command {
     Serve(Box<super::serve::ServeArgs>),
     /// Make clips for `serve` on another machine.
     #[cfg(feature = "nats")]
-    #[command(after_help = examples::MORE, after_long_help = examples::WORKER)]
+    #[command(hide = true, after_help = examples::MORE, after_long_help = examples::WORKER)]
     Worker(Box<super::worker::WorkerArgs>),
     /// Make keys for clients of `serve`.
     #[cfg(feature = "server")]

@@ -121,7 +121,7 @@ fn a_running_job_shows_what_it_makes_to_whoever_listens() {
     let path = |id: &str, rest: &str| format!("/v1/jobs/{id}{rest}");
     server.until(&unwatched, |record| record["progress"].as_f64().unwrap() > 0.0);
     // One would be due after half a second.
-    std::thread::sleep(Duration::from_millis(1000));
+    std::thread::sleep(Duration::from_secs(1));
     assert_eq!(server.json(&path(&unwatched, ""))["preview"], Value::Null);
     server.get(&path(&unwatched, "/preview")).fails(404, "not_found");
     server.send("POST", &path(&unwatched, "/cancel"));

@@ -1,6 +1,7 @@
 //! Threads that take jobs and make their clips.
 
 use std::any::Any;
+use std::cell::Cell;
 use std::fs;
 use std::panic::{self, AssertUnwindSafe};
 use std::path::{Path, PathBuf};
@@ -35,6 +36,9 @@ const PATIENCE: Duration = Duration::from_millis(500);
 
 /// Least time between two previews: a clip that is there at once needs none.
 const BETWEEN_PREVIEWS: Duration = Duration::from_millis(500);
+
+/// The pause after a preview, in times that it took: watching costs at most a fifth of the time.
+const PREVIEW_SHARE: u32 = 4;
 
 /// Work on a decoded frame, in that of a step on one frame: counted for Stable Diffusion 1.5 at 512x512.
 const DECODE: usize = 3;
@@ -198,7 +202,8 @@ impl Worker {
             held,
             hidden: &hidden,
             work: (0, 0),
-            previewed: Instant::now(),
+            due: Instant::now() + BETWEEN_PREVIEWS,
+            asked: Cell::new(Instant::now()),
         };
         let (finished, finish) = mpsc::channel::<()>();
         std::thread::scope(|scope| {
@@ -416,8 +421,10 @@ struct Watch<'a> {
     hidden: &'a [(String, String)],
     /// Frames and steps, which say how much work there is.
     work: (usize, usize),
-    /// When the newest preview was made, or the job began.
-    previewed: Instant,
+    /// When the next preview may be made.
+    due: Instant,
+    /// When a preview was last asked for.
+    asked: Cell<Instant>,
 }
 
 impl Watch<'_> {
@@ -440,7 +447,10 @@ impl Observer for Watch<'_> {
                 self.progress(*step, 0);
             }
             Event::Decode { frame, .. } => self.progress(self.work.1, *frame),
-            Event::Preview(_) => self.previewed = Instant::now(),
+            Event::Preview(_) => {
+                let pause = self.asked.get().elapsed() * PREVIEW_SHARE;
+                self.due = Instant::now() + pause.max(BETWEEN_PREVIEWS);
+            }
             _ => {}
         }
         (self.shop.told)(self.record, &event);
@@ -460,6 +470,7 @@ impl Observer for Watch<'_> {
     }
 
     fn wants_previews(&self) -> bool {
-        self.previewed.elapsed() >= BETWEEN_PREVIEWS && (self.shop.is_watched)()
+        self.asked.set(Instant::now());
+        self.asked.get() >= self.due && (self.shop.is_watched)()
     }
 }

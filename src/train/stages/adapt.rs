@@ -2,7 +2,8 @@
 
 use candle_core::Tensor;
 
-use super::{Setup, Task, few_steps, normal};
+use super::pairs::PairsOfClips;
+use super::{Setup, Task, few_steps};
 use crate::library::SideConfig;
 use crate::media::RgbImage;
 use crate::media::tensor::{from_rgb, to_grey};
@@ -12,17 +13,12 @@ use crate::train::data::Clips;
 use crate::train::latents::Latents;
 use crate::train::places::Places;
 use crate::train::plan::AdaptStage;
-use crate::train::text::Frozen;
-use crate::train::{
-    Adaptation, Cell, Compute, Grid, HintedBatch, LowRank, Pairs, Vars, Weights, files, layers,
-};
+use crate::train::{Adaptation, Compute, HintedBatch, LowRank, Vars, Weights, files, layers};
 use crate::{Error, Result};
 
 pub(super) struct Adapt {
     adaptation: Adaptation,
-    grid: Grid,
-    text: Frozen,
-    latents: Latents,
+    pairs: PairsOfClips,
     clips: Clips,
     frames: usize,
     /// The frames that have hints; all if empty.
@@ -46,12 +42,9 @@ impl Adapt {
         let lora = LowRank::new(&layers(&base), stage.rank, stage.alpha, seed, |_| true)?;
         let norm = MotionNorm::PerFrame;
         let adaptation = Adaptation::new((&sizes, &unet), norm, (config, base), lora, compute)?;
-        let schedule = files::read_schedule(&places.base)?;
         Ok(Self {
             adaptation,
-            grid: Grid::new(&schedule, stage.cells, stage.skip)?,
-            text: Frozen::open(&places.base, compute)?,
-            latents,
+            pairs: PairsOfClips::new(setup, latents, (stage.cells, stage.skip))?,
             clips,
             frames: plan.frames,
             hinted,
@@ -112,13 +105,8 @@ impl Task for Adapt {
 
     fn loss(&self, random: &mut Uniform) -> Result<Tensor> {
         let count = self.stage.course.batch;
-        let (clean, chosen) = self.latents.clips(random, count)?;
-        let context = self.text.states(&self.latents.whole_captions(&chosen))?;
-        let cells: Vec<Cell> =
-            (0..count).map(|_| self.grid.cell(random.below(self.grid.len()))).collect();
-        let noise = normal(random, clean.dims(), &self.compute.device)?;
-        let hints = self.hints(&chosen, &clean)?;
-        let pairs = Pairs { clean, noise, context, frames: self.frames, cells };
+        let (pairs, chosen) = self.pairs.draw(random, count)?;
+        let hints = self.hints(&chosen, &pairs.clean)?;
         let batch = HintedBatch { pairs, hints, hinted: self.hinted.clone() };
         self.adaptation.loss(&batch, self.stage.course.loss)
     }

@@ -1,26 +1,22 @@
 //! The `i2v` stage: motion modules and an image encoder that start from an image, without a teacher.
 
-use candle_core::{Device, Tensor};
+use candle_core::Tensor;
 
-use super::{Setup, Task, few_steps, motion_sizes, named_as_animatediff, normal};
+use super::pairs::PairsOfClips;
+use super::{Setup, Task, few_steps, motion_sizes, named_as_animatediff};
 use crate::models::i2v_encoder::I2vEncoderConfig;
 use crate::models::motion::MotionNorm;
 use crate::rng::Uniform;
 use crate::train::latents::Latents;
 use crate::train::places::Places;
 use crate::train::plan::I2vStage;
-use crate::train::text::Frozen;
-use crate::train::{Grid, ImageToVideo, Pairs, Vars, Weights, files, first_encoder};
+use crate::train::{ImageToVideo, Vars, Weights, files, first_encoder};
 use crate::{Error, Result};
 
 pub(super) struct I2v {
     learner: ImageToVideo,
-    grid: Grid,
-    text: Frozen,
-    latents: Latents,
-    frames: usize,
+    pairs: PairsOfClips,
     stage: I2vStage,
-    device: Device,
 }
 
 impl I2v {
@@ -41,12 +37,8 @@ impl I2v {
         let (norm, scale) = (MotionNorm::PerFrame, stage.motion_scale);
         Ok(Self {
             learner: ImageToVideo::new((&sizes, base), norm, encoder, scale, compute)?,
-            grid: Grid::new(&files::read_schedule(&places.base)?, stage.cells, stage.skip)?,
-            text: Frozen::open(&places.base, compute)?,
-            latents,
-            frames: plan.frames,
+            pairs: PairsOfClips::new(setup, latents, (stage.cells, stage.skip))?,
             stage,
-            device: compute.device.clone(),
         })
     }
 }
@@ -57,12 +49,7 @@ impl Task for I2v {
     }
 
     fn loss(&self, random: &mut Uniform) -> Result<Tensor> {
-        let count = self.stage.course.batch;
-        let (clean, chosen) = self.latents.clips(random, count)?;
-        let context = self.text.states(&self.latents.whole_captions(&chosen))?;
-        let cells = (0..count).map(|_| self.grid.cell(random.below(self.grid.len()))).collect();
-        let noise = normal(random, clean.dims(), &self.device)?;
-        let pairs = Pairs { clean, noise, context, frames: self.frames, cells };
+        let (pairs, _) = self.pairs.draw(random, self.stage.course.batch)?;
         self.learner.loss(&pairs, self.stage.course.loss)
     }
 

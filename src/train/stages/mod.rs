@@ -5,6 +5,7 @@ mod base;
 mod consistent;
 mod image_to_video;
 mod motion;
+mod pairs;
 mod vae;
 
 use std::path::PathBuf;

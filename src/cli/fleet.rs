@@ -8,7 +8,7 @@ use clap::Args;
 use crate::Result;
 use crate::queue::{NatsQueue, NatsSettings, NatsStore, Places};
 
-/// Where the queue is.
+/// Flags for the NATS server of a queue.
 #[derive(Debug, Args)]
 pub(super) struct FleetArgs {
     /// NATS server with JetStream that has the queue: nats://HOST:4222, tls://USER:PASSWORD@HOST; several with commas.

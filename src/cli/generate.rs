@@ -406,7 +406,7 @@ fn requested(
     Ok(Requested { job, notes, known })
 }
 
-/// What BLIP says of the job's image; it is told.
+/// A prompt made of the job's image by BLIP; said on stderr or as an event.
 fn caption(args: &GenerateArgs, job: &Job, names: &Names, stop: &Stop) -> Result<String> {
     if let Some(path) = args.output.output.as_deref().filter(|_| !args.dump_request)
         && args.output.count.is_none()

@@ -16,7 +16,7 @@ use crate::output::{self, ClipInfo, Format, Metadata};
 use crate::pipeline::{self, Done};
 use crate::{Error, Result, Stop};
 
-/// Where a clip is shown while it is made.
+/// The place of a clip's previews: the terminal or a file.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum PreviewTo {
     /// In the terminal, where the finished clip is shown, too.

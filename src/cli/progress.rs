@@ -129,9 +129,9 @@ pub(super) struct Progress {
     part: &'static str,
     /// Warnings that were shown: those of one clip are often those of the next.
     warned: BTreeSet<String>,
-    /// Where previews are drawn.
+    /// The terminal's previews, if they are wanted.
     screen: Option<Preview>,
-    /// Whether one stands right above the cursor.
+    /// Whether a preview is the last thing above the cursor, to be drawn over.
     is_drawn: bool,
 }
 

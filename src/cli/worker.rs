@@ -27,7 +27,7 @@ pub(super) struct WorkerArgs {
     /// `ANIMATELCM_MODELS`.
     #[arg(long, value_name = "DIR", aliases = ["ckpt-dir", "models-path"], hide_short_help = true)]
     models_dir: Vec<PathBuf>,
-    /// What the names of the workers begin with [default: the machine's name and a few digits].
+    /// Prefix of the workers' names [default: the machine's name and a few digits].
     #[arg(long, value_name = "NAME")]
     name: Option<String>,
     /// Folder of files that are being made, for this process alone [default: `worker` in the user's folder of data].
@@ -36,7 +36,7 @@ pub(super) struct WorkerArgs {
     /// Most bytes of weights that stay loaded between jobs [default: half of the free memory].
     #[arg(long, value_name = "BYTES", value_parser = serve::bytes, hide_short_help = true)]
     memory: Option<u64>,
-    /// How long a job may go on after the worker is told to stop; then it is given back to the queue.
+    /// Grace period of a running job at shutdown; after it the job is given back to the queue.
     #[arg(long, value_name = "TIME", default_value = "30s", value_parser = serve::time, hide_short_help = true)]
     grace: Duration,
 }

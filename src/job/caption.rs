@@ -9,7 +9,7 @@ use crate::pipeline::image_of;
 use crate::request::Job;
 use crate::{Error, Result, Stop};
 
-/// What the network for captions, `model` or the published one, says of the image of a job that has no prompt.
+/// A caption of the source image of a job without a prompt, by the BLIP network `model` or the published one.
 ///
 /// # Errors
 ///
